@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one thing pyproject.toml cannot say: how the native engine is built.
+
+``swtdx.cpu._engine`` is a Cython extension with a patched, x86-only, static Unicorn linked in. ``native/unicorn.py``
+obtains, patches and compiles Unicorn and answers from its cache when nothing changed; it is called only when an
+extension is really built, so that ``sdist`` and metadata cost nothing and need no compiler.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def native_unicorn() -> ModuleType:
+    """Import ``native/unicorn.py`` by its path: it is build machinery and no part of the installed package."""
+    spec = importlib.util.spec_from_file_location("swtdx_native_unicorn", ROOT / "native" / "unicorn.py")
+    if spec is None or spec.loader is None:
+        raise SystemExit("setup.py: native/unicorn.py is missing; build from a complete checkout or sdist")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildEngine(build_ext):
+    """``build_ext`` that first makes Unicorn's static libraries and then links the extension against them."""
+
+    def build_extensions(self) -> None:
+        unicorn = native_unicorn().build()
+        for extension in self.extensions:
+            extension.include_dirs += [str(path) for path in unicorn.include_dirs]
+            extension.extra_objects += [str(path) for path in (*unicorn.extra_objects, *unicorn.libraries)]
+            extension.depends += extension.extra_objects
+        super().build_extensions()
+
+
+ENGINE = ROOT / "native" / "engine"
+
+setup(
+    cmdclass={"build_ext": BuildEngine},
+    ext_modules=[
+        Extension(
+            "swtdx.cpu._engine",
+            sources=[
+                "src/swtdx/cpu/_engine.pyx",
+                *sorted(str(path.relative_to(ROOT)) for path in ENGINE.glob("*.c")),
+            ],
+            include_dirs=["native/engine"],
+            depends=sorted(str(path.relative_to(ROOT)) for path in ENGINE.glob("*.h")),
+            libraries=["pthread", "m"],
+            extra_compile_args=["-O2", "-g0", "-std=gnu11"],
+            # Unicorn's symbols stay inside: another copy of it (the PyPI package) may live in the same process.
+            extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"],
+        )
+    ],
+)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all tests share: what this machine offers, said aloud, and the way to skip where it does not.
+
+Nothing a test needs is looked for in silence. The banner says what is here; a test that needs what is not is skipped
+through `skip_loudly`, and ``-ra`` (pyproject.toml) lists each skip with its sentence at the end of the run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def reference_directory() -> Path:
+    """Where the reference material (vectors, tables) would be: $SWTDX_SHARED, or ``shared/reference`` beside us."""
+    told = os.environ.get("SWTDX_SHARED")
+    return Path(told) if told else REPOSITORY.parent / "shared" / "reference"
+
+
+def firmware_image() -> Path:
+    """Debian's and Ubuntu's TDX-capable firmware, as the package ``ovmf`` installs it."""
+    return Path("/usr/share/ovmf/OVMF.fd")
+
+
+def why_no_host_kvm() -> str | None:
+    """None where the real /dev/kvm opens for us, else the reason in the system's words."""
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """The session's banner: which halves of the suite this machine can show."""
+    refusal = why_no_host_kvm()
+    reference = reference_directory()
+    return [
+        f"swtdx on Linux {platform.release()}, {os.cpu_count()} processors",
+        f"real /dev/kvm: {'opens' if refusal is None else f'no ({refusal}): tests against the real host are skipped'}",
+        f"firmware: {firmware_image() if firmware_image().is_file() else 'none: install the package ovmf'}",
+        f"reference: {reference if reference.is_dir() else f'none at {reference}: its tests are skipped'}",
+    ]
+
+
+@pytest.fixture
+def skip_loudly() -> Callable[[str], NoReturn]:
+    """``skip_loudly("what is missing, and what is therefore not shown")`` skips the test with that one sentence."""
+
+    def skip(sentence: str) -> NoReturn:
+        pytest.skip(" ".join(sentence.split()))
+
+    return skip
+
+
+@pytest.fixture(scope="session")
+def shared_reference() -> Path:
+    """The directory of reference material that is no part of this repository; tests that need it skip without it."""
+    directory = reference_directory()
+    if not directory.is_dir():
+        pytest.skip(f"no reference material at {directory}: set SWTDX_SHARED to its directory")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def ovmf_image() -> Path:
+    """The path of the distribution's TDX-capable OVMF; tests that boot it skip without it."""
+    image = firmware_image()
+    if not image.is_file():
+        pytest.skip(f"no firmware at {image}: install the package ovmf")
+    return image
+
+
+@pytest.fixture(scope="session")
+def host_kvm() -> Path:
+    """The real /dev/kvm; tests that use it skip where it does not open."""
+    refusal = why_no_host_kvm()
+    if refusal is not None:
+        pytest.skip(f"the real /dev/kvm does not open ({refusal}): only the emulated half is shown")
+    return Path("/dev/kvm")
