@@ -2,8 +2,9 @@
 """The one thing pyproject.toml cannot say: how the native engine is built.
 
 ``swtdx.cpu._engine`` is a Cython extension with a patched, x86-only, static Unicorn linked in. ``native/unicorn.py``
-obtains, patches and compiles Unicorn and answers from its cache when nothing changed; it is called only when an
-extension is really built, so that ``sdist`` and metadata cost nothing and need no compiler.
+obtains and patches Unicorn, compiles it together with the C of ``native/engine`` and answers from its cache when nothing
+changed; it is called only when an extension is really built, so that ``sdist`` and metadata cost nothing and need no
+compiler.
 """
 
 from __future__ import annotations
@@ -34,27 +35,25 @@ class BuildEngine(build_ext):
     """``build_ext`` that first makes Unicorn's static libraries and then links the extension against them."""
 
     def build_extensions(self) -> None:
-        unicorn = native_unicorn().build()
+        native = native_unicorn()
+        try:
+            unicorn = native.build()
+        except native.BuildError as error:  # one that tells the person what to do: no traceback around it
+            raise SystemExit(f"setup.py: {error}") from None
         for extension in self.extensions:
             extension.include_dirs += [str(path) for path in unicorn.include_dirs]
-            extension.extra_objects += [str(path) for path in (*unicorn.extra_objects, *unicorn.libraries)]
+            extension.extra_objects += [str(path) for path in unicorn.libraries]
             extension.depends += extension.extra_objects
         super().build_extensions()
 
-
-ENGINE = ROOT / "native" / "engine"
 
 setup(
     cmdclass={"build_ext": BuildEngine},
     ext_modules=[
         Extension(
             "swtdx.cpu._engine",
-            sources=[
-                "src/swtdx/cpu/_engine.pyx",
-                *sorted(str(path.relative_to(ROOT)) for path in ENGINE.glob("*.c")),
-            ],
-            include_dirs=["native/engine"],
-            depends=sorted(str(path.relative_to(ROOT)) for path in ENGINE.glob("*.h")),
+            sources=["src/swtdx/cpu/_engine.pyx"],
+            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "native" / "engine").glob("*.h")),
             libraries=["pthread", "m"],
             extra_compile_args=["-O2", "-g0", "-std=gnu11"],
             # Unicorn's symbols stay inside: another copy of it (the PyPI package) may live in the same process.
