@@ -11,8 +11,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar
 
-u8, u16, u32, u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
-s16, s32, s64 = ctypes.c_int16, ctypes.c_int32, ctypes.c_int64
+u8 = ctypes.c_uint8
+u16 = ctypes.c_uint16
+u32 = ctypes.c_uint32
+u64 = ctypes.c_uint64
+s16 = ctypes.c_int16
+s32 = ctypes.c_int32
+s64 = ctypes.c_int64
 
 S = TypeVar("S", bound=ctypes.Structure)
 

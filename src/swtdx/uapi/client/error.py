@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the client raises."""
+
+import errno as _errno
+import os
+
+
+class KvmError(OSError):
+    """An ioctl failed.
+
+    ``errno`` is the kernel's, ``ioctl`` the request's name in the header (for TDX with the sub-command's), ``hw_error``
+    the SEAMCALL status that KVM passed on, 0 if none.
+
+    >>> str(KvmError(22, "KVM_TDX_INIT_VM", 0xC000010000000001))
+    'KVM_TDX_INIT_VM: EINVAL (Invalid argument), SEAMCALL status 0xc000010000000001'
+    """
+
+    def __init__(self, errno: int, ioctl: str, hw_error: int = 0) -> None:
+        super().__init__(errno, os.strerror(errno))
+        self.ioctl = ioctl
+        self.hw_error = hw_error
+
+    def __reduce__(self) -> tuple[type["KvmError"], tuple[int, str, int]]:
+        return type(self), (self.errno or 0, self.ioctl, self.hw_error)
+
+    def __str__(self) -> str:
+        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        status = f", SEAMCALL status 0x{self.hw_error:016x}" if self.hw_error else ""
+        return f"{self.ioctl}: {name} ({self.strerror}){status}"
