@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDVF metadata: how a TDX Virtual Firmware image says where each of its parts goes, and what of it is measured.
+
+The image ends at guest-physical 4 GiB.  Its last 32 bytes belong to the reset vector; just below lies a table of
+GUID-tagged entries that is read from its end towards its start (EDK2, ``OvmfPkg/ResetVector``)::
+
+    ... | data | length u16 | GUID | data | length u16 | GUID | ... | length u16 | footer GUID | reset vector (32 bytes)
+
+where an entry's length counts its data, the length word and the GUID, and the footer's length counts the whole table.
+The entry ``e47a6535-...`` holds one u32: the distance of the TDX metadata descriptor from the end of the file.
+Descriptor and sections are those of the TDX Virtual Firmware Design Guide (Intel 344991), chapter "TDVF metadata";
+the section types beyond it (PAYLOAD and up) are td-shim's.
+
+Everything a launch would trip over later is refused here, in one sentence that names file, section and rule.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from itertools import combinations
+
+PAGE_SIZE = 4096
+FOUR_GIB = 1 << 32
+# The firmware ends at 4 GiB; a larger image would reach down to the local APIC's page at 0xfee00000.
+MAXIMUM_IMAGE_SIZE = 16 << 20
+
+RESET_VECTOR_SIZE = 32
+TABLE_FOOTER_GUID = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
+TDX_METADATA_OFFSET_GUID = uuid.UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
+DESCRIPTOR_SIGNATURE = b"TDVF"
+DESCRIPTOR_VERSION = 1
+
+_ENTRY_TAIL = struct.Struct("<H16s")  # length, GUID
+_DESCRIPTOR = struct.Struct("<4sIII")  # signature, length, version, number of sections
+_SECTION = struct.Struct("<IIQQII")  # data offset, raw data size, memory address, memory size, type, attributes
+# More sections than fit into one page of metadata are no firmware but noise.
+_MAXIMUM_SECTIONS = (PAGE_SIZE - _DESCRIPTOR.size) // _SECTION.size
+
+
+class TdvfError(Exception):
+    """The file is not a TDVF that can be launched; the text is one sentence for a person."""
+
+
+class SectionType(IntEnum):
+    """TDVF section types: the design guide's 0-4, td-shim's above."""
+
+    BFV = 0  # boot firmware volume: the code
+    CFV = 1  # configuration firmware volume: the variable store
+    TD_HOB = 2  # where the VMM puts the TD HOB
+    TEMP_MEM = 3  # zeroed pages for stacks and heaps
+    PERM_MEM = 4  # memory that stays
+    PAYLOAD = 5
+    PAYLOAD_PARAM = 6
+    TD_INFO = 7
+    TD_PARAMS = 8
+
+
+class SectionAttributes(IntFlag):
+    """Attribute bits of a section."""
+
+    NONE = 0
+    MR_EXTEND = 1  # TDH.MR.EXTEND: the contents are measured, not only the address
+    PAGE_AUG = 2  # added at run time with TDH.MEM.PAGE.AUG, accepted by the firmware
+
+
+_KNOWN_ATTRIBUTES = int(SectionAttributes.MR_EXTEND | SectionAttributes.PAGE_AUG)
+
+# Types whose contents come from the file; all others start as zeroes (or are filled by the VMM).
+_FROM_FILE = frozenset({SectionType.BFV, SectionType.CFV, SectionType.PAYLOAD, SectionType.TD_INFO})
+_FROM_FILE_ALWAYS = frozenset({SectionType.BFV, SectionType.CFV})
+# Types of which a TD can have only one.
+_SINGLE = frozenset(
+    {SectionType.CFV, SectionType.TD_HOB, SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM, SectionType.TD_PARAMS}
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: ``raw_size`` bytes of the file at ``data_offset`` go to ``memory_size`` bytes at GPA ``address``."""
+
+    index: int
+    type: SectionType
+    attributes: SectionAttributes
+    data_offset: int
+    raw_size: int
+    address: int
+    memory_size: int
+
+    @property
+    def end(self) -> int:
+        """First guest-physical address after the section."""
+        return self.address + self.memory_size
+
+    @property
+    def measured(self) -> bool:
+        """Whether the contents are extended into MRTD."""
+        return SectionAttributes.MR_EXTEND in self.attributes
+
+    @property
+    def added(self) -> bool:
+        """Whether the VMM adds the pages while it builds the TD (else they are AUGed at run time, or there are none)."""
+        return SectionAttributes.PAGE_AUG not in self.attributes and self.memory_size > 0
+
+    def __str__(self) -> str:
+        return f"section {self.index} ({self.type.name})"
+
+
+@dataclass(frozen=True)
+class Tdvf:
+    """A parsed image. ``sections`` are in the order of the metadata, which is the order in which they are added."""
+
+    name: str
+    image: bytes
+    sections: tuple[Section, ...]
+
+    @property
+    def load_address(self) -> int:
+        """Guest-physical address of the image's first byte: it ends at 4 GiB."""
+        return FOUR_GIB - len(self.image)
+
+    @property
+    def hob(self) -> Section:
+        """The TD_HOB section."""
+        return next(section for section in self.sections if section.type is SectionType.TD_HOB)
+
+    def contents(self, section: Section) -> bytes:
+        """What the file puts into ``section``, padded with zeroes to its memory size."""
+        raw = self.image[section.data_offset : section.data_offset + section.raw_size]
+        return raw.ljust(section.memory_size, b"\0")
+
+
+def parse(image: bytes, name: str) -> Tdvf:
+    """Read the metadata of ``image`` and check every rule that does not depend on the size of guest memory.
+
+    ``name`` is the file's name for error texts. Raises `TdvfError`.
+    """
+    check_image_size(image, name)
+    at = _descriptor_offset(image, name)
+    sections = tuple(_sections(image, at, name))
+    for section in sections:
+        _check_section(section, image, name)
+    _check_set(sections, name)
+    return Tdvf(name, image, sections)
+
+
+def check_image_size(image: bytes, name: str) -> None:
+    """Refuse what cannot be mapped as firmware below 4 GiB at all. Raises `TdvfError`."""
+    if not image:
+        raise TdvfError(f"{name} is empty, so it is no firmware image")
+    if len(image) > MAXIMUM_IMAGE_SIZE:
+        raise TdvfError(
+            f"{name} is {len(image)} bytes long, but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
+        )
+    if len(image) % PAGE_SIZE:
+        raise TdvfError(
+            f"{name} is {len(image)} bytes long, which is not a multiple of the {PAGE_SIZE}-byte page: "
+            "it is truncated, or no firmware image"
+        )
+
+
+def check_memory(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> None:
+    """Check that all sections lie in guest memory: ``ranges`` of RAM as (GPA, length), and the firmware's own window.
+
+    Raises `TdvfError`.
+    """
+    flash = (tdvf.load_address, len(tdvf.image))
+    for section in tdvf.sections:
+        if not section.memory_size:
+            continue
+        if section.type is SectionType.TD_HOB:
+            if not _inside(section, ranges):
+                raise TdvfError(
+                    f"{tdvf.name}: {section} needs RAM at {_span(section)} for the TD HOB, and the guest has none there: "
+                    "give it more memory"
+                )
+        elif not _inside(section, [*ranges, flash]):
+            raise TdvfError(
+                f"{tdvf.name}: {section} at {_span(section)} lies outside guest memory "
+                f"({', '.join(f'{start:#x}-{start + length:#x}' for start, length in [*ranges, flash])})"
+            )
+
+
+def _descriptor_offset(image: bytes, name: str) -> int:
+    """Walk the GUID table backwards to the TDX entry; returns the descriptor's offset in the file."""
+    end = len(image) - RESET_VECTOR_SIZE
+    length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
+    if guid != TABLE_FOOTER_GUID.bytes_le:
+        raise TdvfError(f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image")
+    start = end - length
+    if length < _ENTRY_TAIL.size or start < 0:
+        raise TdvfError(f"{name}: the GUID table at its end claims {length} bytes, which cannot be")
+    end -= _ENTRY_TAIL.size
+    while end - start >= _ENTRY_TAIL.size:
+        length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
+        if length < _ENTRY_TAIL.size or length > end - start:
+            raise TdvfError(f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be")
+        if guid == TDX_METADATA_OFFSET_GUID.bytes_le:
+            if length != _ENTRY_TAIL.size + 4:
+                raise TdvfError(f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22")
+            distance = int.from_bytes(image[end - length : end - length + 4], "little")
+            if not _DESCRIPTOR.size <= distance <= len(image):
+                raise TdvfError(f"{name}: the TDX metadata offset {distance:#x} points outside the file")
+            return len(image) - distance
+        end -= length
+    raise TdvfError(f"{name} carries no TDX metadata, so it is no TDVF: a build of OVMF with TDX support is needed")
+
+
+def _sections(image: bytes, at: int, name: str) -> list[Section]:
+    signature, length, version, count = _DESCRIPTOR.unpack_from(image, at)
+    if signature != DESCRIPTOR_SIGNATURE:
+        raise TdvfError(f"{name}: the TDX metadata offset leads to {signature!r} instead of the signature 'TDVF'")
+    if version != DESCRIPTOR_VERSION:
+        raise TdvfError(f"{name}: TDX metadata version {version} is unknown (version {DESCRIPTOR_VERSION} is)")
+    if not 0 < count <= _MAXIMUM_SECTIONS:
+        raise TdvfError(f"{name}: the TDX metadata claims {count} sections (1 to {_MAXIMUM_SECTIONS} can be)")
+    if length != _DESCRIPTOR.size + count * _SECTION.size:
+        raise TdvfError(
+            f"{name}: the TDX metadata is {length} bytes long, which does not hold {count} sections exactly"
+        )
+    if at + length > len(image):
+        raise TdvfError(f"{name} ends within the TDX metadata's section table")
+    sections = []
+    for index in range(count):
+        offset, raw, address, size, kind, attributes = _SECTION.unpack_from(
+            image, at + _DESCRIPTOR.size + index * _SECTION.size
+        )
+        try:
+            section_type = SectionType(kind)
+        except ValueError:
+            raise TdvfError(f"{name}: section {index} has the unknown type {kind}") from None
+        if attributes & ~_KNOWN_ATTRIBUTES:
+            raise TdvfError(
+                f"{name}: section {index} ({section_type.name}) has unknown attribute bits ({attributes:#x})"
+            )
+        sections.append(Section(index, section_type, SectionAttributes(attributes), offset, raw, address, size))
+    return sections
+
+
+def _check_section(section: Section, image: bytes, name: str) -> None:
+    """The rules that one section must keep by itself."""
+    where = f"{name}: {section}"
+    if section.data_offset + section.raw_size > len(image):
+        raise TdvfError(
+            f"{where} takes bytes {section.data_offset:#x}-{section.data_offset + section.raw_size:#x} of the file, "
+            f"which ends at {len(image):#x}"
+        )
+    if section.type is SectionType.TD_INFO and not section.memory_size:
+        return  # information for a verifier: nothing of it is loaded
+    if not section.memory_size:
+        raise TdvfError(f"{where} has no memory (its memory size is 0)")
+    if section.address % PAGE_SIZE or section.memory_size % PAGE_SIZE:
+        raise TdvfError(f"{where} at {_span(section)} is unaligned: address and memory size must be multiples of 4 KiB")
+    if section.raw_size > section.memory_size:
+        raise TdvfError(
+            f"{where} has more data ({section.raw_size:#x} bytes) than memory ({section.memory_size:#x} bytes)"
+        )
+    if section.end > 1 << 52:
+        raise TdvfError(f"{where} at {_span(section)} lies outside guest memory: no guest-physical address has 53 bits")
+    if section.raw_size and section.type not in _FROM_FILE:
+        raise TdvfError(f"{where} has data in the file, but memory of this type is not loaded from the file")
+    if not section.raw_size and section.type in _FROM_FILE_ALWAYS:
+        raise TdvfError(f"{where} has no data in the file, but a firmware volume must be loaded from it")
+    if SectionAttributes.PAGE_AUG in section.attributes:
+        if section.type is not SectionType.PERM_MEM:
+            raise TdvfError(f"{where} has the attribute PAGE_AUG, which only a PERM_MEM section can have")
+        if section.measured:
+            raise TdvfError(f"{where} has both attributes MR_EXTEND and PAGE_AUG, which exclude each other")
+
+
+def _check_set(sections: Sequence[Section], name: str) -> None:
+    """The rules that the sections must keep together."""
+    for needed, purpose in ((SectionType.BFV, "boot firmware volume"), (SectionType.TD_HOB, "place for the TD HOB")):
+        if not any(section.type is needed for section in sections):
+            raise TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata")
+    seen: set[SectionType] = set()
+    for section in sections:
+        if section.type in _SINGLE and section.type in seen:
+            raise TdvfError(f"{name}: {section} is a second section of a type of which there can be only one")
+        seen.add(section.type)
+    for one, other in combinations(sections, 2):
+        if one.address < other.end and other.address < one.end:
+            raise TdvfError(f"{name}: {one} at {_span(one)} and {other} at {_span(other)} overlap in memory")
+
+
+def _inside(section: Section, ranges: Sequence[tuple[int, int]]) -> bool:
+    return any(start <= section.address and section.end <= start + length for start, length in ranges)
+
+
+def _span(section: Section) -> str:
+    return f"{section.address:#x}-{section.end:#x}"
