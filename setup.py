@@ -10,6 +10,8 @@ compiler.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +38,8 @@ class BuildEngine(build_ext):
 
     def build_extensions(self) -> None:
         native = native_unicorn()
+        if not shutil.which("pkg-config"):
+            os.environ.setdefault("PKG_CONFIG", "true")  # Unicorn's configure insists on one and asks it nothing
         try:
             unicorn = native.build()
         except native.BuildError as error:  # one that tells the person what to do: no traceback around it
