@@ -2,9 +2,9 @@
 """The one thing pyproject.toml cannot say: how the native engine is built.
 
 ``swtdx.cpu._engine`` is a Cython extension with a patched, x86-only, static Unicorn linked in. ``native/unicorn.py``
-obtains and patches Unicorn, compiles it together with the C of ``native/engine`` and answers from its cache when nothing
-changed; it is called only when an extension is really built, so that ``sdist`` and metadata cost nothing and need no
-compiler.
+obtains and patches Unicorn, compiles it together with the C of ``native/engine`` and answers from its cache when
+nothing changed; it is called only when an extension is really built, so that ``sdist`` and metadata cost nothing and
+need no compiler.
 """
 
 from __future__ import annotations

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``python -m bench [--short] [--json]``: print the figures, each with its aim."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+
+from bench.figures import FULL, SHORT, Figure, all_figures
+
+
+def _line(figure: Figure) -> str:
+    value = f"{figure.median:,.0f}" if figure.median >= 1000 else f"{figure.median:.3g}"
+    aim = ""
+    if figure.aim is not None:
+        bound = "at least" if figure.more_is_better else "under"
+        aim = f"aim: {bound} {figure.aim:,.0f}{'' if figure.met else '   not met'}"
+    return f"{figure.name:<52}{value:>10} {figure.unit:<8}{aim}".rstrip()
+
+
+def main() -> int:
+    """Returns 0 whatever the figures are."""
+    parser = argparse.ArgumentParser(prog="script/bench", description="Measure swtdx on this machine; medians of runs.")
+    parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
+    parser.add_argument("--json", action="store_true", help="one JSON object with every run, in place of the table")
+    options = parser.parse_args()
+    effort = SHORT if options.short else FULL
+    machine = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
+    if options.json:
+        figures = [{**asdict(figure), "met": figure.met} for figure in all_figures(effort)]
+        print(json.dumps({"machine": machine, "effort": asdict(effort), "figures": figures}, indent=2))
+        return 0
+    print(f"{machine}; medians of {effort.repetitions} runs")
+    for figure in all_figures(effort):
+        print(_line(figure), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

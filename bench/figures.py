@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The measurements. Each is repeated and gives the median, with the aim that the project has set beside it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from swtdx.machine import open_kernel
+
+from bench import guest
+from bench.guest import PAGE_SIZE, Workload
+from bench.td import MeasuredTd, close, fresh_td, staged
+from swtdx.uapi import kvm
+from swtdx.uapi.client import Kvm
+from swtdx.uapi.layout import address_of
+
+PROMPT = "Shell>"
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much to do of each."""
+
+    repetitions: int
+    ioctls: int
+    pages: int
+    exits: int
+    loop_turns: int
+    passes: int
+    boots: int
+
+
+FULL = Effort(repetitions=5, ioctls=50_000, pages=4096, exits=20_000, loop_turns=100_000_000, passes=100, boots=3)
+SHORT = Effort(repetitions=3, ioctls=10_000, pages=512, exits=3_000, loop_turns=30_000_000, passes=30, boots=0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A median in ``unit``; ``aim`` is a bound, from below where ``more_is_better``, None where there is none."""
+
+    name: str
+    median: float
+    unit: str
+    runs: tuple[float, ...]
+    aim: float | None = None
+    more_is_better: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the aim is reached; None without one."""
+        if self.aim is None:
+            return None
+        return self.median >= self.aim if self.more_is_better else self.median <= self.aim
+
+
+def _figure(name: str, unit: str, runs: list[float], aim: float | None = None, more_is_better: bool = False) -> Figure:
+    return Figure(name, statistics.median(runs), unit, tuple(runs), aim, more_is_better)
+
+
+def _repeated(effort: Effort, once: Callable[[], float]) -> list[float]:
+    once()  # caches, lazily made tables, translated blocks
+    return [once() for _ in range(effort.repetitions)]
+
+
+def all_figures(effort: Effort) -> Iterator[Figure]:
+    """Take every measurement in turn."""
+    with Kvm(open_kernel("emulated")) as device:
+        yield ioctl_round_trip(device, effort)
+        for measure in (False, True):
+            yield pages_a_second(device, effort, measure)
+        with MeasuredTd(device) as td:
+            yield from guest_figures(td, effort)
+    if effort.boots:
+        yield firmware_boot(effort)
+
+
+def ioctl_round_trip(device: Kvm, effort: Effort) -> Figure:
+    """KVM_CHECK_EXTENSION through the kernel object: the system-call line and nothing behind it."""
+
+    def once() -> float:
+        ioctl, fd = device.kernel.ioctl, device.fd
+        begin = time.perf_counter()
+        for _ in range(effort.ioctls):
+            ioctl(fd, kvm.KVM_CHECK_EXTENSION, kvm.KVM_CAP_USER_MEMORY)
+        return (time.perf_counter() - begin) / effort.ioctls * 1e6
+
+    return _figure("ioctl round trip", "µs", _repeated(effort, once))
+
+
+def pages_a_second(device: Kvm, effort: Effort, measure: bool) -> Figure:
+    """KVM_TDX_INIT_MEM_REGION into a fresh TD, with contents that are not all alike."""
+    source = staged(os.urandom(effort.pages * PAGE_SIZE))
+
+    def once() -> float:
+        vm, vcpu, memfd = fresh_td(device, effort.pages * PAGE_SIZE)
+        try:
+            begin = time.perf_counter()
+            vm.tdx_init_mem_region(address_of(source), 0, effort.pages, measure)
+            return effort.pages / (time.perf_counter() - begin)
+        finally:
+            close(vm, vcpu, memfd)
+
+    runs = [once() for _ in range(effort.repetitions)]
+    name = f"INIT_MEM_REGION, {'measured' if measure else 'not measured'}"
+    return _figure(name, "pages/s", runs, 3000 if measure else None, more_is_better=True)
+
+
+def guest_figures(td: MeasuredTd, effort: Effort) -> Iterator[Figure]:
+    """What is measured from inside a TD."""
+
+    def each(workload: Workload, count: int) -> list[float]:
+        return _repeated(effort, lambda: td.seconds(workload, count) / count)
+
+    runs = [seconds * 1e6 for seconds in each(Workload.IO_EXIT, effort.exits)]
+    yield _figure("TDVMCALL I/O, to user space and back", "µs", runs, 15)
+    runs = [seconds * 1e6 for seconds in each(Workload.CPUID, effort.exits)]
+    yield _figure("CPUID exit, answered by the module", "µs", runs, 15)
+
+    # A miss costs what a pass over the pages costs more when the TLB has been flushed before it.
+    warm = statistics.median(each(Workload.TOUCH, effort.passes))
+    flushed = each(Workload.FLUSH_AND_TOUCH, effort.passes)
+    runs = [(seconds - warm) / guest.DATA_PAGES * 1e6 for seconds in flushed]
+    yield _figure("TLB miss (guest walk and Secure EPT walk)", "µs", runs, 1)
+
+    instructions = guest.COMPUTE_INSTRUCTIONS / 1e6
+    runs = [instructions / seconds for seconds in each(Workload.COMPUTE, effort.loop_turns)]
+    yield _figure("compute loop", "MIPS", runs, 800, more_is_better=True)
+
+
+def firmware_boot(effort: Effort) -> Figure:
+    """`swtdx run` of the distribution's firmware to the UEFI shell's prompt, the whole command from start to exit."""
+    command = [str(Path(sys.executable).with_name("swtdx")), "run", "--until", PROMPT, "--timeout", "300"]
+
+    def once() -> float:
+        begin = time.perf_counter()
+        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
+        return time.perf_counter() - begin
+
+    return _figure(f"firmware to {PROMPT} (its countdown of 5 s included)", "s", [once() for _ in range(effort.boots)])
