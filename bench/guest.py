@@ -2,7 +2,7 @@
 """The measured guest: a page of hand-assembled code that asks the VMM what to do, does it so many times, and says so.
 
 A TD's vCPU starts at 0xFFFFFFF0 in 32-bit protected mode, flat and without paging, with EFER.LME already set (TDX
-module specification, initial state of a TD's vCPU). The reset page loads a GDT, turns on PAE and paging and is in 64-bit
+module specification, initial state of a vCPU). The reset page loads a GDT, turns on PAE and paging and is in 64-bit
 mode. From there on the guest only knows two port reads (which workload, how often) and one port write (done), all by
 TDG.VP.VMCALL<Instruction.IO> (GHCI specification): no exception handler and no stack are needed.
 
