@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The emulated logical processor, as seen from outside.
+ *
+ * One engine is one processor: Unicorn (QEMU's TCG) with its translated code, its TLB and its view of physical memory.
+ * A swtdx_cpu is the state of one virtual CPU in VMX non-root operation: registers, the VM-execution controls that we
+ * implement, and the exit information. The engine runs one at a time and keeps the registers of the last one loaded, so
+ * that resuming the same virtual CPU costs nothing; another one costs a copy and a TLB flush.
+ *
+ * All of this may be called from any thread; swtdx_run() blocks until the processor is free. swtdx_kick() and
+ * swtdx_notify() are the only calls that make sense while another thread is inside swtdx_run() on the same virtual CPU.
+ */
+#ifndef SWTDX_H
+#define SWTDX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* VMX basic exit reasons (Intel SDM volume 3, appendix C) that this processor produces. */
+enum swtdx_exit_reason {
+    SWTDX_EXIT_EXCEPTION_NMI = 0,
+    SWTDX_EXIT_EXTERNAL_INTERRUPT = 1,
+    SWTDX_EXIT_TRIPLE_FAULT = 2,
+    SWTDX_EXIT_INTERRUPT_WINDOW = 7,
+    SWTDX_EXIT_NMI_WINDOW = 8,
+    SWTDX_EXIT_CPUID = 10,
+    SWTDX_EXIT_HLT = 12,
+    SWTDX_EXIT_INVD = 13,
+    SWTDX_EXIT_RDPMC = 15,
+    SWTDX_EXIT_RDTSC = 16,
+    SWTDX_EXIT_VMCALL = 18,
+    SWTDX_EXIT_CR_ACCESS = 28,
+    SWTDX_EXIT_IO = 30,
+    SWTDX_EXIT_RDMSR = 31,
+    SWTDX_EXIT_WRMSR = 32,
+    SWTDX_EXIT_MWAIT = 36,
+    SWTDX_EXIT_MONITOR = 39,
+    SWTDX_EXIT_VIRTUALIZED_EOI = 45,
+    SWTDX_EXIT_EPT_VIOLATION = 48,
+    SWTDX_EXIT_EPT_MISCONFIG = 49,
+    SWTDX_EXIT_WBINVD = 54,
+    SWTDX_EXIT_XSETBV = 55,
+    SWTDX_EXIT_TDCALL = 77,
+    /* Not VMX: the pages behind a mapping of user memory are gone (the caller unmapped them). */
+    SWTDX_EXIT_HOST_FAULT = 0x10000,
+};
+
+/* VM-entry interruption types (SDM volume 3, 25.8.3). */
+enum swtdx_event_type {
+    SWTDX_EVENT_EXTERNAL = 0,
+    SWTDX_EVENT_NMI = 2,
+    SWTDX_EVENT_HARDWARE_EXCEPTION = 3,
+    SWTDX_EVENT_SOFTWARE_INTERRUPT = 4,
+    SWTDX_EVENT_PRIVILEGED_SOFTWARE_EXCEPTION = 5,
+    SWTDX_EVENT_SOFTWARE_EXCEPTION = 6,
+};
+
+struct swtdx_event {
+    uint8_t valid, vector, type, has_error;
+    uint32_t error_code, instruction_length;
+};
+
+struct swtdx_exit {
+    uint32_t reason, instruction_length;
+    uint64_t qualification, linear_address, physical_address;
+    uint32_t instruction_info, interruption_info, interruption_error;
+    /* An EPT violation in the shared half whose last entry lets the processor turn it into #VE. */
+    uint32_t ve_convertible;
+};
+
+typedef struct swtdx_engine swtdx_engine;
+
+typedef struct swtdx_cpu {
+    uint64_t gpr[16]; /* RAX RCX RDX RBX RSP RBP RSI RDI R8..R15: current whenever swtdx_run() is not inside */
+    uint64_t rip;
+    /* VM-execution controls */
+    uint64_t eptp, shared_eptp, shared_bit;
+    uint64_t cr0_mask, cr0_shadow, cr4_mask, cr4_shadow;
+    uint64_t tsc_offset, tsc_multiplier; /* 48 fraction bits */
+    uint64_t posted_interrupt_descriptor;
+    uint32_t exception_bitmap;
+    uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, reserved[2];
+    uint8_t msr_bitmap[4096]; /* read low, read high, write low, write high; a set bit exits */
+    uint8_t vapic[4096];      /* the virtual-APIC page */
+    /* VM-entry event; an event whose delivery faulted in EPT stays here and is delivered at the next entry */
+    struct swtdx_event event;
+    struct swtdx_exit exit;
+    /* private */
+    swtdx_engine *engine;
+    void *saved;
+    volatile uint32_t kicked, notified;
+    uint64_t exit_rip;
+    struct swtdx_event delivering;
+} swtdx_cpu;
+
+/* Register numbers for swtdx_get()/swtdx_set(). */
+enum swtdx_register {
+    SWTDX_RFLAGS = 0,
+    SWTDX_CR0 = 0x100, /* + number: 0, 2, 3, 4, 8 */
+    SWTDX_DR0 = 0x200, /* + number: 0..3, 6, 7 */
+    SWTDX_XCR0 = 0x300,
+    SWTDX_PKRU,
+    SWTDX_INTERRUPTIBILITY, /* VMX format: bit 0 STI, bit 1 MOV SS, bit 3 NMI */
+};
+
+/* Segments: ES CS SS DS FS GS LDTR TR GDTR IDTR = 0..9; access rights in VMX format. */
+struct swtdx_segment {
+    uint64_t base;
+    uint32_t limit, access_rights;
+    uint16_t selector;
+};
+
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size);
+void swtdx_engine_free(swtdx_engine *engine);
+/* Make length bytes at host appear at physical address hpa (outside RAM); 0 or -1. */
+int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length);
+int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+/* Software wrote to (or gave away) this physical memory: forget code translated from it. */
+void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+/* INVEPT: translations cached for any virtual CPU are dropped before the next instruction runs. */
+void swtdx_invept(swtdx_engine *engine);
+/* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of those.
+ * A guest that touches one takes a machine check. The array must outlive the engine. */
+void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count);
+uint64_t swtdx_walks(const swtdx_engine *engine);
+uint64_t swtdx_host_tsc(void);
+
+swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine);
+void swtdx_cpu_free(swtdx_cpu *cpu);
+uint32_t swtdx_run(swtdx_cpu *cpu);
+void swtdx_kick(swtdx_cpu *cpu);
+void swtdx_notify(swtdx_cpu *cpu);
+
+/* State that is not in the struct. Not while the virtual CPU runs. */
+uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg);
+void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value);
+void swtdx_get_segment(swtdx_cpu *cpu, uint32_t index, struct swtdx_segment *segment);
+void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segment *segment);
+bool swtdx_get_msr(swtdx_cpu *cpu, uint32_t index, uint64_t *value);
+bool swtdx_set_msr(swtdx_cpu *cpu, uint32_t index, uint64_t value);
+void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t image[512]);
+void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512]);
+/* Translate a linear address with the guest's page tables, without side effects: 0, or -1 if it is not mapped. */
+int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa);
+/* Translate a guest-physical address; -1 if EPT has nothing there. prot gets R 1, W 2, X 4. */
+int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot);
+void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+/* Evaluate pending virtual interrupts: the vector that would be delivered next, or -1. */
+int swtdx_pending_interrupt(swtdx_cpu *cpu);
+
+#endif

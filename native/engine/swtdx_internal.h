@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the engine's files and the patched lines of TCG know of each other. Include after "cpu.h". */
+#ifndef SWTDX_INTERNAL_H
+#define SWTDX_INTERNAL_H
+
+#include <pthread.h>
+#include <setjmp.h>
+#include "uc_priv.h"
+#include "swtdx.h"
+
+/* Intercepts that SVM has no code for, handed to gen_svm_check_intercept() (outside the range of SVM's codes). */
+#define SWTDX_TDCALL 0x800
+#define SWTDX_VMCALL 0x801
+#define SWTDX_XSETBV 0x802
+
+#define SWTDX_HPA_MASK 0x000ffffffffff000ull
+#define SWTDX_RESET_RIP 0xfff0
+#define SWTDX_SCRATCH (1ull << 51) /* physical page behind env->vm_vmcb, which TCG writes to; no EPT entry can name it */
+
+struct swtdx_region {
+    uint64_t hpa, length;
+    uint8_t *host;
+};
+
+struct swtdx_engine {
+    struct uc_struct *uc;
+    uint8_t *ram, *scratch;
+    uint64_t size;
+    struct swtdx_region *regions; /* user memory, sorted by hpa */
+    size_t nregions;
+    /* one virtual CPU at a time, in order of arrival */
+    pthread_mutex_t mutex;
+    pthread_cond_t turn;
+    uint64_t next_ticket, serving;
+    volatile uint32_t preempt;
+    swtdx_cpu *current; /* whose state is in env */
+    swtdx_cpu *volatile running;
+    void *reset_state;
+    volatile uint32_t flush_wanted, flush_done;
+    uint64_t access_gla, walks;
+    const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
+    bool exited;
+    sigjmp_buf host_fault;
+};
+
+static inline swtdx_cpu *swtdx_current(CPUX86State *env)
+{
+    return env->uc->swtdx->current;
+}
+
+/* called from the patched places */
+void swtdx_syscall(CPUX86State *env, int instruction_length, uintptr_t retaddr);
+void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr);
+void swtdx_intercept_io(CPUX86State *env, uint32_t port, uint32_t param, uint32_t length, uintptr_t retaddr);
+void swtdx_svm_exit(CPUX86State *env, uint32_t code, uintptr_t retaddr) QEMU_NORETURN;
+bool swtdx_rdmsr(CPUX86State *env, uintptr_t retaddr);
+bool swtdx_wrmsr(CPUX86State *env, uintptr_t retaddr);
+target_ulong swtdx_read_cr(CPUX86State *env, int reg, uintptr_t retaddr);
+target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintptr_t retaddr);
+uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
+hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
+void swtdx_note_access(CPUState *cs, target_ulong gla);
+int swtdx_acknowledge_interrupt(CPUX86State *env);
+void swtdx_delivered(CPUX86State *env);
+bool swtdx_exception(CPUState *cs);
+
+/* between the engine's own files */
+void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;
+void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu);
+void swtdx_acquire(swtdx_engine *engine);
+void swtdx_release(swtdx_engine *engine);
+int swtdx_walk(swtdx_engine *engine, swtdx_cpu *cpu, uint64_t gpa, uint64_t *entry, uint32_t *prot, bool *shared);
+void swtdx_evaluate_interrupts(swtdx_cpu *cpu, CPUState *cs);
+void swtdx_sync_posted(swtdx_cpu *cpu);
+bool swtdx_apic_read(swtdx_cpu *cpu, uint32_t index, uint64_t *value);
+bool swtdx_apic_write(CPUX86State *env, swtdx_cpu *cpu, uint32_t index, uint64_t value, uintptr_t retaddr);
+int swtdx_highest(const uint8_t *vapic, unsigned base);
+void swtdx_request_block_end(CPUState *cs);
+
+#endif

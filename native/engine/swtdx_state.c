@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The architectural state of a virtual CPU: loading it into TCG's CPUX86State, and reading and writing it from outside.
+ *
+ * TCG keeps one CPUX86State. The engine leaves the state of the last virtual CPU in it and exchanges it only when
+ * another one is wanted; the general registers and RIP are copied at each entry and exit, so that the common exits need
+ * nothing else.
+ */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "exec/helper-proto.h"
+#include "swtdx_internal.h"
+
+void cpu_get_fp80(uint64_t *mantissa, uint16_t *exponent, floatx80 value);
+floatx80 cpu_set_fp80(uint64_t mantissa, uint16_t exponent);
+
+#define SAVED_BYTES offsetof(CPUX86State, end_reset_fields)
+#define ARITHMETIC_FLAGS (CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C | DF_MASK)
+
+void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu)
+{
+    CPUState *cs = engine->uc->cpu;
+    CPUX86State *env = cs->env_ptr;
+    target_ulong dr7;
+
+    if (engine->current == cpu) {
+        return;
+    }
+    /* TCG's breakpoints stand for DR0-3: take the old ones out and put the new ones in */
+    dr7 = env->dr[7];
+    cpu_x86_update_dr7(env, DR7_FIXED_1);
+    env->dr[7] = dr7;
+    if (engine->current) {
+        memcpy(engine->current->saved, env, SAVED_BYTES);
+    }
+    memcpy(env, cpu->saved, SAVED_BYTES);
+    dr7 = env->dr[7];
+    env->dr[7] = DR7_FIXED_1;
+    cpu_x86_update_dr7(env, dr7);
+    cs->interrupt_request = 0;
+    cs->exception_index = -1;
+    engine->current = cpu;
+    tlb_flush(cs);
+}
+
+swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine)
+{
+    swtdx_cpu *cpu = calloc(1, sizeof(*cpu));
+
+    if (!cpu || !(cpu->saved = malloc(SAVED_BYTES))) {
+        free(cpu);
+        return NULL;
+    }
+    memcpy(cpu->saved, engine->reset_state, SAVED_BYTES);
+    cpu->engine = engine;
+    cpu->tsc_multiplier = 1ull << 48;
+    cpu->rip = cpu->exit_rip = SWTDX_RESET_RIP;
+    return cpu;
+}
+
+void swtdx_cpu_free(swtdx_cpu *cpu)
+{
+    if (cpu) {
+        swtdx_engine *engine = cpu->engine;
+
+        swtdx_acquire(engine);
+        if (engine->current == cpu) {
+            engine->current = NULL;
+        }
+        swtdx_release(engine);
+        free(cpu->saved);
+        free(cpu);
+    }
+}
+
+static CPUX86State *load(swtdx_cpu *cpu)
+{
+    swtdx_acquire(cpu->engine);
+    swtdx_make_current(cpu->engine, cpu);
+    return cpu->engine->uc->cpu->env_ptr;
+}
+
+uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg)
+{
+    CPUX86State *env = load(cpu);
+    uint64_t value = 0;
+
+    switch (reg) {
+    case SWTDX_RFLAGS:
+        value = cpu_compute_eflags(env);
+        break;
+    case SWTDX_CR0: case SWTDX_CR0 + 2: case SWTDX_CR0 + 3: case SWTDX_CR0 + 4:
+        value = env->cr[reg - SWTDX_CR0];
+        break;
+    case SWTDX_CR0 + 8:
+        value = cpu->vapic[0x80] >> 4;
+        break;
+    case SWTDX_DR0: case SWTDX_DR0 + 1: case SWTDX_DR0 + 2: case SWTDX_DR0 + 3: case SWTDX_DR0 + 6: case SWTDX_DR0 + 7:
+        value = env->dr[reg - SWTDX_DR0];
+        break;
+    case SWTDX_XCR0:
+        value = env->xcr0;
+        break;
+    case SWTDX_PKRU:
+        value = env->pkru;
+        break;
+    case SWTDX_INTERRUPTIBILITY:
+        value = (env->hflags & HF_INHIBIT_IRQ_MASK ? 1 : 0) | (env->hflags2 & HF2_NMI_MASK ? 8 : 0);
+        break;
+    }
+    swtdx_release(cpu->engine);
+    return value;
+}
+
+void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
+{
+    CPUX86State *env = load(cpu);
+
+    switch (reg) {
+    case SWTDX_RFLAGS:
+        cpu_load_eflags(env, value, ~ARITHMETIC_FLAGS);
+        break;
+    case SWTDX_CR0:
+        env->cr[0] = value | CR0_ET_MASK;
+        break;
+    case SWTDX_CR0 + 2: case SWTDX_CR0 + 3:
+        env->cr[reg - SWTDX_CR0] = value;
+        break;
+    case SWTDX_CR0 + 4:
+        cpu_x86_update_cr4(env, value);
+        break;
+    case SWTDX_CR0 + 8:
+        cpu->vapic[0x80] = (value & 15) << 4;
+        break;
+    case SWTDX_DR0: case SWTDX_DR0 + 1: case SWTDX_DR0 + 2: case SWTDX_DR0 + 3:
+        {
+            target_ulong dr7 = env->dr[7];
+
+            cpu_x86_update_dr7(env, DR7_FIXED_1);
+            env->dr[reg - SWTDX_DR0] = value;
+            cpu_x86_update_dr7(env, dr7);
+        }
+        break;
+    case SWTDX_DR0 + 6:
+        env->dr[6] = value;
+        break;
+    case SWTDX_DR0 + 7:
+        cpu_x86_update_dr7(env, value | DR7_FIXED_1);
+        break;
+    case SWTDX_XCR0:
+        env->xcr0 = value;
+        break;
+    case SWTDX_PKRU:
+        env->pkru = value;
+        break;
+    case SWTDX_INTERRUPTIBILITY:
+        env->hflags = (env->hflags & ~HF_INHIBIT_IRQ_MASK) | (value & 3 ? HF_INHIBIT_IRQ_MASK : 0);
+        env->hflags2 = (env->hflags2 & ~HF2_NMI_MASK) | (value & 8 ? HF2_NMI_MASK : 0);
+        cpu->exit_rip = cpu->rip; /* the shadow covers the instruction at RIP */
+        break;
+    }
+    x86_update_hflags(env);
+    tlb_flush(env_cpu(env));
+    swtdx_release(cpu->engine);
+}
+
+static SegmentCache *segment_cache(CPUX86State *env, uint32_t index)
+{
+    switch (index) {
+    case 6: return &env->ldt;
+    case 7: return &env->tr;
+    case 8: return &env->gdt;
+    case 9: return &env->idt;
+    default: return &env->segs[index % 6];
+    }
+}
+
+/* VMX access rights: descriptor bits 47:40 and 55:52, i.e. bits 15:8 and 23:20 of the second word; 16: unusable. */
+void swtdx_get_segment(swtdx_cpu *cpu, uint32_t index, struct swtdx_segment *segment)
+{
+    SegmentCache *cache = segment_cache(load(cpu), index);
+
+    segment->selector = cache->selector;
+    segment->base = cache->base;
+    segment->limit = cache->limit;
+    segment->access_rights = (cache->flags >> 8 & 0xff) | (cache->flags >> 8 & 0xf000);
+    if (index < 8 && !(cache->flags & DESC_P_MASK)) {
+        segment->access_rights |= 1u << 16;
+    }
+    swtdx_release(cpu->engine);
+}
+
+void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segment *segment)
+{
+    CPUX86State *env = load(cpu);
+    SegmentCache *cache = segment_cache(env, index);
+
+    cache->selector = segment->selector;
+    cache->base = segment->base;
+    cache->limit = segment->limit;
+    cache->flags = segment->access_rights >> 16 & 1 ? 0 : (segment->access_rights & 0xff) << 8 | (segment->access_rights & 0xf000) << 8;
+    x86_update_hflags(env);
+    tlb_flush(env_cpu(env));
+    swtdx_release(cpu->engine);
+}
+
+static uint64_t *plain_msr(CPUX86State *env, uint32_t index)
+{
+    switch (index) {
+    case MSR_IA32_SYSENTER_ESP: return &env->sysenter_esp;
+    case MSR_IA32_SYSENTER_EIP: return &env->sysenter_eip;
+    case MSR_STAR: return &env->star;
+    case MSR_LSTAR: return &env->lstar;
+    case MSR_CSTAR: return &env->cstar;
+    case MSR_FMASK: return &env->fmask;
+    case MSR_FSBASE: return &env->segs[R_FS].base;
+    case MSR_GSBASE: return &env->segs[R_GS].base;
+    case MSR_KERNELGSBASE: return &env->kernelgsbase;
+    case MSR_TSC_AUX: return &env->tsc_aux;
+    case MSR_PAT: return &env->pat;
+    case MSR_IA32_SPEC_CTRL: return &env->spec_ctrl;
+    case MSR_IA32_MISC_ENABLE: return &env->msr_ia32_misc_enable;
+    default: return NULL;
+    }
+}
+
+static bool get_msr(CPUX86State *env, uint32_t index, uint64_t *value)
+{
+    uint64_t *plain = plain_msr(env, index);
+
+    if (plain) {
+        *value = *plain;
+    } else if (index == MSR_EFER) {
+        *value = env->efer;
+    } else if (index == MSR_IA32_SYSENTER_CS) {
+        *value = env->sysenter_cs;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static bool set_msr(CPUX86State *env, uint32_t index, uint64_t value)
+{
+    uint64_t *plain = plain_msr(env, index);
+
+    if (plain) {
+        *plain = value;
+    } else if (index == MSR_EFER) {
+        env->efer = value & ~(uint64_t)MSR_EFER_SVME;
+        x86_update_hflags(env);
+        tlb_flush(env_cpu(env));
+    } else if (index == MSR_IA32_SYSENTER_CS) {
+        env->sysenter_cs = value;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+bool swtdx_get_msr(swtdx_cpu *cpu, uint32_t index, uint64_t *value)
+{
+    bool known;
+
+    if (cpu->engine->running == cpu) { /* the guest's own RDMSR: the processor is ours already */
+        return get_msr(cpu->engine->uc->cpu->env_ptr, index, value);
+    }
+    known = get_msr(load(cpu), index, value);
+    swtdx_release(cpu->engine);
+    return known;
+}
+
+bool swtdx_set_msr(swtdx_cpu *cpu, uint32_t index, uint64_t value)
+{
+    bool known;
+
+    if (cpu->engine->running == cpu) {
+        return set_msr(cpu->engine->uc->cpu->env_ptr, index, value);
+    }
+    known = set_msr(load(cpu), index, value);
+    swtdx_release(cpu->engine);
+    return known;
+}
+
+/* The 512-byte FXSAVE image in its 64-bit form (SDM volume 1, table 10-2). */
+void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t image[512])
+{
+    CPUX86State *env = load(cpu);
+    uint16_t status = (env->fpus & ~0x3800) | (env->fpstt & 7) << 11, exponent;
+    uint32_t mask = 0xffff;
+    uint8_t tags = 0;
+    uint64_t mantissa;
+    int i;
+
+    memset(image, 0, 512);
+    for (i = 0; i < 8; i++) {
+        tags |= (!env->fptags[i]) << i;
+        cpu_get_fp80(&mantissa, &exponent, env->fpregs[(env->fpstt + i) & 7].d);
+        memcpy(image + 32 + 16 * i, &mantissa, 8);
+        memcpy(image + 40 + 16 * i, &exponent, 2);
+    }
+    memcpy(image, &env->fpuc, 2);
+    memcpy(image + 2, &status, 2);
+    image[4] = tags;
+    memcpy(image + 24, &env->mxcsr, 4);
+    memcpy(image + 28, &mask, 4);
+    for (i = 0; i < 16; i++) {
+        memcpy(image + 160 + 16 * i, &env->xmm_regs[i].ZMM_Q(0), 8);
+        memcpy(image + 168 + 16 * i, &env->xmm_regs[i].ZMM_Q(1), 8);
+    }
+    swtdx_release(cpu->engine);
+}
+
+void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512])
+{
+    CPUX86State *env = load(cpu);
+    uint16_t control, status, exponent;
+    uint32_t mxcsr;
+    uint64_t mantissa;
+    int i;
+
+    memcpy(&control, image, 2);
+    memcpy(&status, image + 2, 2);
+    memcpy(&mxcsr, image + 24, 4);
+    cpu_set_fpuc(env, control);
+    env->fpstt = status >> 11 & 7;
+    env->fpus = status & ~0x3800;
+    for (i = 0; i < 8; i++) {
+        env->fptags[i] = !(image[4] >> i & 1);
+        memcpy(&mantissa, image + 32 + 16 * i, 8);
+        memcpy(&exponent, image + 40 + 16 * i, 2);
+        env->fpregs[(env->fpstt + i) & 7].d = cpu_set_fp80(mantissa, exponent);
+    }
+    cpu_set_mxcsr(env, mxcsr & 0xffff);
+    for (i = 0; i < 16; i++) {
+        memcpy(&env->xmm_regs[i].ZMM_Q(0), image + 160 + 16 * i, 8);
+        memcpy(&env->xmm_regs[i].ZMM_Q(1), image + 168 + 16 * i, 8);
+    }
+    swtdx_release(cpu->engine);
+}

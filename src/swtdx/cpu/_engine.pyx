@@ -1,0 +1,637 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# cython: language_level=3, binding=False, boundscheck=False, wraparound=False
+"""The native core: one emulated logical processor and the virtual CPUs that it runs (see ``native/engine/swtdx.h``).
+
+Only what must be native is: execution, the EPT walk, APIC virtualization, the turn-taking. What an exit *means* is for
+the floors above. ``run`` releases the GIL, so that other threads (timers, devices, other virtual CPUs' exits) go on.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memcpy
+
+cdef extern from "swtdx.h" nogil:
+    struct swtdx_event:
+        uint8_t valid, vector, type, has_error
+        uint32_t error_code, instruction_length
+
+    struct swtdx_exit:
+        uint32_t reason, instruction_length
+        uint64_t qualification, linear_address, physical_address
+        uint32_t instruction_info, interruption_info, interruption_error, ve_convertible
+
+    ctypedef struct swtdx_engine:
+        pass
+
+    ctypedef struct swtdx_cpu:
+        uint64_t gpr[16]
+        uint64_t rip
+        uint64_t eptp, shared_eptp, shared_bit
+        uint64_t cr0_mask, cr0_shadow, cr4_mask, cr4_shadow
+        uint64_t tsc_offset, tsc_multiplier
+        uint64_t posted_interrupt_descriptor
+        uint32_t exception_bitmap
+        uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept
+        uint8_t msr_bitmap[4096]
+        uint8_t vapic[4096]
+        swtdx_event event
+        swtdx_exit exit
+
+    struct swtdx_segment:
+        uint64_t base
+        uint32_t limit, access_rights
+        uint16_t selector
+
+    int SWTDX_RFLAGS, SWTDX_CR0, SWTDX_DR0, SWTDX_XCR0, SWTDX_PKRU, SWTDX_INTERRUPTIBILITY
+
+    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size)
+    void swtdx_engine_free(swtdx_engine *engine)
+    int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
+    int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    void swtdx_invept(swtdx_engine *engine)
+    void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
+    uint64_t swtdx_walks(const swtdx_engine *engine)
+    uint64_t swtdx_host_tsc()
+    swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine)
+    void swtdx_cpu_free(swtdx_cpu *cpu)
+    uint32_t swtdx_run(swtdx_cpu *cpu)
+    void swtdx_kick(swtdx_cpu *cpu)
+    void swtdx_notify(swtdx_cpu *cpu)
+    uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg)
+    void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
+    void swtdx_get_segment(swtdx_cpu *cpu, uint32_t index, swtdx_segment *segment)
+    void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const swtdx_segment *segment)
+    bint swtdx_get_msr(swtdx_cpu *cpu, uint32_t index, uint64_t *value)
+    bint swtdx_set_msr(swtdx_cpu *cpu, uint32_t index, uint64_t value)
+    void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t *image)
+    void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t *image)
+    int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)
+    int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
+    void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    int swtdx_pending_interrupt(swtdx_cpu *cpu)
+
+
+def host_tsc() -> int:
+    """The host's time-stamp counter, on which all guest time is based."""
+    return swtdx_host_tsc()
+
+
+@cython.no_gc_clear  # a context frees its native half through the engine: that must be there until the last one
+cdef class Engine:
+    """One logical processor over ``ram`` (a writable buffer: physical addresses 0 up to its length)."""
+
+    cdef swtdx_engine *engine
+    cdef object ram, poison
+    cdef uint8_t[::1] view, poison_view
+
+    def __cinit__(self, ram, poison):
+        self.ram, self.poison = ram, poison
+        self.view, self.poison_view = ram, poison
+        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0])
+        if self.engine is NULL:
+            raise MemoryError("the guest CPU engine could not be created")
+
+    def __dealloc__(self):
+        swtdx_engine_free(self.engine)
+
+    def map(self, hpa: int, address: int, length: int) -> None:
+        """Let physical addresses from ``hpa`` on reach ``length`` bytes of this process at ``address``."""
+        cdef uint64_t target = hpa, size = length
+        cdef void *host = <void *><uintptr_t>address
+        cdef int result
+        with nogil:
+            result = swtdx_map(self.engine, target, host, size)
+        if result:
+            raise MemoryError(f"cannot map {length:#x} bytes at physical address {hpa:#x}")
+
+    def unmap(self, hpa: int, length: int) -> None:
+        """Undo :meth:`map` (same arguments)."""
+        cdef uint64_t target = hpa, size = length
+        with nogil:
+            swtdx_unmap(self.engine, target, size)
+
+    def forget_code(self, hpa: int, length: int) -> None:
+        """Software changed this memory behind the guest's back: translated code in it is stale."""
+        cdef uint64_t target = hpa, size = length
+        with nogil:
+            swtdx_forget_code(self.engine, target, size)
+
+    def invept(self) -> None:
+        """Drop all cached translations before the next guest instruction."""
+        swtdx_invept(self.engine)
+
+    def poisoned(self, count: int) -> None:
+        """Tell that ``count`` pages are marked in the poison array now."""
+        swtdx_set_poison(self.engine, &self.poison_view[0], count)
+
+    @property
+    def walks(self) -> int:
+        """How often the EPT tables were walked."""
+        return swtdx_walks(self.engine)
+
+
+cdef class _Window:
+    """A writable buffer inside a context's native state; keeps the context alive."""
+
+    cdef object owner
+    cdef void *base
+    cdef Py_ssize_t size
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.base, self.size, 0, flags)
+
+
+cdef _window(owner, void *base, Py_ssize_t size):
+    cdef _Window window = _Window()
+    window.owner, window.base, window.size = owner, base, size
+    return memoryview(window)
+
+
+@cython.no_gc_clear
+cdef class GuestContext:
+    """One virtual CPU in VMX non-root operation: registers, VM-execution controls, exit information.
+
+    Everything but :meth:`kick` and :meth:`notify` is for the thread that runs it. Exits are fault-like: ``rip`` is that
+    of the instruction; whoever handles it adds ``instruction_length``.
+    """
+
+    cdef swtdx_cpu *cpu
+    cdef Engine engine
+    cdef readonly object gpr
+    """16 x u64: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
+    cdef readonly object vapic
+    """The virtual-APIC page, 4096 bytes, laid out like the xAPIC's registers."""
+
+    def __cinit__(self, Engine engine not None):
+        self.engine = engine
+        self.cpu = swtdx_cpu_new(engine.engine)
+        if self.cpu is NULL:
+            raise MemoryError("no memory for a virtual CPU")
+        self.gpr = None
+
+    def __init__(self, engine):
+        pass
+
+    def __dealloc__(self):
+        swtdx_cpu_free(self.cpu)
+
+    def attach_views(self) -> None:
+        """Create the buffers ``gpr`` and ``vapic`` (they refer back to this object; :meth:`close` breaks the circle)."""
+        self.gpr = _window(self, self.cpu.gpr, 128).cast("Q")
+        self.vapic = _window(self, self.cpu.vapic, 4096)
+
+    def close(self) -> None:
+        """Give up the buffers; the native state goes with the last reference."""
+        self.gpr = self.vapic = None
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Enter the guest. Returns the VMX basic exit reason, with the details in the exit properties."""
+        cdef uint32_t reason
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            reason = swtdx_run(cpu)
+        return reason
+
+    def kick(self) -> None:
+        """From any thread: make :meth:`run` (this one or the next) return with EXTERNAL_INTERRUPT soon."""
+        swtdx_kick(self.cpu)
+
+    def notify(self) -> None:
+        """Posted-interrupt notification: look at the descriptor again, without an exit."""
+        swtdx_notify(self.cpu)
+
+    def inject(self, vector: int, kind: int, error_code: int | None = None, instruction_length: int = 0) -> None:
+        """Deliver an event at the next entry (``kind``: :class:`~swtdx.cpu.vmx.EventType`). Replaces a pending one."""
+        self.cpu.event.vector = vector
+        self.cpu.event.type = kind
+        self.cpu.event.has_error = error_code is not None
+        self.cpu.event.error_code = error_code or 0
+        self.cpu.event.instruction_length = instruction_length
+        self.cpu.event.valid = 1
+
+    @property
+    def event_pending(self) -> bool:
+        """Is an event waiting for the next entry (injected, or its delivery was cut short by an exit)?"""
+        return self.cpu.event.valid != 0
+
+    @property
+    def idt_vectoring_info(self) -> int:
+        """The event whose delivery the last exit cut short, in VMX format (bit 31: there is one)."""
+        if not self.cpu.event.valid:
+            return 0
+        return 1 << 31 | self.cpu.event.has_error << 11 | self.cpu.event.type << 8 | self.cpu.event.vector
+
+    @property
+    def idt_vectoring_error(self) -> int:
+        """The error code that goes with :attr:`idt_vectoring_info`."""
+        return self.cpu.event.error_code
+
+    def cancel_event(self) -> None:
+        """Forget the pending event."""
+        self.cpu.event.valid = 0
+
+    @property
+    def pending_interrupt(self) -> int:
+        """The vector that virtual-interrupt delivery would deliver next, or -1."""
+        return swtdx_pending_interrupt(self.cpu)
+
+    # -- exit information ---------------------------------------------------------------------------------------------
+
+    @property
+    def exit_reason(self) -> int:
+        return self.cpu.exit.reason
+
+    @property
+    def exit_qualification(self) -> int:
+        return self.cpu.exit.qualification
+
+    @property
+    def guest_linear_address(self) -> int:
+        return self.cpu.exit.linear_address
+
+    @property
+    def guest_physical_address(self) -> int:
+        return self.cpu.exit.physical_address
+
+    @property
+    def instruction_length(self) -> int:
+        return self.cpu.exit.instruction_length
+
+    @property
+    def instruction_info(self) -> int:
+        return self.cpu.exit.instruction_info
+
+    @property
+    def interruption_info(self) -> int:
+        return self.cpu.exit.interruption_info
+
+    @property
+    def interruption_error(self) -> int:
+        return self.cpu.exit.interruption_error
+
+    @property
+    def ve_convertible(self) -> bool:
+        """The EPT violation is one that the processor may turn into #VE (shared half, suppress-#VE clear)."""
+        return self.cpu.exit.ve_convertible != 0
+
+    # -- controls -----------------------------------------------------------------------------------------------------
+
+    def set_ept(self, eptp: int) -> None:
+        """The EPT pointer; for a Trust Domain that of Secure EPT (bits 5:3: levels - 1, 51:12: root)."""
+        self.cpu.eptp = eptp
+
+    def set_shared_ept(self, eptp: int, shared_bit: int) -> None:
+        """The shared EPT of a Trust Domain and the bit (as a mask) that leads there; 0 and 0 for none."""
+        self.cpu.shared_eptp, self.cpu.shared_bit = eptp, shared_bit
+
+    def set_msr_bitmap(self, bitmap: bytes) -> None:
+        """4096 bytes: read low, read high, write low, write high; a set bit exits."""
+        cdef const uint8_t[::1] view = bitmap
+        if view.shape[0] != 4096:
+            raise ValueError("an MSR bitmap has 4096 bytes")
+        memcpy(self.cpu.msr_bitmap, &view[0], 4096)
+
+    @property
+    def tdx_mode(self) -> bool:
+        """SEAM non-root operation: TDCALL exits."""
+        return self.cpu.tdx != 0
+
+    @tdx_mode.setter
+    def tdx_mode(self, value):
+        self.cpu.tdx = bool(value)
+
+    @property
+    def apicv(self) -> bool:
+        """APIC virtualization with virtual-interrupt delivery."""
+        return self.cpu.apicv != 0
+
+    @apicv.setter
+    def apicv(self, value):
+        self.cpu.apicv = bool(value)
+
+    @property
+    def no_ept(self) -> bool:
+        """Guest-physical addresses are physical addresses (tests of the processor alone)."""
+        return self.cpu.no_ept != 0
+
+    @no_ept.setter
+    def no_ept(self, value):
+        self.cpu.no_ept = bool(value)
+
+    @property
+    def exception_bitmap(self) -> int:
+        return self.cpu.exception_bitmap
+
+    @exception_bitmap.setter
+    def exception_bitmap(self, value):
+        self.cpu.exception_bitmap = value
+
+    @property
+    def tsc_offset(self) -> int:
+        return self.cpu.tsc_offset
+
+    @tsc_offset.setter
+    def tsc_offset(self, value):
+        self.cpu.tsc_offset = value & 0xFFFFFFFFFFFFFFFF
+
+    @property
+    def tsc_multiplier(self) -> int:
+        """Guest ticks per host tick, with 48 fraction bits."""
+        return self.cpu.tsc_multiplier
+
+    @tsc_multiplier.setter
+    def tsc_multiplier(self, value):
+        self.cpu.tsc_multiplier = value
+
+    @property
+    def posted_interrupt_descriptor(self) -> int:
+        """Physical address of the 64-byte descriptor, 0 for none."""
+        return self.cpu.posted_interrupt_descriptor
+
+    @posted_interrupt_descriptor.setter
+    def posted_interrupt_descriptor(self, value):
+        self.cpu.posted_interrupt_descriptor = value
+
+    @property
+    def rdtsc_exiting(self) -> bool:
+        return self.cpu.rdtsc_exiting != 0
+
+    @rdtsc_exiting.setter
+    def rdtsc_exiting(self, value):
+        self.cpu.rdtsc_exiting = bool(value)
+
+    @property
+    def interrupt_window_exiting(self) -> bool:
+        return self.cpu.interrupt_window != 0
+
+    @interrupt_window_exiting.setter
+    def interrupt_window_exiting(self, value):
+        self.cpu.interrupt_window = bool(value)
+
+    @property
+    def nmi_window_exiting(self) -> bool:
+        return self.cpu.nmi_window != 0
+
+    @nmi_window_exiting.setter
+    def nmi_window_exiting(self, value):
+        self.cpu.nmi_window = bool(value)
+
+    @property
+    def cr0_guest_host_mask(self) -> int:
+        return self.cpu.cr0_mask
+
+    @cr0_guest_host_mask.setter
+    def cr0_guest_host_mask(self, value):
+        self.cpu.cr0_mask = value
+
+    @property
+    def cr0_read_shadow(self) -> int:
+        return self.cpu.cr0_shadow
+
+    @cr0_read_shadow.setter
+    def cr0_read_shadow(self, value):
+        self.cpu.cr0_shadow = value
+
+    @property
+    def cr4_guest_host_mask(self) -> int:
+        return self.cpu.cr4_mask
+
+    @cr4_guest_host_mask.setter
+    def cr4_guest_host_mask(self, value):
+        self.cpu.cr4_mask = value
+
+    @property
+    def cr4_read_shadow(self) -> int:
+        return self.cpu.cr4_shadow
+
+    @cr4_read_shadow.setter
+    def cr4_read_shadow(self, value):
+        self.cpu.cr4_shadow = value
+
+    # -- registers ----------------------------------------------------------------------------------------------------
+
+    @property
+    def rip(self) -> int:
+        return self.cpu.rip
+
+    @rip.setter
+    def rip(self, value):
+        self.cpu.rip = value & 0xFFFFFFFFFFFFFFFF
+
+    cdef uint64_t _get(self, uint32_t reg):
+        cdef uint64_t value
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            value = swtdx_get(cpu, reg)
+        return value
+
+    cdef void _set(self, uint32_t reg, uint64_t value):
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            swtdx_set(cpu, reg, value)
+
+    @property
+    def rflags(self) -> int:
+        return self._get(SWTDX_RFLAGS)
+
+    @rflags.setter
+    def rflags(self, value):
+        self._set(SWTDX_RFLAGS, value)
+
+    @property
+    def cr0(self) -> int:
+        return self._get(SWTDX_CR0)
+
+    @cr0.setter
+    def cr0(self, value):
+        self._set(SWTDX_CR0, value)
+
+    @property
+    def cr2(self) -> int:
+        return self._get(SWTDX_CR0 + 2)
+
+    @cr2.setter
+    def cr2(self, value):
+        self._set(SWTDX_CR0 + 2, value)
+
+    @property
+    def cr3(self) -> int:
+        return self._get(SWTDX_CR0 + 3)
+
+    @cr3.setter
+    def cr3(self, value):
+        self._set(SWTDX_CR0 + 3, value)
+
+    @property
+    def cr4(self) -> int:
+        return self._get(SWTDX_CR0 + 4)
+
+    @cr4.setter
+    def cr4(self, value):
+        self._set(SWTDX_CR0 + 4, value)
+
+    @property
+    def cr8(self) -> int:
+        return self._get(SWTDX_CR0 + 8)
+
+    @cr8.setter
+    def cr8(self, value):
+        self._set(SWTDX_CR0 + 8, value)
+
+    @property
+    def efer(self) -> int:
+        return self.rdmsr(0xC0000080)
+
+    @efer.setter
+    def efer(self, value):
+        self.wrmsr(0xC0000080, value)
+
+    @property
+    def xcr0(self) -> int:
+        return self._get(SWTDX_XCR0)
+
+    @xcr0.setter
+    def xcr0(self, value):
+        self._set(SWTDX_XCR0, value)
+
+    @property
+    def pkru(self) -> int:
+        return self._get(SWTDX_PKRU)
+
+    @pkru.setter
+    def pkru(self, value):
+        self._set(SWTDX_PKRU, value)
+
+    @property
+    def interruptibility(self) -> int:
+        """VMX interruptibility state: bit 0 blocking by STI, 1 by MOV SS, 3 by NMI."""
+        return self._get(SWTDX_INTERRUPTIBILITY)
+
+    @interruptibility.setter
+    def interruptibility(self, value):
+        self._set(SWTDX_INTERRUPTIBILITY, value)
+
+    def get_dr(self, index: int) -> int:
+        """DR0-3, DR6 or DR7."""
+        if index not in (0, 1, 2, 3, 6, 7):
+            raise ValueError(f"no debug register {index}")
+        return self._get(SWTDX_DR0 + index)
+
+    def set_dr(self, index: int, value: int) -> None:
+        """DR0-3, DR6 or DR7."""
+        if index not in (0, 1, 2, 3, 6, 7):
+            raise ValueError(f"no debug register {index}")
+        self._set(SWTDX_DR0 + index, value)
+
+    def segment(self, index: int) -> tuple[int, int, int, int]:
+        """(selector, base, limit, access rights in VMX format) of a segment or descriptor-table register."""
+        cdef swtdx_segment segment
+        cdef uint32_t number = index
+        cdef swtdx_cpu *cpu = self.cpu
+        if number > 9:
+            raise ValueError(f"no segment register {index}")
+        with nogil:
+            swtdx_get_segment(cpu, number, &segment)
+        return segment.selector, segment.base, segment.limit, segment.access_rights
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, access_rights: int) -> None:
+        """Load a segment or descriptor-table register without looking at memory."""
+        cdef swtdx_segment segment
+        cdef uint32_t number = index
+        cdef swtdx_cpu *cpu = self.cpu
+        if number > 9:
+            raise ValueError(f"no segment register {index}")
+        segment.selector, segment.base, segment.limit, segment.access_rights = selector, base, limit, access_rights
+        with nogil:
+            swtdx_set_segment(cpu, number, &segment)
+
+    def rdmsr(self, index: int) -> int:
+        """An MSR that the processor itself holds. Raises KeyError for any other."""
+        cdef uint64_t value = 0
+        cdef uint32_t number = index
+        cdef bint known
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            known = swtdx_get_msr(cpu, number, &value)
+        if not known:
+            raise KeyError(index)
+        return value
+
+    def wrmsr(self, index: int, value: int) -> None:
+        """Set an MSR that the processor itself holds. Raises KeyError for any other."""
+        cdef uint64_t content = value
+        cdef uint32_t number = index
+        cdef bint known
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            known = swtdx_set_msr(cpu, number, content)
+        if not known:
+            raise KeyError(index)
+
+    def get_fpu(self) -> bytes:
+        """x87 and SSE state as the 512-byte FXSAVE image (64-bit form)."""
+        cdef uint8_t image[512]
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            swtdx_get_fxsave(cpu, image)
+        return image[:512]
+
+    def set_fpu(self, image: bytes) -> None:
+        """Load x87 and SSE state from a 512-byte FXSAVE image."""
+        cdef const uint8_t[::1] view = image
+        cdef swtdx_cpu *cpu = self.cpu
+        if view.shape[0] != 512:
+            raise ValueError("an FXSAVE image has 512 bytes")
+        with nogil:
+            swtdx_set_fxsave(cpu, &view[0])
+
+    def get_xmm(self, index: int) -> int:
+        """XMM register as a 128-bit integer."""
+        return int.from_bytes(self.get_fpu()[160 + 16 * index : 176 + 16 * index], "little")
+
+    def set_xmm(self, index: int, value: int) -> None:
+        """Set an XMM register."""
+        image = bytearray(self.get_fpu())
+        image[160 + 16 * index : 176 + 16 * index] = value.to_bytes(16, "little")
+        self.set_fpu(bytes(image))
+
+    # -- the guest's memory -------------------------------------------------------------------------------------------
+
+    def translate(self, gla: int) -> int | None:
+        """The guest-physical address of a linear address by the guest's page tables, or None."""
+        cdef uint64_t gpa, linear = gla
+        cdef int result
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            result = swtdx_translate_linear(cpu, linear, &gpa)
+        return None if result else gpa
+
+    def translate_gpa(self, gpa: int) -> tuple[int, int] | None:
+        """(physical address, permissions R 1 W 2 X 4) of a guest-physical address by EPT, or None."""
+        cdef uint64_t hpa
+        cdef uint32_t prot
+        if swtdx_translate_physical(self.cpu, gpa, &hpa, &prot):
+            return None
+        return hpa, prot
+
+    def read_linear(self, gla: int, length: int) -> bytes:
+        """Guest memory by linear address, as far as it is mapped (the result may be shorter)."""
+        cdef uint64_t hpa
+        cdef uint32_t prot
+        cdef char *host
+        result = bytearray()
+        while length > 0:
+            piece = min(length, 4096 - (gla & 4095))
+            gpa = self.translate(gla)
+            if gpa is None or swtdx_translate_physical(self.cpu, gpa, &hpa, &prot):
+                break
+            host = <char *>swtdx_host_pointer(self.engine.engine, hpa, piece)
+            if host is NULL:
+                break
+            result += host[:piece]
+            gla, length = gla + piece, length - piece
+        return bytes(result)

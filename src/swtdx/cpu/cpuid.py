@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUID of the emulated processor: what the host (kernel and TDX module) sees natively.
+
+The signature is that of Sapphire Rapids (family 6, model 0x8f, stepping 8: the first with TDX); the feature bits are
+those that the execution engine really implements, so that nothing is offered that would be #UD. The time-stamp counter
+is the host's. Layouts: Intel SDM volume 2, CPUID.
+"""
+
+from __future__ import annotations
+
+from swtdx.cpu.platform import Platform
+
+Registers = tuple[int, int, int, int]
+"""EAX, EBX, ECX, EDX."""
+
+SIGNATURE = 0x000806F8
+_NAME = b"Intel(R) Xeon(R) Processor (emulated by swtdx)".ljust(48, b"\0")
+_LEAF_1_EDX = 0x0FCBFBFF | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 7  # no DS, ACPI, HTT bits beyond these
+_LEAF_1_ECX = (
+    1 << 0 | 1 << 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26 | 1 << 30
+)  # fmt: skip
+"""SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE RDRAND."""
+_LEAF_7_EBX = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
+"""FSGSBASE SMEP ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB. BMI1/2 are left out: the engine wants CR4.OSFXSR for them."""
+_LEAF_7_ECX = 1 << 3 | 1 << 16
+"""PKU LA57."""
+_LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
+"""SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
+XCR0_SUPPORTED = 0x203
+"""x87, SSE, PKRU."""
+_XSAVE_SIZE_ALL = 0xA88
+_CACHE = (
+    (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
+    (0x04000122, 0x01C0003F, 0x3F, 0),  # 32 KiB L1I
+    (0x04000143, 0x03C0003F, 0x7FF, 0),  # 2 MiB L2, 16 ways
+    (0x04004163, 0x0380003F, 0x6FFF, 4),  # L3
+)
+
+
+def _text(data: bytes) -> Registers:
+    words = [int.from_bytes(data[i : i + 4], "little") for i in range(0, 16, 4)]
+    return words[0], words[1], words[2], words[3]
+
+
+def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Registers:
+    """What CPUID returns on logical processor ``lp`` outside any guest (kernel mode, all of XCR0 enabled)."""
+    threads = max(platform.logical_processors, 1)
+    bits = (threads - 1).bit_length()
+    tsc = platform.tsc_hz
+    match leaf:
+        case 0:
+            return 0x23, 0x756E6547, 0x6C65746E, 0x49656E69
+        case 1:
+            return SIGNATURE, lp << 24 | min(threads, 255) << 16 | 8 << 8, _LEAF_1_ECX | 1 << 27, _LEAF_1_EDX | 1 << 28
+        case 2:
+            return 0x00FEFF01, 0, 0, 0
+        case 4 if subleaf < len(_CACHE):
+            eax, ebx, ecx, edx = _CACHE[subleaf]
+            return eax | (min(threads, 64) - 1 << 14 if subleaf == 3 else 0), ebx, ecx, edx
+        case 5:
+            return 0, 0, 0, 0
+        case 6:
+            return 4, 0, 0, 0  # ARAT: the APIC timer never stops
+        case 7 if subleaf == 0:
+            return 2, _LEAF_7_EBX, _LEAF_7_ECX, _LEAF_7_EDX
+        case 0xB | 0x1F:
+            levels = ((0, 1, 1 << 8, lp), (bits, threads, 2 << 8 | 1, lp))
+            return levels[subleaf] if subleaf < 2 else (0, 0, subleaf, lp)
+        case 0xD:
+            return _xsave(subleaf)
+        case 0x15:
+            return 1, tsc // 25_000_000, 25_000_000, 0
+        case 0x16:
+            return tsc // 1_000_000, tsc // 1_000_000, 100, 0
+        case 0x80000000:
+            return 0x80000008, 0, 0, 0
+        case 0x80000001:
+            return 0, 0, 1 << 0 | 1 << 5, 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29
+        case 0x80000002 | 0x80000003 | 0x80000004:
+            at = (leaf - 0x80000002) * 16
+            return _text(_NAME[at : at + 16])
+        case 0x80000006:
+            return 0, 0, 2048 << 16 | 7 << 12 | 64, 0
+        case 0x80000007:
+            return 0, 0, 0, 1 << 8  # invariant TSC
+        case 0x80000008:
+            return platform.physical_address_bits | 57 << 8, 1 << 9, 0, 0  # WBNOINVD
+        case _:
+            return 0, 0, 0, 0
+
+
+def _xsave(subleaf: int) -> Registers:
+    match subleaf:
+        case 0:
+            return XCR0_SUPPORTED, _XSAVE_SIZE_ALL, _XSAVE_SIZE_ALL, 0
+        case 1:
+            return 1 << 0 | 1 << 2, 0, 0, 0  # XSAVEOPT, XGETBV with ECX = 1
+        case 9:
+            return 8, 0xA80, 0, 0  # PKRU
+        case _:
+            return 0, 0, 0, 0

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Physical memory, and the keys under which its pages are stored.
+
+With multi-key memory encryption the same line of DRAM reads differently under different KeyIDs. What is modelled:
+
+* every page of RAM has the KeyID under which it was last written (0: no encryption);
+* software that reads with that KeyID sees the data, software that reads with another one sees the AES-XTS ciphertext
+  that lies in the DIMMs, "decrypted" with its own key if it has one;
+* software that writes with another KeyID than a private one destroys the line's integrity: the page is *poisoned*, and
+  the guest that owns it takes a machine check on touching it. A full overwrite (MOVDIR64B) heals it.
+
+Inside, data is kept in the clear, so that guest execution costs nothing extra; ciphertext is computed when somebody asks
+for it. The keys are made at random when configured (PCONFIG) and die with :meth:`PhysicalMemory.drop_key`. They protect
+nobody: this process can read everything.
+
+Above RAM lie *windows* on the memory of the process that uses the emulated kernel: the physical pages behind its
+mappings, as the EPT of a guest names them.
+
+Sources: Intel Architecture Memory Encryption Technologies specification; TDX module base specification, "memory
+integrity protection and access control".
+"""
+
+from __future__ import annotations
+
+import array
+import mmap
+import secrets
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import Engine
+
+PAGE_SIZE = 4096
+WINDOW_BASE = 1 << 45
+"""Physical addresses from here on are windows on user memory."""
+_WINDOW_ALIGNMENT = 1 << 30
+_MAP_NORESERVE = 0x4000
+
+
+class PhysicalMemory:
+    """RAM at physical addresses 0 up to ``size``, with a KeyID per 4 KiB page.
+
+    ``keyid_shift`` is the position of the KeyID in the physical addresses given to :meth:`read`, :meth:`write` and
+    :meth:`clear_page`.
+    """
+
+    def __init__(self, size: int, keyid_shift: int = 46) -> None:
+        self.size = size
+        self.keyid_shift = keyid_shift
+        self._address_mask = (1 << keyid_shift) - 1
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self.raw = memoryview(self._map)
+        """All of RAM, in the clear ('B'). For the processor and the TDX module, which hold the keys."""
+        self.qwords = self.raw.cast("Q")
+        """The same as 64-bit words: ``qwords[hpa >> 3]``."""
+        self._keyid = array.array("H", bytes(2 * (size // PAGE_SIZE)))
+        self.poison = bytearray(size // PAGE_SIZE)
+        """A byte for each page, non-zero while its integrity is broken."""
+        self._poisoned = 0
+        self._keys: dict[int, bytes] = {}
+        self._windows: dict[int, tuple[int, int]] = {}
+        self._next_window = WINDOW_BASE
+        self._engine: Engine | None = None
+
+    # -- keys ---------------------------------------------------------------------------------------------------------
+
+    def create_key(self, hkid: int) -> None:
+        """Program a fresh random key for a KeyID (PCONFIG, KEYID_SET_KEY_RANDOM)."""
+        self._keys[hkid] = secrets.token_bytes(64)
+
+    def drop_key(self, hkid: int) -> None:
+        """Forget a KeyID's key: what was stored under it is noise from now on."""
+        self._keys.pop(hkid, None)
+
+    def set_key(self, hpa: int, hkid: int) -> None:
+        """The page at ``hpa`` is completely written under ``hkid`` now. Heals poison; stale guest code is forgotten."""
+        page = hpa >> 12
+        self._keyid[page] = hkid
+        if self._poisoned and self.poison[page]:
+            self.poison[page] = 0
+            self._tell_poison(-1)
+        if self._engine is not None:
+            self._engine.forget_code(hpa & ~4095, PAGE_SIZE)
+
+    def key_of(self, hpa: int) -> int:
+        """The KeyID under which the page at ``hpa`` is stored."""
+        return self._keyid[hpa >> 12]
+
+    def _tell_poison(self, change: int) -> None:
+        self._poisoned += change
+        if self._engine is not None:
+            self._engine.poisoned(self._poisoned)
+
+    def _crypt(self, data: bytes, hkid: int, page: int, *, encrypt: bool) -> bytes:
+        """AES-256-XTS of one page under a KeyID's key, tweaked by its position; KeyIDs without a key are transparent."""
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+        key = self._keys.get(hkid)
+        if key is None:
+            return data
+        cipher = Cipher(algorithms.AES(key), modes.XTS(page.to_bytes(16, "little")))
+        context = cipher.encryptor() if encrypt else cipher.decryptor()
+        return context.update(data) + context.finalize()
+
+    def _dram(self, page: int) -> bytes:
+        """What lies in the DIMMs for this page."""
+        return self._crypt(bytes(self.raw[page << 12 : (page + 1) << 12]), self._keyid[page], page, encrypt=True)
+
+    # -- access as software does it, with a KeyID in the address ------------------------------------------------------
+
+    def _split(self, pa: int, length: int) -> tuple[int, int]:
+        hpa, hkid = pa & self._address_mask, pa >> self.keyid_shift
+        if hpa < 0 or length < 0 or hpa + length > self.size:
+            raise ValueError(f"physical address {pa:#x}+{length:#x} is not RAM")
+        return hpa, hkid
+
+    def read(self, pa: int, length: int) -> bytes:
+        """Read ``length`` bytes with the KeyID in ``pa``: data if the pages are stored under it, else ciphertext.
+
+        Raises ValueError outside RAM (a kernel bug, not something that a guest or a user can cause).
+        """
+        hpa, hkid = self._split(pa, length)
+        pieces = []
+        while length:
+            page, offset = hpa >> 12, hpa & 4095
+            take = min(length, PAGE_SIZE - offset)
+            if self._keyid[page] == hkid:
+                pieces.append(bytes(self.raw[hpa : hpa + take]))
+            else:
+                pieces.append(self._crypt(self._dram(page), hkid, page, encrypt=False)[offset : offset + take])
+            hpa, length = hpa + take, length - take
+        return b"".join(pieces)
+
+    def write(self, pa: int, data: bytes) -> None:
+        """Write with the KeyID in ``pa``. A page stored under a private KeyID loses its integrity by a foreign write."""
+        hpa, hkid = self._split(pa, len(data))
+        done = 0
+        while done < len(data):
+            page, offset = hpa >> 12, hpa & 4095
+            take = min(len(data) - done, PAGE_SIZE - offset)
+            chunk = data[done : done + take]
+            if self._keyid[page] == hkid:
+                self.raw[hpa : hpa + take] = chunk
+                if self._engine is not None:
+                    self._engine.forget_code(hpa, take)
+            elif take == PAGE_SIZE and self._keyid[page] not in self._keys:
+                self.raw[hpa : hpa + take] = chunk
+                self.set_key(hpa, hkid)
+            else:
+                self._foreign_write(page, offset, chunk, hkid)
+            hpa, done = hpa + take, done + take
+
+    def _foreign_write(self, page: int, offset: int, data: bytes, hkid: int) -> None:
+        owner = self._keyid[page]
+        seen = bytearray(self._crypt(self._dram(page), hkid, page, encrypt=False))
+        seen[offset : offset + len(data)] = data
+        dram = self._crypt(bytes(seen), hkid, page, encrypt=True)
+        self.raw[page << 12 : (page + 1) << 12] = self._crypt(dram, owner, page, encrypt=False)
+        if owner in self._keys and not self.poison[page]:
+            self.poison[page] = 1
+            self._tell_poison(1)
+        if self._engine is not None:
+            self._engine.forget_code(page << 12, PAGE_SIZE)
+
+    def clear_page(self, pa: int) -> None:
+        """Fill a page with zeros by full-line direct stores (MOVDIR64B) under the KeyID in ``pa``."""
+        hpa, hkid = self._split(pa & ~4095, PAGE_SIZE)
+        self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
+        self.set_key(hpa, hkid)
+
+    def is_ram(self, hpa: int) -> bool:
+        """Is this physical address RAM (as opposed to a window or nothing)?"""
+        return 0 <= hpa < self.size
+
+    # -- windows on user memory ---------------------------------------------------------------------------------------
+
+    def map_user(self, address: int, length: int) -> int:
+        """Pin ``length`` bytes of this process at ``address`` (both page aligned): the physical address of a window.
+
+        The window is aligned to 1 GiB. The memory must stay mapped; if it does not, a guest that touches it exits with
+        HOST_FAULT.
+        """
+        if address % PAGE_SIZE or length % PAGE_SIZE or length <= 0:
+            raise ValueError("a window consists of whole pages")
+        hpa = self._next_window
+        if hpa + length > 1 << self.keyid_shift:
+            raise MemoryError("no physical addresses left for windows on user memory")
+        if self._engine is not None:
+            self._engine.map(hpa, address, length)
+        self._next_window = (hpa + length + _WINDOW_ALIGNMENT - 1) & -_WINDOW_ALIGNMENT
+        self._windows[hpa] = (address, length)
+        return hpa
+
+    def unmap_user(self, hpa: int, length: int) -> None:
+        """Give a window back (same arguments as came out of and went into :meth:`map_user`)."""
+        if self._windows.get(hpa, (0, 0))[1] != length:
+            raise ValueError(f"no window of {length:#x} bytes at {hpa:#x}")
+        if self._engine is not None:
+            self._engine.unmap(hpa, length)
+        del self._windows[hpa]
+        if not self._windows:
+            self._next_window = WINDOW_BASE
+
+    def attach(self, engine: Engine) -> None:
+        """Tell the engine what is here, and from now on what changes."""
+        self._engine = engine
+        for hpa, (address, length) in self._windows.items():
+            engine.map(hpa, address, length)
+        engine.poisoned(self._poisoned)
+
+    def detach(self) -> None:
+        """The engine is gone."""
+        self._engine = None

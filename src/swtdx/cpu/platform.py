@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the BIOS set up: memory, logical processors, and the split of physical-address bits and KeyIDs.
+
+A physical address has ``physical_address_bits`` bits, of which the uppermost ``keyid_bits`` select an encryption key
+(Intel MKTME). KeyIDs from ``first_private_hkid`` on are private: only SEAM mode may use them (TDX module base
+specification, "memory encryption").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+
+MODULE_VERSIONS = ("1.5.06", "1.0")
+
+
+@functools.cache
+def _measure_tsc() -> int:
+    """The host's TSC frequency in Hz, to the nearest 25 MHz: the unit in which TDX expresses a guest's."""
+    from swtdx.cpu import _engine
+
+    started, ticks = time.perf_counter_ns(), _engine.host_tsc()
+    time.sleep(0.02)
+    elapsed = time.perf_counter_ns() - started
+    hertz = (_engine.host_tsc() - ticks) * 1_000_000_000 // elapsed
+    return max(1, round(hertz / 25_000_000)) * 25_000_000 if abs(hertz % 25_000_000 - 12_500_000) > 12_000_000 else hertz
+
+
+@dataclasses.dataclass(frozen=True)
+class Platform:
+    """The machine below the kernel. All sizes in bytes.
+
+    ``memory_size`` bytes of RAM start at physical address 0 and are backed by host memory only as they are touched.
+    """
+
+    memory_size: int = 8 << 30
+    logical_processors: int = 4
+    packages: int = 1
+    physical_address_bits: int = 52
+    keyid_bits: int = 6
+    mktme_keyids: int = 31
+    tdx_keyids: int = 32
+    module_version: str = MODULE_VERSIONS[0]
+
+    def __post_init__(self) -> None:
+        if self.memory_size <= 0 or self.memory_size % (1 << 30):
+            raise ValueError("memory_size must be a positive multiple of 1 GiB (a TDMR's granularity)")
+        if self.memory_size > 1 << 40:
+            raise ValueError("memory_size is limited to 1 TiB")
+        if self.logical_processors < 1:
+            raise ValueError("a platform has at least one logical processor")
+        if self.mktme_keyids + self.tdx_keyids >= 1 << self.keyid_bits:
+            raise ValueError("more KeyIDs than keyid_bits can name")
+        if self.module_version not in MODULE_VERSIONS:
+            raise ValueError(f"module_version must be one of {', '.join(MODULE_VERSIONS)}")
+
+    @property
+    def cmrs(self) -> tuple[tuple[int, int], ...]:
+        """Convertible memory ranges, (base, size): all of RAM."""
+        return ((0, self.memory_size),)
+
+    @property
+    def first_private_hkid(self) -> int:
+        """The lowest KeyID that belongs to TDX."""
+        return self.mktme_keyids + 1
+
+    @property
+    def keyid_shift(self) -> int:
+        """The position of the KeyID in a physical address."""
+        return self.physical_address_bits - self.keyid_bits
+
+    @property
+    def tsc_hz(self) -> int:
+        """The frequency of the time-stamp counter (the host's)."""
+        return _measure_tsc()

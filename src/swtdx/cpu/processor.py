@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The processor package: memory, native CPUID and MSRs, the SEAMCALL gate, and the virtual CPUs that run on it.
+
+SEAMCALL is a door: the kernel passes a leaf number and registers, the TDX module that was loaded into the SEAM range
+answers. Before a module is loaded the instruction fails as VMfailInvalid, which Linux reports as 0x8000FF00FFFF0000.
+
+The kernel believes in several logical processors; execution takes turns on one engine. To reach a virtual CPU that is
+inside a SEAMCALL the kernel sends an interrupt to the logical processor on which it entered.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from swtdx.cpu import _engine, cpuid
+from swtdx.cpu._engine import GuestContext
+from swtdx.cpu.memory import PhysicalMemory
+from swtdx.cpu.platform import Platform
+
+TDX_SEAMCALL_VMFAILINVALID: Final = 0x8000_FF00_FFFF_0000
+"""Linux's software-defined status for a SEAMCALL that could not enter the module."""
+_MSRS: Final = {
+    0x10A: 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8,  # IA32_ARCH_CAPABILITIES: immune to the usual leaks
+    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
+    0xFE: 0x508,  # IA32_MTRRCAP: 8 variable ranges, fixed ranges, WC
+    0x8B: 0x2B000000 << 32,  # IA32_BIOS_SIGN_ID
+    0x277: 0x0007040600070406,  # IA32_PAT
+    0x3B: 0,  # IA32_TSC_ADJUST
+}
+
+
+class SeamArgs:
+    """The registers of a SEAMCALL, in and out (the kernel's ``struct tdx_module_args``)."""
+
+    __slots__ = ("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rbx", "rcx", "rdi", "rdx", "rsi")
+
+    def __init__(
+        self,
+        rcx: int = 0,
+        rdx: int = 0,
+        r8: int = 0,
+        r9: int = 0,
+        r10: int = 0,
+        r11: int = 0,
+        r12: int = 0,
+        r13: int = 0,
+        r14: int = 0,
+        r15: int = 0,
+        rbx: int = 0,
+        rdi: int = 0,
+        rsi: int = 0,
+    ) -> None:
+        self.rcx, self.rdx, self.r8, self.r9, self.r10, self.r11 = rcx, rdx, r8, r9, r10, r11
+        self.r12, self.r13, self.r14, self.r15, self.rbx, self.rdi, self.rsi = r12, r13, r14, r15, rbx, rdi, rsi
+
+    def __repr__(self) -> str:
+        return f"SeamArgs({', '.join(f'{name}={getattr(self, name):#x}' for name in self.__slots__ if getattr(self, name))})"
+
+
+class SeamModule(Protocol):
+    """What can be loaded into the SEAM range."""
+
+    def seamcall(self, fn: int, args: SeamArgs, lp: int) -> int:
+        """Serve one SEAMCALL (``fn``: RAX) on logical processor ``lp``; returns RAX, other registers in ``args``."""
+        ...
+
+
+class Processor:
+    """One package with its memory. Everything is lazy: the execution engine exists from the first virtual CPU on."""
+
+    def __init__(self, platform: Platform | None = None) -> None:
+        self.platform = platform or Platform()
+        self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
+        self._module: SeamModule | None = None
+        self._engine: _engine.Engine | None = None
+        self._on_lp: dict[int, GuestContext] = {}
+        self._interrupted: set[int] = set()
+
+    # -- SEAM ---------------------------------------------------------------------------------------------------------
+
+    def load_seam_module(self, module: SeamModule) -> None:
+        """What the SEAM loader does at boot: from now on SEAMCALLs reach ``module``."""
+        self._module = module
+
+    @property
+    def module_loaded(self) -> bool:
+        """Is there a TDX module?"""
+        return self._module is not None
+
+    def seamcall(self, fn: int, args: SeamArgs, lp: int = 0) -> int:
+        """The SEAMCALL instruction: ``fn`` in RAX, ``args`` in place, the status (RAX) returned."""
+        if self._module is None:
+            return TDX_SEAMCALL_VMFAILINVALID
+        return self._module.seamcall(fn, args, lp)
+
+    # -- inter-processor interrupts -----------------------------------------------------------------------------------
+
+    def enter_lp(self, lp: int, context: GuestContext) -> None:
+        """``context`` is about to run on logical processor ``lp``: interrupts for ``lp`` are for it until it leaves."""
+        self._on_lp[lp] = context
+        if lp in self._interrupted:
+            self._interrupted.discard(lp)
+            context.kick()
+
+    def leave_lp(self, lp: int) -> None:
+        """Nothing of a guest runs on ``lp`` any more."""
+        self._on_lp.pop(lp, None)
+
+    def send_ipi(self, lp: int) -> None:
+        """An interrupt for the host on ``lp``: a guest there exits; if none is there yet, the next one does at once."""
+        context = self._on_lp.get(lp)
+        if context is None:
+            self._interrupted.add(lp)
+        else:
+            context.kick()
+
+    def send_notification(self, lp: int) -> None:
+        """The posted-interrupt notification vector on ``lp``: a guest there looks at its descriptor, without an exit."""
+        context = self._on_lp.get(lp)
+        if context is not None:
+            context.notify()
+
+    # -- what an instruction tells ------------------------------------------------------------------------------------
+
+    def cpuid(self, leaf: int, subleaf: int = 0, lp: int = 0) -> cpuid.Registers:
+        """CPUID executed by the host: EAX, EBX, ECX, EDX."""
+        return cpuid.native(self.platform, leaf, subleaf, lp)
+
+    def rdmsr(self, index: int) -> int:
+        """RDMSR executed by the host. Raises KeyError where the real one would be #GP."""
+        return _MSRS[index]
+
+    def rdtsc(self) -> int:
+        """The time-stamp counter."""
+        return _engine.host_tsc()
+
+    # -- virtual CPUs -------------------------------------------------------------------------------------------------
+
+    def _get_engine(self) -> _engine.Engine:
+        if self._engine is None:
+            self._engine = _engine.Engine(self.memory.raw, self.memory.poison)
+            self.memory.attach(self._engine)
+        return self._engine
+
+    def new_context(self) -> GuestContext:
+        """A virtual CPU in its power-on state (real mode, at the reset vector), without EPT."""
+        context = GuestContext(self._get_engine())
+        context.attach_views()
+        return context
+
+    def invept(self) -> None:
+        """Drop every cached guest-physical translation (INVEPT, all contexts)."""
+        if self._engine is not None:
+            self._engine.invept()
+
+    @property
+    def ept_walks(self) -> int:
+        """How often EPT was walked since power-on."""
+        return self._engine.walks if self._engine is not None else 0
+
+    def close(self) -> None:
+        """Switch off. Contexts keep what they need until they are closed themselves."""
+        self._module = None
+        self._on_lp.clear()
+        self.memory.detach()
+        self._engine = None

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VMX numbers: exit reasons, event types, segment registers, EPT entry bits (Intel SDM volume 3, chapters 25-29, appendix C)."""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class ExitReason(IntEnum):
+    """Basic exit reasons (appendix C)."""
+
+    EXCEPTION_NMI = 0
+    EXTERNAL_INTERRUPT = 1
+    TRIPLE_FAULT = 2
+    INIT = 3
+    SIPI = 4
+    INTERRUPT_WINDOW = 7
+    NMI_WINDOW = 8
+    TASK_SWITCH = 9
+    CPUID = 10
+    GETSEC = 11
+    HLT = 12
+    INVD = 13
+    INVLPG = 14
+    RDPMC = 15
+    RDTSC = 16
+    RSM = 17
+    VMCALL = 18
+    CR_ACCESS = 28
+    DR_ACCESS = 29
+    IO = 30
+    RDMSR = 31
+    WRMSR = 32
+    ENTRY_FAILURE = 33
+    MSR_LOADING = 34
+    MWAIT = 36
+    MTF = 37
+    MONITOR = 39
+    PAUSE = 40
+    MACHINE_CHECK_DURING_ENTRY = 41
+    APIC_ACCESS = 44
+    VIRTUALIZED_EOI = 45
+    EPT_VIOLATION = 48
+    EPT_MISCONFIG = 49
+    RDTSCP = 51
+    PREEMPTION_TIMER = 52
+    WBINVD = 54
+    XSETBV = 55
+    APIC_WRITE = 56
+    RDRAND = 57
+    INVPCID = 58
+    TDCALL = 77
+    HOST_FAULT = 0x10000
+    """Not VMX: memory of this process that a guest used is gone."""
+
+
+class EventType(IntEnum):
+    """VM-entry interruption types (25.8.3)."""
+
+    EXTERNAL = 0
+    NMI = 2
+    HARDWARE_EXCEPTION = 3
+    SOFTWARE_INTERRUPT = 4
+    PRIVILEGED_SOFTWARE_EXCEPTION = 5
+    SOFTWARE_EXCEPTION = 6
+
+
+class Segment(IntEnum):
+    """Segment and descriptor-table registers, in the order in which instructions encode the first six."""
+
+    ES = 0
+    CS = 1
+    SS = 2
+    DS = 3
+    FS = 4
+    GS = 5
+    LDTR = 6
+    TR = 7
+    GDTR = 8
+    IDTR = 9
+
+
+class EptEntry(IntFlag):
+    """Bits of an EPT entry (29.3.2)."""
+
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4
+    WRITE_BACK = 6 << 3
+    IGNORE_PAT = 1 << 6
+    LEAF = 1 << 7
+    ACCESSED = 1 << 8
+    DIRTY = 1 << 9
+    SUPPRESS_VE = 1 << 63
+
+
+EPT_ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
+EPTP_WRITE_BACK = 6
+"""Memory type of the tables in an EPT pointer; bits 5:3 hold the number of levels less one."""
