@@ -46,8 +46,10 @@ class BuildEngine(build_ext):
             raise SystemExit(f"setup.py: {error}") from None
         for extension in self.extensions:
             extension.include_dirs += [str(path) for path in unicorn.include_dirs]
-            extension.extra_objects += [str(path) for path in unicorn.libraries]
-            extension.depends += extension.extra_objects
+            archives = [str(path) for path in unicorn.libraries]
+            extension.depends += archives
+            # A group: the archives refer to each other both ways.
+            extension.extra_link_args += ["-Wl,--start-group", *archives, "-Wl,--end-group"]
         super().build_extensions()
 
 
