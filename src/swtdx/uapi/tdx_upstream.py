@@ -33,8 +33,10 @@ KVM_TDX_CAP_TERMINATE_VM = 1 << 0
 """Bit of ``reserved[0]`` of the capabilities (the proposal names that word ``supported_caps``): TERMINATE_VM is served.
 Reads 0 on every merged kernel."""
 
+# ATTRIBUTES of a TD: not in any uapi header, but in the TDX module's ABI specification.
 TDX_TD_ATTR_DEBUG = 1 << 0
 TDX_TD_ATTR_SEPT_VE_DISABLE = 1 << 28
+TDX_TD_ATTR_MIGRATABLE = 1 << 29
 TDX_TD_ATTR_PKS = 1 << 30
 TDX_TD_ATTR_KL = 1 << 31
 TDX_TD_ATTR_PERFMON = 1 << 63
