@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ACPI power management registers of the ICH9: the PM timer, PM1 event and control blocks, and the reset port.
+
+The block sits where the LPC bridge's PMBASE says; firmware puts it at 0x600 (ICH9 data sheet 13.8.3; ACPI 4.8.3).
+The timer counts 3.579545 MHz in 24 bits; polling it is most of what firmware asks of a VMM, so its read is the shortest
+function here.  Writing SLP_EN with the S5 type to PM1_CNT powers off.  Port 0xcf9 resets (ICH9 13.7.5).
+
+Power-off and reset only note that they happened: the run loop sees it after the exit.  Interrupts (SCI) are not wired.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from swtdx.vmm.board.bus import PortBus
+
+FIRMWARE_PMBASE = 0x600
+PM1_STS = 0x00
+PM1_EN = 0x02
+PM1_CNT = 0x04
+PM_TIMER = 0x08
+_BLOCK_LENGTH = 0x80
+TIMER_HZ = 3_579_545
+_TIMER_MASK = (1 << 24) - 1
+
+RESET_PORT = 0xCF9
+_RESET_CPU = 0x04
+
+SLEEP_ENABLE = 0x2000
+_SLEEP_TYPE_SHIFT = 10
+SLEEP_TYPE_S5 = 0  # as fw_cfg's etc/system-states says
+_SCI_ENABLE = 1
+
+
+class PowerEvent(Enum):
+    """What the guest asked the board for."""
+
+    POWER_OFF = "power off"
+    RESET = "reset"
+
+
+class AcpiPm:
+    """The register block and the reset port. ``request`` is called with what the guest asks for."""
+
+    def __init__(
+        self,
+        ports: PortBus,
+        request: Callable[[PowerEvent], object],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._ports = ports
+        self._request = request
+        self._clock = clock
+        self._enabled_events = 0
+        self._control = _SCI_ENABLE  # there is no SMM to switch ACPI mode on: it is on
+        self._base: int | None = None
+        self._reset_control = 0
+        ports.attach([RESET_PORT], lambda port, size: self._reset_control, self._write_reset)
+        self.move(FIRMWARE_PMBASE)
+
+    def move(self, base: int | None) -> None:
+        """Put the block at port ``base``, or nowhere."""
+        if base == self._base:
+            return
+        if self._base is not None:
+            for port in range(self._base, self._base + _BLOCK_LENGTH):
+                self._ports.reads.pop(port, None)
+                self._ports.writes.pop(port, None)
+        self._base = base
+        if base is None:
+            return
+        # The firmware programs this address; it may put it onto other devices, whose handlers then give way.
+        reads, writes = self._ports.reads, self._ports.writes
+        reads[base + PM_TIMER] = self._timer_reader()
+        reads[base + PM1_STS] = lambda port, size: self._enabled_events << 16 if size == 4 else 0
+        reads[base + PM1_EN] = lambda port, size: self._enabled_events
+        writes[base + PM1_EN] = self._write_enable
+        reads[base + PM1_CNT] = lambda port, size: self._control
+        writes[base + PM1_CNT] = self._write_control
+
+    def _timer_reader(self) -> Callable[[int, int], int]:
+        clock = self._clock
+
+        def read_timer(port: int, size: int) -> int:
+            return clock() * TIMER_HZ // 1_000_000_000 & _TIMER_MASK
+
+        return read_timer
+
+    def _write_enable(self, port: int, size: int, value: int) -> None:
+        self._enabled_events = value & 0xFFFF
+
+    def _write_control(self, port: int, size: int, value: int) -> None:
+        self._control = value & 0x1C06 | _SCI_ENABLE
+        if value & SLEEP_ENABLE and value >> _SLEEP_TYPE_SHIFT & 7 == SLEEP_TYPE_S5:
+            self._request(PowerEvent.POWER_OFF)
+
+    def _write_reset(self, port: int, size: int, value: int) -> None:
+        self._reset_control = value & 0x0E & ~_RESET_CPU
+        if value & _RESET_CPU:
+            self._request(PowerEvent.RESET)

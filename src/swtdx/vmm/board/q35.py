@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The board: which device is where, and what is wired to what.
+
+Everything that vCPU threads and the console do to devices happens under `Board.lock`, the one lock of the board (QEMU's
+"big lock"): a device is then plain sequential code.  KVM itself has the local APICs; the rest is here.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
+from swtdx.vmm.board.bus import MmioBus, PortBus
+from swtdx.vmm.board.debugcon import DebugConsole
+from swtdx.vmm.board.fw_cfg import FwCfg, GuestMemoryAccess, standard_files
+from swtdx.vmm.board.i8042 import ResetLine
+from swtdx.vmm.board.i8254 import I8254
+from swtdx.vmm.board.i8259 import I8259Pair
+from swtdx.vmm.board.ioapic import LENGTH as IOAPIC_LENGTH
+from swtdx.vmm.board.ioapic import IoApic, Msi
+from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
+from swtdx.vmm.board.rtc import Rtc
+from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
+from swtdx.vmm.memory_map import IOAPIC_BASE, MemoryMap
+
+
+class Board:
+    """A q35 with a serial port.
+
+    ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug console.
+    ``signal_msi`` and ``route_msis`` are KVM's side of interrupts.  After each device access the run loop looks at
+    ``power_event``: None, or what the guest has asked for.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryMap,
+        memory: GuestMemoryAccess,
+        cpus: int,
+        *,
+        serial: Callable[[bytes], object],
+        debug: Callable[[bytes], object] | None = None,
+        signal_msi: Callable[[Msi], object],
+        route_msis: Callable[[Sequence[Msi | None]], object],
+    ) -> None:
+        self.lock = threading.Lock()
+        self.ports = PortBus()
+        self.mmio = MmioBus()
+        self.power_event: PowerEvent | None = None
+
+        self.ioapic = IoApic(signal_msi, route_msis)
+        self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
+        self.pic = I8259Pair(self.ports)
+        self.timer = I8254(self.ports)
+        self.rtc = Rtc(self.ports, layout)
+        self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, standard_files(layout))
+        self.debug_console = DebugConsole(self.ports, debug)
+        self.com1 = Uart16550(self.ports, serial, lambda level: self._set_isa_irq(COM1_IRQ, level))
+        self.pm = AcpiPm(self.ports, self._request)
+        self.reset_line = ResetLine(self.ports, self._request)
+        self.pci = PciBus(self.ports, self.mmio)
+        self.pci.attach(HOST_BRIDGE, host_bridge(self.pci))
+        self.pci.attach(LPC_BRIDGE, lpc_bridge(self.pm.move))
+
+    def type(self, data: bytes) -> None:
+        """Somebody types on the serial console. Takes the lock."""
+        with self.lock:
+            self.com1.receive(data)
+
+    def _set_isa_irq(self, line: int, level: bool) -> None:
+        self.pic.set_irq(line, level)
+        self.ioapic.set_irq(line, level)
+
+    def _request(self, event: PowerEvent) -> None:
+        self.power_event = event

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's serial console on a terminal, or on a pipe.
+
+Output is streamed as it comes and watched for a text.  Firmware draws with escape sequences, so the watch looks at what
+remains when those are taken out.  Input is read only from a terminal: piped, nothing here ever waits for anybody.
+
+On a terminal it is in raw mode while the guest runs, and Ctrl-A begins a command, as in QEMU's multiplexed console:
+
+====================  =======================================
+Ctrl-A X              end the run
+Ctrl-A H, Ctrl-A ?    this list
+Ctrl-A C              how the run is going
+Ctrl-A A, Ctrl-A Ctrl-A  send a Ctrl-A to the guest
+====================  =======================================
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import termios
+import threading
+import tty
+from collections.abc import Callable
+from types import TracebackType
+from typing import BinaryIO
+
+SHELL_PROMPT = "Shell>"
+
+_ESCAPE = 0x1B
+_CTRL_A = 0x01
+HELP = "Ctrl-A X: end the run   Ctrl-A H: help   Ctrl-A C: how the run is going   Ctrl-A A: send Ctrl-A"
+
+
+class TextWatch:
+    """Finds a text in a stream of bytes that also holds terminal control sequences (ECMA-48)."""
+
+    def __init__(self, text: str) -> None:
+        self._wanted = text.encode()
+        if not self._wanted:
+            raise ValueError("there is no text to wait for")
+        self._tail = bytearray()
+        self._state = self._in_text
+        self.found = False
+
+    def feed(self, data: bytes) -> bool:
+        """Take more of the stream; returns whether the text has appeared in it by now."""
+        for byte in data:
+            self._state(byte)
+        return self.found
+
+    def _in_text(self, byte: int) -> None:
+        if byte == _ESCAPE:
+            self._state = self._after_escape
+            return
+        self._tail.append(byte)
+        if len(self._tail) > len(self._wanted):
+            del self._tail[0]
+        if self._tail == self._wanted:
+            self.found = True
+
+    def _after_escape(self, byte: int) -> None:
+        # "[" opens a control sequence; intermediates (0x20-0x2f) are followed by the final byte of a short one.
+        if byte == ord("["):
+            self._state = self._in_control_sequence
+        elif not 0x20 <= byte <= 0x2F:
+            self._state = self._in_text
+
+    def _in_control_sequence(self, byte: int) -> None:
+        if 0x40 <= byte <= 0x7E:
+            self._state = self._in_text
+
+
+class GuestOutput:
+    """Where the guest's serial bytes go: ``stream`` (unbuffered by line at least), a record, and the watch.
+
+    `put` is called by vCPU threads under the board's lock and must be quick; `flush` by the main thread now and then, so
+    that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when nobody reads the stream.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO | None,
+        watch: TextWatch | None = None,
+        on_found: Callable[[], object] = lambda: None,
+        on_lost: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._stream = stream
+        self._watch = watch
+        self._on_found = on_found
+        self._on_lost = on_lost
+        self._pending = bytearray()
+        self._lock = threading.Lock()
+        self.record = bytearray()
+        self.ends_in_newline = True
+
+    def put(self, data: bytes) -> None:
+        """The guest printed ``data``."""
+        self.record += data
+        with self._lock:
+            self._pending += data
+        if data == b"\n":
+            self.flush()
+        if self._watch is not None and self._watch.feed(data):
+            self._watch = None
+            self._on_found()
+
+    def flush(self) -> None:
+        """Write out what waits."""
+        with self._lock:
+            if not self._pending:
+                return
+            data = bytes(self._pending)
+            self._pending.clear()
+            self.ends_in_newline = data.endswith(b"\n")
+            if self._stream is None:
+                return
+            try:
+                self._stream.write(data)
+                self._stream.flush()
+            except (OSError, ValueError):  # a closed pipe; ValueError: the file object itself is closed
+                self._stream = None
+                self._on_lost()
+
+
+class Keyboard:
+    """Raw terminal input for the guest, as a context manager. ``descriptor`` must be a terminal.
+
+    ``type_`` gets what the person typed, ``leave`` is called on Ctrl-A X, ``say`` with a text that answers Ctrl-A H and
+    Ctrl-A C (``status`` supplies the latter).
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        type_: Callable[[bytes], object],
+        leave: Callable[[], object],
+        say: Callable[[str], object],
+        status: Callable[[], str],
+    ) -> None:
+        self._descriptor = descriptor
+        self._type = type_
+        self._leave = leave
+        self._say = say
+        self._status = status
+        self._prefix = False
+        self._saved: list[object] | None = None
+        self._wake_read, self._wake_write = -1, -1
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Keyboard:
+        self._saved = termios.tcgetattr(self._descriptor)
+        tty.setraw(self._descriptor, termios.TCSANOW)
+        attributes = termios.tcgetattr(self._descriptor)
+        attributes[1] |= termios.OPOST  # our own lines still end in \n
+        termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
+        self._wake_read, self._wake_write = os.pipe()
+        self._thread = threading.Thread(target=self._read, name="keyboard", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.write(self._wake_write, b"x")
+        if self._thread is not None:
+            self._thread.join()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        if self._saved is not None:
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, self._saved)
+
+    def take(self, data: bytes) -> None:
+        """Interpret typed bytes (separate from reading them, so that tests can type)."""
+        plain = bytearray()
+        for byte in data:
+            if self._prefix:
+                self._prefix = False
+                self._command(byte, plain)
+            elif byte == _CTRL_A:
+                self._prefix = True
+            else:
+                plain.append(byte)
+        if plain:
+            self._type(bytes(plain))
+
+    def _command(self, byte: int, plain: bytearray) -> None:
+        key = chr(byte).lower()
+        if key == "x":
+            self._leave()
+        elif key in "h?":
+            self._say(HELP)
+        elif key == "c":
+            self._say(self._status())
+        elif key == "a" or byte == _CTRL_A:
+            plain.append(_CTRL_A)
+        # anything else is swallowed, as QEMU does
+
+    def _read(self) -> None:
+        while True:
+            readable, _, _ = select.select([self._descriptor, self._wake_read], [], [])
+            if self._wake_read in readable:
+                return
+            try:
+                data = os.read(self._descriptor, 256)
+            except OSError:
+                data = b""
+            if not data:  # the terminal is gone
+                self._leave()
+                return
+            self.take(data)

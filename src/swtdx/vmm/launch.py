@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Building a TD or an ordinary VM, step by step in the order that KVM demands.
+
+A TD (Documentation/virt/kvm/x86/intel-tdx.rst; QEMU does the same)::
+
+    capability check        KVM_CAP_VM_TYPES and what else a TD needs
+    KVM_CREATE_VM           of the TDX type
+    KVM_ENABLE_CAP          MapGPA as an exit, split irqchip, APIC bus clock
+    KVM_TDX_CAPABILITIES
+    KVM_TDX_INIT_VM         attributes, XFAM, CPUID, owner's digests
+    KVM_CREATE_VCPU         and KVM_SET_CPUID2, whose X2APIC bit the next step needs
+    KVM_TDX_INIT_VCPU       with the address of the TD HOB
+    memory slots            upstream: with guest_memfd, all private; v10: plain
+    KVM_TDX_INIT_MEM_REGION once for each TDVF section, in the order of the metadata
+    KVM_TDX_FINALIZE_VM
+
+Whatever fails on the way, all that was built is taken down again, in reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from swtdx.uapi import kvm
+from swtdx.uapi.client import Kvm, TdCapabilities, Vcpu, Vm, msi_route
+from swtdx.uapi.dialect import Dialect, InitialMemory
+from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
+from swtdx.vmm import hob
+from swtdx.vmm.board.ioapic import PINS, Msi
+from swtdx.vmm.board.q35 import Board
+from swtdx.vmm.firmware import Firmware
+from swtdx.vmm.measurement import MrtdPredictor, Order
+from swtdx.vmm.memory import staged
+from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
+from swtdx.vmm.slots import MemorySlots
+from swtdx.vmm.tdvf import Section, SectionType, Tdvf, check_memory, parse
+from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid
+
+APIC_BUS_CYCLE_NS = 40  # 25 MHz, the frequency that a TD's CPUID leaf 0x15 tells
+SHA384_SIZE = 48
+
+# What a TD needs beside its VM type, asked of the VM; (capability, value that must be in it).
+_UPSTREAM_NEEDS = (
+    (kvm.Cap.USER_MEMORY2, 1),
+    (kvm.Cap.GUEST_MEMFD, 1),
+    (kvm.Cap.MEMORY_ATTRIBUTES, kvm.KVM_MEMORY_ATTRIBUTE_PRIVATE),
+)
+
+
+class LaunchError(Exception):
+    """The machine cannot be built as asked; the text is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class TdParameters:
+    """What the owner of a TD decides. ``attributes`` None: SEPT_VE_DISABLE where offered, and what must be set."""
+
+    attributes: int | None = None
+    gpa_width: int = 48
+    mrconfigid: bytes = bytes(SHA384_SIZE)
+    mrowner: bytes = bytes(SHA384_SIZE)
+    mrownerconfig: bytes = bytes(SHA384_SIZE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build. ``td`` None: an ordinary VM. ``progress`` is told each step as it begins."""
+
+    firmware: Firmware
+    memory_size: int
+    cpus: int = 1
+    td: TdParameters | None = TdParameters()
+    serial: Callable[[bytes], object] = lambda data: None
+    debug: Callable[[bytes], object] | None = None
+    progress: Callable[[str], object] = lambda step: None
+
+    @property
+    def layout(self) -> MemoryMap:
+        return MemoryMap(self.memory_size, len(self.firmware.image))
+
+
+class Machine:
+    """A built machine, ready to run; close it to take it down (a context manager)."""
+
+    def __init__(
+        self, plan: Plan, vm: Vm, vcpus: Sequence[Vcpu], slots: MemorySlots, board: Board, undo: ExitStack
+    ) -> None:
+        self.plan = plan
+        self.vm = vm
+        self.vcpus = tuple(vcpus)
+        self.slots = slots
+        self.board = board
+        self.capabilities: TdCapabilities | None = None
+        self.mrtd: dict[Order, bytes] = {}  # predicted, by the order in which the kernel makes its calls
+        self._undo = undo
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close vCPUs, VM and guest_memfds, then unmap the memory."""
+        self._undo.close()
+
+
+def check_plan(plan: Plan) -> Tdvf | None:
+    """Everything that can be known before the kernel is asked. Raises TdvfError or LaunchError."""
+    if plan.td is None:
+        return None
+    tdvf = parse(plan.firmware.image, str(plan.firmware.path))
+    check_memory(tdvf, plan.layout.ram)
+    for section in tdvf.sections:
+        if section.type in (SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM) and not section.raw_size:
+            raise LaunchError(f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none")
+        if section.type is SectionType.TD_PARAMS:
+            raise LaunchError(f"{tdvf.name}: {section} is of a kind that swtdx does not fill")
+    return tdvf
+
+
+def launch(device: Kvm, plan: Plan) -> Machine:
+    """Build the machine on an open /dev/kvm. Raises TdvfError, LaunchError, KvmError; then nothing is left behind."""
+    tdvf = check_plan(plan)
+    with ExitStack() as undo:
+        machine = _launch_vm(device, plan, undo) if tdvf is None else _launch_td(device, plan, tdvf, undo)
+        machine._undo = undo.pop_all()
+    return machine
+
+
+def _launch_vm(device: Kvm, plan: Plan, undo: ExitStack) -> Machine:
+    """An ordinary VM: the vCPU starts in real mode at the reset vector, 16 bytes below the end of the firmware."""
+    plan.progress("creating the VM")
+    vm = undo.enter_context(device.create_vm())
+    vm.set_identity_map_addr(IDENTITY_MAP_ADDRESS)
+    vm.set_tss_addr(TSS_ADDRESS)
+    slots = _slots(vm, undo)
+    vm.split_irqchip(PINS)
+    plan.progress("mapping memory")
+    for gpa, length in plan.layout.ram:
+        slots.add(gpa, length)
+    # The firmware is ROM where KVM has read-only slots: what the guest writes there arrives as MMIO, and is dropped.
+    readonly = bool(vm.check_extension(kvm.Cap.READONLY_MEM))
+    image = plan.firmware.image
+    slots.add(plan.layout.firmware_address, len(image), readonly=readonly, contents=image)
+    plan.progress(f"creating {plan.cpus} vCPU{'s' if plan.cpus > 1 else ''}")
+    return Machine(plan, vm, _vcpus(device, vm, plan, undo), slots, _board(vm, slots, plan), undo)
+
+
+def _launch_td(device: Kvm, plan: Plan, tdvf: Tdvf, undo: ExitStack) -> Machine:
+    assert plan.td is not None
+    check_tdx(device)
+    plan.progress("creating the TD")
+    vm = undo.enter_context(device.create_td())
+    slots = _slots(vm, undo)
+    _enable_capabilities(vm)
+    capabilities = vm.tdx_capabilities()
+    plan.progress("initialising the TD")
+    _init_td(device, vm, plan, plan.td, capabilities)
+    plan.progress(f"creating {plan.cpus} vCPU{'s' if plan.cpus > 1 else ''}")
+    vcpus = _vcpus(device, vm, plan, undo)
+    for vcpu in vcpus:
+        vcpu.tdx_init_vcpu(tdvf.hob.address)
+    plan.progress("mapping memory")
+    _map_td_memory(slots, plan)
+    machine = Machine(plan, vm, vcpus, slots, _board(vm, slots, plan), undo)
+    machine.capabilities = capabilities
+    predictors = [MrtdPredictor(order) for order in Order]
+    for section in tdvf.sections:
+        if section.added:
+            measured = " and measuring" if section.measured else ""
+            plan.progress(f"adding{measured} {section.type.name}, {section.memory_size // PAGE_SIZE} pages")
+            contents = _contents(tdvf, section, plan.layout)
+            _add_section(slots, section, contents)
+            for predictor in predictors:
+                predictor.add_region(section.address, contents, section.measured)
+    plan.progress("finalising the measurement")
+    vm.tdx_finalize()
+    machine.mrtd = {predictor.order: predictor.digest() for predictor in predictors}
+    return machine
+
+
+def check_tdx(device: Kvm) -> None:
+    """Refuse a kernel that makes no TDs. Raises LaunchError naming the capability."""
+    if not device.has_tdx():
+        raise LaunchError(
+            f"the {device.kernel.name} kernel makes no TDs: KVM_CAP_VM_TYPES is {device.vm_types():#x}, "
+            f"without bit {device.dialect.vm_type_tdx} (KVM_X86_TDX_VM)"
+        )
+
+
+def _enable_capabilities(vm: Vm) -> None:
+    upstream = vm.dialect is Dialect.UPSTREAM
+    if upstream:
+        for capability, needed in _UPSTREAM_NEEDS:
+            if not vm.check_extension(capability) & needed:
+                raise LaunchError(f"the {vm.kernel.name} kernel lacks KVM_CAP_{capability.name}, without which no TD runs")
+        vm.enable_cap(kvm.Cap.EXIT_HYPERCALL, 1 << kvm.KVM_HC_MAP_GPA_RANGE)
+    vm.split_irqchip(PINS)
+    if upstream or vm.check_extension(kvm.Cap.X86_APIC_BUS_CYCLES_NS):
+        vm.enable_cap(kvm.Cap.X86_APIC_BUS_CYCLES_NS, APIC_BUS_CYCLE_NS)
+
+
+def _init_td(device: Kvm, vm: Vm, plan: Plan, td: TdParameters, capabilities: TdCapabilities) -> None:
+    attributes = td.attributes
+    if attributes is None:
+        attributes = TDX_TD_ATTR_SEPT_VE_DISABLE & capabilities.attributes_allowed | capabilities.attributes_required
+    if refused := attributes & ~capabilities.attributes_allowed:
+        raise LaunchError(
+            f"attributes {attributes:#x} have bits that this kernel does not offer ({refused:#x}); "
+            f"it offers {capabilities.attributes_allowed:#x}"
+        )
+    if missing := capabilities.attributes_required & ~attributes:
+        raise LaunchError(f"attributes {attributes:#x} lack bits that a TD must have ({missing:#x})")
+    limit = vm.check_extension(kvm.Cap.MAX_VCPUS)
+    if limit and plan.cpus > limit:
+        raise LaunchError(f"{plan.cpus} vCPUs are more than this kernel gives a TD ({limit})")
+    model = vcpu_cpuid(device.supported_cpuid(), 0, plan.cpus)
+    vm.tdx_init(
+        attributes,
+        td_xfam(model, capabilities),
+        capabilities.configure(model, td.gpa_width),
+        td.mrconfigid,
+        td.mrowner,
+        td.mrownerconfig,
+        max_vcpus=plan.cpus,
+    )
+
+
+def _vcpus(device: Kvm, vm: Vm, plan: Plan, undo: ExitStack) -> list[Vcpu]:
+    supported = device.supported_cpuid()
+    vcpus = []
+    for number in range(plan.cpus):
+        vcpu = undo.enter_context(vm.create_vcpu(number))
+        vcpu.set_cpuid2(vcpu_cpuid(supported, number, plan.cpus))
+        vcpus.append(vcpu)
+    return vcpus
+
+
+def _slots(vm: Vm, undo: ExitStack) -> MemorySlots:
+    """Empty slots, made before the vCPUs, so that what is taken down last is the memory that the others use."""
+    slots = MemorySlots(vm)
+    undo.callback(slots.close)
+    undo.callback(vm.close)
+    return slots
+
+
+def _map_td_memory(slots: MemorySlots, plan: Plan) -> None:
+    layout = plan.layout
+    if slots.vm.dialect.initial_memory is InitialMemory.GUEST_MEMFD:
+        for gpa, length in layout.ram:
+            slots.add_private(gpa, length)
+        slots.add_private(layout.firmware_address, layout.firmware_size)
+        return
+    for gpa, length in layout.ram:
+        slots.add(gpa, length)
+    slots.add(layout.firmware_address, layout.firmware_size)
+
+
+def _contents(tdvf: Tdvf, section: Section, layout: MemoryMap) -> bytes:
+    """What goes into a section: bytes of the file, the TD HOB, or zeroes."""
+    if section.type is not SectionType.TD_HOB:
+        return tdvf.contents(section)
+    accepted = [(one.address, one.memory_size) for one in tdvf.sections if one.added]
+    try:
+        built = hob.build(section.address, section.memory_size, layout.ram, accepted)
+    except hob.HobError as error:
+        raise LaunchError(f"{tdvf.name}: {section}: {error}") from None
+    return built.ljust(section.memory_size, b"\0")
+
+
+def _add_section(slots: MemorySlots, section: Section, contents: bytes) -> None:
+    vm = slots.vm
+    pages = section.memory_size // PAGE_SIZE
+    if vm.dialect.initial_memory is InitialMemory.MEMSLOT:
+        # The slot's own memory is the source: what stands there becomes the TD's.
+        slots.memory.write(section.address, contents)
+        source = slots.memory.address(section.address, section.memory_size)
+        vm.tdx_init_mem_region(source, section.address, pages, section.measured)
+        return
+    staging = staged([contents])
+    try:
+        vm.tdx_init_mem_region(staging.address, section.address, pages, section.measured)
+    finally:
+        staging.close()
+
+
+def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
+    def route(messages: Sequence[Msi | None]) -> None:
+        vm.set_gsi_routing([msi_route(pin, *message) for pin, message in enumerate(messages) if message is not None])
+
+    return Board(
+        plan.layout,
+        slots.memory,
+        plan.cpus,
+        serial=plan.serial,
+        debug=plan.debug,
+        signal_msi=lambda message: vm.signal_msi(*message),
+        route_msis=route,
+    )

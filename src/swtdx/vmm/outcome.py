@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a run ended, and the exit status that says so to a script.
+
+======  =====================================================================================
+status  meaning
+======  =====================================================================================
+0       the guest powered off or reset, the awaited text came, or the person at the terminal left
+1       internal error of swtdx or of the kernel below it
+2       bad input, or a kernel that cannot do what was asked
+3       the guest reported a fatal error, or crashed
+4       time was up
+130     interrupted (SIGINT, or nobody reads the console any more)
+======  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+STATUS_BAD_INPUT = 2
+
+
+class End(Enum):
+    """What ended the run: (name in the JSON record, exit status)."""
+
+    POWER_OFF = ("power-off", 0)
+    RESET = ("reset", 0)
+    UNTIL = ("until", 0)
+    SHELL_PROMPT = ("shell-prompt", 0)
+    LEFT = ("left", 0)
+    INTERNAL_ERROR = ("internal-error", 1)
+    FATAL_ERROR = ("fatal-error", 3)
+    CRASH = ("crash", 3)
+    TIMEOUT = ("timeout", 4)
+    INTERRUPTED = ("interrupted", 130)
+
+    @property
+    def label(self) -> str:
+        return self.value[0]
+
+    @property
+    def status(self) -> int:
+        return self.value[1]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run with one sentence for a person, and details for the record."""
+
+    end: End
+    text: str
+    details: dict[str, object] = field(default_factory=dict)

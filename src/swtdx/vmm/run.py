@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Running a machine: a thread for each vCPU around KVM_RUN, and what a VMM does about each exit.
+
+Port I/O comes hundreds of thousands of times in a boot, most of it one timer, so its path is short: plain numbers out of
+the shared page (laid out by ``struct kvm_run``; offsets below are taken from that structure), a dictionary for the port,
+the answer written straight back.  All other exits go through one method each.
+
+To end a run from any thread `Run.finish` notes the outcome, sets ``immediate_exit`` and signals the vCPU threads, as
+QEMU does: a KVM_RUN in progress ends with EINTR, and one about to begin ends at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from swtdx.uapi import kvm
+from swtdx.uapi.client import KvmError, Vcpu
+from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
+from swtdx.vmm.board.acpi_pm import PowerEvent
+from swtdx.vmm.launch import Machine
+from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error
+
+KICK_SIGNAL = signal.SIGUSR1
+_KICK_SECONDS = 0.02
+
+# Where the run loop looks in the shared page, counted in units of the size of what it reads there.
+_EXIT_REASON_32 = kvm_run.exit_reason.offset // 4
+_UNION = kvm_run.exit.offset
+_IO_DIRECTION_8 = _UNION
+_IO_SIZE_8 = _UNION + 1
+_IO_PORT_16 = (_UNION + 2) // 2
+_IO_COUNT_32 = (_UNION + 4) // 4
+_IO_OFFSET_64 = (_UNION + 8) // 8
+_EXIT_IO = int(Exit.IO)
+_COUNTED_REASONS = 64
+
+# A fault on the same page that conversion does not cure, so many times in a row, will not be cured.
+_MEMORY_FAULT_PATIENCE = 8
+
+_POWER_ENDS = {
+    PowerEvent.POWER_OFF: Outcome(End.POWER_OFF, "the guest powered off"),
+    PowerEvent.RESET: Outcome(End.RESET, "the guest asked for a reset, which ends the run"),
+}
+
+
+class Run:
+    """One run of a machine.
+
+    `start` it, `wait` for its outcome, `stop` it in any case. ``exits`` counts by reason, ``port_exits`` by port.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.outcome: Outcome | None = None
+        self.started_at = 0.0
+        self.ended_at = 0.0
+        self._done = threading.Event()
+        self._finish_lock = threading.Lock()
+        self._conversion_lock = threading.Lock()
+        self._threads: dict[int, int] = {}
+        self._futures: list[Future[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+        self._old_handler: object = None
+        self._exit_counts = [[0] * _COUNTED_REASONS for _ in machine.vcpus]
+        self._port_counts: list[Counter[int]] = [Counter() for _ in machine.vcpus]
+        vm = machine.vm
+        calls = machine.capabilities.user_tdvmcalls if machine.capabilities else (0, 0)
+        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, vm.signal_msi)
+
+    @property
+    def exits(self) -> dict[str, int]:
+        """How often KVM_RUN returned, by the name of the reason; descending."""
+        totals: Counter[str] = Counter()
+        for counts in self._exit_counts:
+            for reason, count in enumerate(counts):
+                if count:
+                    totals[_reason_name(reason)] += count
+        return dict(totals.most_common())
+
+    @property
+    def port_exits(self) -> dict[int, int]:
+        """Port I/O exits by port; descending."""
+        total: Counter[int] = Counter()
+        for counts in self._port_counts:
+            total += counts
+        return dict(total.most_common())
+
+    @property
+    def seconds(self) -> float:
+        """How long the guest has been running, or ran."""
+        return (self.ended_at or time.monotonic()) - self.started_at if self.started_at else 0.0
+
+    def start(self) -> None:
+        """Start all vCPUs. On the main thread, since it takes over the signal with which vCPUs are kicked."""
+        if threading.current_thread() is threading.main_thread():
+            self._old_handler = signal.signal(KICK_SIGNAL, lambda number, frame: None)
+        self.started_at = time.monotonic()
+        self._executor = ThreadPoolExecutor(len(self.machine.vcpus), thread_name_prefix="vcpu")
+        for vcpu in self.machine.vcpus:
+            future = self._executor.submit(self._vcpu_thread, vcpu)
+            future.add_done_callback(self._thread_ended)
+            self._futures.append(future)
+
+    def wait(self, seconds: float | None = None) -> Outcome | None:
+        """The outcome, or None when ``seconds`` are over first."""
+        self._done.wait(seconds)
+        return self.outcome
+
+    def finish(self, outcome: Outcome) -> None:
+        """End the run, from any thread; the first outcome counts."""
+        with self._finish_lock:
+            if self.outcome is None:
+                self.outcome = outcome
+                self.ended_at = time.monotonic()
+        self._done.set()
+        self._kick()
+
+    def stop(self) -> None:
+        """Bring all vCPU threads home. Raises what a thread died of, if that was a mistake of ours."""
+        if self.outcome is None:
+            self.finish(Outcome(End.INTERRUPTED, "the run was stopped"))
+        while any(not future.done() for future in self._futures):
+            self._kick()
+            time.sleep(_KICK_SECONDS)
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+        if self._old_handler is not None:
+            signal.signal(KICK_SIGNAL, self._old_handler)  # type: ignore[arg-type]
+            self._old_handler = None
+        for future in self._futures:
+            future.result()
+
+    def _kick(self) -> None:
+        for vcpu in self.machine.vcpus:
+            vcpu.kvm_run.immediate_exit = 1
+        if self._old_handler is not None:
+            for thread in list(self._threads.values()):
+                signal.pthread_kill(thread, KICK_SIGNAL)
+
+    def _thread_ended(self, future: Future[None]) -> None:
+        if future.exception() is not None:
+            self.finish(Outcome(End.INTERNAL_ERROR, f"swtdx made a mistake: {future.exception()!r}"))
+
+    def _vcpu_thread(self, vcpu: Vcpu) -> None:
+        self._threads[vcpu.id] = threading.get_ident()
+        page = memoryview(vcpu.mapping)
+        try:
+            self._loop(vcpu, page)
+        finally:
+            del self._threads[vcpu.id]
+            page.release()
+
+    def _loop(self, vcpu: Vcpu, page: memoryview) -> None:
+        """Enter the guest until the run is over."""
+        ioctl, fd, run_request = vcpu.kernel.ioctl, vcpu.fd, kvm.KVM_RUN
+        octets, words = page.cast("B"), page.cast("H")
+        longs, quads = page.cast("I"), page.cast("Q")
+        by_size = {1: octets, 2: words, 4: longs}
+        board = self.machine.board
+        lock, reads, writes = board.lock, board.ports.reads, board.ports.writes
+        counts, ports = self._exit_counts[vcpu.id], self._port_counts[vcpu.id]
+        done = self._done
+        faults = 0
+        with octets, words, longs, quads:
+            while not done.is_set():
+                try:
+                    ioctl(fd, run_request, 0)
+                except OSError as error:
+                    faults = self._run_failed(vcpu, error, counts, faults)
+                    continue
+                faults = 0
+                reason = longs[_EXIT_REASON_32]
+                if reason != _EXIT_IO or longs[_IO_COUNT_32] != 1:
+                    counts[reason if reason < _COUNTED_REASONS else 0] += 1
+                    self._handle(vcpu, reason)
+                    continue
+                counts[_EXIT_IO] += 1
+                port = words[_IO_PORT_16]
+                ports[port] += 1
+                size = octets[_IO_SIZE_8]
+                data = by_size[size]
+                index = quads[_IO_OFFSET_64] // size
+                if octets[_IO_DIRECTION_8]:
+                    writer = writes.get(port)
+                    if writer is not None:
+                        with lock:
+                            writer(port, size, data[index])
+                        if board.power_event is not None:
+                            self._power(board.power_event)
+                else:
+                    reader = reads.get(port)
+                    if reader is None:
+                        data[index] = (1 << 8 * size) - 1
+                    else:
+                        with lock:
+                            data[index] = reader(port, size) & (1 << 8 * size) - 1
+
+    def _run_failed(self, vcpu: Vcpu, error: OSError, counts: list[int], faults: int) -> int:
+        """KVM_RUN returned an errno. Returns how many memory faults there have been in a row."""
+        if error.errno in (errno.EINTR, errno.EAGAIN):
+            counts[Exit.INTR] += 1
+            if not self._done.is_set():
+                vcpu.kvm_run.immediate_exit = 0
+                if self._done.is_set():  # finish() came between the two lines
+                    vcpu.kvm_run.immediate_exit = 1
+            return faults
+        if error.errno in (errno.EFAULT, errno.EHWPOISON) and vcpu.kvm_run.exit_reason == Exit.MEMORY_FAULT:
+            counts[Exit.MEMORY_FAULT] += 1
+            fault = vcpu.kvm_run.memory_fault
+            private = bool(fault.flags & kvm.KVM_MEMORY_EXIT_FLAG_PRIVATE)
+            nature = "private" if private else "shared"
+            if faults < _MEMORY_FAULT_PATIENCE and self._convert(fault.gpa, fault.size, private):
+                return faults + 1
+            self.finish(
+                Outcome(
+                    End.CRASH,
+                    f"vCPU {vcpu.id} accessed {fault.gpa:#x} as {nature} memory, which the guest does not have there",
+                    {"gpa": fault.gpa, "nature": nature},
+                )
+            )
+            return faults
+        reason = getattr(vcpu.kernel, "last_reason", None)
+        said = f" ({reason})" if reason else ""
+        failure = KvmError(error.errno or errno.EIO, "KVM_RUN")
+        self.finish(Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}"))
+        return faults
+
+    def _handle(self, vcpu: Vcpu, reason: int) -> None:
+        handler = _HANDLERS.get(reason)
+        if handler is None:
+            name = _reason_name(reason)
+            self.finish(Outcome(End.INTERNAL_ERROR, f"vCPU {vcpu.id} left the guest for {name}, which nobody expects"))
+            return
+        handler(self, vcpu)
+
+    def _io(self, vcpu: Vcpu) -> None:
+        """String I/O: several items of one port, one after the other."""
+        io, board = vcpu.kvm_run.io, self.machine.board
+        port, size, start = io.port, io.size, io.data_offset
+        self._port_counts[vcpu.id][port] += 1
+        with board.lock:
+            for offset in range(start, start + io.count * size, size):
+                if io.direction == kvm.KVM_EXIT_IO_OUT:
+                    board.ports.write(port, size, int.from_bytes(vcpu.mapping[offset : offset + size], "little"))
+                else:
+                    vcpu.mapping[offset : offset + size] = board.ports.read(port, size).to_bytes(size, "little")
+        if board.power_event is not None:
+            self._power(board.power_event)
+
+    def _mmio(self, vcpu: Vcpu) -> None:
+        mmio, board = vcpu.kvm_run.mmio, self.machine.board
+        size = mmio.len
+        with board.lock:
+            if mmio.is_write:
+                board.mmio.write(mmio.phys_addr, size, int.from_bytes(bytes(mmio.data[:size]), "little"))
+            else:
+                mmio.data[:size] = list(board.mmio.read(mmio.phys_addr, size).to_bytes(size, "little"))
+
+    def _hypercall(self, vcpu: Vcpu) -> None:
+        """MapGPA, the only hypercall that the VMM has asked for (KVM_CAP_EXIT_HYPERCALL)."""
+        call = vcpu.kvm_run.hypercall
+        if call.nr != kvm.KVM_HC_MAP_GPA_RANGE:
+            call.ret = (1 << 64) - 1000  # -KVM_ENOSYS
+            return
+        private = bool(call.args[2] & kvm.KVM_MAP_GPA_RANGE_ENCRYPTED)
+        converted = self._convert(call.args[0], call.args[1] * 4096, private)
+        call.ret = 0 if converted else (1 << 64) - errno.EINVAL
+
+    def _tdx(self, vcpu: Vcpu) -> None:
+        with self.machine.board.lock:
+            self._tdvmcalls.answer(vcpu.kvm_run, vcpu.id)
+
+    def _end_of_interrupt(self, vcpu: Vcpu) -> None:
+        with self.machine.board.lock:
+            self.machine.board.ioapic.end_of_interrupt(vcpu.kvm_run.eoi.vector)
+
+    def _nothing_to_do(self, vcpu: Vcpu) -> None:
+        """KVM came back only to tell that it could."""
+
+    def _system_event(self, vcpu: Vcpu) -> None:
+        event = vcpu.kvm_run.system_event
+        if event.type == SystemEvent.TDX_FATAL:
+            registers = list(event.data)
+            fatal = decode_fatal_error(registers, self.machine.slots.memory)
+            details = {"code": fatal.code, "message": fatal.message, "gpa": fatal.gpa}
+            self.finish(Outcome(End.FATAL_ERROR, str(fatal), details))
+        elif event.type == SystemEvent.SHUTDOWN:
+            self._power(PowerEvent.POWER_OFF)
+        elif event.type == SystemEvent.RESET:
+            self._power(PowerEvent.RESET)
+        else:
+            self.finish(Outcome(End.CRASH, f"the guest crashed (KVM system event {event.type})", {"event": event.type}))
+
+    def _shutdown(self, vcpu: Vcpu) -> None:
+        self.finish(Outcome(End.CRASH, f"vCPU {vcpu.id} shut down: a triple fault"))
+
+    def _internal_error(self, vcpu: Vcpu) -> None:
+        internal = vcpu.kvm_run.internal
+        data = [int(value) for value in internal.data[: internal.ndata]]
+        shown = ", ".join(f"{value:#x}" for value in data)
+        text = f"KVM could not go on with vCPU {vcpu.id}: internal error {internal.suberror} ({shown})"
+        self.finish(Outcome(End.INTERNAL_ERROR, text, {"suberror": internal.suberror, "data": data}))
+
+    def _fail_entry(self, vcpu: Vcpu) -> None:
+        reason = vcpu.kvm_run.fail_entry.hardware_entry_failure_reason
+        text = f"vCPU {vcpu.id} could not enter the guest: hardware reason {reason:#x}"
+        self.finish(Outcome(End.INTERNAL_ERROR, text, {"hardware_entry_failure_reason": reason}))
+
+    def _exception(self, vcpu: Vcpu) -> None:
+        exception = vcpu.kvm_run.ex.exception
+        text = f"vCPU {vcpu.id} had exception {exception}, which nobody handles"
+        self.finish(Outcome(End.CRASH, text, {"exception": exception}))
+
+    def _power(self, event: PowerEvent) -> None:
+        self.finish(_POWER_ENDS[event])
+
+    def _convert(self, gpa: int, length: int, private: bool) -> bool:
+        with self._conversion_lock:
+            try:
+                return self.machine.slots.convert(gpa, length, private)
+            except OSError:
+                return False  # the guest hears that it failed, as it would from any VMM
+
+
+_HANDLERS: dict[int, Callable[[Run, Vcpu], None]] = {
+    Exit.IO: Run._io,
+    Exit.MMIO: Run._mmio,
+    Exit.HYPERCALL: Run._hypercall,
+    Exit.TDX: Run._tdx,
+    Exit.IOAPIC_EOI: Run._end_of_interrupt,
+    Exit.IRQ_WINDOW_OPEN: Run._nothing_to_do,
+    Exit.SET_TPR: Run._nothing_to_do,
+    Exit.INTR: Run._nothing_to_do,
+    Exit.SYSTEM_EVENT: Run._system_event,
+    Exit.SHUTDOWN: Run._shutdown,
+    Exit.INTERNAL_ERROR: Run._internal_error,
+    Exit.FAIL_ENTRY: Run._fail_entry,
+    Exit.EXCEPTION: Run._exception,
+}
+
+
+def _reason_name(reason: int) -> str:
+    try:
+        return Exit(reason).name
+    except ValueError:
+        return str(reason)
