@@ -126,21 +126,23 @@ def test_an_import_along_the_arrows_is_not_reported(tmp_path: Path) -> None:
 # --- house rules ------------------------------------------------------------------------------------------------------
 
 SOURCES = {".py", ".pyi", ".pyx", ".pxd", ".c", ".h", ".sh"}
-SKIPPED = {".git", ".venv", "build", "dist", "__pycache__"}
+BUILT = {"build", "dist", "__pycache__"}
 SPDX = "SPDX-License-Identifier: GPL-2.0-or-later"
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|opt|mnt)/\w")
 """A path that exists on one machine only. Paths of the system under Debian (/usr/share, /dev) are no such paths."""
 
 
 def our_files() -> list[Path]:
-    """All text files of the repository, but for what is built."""
-    files: list[Path] = []
-    for path in REPOSITORY.rglob("*"):
-        parts = path.relative_to(REPOSITORY).parts
-        built = SKIPPED.intersection(parts) or any(part.endswith((".egg-info", "_cache")) for part in parts)
-        if path.is_file() and not built and path.suffix not in {".so", ".bin", ".fd"} and path.name != "_engine.c":
-            files.append(path)
-    return sorted(files)
+    """All text files of the repository: neither what is built nor what tools leave behind in hidden directories."""
+
+    def ours(path: Path) -> bool:
+        *folders, name = path.relative_to(REPOSITORY).parts
+        hidden = any(folder.startswith(".") and folder != ".ci" for folder in folders)
+        built = BUILT.intersection(folders) or any(folder.endswith(".egg-info") for folder in folders)
+        binary = path.suffix in {".so", ".bin", ".fd"} or name == "_engine.c"
+        return path.is_file() and not (hidden or built or binary)
+
+    return sorted(filter(ours, REPOSITORY.rglob("*")))
 
 
 def is_source(file: Path) -> bool:
