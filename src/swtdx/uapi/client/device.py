@@ -69,8 +69,9 @@ class Kvm(Descriptor):
         ...     fresh.is_td
         False
         """
+        mmap_size = self.vcpu_mmap_size()
         fd = self.ioctl(kvm.KVM_CREATE_VM, vm_type)
-        return Vm(self.kernel, fd, self.dialect, self.vcpu_mmap_size(), is_td=vm_type == self.dialect.vm_type_tdx)
+        return Vm(self.kernel, fd, self.dialect, mmap_size, is_td=vm_type == self.dialect.vm_type_tdx)
 
     def create_td(self) -> Vm:
         """KVM_CREATE_VM with the dialect's number for TDs. EINVAL: no TDX here (`has_tdx`)."""

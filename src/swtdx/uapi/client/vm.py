@@ -2,11 +2,13 @@
 """A VM or a TD: memory, interrupts, clocks, vCPUs. The TDX sub-commands are in `tdx`."""
 
 import ctypes
+import errno
 import mmap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from swtdx.uapi import kvm
+from swtdx.uapi.client.error import KvmError
 from swtdx.uapi.client.tdx import TdVm
 from swtdx.uapi.client.vcpu import Vcpu
 from swtdx.uapi.dialect import Dialect
@@ -99,8 +101,11 @@ class Vm(TdVm):
         self.put(kvm.KVM_SET_MEMORY_ATTRIBUTES, kvm.kvm_memory_attributes(gpa, size, attributes))
 
     def punch_hole(self, guest_memfd: int, offset: int, size: int) -> None:
-        """fallocate(2) on a guest_memfd: give pages back. Raises OSError."""
-        self.kernel.fallocate(guest_memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size)
+        """fallocate(2) on a guest_memfd: give pages back, their contents are lost. EINVAL: unaligned."""
+        try:
+            self.kernel.fallocate(guest_memfd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, size)
+        except OSError as error:
+            raise KvmError(error.errno or errno.EIO, "fallocate") from None
 
     def dirty_log(self, slot: int, pages: int) -> bytes:
         """KVM_GET_DIRTY_LOG of a slot of ``pages`` pages, and reset it: bit n of byte n//8 is page n.
