@@ -68,8 +68,9 @@ def test_the_list_is_a_handoff_then_ram_then_the_end() -> None:
     assert (header.HobLength, offset + ctypes.sizeof(Header)) == (8, len(built))
     # What the VMM added is system memory; all else is unaccepted; RAM goes on above 4 GiB after the PCI hole.
     assert found == [
-        (7, 0, 0x80_0000), (0, 0x80_0000, 0x6000), (7, 0x80_6000, 0x3000), (0, 0x80_9000, 0x2000), (0, 0x80_B000, 0x2000),
-        (7, 0x80_D000, 0x3000), (0, 0x81_0000, 0x1_0000), (7, 0x82_0000, 0x8000_0000 - 0x82_0000),
+        (7, 0, 0x80_0000), (0, 0x80_0000, 0x6000), (7, 0x80_6000, 0x3000), (0, 0x80_9000, 0x2000),
+        (0, 0x80_B000, 0x2000), (7, 0x80_D000, 0x3000),
+        (0, 0x81_0000, 0x1_0000), (7, 0x82_0000, 0x8000_0000 - 0x82_0000),
         (7, 1 << 32, (3 << 30) - 0x8000_0000),
     ]  # fmt: skip
 
@@ -88,7 +89,8 @@ def test_resources_cover_ram_exactly_once(pages: list[int], total: int) -> None:
     resources = memory_resources([(0, total)], [(page, 1) for page in pages])
     position = 0
     for kind, start, length in resources:
-        assert start == position and length > 0
+        assert start == position
+        assert length > 0
         if kind is ResourceType.SYSTEM_MEMORY:
             assert start in pages
         position += length

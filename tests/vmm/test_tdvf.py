@@ -86,7 +86,8 @@ def test_a_broken_rule_is_one_sentence_that_names_it(image: bytes, words: list[s
     with pytest.raises(TdvfError) as caught:
         parse(image, "/some/broken.fd")
     text = str(caught.value)
-    assert "/some/broken.fd" in text and "\n" not in text
+    assert "/some/broken.fd" in text
+    assert "\n" not in text
     for word in words:
         assert word in text
 

@@ -23,7 +23,7 @@ import threading
 import tty
 from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 SHELL_PROMPT = "Shell>"
 
@@ -74,8 +74,8 @@ class TextWatch:
 class GuestOutput:
     """Where the guest's serial bytes go: ``stream`` (unbuffered by line at least), a record, and the watch.
 
-    `put` is called by vCPU threads under the board's lock and must be quick; `flush` by the main thread now and then, so
-    that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when nobody reads the stream.
+    `put` is called by vCPU threads under the board's lock and must be quick; `flush` by the main thread now and then,
+    so that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when nobody reads the stream.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Keyboard:
         self._say = say
         self._status = status
         self._prefix = False
-        self._saved: list[object] | None = None
+        self._saved: list[Any] | None = None
         self._wake_read, self._wake_write = -1, -1
         self._thread: threading.Thread | None = None
 

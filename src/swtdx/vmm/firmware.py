@@ -60,7 +60,7 @@ def find_firmware(
 ) -> Firmware:
     """The firmware to launch.
 
-    ``named`` wins and is not second-guessed: what is wrong with it is an error.  With ``tdx`` false (an ordinary VM) any
+    ``named`` wins and is not second-guessed: what is wrong with it is an error.  With ``tdx`` false (ordinary VM) any
     image that fits below 4 GiB will do when named; the search is the same, so that both kinds run the same firmware.
     Raises `FirmwareError` or, for a named image, `TdvfError`.
     """
@@ -82,7 +82,8 @@ def find_firmware(
         return Firmware(path, why, image)
     reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
     raise FirmwareError(
-        f"no TDVF was found{reasons}: install a package that has one (Debian and Ubuntu: ovmf), or name one with --firmware"
+        f"no TDVF was found{reasons}: install a package that has one (Debian and Ubuntu: ovmf), "
+        "or name one with --firmware"
     )
 
 

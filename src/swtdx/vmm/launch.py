@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, TdCapabilities, Vcpu, Vm, msi_route
@@ -71,7 +71,7 @@ class Plan:
     firmware: Firmware
     memory_size: int
     cpus: int = 1
-    td: TdParameters | None = TdParameters()
+    td: TdParameters | None = field(default_factory=TdParameters)
     serial: Callable[[bytes], object] = lambda data: None
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
@@ -196,7 +196,9 @@ def _enable_capabilities(vm: Vm) -> None:
     if upstream:
         for capability, needed in _UPSTREAM_NEEDS:
             if not vm.check_extension(capability) & needed:
-                raise LaunchError(f"the {vm.kernel.name} kernel lacks KVM_CAP_{capability.name}, without which no TD runs")
+                raise LaunchError(
+                    f"the {vm.kernel.name} kernel lacks KVM_CAP_{capability.name}, without which no TD runs"
+                )
         vm.enable_cap(kvm.Cap.EXIT_HYPERCALL, 1 << kvm.KVM_HC_MAP_GPA_RANGE)
     vm.split_irqchip(PINS)
     if upstream or vm.check_extension(kvm.Cap.X86_APIC_BUS_CYCLES_NS):

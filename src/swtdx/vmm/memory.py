@@ -18,7 +18,7 @@ _MAP_NORESERVE = 0x4000  # linux/mman.h; the mmap module of Python 3.11 does not
 
 
 class UserMemory:
-    """Zeroed anonymous pages of this process at a fixed address. ``length`` is in bytes, a multiple of the page size."""
+    """Zeroed anonymous pages of this process at a fixed address. ``length``: bytes, a multiple of the page size."""
 
     def __init__(self, length: int) -> None:
         self.length = length

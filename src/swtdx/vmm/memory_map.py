@@ -30,7 +30,7 @@ LOCAL_APIC_BASE = 0xFEE0_0000
 IDENTITY_MAP_ADDRESS = 0xFEFF_C000
 TSS_ADDRESS = 0xFEFF_D000
 
-# What a TD of this VMM can have: GPAW 48 leaves 47 bits of private addresses; stay far below, one slot has 2^31-1 pages.
+# GPAW 48 leaves 47 bits of private addresses, and one slot has at most 2^31-1 pages; stay far below both.
 MINIMUM_MEMORY = MIB
 MAXIMUM_MEMORY = 1 << 40
 

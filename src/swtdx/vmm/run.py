@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Running a machine: a thread for each vCPU around KVM_RUN, and what a VMM does about each exit.
 
-Port I/O comes hundreds of thousands of times in a boot, most of it one timer, so its path is short: plain numbers out of
-the shared page (laid out by ``struct kvm_run``; offsets below are taken from that structure), a dictionary for the port,
-the answer written straight back.  All other exits go through one method each.
+Port I/O comes hundreds of thousands of times in a boot, most of it one timer, so its path is short: plain numbers out
+of the shared page (laid out by ``struct kvm_run``; offsets below are taken from that structure), a dictionary for the
+port, the answer written straight back.  All other exits go through one method each.
 
 To end a run from any thread `Run.finish` notes the outcome, sets ``immediate_exit`` and signals the vCPU threads, as
 QEMU does: a KVM_RUN in progress ends with EINTR, and one about to begin ends at once.
@@ -29,6 +29,7 @@ from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error
 
 KICK_SIGNAL = signal.SIGUSR1
 _KICK_SECONDS = 0.02
+EHWPOISON = 133  # asm-generic/errno.h; Python 3.11 has no name for it
 
 # Where the run loop looks in the shared page, counted in units of the size of what it reads there.
 _EXIT_REASON_32 = kvm_run.exit_reason.offset // 4
@@ -212,7 +213,7 @@ class Run:
                 if self._done.is_set():  # finish() came between the two lines
                     vcpu.kvm_run.immediate_exit = 1
             return faults
-        if error.errno in (errno.EFAULT, errno.EHWPOISON) and vcpu.kvm_run.exit_reason == Exit.MEMORY_FAULT:
+        if error.errno in (errno.EFAULT, EHWPOISON) and vcpu.kvm_run.exit_reason == Exit.MEMORY_FAULT:
             counts[Exit.MEMORY_FAULT] += 1
             fault = vcpu.kvm_run.memory_fault
             private = bool(fault.flags & kvm.KVM_MEMORY_EXIT_FLAG_PRIVATE)

@@ -102,7 +102,7 @@ class Section:
 
     @property
     def added(self) -> bool:
-        """Whether the VMM adds the pages while it builds the TD (else they are AUGed at run time, or there are none)."""
+        """Whether the VMM adds the pages while it builds the TD (else they are AUGed later, or there are none)."""
         return SectionAttributes.PAGE_AUG not in self.attributes and self.memory_size > 0
 
     def __str__(self) -> str:
@@ -153,7 +153,8 @@ def check_image_size(image: bytes, name: str) -> None:
         raise TdvfError(f"{name} is empty, so it is no firmware image")
     if len(image) > MAXIMUM_IMAGE_SIZE:
         raise TdvfError(
-            f"{name} is {len(image)} bytes long, but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
+            f"{name} is {len(image)} bytes long, "
+            f"but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
         )
     if len(image) % PAGE_SIZE:
         raise TdvfError(
@@ -174,8 +175,8 @@ def check_memory(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> None:
         if section.type is SectionType.TD_HOB:
             if not _inside(section, ranges):
                 raise TdvfError(
-                    f"{tdvf.name}: {section} needs RAM at {_span(section)} for the TD HOB, and the guest has none there: "
-                    "give it more memory"
+                    f"{tdvf.name}: {section} needs RAM at {_span(section)} for the TD HOB, "
+                    "and the guest has none there: give it more memory"
                 )
         elif not _inside(section, [*ranges, flash]):
             raise TdvfError(

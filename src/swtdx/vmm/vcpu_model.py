@@ -3,7 +3,7 @@
 
 The model is "the host's, as far as KVM supports it": KVM_GET_SUPPORTED_CPUID, with the topology of this machine (one
 package, a core for each vCPU, no hyper-threads; SDM volume 2A, CPUID leaves 1, 4, 0xb, 0x1f) written over it.  For a TD
-most of CPUID is the module's; `swtdx.uapi.client.TdCapabilities.configure` cuts these entries down to what may be chosen.
+most of CPUID is the module's: `TdCapabilities.configure` of the client cuts these entries down to what may be chosen.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class PortBus:
         self.writes: dict[int, PortWrite] = {}
 
     def attach(self, ports: Iterable[int], read: PortRead | None = None, write: PortWrite | None = None) -> None:
-        """Put handlers on ``ports``. Raises `ValueError` where there is one already: two devices on one port are a bug."""
+        """Put handlers on ``ports``. Raises `ValueError` where there is one already, which is a bug."""
         for port in ports:
             if read is not None:
                 if port in self.reads:

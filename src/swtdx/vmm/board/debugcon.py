@@ -15,7 +15,7 @@ PRESENT = 0xE9
 
 
 class DebugConsole:
-    """Hands each byte to ``sink`` as ``bytes`` of length 1. Without a sink it reads as absent, and firmware skips it."""
+    """Hands each byte to ``sink`` as ``bytes`` of length 1. Without a sink it is absent, and firmware skips it."""
 
     def __init__(self, ports: PortBus, sink: Callable[[bytes], object] | None) -> None:
         if sink is None:

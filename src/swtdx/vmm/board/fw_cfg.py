@@ -2,8 +2,8 @@
 """fw_cfg: QEMU's channel from VMM to firmware, at I/O ports 0x510 to 0x51b (QEMU, docs/specs/fw_cfg.rst).
 
 Firmware selects an item by a 16-bit key and reads it byte by byte at the data port, or has it copied by a DMA control
-structure in (shared) guest memory whose address it writes big-endian to the DMA register.  Named files are listed in the
-file directory item.  Nothing is writable here, which the interface answers by its error bit.
+structure in (shared) guest memory whose address it writes big-endian to the DMA register.  Named files are listed in
+the file directory item.  Nothing is writable here, which the interface answers by its error bit.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The 8254 interval timer (Intel 8254 data sheet, 231164) and port 0x61, as far as software measures time with them.
 
-Three counters run at 1.193182 MHz from the moment they are loaded; their value, the latch command, the read-back command
-and the output pin are derived from the clock, so that nothing ticks.  Counter 2's gate and output are bits of port 0x61
-(calibration loops use those).  What is left out: counter 0's interrupt. Guests of this board have the local APIC timer.
+Three counters run at 1.193182 MHz from the moment they are loaded; their value, the latch command, the read-back
+command and the output pin are derived from the clock, so that nothing ticks.  Counter 2's gate and output are bits of
+port 0x61 (calibration loops use those).  What is left out: counter 0's interrupt. Guests of this board have the local
+APIC timer.
 """
 
 from __future__ import annotations

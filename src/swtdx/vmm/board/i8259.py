@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The pair of 8259A interrupt controllers (Intel 8259A data sheet, 231468), as far as firmware and kernels program them.
+"""The pair of 8259A interrupt controllers (Intel 8259A data sheet, 231468), as far as guests program them.
 
 Initialization words, mask, request and in-service registers and both kinds of EOI are there, so that software can find
 the chips, remap and mask them.  What is left out: the INTR line to the CPU.  On this board interrupts go through the

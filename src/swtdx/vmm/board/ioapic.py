@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The I/O APIC, in user space over KVM's split irqchip (Intel 82093AA data sheet, 290566; ICH9 13.5).
 
-With a split irqchip the local APICs are KVM's and the I/O APIC is the VMM's: an interrupt leaves here as the MSI that the
-redirection entry spells out.  KVM is told the same entries as GSI routes, from which it knows whose EOI to report
+With a split irqchip the local APICs are KVM's and the I/O APIC is the VMM's: an interrupt leaves here as the MSI that
+the redirection entry spells out.  KVM is told the same entries as GSI routes, from which it knows whose EOI to report
 (``KVM_EXIT_IOAPIC_EOI``, level-triggered interrupts of ordinary VMs; for TDs there are none).
 """
 
@@ -54,7 +54,7 @@ class IoApic:
         """The level of a pin. An edge, or a level that is not in service yet, sends the interrupt."""
         rising = level and not self._level[pin]
         self._level[pin] = level
-        if rising or level and self._entries[pin] & _LEVEL:
+        if rising or (level and self._entries[pin] & _LEVEL):
             self._deliver(pin)
 
     def end_of_interrupt(self, vector: int) -> None:
@@ -118,7 +118,7 @@ class IoApic:
 
 
 def _message(entry: int) -> Msi:
-    """The MSI of a redirection entry (SDM volume 3, 11.11: destination 19:12, mode 2; vector, delivery mode, trigger)."""
+    """The MSI of a redirection entry (SDM volume 3, 11.11): destination, its mode; vector, delivery, trigger."""
     destination = entry >> 56
     address = MSI_ADDRESS_BASE | destination << 12 | (4 if entry & _LOGICAL else 0)
     data = entry & 0x7FF | (1 << 14 | 1 << 15 if entry & _LEVEL else 0)

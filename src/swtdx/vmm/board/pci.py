@@ -146,7 +146,7 @@ def host_bridge(bus: PciBus) -> ConfigSpace:
 
 
 def lpc_bridge(pm_moved: Callable[[int | None], None]) -> ConfigSpace:
-    """The ICH9 LPC bridge. ``pm_moved`` gets the port base of the ACPI registers, or None when they are switched off."""
+    """The ICH9 LPC bridge. ``pm_moved`` gets the port base of the ACPI registers, None when they are off."""
     bridge = ConfigSpace(VENDOR_INTEL, ICH9_LPC_BRIDGE, 0x060100, revision=2, header_type=0x80)
     bridge.registers[PMBASE] = _PMBASE_IS_IO
     bridge.allow_writes(PMBASE, _PMBASE_ADDRESS_BITS.to_bytes(2, "little"))

@@ -28,7 +28,7 @@ from swtdx.vmm.memory_map import IOAPIC_BASE, MemoryMap
 class Board:
     """A q35 with a serial port.
 
-    ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug console.
+    ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug port.
     ``signal_msi`` and ``route_msis`` are KVM's side of interrupts.  After each device access the run loop looks at
     ``power_event``: None, or what the guest has asked for.
     """

@@ -3,7 +3,7 @@
 
 A byte that is written has been sent when the write returns, so the transmitter is always empty.  Received bytes wait in
 a 16-byte FIFO and, behind it, in the queue of whoever types.  Interrupts follow the data sheet's priorities: received
-data or character timeout, then transmitter empty.  Loopback mode (which drivers use to find out whether a chip is there)
+data or character timeout, then transmitter empty.  Loopback mode (by which drivers find out whether a chip is there)
 returns what is sent and reflects the modem control lines into the modem status.
 """
 

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command ``swtdx``: what a person types.
+
+``app`` declares it, ``parameters`` reads what was typed, ``run`` carries ``swtdx run`` out, ``report`` tells how it
+went.
+"""
+
+from swtdx.cli.app import main
+
+__all__ = ["main"]

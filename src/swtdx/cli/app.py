@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: options, help, and what becomes of an error (one sentence on stderr and an exit status).
+
+Exit statuses: `swtdx.vmm.outcome`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import swtdx
+from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size
+from swtdx.cli.run import BAD_INPUT, Options
+from swtdx.cli.run import run as carry_out
+from swtdx.uapi.client import KvmError
+from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.launch import TdParameters
+from swtdx.vmm.outcome import STATUS_BAD_INPUT, End
+
+HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
+
+RUN_EPILOG = """
+[bold]Examples[/bold]
+
+  swtdx run                                  the firmware that is installed, as a TD, to the UEFI shell
+
+  swtdx run --until 'Shell>' --json run.json   keep measurements, exits and console
+
+  swtdx run --firmware OVMF.inteltdx.fd --memory 2G --cpus 2 --timeout 60
+
+  swtdx run --dialect v10                    through the ioctls of the document of November 2022
+
+  swtdx run --vm-type default                the same firmware as an ordinary VM
+
+  swtdx run --kernel host                    on this machine's own /dev/kvm, where it offers TDX
+
+[bold]Exit status[/bold]  0 powered off, reset, text or prompt seen, left with Ctrl-A X; 1 internal error;
+2 bad input; 3 the guest reported a fatal error or crashed; 4 timeout; 130 interrupted
+"""
+
+
+class KernelChoice(StrEnum):
+    """Whose /dev/kvm."""
+
+    emulated = "emulated"
+    host = "host"
+
+
+class VmType(StrEnum):
+    """What to build."""
+
+    tdx = "tdx"
+    default = "default"
+
+
+class DialectChoice(StrEnum):
+    """Which ioctl interface."""
+
+    upstream = "upstream"
+    v10 = "v10"
+
+
+class GpaWidth(StrEnum):
+    """Guest physical address widths that a TD can have."""
+
+    w48 = "48"
+    w52 = "52"
+
+
+app = typer.Typer(
+    name="swtdx",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"swtdx {swtdx.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def swtdx_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version and stop.")
+    ] = False,
+) -> None:
+    """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
+
+
+@app.command(epilog=RUN_EPILOG)
+def run(
+    firmware: Annotated[
+        Path | None,
+        typer.Option(help="TDVF image. Not given: QEMU's firmware descriptors with intel-tdx, then the usual paths."),
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Guest memory, as in 512M or 2G.")] = "256M",
+    cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1,
+    vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx,
+    kernel: Annotated[
+        KernelChoice, typer.Option(help="The embedded kernel, or this machine's own /dev/kvm.")
+    ] = KernelChoice.emulated,
+    dialect: Annotated[
+        DialectChoice, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
+    ] = DialectChoice.upstream,
+    until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End after so long (0: never). Unattended without --until: 300."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep everything about the run in FILE.")] = None,
+    debugcon: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The firmware's debug port (0x402) to FILE.")
+    ] = None,
+    attributes: Annotated[
+        str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
+    ] = None,
+    gpaw: Annotated[GpaWidth, typer.Option(help="Guest physical address width.")] = GpaWidth.w48,
+    mrconfigid: Annotated[str | None, typer.Option(metavar="HEX", help="MRCONFIGID, 48 bytes.")] = None,
+    mrowner: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNER, 48 bytes.")] = None,
+    mrownerconfig: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNERCONFIG, 48 bytes.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False,
+) -> None:
+    """Launch a firmware as a Trust Domain and stream its console.
+
+    The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
+    ends the run. Without one the run ends by itself at the UEFI shell's prompt.
+    """
+    if timeout is not None and not 0 <= timeout < 1e9:
+        raise InputError(f"--timeout {timeout:g} is no number of seconds")
+    if until == "":
+        raise InputError("--until needs a text to wait for")
+    td = TdParameters(
+        attributes=None if attributes is None else bit_mask("--attributes", attributes),
+        gpa_width=int(gpaw.value),
+        mrconfigid=digest("--mrconfigid", mrconfigid),
+        mrowner=digest("--mrowner", mrowner),
+        mrownerconfig=digest("--mrownerconfig", mrownerconfig),
+    )
+    options = Options(
+        firmware=firmware,
+        memory=memory_size(memory),
+        cpus=cpus,
+        td=td if vm_type is VmType.tdx else None,
+        dialect=Dialect(dialect.value) if kernel is KernelChoice.emulated else None,
+        kernel=kernel.value,
+        until=until,
+        timeout=timeout,
+        json=json,
+        debugcon=debugcon,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    raise typer.Exit(carry_out(options))
+
+
+def main() -> None:
+    """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
+    status = 0
+    try:
+        app()
+    except BAD_INPUT as error:
+        print(f"swtdx: {error}", file=sys.stderr)
+        status = STATUS_BAD_INPUT
+    except KvmError as error:
+        print(f"swtdx: the kernel refused: {error}", file=sys.stderr)
+        status = End.INTERNAL_ERROR.status
+    except KeyboardInterrupt:
+        status = End.INTERRUPTED.status
+    if status:
+        # Whoever read stdout may be gone; nothing is left to be said there.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    sys.exit(status)
+
+
+__all__ = ["InputError", "app", "main"]

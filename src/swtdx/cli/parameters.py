@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a person types, made into values; what cannot be is one sentence that says what would do."""
+
+from __future__ import annotations
+
+import re
+
+from swtdx.vmm.launch import SHA384_SIZE
+from swtdx.vmm.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY, PAGE_SIZE
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:I?B)?", re.ASCII)
+
+
+class InputError(Exception):
+    """Something typed cannot be used; the text is one sentence for a person."""
+
+
+def memory_size(text: str) -> int:
+    """``512M``, ``2G``, ``1.5G`` is not: whole numbers of bytes, K, M, G or T (binary). Raises `InputError`."""
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise InputError(f"--memory {text!r} is no size: write a number with K, M or G, as in 512M or 2G")
+    size = int(match[1]) * _UNITS[match[2]]
+    if size % PAGE_SIZE:
+        raise InputError(f"--memory {text} is not a multiple of 4 KiB")
+    if not MINIMUM_MEMORY <= size <= MAXIMUM_MEMORY:
+        raise InputError(f"--memory {text} is out of range: from {MINIMUM_MEMORY // MIB}M to {MAXIMUM_MEMORY >> 40}T")
+    return size
+
+
+def digest(option: str, text: str | None) -> bytes:
+    """48 bytes in hexadecimal, zeroes if not given; fewer digits are filled with zeroes behind. Raises `InputError`."""
+    if text is None:
+        return bytes(SHA384_SIZE)
+    digits = text.removeprefix("0x")
+    try:
+        value = bytes.fromhex(digits)
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not hexadecimal (an even number of the digits 0-9, a-f)") from None
+    if len(value) > SHA384_SIZE:
+        raise InputError(f"{option} has {len(value)} bytes, but a TD keeps {SHA384_SIZE}")
+    return value.ljust(SHA384_SIZE, b"\0")
+
+
+def bit_mask(option: str, text: str) -> int:
+    """A 64-bit number, ``0x...`` or decimal. Raises `InputError`."""
+    try:
+        value = int(text, 0)
+    except ValueError:
+        raise InputError(f"{option} {text!r} is no number: write it as 0x10000000") from None
+    if not 0 <= value < 1 << 64:
+        raise InputError(f"{option} {text} does not fit into 64 bits")
+    return value
+
+
+def readable_size(size: int) -> str:
+    """A size as one would type it."""
+    for unit in ("T", "G", "M", "K"):
+        if size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)

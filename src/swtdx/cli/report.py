@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a run went: a table for a person, a record for a program.
+
+The record (``--json``) keeps everything: what was run and why, the measurements as the VMM predicts them and as the TDX
+module holds them, the outcome, exits by reason and port, times, and the whole console.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import swtdx
+from swtdx.cli.parameters import readable_size
+from swtdx.vmm.launch import Machine
+from swtdx.vmm.measurement import Order
+from swtdx.vmm.outcome import Outcome
+from swtdx.vmm.run import Run
+
+_SHOWN_EXITS = 6
+
+
+def measurements(machine: Machine) -> dict[str, Any]:
+    """MRTD and RTMRs, as far as they can be known from outside the TD.
+
+    A TD's registers are its own; only an emulated kernel has the window ``inspect_td`` through which to look at them.
+    MRTD can be predicted from the calls that built the TD, in either order in which a kernel makes them.
+    """
+    predicted = {order: digest.hex() for order, digest in machine.mrtd.items()}
+    result: dict[str, Any] = {
+        "mrtd": predicted.get(Order.PER_PAGE),
+        "mrtd_source": "predicted",
+        "mrtd_order": Order.PER_PAGE.value,
+        "mrtd_predicted": {order.name.lower(): digest for order, digest in predicted.items()},
+        "rtmr": None,
+    }
+    inspect = getattr(machine.vm.kernel, "inspect_td", None)
+    if inspect is not None:
+        seen = inspect(machine.vm.fd)
+        result["mrtd"], result["mrtd_source"] = seen["mrtd"], "TDX module"
+        orders = [order.value for order, digest in predicted.items() if digest == seen["mrtd"]]
+        result["mrtd_order"] = orders[0] if orders else None
+        result["rtmr"] = list(seen["rtmr"])
+    return result
+
+
+def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, float], console: bytes) -> dict[str, Any]:
+    """Everything about a run, ready for JSON."""
+    plan = machine.plan
+    kept: dict[str, Any] = {
+        "swtdx": swtdx.__version__,
+        "kernel": machine.vm.kernel.name,
+        "vm_type": "tdx" if plan.td else "default",
+        "dialect": machine.vm.dialect.value if plan.td else None,
+        "firmware": {
+            "path": str(plan.firmware.path),
+            "why": plan.firmware.why,
+            "size": len(plan.firmware.image),
+            "sha256": hashlib.sha256(plan.firmware.image).hexdigest(),
+        },
+        "memory": plan.memory_size,
+        "cpus": plan.cpus,
+        "outcome": outcome.end.label,
+        "status": outcome.end.status,
+        "text": outcome.text,
+        "details": outcome.details,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        "exits": run.exits,
+        "port_exits": {f"{port:#x}": count for port, count in run.port_exits.items()},
+        "console": console.decode("utf-8", "replace"),
+    }
+    if plan.td:
+        kept.update(measurements(machine))
+    return kept
+
+
+def show(to: Console, kept: dict[str, Any]) -> None:
+    """The table at the end, on stderr."""
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    seconds = kept["seconds"]
+    table.add_row("outcome", escape(kept["text"]))
+    kind = f"TD ({kept['dialect']} dialect)" if kept["vm_type"] == "tdx" else "ordinary VM"
+    cpus = f"{kept['cpus']} vCPU{'s' if kept['cpus'] > 1 else ''}"
+    table.add_row("machine", f"{kind} on the {kept['kernel']} kernel, {readable_size(kept['memory'])}, {cpus}")
+    if kept["vm_type"] == "tdx":
+        table.add_row("MRTD", kept["mrtd"])
+        table.add_row("", _origin(kept))
+        if kept["rtmr"] is None:
+            table.add_row("RTMR0-3", "known only to the guest: the host's TDX module shows them to nobody else")
+        else:
+            for number, digest in enumerate(kept["rtmr"]):
+                table.add_row(f"RTMR{number}", digest)
+    exits = list(kept["exits"].items())
+    shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
+    more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""
+    table.add_row("exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none")
+    table.add_row("time", f"{seconds['build']:.2f} s to build, {seconds['run']:.2f} s running")
+    to.print(table, soft_wrap=True)
+
+
+def _origin(kept: dict[str, Any]) -> str:
+    """Where the MRTD comes from, and whether it is what was expected."""
+    if kept["mrtd_source"] == "predicted":
+        return f"as predicted from what was added and measured, {kept['mrtd_order']}"
+    if kept["mrtd_order"] is None:
+        return "from the TDX module; NOT what the calls of this launch predict"
+    return f"from the TDX module; as predicted for calls that come {kept['mrtd_order']}"
+
+
+def write_json(path: Path, kept: dict[str, Any]) -> None:
+    """Write the record so that the file is either whole or not there. Raises OSError."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(kept, file, indent=1)
+            file.write("\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise

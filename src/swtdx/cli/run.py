@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx run``: find the firmware, build the machine, stream its console, say how it ended.
+
+The console goes to stdout and nothing else does; all that swtdx itself says goes to stderr, as plain lines unless
+that is a terminal.  Keys are read only when both stdin and stdout are terminals.  Otherwise nobody could end the run by hand,
+so it ends by itself: at ``--until``, at the UEFI shell's prompt, or when time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from swtdx.cli import report
+from swtdx.cli.parameters import InputError
+from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.host import HostKernel
+from swtdx.uapi.kernel import Kernel
+from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
+from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
+from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, launch
+from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.run import Run
+from swtdx.vmm.tdvf import TdvfError
+
+UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
+_FLUSH_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``swtdx run`` was asked for."""
+
+    firmware: Path | None = None
+    memory: int = 256 << 20
+    cpus: int = 1
+    td: TdParameters | None = field(default_factory=TdParameters)
+    dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
+    kernel: str = "emulated"
+    until: str | None = None
+    timeout: float | None = None
+    json: Path | None = None
+    debugcon: Path | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+
+class Voice:
+    """What swtdx says on stderr: steps while it builds, then lines. A spinner on a terminal, plain lines otherwise."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self._status: Status | None = None
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            self.console.print(f"[dim]swtdx:[/dim] {escape(text)}", soft_wrap=True)
+
+    def step(self, text: str) -> None:
+        """A step of building begins."""
+        if self.quiet:
+            return
+        if not self.console.is_terminal:
+            self.say(text)
+        elif self._status is None:
+            self._status = self.console.status(escape(text))
+            self._status.start()
+        else:
+            self._status.update(escape(text))
+
+    def steps_end(self) -> None:
+        """Take the spinner away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def run(options: Options) -> int:
+    """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
+    voice = Voice(options.quiet)
+    firmware = find_firmware(options.firmware, tdx=options.td is not None)
+    voice.say(f"firmware {firmware.path}: {firmware.why}")
+    with ExitStack() as files:
+        debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
+        if options.json is not None:
+            _check_writable(options.json)
+        session = _Session(options, voice, firmware, debug)
+        check_plan(session.plan)
+        with _open_device(options, voice) as device:
+            return session.run(device)
+
+
+def kernel_named(name: str, dialect: Dialect) -> Kernel:
+    """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted."""
+    if name == "host":
+        return HostKernel()
+    from swtdx.machine import open_kernel
+
+    return open_kernel(name, dialect=dialect)
+
+
+def _open_device(options: Options, voice: Voice) -> Kvm:
+    """/dev/kvm of the chosen kernel, which can make what was asked for."""
+    kernel = kernel_named(options.kernel, options.dialect or Dialect.UPSTREAM)
+    try:
+        device = Kvm(kernel, options.dialect)
+    except KvmError as error:
+        if options.kernel == "host":
+            raise InputError(f"--kernel host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from None
+        raise
+    try:
+        if options.td is not None:
+            check_tdx(device)
+    except LaunchError as error:
+        device.close()
+        raise InputError(f"--kernel {options.kernel}: {error}{_EMBEDDED}") from None
+    except KvmError:
+        device.close()
+        raise
+    return device
+
+
+_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (leave --kernel away)"
+
+
+class _Session:
+    """One run with everything that watches it."""
+
+    def __init__(self, options: Options, voice: Voice, firmware: Firmware, debug: BinaryIO | None) -> None:
+        self.options = options
+        self.voice = voice
+        self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
+        self._run: Run | None = None
+        text = options.until
+        self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
+        if text is None and not self.interactive:
+            text = SHELL_PROMPT
+            self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
+        watch = TextWatch(text) if text is not None else None
+        self.output = GuestOutput(sys.stdout.buffer, watch, self._text_found, self._reader_lost)
+        self.plan = Plan(
+            firmware=firmware,
+            memory_size=options.memory,
+            cpus=options.cpus,
+            td=options.td,
+            serial=self.output.put,
+            debug=debug.write if debug is not None else None,
+            progress=voice.step,
+        )
+
+    def run(self, device: Kvm) -> int:
+        """Build, run, report."""
+        started = time.monotonic()
+        try:
+            machine = launch(device, self.plan)
+        finally:
+            self.voice.steps_end()
+        built = time.monotonic()
+        with machine:
+            self.voice.say(_announcement(machine, built - started))
+            if self.interactive:
+                self.voice.say(HELP)
+            run = self._run = Run(machine)
+            outcome = self._attend(run, machine)
+            seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
+            kept = report.record(machine, run, outcome, seconds, bytes(self.output.record))
+        self._report(kept, outcome)
+        return outcome.end.status
+
+    def _attend(self, run: Run, machine: Machine) -> Outcome:
+        """Stay with the run until it is over, whatever ends it."""
+        options = self.options
+        limit = options.timeout
+        if limit is None and not self.interactive and options.until is None:
+            limit = UNATTENDED_SECONDS
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: run.finish(_INTERRUPTED))
+        try:
+            with ExitStack() as attended:
+                if self.interactive:
+                    attended.enter_context(self._keyboard(run, machine))
+                run.start()
+                try:
+                    while run.wait(_FLUSH_SECONDS) is None:
+                        self.output.flush()
+                        if limit and run.seconds >= limit:
+                            run.finish(Outcome(End.TIMEOUT, f"time was up after {limit:g} s", {"limit": limit}))
+                except KeyboardInterrupt:
+                    run.finish(_INTERRUPTED)
+                finally:
+                    run.stop()
+                    self.output.flush()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        assert run.outcome is not None
+        return run.outcome
+
+    def _keyboard(self, run: Run, machine: Machine) -> Keyboard:
+        def say(text: str) -> None:
+            self.output.flush()
+            self.voice.console.print(f"\n[dim]swtdx: {escape(text)}[/dim]", soft_wrap=True)
+
+        return Keyboard(
+            sys.stdin.fileno(),
+            machine.board.type,
+            lambda: run.finish(Outcome(End.LEFT, "you left with Ctrl-A X")),
+            say,
+            lambda: f"{run.seconds:.1f} s, {sum(run.exits.values()):,} exits",
+        )
+
+    def _text_found(self) -> None:
+        if self._run is not None:
+            self._run.finish(self._found)
+
+    def _reader_lost(self) -> None:
+        if self._run is not None:
+            self._run.finish(Outcome(End.INTERRUPTED, "nobody reads the console any more"))
+
+    def _report(self, kept: dict[str, Any], outcome: Outcome) -> None:
+        if not self.output.ends_in_newline:
+            self.output.put(b"\n")
+            self.output.flush()
+        if not self.options.quiet:
+            report.show(self.voice.console, kept)
+            if self.options.verbose:
+                ports = ", ".join(f"{port} {count:,}" for port, count in list(kept["port_exits"].items())[:12])
+                self.voice.say(f"port I/O: {ports or 'none'}")
+        elif outcome.end.status:
+            print(f"swtdx: {outcome.text}", file=sys.stderr)
+        if self.options.json is not None:
+            try:
+                report.write_json(self.options.json, kept)
+            except OSError as error:
+                raise InputError(f"--json {self.options.json} cannot be written: {error.strerror}") from None
+
+
+_INTERRUPTED = Outcome(End.INTERRUPTED, "the run was interrupted")
+
+
+def _announcement(machine: Machine, seconds: float) -> str:
+    if machine.plan.td is None:
+        return f"the VM is built ({seconds:.2f} s), running"
+    return f"the TD is built and measured ({seconds:.2f} s), running"
+
+
+def _open_debug(path: Path) -> BinaryIO:
+    try:
+        return path.open("wb", buffering=0)
+    except OSError as error:
+        raise InputError(f"--debugcon {path} cannot be written: {error.strerror}") from None
+
+
+def _check_writable(path: Path) -> None:
+    """Know before the run that its record can be kept."""
+    if path.is_dir():
+        raise InputError(f"--json {path} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"--json {path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"--json {path} cannot be written: the folder {path.parent} is not writable")
+
+
+BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError)

@@ -1,0 +1,517 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Each device of the board, by its data sheet."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
+from swtdx.vmm.board.bus import MmioBus, PortBus
+from swtdx.vmm.board.debugcon import DebugConsole
+from swtdx.vmm.board.fw_cfg import FwCfg, standard_files
+from swtdx.vmm.board.i8042 import ResetLine
+from swtdx.vmm.board.i8254 import CLOCK_HZ, I8254
+from swtdx.vmm.board.i8259 import I8259Pair
+from swtdx.vmm.board.ioapic import IoApic, Msi
+from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
+from swtdx.vmm.board.q35 import Board
+from swtdx.vmm.board.rtc import Rtc
+from swtdx.vmm.board.uart16550 import Uart16550
+from swtdx.vmm.memory import GuestMemory
+from swtdx.vmm.memory_map import FOUR_GIB, MIB, MemoryMap
+
+LAYOUT = MemoryMap(256 * MIB, 2 * MIB)
+
+
+class Clock:
+    """Nanoseconds that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+# --- buses ------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_on_a_port_reads_as_ones_and_swallows() -> None:
+    ports = PortBus()
+    assert [ports.read(0x99, size) for size in (1, 2, 4)] == [0xFF, 0xFFFF, 0xFFFF_FFFF]
+    ports.write(0x99, 1, 0)
+
+
+def test_two_devices_on_one_port_are_a_bug() -> None:
+    ports = PortBus()
+    ports.attach([1], lambda port, size: 0)
+    with pytest.raises(ValueError, match="0x1"):
+        ports.attach([1], lambda port, size: 0)
+
+
+# --- debug console ----------------------------------------------------------------------------------------------------
+
+
+def test_debug_console_takes_bytes_and_shows_that_it_is_there() -> None:
+    ports, log = PortBus(), bytearray()
+    DebugConsole(ports, log.extend)
+    assert ports.read(0x402, 1) == 0xE9
+    ports.write(0x402, 1, ord("x"))
+    assert log == b"x"
+
+
+def test_debug_console_without_a_listener_is_absent() -> None:
+    ports = PortBus()
+    DebugConsole(ports, None)
+    assert ports.read(0x402, 1) == 0xFF
+
+
+# --- UART -------------------------------------------------------------------------------------------------------------
+
+
+class Serial:
+    """A UART with what comes out of it."""
+
+    def __init__(self) -> None:
+        self.ports, self.sent, self.irqs = PortBus(), bytearray(), []  # type: ignore[var-annotated]
+        self.uart = Uart16550(self.ports, self.sent.extend, self.irqs.append)
+
+    def read(self, register: int) -> int:
+        return self.ports.read(0x3F8 + register, 1)
+
+    def write(self, register: int, value: int) -> None:
+        self.ports.write(0x3F8 + register, 1, value)
+
+
+def test_uart_is_always_ready_to_send() -> None:
+    serial = Serial()
+    assert serial.read(5) == 0x60
+    serial.write(0, ord("A"))
+    assert serial.sent == b"A"
+    assert serial.read(5) == 0x60
+
+
+def test_uart_receives_in_order_and_says_so() -> None:
+    serial = Serial()
+    serial.uart.receive(b"ab")
+    assert serial.read(5) & 1
+    assert bytes([serial.read(0), serial.read(0)]) == b"ab"
+    assert not serial.read(5) & 1
+
+
+def test_uart_scratch_register_and_divisor_latch_keep_values() -> None:
+    serial = Serial()
+    for value in (0xAA, 0x55):
+        serial.write(7, value)
+        assert serial.read(7) == value
+    serial.write(3, 0x83)
+    serial.write(0, 0x01)
+    serial.write(1, 0x02)
+    assert (serial.read(0), serial.read(1)) == (1, 2)
+    serial.write(3, 0x03)
+    assert serial.read(1) == 0
+    assert serial.sent == b""
+
+
+def test_uart_loopback_returns_what_is_sent_and_the_modem_lines() -> None:
+    serial = Serial()
+    serial.write(4, 0x10 | 0x0A)  # loop, OUT2, RTS
+    serial.write(0, 0x5A)
+    assert serial.read(0) == 0x5A
+    assert serial.sent == b""
+    assert serial.read(6) & 0xF0 == 0x90  # OUT2 -> DCD, RTS -> CTS
+
+
+def test_uart_received_data_interrupt() -> None:
+    serial = Serial()
+    serial.write(4, 0x08)
+    serial.write(1, 0x01)
+    serial.uart.receive(b"x")
+    assert serial.irqs == [True]
+    assert serial.read(2) == 0x04
+    serial.read(0)
+    assert serial.irqs == [True, False]
+    assert serial.read(2) == 0x01
+
+
+def test_uart_fifo_below_its_trigger_level_reports_a_timeout() -> None:
+    serial = Serial()
+    serial.write(2, 0xC1)  # FIFOs on, trigger at 14
+    serial.write(1, 0x01)
+    serial.uart.receive(b"x")
+    assert serial.read(2) == 0xCC
+    serial.uart.receive(b"x" * 13)
+    assert serial.read(2) == 0xC4
+
+
+def test_uart_transmitter_interrupt_is_acknowledged_by_reading_its_cause() -> None:
+    serial = Serial()
+    serial.write(4, 0x08)
+    serial.write(1, 0x02)
+    assert serial.irqs == [True]
+    assert serial.read(2) == 0x02
+    assert serial.irqs == [True, False]
+    serial.write(0, ord("x"))
+    assert serial.irqs == [True, False, True]
+
+
+def test_uart_interrupts_need_out2() -> None:
+    serial = Serial()
+    serial.write(1, 0x01)
+    serial.uart.receive(b"x")
+    assert serial.irqs == []
+
+
+# --- fw_cfg -----------------------------------------------------------------------------------------------------------
+
+
+def fw_cfg(files: dict[str, bytes] | None = None) -> tuple[PortBus, GuestMemory]:
+    ports, memory = PortBus(), GuestMemory()
+    memory.add(0, MIB)
+    FwCfg(ports, memory, 3, LAYOUT, standard_files(LAYOUT) if files is None else files)
+    return ports, memory
+
+
+def item(ports: PortBus, key: int, length: int) -> bytes:
+    ports.write(0x510, 2, key)
+    return bytes(ports.read(0x511, 1) for _ in range(length))
+
+
+def test_fw_cfg_fixed_items() -> None:
+    ports, _ = fw_cfg()
+    assert item(ports, 0, 6) == b"QEMU\0\0"
+    assert item(ports, 1, 4) == struct.pack("<I", 3)
+    assert item(ports, 5, 2) == item(ports, 15, 2) == struct.pack("<H", 3)
+    assert item(ports, 0x1234, 4) == bytes(4)
+
+
+def test_fw_cfg_directory_leads_to_the_files() -> None:
+    ports, _ = fw_cfg({"b": b"second", "a": b"first"})
+    assert item(ports, 0x19, 4) == struct.pack(">I", 2)
+    directory = item(ports, 0x19, 4 + 2 * 64)[4:]
+    entries = [struct.unpack_from(">IHH56s", directory, 64 * number) for number in range(2)]
+    assert [(size, name.rstrip(b"\0")) for size, _, _, name in entries] == [(5, b"a"), (6, b"b")]
+    assert item(ports, entries[1][1], 6) == b"second"
+
+
+def test_fw_cfg_e820_describes_the_ram() -> None:
+    files = standard_files(MemoryMap(3 << 30, 2 * MIB))
+    entries = list(struct.iter_unpack("<QQI", files["etc/e820"]))
+    assert entries[0] == (0, 0x8000_0000, 1)
+    assert entries[1] == (FOUR_GIB, 0x4000_0000, 1)
+    assert all(kind == 2 for _, _, kind in entries[2:])
+
+
+def dma(ports: PortBus, memory: GuestMemory, control: int, length: int, address: int) -> int:
+    memory.write(0x800, struct.pack(">IIQ", control, length, address))
+    ports.write(0x514, 4, 0)
+    ports.write(0x518, 4, int.from_bytes((0x800).to_bytes(4, "big"), "little"))
+    return int(struct.unpack(">I", memory.read(0x800, 4))[0])
+
+
+def test_fw_cfg_dma_reads_skips_and_pads() -> None:
+    ports, memory = fw_cfg({"a": b"0123456789"})
+    assert bytes(ports.read(0x514 + n, 1) for n in range(8)) == b"QEMU CFG"
+    memory.write(0x1000, b"\xff" * 16)
+    assert dma(ports, memory, 0x20 << 16 | 8 | 4, 4, 0) == 0  # select, skip 4
+    assert dma(ports, memory, 2, 8, 0x1000) == 0
+    assert memory.read(0x1000, 9) == b"456789\0\0\xff"
+
+
+def test_fw_cfg_dma_answers_errors() -> None:
+    ports, memory = fw_cfg({"a": b"0123456789"})
+    assert dma(ports, memory, 0x20 << 16 | 8 | 2, 4, 0xFFFF_0000) == 1  # no memory there
+    assert dma(ports, memory, 0x20 << 16 | 8 | 16, 4, 0x1000) == 1  # nothing is writable
+    ports.write(0x518, 4, 0xFFFF_FFFF)  # a control structure where there is no memory
+
+
+# --- RTC --------------------------------------------------------------------------------------------------------------
+
+
+def cmos(ports: PortBus, register: int) -> int:
+    ports.write(0x70, 1, register)
+    return ports.read(0x71, 1)
+
+
+def set_cmos(ports: PortBus, register: int, value: int) -> None:
+    ports.write(0x70, 1, register)
+    ports.write(0x71, 1, value)
+
+
+def test_rtc_tells_the_time_in_bcd() -> None:
+    ports = PortBus()
+    Rtc(ports, LAYOUT, now=lambda: 1_700_000_000)  # 2023-11-14 22:13:20 UTC, a Tuesday
+    assert [cmos(ports, register) for register in (0x32, 9, 8, 7, 6, 4, 2, 0)] == [
+        0x20, 0x23, 0x11, 0x14, 3, 0x22, 0x13, 0x20,
+    ]  # fmt: skip
+    assert cmos(ports, 0xD) == 0x80
+    assert not cmos(ports, 0xA) & 0x80
+
+
+def test_rtc_in_binary_and_12_hours() -> None:
+    ports = PortBus()
+    Rtc(ports, LAYOUT, now=lambda: 1_700_000_000)
+    set_cmos(ports, 0xB, 0x04)
+    assert cmos(ports, 4) == 0x80 | 10
+    assert cmos(ports, 2) == 13
+
+
+def test_rtc_goes_on_from_the_time_that_the_guest_sets() -> None:
+    ports, now = PortBus(), [1_700_000_000.0]
+    Rtc(ports, LAYOUT, now=lambda: now[0])
+    set_cmos(ports, 0xB, 0x82)
+    for register, value in ((0x32, 0x20), (9, 0x30), (8, 0x01), (7, 0x02), (4, 0x03), (2, 0x04), (0, 0x05)):
+        set_cmos(ports, register, value)
+    set_cmos(ports, 0xB, 0x02)
+    now[0] += 61
+    assert [cmos(ports, register) for register in (9, 8, 7, 4, 2, 0)] == [0x30, 0x01, 0x02, 0x03, 0x05, 0x06]
+
+
+def test_rtc_ignores_what_is_no_date() -> None:
+    ports = PortBus()
+    Rtc(ports, LAYOUT, now=lambda: 1_700_000_000)
+    for value in range(256):
+        set_cmos(ports, 8, value)
+        assert 1 <= cmos(ports, 8) <= 0x12
+
+
+def test_cmos_tells_memory_sizes() -> None:
+    ports = PortBus()
+    Rtc(ports, MemoryMap(5 << 30, 2 * MIB))
+    assert (cmos(ports, 0x34) | cmos(ports, 0x35) << 8) * 0x10000 + 16 * MIB == 0x8000_0000
+    assert (cmos(ports, 0x5B) | cmos(ports, 0x5C) << 8 | cmos(ports, 0x5D) << 16) * 0x10000 == 3 << 30
+
+
+# --- PCI --------------------------------------------------------------------------------------------------------------
+
+
+def pci() -> tuple[PortBus, MmioBus, list[int | None]]:
+    ports, mmio, moves = PortBus(), MmioBus(), []  # type: ignore[var-annotated]
+    bus = PciBus(ports, mmio)
+    bus.attach(HOST_BRIDGE, host_bridge(bus))
+    bus.attach(LPC_BRIDGE, lpc_bridge(moves.append))
+    return ports, mmio, moves
+
+
+def config(ports: PortBus, device: int, register: int, size: int = 4) -> int:
+    ports.write(0xCF8, 4, 0x8000_0000 | device << 11 | register & 0xFC)
+    return ports.read(0xCFC + (register & 3), size)
+
+
+def set_config(ports: PortBus, device: int, register: int, value: int, size: int = 4) -> None:
+    ports.write(0xCF8, 4, 0x8000_0000 | device << 11 | register & 0xFC)
+    ports.write(0xCFC + (register & 3), size, value)
+
+
+def test_pci_functions_of_a_q35() -> None:
+    ports, _, _ = pci()
+    assert config(ports, 0, 0) == 0x29C0_8086
+    assert config(ports, 0x1F, 0) == 0x2918_8086
+    assert config(ports, 0x1F, 0xB, 1) == 0x06
+    assert config(ports, 0x1F, 0xA, 1) == 0x01
+    assert config(ports, 3, 0) == 0xFFFF_FFFF
+    ports.write(0xCF8, 4, 0)
+    assert ports.read(0xCFC, 4) == 0xFFFF_FFFF
+
+
+def test_pci_identity_is_read_only() -> None:
+    ports, _, _ = pci()
+    set_config(ports, 0, 0, 0)
+    assert config(ports, 0, 0) == 0x29C0_8086
+
+
+def test_pciexbar_maps_configuration_space() -> None:
+    ports, mmio, _ = pci()
+    assert mmio.read(0xB000_0000, 4) == 0xFFFF_FFFF
+    set_config(ports, 0, 0x64, 0)
+    set_config(ports, 0, 0x60, 0xB000_0001)
+    assert mmio.read(0xB000_0000, 4) == 0x29C0_8086
+    assert mmio.read(0xB000_0000 + (0x1F << 15), 4) == 0x2918_8086
+    assert mmio.read(0xB000_0000 + (1 << 20), 4) == 0xFFFF_FFFF  # bus 1
+    mmio.write(0xB000_0000 + 0x3C, 1, 0x0B)
+    assert config(ports, 0, 0x3C, 1) == 0x0B
+    set_config(ports, 0, 0x60, 0xE000_0001)
+    assert mmio.read(0xE000_0000, 4) == 0x29C0_8086
+    assert mmio.read(0xB000_0000, 4) == 0xFFFF_FFFF
+
+
+def test_pmbase_moves_only_while_acpi_is_enabled() -> None:
+    ports, _, moves = pci()
+    set_config(ports, 0x1F, 0x40, 0x600)
+    set_config(ports, 0x1F, 0x44, 0x80, 1)
+    assert moves == [None, 0x600]
+    assert config(ports, 0x1F, 0x40) == 0x601
+
+
+# --- ACPI PM ----------------------------------------------------------------------------------------------------------
+
+
+def test_pm_timer_counts_at_its_frequency_in_24_bits() -> None:
+    ports, clock = PortBus(), Clock()
+    AcpiPm(ports, lambda event: None, clock)
+    assert ports.read(0x608, 4) == 0
+    clock.now = 1_000_000_000
+    assert ports.read(0x608, 4) == 3_579_545
+    clock.now = 5_000_000_000
+    assert ports.read(0x608, 4) == 5 * 3_579_545 % (1 << 24)
+
+
+def test_pm_block_moves() -> None:
+    ports, clock = PortBus(), Clock()
+    pm = AcpiPm(ports, lambda event: None, clock)
+    pm.move(0xB000)
+    clock.now = 10**9
+    assert ports.read(0x608, 4) == 0xFFFF_FFFF
+    assert ports.read(0xB008, 4) == 3_579_545
+    pm.move(None)
+    assert ports.read(0xB008, 4) == 0xFFFF_FFFF
+
+
+def test_s5_and_the_reset_ports() -> None:
+    ports, events = PortBus(), []  # type: ignore[var-annotated]
+    AcpiPm(ports, events.append)
+    ResetLine(ports, events.append)
+    ports.write(0x604, 2, 0x2000 | 1 << 10)  # S1: not offered
+    ports.write(0xCF9, 1, 0x02)
+    ports.write(0x64, 1, 0xAA)
+    assert events == []
+    ports.write(0x604, 2, 0x2000)
+    ports.write(0xCF9, 1, 0x06)
+    ports.write(0x64, 1, 0xFE)
+    assert events == [PowerEvent.POWER_OFF, PowerEvent.RESET, PowerEvent.RESET]
+
+
+# --- 8259, 8254 -------------------------------------------------------------------------------------------------------
+
+
+def test_8259_is_remapped_and_masked() -> None:
+    ports = PortBus()
+    pair = I8259Pair(ports)
+    for port, value in ((0x20, 0x11), (0x21, 0x68), (0x21, 4), (0x21, 1), (0x21, 0xFE)):
+        ports.write(port, 1, value)
+    assert ports.read(0x21, 1) == 0xFE
+    assert pair.master.vector_base == 0x68
+    pair.set_irq(4, True)
+    pair.set_irq(12, True)
+    assert (ports.read(0x20, 1), ports.read(0xA0, 1)) == (0x10, 0x10)
+    ports.write(0x20, 1, 0x0B)  # OCW3: read in-service
+    assert ports.read(0x20, 1) == 0
+
+
+def test_8254_counts_down_and_latches() -> None:
+    ports, clock = PortBus(), Clock()
+    I8254(ports, clock)
+    ports.write(0x43, 1, 0x34)  # counter 0, low then high, mode 2
+    ports.write(0x40, 1, 0x00)
+    ports.write(0x40, 1, 0x80)
+    clock.now = 10_000_000
+    elapsed = 10_000_000 * CLOCK_HZ // 1_000_000_000
+    ports.write(0x43, 1, 0x00)
+    clock.now = 20_000_000
+    assert ports.read(0x40, 1) | ports.read(0x40, 1) << 8 == 0x8000 - elapsed
+
+
+def test_8254_counter_2_measures_time_through_port_61() -> None:
+    ports, clock = PortBus(), Clock()
+    I8254(ports, clock)
+    ports.write(0x61, 1, 0x01)
+    ports.write(0x43, 1, 0xB0)  # counter 2, mode 0
+    ports.write(0x42, 1, 11932 & 0xFF)
+    ports.write(0x42, 1, 11932 >> 8)
+    assert not ports.read(0x61, 1) & 0x20
+    clock.now = 10_100_000
+    assert ports.read(0x61, 1) & 0x20
+
+
+# --- I/O APIC ---------------------------------------------------------------------------------------------------------
+
+
+class Apic:
+    """An I/O APIC with what it sends."""
+
+    def __init__(self) -> None:
+        self.sent: list[Msi] = []
+        self.routes: Sequence[Msi | None] = []
+        self.apic = IoApic(self.sent.append, self._route)
+
+    def _route(self, routes: Sequence[Msi | None]) -> None:
+        self.routes = routes
+
+    def write(self, register: int, value: int) -> None:
+        self.apic.mmio_write(0, 4, register)
+        self.apic.mmio_write(0x10, 4, value)
+
+    def read(self, register: int) -> int:
+        self.apic.mmio_write(0, 4, register)
+        return self.apic.mmio_read(0x10, 4)
+
+
+def test_ioapic_version_and_masked_entries() -> None:
+    apic = Apic()
+    assert apic.read(1) == 0x0017_0020
+    assert apic.read(0x10) == 0x1_0000
+    apic.apic.set_irq(0, True)
+    assert apic.sent == []
+
+
+def test_ioapic_edge_becomes_the_msi_of_its_entry() -> None:
+    apic = Apic()
+    apic.write(0x19, 0x0200_0000)
+    apic.write(0x18, 0x0000_0931)  # vector 0x31, lowest priority, logical
+    assert apic.routes[4] == (0xFEE0_2004, 0x131)
+    apic.apic.set_irq(4, True)
+    apic.apic.set_irq(4, True)
+    apic.apic.set_irq(4, False)
+    apic.apic.set_irq(4, True)
+    assert apic.sent == [(0xFEE0_2004, 0x131)] * 2
+
+
+def test_ioapic_level_waits_for_end_of_interrupt() -> None:
+    apic = Apic()
+    apic.write(0x10 + 2 * 9, 0x8041)
+    apic.apic.set_irq(9, True)
+    apic.apic.set_irq(9, True)
+    assert apic.sent == [(0xFEE0_0000, 0xC041)]
+    assert apic.read(0x10 + 2 * 9) & 1 << 14
+    apic.apic.end_of_interrupt(0x41)
+    assert len(apic.sent) == 2
+    apic.apic.set_irq(9, False)
+    apic.apic.end_of_interrupt(0x41)
+    assert len(apic.sent) == 2
+
+
+# --- the board --------------------------------------------------------------------------------------------------------
+
+
+def board(sent: bytearray) -> tuple[Board, list[Msi]]:
+    msis: list[Msi] = []
+    memory = GuestMemory()
+    memory.add(0, MIB)
+    made = Board(
+        LAYOUT, memory, 1, serial=sent.extend, signal_msi=msis.append, route_msis=lambda routes: None
+    )  # fmt: skip
+    return made, msis
+
+
+def test_typing_raises_com1s_interrupt_through_the_io_apic() -> None:
+    made, msis = board(bytearray())
+    made.mmio.write(0xFEC0_0000, 4, 0x18)
+    made.mmio.write(0xFEC0_0010, 4, 0x24)
+    made.ports.write(0x3FC, 1, 0x08)
+    made.ports.write(0x3F9, 1, 0x01)
+    made.type(b"x")
+    assert msis == [(0xFEE0_0000, 0x24)]
+
+
+def test_a_pm_timer_read_is_quick() -> None:
+    """Not a benchmark, only a guard against a hundredfold: the read is what firmware does half a million times."""
+    made, _ = board(bytearray())
+    read = made.ports.reads[0x608]
+    started = time.perf_counter()
+    for _ in range(20_000):
+        read(0x608, 4)
+    assert (time.perf_counter() - started) / 20_000 < 50e-6
