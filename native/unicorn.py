@@ -133,7 +133,8 @@ def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None 
     result = NativeBuild(
         directory=target,
         include_dirs=(ENGINE,),
-        libraries=(target / "libunicorn.a", target / "libx86_64-softmmu.a", target / "libunicorn-common.a"),
+        # each refers to the others: twice in this order resolves everything
+        libraries=(target / "libunicorn.a", target / "libx86_64-softmmu.a", target / "libunicorn-common.a") * 2,
     )
     if all(library.exists() for library in result.libraries):
         return result
@@ -155,7 +156,7 @@ def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None 
                 raise BuildError(f"{command[0]} failed:\n{(done.stdout or '')[-6000:]}{(done.stderr or '')[-2000:]}")
         staging = Path(scratch) / "staging"
         staging.mkdir()
-        for library in result.libraries:
+        for library in set(result.libraries):
             shutil.copy(output / library.name, staging / library.name)
         shutil.rmtree(target, ignore_errors=True)
         staging.replace(target)

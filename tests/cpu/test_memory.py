@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Physical memory under several keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from swtdx.cpu.memory import PhysicalMemory
+from swtdx.cpu.platform import Platform
+from swtdx.cpu.processor import TDX_SEAMCALL_VMFAILINVALID, Processor, SeamArgs
+
+PAGE = 0x5000
+PRIVATE, OTHER = 40, 41
+SECRET = bytes(range(256)) * 16
+
+
+@pytest.fixture
+def memory() -> PhysicalMemory:
+    memory = PhysicalMemory(1 << 30)
+    for hkid in (PRIVATE, OTHER):
+        memory.create_key(hkid)
+    memory.write(PAGE | PRIVATE << 46, SECRET)
+    memory.set_key(PAGE, PRIVATE)
+    return memory
+
+
+def test_its_own_key_reads_the_data(memory: PhysicalMemory) -> None:
+    assert memory.read(PAGE | PRIVATE << 46, 4096) == SECRET
+
+
+def test_any_other_key_reads_noise(memory: PhysicalMemory) -> None:
+    plain, other = memory.read(PAGE, 4096), memory.read(PAGE | OTHER << 46, 4096)
+    assert SECRET not in (plain, other)
+    assert plain != other
+    assert len({plain[i : i + 16] for i in range(0, 4096, 16)}) > 250  # ciphertext, not a pattern
+
+
+def test_equal_pages_have_different_ciphertexts_at_different_places(memory: PhysicalMemory) -> None:
+    memory.write(PAGE + 4096 | PRIVATE << 46, SECRET)
+    memory.set_key(PAGE + 4096, PRIVATE)
+    assert memory.read(PAGE, 4096) != memory.read(PAGE + 4096, 4096)
+
+
+def test_reads_across_pages_and_of_parts_agree(memory: PhysicalMemory) -> None:
+    whole = memory.read(PAGE - 100, 4096 + 200)
+    assert memory.read(PAGE + 32, 64) == whole[132:196]
+    assert whole[:100] == bytes(100)
+
+
+def test_a_foreign_write_breaks_integrity_and_a_full_overwrite_heals_it(memory: PhysicalMemory) -> None:
+    memory.write(PAGE + 64, b"x")
+    assert memory.poison[PAGE >> 12]
+    assert memory.read(PAGE | PRIVATE << 46, 64) != SECRET[:64] or memory.read(PAGE + 64 | PRIVATE << 46, 16) != SECRET[64:80]
+    memory.clear_page(PAGE | PRIVATE << 46)
+    assert not memory.poison[PAGE >> 12]
+    assert memory.read(PAGE | PRIVATE << 46, 4096) == bytes(4096)
+
+
+def test_a_dropped_key_is_gone(memory: PhysicalMemory) -> None:
+    memory.drop_key(PRIVATE)
+    memory.create_key(PRIVATE)  # the next TD's
+    before = memory.read(PAGE, 4096)
+    memory.create_key(PRIVATE)
+    assert memory.read(PAGE, 4096) != before
+
+
+def test_addresses_outside_ram_are_refused(memory: PhysicalMemory) -> None:
+    with pytest.raises(ValueError, match="not RAM"):
+        memory.read(memory.size - 1, 2)
+    with pytest.raises(ValueError, match="window"):
+        memory.unmap_user(1 << 45, 4096)
+
+
+@pytest.mark.parametrize("change", [{"memory_size": 123}, {"keyid_bits": 5}, {"module_version": "9"}, {"logical_processors": 0}])
+def test_a_platform_that_cannot_be_is_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError):
+        Platform(**change)  # type: ignore[arg-type]
+
+
+def test_seamcall_without_a_module_cannot_enter() -> None:
+    """Linux's TDX_SEAMCALL_VMFAILINVALID."""
+    processor = Processor(Platform(memory_size=1 << 30))
+    assert processor.seamcall(33, SeamArgs()) == TDX_SEAMCALL_VMFAILINVALID == 0x8000FF00FFFF0000
+
+
+def test_windows_go_and_come_back(memory: PhysicalMemory) -> None:
+    first = memory.map_user(0x7000_0000, 0x3000)
+    second = memory.map_user(0x7100_0000, 0x1000)
+    assert not memory.is_ram(first)
+    assert second - first == 1 << 30
+    memory.unmap_user(first, 0x3000)
+    memory.unmap_user(second, 0x1000)
+    assert memory.map_user(0x7000_0000, 0x1000) == first
