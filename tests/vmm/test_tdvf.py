@@ -95,7 +95,8 @@ def test_a_broken_rule_is_one_sentence_that_names_it(image: bytes, words: list[s
 @pytest.mark.parametrize(
     ("ram", "words"),
     [
-        ([(0, 8 << 20)], ["section 2 (TEMP_MEM)", "outside guest memory"]),
+        ([(0, 8 << 20)], ["section 3 (TD_HOB)", "RAM"]),
+        ([(0, 0x80_0000), (0x80_9000, 0x2000)], ["section 2 (TEMP_MEM)", "outside guest memory"]),
         ([(0, 0x80_9000)], ["section 3 (TD_HOB)", "RAM", "more memory"]),
         ([(0, 0x80_A000)], ["section 3 (TD_HOB)", "RAM"]),
     ],

@@ -10,7 +10,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,23 +25,27 @@ from swtdx.vmm.outcome import STATUS_BAD_INPUT, End
 
 HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
+# Each paragraph becomes one line of the help.
 RUN_EPILOG = """
 [bold]Examples[/bold]
 
-  swtdx run                                  the firmware that is installed, as a TD, to the UEFI shell
+[cyan]swtdx run[/cyan] - the installed firmware as a TD, to the UEFI shell
 
-  swtdx run --until 'Shell>' --json run.json   keep measurements, exits and console
+[cyan]swtdx run --until 'Shell>' --json run.json[/cyan] - keep all there is to know
 
-  swtdx run --firmware OVMF.inteltdx.fd --memory 2G --cpus 2 --timeout 60
+[cyan]swtdx run --firmware OVMF.fd --memory 2G --cpus 2 --timeout 60[/cyan]
 
-  swtdx run --dialect v10                    through the ioctls of the document of November 2022
+[cyan]swtdx run --dialect v10[/cyan] - by the ioctls of November 2022
 
-  swtdx run --vm-type default                the same firmware as an ordinary VM
+[cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
-  swtdx run --kernel host                    on this machine's own /dev/kvm, where it offers TDX
+[cyan]swtdx run --kernel host[/cyan] - on this machine's own /dev/kvm
 
-[bold]Exit status[/bold]  0 powered off, reset, text or prompt seen, left with Ctrl-A X; 1 internal error;
-2 bad input; 3 the guest reported a fatal error or crashed; 4 timeout; 130 interrupted
+[bold]Exit status[/bold]
+
+0 powered off, reset, text or prompt seen, left; 1 internal error; 2 bad input;
+
+3 the guest reported a fatal error or crashed; 4 timeout; 130 interrupted
 """
 
 
@@ -76,7 +80,6 @@ class GpaWidth(StrEnum):
 app = typer.Typer(
     name="swtdx",
     help=HELP,
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -168,21 +171,31 @@ def run(
 
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
-    status = 0
+    arguments = sys.argv[1:] or ["--help"]
     try:
-        app()
+        status = app(arguments, standalone_mode=False) or 0
     except BAD_INPUT as error:
-        print(f"swtdx: {error}", file=sys.stderr)
-        status = STATUS_BAD_INPUT
+        status = _complain(str(error), STATUS_BAD_INPUT)
+    except _UsageError as error:
+        status = _complain(f"{error.format_message()} (swtdx run --help says what there is)", STATUS_BAD_INPUT)
     except KvmError as error:
-        print(f"swtdx: the kernel refused: {error}", file=sys.stderr)
-        status = End.INTERNAL_ERROR.status
-    except KeyboardInterrupt:
+        status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
+    except (KeyboardInterrupt, typer.Abort):
         status = End.INTERRUPTED.status
-    if status:
-        # Whoever read stdout may be gone; nothing is left to be said there.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        sys.stdout.flush()
+    except OSError:  # whoever read it is gone; the interpreter must not try again as it leaves
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 
-__all__ = ["InputError", "app", "main"]
+# What typer raises for anything wrong on the command line; it has no public name that all its versions share.
+_UsageError: Any = typer.BadParameter.__bases__[0]
+
+
+def _complain(text: str, status: int) -> int:
+    print("swtdx: " + " ".join(text.split()), file=sys.stderr)
+    return status
+
+
+__all__ = ["app", "main"]

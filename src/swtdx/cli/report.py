@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 import swtdx
 from swtdx.cli.parameters import readable_size
@@ -26,6 +26,7 @@ from swtdx.vmm.outcome import Outcome
 from swtdx.vmm.run import Run
 
 _SHOWN_EXITS = 6
+_LABEL_WIDTH = 9
 
 
 def measurements(machine: Machine) -> dict[str, Any]:
@@ -83,29 +84,30 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
 
 
 def show(to: Console, kept: dict[str, Any]) -> None:
-    """The table at the end, on stderr."""
-    table = Table(show_header=False, box=None, padding=(0, 1))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    seconds = kept["seconds"]
-    table.add_row("outcome", escape(kept["text"]))
+    """The table at the end, on stderr. Digests stay in one piece, so that they can be copied from any terminal."""
+    for label, value in _rows(kept):
+        to.print(Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"), value), soft_wrap=True)
+
+
+def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, value) of each line."""
+    yield "outcome", kept["text"]
     kind = f"TD ({kept['dialect']} dialect)" if kept["vm_type"] == "tdx" else "ordinary VM"
     cpus = f"{kept['cpus']} vCPU{'s' if kept['cpus'] > 1 else ''}"
-    table.add_row("machine", f"{kind} on the {kept['kernel']} kernel, {readable_size(kept['memory'])}, {cpus}")
+    yield "machine", f"{kind} on the {kept['kernel']} kernel, {readable_size(kept['memory'])}, {cpus}"
     if kept["vm_type"] == "tdx":
-        table.add_row("MRTD", kept["mrtd"])
-        table.add_row("", _origin(kept))
+        yield "MRTD", kept["mrtd"]
+        yield "", _origin(kept)
         if kept["rtmr"] is None:
-            table.add_row("RTMR0-3", "known only to the guest: the host's TDX module shows them to nobody else")
+            yield "RTMR0-3", "known only to the guest: the TDX module shows them to nobody else"
         else:
             for number, digest in enumerate(kept["rtmr"]):
-                table.add_row(f"RTMR{number}", digest)
+                yield f"RTMR{number}", digest
     exits = list(kept["exits"].items())
     shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
     more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""
-    table.add_row("exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none")
-    table.add_row("time", f"{seconds['build']:.2f} s to build, {seconds['run']:.2f} s running")
-    to.print(table, soft_wrap=True)
+    yield "exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none"
+    yield "time", f"{kept['seconds']['build']:.2f} s to build, {kept['seconds']['run']:.2f} s running"
 
 
 def _origin(kept: dict[str, Any]) -> str:

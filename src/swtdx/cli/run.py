@@ -2,8 +2,8 @@
 """``swtdx run``: find the firmware, build the machine, stream its console, say how it ended.
 
 The console goes to stdout and nothing else does; all that swtdx itself says goes to stderr, as plain lines unless
-that is a terminal.  Keys are read only when both stdin and stdout are terminals.  Otherwise nobody could end the run by hand,
-so it ends by itself: at ``--until``, at the UEFI shell's prompt, or when time is up.
+that is a terminal.  Keys are read only when both stdin and stdout are terminals.  Otherwise
+nobody could end the run by hand, so it ends by itself: at ``--until``, at the UEFI shell's prompt, or when time is up.
 """
 
 from __future__ import annotations
@@ -92,14 +92,13 @@ def run(options: Options) -> int:
     voice = Voice(options.quiet)
     firmware = find_firmware(options.firmware, tdx=options.td is not None)
     voice.say(f"firmware {firmware.path}: {firmware.why}")
-    with ExitStack() as files:
+    check_plan(Plan(firmware, options.memory, options.cpus, options.td))
+    if options.json is not None:
+        _check_writable(options.json)
+    # Files are opened, and so emptied, only when all that was typed has proved usable.
+    with _open_device(options) as device, ExitStack() as files:
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        if options.json is not None:
-            _check_writable(options.json)
-        session = _Session(options, voice, firmware, debug)
-        check_plan(session.plan)
-        with _open_device(options, voice) as device:
-            return session.run(device)
+        return _Session(options, voice, firmware, debug).run(device)
 
 
 def kernel_named(name: str, dialect: Dialect) -> Kernel:
@@ -111,7 +110,7 @@ def kernel_named(name: str, dialect: Dialect) -> Kernel:
     return open_kernel(name, dialect=dialect)
 
 
-def _open_device(options: Options, voice: Voice) -> Kvm:
+def _open_device(options: Options) -> Kvm:
     """/dev/kvm of the chosen kernel, which can make what was asked for."""
     kernel = kernel_named(options.kernel, options.dialect or Dialect.UPSTREAM)
     try:

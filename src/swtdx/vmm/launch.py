@@ -19,12 +19,13 @@ Whatever fails on the way, all that was built is taken down again, in reverse.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from swtdx.uapi import kvm
-from swtdx.uapi.client import Kvm, TdCapabilities, Vcpu, Vm, msi_route
+from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
 from swtdx.vmm import hob
@@ -220,15 +221,16 @@ def _init_td(device: Kvm, vm: Vm, plan: Plan, td: TdParameters, capabilities: Td
     if limit and plan.cpus > limit:
         raise LaunchError(f"{plan.cpus} vCPUs are more than this kernel gives a TD ({limit})")
     model = vcpu_cpuid(device.supported_cpuid(), 0, plan.cpus)
-    vm.tdx_init(
-        attributes,
-        td_xfam(model, capabilities),
-        capabilities.configure(model, td.gpa_width),
-        td.mrconfigid,
-        td.mrowner,
-        td.mrownerconfig,
-        max_vcpus=plan.cpus,
-    )
+    xfam, cpuid = td_xfam(model, capabilities), capabilities.configure(model, td.gpa_width)
+    try:
+        vm.tdx_init(attributes, xfam, cpuid, td.mrconfigid, td.mrowner, td.mrownerconfig, max_vcpus=plan.cpus)
+    except KvmError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise LaunchError(
+            f"no TD can be made with attributes {attributes:#x}, XFAM {xfam:#x} and a GPA width of {td.gpa_width}: "
+            f"{error}"
+        ) from error
 
 
 def _vcpus(device: Kvm, vm: Vm, plan: Plan, undo: ExitStack) -> list[Vcpu]:

@@ -169,7 +169,7 @@ def check_memory(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> None:
     Raises `TdvfError`.
     """
     flash = (tdvf.load_address, len(tdvf.image))
-    for section in tdvf.sections:
+    for section in (tdvf.hob, *tdvf.sections):
         if not section.memory_size:
             continue
         if section.type is SectionType.TD_HOB:

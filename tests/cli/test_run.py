@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx run`` over a scripted kernel: what ends a run, what is said, and what is kept."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import swtdx
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import Exit, kvm_run
+from swtdx.vmm.measurement import Order, predict_mrtd
+from swtdx.vmm.tdvf import parse
+from tests.cli.conftest import Command
+from tests.vmm.fake_kernel import FakeKernel, Play, port_out, typed
+
+Scripted = Callable[[FakeKernel], FakeKernel]
+POWER_OFF = port_out(0x604, struct.pack("<H", 0x2000), 2)
+PROMPT = typed("\x1b[2JUEFI Interactive Shell v2.2\r\n\x1b[33mShell> ")
+
+
+def shut_down(run: kvm_run, page: mmap.mmap) -> None:
+    run.exit_reason = Exit.SHUTDOWN
+
+
+def test_piped_it_ends_at_the_shells_prompt_and_says_so(command: Command, firmware: Path, scripted: Scripted) -> None:
+    kernel = scripted(FakeKernel(plays={0: PROMPT}))
+    result = command("run", "--firmware", firmware)
+    assert result.status == 0
+    assert "UEFI Interactive Shell" in result.out
+    assert result.out.endswith("Shell>\n")
+    assert f"firmware {firmware}: it was named" in result.err
+    assert "shell's prompt" in result.err
+    assert predict_mrtd(parse(firmware.read_bytes(), "")).hex() in result.err
+    assert "known only to the guest" in result.err
+    assert not kernel.names
+
+
+def test_until(command: Command, firmware: Path, scripted: Scripted) -> None:
+    scripted(FakeKernel(plays={0: [*PROMPT, *typed("\r\nLinux version"), POWER_OFF]}))
+    result = command("run", "--firmware", firmware, "--until", "Linux version")
+    assert result.status == 0
+    assert "'Linux version'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("plays", "arguments", "status", "words"),
+    [
+        ([POWER_OFF], [], 0, "powered off"),
+        ([port_out(0xCF9, b"\x06")], [], 0, "reset"),
+        ([shut_down], [], 3, "triple fault"),
+        ([lambda run, page: 5], [], 1, "EIO"),
+        ([], ["--timeout", "0.2"], 4, "time was up after 0.2 s"),
+    ],
+)
+def test_exit_statuses(
+    plays: list[Play],
+    arguments: list[str],
+    status: int,
+    words: str,
+    command: Command,
+    firmware: Path,
+    scripted: Scripted,
+) -> None:
+    scripted(FakeKernel(plays={0: plays}))
+    result = command("run", "--firmware", firmware, *arguments)
+    assert result.status == status
+    assert words in result.err
+
+
+def test_quiet_leaves_the_console_alone_and_still_tells_failures(
+    command: Command, firmware: Path, scripted: Scripted
+) -> None:
+    scripted(FakeKernel(plays={0: PROMPT}))
+    result = command("run", "--quiet", "--firmware", firmware)
+    assert (result.status, result.err) == (0, "")
+    scripted(FakeKernel(plays={0: [shut_down]}))
+    result = command("run", "--quiet", "--firmware", firmware)
+    assert (result.status, result.err) == (3, "swtdx: vCPU 0 shut down: a triple fault\n")
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_the_record_keeps_it_all(
+    dialect: Dialect, command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    scripted(FakeKernel(dialect, plays={0: [*typed("hi\n"), *PROMPT]}))
+    path = tmp_path / "run.json"
+    assert command("run", "--firmware", firmware, "--dialect", dialect.value, "--json", path).status == 0
+    kept = json.loads(path.read_text())
+    predicted = {order.name.lower(): predict_mrtd(parse(firmware.read_bytes(), ""), order).hex() for order in Order}
+    assert kept["mrtd"] == predicted["per_page"]
+    assert kept["mrtd_predicted"] == predicted
+    assert kept["rtmr"] is None
+    assert (kept["outcome"], kept["status"]) == ("shell-prompt", 0)
+    assert (kept["dialect"], kept["vm_type"], kept["kernel"]) == (dialect.value, "tdx", "fake")
+    assert kept["exits"]["IO"] == kept["port_exits"]["0x3f8"]
+    assert kept["console"].startswith("hi\n")
+    assert set(kept["seconds"]) == {"build", "run", "total"}
+    assert kept["firmware"]["path"] == str(firmware)
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
+    command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    class Open(FakeKernel):
+        def inspect_td(self, vm_fd: int) -> dict[str, object]:
+            assert self.names[vm_fd] == "vm"
+            return {"mrtd": "ab" * 48, "rtmr": [f"{number}" * 96 for number in range(4)]}
+
+    scripted(Open(plays={0: PROMPT}))
+    result = command("run", "--firmware", firmware, "--json", tmp_path / "r.json")
+    kept = json.loads((tmp_path / "r.json").read_text())
+    assert (kept["mrtd"], kept["mrtd_source"]) == ("ab" * 48, "TDX module")
+    assert kept["rtmr"][3] == "3" * 96
+    assert "3" * 96 in result.err
+    assert "NOT what the calls of this launch predict" in result.err
+
+
+def test_an_ordinary_vm_has_no_measurements(
+    command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    scripted(FakeKernel(tdx=False, plays={0: PROMPT}))
+    result = command("run", "--vm-type", "default", "--firmware", firmware, "--json", tmp_path / "r.json")
+    assert result.status == 0
+    assert "MRTD" not in result.err
+    assert "mrtd" not in json.loads((tmp_path / "r.json").read_text())
+
+
+def test_the_debug_port_goes_to_its_file(command: Command, firmware: Path, scripted: Scripted, tmp_path: Path) -> None:
+    scripted(FakeKernel(plays={0: [port_out(0x402, b"S"), port_out(0x402, b"EC"), *PROMPT]}))
+    assert command("run", "--firmware", firmware, "--debugcon", tmp_path / "log").status == 0
+    assert (tmp_path / "log").read_bytes() == b"SEC"
+
+
+def test_version_and_help(command: Command) -> None:
+    assert command("--version").out == f"swtdx {swtdx.__version__}\n"
+    assert "run" in command().out
+    helped = command("run", "--help")
+    assert helped.status == 0
+    for word in ("--until", "Examples", "Exit status", "Ctrl-A"):
+        assert word in helped.out
