@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulated TDX module: what runs in SEAM mode on a real machine.
+
+Its host side is ``SEAMCALL`` (the ``TDH.*`` leaf functions, package ``tdh``), its guest side ``TDCALL`` (``TDG.*``,
+package ``tdg``) and the VM exits of a Trust Domain that the module handles without telling the host. Between the two
+stand the objects of the architecture, one file each: the physical address metadata table (``pamt``), the Secure EPT
+(``sept``), the key ownership table (``keys``), a TD (``td``), a virtual CPU (``vcpu``), metadata, CPUID and MSR
+virtualization, measurement and report.
+
+Where the real module is driven by tables, so is this one: ``tables/*.json`` is the project's copy, and ``tables``
+checks it when it is loaded. The version reproduced is 1.5.06.
+
+The host may reach this package by SEAMCALL only, that is through ``Processor.seamcall``; the package in turn touches
+memory and virtual CPUs only through the processor (``hardware`` says what it asks of it).
+
+Not reproduced: migration, TD partitioning, service TDs, TD preserving update, host-priority locks, the single- and
+zero-step defence, page relocation, promotion and demotion. Their leaf functions answer as an unknown leaf does, and
+TDX_FEATURES0 does not offer them.
+"""

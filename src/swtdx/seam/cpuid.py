@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUID as a TD sees it, computed from the processor's and the TD's parameters by ``tables/cpuid.json``.
+
+A leaf's value is ``(native & ~fixed0_or_dynamic) | fixed1``; bits of ``config_direct`` are then what TD_PARAMS says,
+bits of ``allow_direct`` are cleared unless TD_PARAMS sets them, and bits of extended features that XFAM or ATTRIBUTES
+withhold are cleared. A few bits follow the running virtual CPU (OSXSAVE, APIC id, save-area sizes) and are filled in
+when the guest asks.
+
+A leaf above the highest basic or extended one is answered as leaf 0x23 with the same sub-leaf; 0x4000_0000-0x4FFF_FFFF
+and everything the table does not know raises #VE, so that the guest asks the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from swtdx.seam.hardware import Processor, Segment
+from swtdx.seam.status import Status, StatusCode
+from swtdx.seam.tables import load, registers
+from swtdx.seam.td import (
+    ATTRIBUTE_LASS,
+    ATTRIBUTE_PERFMON,
+    ATTRIBUTE_PKS,
+    CTLS_ENUM_TOPOLOGY,
+    CTLS_VIRT_CPUID2,
+    Td,
+)
+from swtdx.seam.vcpu import AR_LONG, CR4_OSXSAVE, CR4_PKE, MSR_XSS, Vcpu
+
+Registers = tuple[int, int, int, int]
+Key = tuple[int, int | None]
+"""(leaf, sub-leaf), sub-leaf None where the leaf has none."""
+
+HIGHEST_BASIC = 0x23
+HIGHEST_EXTENDED = 0x8000_0008
+HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)
+NO_SUBLEAF = 0xFFFF_FFFF
+CRYSTAL_HZ = 25_000_000
+TOPOLOGY_LEAVES = (0xB, 0x1F)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    key: Key
+    config_index: int | None
+    lookup_index: int
+    ve_always: bool
+    fixed1: Registers
+    fixed0_or_dynamic: Registers
+    config_direct: Registers
+    allow_direct: Registers
+    verify_mask: Registers
+    verify_value: Registers
+
+
+@cache
+def rows() -> Mapping[Key, Row]:
+    """The table by (leaf, sub-leaf)."""
+    result = {}
+    for leaf, subleaf, config, lookup, ve_always, *masks in load("cpuid")["leaves"]:
+        key = (int(leaf, 16), subleaf)
+        result[key] = Row(key, config, lookup, ve_always, *(registers(text) for text in masks[:6]))
+    return result
+
+
+@cache
+def config_order() -> tuple[Key, ...]:
+    """The configurable leaves in the order of TD_PARAMS.CPUID_CONFIG."""
+    return tuple((int(leaf, 16), subleaf) for leaf, subleaf in load("cpuid")["config_order"])
+
+
+@cache
+def _xfam_clear() -> Mapping[Key, tuple[tuple[int, Registers], ...]]:
+    result = {}
+    for name, bits in load("cpuid")["xfam_clear"].items():
+        leaf, _, subleaf = name.partition("_")
+        key = (int(leaf, 16), None if int(subleaf, 16) == NO_SUBLEAF else int(subleaf, 16))
+        result[key] = tuple((int(bit), registers(masks)) for bit, masks in bits.items())
+    return result
+
+
+def config_mask(processor: Processor, key: Key) -> Registers:
+    """Bits of a configurable leaf that TD_PARAMS may set: config_direct | (allow_direct & native)."""
+    row, native = rows()[key], processor.cpuid(key[0], key[1] or 0)
+    eax, ebx, ecx, edx = (
+        direct | (allow & value)
+        for direct, allow, value in zip(row.config_direct, row.allow_direct, native, strict=True)
+    )
+    return eax, ebx, ecx, edx
+
+
+def unverified(processor: Processor, waived: Mapping[Key, Registers]) -> tuple[Key, Registers, Registers] | None:
+    """The first native leaf that is not as the module demands: leaf, mask and value; None when all are.
+
+    ``waived`` are bits not held against the processor.
+    """
+    for key, row in rows().items():
+        native = processor.cpuid(key[0], key[1] or 0)
+        excused = waived.get(key, (0, 0, 0, 0))
+        for value, mask, wanted, excuse in zip(native, row.verify_mask, row.verify_value, excused, strict=True):
+            if (value ^ wanted) & mask & ~excuse:
+                return key, row.verify_mask, row.verify_value
+    return None
+
+
+class VirtualCpuid:
+    """The CPUID of one TD."""
+
+    def __init__(self, td: Td, processor: Processor, config: Mapping[Key, Registers], maxpa: int) -> None:
+        self._td = td
+        self._processor = processor
+        self.values: dict[Key, Registers] = {}
+        for key, row in rows().items():
+            if not row.ve_always:
+                self.values[key] = self._value(row, config.get(key))
+        self._complete(config, maxpa)
+        self._static = {
+            (leaf, subleaf): value for (leaf, subleaf), value in self.values.items() if leaf not in _DYNAMIC
+        }
+
+    def _value(self, row: Row, config: Registers | None) -> Registers:
+        leaf, subleaf = row.key
+        result = []
+        for i, native in enumerate(self._processor.cpuid(leaf, subleaf or 0)):
+            value = (native & ~row.fixed0_or_dynamic[i]) | row.fixed1[i]
+            if config is not None:
+                value = (value & ~row.config_direct[i]) | (config[i] & row.config_direct[i])
+                value &= ~row.allow_direct[i] | config[i]
+            result.append(value & 0xFFFF_FFFF)
+        for bit, masks in _xfam_clear().get(row.key, ()):
+            if not self._td.xfam >> bit & 1:
+                result = [value & ~mask for value, mask in zip(result, masks, strict=True)]
+        eax, ebx, ecx, edx = result
+        return eax, ebx, ecx, edx
+
+    def _complete(self, config: Mapping[Key, Registers], maxpa: int) -> None:
+        """Values that follow ATTRIBUTES, XFAM, the TSC frequency, GPAW and the native processor."""
+        td, values = self._td, self.values
+        if config.get((1, None), (0,) * 4)[0] == 0:  # family, model, stepping 0: native
+            self._replace((1, None), eax=self._processor.cpuid(1)[0])
+        eax, ebx, ecx, edx = values[7, 0]
+        if not td.attributes & ATTRIBUTE_PKS:
+            ecx &= ~(1 << 31)
+        values[7, 0] = (eax, ebx, ecx, edx)
+        if not td.attributes & ATTRIBUTE_LASS:
+            self._replace((7, 1), eax=values[7, 1][0] & ~(1 << 6))
+        if not td.attributes & ATTRIBUTE_PERFMON:
+            self._clear(0xA, 0x23)
+        for leaf, bit in ((0x14, 8), (0x1C, 15), (0x1D, 17), (0x1E, 17)):
+            if not td.xfam >> bit & 1:
+                self._clear(leaf)
+        for component in range(2, 19):
+            if not td.xfam >> component & 1 and (0xD, component) in values:
+                values[0xD, component] = (0, 0, 0, 0)
+        self._replace((0xD, 0), ecx=self.save_area_size(td.xfam))
+        if not any(values.get((0xD, n), (0, 0, 0, 0))[2] & 4 for n in range(2, 19)):  # XFD of a component
+            self._replace((0xD, 1), eax=values[0xD, 1][0] & ~(1 << 4))
+        values[0x15, None] = (1, td.tsc_frequency, CRYSTAL_HZ, 0)
+        linear = 57 if td.gpaw == 52 else 48
+        eax, ebx, ecx, edx = values[0x8000_0008, None]
+        values[0x8000_0008, None] = (eax & ~0xFFFF | linear << 8 | maxpa, ebx, ecx, edx)
+        for level in range(3):  # leaf 0xB is the first levels of leaf 0x1F
+            if (0xB, level) in values:
+                values[0xB, level] = values[0x1F, level] if values[0x1F, level][2] >> 8 in (1, 2) else (0, 0, level, 0)
+
+    def _replace(self, key: Key, *, eax: int | None = None, ecx: int | None = None) -> None:
+        old = self.values[key]
+        self.values[key] = (old[0] if eax is None else eax, old[1], old[2] if ecx is None else ecx, old[3])
+
+    def _clear(self, *leaves: int) -> None:
+        for key in self.values:
+            if key[0] in leaves:
+                self.values[key] = (0, 0, 0, 0)
+
+    def save_area_size(self, states: int, *, compacted: bool = False) -> int:
+        """Bytes of an XSAVE area holding ``states`` (an XCR0 or XFAM value); legacy area and header are 576."""
+        size = 576
+        for component in range(2, 19):
+            if not states >> component & 1:
+                continue
+            length, offset, flags, _ = self._processor.cpuid(0xD, component)
+            if compacted:
+                size = (size + 63 & ~63 if flags & 2 else size) + length
+            elif not flags & 1:
+                size = max(size, offset + length)
+        return size
+
+    # --- what the guest asks --------------------------------------------------------------------------------------
+
+    def query(self, vcpu: Vcpu, leaf: int, subleaf: int) -> Registers | None:
+        """CPUID of a running virtual CPU; None where it raises #VE."""
+        if vcpu.cpuid_supervisor_ve or vcpu.cpuid_user_ve:
+            if vcpu.cpuid_user_ve if vcpu.cpl else vcpu.cpuid_supervisor_ve:
+                return None
+        static = self._static
+        value = static.get((leaf, subleaf)) or static.get((leaf, None))
+        if value is None:
+            value = self._slow(vcpu, leaf, subleaf)
+        return value
+
+    def _slow(self, vcpu: Vcpu, leaf: int, subleaf: int) -> Registers | None:
+        if HIGHEST_BASIC < leaf < 0x8000_0000 or leaf > HIGHEST_EXTENDED:
+            if leaf in HYPERVISOR_LEAVES:
+                return None
+            leaf = HIGHEST_BASIC
+        key: Key = (leaf, subleaf)
+        value = self.values.get(key)
+        if value is None:
+            key = (leaf, None)
+            value = self.values.get(key)
+        if value is None:
+            return None
+        if any(vcpu.cpuid_control):
+            control = vcpu.cpuid_control[rows()[key].lookup_index]
+            if control & (2 if vcpu.cpl else 1):
+                return None
+        return self._dynamic(vcpu, leaf, subleaf, value)
+
+    def control_changed(self, vcpus: list[Vcpu]) -> None:
+        """A guest set CPUID_CONTROL: answers must look at it, so nothing is static any more."""
+        if any(any(vcpu.cpuid_control) for vcpu in vcpus):
+            self._static = {}
+
+    def _dynamic(self, vcpu: Vcpu, leaf: int, subleaf: int, value: Registers) -> Registers | None:
+        """Fill in the bits that follow the virtual CPU's state."""
+        td, context = self._td, vcpu.context
+        eax, ebx, ecx, edx = value
+        topology = td.td_ctls & CTLS_ENUM_TOPOLOGY
+        if leaf == 1:
+            apic_id = vcpu.x2apic_id if topology else vcpu.index
+            ebx = ebx & 0xFF_FFFF | (apic_id & 0xFF) << 24
+            if context.cr4 & CR4_OSXSAVE:
+                ecx |= 1 << 27
+        elif leaf == 2 and not td.td_ctls & CTLS_VIRT_CPUID2:
+            return None
+        elif leaf == 7 and subleaf == 0 and context.cr4 & CR4_PKE:
+            ecx |= 1 << 4
+        elif leaf == 0xD and subleaf == 0:
+            ebx = self.save_area_size(context.xcr0)
+        elif leaf == 0xD and subleaf == 1:
+            ebx = self.save_area_size(context.xcr0 | vcpu.msrs[MSR_XSS], compacted=True)
+        elif leaf in TOPOLOGY_LEAVES:
+            if not topology:
+                return None
+            edx = vcpu.x2apic_id
+        elif leaf == 0x8000_0001 and context.segment(Segment.CS)[3] & AR_LONG:
+            edx |= 1 << 11  # SYSCALL, in 64-bit mode only
+        return eax, ebx, ecx, edx
+
+    # --- metadata -------------------------------------------------------------------------------------------------
+
+    def metadata_codes(self) -> list[int]:
+        """Field codes of CPUID_VALUES, ascending."""
+        return sorted(_metadata_code(key) | half for key in self.values for half in (0, 1))
+
+    def metadata(self, code: int) -> int | None:
+        """A CPUID_VALUES field: EAX and EBX, or ECX and EDX with bit 0 of the code set; None if there is none."""
+        for key, value in self.values.items():
+            if _metadata_code(key) == code & ~1:
+                return value[2] | value[3] << 32 if code & 1 else value[0] | value[1] << 32
+        return None
+
+
+_DYNAMIC = frozenset({1, 2, 7, 0xD, *TOPOLOGY_LEAVES, 0x8000_0001})
+
+
+def _metadata_code(key: Key) -> int:
+    """Field code of a leaf: leaf bit 31 at 16, leaf 15:9, sub-leaf absent 8, sub-leaf 7:1."""
+    leaf, subleaf = key
+    low = 0x1FE if subleaf is None else subleaf << 1
+    return leaf >> 31 << 16 | (leaf & 0x7F) << 9 | low
+
+
+def check_topology(levels: list[Registers]) -> None:
+    """Leaf 0x1F as TD_PARAMS gives it, sub-leaf by sub-leaf; all zero asks for the native one.
+
+    Raises CPUID_LEAF_1F_FORMAT_UNRECOGNIZED: the level number is the sub-leaf, SMT comes only first, types rise, a
+    core level exists.
+    """
+    types = [level[2] >> 8 & 0xFF for level in levels]
+    used = [(number, kind) for number, kind in enumerate(types) if kind]
+    fault = Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+    if [number for number, _ in used] != list(range(len(used))):
+        raise fault
+    for number, kind in used:
+        if levels[number][2] & 0xFF != number or (kind == 1 and number) or (number and kind <= types[number - 1]):
+            raise fault
+    if not any(kind == 2 for _, kind in used):
+        raise fault

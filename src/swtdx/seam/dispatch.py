@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SEAMCALL entry: which leaf functions there are, and what is checked before one runs.
+
+Leaf functions register themselves with `leaf`, by the name they have in ``tables/leaves.json``; number and versions
+come from there. A leaf the table knows and nobody registered is one this module does not reproduce: it answers as an
+unknown leaf does.
+
+In order: reserved bits of RAX, version, SYS_STATE, leaf number. A leaf that fails raises `Status`; registers it names
+in ``clears`` are then 0 unless the status defines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from swtdx.seam.hardware import Args
+from swtdx.seam.lifecycle import SysState
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tables import load
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+Handler = Callable[["TdxModule", Args, int], int]
+"""A leaf function: module, registers, number of the logical processor; returns RAX."""
+VersionedHandler = Callable[["TdxModule", Args, int, int], int]
+_H = TypeVar("_H", Handler, VersionedHandler)
+
+LEAF_MASK = 0xFFFF
+VERSION_SHIFT = 16
+SUCCESS = 0
+
+SEAMCALL_NUMBERS: dict[str, int] = {name: number for number, name, _ in load("leaves")["seamcall"]}
+_VERSIONS: dict[int, tuple[int, ...]] = {number: tuple(v) for number, _, v in load("leaves")["seamcall"]}
+
+BEFORE_READY = frozenset(
+    SEAMCALL_NUMBERS[f"TDH.SYS.{name}"]
+    for name in ("INFO", "RD", "RDALL", "INIT", "LP.INIT", "CONFIG", "KEY.CONFIG", "LP.SHUTDOWN", "UPDATE")
+)
+"""Leaf functions accepted before the module is ready."""
+LP_SHUTDOWN = SEAMCALL_NUMBERS["TDH.SYS.LP.SHUTDOWN"]
+
+
+class Entry(NamedTuple):
+    """A leaf function under one RAX value (leaf and version)."""
+
+    handler: Handler
+    clears: tuple[str, ...]
+
+
+LEAVES: dict[int, Entry] = {}
+"""Every reproduced leaf function by RAX (version 23:16, leaf 15:0)."""
+
+
+def leaf(name: str, *, clears: tuple[str, ...] = ()) -> Callable[[Handler], Handler]:
+    """Register a leaf function that has version 0 only."""
+    number = SEAMCALL_NUMBERS[name]
+    if _VERSIONS[number] != (0,):
+        raise ValueError(f"{name} has versions {_VERSIONS[number]}: use versioned_leaf")
+
+    def register(handler: Handler) -> Handler:
+        LEAVES[number] = Entry(handler, clears)
+        return handler
+
+    return register
+
+
+def versioned_leaf(name: str, *, clears: tuple[str, ...] = ()) -> Callable[[VersionedHandler], VersionedHandler]:
+    """Register a leaf function whose last parameter is its version."""
+    number = SEAMCALL_NUMBERS[name]
+
+    def register(handler: VersionedHandler) -> VersionedHandler:
+        for version in _VERSIONS[number]:
+            LEAVES[number | version << VERSION_SHIFT] = Entry(_bind(handler, version), clears)
+        return handler
+
+    return register
+
+
+def _bind(handler: VersionedHandler, version: int) -> Handler:
+    def call(module: TdxModule, args: Args, lp: int) -> int:
+        return handler(module, args, lp, version)
+
+    return call
+
+
+def refuse(fn: int, state: SysState) -> int | None:
+    """The entry checks for a RAX value: the status that refuses it, or None if a leaf function may run."""
+    number, version = fn & LEAF_MASK, fn >> VERSION_SHIFT & 0xFF
+    bad_rax = StatusCode.OPERAND_INVALID | Operand.RAX
+    if fn >> 24 or (version and version not in _VERSIONS.get(number, (0,)) and not _tolerates_versions(number)):
+        return bad_rax
+    if state is SysState.SHUTDOWN and number != LP_SHUTDOWN:
+        return StatusCode.SYS_SHUTDOWN
+    if state is not SysState.SYS_READY and number not in BEFORE_READY and number != LP_SHUTDOWN:
+        return StatusCode.SYS_NOT_READY
+    if fn not in LEAVES:
+        return bad_rax
+    return None
+
+
+def _tolerates_versions(number: int) -> bool:
+    """Whether the version is left to the leaf function itself (which still answers OPERAND_INVALID|RAX)."""
+    return len(_VERSIONS.get(number, ())) > 1
+
+
+def call(module: TdxModule, fn: int, args: Args, lp: int) -> int:
+    """Run an admitted leaf function; turns `Status` into RAX and registers."""
+    handler, clears = LEAVES[fn]
+    try:
+        return handler(module, args, lp)
+    except Status as status:
+        for register in clears:
+            setattr(args, register, 0)
+        for register, value in status.outputs.items():
+            setattr(args, register, value)
+        return status.value

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the metadata fields hold: readers and writers by field name, for the module, a TD and a virtual CPU.
+
+A field of a feature this module does not reproduce (migration, L2 VMs, service TDs) reads as the value it has on a
+real module where the feature was never used: zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.seam import cpuid, identity, vcpu_vmcs
+from swtdx.seam.metadata import CPUID_VALUES, Field
+from swtdx.seam.status import Status, StatusCode
+from swtdx.seam.td import (
+    CONFIG_FLEXIBLE_PENDING_VE,
+    CTLS_ENUM_TOPOLOGY,
+    CTLS_PENDING_VE_DISABLE,
+    Td,
+)
+
+if TYPE_CHECKING:
+    from swtdx.seam.hardware import Processor
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+HP_LOCK_TIMEOUTS = range(10_000, 100_000_001)
+"""Microseconds."""
+MASK64 = (1 << 64) - 1
+NO_LEAF = MASK64
+ARCH_CAPABILITIES_FIELD = 0x10A
+
+
+def _word(data: bytes, element: int) -> int:
+    return int.from_bytes(data[8 * element : 8 * element + 8], "little")
+
+
+# --- module ---------------------------------------------------------------------------------------------------------
+
+
+def _config_leaf(processor: Processor, slot: int) -> int:
+    order = cpuid.config_order()
+    if slot >= len(order):
+        return NO_LEAF
+    leaf, subleaf = order[slot]
+    return leaf | (cpuid.NO_SUBLEAF if subleaf is None else subleaf) << 32
+
+
+def _config_value(processor: Processor, element: int) -> int:
+    order, slot = cpuid.config_order(), element >> 1
+    if slot >= len(order):
+        return NO_LEAF
+    eax, ebx, ecx, edx = cpuid.config_mask(processor, order[slot])
+    return ecx | edx << 32 if element & 1 else eax | ebx << 32
+
+
+def _cmr(module: TdxModule, number: int, part: int) -> int:
+    cmrs = module.platform.cmrs
+    return cmrs[number][part] if number < len(cmrs) else 0
+
+
+_SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
+    "NUM_PKGS": lambda module, _: module.platform.packages,
+    "PKG_FMS": lambda module, n: module.processor.cpuid(1)[0] if n < module.platform.packages else 0,
+    "VENDOR_ID": identity.VENDOR_INTEL,
+    "BUILD_DATE": identity.BUILD_DATE,
+    "BUILD_NUM": identity.BUILD_NUM,
+    "MINOR_VERSION": identity.MINOR_VERSION,
+    "MAJOR_VERSION": identity.MAJOR_VERSION,
+    "UPDATE_VERSION": identity.UPDATE_VERSION,
+    "INTERNAL_VERSION": identity.INTERNAL_VERSION,
+    "NUM_TDX_FEATURES": 1,
+    "TDX_FEATURES0": identity.TDX_FEATURES0,
+    "NUM_CMRS": lambda module, _: len(module.platform.cmrs),
+    "CMR_BASE": lambda module, n: _cmr(module, n, 0),
+    "CMR_SIZE": lambda module, n: _cmr(module, n, 1),
+    "MAX_TDMRS": identity.MAX_TDMRS,
+    "MAX_RESERVED_PER_TDMR": identity.MAX_RESERVED_PER_TDMR,
+    "PAMT_4K_ENTRY_SIZE": identity.PAMT_ENTRY_SIZE,
+    "PAMT_2M_ENTRY_SIZE": identity.PAMT_ENTRY_SIZE,
+    "PAMT_1G_ENTRY_SIZE": identity.PAMT_ENTRY_SIZE,
+    "TDR_BASE_SIZE": identity.TDR_BASE_SIZE,
+    "TDCS_BASE_SIZE": identity.TDCS_BASE_SIZE,
+    "TDCS_SIZE_PER_L2_VM": identity.TDCS_SIZE_PER_L2_VM,
+    "TDVPS_BASE_SIZE": identity.TDVPS_BASE_SIZE,
+    "TDVPS_SIZE_PER_L2_VM": identity.TDVPS_SIZE_PER_L2_VM,
+    "ATTRIBUTES_FIXED0": lambda module, _: identity.attributes_fixed0(module.processor),
+    "ATTRIBUTES_FIXED1": identity.ATTRIBUTES_FIXED1,
+    "XFAM_FIXED0": lambda module, _: identity.xfam_fixed0(module.processor),
+    "XFAM_FIXED1": identity.XFAM_FIXED1,
+    "NUM_CPUID_CONFIG": lambda _, __: len(cpuid.config_order()),
+    "CONFIG_FLAGS_FIXED0": identity.CONFIG_FLAGS_FIXED0,
+    "CONFIG_FLAGS_FIXED1": identity.CONFIG_FLAGS_FIXED1,
+    "MAX_VCPUS_PER_TD": identity.MAX_VCPUS_PER_TD,
+    "MIN_VIRT_MAXPA": identity.MIN_VIRT_MAXPA,
+    "CPUID_CONFIG_LEAVES": lambda module, n: _config_leaf(module.processor, n),
+    "CPUID_CONFIG_VALUES": lambda module, n: _config_value(module.processor, n),
+    "IA32_ARCH_CAPABILITIES_CONFIG_MASK": identity.ARCH_CAPABILITIES_CONFIG_MASK,
+}
+
+
+def read_system(module: TdxModule, field: Field, element: int) -> int:
+    """A field of the module."""
+    value = _SYSTEM.get(field.name, 0)
+    return value if isinstance(value, int) else value(module, element)
+
+
+# --- TD -------------------------------------------------------------------------------------------------------------
+
+_TD: dict[str, Callable[[Td, int], int]] = {
+    "FATAL": lambda td, _: int(td.fatal),
+    "NUM_TDCX": lambda td, _: len(td.tdcx),
+    "CHLDCNT": lambda td, _: td.child_count,
+    "LIFECYCLE_STATE": lambda td, _: td.lifecycle,
+    "TDCX_PA": lambda td, n: td.tdcx[n] if n < len(td.tdcx) else 0,
+    "TD_UUID": lambda td, n: _word(td.uuid, n),
+    "HKID": lambda td, _: td.hkid,
+    "PKG_CONFIG_BITMAP": lambda td, _: td.packages_configured,
+    "NUM_VCPUS": lambda td, _: td.num_vcpus,
+    "NUM_ASSOC_VCPUS": lambda td, _: td.num_associated,
+    "OP_STATE": lambda td, _: td.op_state,
+    "NUM_L2_VMS": lambda td, _: td.num_l2_vms,
+    "ATTRIBUTES": lambda td, _: td.attributes,
+    "XFAM": lambda td, _: td.xfam,
+    "MAX_VCPUS": lambda td, _: td.max_vcpus,
+    "GPAW": lambda td, _: td.config_flags & 1,
+    "EPTP": lambda td, _: td.sept.eptp,
+    "TSC_OFFSET": lambda td, _: td.tsc_offset,
+    "TSC_MULTIPLIER": lambda td, _: td.tsc_multiplier,
+    "TSC_FREQUENCY": lambda td, _: td.tsc_frequency,
+    "NUM_CPUID_VALUES": lambda td, _: len(td.cpuid.values),
+    "XBUFF_SIZE": lambda td, _: td.cpuid.save_area_size(td.xfam, compacted=True),
+    "NOTIFY_ENABLES": lambda td, _: td.notify_enables,
+    "HP_LOCK_TIMEOUT": lambda td, _: td.hp_lock_timeout,
+    "VM_CTLS": lambda td, n: td.vm_ctls[n],
+    "CONFIG_FLAGS": lambda td, _: td.config_flags,
+    "TD_CTLS": lambda td, _: td.td_ctls,
+    "VIRT_MAXPA": lambda td, _: td.virt_maxpa,
+    "TOPOLOGY_ENUM_CONFIGURED": lambda td, _: int(td.topology_enum_configured),
+    "CPUID_VALID": lambda td, n: int(n < len(td.cpuid.values)),
+    "TD_EPOCH": lambda td, _: td.epoch,
+    "REFCOUNT": lambda td, n: td.refcount[n],
+    "MRTD": lambda td, n: _word(td.mrtd, n),
+    "MRCONFIGID": lambda td, n: _word(td.mrconfigid, n),
+    "MROWNER": lambda td, n: _word(td.mrowner, n),
+    "MROWNERCONFIG": lambda td, n: _word(td.mrownerconfig, n),
+    "RTMR": lambda td, n: _word(td.rtmr[n // 6], n % 6),
+    "SERVTD_HASH": lambda td, n: _word(td.servtd_hash, n),
+    "VIRTUAL_IA32_ARCH_CAPABILITIES": lambda td, _: td.arch_capabilities,
+    "X2APIC_IDS": lambda td, n: td.vcpus[n].x2apic_id if n < len(td.vcpus) else 0xFFFF_FFFF,
+    "SEPT_ROOT": lambda td, n: td.sept.qwords[(td.sept.root >> 3) + n],
+    "MSR_BITMAPS": lambda td, n: _word(td.msrs.bitmap, n),
+}
+
+
+def read_td(td: Td, field: Field, element: int) -> int:
+    """A field of a TD; raises METADATA_FIELD_ID_INCORRECT for a CPUID leaf that is not there."""
+    if field.name == CPUID_VALUES:
+        value = td.cpuid.metadata(element)
+        if value is None:
+            raise Status(StatusCode.METADATA_FIELD_ID_INCORRECT)
+        return value
+    reader = _TD.get(field.name)
+    return 0 if reader is None else reader(td, element)
+
+
+def write_td(td: Td, field: Field, element: int, value: int, mask: int) -> None:
+    """Set a field of a TD to its merged value; raises the field's own Status."""
+    match field.name:
+        case "HP_LOCK_TIMEOUT":
+            if mask != MASK64:
+                raise Status(StatusCode.METADATA_WR_MASK_NOT_VALID)
+            if value not in HP_LOCK_TIMEOUTS:
+                raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
+            td.hp_lock_timeout = value
+        case "VM_CTLS":
+            td.vm_ctls[element] = value
+        case "NOTIFY_ENABLES":
+            td.notify_enables = value
+        case "TD_CTLS":
+            _write_td_ctls(td, value)
+        case _:
+            raise Status(StatusCode.METADATA_FIELD_NOT_WRITABLE)
+
+
+def _write_td_ctls(td: Td, value: int) -> None:
+    changed = value ^ td.td_ctls
+    if changed & CTLS_PENDING_VE_DISABLE and not td.config_flags & CONFIG_FLEXIBLE_PENDING_VE:
+        raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
+    if value & CTLS_ENUM_TOPOLOGY and not td.topology_enum_configured:
+        raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
+    td.td_ctls = value
+
+
+# --- virtual CPU ----------------------------------------------------------------------------------------------------
+
+_GPR_NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
+_DR = {"DR0": 0, "DR1": 1, "DR2": 2, "DR3": 3, "DR6": 6}
+_MSRS = {"IA32_SPEC_CTRL": 0x48, "IA32_STAR": 0xC0000081, "IA32_LSTAR": 0xC0000082, "IA32_FMASK": 0xC0000084}
+_MSRS |= {"IA32_KERNEL_GS_BASE": 0xC0000102, "IA32_TSC_AUX": 0xC0000103}
+
+_VCPU: dict[str, Callable[[Vcpu, int], int]] = {
+    "VAPIC": lambda vcpu, n: int.from_bytes(vcpu.context.vapic[8 * n : 8 * n + 8], "little"),
+    "EXIT_REASON": lambda vcpu, _: vcpu.ve.exit_reason,
+    "VALID": lambda vcpu, _: 0xFFFF_FFFF if vcpu.ve.valid else 0,
+    "EXIT_QUALIFICATION": lambda vcpu, _: vcpu.ve.qualification,
+    "GLA": lambda vcpu, _: vcpu.ve.gla,
+    "GPA": lambda vcpu, _: vcpu.ve.gpa,
+    "INSTRUCTION_LENGTH": lambda vcpu, _: vcpu.ve.instruction_length,
+    "INSTRUCTION_INFORMATION": lambda vcpu, _: vcpu.ve.instruction_info,
+    "XCR0": lambda vcpu, _: vcpu.context.xcr0,
+    "CR2": lambda vcpu, _: vcpu.context.cr2,
+    "VCPU_STATE_DETAILS": lambda vcpu, _: int(vcpu_vmcs.interrupt_pending(vcpu)),
+    "VCPU_STATE": lambda vcpu, _: vcpu.state,
+    "VCPU_INDEX": lambda vcpu, _: vcpu.index,
+    "NUM_TDVPS_PAGES": lambda vcpu, _: len(vcpu.pages),
+    "TDVPS_PAGE_PA": lambda vcpu, n: vcpu.pages[n] if n < len(vcpu.pages) else 0,
+    "ASSOC_LPID": lambda vcpu, _: vcpu.lp & 0xFFFF_FFFF,
+    "VCPU_EPOCH": lambda vcpu, _: vcpu.epoch,
+    "CPUID_SUPERVISOR_VE": lambda vcpu, _: int(vcpu.cpuid_supervisor_ve),
+    "CPUID_USER_VE": lambda vcpu, _: int(vcpu.cpuid_user_ve),
+    "CPUID_CONTROL": lambda vcpu, n: vcpu.cpuid_control[n],
+    "LAST_EXIT_TSC": lambda vcpu, _: vcpu.last_exit_tsc,
+    "PEND_NMI": lambda vcpu, _: int(vcpu.pending_nmi),
+    "XFAM": lambda vcpu, _: vcpu.td.xfam,
+    "LAST_TD_EXIT": lambda vcpu, _: vcpu.last_td_exit,
+    "IA32_XSS": lambda vcpu, _: vcpu.msrs[0xDA0],
+}
+
+
+def read_vcpu(vcpu: Vcpu, field: Field, element: int) -> int:
+    """A field of a virtual CPU or of its VMCS."""
+    name = field.name
+    if field.class_code == 0:
+        return vcpu_vmcs.read(vcpu, field.code + element * field.stride)
+    if name in _VCPU:
+        return _VCPU[name](vcpu, element)
+    if name in _GPR_NAMES:
+        value: int = vcpu.context.gpr[_GPR_NAMES.index(name)]
+        return value
+    if name in _DR:
+        return vcpu.context.get_dr(_DR[name])
+    if name in _MSRS:
+        return vcpu.context.rdmsr(_MSRS[name])
+    if field.class_code == 0x13:  # saved MSR state: the code is the MSR, bit 13 set for the high range
+        return vcpu.msrs.get(field.code + element, 0)
+    return 0
+
+
+def write_vcpu(module: TdxModule, vcpu: Vcpu, field: Field, element: int, value: int) -> None:
+    """Set a field of a virtual CPU to its merged value; raises the field's own Status."""
+    name = field.name
+    if field.class_code == 0:
+        vcpu_vmcs.write(module, vcpu, field.code + element * field.stride, value)
+    elif name == "PEND_NMI":
+        vcpu.pending_nmi = bool(value)
+    elif name == "CPUID_SUPERVISOR_VE":
+        vcpu.cpuid_supervisor_ve = bool(value & 1)
+    elif name == "CPUID_USER_VE":
+        vcpu.cpuid_user_ve = bool(value & 1)
+    elif name == "CPUID_CONTROL":
+        vcpu.cpuid_control[element] = value
+        vcpu.td.cpuid.control_changed(vcpu.td.vcpus)
+    elif name in _GPR_NAMES:
+        vcpu.context.gpr[_GPR_NAMES.index(name)] = value
+    elif name in _DR:
+        vcpu.context.set_dr(_DR[name], value)
+    elif name == "CR2":
+        vcpu.context.cr2 = value
+    elif name in _MSRS:
+        vcpu.context.wrmsr(_MSRS[name], value)
+    elif field.class_code == 0x13:
+        vcpu.msrs[field.code + element] = value
+    else:
+        raise Status(StatusCode.METADATA_FIELD_NOT_WRITABLE)

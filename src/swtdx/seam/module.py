@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The TDX module as loaded into the SEAM range: its global state and the SEAMCALL gate.
+
+Leaf functions exclude each other by one lock, which is given back while a guest runs; so a host never meets
+OPERAND_BUSY except on what a running virtual CPU holds: its TD and itself.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from swtdx.seam import dispatch, tdh
+from swtdx.seam.hardware import Args, Memory, Platform, Processor
+from swtdx.seam.identity import Identity
+from swtdx.seam.keys import KeyOwnershipTable
+from swtdx.seam.lifecycle import SysState
+from swtdx.seam.operands import HostAddresses
+from swtdx.seam.pamt import PageType, Pamt
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tables import MODULE_VERSION
+from swtdx.seam.td import Td
+from swtdx.seam.td_params import Rules
+from swtdx.seam.vcpu import Vcpu
+
+assert tdh.LOADED
+
+
+class TdxModule:
+    """The emulated TDX module of one processor; `seamcall` is its only entry.
+
+    ``identity`` gives the test values that reports carry; each machine has its own report key.
+    """
+
+    def __init__(self, processor: Processor, identity: Identity | None = None) -> None:
+        version = processor.platform.module_version
+        if version != MODULE_VERSION:
+            raise ValueError(f"TDX module {version} is not available; this is {MODULE_VERSION}")
+        self.processor: Processor = processor
+        self.memory: Memory = processor.memory
+        self.platform: Platform = processor.platform
+        self.identity: Identity = identity or Identity()
+        self.lock = threading.Lock()
+        self.state = SysState.SYSINIT_PENDING
+        self.initialized_lps: set[int] = set()
+        self.packages_configured: set[int] = set()
+        self.global_hkid = 0
+        self.host = HostAddresses(processor.platform)
+        self.kot = KeyOwnershipTable(processor.platform)
+        self.pamt = Pamt(processor.memory, self.host.hkid_shift)
+        self.td_rules = Rules(processor)
+        self.tds: dict[int, Td] = {}
+        """By HPA of the TDR. A TDR is in here exactly as long as its page is PT_TDR."""
+        self.vcpus: dict[int, Vcpu] = {}
+        """By HPA of the TDVPR, likewise."""
+
+    def seamcall(self, fn: int, args: Args, lp: int) -> int:
+        """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
+        with self.lock:
+            if self.state is not SysState.SYS_READY or fn not in dispatch.LEAVES:
+                refused = dispatch.refuse(fn, self.state)
+                if refused is not None:
+                    return refused
+            return dispatch.call(self, fn, args, lp)
+
+    def package_of(self, lp: int) -> int:
+        """The package of a logical processor; they are numbered package by package."""
+        return lp * self.platform.packages // self.platform.logical_processors
+
+    # --- operands -------------------------------------------------------------------------------------------------
+
+    def td(self, hpa: int, operand: Operand) -> Td:
+        """TDR(operand) shared: the TD whose root page this is."""
+        td = self.tds.get(hpa)
+        if td is None:
+            self.pamt.page(hpa, operand, PageType.TDR)
+            raise AssertionError("a PT_TDR page without a TD")
+        return td
+
+    def td_exclusive(self, hpa: int, operand: Operand) -> Td:
+        """TDR(operand) exclusive: OPERAND_BUSY while a virtual CPU of the TD runs."""
+        td = self.td(hpa, operand)
+        if self.pamt.locked(td.pamt_index):
+            raise Status(StatusCode.OPERAND_BUSY, operand)
+        return td
+
+    def vcpu(self, hpa: int, operand: Operand) -> Vcpu:
+        """TDVPR(operand) shared: the virtual CPU whose root page this is."""
+        vcpu = self.vcpus.get(hpa)
+        if vcpu is None:
+            self.pamt.page(hpa, operand, PageType.TDVPR)
+            raise AssertionError("a PT_TDVPR page without a virtual CPU")
+        return vcpu
+
+    def vcpu_exclusive(self, hpa: int, operand: Operand) -> Vcpu:
+        """TDVPR(operand) exclusive: OPERAND_BUSY while the virtual CPU runs."""
+        vcpu = self.vcpu(hpa, operand)
+        if self.pamt.locked(vcpu.pamt_index):
+            raise Status(StatusCode.OPERAND_BUSY, operand)
+        return vcpu
+
+    # --- pages ----------------------------------------------------------------------------------------------------
+
+    def read_host(self, pa: int, length: int) -> bytes:
+        """Read a host buffer with the KeyID in ``pa``; all ones where there is no memory, as on the bus."""
+        try:
+            return self.memory.read(pa, length)
+        except ValueError:
+            return b"\xff" * length
+
+    def write_host(self, pa: int, data: bytes) -> None:
+        """Write a host buffer with the KeyID in ``pa``; lost where there is no memory."""
+        if self.host.split(pa)[0] + len(data) <= self.memory.size:
+            self.memory.write(pa, data)
+
+    def take_page(self, hpa: int, hkid: int, content: bytes) -> None:
+        """Write a whole control-structure page under the TD's (or the module's) key."""
+        self.memory.set_key(hpa, hkid)
+        self.memory.raw[hpa : hpa + 4096] = content

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Operand checks that many leaf functions share, other than those of physical pages (`pamt`) and states (`td`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import sept
+from swtdx.seam.hardware import Platform
+from swtdx.seam.status import Operand, Status, StatusCode
+
+if TYPE_CHECKING:
+    from swtdx.seam.pamt import Pamt
+    from swtdx.seam.td import Td
+
+LEVEL_MASK = 7
+GPA_RESERVED = 0xFFF0_0000_0000_0FF8
+"""RCX bits of a GPA operand that must be zero: 63:52 and 11:3."""
+
+
+class HostAddresses:
+    """The rule for buffers that the host shares with the module."""
+
+    def __init__(self, platform: Platform) -> None:
+        self._hkid_shift = platform.physical_address_bits - platform.keyid_bits
+        self._first_private = platform.first_private_hkid
+        self._limit = 1 << platform.physical_address_bits
+
+    @property
+    def hkid_shift(self) -> int:
+        """First HPA bit of the KeyID field."""
+        return self._hkid_shift
+
+    def split(self, pa: int) -> tuple[int, int]:
+        """(HPA without KeyID, KeyID)."""
+        return pa & ((1 << self._hkid_shift) - 1), (pa & (self._limit - 1)) >> self._hkid_shift
+
+    def is_shared(self, hpa: int, alignment: int) -> bool:
+        """Aligned, within the physical address width, KeyID in the shared range."""
+        return not (hpa & (alignment - 1) or hpa >= self._limit or hpa >> self._hkid_shift >= self._first_private)
+
+    def shared(self, hpa: int, alignment: int, operand: Operand) -> int:
+        """Check a shared HPA operand; raises OPERAND_INVALID. SEAMRR does not exist here, so nothing overlaps it."""
+        if hpa & (alignment - 1) or hpa >= self._limit or hpa >> self._hkid_shift >= self._first_private:
+            raise Status(StatusCode.OPERAND_INVALID, operand)
+        return hpa
+
+
+def gpa_and_level(operand: int, lowest: int, highest: int) -> tuple[int, int]:
+    """GPA(lowest, highest): split RCX into GPA and level; raises OPERAND_INVALID|RCX."""
+    level = operand & LEVEL_MASK
+    gpa = operand & ~LEVEL_MASK
+    if operand & GPA_RESERVED or not lowest <= level <= highest or gpa & ((1 << (12 + 9 * level)) - 1):
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    return gpa, level
+
+
+def walk(td: Td, gpa: int, level: int) -> tuple[int, int]:
+    """WALK: the Secure-EPT entry of a private GPA at ``level`` as (index, entry).
+
+    Raises OPERAND_INVALID|RCX for a GPA that is not private, EPT_WALK_FAILED where the tables end early.
+    """
+    if gpa >= td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    index, entry, reached = td.sept.walk(gpa, level)
+    if reached != level:
+        raise sept.walk_failed(entry, reached)
+    return index, entry
+
+
+def check_entry(leaf: str, entry: int, level: int) -> None:
+    """ENTRY(leaf): raises EPT_ENTRY_STATE_INCORRECT unless ``tables/sept_transitions.json`` allows the state."""
+    if entry & sept.STATE_MASK not in sept.ALLOWED[leaf]:
+        raise sept.wrong_state(entry, level)
+
+
+def check_tracked(td: Td, pamt: Pamt, entry: int, level: int, pamt_index: int) -> None:
+    """TRACKED: before a mapping goes away it must be blocked, and every vCPU must have left since.
+
+    Raises GPA_RANGE_NOT_BLOCKED (with the entry) or TLB_TRACKING_NOT_DONE; neither before the TD can run.
+    """
+    state = entry & sept.STATE_MASK
+    if not td.tlb_tracking or state not in sept.TLB_TRACKING_REQUIRED:
+        return
+    if state not in sept.ANY_BLOCKED:
+        raise Status(StatusCode.GPA_RANGE_NOT_BLOCKED, Operand.RCX, **sept.extended_info(entry, level))
+    if not td.tracked(pamt.epoch_at(pamt_index)):
+        raise Status(StatusCode.TLB_TRACKING_NOT_DONE, Operand.RCX)

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The physical address metadata table: what each page of convertible memory is used for.
+
+For each TDMR the host donates three arrays of 16-byte entries, one for each page size; they are real memory here, too.
+An entry, as two 64-bit words:
+
+=====  =======================================================================
+word   content
+=====  =======================================================================
+0      lock 15:0, page type 23:16, owner (TDR HPA bits 51:12) 63:24
+1      BEPOCH: the TD epoch at which the page's mapping was blocked
+=====  =======================================================================
+
+The search for a page's entry starts at 1 GiB and stops at the first level that tracks a page itself (PT_REG); a page
+in use as 4 KiB leaves its parents PT_NDA. Only 1 GiB blocks that TDH.SYS.TDMR.INIT has finished take part.
+
+The lock counts shared holders. Leaf functions are serialised by the module, so that only VP.ENTER, which holds its TD
+and virtual CPU while the guest runs, is ever seen to hold one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Memory
+from swtdx.seam.status import Operand, Status, StatusCode
+
+ENTRY_SIZE = 16
+LOCK_MASK = 0xFFFF
+TYPE_SHIFT = 16
+TYPE_MASK = 0xFF << TYPE_SHIFT
+OWNER_SHIFT = 12
+"""Word 0 holds HPA bits 51:12 at 63:24, which is the page-aligned HPA shifted left by 12."""
+BUSY_OR_USED = LOCK_MASK | TYPE_MASK
+SLICE_PAGES = 1024
+"""4 KiB pages whose metadata one TDH.SYS.TDMR.INIT call initialises (4 MiB of memory)."""
+GIB = 1 << 30
+
+
+class PageType(IntEnum):
+    """Page types (PT). 2 is not used; 7 was the VCPU extension page of module 1.0."""
+
+    NDA = 0
+    RSVD = 1
+    REG = 3
+    TDR = 4
+    TDCX = 5
+    TDVPR = 6
+    EPT = 8
+
+
+class PageSize(IntEnum):
+    """Page sizes in PAMT order."""
+
+    SIZE_4K = 0
+    SIZE_2M = 1
+    SIZE_1G = 2
+
+    @property
+    def shift(self) -> int:
+        """log2 of the size in bytes."""
+        return 12 + 9 * self
+
+
+@dataclass(frozen=True)
+class Tdmr:
+    """One trust domain memory region and where its metadata lies; areas are absolute (base, size)."""
+
+    base: int
+    size: int
+    pamt: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    """PAMT (base, size), indexed by PageSize."""
+    reserved: tuple[tuple[int, int], ...]
+
+    @property
+    def end(self) -> int:
+        """First HPA after the region."""
+        return self.base + self.size
+
+
+class Block(NamedTuple):
+    """A usable 1 GiB block: indices (64-bit words) that make ``bias + (hpa >> shift) * 2`` the entry of ``hpa``."""
+
+    bias_4k: int
+    bias_2m: int
+    bias_1g: int
+
+
+class Pamt:
+    """All metadata of the machine: initialisation, look-up and the checks made on physical page operands."""
+
+    def __init__(self, memory: Memory, hkid_shift: int) -> None:
+        """``hkid_shift``: the first HPA bit that carries a KeyID; private page operands have none above it."""
+        self._memory = memory
+        self._hkid_shift = hkid_shift
+        self._qwords = memory.qwords
+        self.tdmrs: tuple[Tdmr, ...] = ()
+        self._progress: dict[int, int] = {}
+        self.blocks: dict[int, Block] = {}
+
+    def configure(self, tdmrs: tuple[Tdmr, ...]) -> None:
+        """Take over the TDMRs of TDH.SYS.CONFIG; nothing of them is usable yet."""
+        self.tdmrs = tdmrs
+        self._progress = {tdmr.base: tdmr.base for tdmr in tdmrs}
+
+    def initialized_up_to(self, base: int) -> int | None:
+        """The HPA up to which the TDMR at ``base`` is initialised; None when no TDMR begins there."""
+        return self._progress.get(base)
+
+    def initialize_slice(self, base: int, hkid: int) -> int:
+        """One step of TDH.SYS.TDMR.INIT for the TDMR at ``base``: returns the new progress as an HPA.
+
+        The metadata becomes private under ``hkid``. Parents (2 MiB, 1 GiB) are written when their first page is.
+        """
+        tdmr = next(tdmr for tdmr in self.tdmrs if tdmr.base == base)
+        start = self._progress[base]
+        end = min(start + SLICE_PAGES * PAGE_SIZE, tdmr.end)
+        for size in PageSize:
+            table, _ = tdmr.pamt[size]
+            first = (start - base + (1 << size.shift) - 1) >> size.shift
+            last = (end - base + (1 << size.shift) - 1) >> size.shift
+            self._fill(tdmr, table, first, last, size, hkid)
+        self._progress[base] = end
+        if end % GIB == 0 or end == tdmr.end:
+            self._open_block(tdmr, (end - 1) >> 30)
+        return end
+
+    def _fill(self, tdmr: Tdmr, table: int, first: int, last: int, size: PageSize, hkid: int) -> None:
+        begin, length = table + first * ENTRY_SIZE, (last - first) * ENTRY_SIZE
+        if length == 0:
+            return
+        for page in range(begin & ~PAGE_MASK, begin + length, PAGE_SIZE):
+            self._memory.set_key(page, hkid)
+        raw = self._memory.raw
+        if any(raw[begin : begin + length].tobytes()):  # lazily backed memory that is zero already stays unbacked
+            raw[begin : begin + length] = bytes(length)
+        if size is not PageSize.SIZE_4K:
+            return
+        window = (tdmr.base + first * PAGE_SIZE, tdmr.base + last * PAGE_SIZE)
+        for area, area_size in tdmr.reserved:
+            for hpa in range(max(area, window[0]), min(area + area_size, window[1]), PAGE_SIZE):
+                self._qwords[(table >> 3) + ((hpa - tdmr.base) >> 12) * 2] = PageType.RSVD << TYPE_SHIFT
+
+    def _open_block(self, tdmr: Tdmr, number: int) -> None:
+        self.blocks[number] = Block(*((tdmr.pamt[size][0] >> 3) - (tdmr.base >> size.shift) * 2 for size in PageSize))
+
+    # --- operands -------------------------------------------------------------------------------------------------
+
+    def free_page(self, hpa: int, operand: Operand) -> int:
+        """HPA4K(operand, PT_NDA) exclusive: the index of the entry of a free 4 KiB page.
+
+        Raises the Status of the first check that fails.
+        """
+        block = self.blocks.get(hpa >> 30)
+        if block is None or hpa & PAGE_MASK:
+            return self.page(hpa, operand, PageType.NDA)
+        index = block.bias_4k + (hpa >> 11)
+        qwords = self._qwords
+        if (
+            qwords[index] & BUSY_OR_USED
+            or qwords[block.bias_2m + (hpa >> 21) * 2] & TYPE_MASK
+            or qwords[block.bias_1g + (hpa >> 30) * 2] & TYPE_MASK
+        ):
+            return self.page(hpa, operand, PageType.NDA)
+        return index
+
+    def page(self, hpa: int, operand: Operand, page_type: PageType, *, shared: bool = False) -> int:
+        """HPA4K(operand, page_type): the entry index of the 4 KiB page at ``hpa``; raises the failed check's Status."""
+        index, size = self.find(hpa, operand, shared=shared)
+        if size is not PageSize.SIZE_4K or self.type_at(index) is not page_type:
+            raise Status(StatusCode.PAGE_METADATA_INCORRECT, operand)
+        return index
+
+    def find(self, hpa: int, operand: Operand, *, shared: bool = False) -> tuple[int, PageSize]:
+        """Form, TDMR and lock checks of a physical page operand: (entry index, size) of the page that contains it."""
+        if hpa & PAGE_MASK or hpa >> self._hkid_shift:
+            raise Status(StatusCode.OPERAND_INVALID, operand)
+        block = self.blocks.get(hpa >> 30)
+        if block is None:
+            raise Status(StatusCode.OPERAND_ADDR_RANGE_ERROR, operand)
+        index, size = self.search(block, hpa)
+        lock = self._qwords[index] & LOCK_MASK
+        if lock and not shared:
+            raise Status(StatusCode.OPERAND_BUSY, operand)
+        return index, size
+
+    def search(self, block: Block, hpa: int) -> tuple[int, PageSize]:
+        """Walk from 1 GiB down to the entry that tracks ``hpa``."""
+        qwords = self._qwords
+        for size in (PageSize.SIZE_1G, PageSize.SIZE_2M):
+            index = block[size] + (hpa >> size.shift) * 2
+            if qwords[index] & TYPE_MASK:
+                return index, size
+        return block.bias_4k + (hpa >> 12) * 2, PageSize.SIZE_4K
+
+    def free_large_page(self, hpa: int, operand: Operand) -> int:
+        """A free 2 MiB page for MEM.PAGE.AUG: its entry and those of its 512 small pages are PT_NDA."""
+        if hpa & 0x1F_FFFF or hpa >> self._hkid_shift:
+            raise Status(StatusCode.OPERAND_INVALID, operand)
+        block = self.blocks.get(hpa >> 30)
+        if block is None:
+            raise Status(StatusCode.OPERAND_ADDR_RANGE_ERROR, operand)
+        index = block.bias_2m + (hpa >> 21) * 2
+        first = block.bias_4k + (hpa >> 12) * 2
+        words = [self._qwords[block.bias_1g + (hpa >> 30) * 2], self._qwords[index]]
+        words += self._qwords[first : first + 1024 : 2].tolist()
+        if any(word & LOCK_MASK for word in words):
+            raise Status(StatusCode.OPERAND_BUSY, operand)
+        if any(word & TYPE_MASK for word in words):
+            raise Status(StatusCode.PAGE_METADATA_INCORRECT, operand)
+        return index
+
+    # --- entries --------------------------------------------------------------------------------------------------
+
+    def index_of(self, hpa: int) -> tuple[int, PageSize]:
+        """Entry index and size of a page known to be inside an initialised block."""
+        return self.search(self.blocks[hpa >> 30], hpa)
+
+    def type_at(self, index: int) -> PageType:
+        """Page type of an entry."""
+        return PageType((self._qwords[index] & TYPE_MASK) >> TYPE_SHIFT)
+
+    def owner_at(self, index: int) -> int:
+        """HPA of the TDR that owns (or last owned) the page of an entry."""
+        return (self._qwords[index] >> 24) << 12
+
+    def epoch_at(self, index: int) -> int:
+        """BEPOCH of an entry."""
+        word: int = self._qwords[index + 1]
+        return word
+
+    def assign(self, index: int, page_type: PageType, owner: int) -> None:
+        """Give the page of an entry a type and an owner (TDR HPA); BEPOCH becomes 0."""
+        self._qwords[index] = (owner << OWNER_SHIFT) | (page_type << TYPE_SHIFT)
+        self._qwords[index + 1] = 0
+
+    def release(self, index: int) -> None:
+        """The page of an entry becomes PT_NDA; the owner field keeps its old value."""
+        self._qwords[index] &= ~BUSY_OR_USED
+
+    def block_at(self, index: int, epoch: int) -> None:
+        """Note the TD epoch at which the page's mapping was blocked."""
+        self._qwords[index + 1] = epoch
+
+    def locked(self, index: int) -> bool:
+        """Whether someone holds the entry's lock."""
+        return bool(self._qwords[index] & LOCK_MASK)
+
+    def lock_shared(self, index: int) -> None:
+        """Add a shared holder."""
+        self._qwords[index] += 1
+
+    def unlock_shared(self, index: int) -> None:
+        """Remove a shared holder."""
+        self._qwords[index] -= 1

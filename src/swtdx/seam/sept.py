@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Secure EPT: the tables that map a TD's private guest-physical memory.
+
+They are real pages of 512 64-bit entries in physical memory, in the architectural encoding, because the processor
+walks them. An entry:
+
+=======  =============================================================================================
+bits     meaning
+=======  =============================================================================================
+2:0      read, write, execute; all zero where the guest may not pass (pending, blocked, free)
+5:3      memory type of a leaf (6, write-back)
+6, 7     ignore PAT; leaf (set in 4 KiB leaves, too)
+9        dirty since export
+11, 52   entry lock, host-priority
+51:12    HPA (a pending 2 MiB leaf keeps its acceptance progress in 20:12)
+56:53    state: TDP pending, TDB blocked, TDBW blocked for writing, TDEX exported
+63       suppress #VE, always set
+=======  =============================================================================================
+
+The state of an entry is coded in bits 56:53, 9, 7 and 6; FREE is 0x80E0000000000000, not 0. Which leaf function may
+act on which state, and what becomes of it, is ``tables/sept_transitions.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tables import load
+
+_TABLE = load("sept_transitions")
+
+ENTRIES = 512
+READ_WRITE_EXECUTE = 7
+LEAF = 1 << 7
+PRESENT_OR_LEAF = LEAF | READ_WRITE_EXECUTE
+SUPPRESS_VE = 1 << 63
+WRITE_BACK = 6 << 3
+STATE_MASK = (0xF << 53) | (1 << 9) | LEAF | (1 << 6)
+HPA_MASK = 0x000F_FFFF_FFFF_F000
+ACCEPT_COUNTER = 0x1F_F000
+FREE = 0x80E0_0000_0000_0000
+FREE_PAGE = FREE.to_bytes(8, "little") * ENTRIES
+MAPPED_LEAF = SUPPRESS_VE | 0xC0 | WRITE_BACK | READ_WRITE_EXECUTE
+PENDING_LEAF = SUPPRESS_VE | 1 << 56 | 0xC0 | WRITE_BACK
+NL_MAPPED = SUPPRESS_VE | READ_WRITE_EXECUTE
+ROOT_TDCX_INDEX = 3
+"""Which TDCX page is the root of the Secure EPT."""
+
+
+class SeptState(IntEnum):
+    """Entry states; the value is the state code inside the entry (``entry & STATE_MASK``)."""
+
+    FREE = 0xE0000000000000
+    REMOVED = 0xC0000000000000
+    NL_MAPPED = 0
+    NL_BLOCKED = 0x80000000000000
+    MAPPED = 0xC0
+    BLOCKED = 0x800000000000C0
+    BLOCKEDW = 0x400000000000C0
+    EXPORTED_BLOCKEDW = 0x600000000000C0
+    EXPORTED_DIRTY = 0x200000000002C0
+    EXPORTED_DIRTY_BLOCKEDW = 0x600000000002C0
+    PENDING = 0x1000000000000C0
+    PENDING_BLOCKED = 0x1800000000000C0
+    PENDING_BLOCKEDW = 0x1400000000000C0
+    PENDING_EXPORTED_BLOCKEDW = 0x1600000000000C0
+    PENDING_EXPORTED_DIRTY = 0x1200000000002C0
+    PENDING_EXPORTED_DIRTY_BLOCKEDW = 0x1600000000002C0
+
+
+def _having(flag: str) -> frozenset[int]:
+    return frozenset(state for state in SeptState if flag in _TABLE["states"][state.name]["flags"])
+
+
+ARCH_STATE: Mapping[int, int] = {state: _TABLE["states"][state.name]["arch_state"] for state in SeptState}
+"""The state number reported to the host in bits 15:8 of extended error information."""
+ALLOWED: Mapping[str, frozenset[int]] = {
+    leaf: frozenset(SeptState[state] for state in states) for leaf, states in _TABLE["allowed"].items()
+}
+"""For each leaf function (``TDH_MEM_PAGE_AUG``) the entry states on which it may act."""
+TRANSITIONS: Mapping[str, Mapping[int, int]] = {
+    leaf: {SeptState[old]: SeptState[new] for old, new in moves.items()}
+    for leaf, moves in _TABLE["transitions"].items()
+}
+TLB_TRACKING_REQUIRED = _having("tlb_tracking_required")
+ANY_BLOCKED = _having("any_blocked")
+ANY_PENDING = _having("any_pending")
+GUEST_ACCEPTABLE = _having("any_pending_and_guest_acceptable")
+GUEST_ACCESSIBLE = _having("guest_accessible_leaf")
+GUEST_FULLY_ACCESSIBLE = _having("guest_fully_accessible_leaf")
+
+_PERMISSIONS = {
+    state: 0
+    if state in ANY_PENDING | ANY_BLOCKED or state in (SeptState.FREE, SeptState.REMOVED)
+    else READ_WRITE_EXECUTE & ~2
+    if "any_blockedw" in _TABLE["states"][state.name]["flags"]
+    else READ_WRITE_EXECUTE
+    for state in SeptState
+}
+
+
+def after(leaf: str, entry: int) -> int:
+    """The entry after the leaf function ``leaf`` has acted on it, HPA and memory type kept."""
+    state = TRANSITIONS[leaf][entry & STATE_MASK]
+    return (entry & ~(STATE_MASK | READ_WRITE_EXECUTE)) | state | _PERMISSIONS[SeptState(state)]
+
+
+def level_shift(level: int) -> int:
+    """log2 of the bytes that an entry at ``level`` maps: 12, 21, 30, 39, 48."""
+    return 12 + 9 * level
+
+
+def extended_info(entry: int, level: int) -> dict[str, int]:
+    """RCX and RDX of a Secure-EPT error: the entry as the host may see it, its level and state.
+
+    The HPA of a non-leaf entry stays hidden; of a free entry only bit 63 shows.
+    """
+    state = entry & STATE_MASK
+    if state in (SeptState.FREE, SeptState.REMOVED):
+        shown = SUPPRESS_VE
+    elif entry & LEAF:
+        shown = entry & (HPA_MASK | SUPPRESS_VE | 0xFF)
+    else:
+        shown = entry & (READ_WRITE_EXECUTE | LEAF)
+    return {"rcx": shown, "rdx": level | ARCH_STATE[state] << 8}
+
+
+def wrong_state(entry: int, level: int) -> Status:
+    """EPT_ENTRY_STATE_INCORRECT with the entry that was found."""
+    return Status(StatusCode.EPT_ENTRY_STATE_INCORRECT, Operand.RCX, **extended_info(entry, level))
+
+
+def walk_failed(entry: int, level: int) -> Status:
+    """EPT_WALK_FAILED with the entry at which the walk stopped."""
+    return Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, **extended_info(entry, level))
+
+
+class SecureEpt:
+    """One TD's Secure EPT: a root page and the number of levels (4 or 5)."""
+
+    __slots__ = ("levels", "qwords", "root")
+
+    def __init__(self, qwords: memoryview, root: int, levels: int) -> None:
+        self.qwords = qwords
+        self.root = root
+        self.levels = levels
+
+    @property
+    def eptp(self) -> int:
+        """The EPT pointer: root, write-back, walk length less one in bits 5:3."""
+        return self.root | (self.levels - 1) << 3 | 6
+
+    def walk(self, gpa: int, level: int) -> tuple[int, int, int]:
+        """Walk towards the entry of ``gpa`` at ``level``: (index in 64-bit words, entry, level where it ended).
+
+        The walk goes down through present non-leaf entries and stops early at anything else.
+        """
+        qwords = self.qwords
+        reached = self.levels - 1
+        shift = 12 + 9 * reached
+        index: int = (self.root >> 3) + ((gpa >> shift) & 511)
+        entry: int = qwords[index]
+        while reached > level and 0 < entry & PRESENT_OR_LEAF < LEAF:  # present, and no leaf
+            reached -= 1
+            shift -= 9
+            index = ((entry & HPA_MASK) >> 3) + ((gpa >> shift) & 511)
+            entry = qwords[index]
+        return index, entry, reached

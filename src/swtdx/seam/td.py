@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A Trust Domain: the module's decrypted view of its TDR (root) and TDCS (control structure).
+
+The pages that the host donates for them belong to the TD's key and hold nothing here; only the Secure EPT root (the
+fourth TDCX page) has to be real, because the processor walks it. LIFECYCLE_STATE, the KeyID and the count of child
+pages outlive the key, as they do in the real TDR, which is written with the module's global key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING
+
+from swtdx.seam.lifecycle import (
+    LEAVES_ALLOWED,
+    NO_LEAVES,
+    TLB_TRACKING_REQUIRED,
+    LifecycleState,
+    OpState,
+)
+from swtdx.seam.sept import SecureEpt
+from swtdx.seam.status import Status, StatusCode
+
+if TYPE_CHECKING:
+    from swtdx.seam.cpuid import VirtualCpuid
+    from swtdx.seam.msr import MsrPolicy
+    from swtdx.seam.td_params import TdParams
+    from swtdx.seam.vcpu import Vcpu
+
+MIN_TDCX = 6
+"""TDCX pages without which there is no TDCS."""
+MAX_TDCX = 9
+HASH_SIZE = 48
+NUM_RTMRS = 4
+MIGRATION_FORM = 1 << 63
+"""BEPOCH flag: the field holds a migration epoch."""
+
+ATTRIBUTE_DEBUG = 1 << 0
+ATTRIBUTE_SEPT_VE_DISABLE = 1 << 28
+ATTRIBUTE_MIGRATABLE = 1 << 29
+ATTRIBUTE_PKS = 1 << 30
+ATTRIBUTE_LASS = 1 << 27
+ATTRIBUTE_PERFMON = 1 << 63
+CONFIG_GPAW_52 = 1 << 0
+CONFIG_FLEXIBLE_PENDING_VE = 1 << 1
+CONFIG_NO_RBP_MOD = 1 << 2
+CONFIG_MAXPA_VIRT = 1 << 3
+CTLS_PENDING_VE_DISABLE = 1 << 0
+CTLS_ENUM_TOPOLOGY = 1 << 1
+CTLS_VIRT_CPUID2 = 1 << 2
+
+
+class Td:
+    """One TD, from TDH.MNG.CREATE until its TDR is reclaimed."""
+
+    def __init__(self, hpa: int, hkid: int, pamt_index: int) -> None:
+        # TDR
+        self.hpa = hpa
+        self.hkid = hkid
+        self.pamt_index = pamt_index
+        """Index of the TDR page's metadata entry, for its lock."""
+        self.uuid = secrets.token_bytes(32)
+        self.child_count = 0
+        self.tdcx: list[int] = []
+        self.packages_configured = 0
+        self._lifecycle = LifecycleState.HKID_ASSIGNED
+        self._fatal = False
+        # TDCS
+        self._op_state = OpState.UNINITIALIZED
+        self.allowed: frozenset[int] = NO_LEAVES
+        """Numbers of the leaf functions that pass `check_state` now."""
+        self.tlb_tracking = False
+        self.vcpus: list[Vcpu] = []
+        """Virtual CPUs that TDH.VP.INIT has made, by VCPU_INDEX."""
+        self.num_vcpus = 0
+        """NUM_VCPUS; may exceed len(vcpus): a VP.INIT that fails late has counted already."""
+        self.num_associated = 0
+        self.epoch = 1
+        self.refcount = [0, 0]
+        self.attributes = 0
+        self.xfam = 0
+        self.max_vcpus = 0
+        self.num_l2_vms = 0
+        self.config_flags = 0
+        self.td_ctls = 0
+        self.notify_enables = 0
+        self.vm_ctls = [0, 0, 0, 0]
+        self.hp_lock_timeout = 0
+        self.topology_enum_configured = True
+        self.virt_maxpa = 0
+        self.tsc_frequency = 0
+        self.tsc_multiplier = 0
+        self.tsc_offset = 0
+        self.arch_capabilities = 0
+        self.gpa_limit = 0
+        """First GPA that is not private."""
+        self.shared_bit = 0
+        self.illegal_gpa_bits = 0
+        """GPA bits that no guest page table may use: an access with one is a reserved-bit page fault."""
+        self.debug = False
+        self.sept: SecureEpt
+        self.cpuid: VirtualCpuid
+        self.msrs: MsrPolicy
+        self.params: TdParams
+        # measurement
+        self.mrtd_context = hashlib.sha384()
+        self.mrtd = bytes(HASH_SIZE)
+        self.mrconfigid = bytes(HASH_SIZE)
+        self.mrowner = bytes(HASH_SIZE)
+        self.mrownerconfig = bytes(HASH_SIZE)
+        self.rtmr = [bytes(HASH_SIZE)] * NUM_RTMRS
+        self.servtd_hash = bytes(HASH_SIZE)
+
+    # --- states ---------------------------------------------------------------------------------------------------
+
+    @property
+    def lifecycle(self) -> LifecycleState:
+        """LIFECYCLE_STATE."""
+        return self._lifecycle
+
+    @lifecycle.setter
+    def lifecycle(self, state: LifecycleState) -> None:
+        self._lifecycle = state
+        self.admit()
+
+    @property
+    def op_state(self) -> OpState:
+        """OP_STATE."""
+        return self._op_state
+
+    @op_state.setter
+    def op_state(self, state: OpState) -> None:
+        self._op_state = state
+        self.tlb_tracking = state in TLB_TRACKING_REQUIRED
+        self.admit()
+
+    @property
+    def fatal(self) -> bool:
+        """FATAL: the TD met an unrecoverable error; its key and pages can only be taken back."""
+        return self._fatal
+
+    @fatal.setter
+    def fatal(self, value: bool) -> None:
+        self._fatal = value
+        self.admit()
+
+    def admit(self) -> None:
+        """Recompute which leaf functions pass; also to be called when a TDCX page has been added."""
+        alive = not self._fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and len(self.tdcx) >= MIN_TDCX
+        self.allowed = LEAVES_ALLOWED[self._op_state] if alive else NO_LEAVES
+
+    def check_state(self, leaf: int) -> None:
+        """STATE(leaf): raises the Status of the first check that does not let this leaf function pass."""
+        if leaf in self.allowed:
+            return
+        if self._fatal:
+            raise Status(StatusCode.TD_FATAL)
+        if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
+            raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
+        if len(self.tdcx) < MIN_TDCX:
+            raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+        raise Status(StatusCode.OP_STATE_INCORRECT)
+
+    # --- what follows from the configuration ----------------------------------------------------------------------
+
+    @property
+    def gpaw(self) -> int:
+        """Guest-physical address width: 48 or 52."""
+        return 52 if self.config_flags & CONFIG_GPAW_52 else 48
+
+    @property
+    def pending_ve_disable(self) -> bool:
+        """Whether a guest access to a pending page exits to the host instead of raising #VE."""
+        return bool(self.td_ctls & CTLS_PENDING_VE_DISABLE)
+
+    @property
+    def vcpu_pages(self) -> int:
+        """Pages a TDVPS needs: TDVPR and TDCX."""
+        return 6 + 3 * self.num_l2_vms
+
+    # --- TLB tracking ---------------------------------------------------------------------------------------------
+
+    def enter_epoch(self) -> int:
+        """A virtual CPU enters: the epoch it runs in."""
+        self.refcount[self.epoch & 1] += 1
+        return self.epoch
+
+    def leave_epoch(self, epoch: int) -> None:
+        """A virtual CPU that entered in ``epoch`` has left."""
+        self.refcount[epoch & 1] -= 1
+
+    def tracked(self, bepoch: int) -> bool:
+        """Whether no processor can still hold a translation that was blocked at ``bepoch``."""
+        if bepoch & MIGRATION_FORM:
+            return False
+        return bepoch < self.epoch - 1 or (bepoch == self.epoch - 1 and self.refcount[bepoch & 1] == 0)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDG.MEM.PAGE.ACCEPT: the guest takes a pending page, which becomes zero and mapped."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import sept
+from swtdx.seam.hardware import PAGE_SIZE, Args, ExitReason
+from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
+from swtdx.seam.sept import ACCEPT_COUNTER, HPA_MASK, LEAF, STATE_MASK, SeptState
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
+from swtdx.seam.tdg.guest_memory import WRITE
+from swtdx.seam.tdg.tdcall import RCX, tdcall_leaf
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+ZERO_PAGE = bytes(PAGE_SIZE)
+PENDING = int(SeptState.PENDING)
+BECOME_MAPPED = sept.PENDING_LEAF ^ sept.MAPPED_LEAF
+"""Bits that tell a pending leaf from a mapped one."""
+MAX_LEVEL = 1
+
+
+@tdcall_leaf("TDG.MEM.PAGE.ACCEPT")
+def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
+    """Accept a 4 KiB or 2 MiB page. A 2 MiB page is done in one go: nothing interrupts the module here."""
+    td, memory = vcpu.td, module.memory
+    operand = vcpu.context.gpr[RCX]
+    level = operand & LEVEL_MASK
+    gpa = operand & ~LEVEL_MASK
+    if (level and (level > MAX_LEVEL or gpa & 0x1F_FFFF)) or operand & GPA_RESERVED or gpa >= td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    index, entry, reached = td.sept.walk(gpa, level)
+    if reached != level or entry & STATE_MASK != PENDING:
+        _check(vcpu, args, gpa, level, entry, reached)
+    hpa = entry & HPA_MASK
+    if level:
+        hpa &= ~ACCEPT_COUNTER
+        entry &= ~ACCEPT_COUNTER
+        for page in range(hpa, hpa + sept.ENTRIES * PAGE_SIZE, PAGE_SIZE):
+            memory.set_key(page, td.hkid)
+            memory.raw[page : page + PAGE_SIZE] = ZERO_PAGE
+    else:
+        memory.set_key(hpa, td.hkid)
+        memory.raw[hpa : hpa + PAGE_SIZE] = ZERO_PAGE
+    if entry & STATE_MASK == PENDING:
+        memory.qwords[index] = entry ^ BECOME_MAPPED
+    else:
+        memory.qwords[index] = sept.after("TDG_MEM_PAGE_ACCEPT", entry)
+    return 0
+
+
+def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> None:
+    """Everything but a pending page at the requested level; returns for the other acceptable state."""
+    state = entry & STATE_MASK
+    accessible = state in sept.GUEST_ACCESSIBLE
+    if reached != level:
+        if accessible:
+            raise Status(StatusCode.PAGE_ALREADY_ACCEPTED, reached)
+        raise _violation(vcpu, args, gpa, level, entry, reached)
+    if not entry & LEAF and state not in (SeptState.FREE, SeptState.REMOVED):
+        raise Status(StatusCode.PAGE_SIZE_MISMATCH, level)
+    if accessible:
+        raise Status(StatusCode.PAGE_ALREADY_ACCEPTED, level)
+    if state not in sept.GUEST_ACCEPTABLE:
+        raise _violation(vcpu, args, gpa, level, entry, reached)
+
+
+def _violation(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> Interrupted:
+    """The host is told what the guest wanted to accept, and where the Secure EPT ends."""
+    leaf = 1 if entry & LEAF else 0
+    info = level | reached << 3 | sept.ARCH_STATE[entry & STATE_MASK] << 6 | leaf << 14
+    return Interrupted(
+        asynchronous(
+            vcpu,
+            args,
+            ExitReason.EPT_VIOLATION,
+            qualification=WRITE | (entry & 7) << 3,
+            extended=ExtendedType.ACCEPT | info << 32,
+            gpa=gpa,
+        )
+    )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Measurement and reports for the guest: TDG.MR.RTMR.EXTEND, MR.REPORT, MR.VERIFYREPORT."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import measurement, report
+from swtdx.seam.hardware import Args
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td import HASH_SIZE, NUM_RTMRS
+from swtdx.seam.tdg.guest_memory import READ, WRITE, private_hpa, shared_hpa
+from swtdx.seam.tdg.tdcall import R8, RCX, RDX, tdcall_leaf
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+RTMR_ALIGNMENT = 64
+
+
+def _aligned(gpa: int, alignment: int, operand: Operand) -> int:
+    if gpa & (alignment - 1):
+        raise Status(StatusCode.OPERAND_INVALID, operand)
+    return gpa
+
+
+def _private(vcpu: Vcpu, gpa: int, operand: Operand) -> int:
+    if gpa >= vcpu.td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, operand)
+    return gpa
+
+
+@tdcall_leaf("TDG.MR.RTMR.EXTEND")
+def tdg_mr_rtmr_extend(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
+    """Extend RTMR[RDX] by the 48 bytes at RCX."""
+    gpr = vcpu.context.gpr
+    gpa = _private(vcpu, _aligned(gpr[RCX], RTMR_ALIGNMENT, Operand.RCX), Operand.RCX)
+    hpa = private_hpa(vcpu, args, gpa, READ)
+    index = gpr[RDX]
+    if index >= NUM_RTMRS:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    measurement.extend_rtmr(vcpu.td, index, module.memory.raw[hpa : hpa + HASH_SIZE].tobytes())
+    return 0
+
+
+@tdcall_leaf("TDG.MR.REPORT")
+def tdg_mr_report(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
+    """Write a TDREPORT at RCX over the report data at RDX, which may be shared memory."""
+    gpr = vcpu.context.gpr
+    target = _private(vcpu, _aligned(gpr[RCX], report.REPORT_SIZE, Operand.RCX), Operand.RCX)
+    source = _aligned(gpr[RDX], report.REPORTDATA_SIZE, Operand.RDX)
+    data = _read(module, vcpu, args, source)
+    if gpr[R8]:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
+    hpa = private_hpa(vcpu, args, target, WRITE)
+    pa = hpa | vcpu.td.hkid << module.host.hkid_shift
+    module.memory.write(pa, report.make(vcpu.td, module.identity, data))
+    return 0
+
+
+def _read(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int) -> bytes:
+    """Report data from private or shared memory.
+
+    Shared memory that is a window on the host program's memory cannot be read from here: OPERAND_INVALID|RDX.
+    """
+    td, memory = vcpu.td, module.memory
+    if gpa >= td.shared_bit << 1:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    if not gpa & td.shared_bit:
+        hpa = private_hpa(vcpu, args, _private(vcpu, gpa, Operand.RDX), READ)
+        return memory.raw[hpa : hpa + report.REPORTDATA_SIZE].tobytes()
+    hpa = shared_hpa(vcpu, args, gpa, READ, memory.qwords)
+    if hpa >= memory.size:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    return module.read_host(hpa, report.REPORTDATA_SIZE)
+
+
+@tdcall_leaf("TDG.MR.VERIFYREPORT")
+def tdg_mr_verifyreport(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
+    """Check the REPORTMACSTRUCT at RCX: was it made on this machine, with this processor's security version?"""
+    gpa = _aligned(vcpu.context.gpr[RCX], report.MAC_STRUCT_SIZE, Operand.RCX)
+    hpa = private_hpa(vcpu, args, _private(vcpu, gpa, Operand.RCX), READ)
+    mac_struct = module.memory.raw[hpa : hpa + report.MAC_STRUCT_SIZE].tobytes()
+    if not report.verify(module.identity, mac_struct):
+        raise Status(StatusCode.INVALID_REPORTMACSTRUCT)
+    if mac_struct[16:32] != module.identity.cpu_svn:
+        raise Status(StatusCode.INVALID_CPUSVN)
+    return 0

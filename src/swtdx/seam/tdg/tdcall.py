@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDCALL: the guest's door to the module.
+
+RAX carries leaf 15:0 and version 23:16, as in SEAMCALL; only TDG.VM.RD has a version 1. Outside 64-bit mode the
+instruction raises #GP(0); at CPL above 0 it never gets here. A leaf function sets the guest's registers; RAX becomes
+its status and the instruction is stepped over, unless the guest has to leave or take #VE first and try again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from swtdx.seam.hardware import Args, Segment
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tables import load
+from swtdx.seam.td_exit import Interrupted, inject_gp
+from swtdx.seam.tdg.vmcall import vmcall
+from swtdx.seam.vcpu import AR_LONG
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+Handler: TypeAlias = "Callable[[TdxModule, Vcpu, Args], int]"
+"""A leaf function: returns its status; raises Status or Interrupted."""
+
+TDCALL_NUMBERS: dict[str, int] = {name: number for number, name, _ in load("leaves")["tdcall"]}
+_VERSIONS: dict[int, tuple[int, ...]] = {number: tuple(v) for number, _, v in load("leaves")["tdcall"]}
+RAX, RCX, RDX, R8, R9, R10, R11 = 0, 1, 2, 8, 9, 10, 11
+VERSION_SHIFT = 16
+VP_VMCALL = TDCALL_NUMBERS["TDG.VP.VMCALL"]
+REGISTERS = {"rax": RAX, "rcx": RCX, "rdx": RDX, "r8": R8, "r9": R9, "r10": R10, "r11": R11}
+BAD_RAX = int(StatusCode.OPERAND_INVALID | Operand.RAX)
+
+LEAVES: dict[int, tuple[Handler, tuple[int, ...]]] = {}
+"""Reproduced leaf functions by RAX, each with the registers that a failure clears."""
+
+
+def tdcall_leaf(name: str, *, clears: tuple[int, ...] = ()) -> Callable[[Handler], Handler]:
+    """Register a TDCALL leaf function for all its versions."""
+    number = TDCALL_NUMBERS[name]
+
+    def register(handler: Handler) -> Handler:
+        for version in _VERSIONS[number]:
+            LEAVES[number | version << VERSION_SHIFT] = handler, clears
+        return handler
+
+    return register
+
+
+def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """A TDCALL exit."""
+    context = vcpu.context
+    if not context.segment(Segment.CS)[3] & AR_LONG:
+        inject_gp(vcpu)
+        return None
+    gpr = context.gpr
+    rax = gpr[RAX]
+    if rax == VP_VMCALL:
+        return vmcall(vcpu, args)
+    found = LEAVES.get(rax)
+    if found is None:
+        status = BAD_RAX
+    else:
+        handler, clears = found
+        try:
+            status = handler(module, vcpu, args)
+        except Status as failure:
+            status = failure.value
+            for register in clears:
+                gpr[register] = 0
+            for name, value in failure.outputs.items():
+                gpr[REGISTERS[name]] = value
+        except Interrupted as interrupted:
+            return interrupted.result
+    gpr[RAX] = status
+    context.rip += context.instruction_length
+    return None

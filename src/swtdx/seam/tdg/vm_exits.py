@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VM exits of a TD: what the module does about each, without the host where it can.
+
+Instructions that only a hypervisor could emulate raise #VE, so that the guest asks for what it wants by TDVMCALL;
+those that a TD must not use raise #UD or #GP(0). Interrupts, NMIs and triple faults go to the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.seam import tdg
+from swtdx.seam.hardware import Args, EventType, ExitReason, Vector
+from swtdx.seam.lifecycle import VcpuState
+from swtdx.seam.msr import Access, Refused
+from swtdx.seam.status import StatusCode
+from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inject_ve
+from swtdx.seam.tdg import mem, mr, vp
+from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation
+from swtdx.seam.tdg.tdcall import tdcall
+from swtdx.seam.vcpu import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR4_MCE, CR4_SMXE, CR4_VMXE, forbidden_cr4
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+Handler = Callable[["TdxModule", "Vcpu", Args], "int | None"]
+LEAF_FUNCTIONS = (tdg, mem, mr, vp)
+"""Imported so that the TDCALL leaf functions are registered."""
+
+MOV_TO_CR, LMSW = 0, 3
+LMSW_MASK = 0xE
+CR0_RESERVED = 0xFFFF_FFFF_0000_0000
+CR4_RESERVED = 0xFFFF_FFFF_F000_8000 & ~(1 << 28)
+XCR0_X87, XCR0_SSE, XCR0_AVX, XCR0_AVX512, XCR0_AMX = 1, 2, 4, 0xE0, 0x60000
+XCR0_USER_STATES = 0x602E7
+INTERRUPTION_TYPE_SHIFT = 8
+LOW32 = 0xFFFF_FFFF
+
+
+def cpuid(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """CPUID: answered from the TD's table, or #VE."""
+    context = vcpu.context
+    gpr = context.gpr
+    value = vcpu.td.cpuid.query(vcpu, gpr[0] & LOW32, gpr[1] & LOW32)
+    if value is None:
+        inject_ve(vcpu, ExitReason.CPUID, qualification=0)
+        return None
+    gpr[0], gpr[3], gpr[1], gpr[2] = value
+    context.rip += context.instruction_length
+    return None
+
+
+def rdmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """RDMSR that the bitmap did not let through."""
+    gpr = vcpu.context.gpr
+    try:
+        value = vcpu.td.msrs.read(vcpu, gpr[1] & LOW32)
+    except Refused as refused:
+        _refuse(vcpu, refused.access, ExitReason.RDMSR)
+        return None
+    gpr[0], gpr[2] = value & LOW32, value >> 32
+    advance(vcpu)
+    return None
+
+
+def wrmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """WRMSR that the bitmap did not let through."""
+    gpr = vcpu.context.gpr
+    try:
+        vcpu.td.msrs.write(vcpu, gpr[1] & LOW32, gpr[0] & LOW32 | (gpr[2] & LOW32) << 32)
+    except Refused as refused:
+        _refuse(vcpu, refused.access, ExitReason.WRMSR)
+        return None
+    advance(vcpu)
+    return None
+
+
+def _refuse(vcpu: Vcpu, access: Access, reason: ExitReason) -> None:
+    if access is Access.GP:
+        inject_gp(vcpu)
+    else:
+        inject_ve(vcpu, reason, qualification=0)
+
+
+def cr_access(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """A change of CR0 or CR4 bits that the module owns; LMSW, too, exits because of CR0.PE."""
+    context = vcpu.context
+    qualification = context.exit_qualification
+    kind, number = qualification >> 4 & 3, qualification & 0xF
+    if kind == LMSW:
+        context.cr0 = context.cr0 & ~LMSW_MASK | qualification >> 16 & LMSW_MASK
+        advance(vcpu)
+        return None
+    if kind != MOV_TO_CR or number not in (0, 4):
+        return unexpected(module, vcpu, args, ExitReason.CR_ACCESS)
+    value: int = context.gpr[qualification >> 8 & 0xF]
+    refused = _write_cr0(vcpu, value) if number == 0 else _write_cr4(vcpu, value)
+    if refused is None:
+        advance(vcpu)
+    elif refused is Access.GP:
+        inject_gp(vcpu)
+    else:
+        inject_ve(vcpu, ExitReason.CR_ACCESS, qualification=qualification)
+    return None
+
+
+def _write_cr0(vcpu: Vcpu, value: int) -> Access | None:
+    if value & CR0_RESERVED:
+        return Access.GP
+    if not value & CR0_PE or not value & CR0_NE or value & (CR0_NW | CR0_CD):
+        return Access.VE
+    vcpu.context.cr0 = value
+    return None
+
+
+def _write_cr4(vcpu: Vcpu, value: int) -> Access | None:
+    if value & (CR4_RESERVED | forbidden_cr4(vcpu.td)):
+        return Access.GP
+    if not value & CR4_MCE or value & (CR4_VMXE | CR4_SMXE):
+        return Access.VE
+    vcpu.context.cr4 = value | CR4_VMXE
+    return None
+
+
+def xsetbv(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """XSETBV: XCR0 within XFAM and architecturally consistent, else #GP(0)."""
+    context, gpr = vcpu.context, vcpu.context.gpr
+    value = gpr[0] & LOW32 | (gpr[2] & LOW32) << 32
+    avx512, amx = value & XCR0_AVX512, value & XCR0_AMX
+    if (
+        gpr[1] & LOW32
+        or value & ~(vcpu.td.xfam & XCR0_USER_STATES)
+        or not value & XCR0_X87
+        or (value & XCR0_AVX and not value & XCR0_SSE)
+        or (avx512 and (avx512 != XCR0_AVX512 or not value & XCR0_AVX))
+        or amx not in (0, XCR0_AMX)
+    ):
+        inject_gp(vcpu)
+        return None
+    context.xcr0 = value
+    advance(vcpu)
+    return None
+
+
+def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """NMI: the host's. #MC: the TD touched a line whose integrity is broken, and is dead."""
+    context = vcpu.context
+    info = context.interruption_info
+    status = 0
+    if info >> INTERRUPTION_TYPE_SHIFT & 7 != EventType.NMI:
+        if info & 0xFF == Vector.MC:
+            vcpu.td.fatal = True
+            status = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
+        elif not vcpu.td.debug:
+            return unexpected(module, vcpu, args, ExitReason.EXCEPTION_NMI)
+    return asynchronous(
+        vcpu,
+        args,
+        ExitReason.EXCEPTION_NMI,
+        status=status,
+        qualification=context.exit_qualification,
+        interruption=info,
+    )
+
+
+def external_interrupt(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """The host's interrupt."""
+    return asynchronous(vcpu, args, ExitReason.EXTERNAL_INTERRUPT, interruption=vcpu.context.interruption_info)
+
+
+def triple_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """The virtual CPU is lost."""
+    vcpu.state = VcpuState.DISABLED
+    return asynchronous(vcpu, args, ExitReason.TRIPLE_FAULT, status=StatusCode.NON_RECOVERABLE_VCPU)
+
+
+def nmi_window(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """The guest can take the NMI that the host asked for, unless it has a #VE to read first."""
+    context = vcpu.context
+    if vcpu.pending_nmi and not vcpu.ve.valid:
+        context.inject(Vector.NMI, EventType.NMI)
+        vcpu.pending_nmi = False
+    context.nmi_window_exiting = False
+    return None
+
+
+def to_host(reason: int) -> Handler:
+    """A handler that only tells the host."""
+
+    def handler(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+        return asynchronous(vcpu, args, reason, qualification=vcpu.context.exit_qualification)
+
+    return handler
+
+
+def virtualization_exception(reason: int) -> Handler:
+    """A handler that raises #VE."""
+
+    def handler(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+        inject_ve(vcpu, reason, qualification=vcpu.context.exit_qualification)
+        return None
+
+    return handler
+
+
+def undefined_opcode(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """An instruction that does not exist in a TD."""
+    inject_ud(vcpu)
+    return None
+
+
+def rdpmc(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """RDPMC: there are no performance counters to read, with or without ATTRIBUTES.PERFMON."""
+    inject_gp(vcpu)
+    return None
+
+
+def host_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """Shared memory that the host took away while the guest used it: as if its EPT entry had gone."""
+    return asynchronous(vcpu, args, ExitReason.EPT_VIOLATION, gpa=vcpu.context.guest_physical_address)
+
+
+def unexpected(module: TdxModule, vcpu: Vcpu, args: Args, reason: int) -> int:
+    """An exit that a TD should not be able to cause: fatal, except to a debug TD."""
+    status = 0
+    if not vcpu.td.debug:
+        vcpu.td.fatal = True
+        status = int(StatusCode.NON_RECOVERABLE_TD)
+    return asynchronous(vcpu, args, reason, status=status, qualification=vcpu.context.exit_qualification)
+
+
+_VMX_INSTRUCTIONS = (*range(19, 28), 50, 53, 59)
+"""VMCLEAR to VMXON, INVEPT, INVVPID, VMFUNC."""
+_OTHER_UNDEFINED = (60, 70, 73, 76)
+"""ENCLS, ENCLV, ENQCMDS without PASID translation, SEAMCALL."""
+_PCONFIG, _ENQCMD, _SMI, _BUS_LOCK, _NOTIFICATION = 65, 72, 6, 74, 75
+
+HANDLERS: dict[int, Handler] = {
+    **dict.fromkeys((ExitReason.GETSEC, ExitReason.RSM, *_VMX_INSTRUCTIONS, *_OTHER_UNDEFINED), undefined_opcode),
+    ExitReason.MONITOR: undefined_opcode,
+    ExitReason.MWAIT: undefined_opcode,
+    **{
+        reason: virtualization_exception(reason)
+        for reason in (
+            ExitReason.IO, ExitReason.HLT, ExitReason.INVD, ExitReason.VMCALL, ExitReason.WBINVD, _PCONFIG,
+            ExitReason.APIC_WRITE,
+        )
+    },
+    **{reason: to_host(reason) for reason in (ExitReason.INIT, _SMI, ExitReason.TASK_SWITCH, _BUS_LOCK, _NOTIFICATION)},
+    ExitReason.EXCEPTION_NMI: exception_or_nmi,
+    ExitReason.EXTERNAL_INTERRUPT: external_interrupt,
+    ExitReason.TRIPLE_FAULT: triple_fault,
+    ExitReason.NMI_WINDOW: nmi_window,
+    ExitReason.CPUID: cpuid,
+    ExitReason.RDMSR: rdmsr,
+    ExitReason.WRMSR: wrmsr,
+    ExitReason.CR_ACCESS: cr_access,
+    ExitReason.XSETBV: xsetbv,
+    ExitReason.RDPMC: rdpmc,
+    _ENQCMD: rdpmc,
+    ExitReason.EPT_VIOLATION: ept_violation,
+    ExitReason.EPT_MISCONFIG: ept_misconfiguration,
+    ExitReason.TDCALL: tdcall,
+    ExitReason.HOST_FAULT: host_fault,
+}  # fmt: skip
+"""What to do about each VMX exit reason; any other is `unexpected`."""

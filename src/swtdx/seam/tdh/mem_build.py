@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Private memory coming: TDH.MEM.SEPT.ADD, MEM.PAGE.ADD, MR.EXTEND, MR.FINALIZE and MEM.PAGE.AUG.
+
+Before the TD is finalized pages are added with content and measured; afterwards they are augmented: pending, without
+content, until the guest accepts them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import measurement, sept
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
+from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Args
+from swtdx.seam.lifecycle import OpState
+from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, gpa_and_level, walk
+from swtdx.seam.pamt import PageType
+from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
+from swtdx.seam.status import Operand, Status, StatusCode
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+SEPT_ADD, PAGE_ADD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.ADD"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.ADD"]
+PAGE_AUG = SEAMCALL_NUMBERS["TDH.MEM.PAGE.AUG"]
+MR_EXTEND, MR_FINALIZE = SEAMCALL_NUMBERS["TDH.MR.EXTEND"], SEAMCALL_NUMBERS["TDH.MR.FINALIZE"]
+
+ALLOW_EXISTING = 1
+TDR_RESERVED = 0xFFF0_0000_0000_0FFE
+NULL_PAGE = (1 << 64) - 1
+PAGE_NOT_USED = 1 << 63
+L2_REGISTERS = ("r9", "r10", "r11")
+CHUNK_MASK = measurement.CHUNK_SIZE - 1
+REG = PageType.REG
+
+
+@versioned_leaf("TDH.MEM.SEPT.ADD", clears=("rcx", "rdx"))
+def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> int:
+    """Add a page of the Secure EPT under the entry at the given level.
+
+    Version 1 may find the page already there (ALLOW_EXISTING) and can take L2 pages; without L2 virtual machines those
+    are returned unused.
+    """
+    if args.rdx & TDR_RESERVED:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    allow_existing = args.rdx & ALLOW_EXISTING
+    td = module.td(args.rdx & ~ALLOW_EXISTING, Operand.RDX)
+    td.check_state(SEPT_ADD)
+    gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
+    entry_index, entry = walk(td, gpa, level)
+    check_entry("TDH_MEM_SEPT_ADD", entry, level)
+    existing = entry & STATE_MASK != SeptState.FREE
+    no_page = args.r8 == NULL_PAGE
+    if no_page:
+        if not version:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
+        if not existing:
+            raise sept.wrong_state(entry, level)
+    if existing and not allow_existing:
+        raise sept.wrong_state(entry, level)
+    page = 0 if no_page else module.pamt.free_page(args.r8, Operand.R8)
+    if not existing:
+        module.take_page(args.r8, td.hkid, sept.FREE_PAGE)
+        module.pamt.assign(page, PageType.EPT, td.hpa)
+        td.child_count += 1
+        module.memory.qwords[entry_index] = sept.NL_MAPPED | args.r8
+    args.rcx = args.rdx = 0
+    if version:
+        args.r8 = NULL_PAGE if no_page or not existing else args.r8 | PAGE_NOT_USED
+        for register in L2_REGISTERS:
+            offered = getattr(args, register)
+            setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
+    return SUCCESS
+
+
+@leaf("TDH.MEM.PAGE.ADD", clears=("rcx", "rdx"))
+def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
+    """Add a page with content copied from the host, and measure its address."""
+    td = module.td_exclusive(args.rdx, Operand.RDX)
+    if PAGE_ADD not in td.allowed:
+        td.check_state(PAGE_ADD)
+    gpa, hpa = args.rcx, args.r8
+    if gpa & PAGE_MASK or gpa >= td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    entry_index, entry, level = td.sept.walk(gpa, 0)
+    if level:
+        raise sept.walk_failed(entry, level)
+    if entry & STATE_MASK != SeptState.FREE:
+        raise sept.wrong_state(entry, 0)
+    source = module.host.shared(args.r9, PAGE_SIZE, Operand.R9)
+    page = module.pamt.free_page(hpa, Operand.R8)
+    content = module.read_host(source, PAGE_SIZE)
+    module.memory.set_key(hpa, td.hkid)
+    module.memory.raw[hpa : hpa + PAGE_SIZE] = content
+    module.pamt.assign(page, REG, td.hpa)
+    td.child_count += 1
+    module.memory.qwords[entry_index] = sept.MAPPED_LEAF | hpa
+    measurement.page_added(td, gpa)
+    args.rcx = args.rdx = 0
+    return SUCCESS
+
+
+@leaf("TDH.MR.EXTEND", clears=("rcx", "rdx"))
+def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
+    """Measure 256 bytes of a page that was added."""
+    td = module.td_exclusive(args.rdx, Operand.RDX)
+    if MR_EXTEND not in td.allowed:
+        td.check_state(MR_EXTEND)
+    gpa = args.rcx
+    if gpa & CHUNK_MASK or gpa >= td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    _, entry, level = td.sept.walk(gpa, 0)
+    if not entry & sept.LEAF:
+        raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
+    if entry & STATE_MASK != SeptState.MAPPED:
+        raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
+    offset = (1 << (12 + 9 * level)) - 1
+    hpa = entry & HPA_MASK & ~offset | gpa & offset
+    measurement.extended(td, gpa, module.memory.raw[hpa : hpa + measurement.CHUNK_SIZE].tobytes())
+    args.rcx = args.rdx = 0
+    return SUCCESS
+
+
+@leaf("TDH.MR.FINALIZE")
+def tdh_mr_finalize(module: TdxModule, args: Args, lp: int) -> int:
+    """The initial image is complete: MRTD is final and the TD can run."""
+    td = module.td_exclusive(args.rcx, Operand.RCX)
+    td.check_state(MR_FINALIZE)
+    if not td.num_vcpus:
+        raise Status(StatusCode.NO_VCPUS)
+    measurement.finish(td)
+    td.op_state = OpState.RUNNABLE
+    return SUCCESS
+
+
+@leaf("TDH.MEM.PAGE.AUG", clears=("rcx", "rdx"))
+def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
+    """Map a page as pending; its content is not touched until the guest accepts it."""
+    td = module.tds.get(args.rdx) or module.td(args.rdx, Operand.RDX)
+    if PAGE_AUG not in td.allowed:
+        td.check_state(PAGE_AUG)
+    rcx, hpa = args.rcx, args.r8
+    level = rcx & LEVEL_MASK
+    if level:
+        gpa, level = gpa_and_level(rcx, 0, 1)
+    elif rcx & GPA_RESERVED:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    else:
+        gpa = rcx
+    if gpa >= td.gpa_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    entry_index, entry, reached = td.sept.walk(gpa, level)
+    if reached != level:
+        raise sept.walk_failed(entry, reached)
+    if entry != FREE:
+        check_entry("TDH_MEM_PAGE_AUG", entry, level)
+    pamt = module.pamt
+    if level:
+        page = pamt.free_large_page(hpa, Operand.R8)
+        td.child_count += sept.ENTRIES
+    else:
+        page = pamt.free_page(hpa, Operand.R8)
+        td.child_count += 1
+    pamt.assign(page, REG, td.hpa)
+    module.memory.qwords[entry_index] = sept.PENDING_LEAF | hpa
+    args.rcx = args.rdx = 0
+    return SUCCESS

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Building a TD and taking it down: TDH.MNG.CREATE, KEY.CONFIG, ADDCX, INIT, VPFLUSHDONE, KEY.FREEID."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from swtdx.seam import measurement, sept, td_params
+from swtdx.seam.cpuid import VirtualCpuid
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf
+from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.identity import ARCH_CAPABILITIES_CONFIG_MASK, HP_LOCK_TIMEOUT_DEFAULT
+from swtdx.seam.lifecycle import HkidState, LifecycleState, OpState
+from swtdx.seam.msr import MsrPolicy
+from swtdx.seam.pamt import PageType
+from swtdx.seam.sept import SecureEpt
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td import (
+    ATTRIBUTE_DEBUG,
+    ATTRIBUTE_SEPT_VE_DISABLE,
+    CONFIG_MAXPA_VIRT,
+    CTLS_PENDING_VE_DISABLE,
+    MAX_TDCX,
+    MIN_TDCX,
+    Td,
+)
+from swtdx.seam.td_params import TSC_UNIT_HZ, Checked, TdParams, native_msr
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+MNG_INIT = SEAMCALL_NUMBERS["TDH.MNG.INIT"]
+MSR_BITMAPS_TDCX_INDEX = 2
+ZERO_PAGE = bytes(PAGE_SIZE)
+TSC_FRACTION_BITS = 48
+MAX_GPA_BITS = 52
+
+
+@leaf("TDH.MNG.CREATE")
+def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
+    """Make a TD out of a page and a free private KeyID."""
+    hpa = args.rcx
+    hkid = module.kot.check_private(args.rdx, Operand.RDX)
+    index = module.pamt.free_page(hpa, Operand.RCX)
+    module.kot.check_free(hkid)
+    module.take_page(hpa, module.global_hkid, ZERO_PAGE)
+    module.kot.set_state(hkid, HkidState.ASSIGNED)
+    module.pamt.assign(index, PageType.TDR, 0)
+    module.tds[hpa] = Td(hpa, hkid, index)
+    return SUCCESS
+
+
+@leaf("TDH.MNG.KEY.CONFIG")
+def tdh_mng_key_config(module: TdxModule, args: Args, lp: int) -> int:
+    """Program the TD's key on this package; after the last package the TD's keys are configured."""
+    td = module.td_exclusive(args.rcx, Operand.RCX)
+    if td.fatal:
+        raise Status(StatusCode.TD_FATAL)
+    if td.lifecycle is not LifecycleState.HKID_ASSIGNED:
+        raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
+    package = 1 << module.package_of(lp)
+    if td.packages_configured & package:
+        raise Status(StatusCode.KEY_CONFIGURED)
+    if not td.packages_configured:
+        module.memory.create_key(td.hkid)
+    td.packages_configured |= package
+    if td.packages_configured == (1 << module.platform.packages) - 1:
+        td.lifecycle = LifecycleState.KEYS_CONFIGURED
+    return SUCCESS
+
+
+@leaf("TDH.MNG.ADDCX")
+def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
+    """Add a page to the TDCS; the fourth is the root of the Secure EPT."""
+    hpa = args.rcx
+    td = module.td_exclusive(args.rdx, Operand.RDX)
+    if td.fatal:
+        raise Status(StatusCode.TD_FATAL)
+    if td.lifecycle is not LifecycleState.KEYS_CONFIGURED:
+        raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
+    number = len(td.tdcx)
+    if number >= MAX_TDCX:
+        raise Status(StatusCode.TDCX_NUM_INCORRECT)
+    index = module.pamt.free_page(hpa, Operand.RCX)
+    if number >= MIN_TDCX and td.op_state is not OpState.UNINITIALIZED:
+        raise Status(StatusCode.OP_STATE_INCORRECT)
+    contents = {MSR_BITMAPS_TDCX_INDEX: b"\xff" * PAGE_SIZE, sept.ROOT_TDCX_INDEX: sept.FREE_PAGE}
+    module.take_page(hpa, td.hkid, contents.get(number, ZERO_PAGE))
+    module.pamt.assign(index, PageType.TDCX, td.hpa)
+    td.tdcx.append(hpa)
+    td.child_count += 1
+    td.admit()
+    return SUCCESS
+
+
+@leaf("TDH.MNG.INIT", clears=("rcx",))
+def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
+    """Initialise the TD from TD_PARAMS."""
+    td = module.td_exclusive(args.rcx, Operand.RCX)
+    td.check_state(MNG_INIT)
+    source = module.host.shared(args.rdx, td_params.ALIGNMENT, Operand.RDX)
+    params = td_params.parse(module.read_host(source, td_params.SIZE))
+    checked = module.td_rules.check(params, len(td.tdcx))
+    configure(module, td, params, checked)
+    td.op_state = OpState.INITIALIZED
+    args.rcx = 0
+    return SUCCESS
+
+
+def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> None:
+    """Give a TD everything that follows from its checked parameters."""
+    td.params = replace(params, cpuid_config=checked.cpuid_config)
+    td.attributes, td.xfam, td.config_flags = params.attributes, params.xfam, params.config_flags
+    td.max_vcpus, td.num_l2_vms = params.max_vcpus, params.num_l2_vms
+    td.debug = bool(params.attributes & ATTRIBUTE_DEBUG)
+    td.td_ctls = CTLS_PENDING_VE_DISABLE if params.attributes & ATTRIBUTE_SEPT_VE_DISABLE else 0
+    td.hp_lock_timeout = HP_LOCK_TIMEOUT_DEFAULT
+    td.virt_maxpa = checked.virt_maxpa
+    td.shared_bit = 1 << (td.gpaw - 1)
+    td.illegal_gpa_bits = illegal_gpa_bits(td)
+    td.gpa_limit = min(td.shared_bit, 1 << td.virt_maxpa)
+    td.sept = SecureEpt(module.memory.qwords, td.tdcx[sept.ROOT_TDCX_INDEX], params.sept_levels)
+    td.tsc_frequency = params.tsc_frequency
+    td.tsc_multiplier = (params.tsc_frequency * TSC_UNIT_HZ << TSC_FRACTION_BITS) // module.platform.tsc_hz
+    td.tsc_offset = -(module.processor.rdtsc() * td.tsc_multiplier >> TSC_FRACTION_BITS) & (1 << 64) - 1
+    mask = params.arch_capabilities_config
+    native = native_msr(module.processor.rdmsr, td_params.MSR_ARCH_CAPABILITIES)
+    configurable = ARCH_CAPABILITIES_CONFIG_MASK
+    td.arch_capabilities = native & ~configurable | native & mask if params.msr_config_ctls & 1 else native
+    td.cpuid = VirtualCpuid(td, module.processor, checked.cpuid_config, checked.virt_maxpa)
+    td.msrs = MsrPolicy(td, module.processor)
+    hpa = td.tdcx[MSR_BITMAPS_TDCX_INDEX]
+    module.memory.raw[hpa : hpa + PAGE_SIZE] = td.msrs.bitmap
+    td.mrconfigid, td.mrowner, td.mrownerconfig = params.mrconfigid, params.mrowner, params.mrownerconfig
+    measurement.start(td)
+
+
+def illegal_gpa_bits(td: Td) -> int:
+    """Bits 48 up to the virtual MAXPA of a 48-bit TD, and bits from the virtual MAXPA to 51 except the shared bit."""
+    maxpa = td.virt_maxpa if td.config_flags & CONFIG_MAXPA_VIRT else MAX_GPA_BITS
+    above = (1 << MAX_GPA_BITS) - (1 << maxpa)
+    between = (1 << maxpa) - (1 << td.gpaw) if td.gpaw < maxpa else 0
+    return (above | between) & ~td.shared_bit
+
+
+@leaf("TDH.MNG.VPFLUSHDONE")
+def tdh_mng_vpflushdone(module: TdxModule, args: Args, lp: int) -> int:
+    """No virtual CPU is on any processor: the TD's key is given up, its caches must be written back."""
+    td = module.td_exclusive(args.rcx, Operand.RCX)
+    if td.lifecycle not in (LifecycleState.KEYS_CONFIGURED, LifecycleState.HKID_ASSIGNED):
+        raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
+    if td.num_associated:
+        raise Status(StatusCode.FLUSHVP_NOT_DONE)
+    module.kot.flush(td.hkid, module.platform.packages)
+    td.lifecycle = LifecycleState.BLOCKED
+    return SUCCESS
+
+
+@leaf("TDH.MNG.KEY.FREEID")
+def tdh_mng_key_freeid(module: TdxModule, args: Args, lp: int) -> int:
+    """All packages wrote their caches back: the KeyID is free again, the TD's pages can be reclaimed."""
+    td = module.td_exclusive(args.rcx, Operand.RCX)
+    if td.lifecycle is not LifecycleState.BLOCKED:
+        raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
+    if module.kot.write_back_pending(td.hkid):
+        raise Status(StatusCode.WBCACHE_NOT_COMPLETE)
+    module.kot.set_state(td.hkid, HkidState.FREE)
+    module.memory.drop_key(td.hkid)
+    td.lifecycle = LifecycleState.TEARDOWN
+    return SUCCESS
+
+
+@leaf("TDH.MNG.KEY.RECLAIMID")
+def tdh_mng_key_reclaimid(module: TdxModule, args: Args, lp: int) -> int:
+    """Nothing, in 1.0 and 1.5."""
+    return SUCCESS

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bringing the module up: TDH.SYS.INIT, LP.INIT, CONFIG, KEY.CONFIG, TDMR.INIT and LP.SHUTDOWN.
+
+SYS.INIT once, LP.INIT on every logical processor, CONFIG once, KEY.CONFIG once for each package (the last one makes
+the module ready), then TDMR.INIT for each TDMR until it says that the end is reached.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import cpuid, identity, tdmr
+from swtdx.seam.dispatch import SUCCESS, leaf
+from swtdx.seam.hardware import Args
+from swtdx.seam.lifecycle import HkidState, SysState
+from swtdx.seam.pamt import GIB, Tdmr
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td_params import native_msr
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+MSR_MISC_ENABLE = 0x1A0
+LIMIT_CPUID_MAXVAL = 1 << 22
+TDMR_POINTER_SIZE = 8
+
+WAIVED_CPUID: dict[cpuid.Key, cpuid.Registers] = {
+    # SSE3-era debug store and perfmon (DTES64, DS-CPL, PDCM), PCID; DS, ACPI, self snoop
+    (1, None): (0, 0, 1 << 2 | 1 << 4 | 1 << 15 | 1 << 17, 1 << 21 | 1 << 22 | 1 << 27),
+    # leaf 4: inclusiveness of the last level
+    (4, 3): (0, 0, 0, 1),
+    # INVPCID, FDP_EXCPTN_ONLY, FCS/FDS deprecation, SHA; MOVDIRI/MOVDIR64B/bus lock; fast short REP, arch perfmon
+    (7, 0): (0, 1 << 6 | 1 << 10 | 1 << 13 | 1 << 29 | 1 << 1, 0x9900_0000, 0xFC08_2600),
+    # PSFD, IPRED_CTRL, RRSBA_CTRL, BHI_CTRL
+    (7, 2): (0, 0, 0, 0x17),
+    (0xA, None): (0xFF00, 0, 0, 1 << 15),
+    # XSAVEC, XSAVES; CET states
+    (0xD, 1): (0xF, 0, 0x1800, 0),
+    (0x14, 0): (0xFFFF_FFFF, 0, 0, 0),
+    (0x80000001, None): (0, 0, 1 << 0 | 1 << 5 | 1 << 8, 0),
+}
+"""CPUID bits that the real module demands and the emulated processor may lack, because it does not implement the
+feature. The TD then sees the feature as absent, which is the truth. All else is held against the processor."""
+
+
+@leaf("TDH.SYS.INIT", clears=("rcx", "rdx", "r8", "r9", "r10"))
+def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
+    """Start the module: check the platform, once.
+
+    There are no SMRRs, no SEAMOPS capabilities and no VMX or TME MSRs to check on this processor.
+    """
+    if args.rcx:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    if module.state is not SysState.SYSINIT_PENDING:
+        raise Status(StatusCode.SYS_INIT_NOT_PENDING)
+    if native_msr(module.processor.rdmsr, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
+        raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
+    check_native_cpuid(module)
+    if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
+        raise Status(StatusCode.CMR_LIST_INVALID)
+    module.state = SysState.SYSINIT_DONE
+    args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
+    return SUCCESS
+
+
+def check_native_cpuid(module: TdxModule) -> None:
+    """INCORRECT_CPUID_VALUE with leaf, mask and value when the processor is not fit for TDs."""
+    fault = cpuid.unverified(module.processor, WAIVED_CPUID)
+    if fault is not None:
+        (number, subleaf), mask, value = fault
+        where = number | (cpuid.NO_SUBLEAF if subleaf is None else subleaf) << 32
+        raise Status(
+            StatusCode.INCORRECT_CPUID_VALUE,
+            rcx=where,
+            rdx=mask[0] | mask[1] << 32,
+            r8=mask[2] | mask[3] << 32,
+            r9=value[0] | value[1] << 32,
+            r10=value[2] | value[3] << 32,
+        )
+
+
+@leaf("TDH.SYS.LP.INIT", clears=("rcx", "rdx", "r8"))
+def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
+    """Make a logical processor known. CPUID and MSRs are the same on all of them here, so they cannot disagree."""
+    if module.state is not SysState.SYSINIT_DONE:
+        raise Status(StatusCode.SYS_LP_INIT_NOT_PENDING)
+    if lp in module.initialized_lps:
+        raise Status(StatusCode.SYS_LP_INIT_DONE)
+    module.initialized_lps.add(lp)
+    args.rcx = args.rdx = args.r8 = 0
+    return SUCCESS
+
+
+@leaf("TDH.SYS.CONFIG")
+def tdh_sys_config(module: TdxModule, args: Args, lp: int) -> int:
+    """Take the TDMRs and the module's own KeyID. The KeyID stays reserved even when a TDMR is then refused."""
+    if module.state is not SysState.SYSINIT_DONE or len(module.initialized_lps) < module.platform.logical_processors:
+        raise Status(StatusCode.SYS_CONFIG_NOT_PENDING)
+    array = module.host.shared(args.rcx, tdmr.ALIGNMENT, Operand.RCX)
+    if not 1 <= args.rdx <= tdmr.MAX_TDMRS:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    module.global_hkid = module.kot.check_private(args.r8, Operand.R8)
+    module.kot.set_state(module.global_hkid, HkidState.RESERVED)
+    tdmrs = read_tdmrs(module, array, args.rdx)
+    module.pamt.configure(tuple(tdmrs))
+    module.state = SysState.SYSCONFIG_DONE
+    return SUCCESS
+
+
+def read_tdmrs(module: TdxModule, array: int, count: int) -> list[Tdmr]:
+    """Read and check the TDMR_INFOs behind an array of pointers, one after the other."""
+    rules = tdmr.MemoryRules(module.platform.cmrs, 1 << module.host.hkid_shift)
+    pointers = module.read_host(array, count * TDMR_POINTER_SIZE)
+    tdmrs: list[Tdmr] = []
+    for number in range(count):
+        pointer = int.from_bytes(pointers[number * 8 : number * 8 + 8], "little")
+        module.host.shared(pointer, tdmr.ALIGNMENT, Operand.RCX)
+        info = tdmr.parse(module.read_host(pointer, tdmr.SIZE))
+        tdmrs.append(tdmr.check(number, info, tdmrs, rules))
+    return tdmrs
+
+
+@leaf("TDH.SYS.KEY.CONFIG")
+def tdh_sys_key_config(module: TdxModule, args: Args, lp: int) -> int:
+    """Program the module's KeyID on this package; after the last package the module is ready."""
+    if module.state is not SysState.SYSCONFIG_DONE:
+        raise Status(StatusCode.SYS_KEY_CONFIG_NOT_PENDING)
+    package = module.package_of(lp)
+    if package in module.packages_configured:
+        raise Status(StatusCode.KEY_CONFIGURED)
+    if not module.packages_configured:
+        module.memory.create_key(module.global_hkid)
+    module.packages_configured.add(package)
+    if len(module.packages_configured) == module.platform.packages:
+        module.state = SysState.SYS_READY
+    return SUCCESS
+
+
+@leaf("TDH.SYS.TDMR.INIT", clears=("rdx",))
+def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
+    """Initialise the metadata of the next 4 MiB of a TDMR; RDX: progress, rounded down to 1 GiB."""
+    base = args.rcx
+    if base % GIB or base >> module.host.hkid_shift:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    progress = module.pamt.initialized_up_to(base)
+    if progress is None:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    if any(region.base == base and region.end == progress for region in module.pamt.tdmrs):
+        raise Status(StatusCode.TDMR_ALREADY_INITIALIZED)
+    args.rdx = module.pamt.initialize_slice(base, module.global_hkid) & ~(GIB - 1)
+    return SUCCESS
+
+
+@leaf("TDH.SYS.LP.SHUTDOWN")
+def tdh_sys_lp_shutdown(module: TdxModule, args: Args, lp: int) -> int:
+    """Nothing, since module 1.5."""
+    return SUCCESS

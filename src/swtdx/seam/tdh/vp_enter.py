@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDH.VP.ENTER: run a virtual CPU until something is the host's business.
+
+While the guest runs, the TD and the virtual CPU are held shared (their metadata entries' locks) and other SEAMCALLs
+may work; between VM exits the module's lock is held again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS, leaf
+from swtdx.seam.hardware import Args
+from swtdx.seam.lifecycle import LastTdExit, VcpuState
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td_exit import asynchronous
+from swtdx.seam.tdg.vm_exits import HANDLERS, unexpected
+from swtdx.seam.tdg.vmcall import resume
+from swtdx.seam.vcpu import NO_LP
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+    from swtdx.seam.vcpu import Vcpu
+
+VP_ENTER = SEAMCALL_NUMBERS["TDH.VP.ENTER"]
+RECOVERABILITY_HINT = 1 << 52
+RESUME_L1 = 1 << 53
+RESERVED = 0xFFC0_0000_0000_0FFF
+_READY, _ACTIVE = VcpuState.READY, VcpuState.ACTIVE
+_TDVMCALL = LastTdExit.TDVMCALL
+
+
+@leaf("TDH.VP.ENTER")
+def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
+    """Run until a TD exit; after a TDVMCALL the host's registers that the guest selected are inputs."""
+    vcpu = module.vcpus.get(args.rcx)
+    if vcpu is None or vcpu.state is not _READY or vcpu.lp != lp or VP_ENTER not in vcpu.td.allowed:
+        vcpu = _check(module, args.rcx, lp)
+        vcpu.associate(lp)
+    td, context = vcpu.td, vcpu.context
+    qwords, td_lock, vcpu_lock = module.memory.qwords, td.pamt_index, vcpu.pamt_index
+    qwords[td_lock] += 1
+    qwords[vcpu_lock] += 1
+    epoch = td.epoch
+    td.refcount[epoch & 1] += 1
+    vcpu.state = _ACTIVE
+    if vcpu.epoch != epoch or vcpu.flush_needed:
+        context.flush()
+        vcpu.epoch, vcpu.flush_needed = epoch, False
+    if vcpu.last_td_exit is _TDVMCALL:
+        resume(vcpu, args)
+    if vcpu.pending_nmi and not vcpu.ve.valid:
+        context.nmi_window_exiting = True
+    lock = module.lock
+    module.processor.enter_lp(lp, context)
+    result: int | None = None
+    try:
+        while result is None:
+            lock.release()
+            try:
+                reason = context.run()
+            finally:
+                lock.acquire()
+            if td.fatal:  # another virtual CPU met an integrity error
+                dead = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
+                return asynchronous(vcpu, args, reason, status=dead)
+            handler = HANDLERS.get(reason)
+            if handler is None:
+                result = unexpected(module, vcpu, args, reason)
+            else:
+                result = handler(module, vcpu, args)
+    finally:
+        module.processor.leave_lp(lp)
+        td.refcount[epoch & 1] -= 1
+        qwords[td_lock] -= 1
+        qwords[vcpu_lock] -= 1
+        if vcpu.state is _ACTIVE:
+            vcpu.state = _READY
+    return result
+
+
+def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
+    """The checks of TDH.VP.ENTER in order; raises the Status of the first that fails.
+
+    IA32_TSC_ADJUST, the TSC and the monitor setting cannot change on this processor, and nothing holds the epoch or the
+    Secure EPT locked.
+    """
+    if rcx & RESERVED:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    vcpu = module.vcpu(rcx & ~(RECOVERABILITY_HINT | RESUME_L1), Operand.RCX)
+    vcpu.td.check_state(VP_ENTER)
+    if len(vcpu.pages) < vcpu.td.vcpu_pages:
+        raise Status(StatusCode.TDCX_NUM_INCORRECT)
+    if vcpu.state is not _READY:
+        raise Status(StatusCode.VCPU_STATE_INCORRECT)
+    if vcpu.lp not in (NO_LP, lp):
+        raise Status(StatusCode.VCPU_ASSOCIATED)
+    if rcx & RECOVERABILITY_HINT and not vcpu.recoverable_exit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    if rcx & RESUME_L1:  # there is no L2 virtual machine, so CURR_VM is 0
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    return vcpu

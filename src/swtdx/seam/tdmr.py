@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDMR_INFO: how the host describes a trust domain memory region to TDH.SYS.CONFIG, and the rules it must keep.
+
+320 bytes, 512-byte aligned: base, size, then (base, size) of the 1 GiB, 2 MiB and 4 KiB metadata, then 16 reserved
+areas (offset, size) in ascending order, a zero size ending the list. Details of an error are bytes of DETAILS_L2: the
+TDMR's position, then the area's or the metadata's page size (0 for 4 KiB, 1 for 2 MiB, 2 for 1 GiB).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from swtdx.seam.pamt import ENTRY_SIZE, GIB, PageSize, Tdmr
+from swtdx.seam.status import Status, StatusCode, detail_bytes
+
+SIZE = 320
+ALIGNMENT = 512
+MAX_TDMRS = 64
+MAX_RESERVED = 16
+_LAYOUT = struct.Struct(f"<8Q{2 * MAX_RESERVED}Q")
+_END_OF_ADDRESSES = 1 << 64
+
+Area = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class MemoryRules:
+    """What TDMRs are held against: convertible memory, and the HPA bits that are no KeyID."""
+
+    cmrs: tuple[Area, ...]
+    address_limit: int
+    """First HPA that has a KeyID bit set."""
+
+
+def parse(data: bytes) -> Tdmr:
+    """A TDMR_INFO as written by the host, unchecked; reserved areas are still offsets, all 16 of them."""
+    words = _LAYOUT.unpack(data)
+    areas = tuple(zip(words[8::2], words[9::2], strict=True))
+    return Tdmr(words[0], words[1], ((words[6], words[7]), (words[4], words[5]), (words[2], words[3])), areas)
+
+
+def check(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRules) -> Tdmr:
+    """Check TDMR ``number`` after those before it; returns it with its reserved areas absolute.
+
+    Raises the Status of the first rule broken, in the order of TDH.SYS.CONFIG.
+    """
+    _check_region(number, tdmr, earlier, rules)
+    reserved = _check_reserved(number, tdmr)
+    tdmr = Tdmr(tdmr.base, tdmr.size, tdmr.pamt, reserved)
+    for size in (PageSize.SIZE_1G, PageSize.SIZE_2M, PageSize.SIZE_4K):
+        _check_pamt(number, tdmr, size, earlier, rules)
+    for i, other in enumerate(earlier):  # and no earlier metadata may lie in this region
+        for size in PageSize:
+            if any(overlap(other.pamt[size], part) for part in available(tdmr)):
+                raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(i, size, number))
+    for part in available(tdmr):
+        if not covered(part, rules.cmrs):
+            raise Status(StatusCode.TDMR_OUTSIDE_CMRS, detail_bytes(number))
+    return tdmr
+
+
+def _check_region(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRules) -> None:
+    if tdmr.base + tdmr.size >= _END_OF_ADDRESSES:
+        raise Status(StatusCode.INVALID_TDMR, detail_bytes(number))
+    if earlier and tdmr.base < earlier[-1].end:
+        raise Status(StatusCode.NON_ORDERED_TDMR, detail_bytes(number))
+    if tdmr.base % GIB or tdmr.size % GIB or not tdmr.size or tdmr.end > rules.address_limit:
+        raise Status(StatusCode.INVALID_TDMR, detail_bytes(number))
+
+
+def _check_reserved(number: int, tdmr: Tdmr) -> tuple[Area, ...]:
+    """Reserved areas are sorted, disjoint, page aligned and inside the TDMR; a null one ends the list."""
+    areas: list[Area] = []
+    ended = False
+    for j, (offset, size) in enumerate(tdmr.reserved):
+        if size == 0:
+            ended = True
+            continue
+        if ended or (areas and tdmr.base + offset < sum(areas[-1])):
+            raise Status(StatusCode.NON_ORDERED_RESERVED_IN_TDMR, detail_bytes(number, j))
+        if offset + size >= _END_OF_ADDRESSES or (offset | size) & 0xFFF or offset + size > tdmr.size:
+            raise Status(StatusCode.INVALID_RESERVED_IN_TDMR, detail_bytes(number, j))
+        areas.append((tdmr.base + offset, size))
+    return tuple(areas)
+
+
+def _check_pamt(number: int, tdmr: Tdmr, size: PageSize, earlier: list[Tdmr], rules: MemoryRules) -> None:
+    base, length = area = tdmr.pamt[size]
+    if (
+        base + length >= _END_OF_ADDRESSES
+        or (base | length) & 0xFFF
+        or (base + length) > rules.address_limit
+        or length < (tdmr.size >> size.shift) * ENTRY_SIZE
+    ):
+        raise Status(StatusCode.INVALID_PAMT, detail_bytes(number, size))
+    own = [tdmr.pamt[other] for other in PageSize if other > size]
+    for j, other in enumerate([*earlier, tdmr]):
+        metadata = own if other is tdmr else other.pamt
+        if any(overlap(area, taken) for taken in (*metadata, *available(other))):
+            raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(number, size, j))
+    if not covered(area, rules.cmrs):
+        raise Status(StatusCode.PAMT_OUTSIDE_CMRS, detail_bytes(number, size))
+
+
+def available(tdmr: Tdmr) -> list[Area]:
+    """The parts of a TDMR between its (absolute) reserved areas."""
+    parts, start = [], tdmr.base
+    for area, size in tdmr.reserved:
+        if area > start:
+            parts.append((start, area - start))
+        start = area + size
+    if start < tdmr.end:
+        parts.append((start, tdmr.end - start))
+    return parts
+
+
+def overlap(first: Area, second: Area) -> bool:
+    """Whether two (base, size) areas share a byte."""
+    return first[0] < second[0] + second[1] and second[0] < first[0] + first[1]
+
+
+def covered(area: Area, cmrs: tuple[Area, ...]) -> bool:
+    """Whether an area lies in convertible memory; adjacent CMRs count as one."""
+    position, end = area[0], area[0] + area[1]
+    for base, size in sorted(cmrs):
+        if base <= position < base + size:
+            position = base + size
+    return position >= end

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual CPU of a TD: the module's view of its TDVPS, with the processor context that runs it.
+
+Registers, segments and native MSRs live in the context; here is what the TDVPS adds: state and association, VE_INFO,
+the pieces of the VMCS that the host may set, and the MSRs that the module keeps because no CPU context holds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swtdx.seam.hardware import Context, Segment
+from swtdx.seam.lifecycle import LastTdExit, VcpuState
+
+if TYPE_CHECKING:
+    from swtdx.seam.td import Td
+
+NO_LP = -1
+"""ASSOC_LPID of a virtual CPU that is associated with no logical processor."""
+
+CR0_PE = 1 << 0
+CR0_NE = 1 << 5
+CR0_NW = 1 << 29
+CR0_CD = 1 << 30
+CR0_OWNED = CR0_PE | CR0_NE | CR0_NW | CR0_CD
+"""CR0 bits that stay the module's (reserved bits are #GP in the processor)."""
+CR4_MCE = 1 << 6
+CR4_VMXE = 1 << 13
+CR4_SMXE = 1 << 14
+CR4_OSXSAVE = 1 << 18
+CR4_PKE = 1 << 22
+CR4_CET = 1 << 23
+CR4_KL = 1 << 19
+CR4_PKS = 1 << 24
+CR4_UINTR = 1 << 25
+CR4_LASS = 1 << 27
+EFER_SCE = 1 << 0
+EFER_LMA = 1 << 10
+AR_LONG = 1 << 13
+PIN_PROCESS_POSTED_INTERRUPTS = 1 << 7
+
+PIN_CONTROLS = 0x29
+PROC_CONTROLS = 0x91220088
+PROC2_CONTROLS = 0x133CB3FA
+EXIT_CONTROLS = 0x1F3C9204
+ENTRY_CONTROLS = 0x3EE004
+EXCEPTION_BITMAP = 1 << 18
+"""#MC, the one exception the module intercepts."""
+
+MSR_XSS = 0xDA0
+MSR_PAT = 0x277
+MSR_FMASK = 0xC0000084
+INITIAL_PAT = 0x0007_0406_0007_0406
+INITIAL_FMASK = 0x20200
+INITIAL_EFER = 0x901
+RESET_VECTOR = 0xFFFF_FFF0
+UNSET_POSTED_VECTOR = 0xFFFF
+UNSET_DESCRIPTOR = 0xFFFF_FFFF_FFFF_FFFF
+
+
+@dataclass
+class VeInfo:
+    """The virtualization exception information area."""
+
+    valid: bool = False
+    exit_reason: int = 0
+    qualification: int = 0
+    gla: int = 0
+    gpa: int = 0
+    instruction_length: int = 0
+    instruction_info: int = 0
+
+
+class Vcpu:
+    """One virtual CPU, from TDH.VP.CREATE until its TDVPR is reclaimed."""
+
+    def __init__(self, hpa: int, td: Td, pamt_index: int) -> None:
+        self.hpa = hpa
+        self.td = td
+        self.pamt_index = pamt_index
+        self.pages: list[int] = [hpa]
+        """TDVPR, then its TDCX pages."""
+        self.state = VcpuState.UNINITIALIZED
+        self.index = 0
+        self.x2apic_id = 0
+        self.lp = NO_LP
+        self.epoch = 0
+        self.flush_needed = False
+        """Set by association: the next entry starts without cached translations."""
+        self.last_td_exit = LastTdExit.ASYNC_FAULT
+        self.recoverable_exit = False
+        """The last TD exit was trap-like with HOST_RECOVERABILITY_HINT."""
+        self.vmcall_mask = 0
+        self.pending_nmi = False
+        self.last_exit_tsc = 0
+        self.ve = VeInfo()
+        self.cpuid_supervisor_ve = False
+        self.cpuid_user_ve = False
+        self.cpuid_control = bytearray(128)
+        self.context: Context
+        """The processor context; there since TDH.VP.INIT."""
+        self.msrs: dict[int, int] = {}
+        """MSRs the table calls native that no context holds, and those the module emulates."""
+        # VMCS
+        self.posted_vector = UNSET_POSTED_VECTOR
+        self.posted_descriptor = UNSET_DESCRIPTOR
+        self.shared_eptp = 0
+        self.pin_controls = PIN_CONTROLS
+        self.proc2_controls = PROC2_CONTROLS
+        self.instruction_timeout = 0
+
+    def associate(self, lp: int) -> None:
+        """Bind an unassociated virtual CPU to a logical processor."""
+        if self.lp == NO_LP:
+            self.lp = lp
+            self.flush_needed = True
+            self.td.num_associated += 1
+
+    def disassociate(self) -> None:
+        """TDH.VP.FLUSH: no processor holds anything of it any more."""
+        self.lp = NO_LP
+        self.td.num_associated -= 1
+
+    @property
+    def cpl(self) -> int:
+        """Current privilege level: the DPL of SS."""
+        return (self.context.segment(Segment.SS)[3] >> 5) & 3
+
+
+def reset(vcpu: Vcpu, *, initial_rcx: int, family_model_stepping: int) -> None:
+    """The architectural state that TDH.VP.INIT gives: 32-bit protected mode without paging at 4 GiB - 16."""
+    context, td = vcpu.context, vcpu.td
+    registers = [0] * 16
+    registers[1] = registers[8] = initial_rcx
+    registers[2] = family_model_stepping
+    registers[3] = td.gpaw
+    registers[6] = vcpu.index
+    for number, value in enumerate(registers):
+        context.gpr[number] = value
+    context.rip, context.rflags = RESET_VECTOR, 2
+    context.cr0, context.cr2, context.cr3, context.cr8 = CR0_PE | CR0_NE, 0, 0, 0
+    context.cr4 = CR4_MCE | CR4_VMXE
+    context.efer, context.xcr0 = INITIAL_EFER, 1
+    context.set_segment(Segment.CS, 0, 0, 0xFFFF_FFFF, 0xC09B)
+    for segment in (Segment.DS, Segment.ES, Segment.FS, Segment.GS, Segment.SS):
+        context.set_segment(segment, 0, 0, 0xFFFF_FFFF, 0xC093)
+    context.set_segment(Segment.LDTR, 0, 0, 0xFFFF, 0x10082)
+    context.set_segment(Segment.TR, 0, 0, 0xFFFF, 0x8B)
+    context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
+    context.set_segment(Segment.IDTR, 0, 0, 0, 0)
+    context.wrmsr(MSR_PAT, INITIAL_PAT)
+    context.wrmsr(MSR_FMASK, INITIAL_FMASK)
+    context.set_dr(6, 0xFFFF_0FF0)
+    context.set_dr(7, 0x400)
+    vcpu.msrs = {
+        0x38F: 0xFF if td.attributes >> 63 else 0x1_0000_0000,  # IA32_PERF_GLOBAL_CTRL
+        MSR_XSS: 0,
+        0x1D9: 0,  # IA32_DEBUGCTL
+    }
+
+
+def control(vcpu: Vcpu) -> None:
+    """The VMCS controls of a TD: what exits, which Secure EPT is walked, virtual APIC, virtual TSC."""
+    context, td = vcpu.context, vcpu.td
+    context.tdx_mode = True
+    context.exception_bitmap = EXCEPTION_BITMAP
+    context.cr0_guest_host_mask, context.cr0_read_shadow = CR0_OWNED, CR0_PE | CR0_NE
+    context.cr4_guest_host_mask, context.cr4_read_shadow = owned_cr4(td), CR4_MCE
+    context.tsc_offset, context.tsc_multiplier = td.tsc_offset, td.tsc_multiplier
+    context.apicv = True
+    context.set_msr_bitmap(td.msrs.bitmap)
+    context.set_ept(td.sept.eptp)
+    context.set_shared_ept(0, td.shared_bit)
+
+
+def owned_cr4(td: Td) -> int:
+    """CR4 bits whose change exits: fixed ones, and those of features that the TD was not given."""
+    owned = CR4_MCE | CR4_VMXE | CR4_SMXE
+    return owned | forbidden_cr4(td)
+
+
+def forbidden_cr4(td: Td) -> int:
+    """CR4 bits that raise #GP(0) when set, because XFAM or ATTRIBUTES lack the feature."""
+    forbidden = CR4_KL
+    if not td.xfam >> 9 & 1:
+        forbidden |= CR4_PKE
+    if not td.xfam >> 11 & 1 or not td.xfam >> 12 & 1:
+        forbidden |= CR4_CET
+    if not td.xfam >> 14 & 1:
+        forbidden |= CR4_UINTR
+    if not td.attributes >> 30 & 1:
+        forbidden |= CR4_PKS
+    if not td.attributes >> 27 & 1:
+        forbidden |= CR4_LASS
+    return forbidden
