@@ -105,14 +105,10 @@ def _tolerates_versions(number: int) -> bool:
     return len(_VERSIONS.get(number, ())) > 1
 
 
-def call(module: TdxModule, fn: int, args: Args, lp: int) -> int:
-    """Run an admitted leaf function; turns `Status` into RAX and registers."""
-    handler, clears = LEAVES[fn]
-    try:
-        return handler(module, args, lp)
-    except Status as status:
-        for register in clears:
-            setattr(args, register, 0)
-        for register, value in status.outputs.items():
-            setattr(args, register, value)
-        return status.value
+def failed(status: Status, args: Args, clears: tuple[str, ...]) -> int:
+    """Turn the `Status` that ended a leaf function into registers and RAX."""
+    for register in clears:
+        setattr(args, register, 0)
+    for register, value in status.outputs.items():
+        setattr(args, register, value)
+    return status.value

@@ -60,7 +60,11 @@ class TdxModule:
                 refused = dispatch.refuse(fn, self.state)
                 if refused is not None:
                     return refused
-            return dispatch.call(self, fn, args, lp)
+            handler, clears = dispatch.LEAVES[fn]
+            try:
+                return handler(self, args, lp)
+            except Status as status:
+                return dispatch.failed(status, args, clears)
 
     def package_of(self, lp: int) -> int:
         """The package of a logical processor; they are numbered package by package."""

@@ -65,7 +65,8 @@ class Td:
         self.tdcx: list[int] = []
         self.packages_configured = 0
         self._lifecycle = LifecycleState.HKID_ASSIGNED
-        self._fatal = False
+        self.fatal = False
+        """FATAL: set by `die`, for good."""
         # TDCS
         self._op_state = OpState.UNINITIALIZED
         self.allowed: frozenset[int] = NO_LEAVES
@@ -135,26 +136,21 @@ class Td:
         self.tlb_tracking = state in TLB_TRACKING_REQUIRED
         self.admit()
 
-    @property
-    def fatal(self) -> bool:
-        """FATAL: the TD met an unrecoverable error; its key and pages can only be taken back."""
-        return self._fatal
-
-    @fatal.setter
-    def fatal(self, value: bool) -> None:
-        self._fatal = value
+    def die(self) -> None:
+        """The TD met an unrecoverable error; its key and pages can only be taken back."""
+        self.fatal = True
         self.admit()
 
     def admit(self) -> None:
         """Recompute which leaf functions pass; also to be called when a TDCX page has been added."""
-        alive = not self._fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and len(self.tdcx) >= MIN_TDCX
+        alive = not self.fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and len(self.tdcx) >= MIN_TDCX
         self.allowed = LEAVES_ALLOWED[self._op_state] if alive else NO_LEAVES
 
     def check_state(self, leaf: int) -> None:
         """STATE(leaf): raises the Status of the first check that does not let this leaf function pass."""
         if leaf in self.allowed:
             return
-        if self._fatal:
+        if self.fatal:
             raise Status(StatusCode.TD_FATAL)
         if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
             raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)

@@ -25,7 +25,6 @@ from swtdx.seam.lifecycle import LastTdExit
 if TYPE_CHECKING:
     from swtdx.seam.vcpu import Vcpu
 
-RFLAGS_RF = 1 << 16
 QUALIFICATION_GLA_VALID = 1 << 7
 PRIVATE_QUALIFICATION = ~0x1F80
 """EPT qualification bits 12:7 are hidden from the host for private accesses."""
@@ -83,7 +82,6 @@ def inject_ve(vcpu: Vcpu, reason: int, *, qualification: int, gla: int = 0, gpa:
         info.instruction_length = context.instruction_length
         info.instruction_info = context.instruction_info
         context.inject(Vector.VE, EventType.HARDWARE_EXCEPTION)
-    context.rflags |= RFLAGS_RF
 
 
 def inject_gp(vcpu: Vcpu) -> None:

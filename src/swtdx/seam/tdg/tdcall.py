@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """TDCALL: the guest's door to the module.
 
-RAX carries leaf 15:0 and version 23:16, as in SEAMCALL; only TDG.VM.RD has a version 1. Outside 64-bit mode the
-instruction raises #GP(0); at CPL above 0 it never gets here. A leaf function sets the guest's registers; RAX becomes
+RAX carries leaf 15:0 and version 23:16, as in SEAMCALL; only TDG.VM.RD has a version 1. Outside 64-bit mode and
+at CPL above 0 the processor itself raises #GP(0). A leaf function sets the guest's registers; RAX becomes
 its status and the instruction is stepped over, unless the guest has to leave or take #VE first and try again.
 """
 
@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from swtdx.seam.hardware import Args, Segment
+from swtdx.seam.hardware import Args
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load
-from swtdx.seam.td_exit import Interrupted, inject_gp
+from swtdx.seam.td_exit import Interrupted
 from swtdx.seam.tdg.vmcall import vmcall
-from swtdx.seam.vcpu import AR_LONG
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -52,9 +51,6 @@ def tdcall_leaf(name: str, *, clears: tuple[int, ...] = ()) -> Callable[[Handler
 def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """A TDCALL exit."""
     context = vcpu.context
-    if not context.segment(Segment.CS)[3] & AR_LONG:
-        inject_gp(vcpu)
-        return None
     gpr = context.gpr
     rax = gpr[RAX]
     if rax == VP_VMCALL:

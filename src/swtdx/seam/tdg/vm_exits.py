@@ -151,7 +151,7 @@ def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     status = 0
     if info >> INTERRUPTION_TYPE_SHIFT & 7 != EventType.NMI:
         if info & 0xFF == Vector.MC:
-            vcpu.td.fatal = True
+            vcpu.td.die()
             status = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
         elif not vcpu.td.debug:
             return unexpected(module, vcpu, args, ExitReason.EXCEPTION_NMI)
@@ -226,7 +226,7 @@ def unexpected(module: TdxModule, vcpu: Vcpu, args: Args, reason: int) -> int:
     """An exit that a TD should not be able to cause: fatal, except to a debug TD."""
     status = 0
     if not vcpu.td.debug:
-        vcpu.td.fatal = True
+        vcpu.td.die()
         status = int(StatusCode.NON_RECOVERABLE_TD)
     return asynchronous(vcpu, args, reason, status=status, qualification=vcpu.context.exit_qualification)
 
@@ -237,7 +237,7 @@ _OTHER_UNDEFINED = (60, 70, 73, 76)
 """ENCLS, ENCLV, ENQCMDS without PASID translation, SEAMCALL."""
 _PCONFIG, _ENQCMD, _SMI, _BUS_LOCK, _NOTIFICATION = 65, 72, 6, 74, 75
 
-HANDLERS: dict[int, Handler] = {
+_TABLE: dict[int, Handler] = {
     **dict.fromkeys((ExitReason.GETSEC, ExitReason.RSM, *_VMX_INSTRUCTIONS, *_OTHER_UNDEFINED), undefined_opcode),
     ExitReason.MONITOR: undefined_opcode,
     ExitReason.MWAIT: undefined_opcode,
@@ -265,4 +265,5 @@ HANDLERS: dict[int, Handler] = {
     ExitReason.TDCALL: tdcall,
     ExitReason.HOST_FAULT: host_fault,
 }  # fmt: skip
+HANDLERS = {int(reason): handler for reason, handler in _TABLE.items()}
 """What to do about each VMX exit reason; any other is `unexpected`."""

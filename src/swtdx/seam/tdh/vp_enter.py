@@ -45,7 +45,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     td.refcount[epoch & 1] += 1
     vcpu.state = _ACTIVE
     if vcpu.epoch != epoch or vcpu.flush_needed:
-        context.flush()
+        module.processor.invept()
         vcpu.epoch, vcpu.flush_needed = epoch, False
     if vcpu.last_td_exit is _TDVMCALL:
         resume(vcpu, args)
