@@ -107,7 +107,7 @@ def kernel_named(name: str, dialect: Dialect) -> Kernel:
         return HostKernel()
     from swtdx.machine import open_kernel
 
-    return open_kernel(name, dialect=dialect)
+    return open_kernel("emulated", dialect)
 
 
 def _open_device(options: Options) -> Kvm:

@@ -15,7 +15,7 @@ import errno
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -70,7 +70,7 @@ class Run:
         self._executor: ThreadPoolExecutor | None = None
         self._old_handler: object = None
         self._exit_counts = [[0] * _COUNTED_REASONS for _ in machine.vcpus]
-        self._port_counts: list[Counter[int]] = [Counter() for _ in machine.vcpus]
+        self._port_counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in machine.vcpus]
         vm = machine.vm
         calls = machine.capabilities.user_tdvmcalls if machine.capabilities else (0, 0)
         self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, vm.signal_msi)
@@ -90,7 +90,7 @@ class Run:
         """Port I/O exits by port; descending."""
         total: Counter[int] = Counter()
         for counts in self._port_counts:
-            total += counts
+            total.update(counts)
         return dict(total.most_common())
 
     @property
@@ -165,13 +165,13 @@ class Run:
         octets, words = page.cast("B"), page.cast("H")
         longs, quads = page.cast("I"), page.cast("Q")
         by_size = {1: octets, 2: words, 4: longs}
+        masks = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF}
         board = self.machine.board
         lock, reads, writes = board.lock, board.ports.reads, board.ports.writes
         counts, ports = self._exit_counts[vcpu.id], self._port_counts[vcpu.id]
-        done = self._done
         faults = 0
         with octets, words, longs, quads:
-            while not done.is_set():
+            while self.outcome is None:
                 try:
                     ioctl(fd, run_request, 0)
                 except OSError as error:
@@ -199,10 +199,10 @@ class Run:
                 else:
                     reader = reads.get(port)
                     if reader is None:
-                        data[index] = (1 << 8 * size) - 1
+                        data[index] = masks[size]
                     else:
                         with lock:
-                            data[index] = reader(port, size) & (1 << 8 * size) - 1
+                            data[index] = reader(port, size) & masks[size]
 
     def _run_failed(self, vcpu: Vcpu, error: OSError, counts: list[int], faults: int) -> int:
         """KVM_RUN returned an errno. Returns how many memory faults there have been in a row."""

@@ -42,13 +42,13 @@ class PowerEvent(Enum):
 
 
 class AcpiPm:
-    """The register block and the reset port. ``request`` is called with what the guest asks for."""
+    """The register block and the reset port. ``request`` gets what the guest asks for; ``clock`` gives seconds."""
 
     def __init__(
         self,
         ports: PortBus,
         request: Callable[[PowerEvent], object],
-        clock: Callable[[], int] = time.monotonic_ns,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ports = ports
         self._request = request
@@ -84,7 +84,7 @@ class AcpiPm:
         clock = self._clock
 
         def read_timer(port: int, size: int) -> int:
-            return clock() * TIMER_HZ // 1_000_000_000 & _TIMER_MASK
+            return int(clock() * TIMER_HZ) & _TIMER_MASK
 
         return read_timer
 
