@@ -305,8 +305,16 @@ class Run:
 
     def _internal_error(self, vcpu: Vcpu) -> None:
         internal = vcpu.kvm_run.internal
-        data = [int(value) for value in internal.data[: internal.ndata]]
+        data = [int(value) for value in internal.data[: min(internal.ndata, len(internal.data))]]
         shown = ", ".join(f"{value:#x}" for value in data)
+        failure = vcpu.kvm_run.emulation_failure
+        if (
+            internal.suberror == kvm.KVM_INTERNAL_ERROR_EMULATION
+            and internal.ndata
+            and failure.flags & kvm.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
+        ):
+            instruction = bytes(failure.insn_bytes[: min(failure.insn_size, len(failure.insn_bytes))]).hex(" ")
+            shown = f"it cannot emulate the instruction at the start of {instruction}"
         text = f"KVM could not go on with vCPU {vcpu.id}: internal error {internal.suberror} ({shown})"
         self.finish(Outcome(End.INTERNAL_ERROR, text, {"suberror": internal.suberror, "data": data}))
 
