@@ -153,24 +153,23 @@ def test_user_code_may_not_touch_a_port_that_its_bitmap_forbids() -> None:
 
 
 def test_code_changed_through_another_alias_is_seen() -> None:
-    """Two linear addresses of one page: execute through one, write through the other, execute again."""
+    """Two linear addresses of one page: execute through one, write through the other (which is not executable)."""
     guest = Guest()
-    guest.put64(PAGE_TABLES + 0x2000 + 8 * 9, 0x83)  # linear 18 MiB -> physical 0, like linear 0
-    guest.put64(PAGE_TABLES + 0x2000 + 8, 0x83)  # linear 2 MiB + x -> physical x
-    guest.memory.write(0x101000, bytes.fromhex("b801000000c3"))
+    guest.put64(PAGE_TABLES + 0x2000 + 8 * 9, 1 << 63 | 0x83)  # linear 18 MiB -> physical 0, no-execute
+    guest.memory.write(0x101000, bytes.fromhex("b801000000c3"))  # mov eax, 1; ret
     guest.load(
         """
         mov rbp, 3
-        again: call 0x301000
+        again: call 0x101000
         add r8, rax
-        mov byte ptr [0x1200000 + 0x101001], 9
+        mov byte ptr [0x1200000 + 0x101001], bpl  # the immediate of 'mov eax', through the alias
         dec rbp
         jnz again
         hlt
         """
     )
     assert guest.run() == ExitReason.HLT
-    assert guest.context.gpr[R8] == 1 + 9 + 9
+    assert guest.context.gpr[R8] == 1 + 3 + 2
 
 
 def test_a_read_modify_write_is_executed_once_however_often_it_is_stopped() -> None:
