@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""File descriptors of the emulated kernel, and what stands behind them.
+
+Every descriptor is a real one: a memfd of the calling process holds the number, so that it clashes with nothing, can be
+polled, duplicated and inherited, and EMFILE comes when it should. For a vCPU the memfd is also the memory that mmap(2)
+gives. What the descriptor means is a `File`, found by number; one made by dup(2) behind our back is recognised by the
+memfd's inode. The last close releases the File, as ``fput`` does; a descriptor closed with `os.close` instead of
+`Kernel.close` is noticed only when its number comes back.
+"""
+
+import errno
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+
+from swtdx.linux.err import err
+
+
+class File:
+    """What a descriptor refers to (struct file with its f_op). Subclasses answer; the default is refusal."""
+
+    name = "anon_inode:[kvm]"
+    size = 0
+    """Bytes of the memory behind the descriptor."""
+
+    def __init__(self) -> None:
+        self.references = 0
+        self.placeholder = -1
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """ioctl(2) with the whole 32-bit request. Raises OSError."""
+        raise err(errno.ENOTTY, f"{self.name} takes no ioctl")
+
+    def mmap(self, length: int, offset: int) -> mmap.mmap:
+        """mmap(2), shared. Raises OSError(ENODEV) where there is nothing to map."""
+        raise err(errno.ENODEV, f"{self.name} cannot be mapped")
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        """fallocate(2). Raises OSError."""
+        raise err(errno.EOPNOTSUPP, f"{self.name} has no fallocate")
+
+    def bug(self, reason: str) -> None:
+        """An internal error happened in a call on this file; whoever can be declared dead, is."""
+
+    def release(self) -> None:
+        """The last reference is gone."""
+
+
+class FileTable:
+    """Descriptor numbers of this process that are ours."""
+
+    def __init__(self) -> None:
+        self.by_fd: dict[int, File] = {}
+        self._inodes: dict[tuple[int, int], File] = {}
+        self._lock = threading.RLock()
+
+    def install(self, file: File) -> int:
+        """A new descriptor for ``file`` (anon_inode_getfd). Raises OSError(EMFILE) when there are too many."""
+        fd = os.memfd_create(file.name, os.MFD_CLOEXEC)
+        if file.size:
+            os.ftruncate(fd, file.size)
+        stat = os.fstat(fd)
+        with self._lock:
+            stale = self.by_fd.pop(fd, None)
+            file.placeholder = fd
+            file.references = 1
+            self.by_fd[fd] = file
+            self._inodes[stat.st_dev, stat.st_ino] = file
+        if stale is not None:
+            self._put(stale)
+        return fd
+
+    def get(self, fd: int) -> File | None:
+        """The File behind ``fd``, or None if it is not ours. Descriptors made by dup(2) are found and counted."""
+        file = self.by_fd.get(fd)
+        if file is not None:
+            return file
+        try:
+            stat = os.fstat(fd)
+        except (OSError, OverflowError):
+            return None
+        with self._lock:
+            file = self._inodes.get((stat.st_dev, stat.st_ino))
+            if file is not None:
+                self.by_fd[fd] = file
+                file.references += 1
+        return file
+
+    def close(self, fd: int) -> None:
+        """close(2) of one of ours. Raises OSError(EBADF) like the real one."""
+        with self._lock:
+            file = self.get(fd)
+            if file is not None:
+                del self.by_fd[fd]
+            os.close(fd)
+        if file is not None:
+            self._put(file)
+
+    def _put(self, file: File) -> None:
+        with self._lock:
+            file.references -= 1
+            last = file.references == 0
+            if last:
+                self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
+        if last:
+            file.release()
+
+    def __iter__(self) -> Iterator[File]:
+        return iter(set(self.by_fd.values()))

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulated kernel: what boots on a `Processor`, and the system calls it serves (uapi.kernel.Kernel).
+
+It allocates pages from the machine's RAM, brings the TDX module up if there is one, and offers /dev/kvm. The dialect
+says which kernel it is: one with the TDX ABI of Linux 6.16 (upstream), or one with the series of November 2022 (v10).
+Whatever goes wrong, a caller sees OSError: an internal error is logged, kills the VM it happened in, and is EIO.
+"""
+
+import errno
+import logging
+import mmap
+import os
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err, reason_of
+from swtdx.linux.files import FileTable
+from swtdx.linux.kvm import msrs
+from swtdx.linux.kvm.capability import system_capabilities
+from swtdx.linux.kvm.device import KvmDevice
+from swtdx.linux.kvm.eventfd import IrqfdThread
+from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
+from swtdx.linux.kvm.x86.main import vt_x86_ops
+from swtdx.linux.kvm.x86.tdx_params import supported_attributes, supported_xfam
+from swtdx.linux.kvm.x86.vmx import CONTEXT_MSRS
+from swtdx.linux.mm import PageAllocator
+from swtdx.linux.sched import HostCpus, TimerQueue
+from swtdx.linux.virt.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
+from swtdx.uapi.dialect import Dialect
+
+if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
+
+log = logging.getLogger(__name__)
+
+XFEATURE_PKRU = 1 << 9
+ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
+
+
+class EmulatedKernel:
+    """``processor`` with a TDX module loaded, or without; ``enable_tdx``: kvm_intel.tdx."""
+
+    name = "emulated"
+
+    def __init__(self, processor: "Processor", dialect: Dialect = Dialect.UPSTREAM, enable_tdx: bool = True) -> None:
+        self.processor = processor
+        self.dialect = dialect
+        self.upstream = dialect is Dialect.UPSTREAM
+        self.last_reason = ""
+        self.pages = PageAllocator(processor.memory)
+        self.files = FileTable()
+        self.cpus = HostCpus(processor)
+        self.timers = TimerQueue()
+        self.irqfd_thread = IrqfdThread()
+        self.vms: set[Kvm] = set()
+        self.max_vcpu_ids = KVM_MAX_VCPU_IDS
+
+        self.supported_xcr0 = self._xcr0()
+        self.supported_xfam = self.supported_xcr0  # no supervisor states
+        self.arch_capabilities = self.feature_msr(msrs.IA32_ARCH_CAPABILITIES) or 0
+        self.msr_index_list = (*CONTEXT_MSRS, msrs.IA32_TSC, msrs.IA32_TSC_ADJUST, *msrs.EMULATED)
+
+        self.tdx: TdxHost | None = None
+        if enable_tdx and processor.module_loaded:
+            self.tdx = self._bring_up_tdx()
+        self.kvm_x86_ops = vt_x86_ops(self.tdx is not None)
+        self.supported_vm_types = 1 | (1 << dialect.vm_type_tdx if self.tdx is not None else 0)
+        self.capabilities = system_capabilities(self)
+
+    def _xcr0(self) -> int:
+        low, _, _, high = self.processor.cpuid(0xD, 0)
+        return low | high << 32
+
+    def _bring_up_tdx(self) -> TdxHost | None:
+        try:
+            host = TdxHost(self.processor, self.pages, sys_rd=self.upstream)
+            self._check_for_kvm(host)
+        except TdxUnavailable as unavailable:
+            self.last_reason = str(unavailable)
+            log.error("TDX: %s", unavailable)
+            return None
+        log.info("TDX: module initialised, %d guest KeyIDs", host.free_hkids)
+        return host
+
+    def _check_for_kvm(self, host: TdxHost) -> None:
+        """tdx_hardware_setup's and __tdx_bringup's demands. Raises TdxUnavailable."""
+        info = host.sysinfo
+        if not self.upstream:
+            return
+        if not supported_attributes(info) or not supported_xfam(info, self.supported_xfam):
+            raise TdxUnavailable("the module demands attributes or extended features that KVM does not support")
+        for feature, name in ((FEATURE_TOPOLOGY_ENUM, "TOPOLOGY_ENUM"), (FEATURE_NO_RBP_MOD, "NO_RBP_MOD")):
+            if not info.features0 & feature:
+                raise TdxUnavailable(f"the module lacks {name}")
+        if info.max_vcpus_per_td < self.cpus.count:
+            raise TdxUnavailable(f"the module allows {info.max_vcpus_per_td} vCPUs, the host has {self.cpus.count}")
+
+    def feature_msr(self, index: int) -> int | None:
+        """KVM_GET_MSRS on /dev/kvm: what KVM can virtualise of a feature MSR."""
+        if index == msrs.IA32_ARCH_CAPABILITIES:
+            try:
+                return self.processor.rdmsr(index) & ARCH_CAPABILITIES_SUPPORTED
+            except KeyError:
+                return 0
+        if index == msrs.IA32_UCODE_REV:
+            return 1 << 32
+        if index == msrs.PLATFORM_INFO:
+            return 1 << 31
+        return None
+
+    # System calls
+
+    def open(self, path: str, flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
+        """/dev/kvm is all there is. Raises OSError(ENOENT)."""
+        if path != "/dev/kvm":
+            raise err(errno.ENOENT, f"{path}: the emulated kernel has /dev/kvm only")
+        return self.files.install(KvmDevice(self))
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """Raises OSError; EBADF for a descriptor that is not open, ENOTTY for one that is not ours."""
+        file = self.files.by_fd.get(fd)
+        if file is None:
+            file = self.files.get(fd)
+            if file is None:
+                self.fstat(fd)
+                raise err(errno.ENOTTY, f"fd {fd} does not belong to the emulated kernel")
+        try:
+            return file.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
+        except OSError as error:
+            self.last_reason = reason_of(error)
+            raise
+        except Exception as error:
+            log.exception("internal error in ioctl %#010x", request)
+            self.last_reason = f"internal error: {error!r}"
+            file.bug(self.last_reason)
+            raise err(errno.EIO, self.last_reason) from error
+
+    def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
+        """Raises OSError(ENODEV, EINVAL, EBADF)."""
+        file = self.files.get(fd)
+        if file is None:
+            self.fstat(fd)
+            return mmap.mmap(fd, length, offset=offset)
+        return file.mmap(length, offset)
+
+    def close(self, fd: int) -> None:
+        """Raises OSError(EBADF)."""
+        try:
+            self.files.close(fd)
+        except OSError:
+            raise
+        except Exception as error:
+            log.exception("internal error in close")
+            raise err(errno.EIO, f"internal error: {error!r}") from error
+
+    def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
+        """A real one."""
+        return os.eventfd(initval, flags)
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """Raises OSError: EBADF, EOPNOTSUPP, EINVAL."""
+        file = self.files.get(fd)
+        if file is None:
+            self.fstat(fd)
+            raise err(errno.EOPNOTSUPP, f"fd {fd} does not belong to the emulated kernel")
+        file.fallocate(mode, offset, length)
+
+    @staticmethod
+    def fstat(fd: int) -> os.stat_result:
+        """Raises OSError(EBADF) unless ``fd`` is open."""
+        try:
+            return os.fstat(fd)
+        except OverflowError as error:
+            raise err(errno.EBADF, f"fd {fd}") from error

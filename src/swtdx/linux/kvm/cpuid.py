@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUID: what KVM can offer, and what a vCPU's guest is told (arch/x86/kvm/cpuid.c).
+
+`supported_cpuid` is the processor's own CPUID with what KVM does not virtualise removed and what it emulates added.
+`CpuidTable` answers a guest from the entries of KVM_SET_CPUID2, with Intel's rule for leaves out of range: they read as
+the highest basic leaf.
+"""
+
+import ctypes
+import errno
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.uaccess import copy_from_user, copy_to_user
+from swtdx.uapi.kvm import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2
+
+if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
+
+KVM_MAX_CPUID_ENTRIES = 256
+ENTRY_SIZE = ctypes.sizeof(kvm_cpuid_entry2)
+HEADER_SIZE = 8
+SIGNIFICANT = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+
+_INDEXED = {0x4, 0x7, 0xB, 0xD, 0x12, 0x14, 0x17, 0x18, 0x1D, 0x1E, 0x1F, 0x23, 0x24, 0x8000001D}
+F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 1 << 21
+F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
+F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
+F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 4, 1 << 11, 1 << 5
+KVM_CPUID_SIGNATURE, KVM_CPUID_FEATURES = 0x40000000, 0x40000001
+KVM_FEATURE_CLOCKSOURCE_STABLE_BIT = 24
+
+Registers = tuple[int, int, int, int]
+
+
+def make_entry(function: int, index: int, flags: int, registers: Sequence[int]) -> kvm_cpuid_entry2:
+    """A kvm_cpuid_entry2 from (eax, ebx, ecx, edx)."""
+    eax, ebx, ecx, edx = registers
+    return kvm_cpuid_entry2(function=function, index=index, flags=flags, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
+
+
+def supported_cpuid(processor: "Processor") -> list[kvm_cpuid_entry2]:
+    """KVM_GET_SUPPORTED_CPUID."""
+    entries: list[kvm_cpuid_entry2] = []
+
+    def add(function: int, index: int, registers: Sequence[int]) -> None:
+        flags = SIGNIFICANT if function in _INDEXED else 0
+        entries.append(make_entry(function, index, flags, registers))
+
+    max_basic = min(processor.cpuid(0)[0], 0x24)
+    for leaf in range(max_basic + 1):
+        eax, ebx, ecx, edx = processor.cpuid(leaf)
+        if leaf == 0:
+            add(0, 0, (max_basic, ebx, ecx, edx))
+        elif leaf == 1:
+            ecx = ecx & ~F1_ECX_DROPPED | F1_ECX_X2APIC | F1_ECX_TSC_DEADLINE | F1_ECX_HYPERVISOR
+            add(1, 0, (eax, ebx & 0xFFFF, ecx, edx))
+        elif leaf == 4:
+            index = 0
+            while True:
+                registers = processor.cpuid(4, index)
+                add(4, index, registers)
+                if not registers[0] & 0x1F:
+                    break
+                index += 1
+        elif leaf == 7:
+            add(7, 0, (eax, ebx & ~(F7_EBX_HLE | F7_EBX_RTM), ecx & ~F7_ECX_WAITPKG, edx))
+            for index in range(1, eax + 1):
+                add(7, index, processor.cpuid(7, index))
+        elif leaf == 0xD:
+            add(0xD, 0, (eax, ebx, ecx, edx))
+            add(0xD, 1, processor.cpuid(0xD, 1))
+            for index in range(2, 63):
+                registers = processor.cpuid(0xD, index)
+                if any(registers):
+                    add(0xD, index, registers)
+        elif leaf in (3, 5, 8, 9, 0xA, 0xC, 0xE, 0xF, 0x10, 0x11, 0x12, 0x14, 0x15, 0x16, 0x17, 0x18):
+            add(leaf, 0, (0, 0, 0, 0))  # monitor, power, PMU, resource control, SGX, PT, clocks: not virtualised
+        elif leaf in (0xB, 0x1F):
+            add(leaf, 0, (0, 0, 0, 0))  # the topology is user space's to say
+        elif leaf == 6:
+            add(6, 0, (0x4, 0, 0, 0))  # ARAT
+        else:
+            add(leaf, 0, (eax, ebx, ecx, edx))
+    add(KVM_CPUID_SIGNATURE, 0, (KVM_CPUID_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D))  # "KVMKVMKVM"
+    add(KVM_CPUID_FEATURES, 0, (1 << KVM_FEATURE_CLOCKSOURCE_STABLE_BIT, 0, 0, 0))
+    max_extended = min(max(processor.cpuid(0x80000000)[0], 0x80000000), 0x80000008)
+    for leaf in range(0x80000000, max_extended + 1):
+        eax, ebx, ecx, edx = processor.cpuid(leaf)
+        add(leaf, 0, (max_extended, ebx, ecx, edx) if leaf == 0x80000000 else (eax, ebx, ecx, edx))
+    return entries
+
+
+class CpuidTable:
+    """A vCPU's CPUID entries."""
+
+    def __init__(self, entries: Iterable[kvm_cpuid_entry2] = ()) -> None:
+        self.entries = list(entries)
+        self._exact: dict[tuple[int, int], Registers] = {}
+        self._any: dict[int, Registers] = {}
+        for entry in self.entries:
+            registers = (entry.eax, entry.ebx, entry.ecx, entry.edx)
+            if entry.flags & SIGNIFICANT:
+                self._exact.setdefault((entry.function, entry.index), registers)
+            else:
+                self._any.setdefault(entry.function, registers)
+        basic = self.find(0)
+        self._max_basic = basic[0] if basic else 0
+        extended = self.find(0x80000000)
+        self._max_extended = extended[0] if extended else 0
+
+    def find(self, function: int, index: int = 0) -> Registers | None:
+        """The entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""
+        return self._any.get(function) or self._exact.get((function, index))
+
+    def query(self, function: int, index: int) -> Registers:
+        """What the CPUID instruction returns (kvm_cpuid)."""
+        found = self._any.get(function) or self._exact.get((function, index))
+        if found is not None:
+            return found
+        out_of_range = function > (self._max_extended if function >> 31 else self._max_basic)
+        if out_of_range and function & 0xF0000000 != 0x40000000:
+            return self.find(self._max_basic, index) or (0, 0, 0, 0)
+        if function in (0xB, 0x1F) and (found := self._exact.get((function, 1))) is not None:
+            return 0, 0, index & 0xFF, found[3]  # an invalid level keeps ECX[7:0] and EDX
+        return 0, 0, 0, 0
+
+
+def entries_from_user(address: int, count: int) -> list[kvm_cpuid_entry2]:
+    """``count`` entries at the user address. Raises OSError(EFAULT)."""
+    data = copy_from_user(address, count * ENTRY_SIZE)
+    return [kvm_cpuid_entry2.from_buffer_copy(data, number * ENTRY_SIZE) for number in range(count)]
+
+
+def entries_to_user(address: int, entries: Sequence[kvm_cpuid_entry2]) -> None:
+    """Write entries. Raises OSError(EFAULT)."""
+    copy_to_user(address, b"".join(bytes(entry) for entry in entries))
+
+
+def cpuid2_to_user(arg: int, entries: Sequence[kvm_cpuid_entry2]) -> None:
+    """Answer a kvm_cpuid2 request: E2BIG if its ``nent`` is too small, else entries and count. Raises OSError."""
+    nent = int.from_bytes(copy_from_user(arg, HEADER_SIZE)[:4], "little")
+    if nent < len(entries):
+        raise err(errno.E2BIG, f"room for {nent} entries, {len(entries)} needed")
+    entries_to_user(arg + HEADER_SIZE, entries)
+    copy_to_user(arg, len(entries).to_bytes(4, "little"))

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ioeventfd and irqfd (virt/kvm/eventfd.c).
+
+An ioeventfd swallows a guest's write to an address and counts it in an eventfd. An irqfd turns a count in an eventfd
+into an interrupt; one thread waits for all of them. The caller's descriptor is duplicated, as the kernel takes a
+reference. Two descriptors are taken for the same eventfd when their numbers are equal.
+"""
+
+import contextlib
+import errno
+import os
+import selectors
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.uapi.kvm import (
+    KVM_IOEVENTFD_VALID_FLAG_MASK,
+    KVM_IRQFD_FLAG_DEASSIGN,
+    KVM_IRQFD_FLAG_RESAMPLE,
+    IoeventfdFlag,
+    kvm_ioeventfd,
+    kvm_irqfd,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.kvm_main import Kvm
+
+
+def _eventfd(fd: int) -> int:
+    """A duplicate of an eventfd. Raises OSError(EBADF, EINVAL)."""
+    try:
+        copy = os.dup(fd)
+    except (OSError, OverflowError) as error:
+        raise err(errno.EBADF, f"fd {fd} is not open") from error
+    try:
+        if "eventfd" not in os.readlink(f"/proc/self/fd/{copy}"):
+            raise err(errno.EINVAL, f"fd {fd} is not an eventfd")
+    except BaseException:
+        os.close(copy)
+        raise
+    return copy
+
+
+@dataclass(eq=False)
+class Ioeventfd:
+    """``length`` 0 matches any."""
+
+    address: int
+    length: int
+    datamatch: int | None
+    fd: int
+    eventfd: int
+
+    def matches(self, length: int, value: int) -> bool:
+        """Whether a write of ``value`` is this one's."""
+        return (not self.length or self.length == length) and (self.datamatch is None or self.datamatch == value)
+
+
+class Buses:
+    """KVM_PIO_BUS and KVM_MMIO_BUS: addresses that the kernel answers itself."""
+
+    def __init__(self) -> None:
+        self.pio: dict[int, list[Ioeventfd]] = {}
+        self.mmio: dict[int, list[Ioeventfd]] = {}
+
+    @staticmethod
+    def write(bus: dict[int, list[Ioeventfd]], address: int, length: int, value: int) -> bool:
+        """Offer a write; True if somebody took it."""
+        for listener in bus.get(address, ()):
+            if listener.matches(length, value):
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_write(listener.eventfd, 1)
+                return True
+        return False
+
+    def ioeventfd(self, request: kvm_ioeventfd) -> None:
+        """KVM_IOEVENTFD. Raises OSError(EINVAL, EEXIST, ENOENT, EBADF)."""
+        flags, address, length = request.flags, request.addr, request.len
+        bus = self.pio if flags & IoeventfdFlag.PIO else self.mmio
+        match = request.datamatch & (1 << 8 * length) - 1 if flags & IoeventfdFlag.DATAMATCH else None
+        if flags & IoeventfdFlag.DEASSIGN:
+            self._deassign(bus, address, length, match, request.fd)
+            return
+        if length not in (0, 1, 2, 4, 8):
+            raise err(errno.EINVAL, f"length {length}")
+        if address + length >= 1 << 64:
+            raise err(errno.EINVAL, "the range wraps")
+        if flags & ~KVM_IOEVENTFD_VALID_FLAG_MASK:
+            raise err(errno.EINVAL, f"flags {flags:#x}")
+        if not length and match is not None:
+            raise err(errno.EINVAL, "a match needs a length")
+        eventfd = _eventfd(request.fd)
+        listeners = bus.setdefault(address, [])
+        for other in listeners:
+            if not other.length or not length or other.length == length:
+                if other.datamatch is None or match is None or other.datamatch == match:
+                    os.close(eventfd)
+                    raise err(errno.EEXIST, f"an ioeventfd at {address:#x} exists")
+        listeners.append(Ioeventfd(address, length, match, request.fd, eventfd))
+
+    @staticmethod
+    def _deassign(bus: dict[int, list[Ioeventfd]], address: int, length: int, match: int | None, fd: int) -> None:
+        os.close(_eventfd(fd))
+        for listener in bus.get(address, []):
+            if (listener.length, listener.datamatch, listener.fd) == (length, match, fd):
+                bus[address].remove(listener)
+                if not bus[address]:
+                    del bus[address]
+                os.close(listener.eventfd)
+                return
+        raise err(errno.ENOENT, f"no such ioeventfd at {address:#x}")
+
+    def release(self) -> None:
+        """The VM ends."""
+        for bus in (self.pio, self.mmio):
+            for listeners in bus.values():
+                for listener in listeners:
+                    os.close(listener.eventfd)
+            bus.clear()
+
+
+class IrqfdThread:
+    """The thread that waits for every VM's irqfds; it starts with the first."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, eventfd: int, function: Callable[[], None]) -> None:
+        """Call ``function`` from the thread whenever ``eventfd`` has a count."""
+        with self._lock:
+            self._selector.register(eventfd, selectors.EVENT_READ, function)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="swtdx-irqfd", daemon=True)
+                self._thread.start()
+        os.eventfd_write(self._wake, 1)
+
+    def remove(self, eventfd: int) -> None:
+        """Forget ``eventfd``."""
+        with self._lock:
+            self._selector.unregister(eventfd)
+        os.eventfd_write(self._wake, 1)
+
+    def _loop(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                with self._lock:
+                    live = self._selector.get_map().get(key.fd)
+                    if live is None or live.data is not key.data:
+                        continue
+                    try:
+                        os.eventfd_read(key.fd)
+                    except BlockingIOError:
+                        continue
+                if key.data is not None:
+                    key.data()
+
+
+@dataclass(eq=False)
+class Irqfd:
+    """An assigned irqfd."""
+
+    fd: int
+    gsi: int
+    eventfd: int
+
+
+class Irqfds:
+    """The irqfds of a VM."""
+
+    def __init__(self, kvm: "Kvm") -> None:
+        self._kvm = kvm
+        self._irqfds: list[Irqfd] = []
+
+    def irqfd(self, request: kvm_irqfd) -> None:
+        """KVM_IRQFD. Raises OSError(EINVAL, EBADF, EBUSY)."""
+        if request.flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
+            raise err(errno.EINVAL, f"flags {request.flags:#x}")
+        thread = self._kvm.kernel.irqfd_thread
+        if request.flags & KVM_IRQFD_FLAG_DEASSIGN:
+            os.close(_eventfd(request.fd))
+            for irqfd in [i for i in self._irqfds if (i.fd, i.gsi) == (request.fd, request.gsi)]:
+                self._irqfds.remove(irqfd)
+                thread.remove(irqfd.eventfd)
+                os.close(irqfd.eventfd)
+            return
+        if request.flags & KVM_IRQFD_FLAG_RESAMPLE:
+            raise err(errno.EINVAL, "resampling needs the I/O APIC in the kernel")
+        eventfd = _eventfd(request.fd)
+        if any(irqfd.fd == request.fd for irqfd in self._irqfds):
+            os.close(eventfd)
+            raise err(errno.EBUSY, f"eventfd {request.fd} is an irqfd already")
+        gsi, kvm = request.gsi, self._kvm
+        self._irqfds.append(Irqfd(request.fd, gsi, eventfd))
+
+        def inject() -> None:
+            kvm.irq_routing.set_irq(gsi, 1)
+
+        thread.add(eventfd, inject)
+
+    def release(self) -> None:
+        """The VM ends."""
+        for irqfd in self._irqfds:
+            self._kvm.kernel.irqfd_thread.remove(irqfd.eventfd)
+            os.close(irqfd.eventfd)
+        self._irqfds.clear()

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM hypercalls (kvm_emulate_hypercall; Documentation/virt/kvm/x86/hypercalls.rst).
+
+By VMCALL from a normal VM, by TDVMCALL with R10 != 0 from a TD. Results are negative KVM_E* numbers or 0.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.linux.kvm import run_page
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.uapi.kvm import KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERCALL_LONG_MODE, KVM_HC_MAP_GPA_RANGE
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.vcpu import Vcpu
+
+KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SEND_IPI, KVM_HC_SCHED_YIELD = 1, 5, 10, 11
+KVM_ENOSYS, KVM_EINVAL = 1000, 22
+_MASK64 = (1 << 64) - 1
+
+
+def kvm_emulate_hypercall(
+    vcpu: "Vcpu", nr: int, args: tuple[int, int, int, int], done: Callable[[int], None], *, long_mode: bool
+) -> int:
+    """Serve hypercall ``nr``; ``done`` receives the result, now or at the next KVM_RUN. 1: go on; 0: to user space."""
+    if nr == KVM_HC_VAPIC_POLL_IRQ:
+        done(0)
+    elif nr == KVM_HC_KICK_CPU:
+        for other in vcpu.kvm.vcpus:
+            if other.apic is not None and other.apic.apic_id == args[1]:
+                other.kick()
+        done(0)
+    elif nr == KVM_HC_SEND_IPI and vcpu.apic is not None:
+        done(_send_ipi(vcpu, *args))
+    elif nr == KVM_HC_SCHED_YIELD:
+        done(0)
+    elif nr == KVM_HC_MAP_GPA_RANGE and vcpu.kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE:
+        gpa, pages, attributes = args[:3]
+        if gpa % PAGE_SIZE or not pages or (gpa >> PAGE_SHIFT) + pages >= 1 << 64 - PAGE_SHIFT:
+            done(-KVM_EINVAL & _MASK64)
+            return 1
+        run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HYPERCALL))
+        flags = KVM_EXIT_HYPERCALL_LONG_MODE if long_mode else 0
+        run_page.HYPERCALL.pack_into(vcpu.run, run_page.UNION, nr, gpa, pages, attributes, 0, 0, 0, 0, flags)
+        vcpu.complete_userspace_io = lambda: done(run_page.U64.unpack_from(vcpu.run, run_page.UNION + 56)[0])
+        return 0
+    else:
+        done(-KVM_ENOSYS & _MASK64)
+    return 1
+
+
+def _send_ipi(vcpu: "Vcpu", low: int, high: int, first: int, icr: int) -> int:
+    """The APIC ids first.. as a 128-bit map; the number of vCPUs reached."""
+    count = 0
+    bits = low | high << 64
+    for other in vcpu.kvm.vcpus:
+        if other.apic is None:
+            continue
+        position = other.apic.apic_id - first
+        if 0 <= position < 128 and bits >> position & 1:
+            count += other.apic.accept_irq(icr >> 8 & 7, icr & 0xFF, False)
+    return count

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""GSI routing and message-signalled interrupts (virt/kvm/irqchip.c, arch/x86/kvm/irq_comm.c).
+
+With the split irqchip a GSI can only be an MSI: the I/O APIC is in user space and sends messages. Message format: Intel
+SDM vol. 3, "Message Signalled Interrupts"; with KVM_X2APIC_API_USE_32BIT_IDS the upper address word carries bits 31:8
+of the destination.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.kvm.eventfd import Irqfds
+from swtdx.uapi.kvm import KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.kvm_main import Kvm
+    from swtdx.linux.kvm.lapic import Lapic
+
+KVM_MAX_IRQ_ROUTES = 4096
+APIC_DM_FIXED, APIC_DM_LOWEST, APIC_DM_SMI, APIC_DM_NMI, APIC_DM_INIT, APIC_DM_STARTUP, APIC_DM_EXTINT = (
+    0, 1, 2, 4, 5, 6, 7,
+)  # fmt: skip
+
+
+class IrqRouting:
+    """A VM's table from GSI to messages."""
+
+    def __init__(self, kvm: "Kvm") -> None:
+        self._kvm = kvm
+        self.routes: dict[int, list[tuple[int, int, int]]] = {}  # gsi -> (address_lo, address_hi, data)
+        self.irqfds = Irqfds(kvm)
+
+    def set_routes(self, entries: list[kvm_irq_routing_entry]) -> None:
+        """KVM_SET_GSI_ROUTING, the entries. Raises OSError(EINVAL) and changes nothing then."""
+        routes: dict[int, list[tuple[int, int, int]]] = {}
+        for entry in entries:
+            if entry.flags:
+                raise err(errno.EINVAL, f"routing flags {entry.flags:#x}")
+            if entry.gsi >= KVM_MAX_IRQ_ROUTES:
+                raise err(errno.EINVAL, f"gsi {entry.gsi}")
+            if entry.type != KVM_IRQ_ROUTING_MSI:
+                raise err(errno.EINVAL, f"routing type {entry.type} without an I/O APIC in the kernel")
+            message = entry.u.msi
+            if self._kvm.x2apic_format and message.address_hi & 0xFF:
+                raise err(errno.EINVAL, "the low byte of address_hi must be 0 with 32-bit APIC ids")
+            routes.setdefault(entry.gsi, []).append((message.address_lo, message.address_hi, message.data))
+        self.routes = routes
+
+    def set_irq(self, gsi: int, level: int) -> int:
+        """kvm_set_irq: raise the line. The number of vCPUs reached; -1 if the GSI has no route."""
+        routes = self.routes.get(gsi)
+        if routes is None:
+            return -1
+        if not level:
+            return 0
+        return sum(max(0, self.send_msi(*route)) for route in routes)
+
+    def send_msi(self, address_lo: int, address_hi: int, data: int) -> int:
+        """Deliver a message. The number of vCPUs that took it, -1 if none is addressed."""
+        destination = address_lo >> 12 & 0xFF
+        if self._kvm.x2apic_format:
+            destination |= address_hi & 0xFFFFFF00
+        return irq_delivery_to_apic(
+            self._kvm,
+            None,
+            destination=destination,
+            logical=bool(address_lo & 1 << 2),
+            shorthand=0,
+            delivery_mode=data >> 8 & 7,
+            vector=data & 0xFF,
+            level_triggered=bool(data & 1 << 15),
+            lowest=data >> 8 & 7 == APIC_DM_LOWEST or bool(address_lo & 1 << 3 and address_lo & 1 << 2),
+        )
+
+    def release(self) -> None:
+        """The VM ends."""
+        self.irqfds.release()
+
+
+def irq_delivery_to_apic(
+    kvm: "Kvm",
+    source: "Lapic | None",
+    *,
+    destination: int,
+    logical: bool,
+    shorthand: int,
+    delivery_mode: int,
+    vector: int,
+    level_triggered: bool,
+    lowest: bool = False,
+) -> int:
+    """kvm_irq_delivery_to_apic: find the addressed local APICs and deliver. Their number, -1 if there is none."""
+    targets = []
+    for vcpu in kvm.vcpus:
+        apic = vcpu.apic
+        if apic is None:
+            continue
+        if shorthand == 1:
+            matches = apic is source
+        elif shorthand == 2:
+            matches = True
+        elif shorthand == 3:
+            matches = apic is not source
+        else:
+            matches = apic.match_destination(destination, logical)
+        if matches:
+            targets.append(apic)
+    if not targets:
+        return -1
+    if lowest:
+        enabled = [apic for apic in targets if apic.sw_enabled]
+        targets = [min(enabled or targets, key=lambda apic: apic.arb_prio)]
+        targets[0].arb_prio += 1
+    return sum(apic.accept_irq(delivery_mode, vector, level_triggered) for apic in targets)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual CPU and KVM_RUN (struct kvm_vcpu; kvm_arch_vcpu_ioctl_run, vcpu_run, vcpu_block in arch/x86/kvm/x86.c).
+
+The loop: enter the guest, let kvm_x86_ops handle the exit, go on while the handler answers 1, return to user space when
+it answers 0. An exit that user space must complete leaves a callback in ``complete_userspace_io`` for the next KVM_RUN.
+"""
+
+import errno
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm.cpuid import CpuidTable
+from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, Lapic
+from swtdx.linux.kvm.msrs import EmulatedMsrs
+from swtdx.linux.sched import TICK_SECONDS
+from swtdx.uapi.kvm import (
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR,
+    KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_IRQ_WINDOW_OPEN,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_UNKNOWN,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_UNINITIALIZED,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.x86.tdx_vcpu import VcpuTdx
+    from swtdx.linux.kvm.x86.vmx import VcpuVmx
+
+_UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), int(KVM_EXIT_IRQ_WINDOW_OPEN)
+_IMMEDIATE_EXIT = run_page.IMMEDIATE_EXIT
+_EXIT_REASON = run_page.EXIT_REASON
+_RUNNABLE = KVM_MP_STATE_RUNNABLE
+
+
+class Vcpu:
+    """``run`` is the memory that user space maps: kvm_run, the PIO page, the coalesced-MMIO page."""
+
+    vmx: "VcpuVmx"
+    tdx: "VcpuTdx"
+
+    def __init__(self, kvm: Kvm, vcpu_id: int, run: memoryview) -> None:
+        self.kvm = kvm
+        self.ops = kvm.ops
+        self.vcpu_id = vcpu_id
+        self.vcpu_idx = -1
+        self.run = run
+        self.mutex = threading.Lock()
+        self.is_bsp = vcpu_id == kvm.bsp_vcpu_id
+        self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_UNINITIALIZED
+
+        self.cpu = kvm.created_vcpus % kvm.cpus.count
+        self.in_guest = False
+        self.entries = 0
+        self.blocking = False
+        self.kicked = False
+        self._wait = threading.Condition(threading.Lock())
+        self.sigset: int | None = None
+        self.has_run = False
+
+        self.complete_userspace_io: Callable[[], int | None] | None = None
+        self.nmi_pending = 0
+        self.pending_external_vector = -1
+        self.apic: Lapic | None = None
+        self._apic_base = APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | (APICBASE_BSP if self.is_bsp else 0)
+        self.cpuid = CpuidTable()
+        self.virtual_tsc_khz = kvm.default_tsc_khz
+        self.msrs = EmulatedMsrs(self)
+        self.ops.vcpu_create(self)
+
+    def free(self) -> None:
+        """kvm_vcpu_destroy; at the VM's end."""
+        if self.apic is not None:
+            self.apic.free()
+        self.ops.vcpu_free(self)
+
+    # APIC base, CPUID, TSC
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE."""
+        return self.apic.base if self.apic is not None else self._apic_base
+
+    def set_apic_base(self, value: int) -> None:
+        """Raises OSError(EINVAL)."""
+        if self.apic is not None:
+            self.apic.set_base(value)
+        else:
+            self._apic_base = value
+
+    def guest_cpuid_has_x2apic(self) -> bool:
+        """Whether the guest's CPUID offers x2APIC."""
+        leaf = self.cpuid.find(1)
+        return leaf is not None and bool(leaf[2] & 1 << 21)
+
+    def guest_tsc(self) -> int:
+        """The guest's TSC now."""
+        return self.ops.read_l1_tsc(self)
+
+    # Interrupts
+
+    def kick(self) -> None:
+        """kvm_vcpu_kick: out of the guest, or awake, whichever applies."""
+        if self.in_guest:
+            self.ops.vcpu_kick(self)
+        elif self.blocking:
+            with self._wait:
+                self._wait.notify_all()
+
+    def is_in_guest(self, entries: int) -> bool:
+        """Whether the vCPU is in the guest since entry number ``entries``."""
+        return self.in_guest and self.entries == entries
+
+    def queue_nmi(self) -> None:
+        """kvm_inject_nmi."""
+        self.nmi_pending = min(self.nmi_pending + 1, 2)
+        self.kick()
+
+    # Exits
+
+    def memory_fault(self, gfn: int, private: bool, reason: str, code: int = errno.EFAULT) -> OSError:
+        """Prepare KVM_EXIT_MEMORY_FAULT; the error with which KVM_RUN is to fail."""
+        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_MEMORY_FAULT))
+        flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
+        run_page.MEMORY_FAULT.pack_into(self.run, run_page.UNION, flags, gfn << 12, 4096)
+        return err(code, reason)
+
+    def internal_error(self, data0: int, suberror: int = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON) -> int:
+        """KVM_EXIT_INTERNAL_ERROR with what happened and the CPU it happened on; 0."""
+        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+        run_page.INTERNAL.pack_into(self.run, run_page.UNION, suberror, 2, data0, self.cpu)
+        return 0
+
+    # KVM_RUN
+
+    def ioctl_run(self) -> int:
+        """KVM_RUN with vcpu.mutex held. Raises OSError: EINTR, EAGAIN, EINVAL, EFAULT, EIO."""
+        run = self.run
+        run_page.U16.pack_into(run, run_page.FLAGS, 0)
+        if self.mp_state == KVM_MP_STATE_UNINITIALIZED:
+            self._run_uninitialized()
+        valid, dirty = run_page.U64.unpack_from(run, run_page.VALID_REGS)[0], 0
+        dirty = run_page.U64.unpack_from(run, run_page.VALID_REGS + 8)[0]
+        if valid or dirty:
+            self.ops.sync_regs_load(self, valid, dirty)
+        complete = self.complete_userspace_io
+        if complete is not None:
+            self.complete_userspace_io = None
+            result = complete()
+            if result == 0:
+                self._post_run_save()
+                return 0
+        if run[_IMMEDIATE_EXIT]:
+            self._post_run_save()
+            raise err(errno.EINTR, "immediate_exit")
+        self.ops.vcpu_pre_run(self)
+        try:
+            self._vcpu_run()
+        finally:
+            self._post_run_save()
+            if valid:
+                self.ops.sync_regs_store(self, valid)
+        return 0
+
+    def _post_run_save(self) -> None:
+        ready, if_flag, cr8 = self.ops.post_run_state(self)
+        run_page.STATE.pack_into(self.run, run_page.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
+
+    def _run_uninitialized(self) -> None:
+        """An application processor waits for INIT and SIPI, or for user space to change its state."""
+        if self.run[_IMMEDIATE_EXIT]:
+            raise err(errno.EINTR, "immediate_exit")
+        self._block()
+        if self.signal_pending():
+            run_page.U32.pack_into(self.run, _EXIT_REASON, _INTR)
+            raise err(errno.EINTR, "a signal while the vCPU waits to be started")
+        self._accept_apic_events()
+        if self.mp_state == KVM_MP_STATE_UNINITIALIZED or not self._runnable():
+            raise err(errno.EAGAIN, "the vCPU was woken but not started")
+
+    def _vcpu_run(self) -> None:
+        run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
+        run_page.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
+        vcpu_run, handle_exit = ops.vcpu_run, ops.handle_exit
+        cpu = self._load()
+        self.has_run = True
+        try:
+            while True:
+                if self.mp_state == _RUNNABLE:
+                    if kvm.dead:
+                        raise err(errno.EIO, "the VM is dead")
+                    self.entries += 1
+                    vcpu_run(self, cpu)
+                    if not handle_exit(self):
+                        return
+                else:
+                    cpus.put_cpu(cpu)
+                    cpu = -1
+                    self._block()
+                    if kvm.dead:
+                        raise err(errno.EIO, "the VM is dead")
+                    self._accept_apic_events()
+                    cpu = self._load()
+                if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
+                    return
+                if run[run_page.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
+                    return
+                if run[_IMMEDIATE_EXIT] or (self.sigset is not None and self.signal_pending()):
+                    run_page.U32.pack_into(run, _EXIT_REASON, _INTR)
+                    raise err(errno.EINTR, "a signal is pending")
+                if cpus.waiters:
+                    cpus.put_cpu(cpu)
+                    cpu = -1
+                    cpu = self._load()
+        finally:
+            if cpu >= 0:
+                cpus.put_cpu(cpu)
+
+    def _load(self) -> int:
+        cpu = self.kvm.cpus.get_cpu(self)
+        if cpu != self.cpu:
+            try:
+                self.ops.vcpu_load(self, cpu)
+            except BaseException:
+                self.kvm.cpus.put_cpu(cpu)
+                raise
+            self.cpu = cpu
+        return cpu
+
+    def _ioapic_eoi_exit(self) -> bool:
+        apic = self.apic
+        assert apic is not None
+        vector, apic.pending_ioapic_eoi = apic.pending_ioapic_eoi, None
+        if self.kvm.irqchip_mode is not IrqchipMode.SPLIT or vector is None:
+            return False
+        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_IOAPIC_EOI))
+        self.run[run_page.UNION] = vector
+        return True
+
+    def _irq_window_open(self) -> bool:
+        if self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
+            return False
+        run_page.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
+        return True
+
+    def signal_pending(self) -> bool:
+        """What can be seen of signals: immediate_exit, which handlers set, and blocked ones the vCPU's mask lets in."""
+        if self.run[_IMMEDIATE_EXIT]:
+            return True
+        if self.sigset is None:
+            return False
+        return any(not self.sigset >> number - 1 & 1 for number in signal.sigpending())
+
+    # Blocking
+
+    def halt(self) -> int:
+        """The guest halted: sleep in the kernel if it has a local APIC here. 1."""
+        self.mp_state = KVM_MP_STATE_HALTED
+        return 1
+
+    def _runnable(self) -> bool:
+        """kvm_arch_vcpu_runnable."""
+        if self.mp_state == KVM_MP_STATE_RUNNABLE:
+            return True
+        apic = self.apic
+        if self.mp_state == KVM_MP_STATE_UNINITIALIZED or self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+            return apic is not None and (apic.pending_init or apic.sipi_vector is not None)
+        return self.has_events()
+
+    def has_events(self) -> bool:
+        """kvm_vcpu_has_events: something that ends a HLT."""
+        if self.nmi_pending and self.ops.nmi_allowed(self):
+            return True
+        if self.apic is not None and self.apic.pending_init:
+            return True
+        return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
+
+    def _block(self) -> None:
+        """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state."""
+        self.in_guest = False
+        with self._wait:
+            self.blocking = True
+            try:
+                while not self._runnable() and not self.kvm.dead:
+                    if self.signal_pending():
+                        break
+                    self._wait.wait(2 * TICK_SECONDS)
+            finally:
+                self.blocking = False
+        if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
+            self.mp_state = KVM_MP_STATE_RUNNABLE
+
+    def _accept_apic_events(self) -> None:
+        """kvm_apic_accept_events: INIT and SIPI."""
+        apic = self.apic
+        if apic is None:
+            return
+        if apic.pending_init:
+            apic.pending_init = False
+            self.ops.vcpu_reset(self, True)
+            apic.reset()
+            self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_INIT_RECEIVED
+        if apic.sipi_vector is not None and self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+            vector, apic.sipi_vector = apic.sipi_vector, None
+            self.ops.vcpu_deliver_sipi_vector(self, vector)
+            self.mp_state = KVM_MP_STATE_RUNNABLE
+
+    def set_mp_state(self, state: int) -> None:
+        """KVM_SET_MP_STATE's effect, from another thread or this one."""
+        self.mp_state = state
+        self.kick()
+
+
+Handler = Callable[[Vcpu], int]

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ioctls on a vCPU's fd (kvm_vcpu_ioctl, kvm_arch_vcpu_ioctl).
+
+First EIO for a caller in another address space or a dead VM, EINVAL for a request of another subsystem; then the
+vCPU's mutex is taken, and an unknown request is EINVAL too. The SET ioctls of register state copy their argument before
+they ask whether the state may be touched, as the kernel does, so for a TD a bad pointer is EFAULT; the GETs ask first.
+"""
+
+import ctypes
+import errno
+import mmap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.files import File
+from swtdx.linux.kvm import msrs
+from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_user, entries_from_user
+from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.msrs import Invalid, Unsupported
+from swtdx.linux.kvm.run_page import RUN_SIZE
+from swtdx.linux.kvm.vcpu import Vcpu
+from swtdx.linux.kvm.vcpu_memory import pre_fault_memory
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
+from swtdx.uapi.kvm import (
+    KVM_MP_STATE_AP_RESET_HOLD,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_RUN,
+    KVM_VCPUEVENT_VALID_NMI_PENDING,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR,
+    KVMIO,
+    REQUESTS,
+    kvm_debugregs,
+    kvm_fpu,
+    kvm_guest_debug,
+    kvm_interrupt,
+    kvm_lapic_state,
+    kvm_mp_state,
+    kvm_msr_entry,
+    kvm_regs,
+    kvm_signal_mask,
+    kvm_sregs,
+    kvm_tpr_access_ctl,
+    kvm_translation,
+    kvm_vcpu_events,
+    kvm_xcrs,
+    kvm_xsave,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.x86.main import KvmX86Ops
+
+MAX_IO_MSRS = 256
+_KVM_RUN = int(KVM_RUN)
+
+
+class VcpuFile(File):
+    """An open vCPU. Its descriptor is the memory that holds kvm_run."""
+
+    name = "anon_inode:kvm-vcpu"
+    size = RUN_SIZE
+    vcpu: Vcpu
+
+    @classmethod
+    def create(cls, kvm: Kvm, vcpu_id: int) -> int:
+        """KVM_CREATE_VCPU, once the VM has agreed. Raises OSError(EEXIST, ENOMEM, EMFILE). Returns the fd."""
+        file = cls()
+        files = kvm.kernel.files
+        fd = files.install(file)
+        try:
+            file.map = mmap.mmap(fd, RUN_SIZE)
+            vcpu = Vcpu(kvm, vcpu_id, memoryview(file.map))
+            if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
+                vcpu.free()  # the kernel asks only now, too
+                raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")
+        except BaseException:
+            file.release = lambda: None  # type: ignore[method-assign]
+            files.close(fd)
+            raise
+        vcpu.vcpu_idx = len(kvm.vcpus)
+        kvm.vcpus.append(vcpu)
+        kvm.created_vcpus += 1
+        kvm.get()
+        file.vcpu = vcpu
+        return fd
+
+    map: mmap.mmap
+
+    def ioctl(self, request: int, arg: int) -> int:
+        vcpu = self.vcpu
+        kvm = vcpu.kvm
+        if kvm.mm is not current_mm():
+            raise err(errno.EIO, "the VM belongs to another process")
+        if kvm.dead:
+            raise err(errno.EIO, "the VM is dead")
+        if request == _KVM_RUN:
+            if arg:
+                raise err(errno.EINVAL, "the argument must be 0")
+            with vcpu.mutex:
+                return vcpu.ioctl_run()
+        if request >> 8 & 0xFF != KVMIO:
+            raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
+        handler = _UNLOCKED.get(request)
+        if handler is not None:
+            return handler(vcpu, arg)
+        with vcpu.mutex:
+            handler = _HANDLERS.get(request)
+            if handler is None or (request == _PRE_FAULT and not kvm.kernel.upstream):
+                raise err(errno.EINVAL, f"{request:#010x} is not a request for a vCPU")
+            return handler(vcpu, arg)
+
+    def mmap(self, length: int, offset: int) -> mmap.mmap:
+        if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
+            raise err(errno.EINVAL, "beyond the vCPU's three pages")
+        return mmap.mmap(self.placeholder, length, offset=offset)
+
+    def bug(self, reason: str) -> None:
+        self.vcpu.kvm.bug(reason)
+
+    def release(self) -> None:
+        self.vcpu.kvm.put()
+
+
+Handler = Callable[[Vcpu, int], int]
+
+
+def _getter(name: str) -> Handler:
+    """KVM_GET_x of a register structure: ask kvm_x86_ops, then copy out."""
+
+    def get(vcpu: Vcpu, arg: int) -> int:
+        ops: KvmX86Ops = vcpu.ops
+        copy_to_user(arg, getattr(ops, f"get_{name}")(vcpu))
+        return 0
+
+    return get
+
+
+def _setter(name: str, structure: type[ctypes.Structure]) -> Handler:
+    """KVM_SET_x of a register structure: copy in, then let kvm_x86_ops decide."""
+    size = ctypes.sizeof(structure)
+
+    def set_(vcpu: Vcpu, arg: int) -> int:
+        data = copy_from_user(arg, size)
+        getattr(vcpu.ops, f"set_{name}")(vcpu, data)
+        return 0
+
+    return set_
+
+
+# CPUID and MSRs
+
+
+def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
+    nent = get_user(arg, 4)
+    if nent > KVM_MAX_CPUID_ENTRIES:
+        raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
+    entries = entries_from_user(arg + 8, nent)
+    if vcpu.has_run:
+        if [bytes(entry) for entry in entries] != [bytes(entry) for entry in vcpu.cpuid.entries]:
+            raise err(errno.EINVAL, "CPUID cannot change after the first KVM_RUN")
+        return 0
+    vcpu.cpuid = CpuidTable(entries)
+    vcpu.ops.vcpu_after_set_cpuid(vcpu)
+    return 0
+
+
+def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
+    cpuid2_to_user(arg, vcpu.cpuid.entries)
+    return 0
+
+
+def _msr_entries(arg: int) -> tuple[int, list[kvm_msr_entry]]:
+    count = get_user(arg, 4)
+    if count >= MAX_IO_MSRS:
+        raise err(errno.E2BIG, f"{count} MSRs at once")
+    data = copy_from_user(arg + 8, 16 * count)
+    return count, [kvm_msr_entry.from_buffer_copy(data, 16 * number) for number in range(count)]
+
+
+def _get_msrs(vcpu: Vcpu, arg: int) -> int:
+    _, entries = _msr_entries(arg)
+    done = 0
+    for entry in entries:
+        try:
+            entry.data = vcpu.ops.get_msr(vcpu, entry.index)
+        except (Unsupported, Invalid):
+            break
+        done += 1
+    copy_to_user(arg + 8, b"".join(bytes(entry) for entry in entries))
+    return done
+
+
+def _set_msrs(vcpu: Vcpu, arg: int) -> int:
+    _, entries = _msr_entries(arg)
+    for done, entry in enumerate(entries):
+        try:
+            vcpu.ops.set_msr(vcpu, entry.index, entry.data, True)
+        except (Unsupported, Invalid):
+            return done
+    return len(entries)
+
+
+# State
+
+
+def _get_mp_state(vcpu: Vcpu, arg: int) -> int:
+    copy_to_user(arg, kvm_mp_state(mp_state=vcpu.mp_state))
+    return 0
+
+
+def _set_mp_state(vcpu: Vcpu, arg: int) -> int:
+    state = struct_from_user(kvm_mp_state, arg).mp_state
+    if state > KVM_MP_STATE_SIPI_RECEIVED and state != KVM_MP_STATE_AP_RESET_HOLD:
+        raise err(errno.EINVAL, f"mp_state {state}")
+    if vcpu.apic is None and state:
+        raise err(errno.EINVAL, "no local APIC in the kernel: the vCPU is always runnable")
+    if state in (KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED):
+        if vcpu.ops.apic_init_signal_blocked(vcpu):
+            raise err(errno.EINVAL, "INIT and SIPI are blocked")
+    vcpu.set_mp_state(state)
+    return 0
+
+
+def _nmi(vcpu: Vcpu, arg: int) -> int:
+    vcpu.queue_nmi()
+    return 0
+
+
+def _interrupt(vcpu: Vcpu, arg: int) -> int:
+    vector = struct_from_user(kvm_interrupt, arg).irq
+    if vector >= 256:
+        raise err(errno.EINVAL, f"vector {vector}")
+    if vcpu.kvm.irqchip_mode is IrqchipMode.KERNEL:
+        raise err(errno.ENXIO, "the PIC is in the kernel")
+    if vcpu.pending_external_vector >= 0:
+        raise err(errno.EEXIST, f"vector {vcpu.pending_external_vector} waits already")
+    vcpu.pending_external_vector = vector
+    return 0
+
+
+def _get_vcpu_events(vcpu: Vcpu, arg: int) -> int:
+    events = kvm_vcpu_events(flags=KVM_VCPUEVENT_VALID_NMI_PENDING)
+    events.nmi.pending = min(vcpu.nmi_pending, 1)
+    copy_to_user(arg, events)
+    return 0
+
+
+def _set_vcpu_events(vcpu: Vcpu, arg: int) -> int:
+    events = struct_from_user(kvm_vcpu_events, arg)
+    if events.flags & ~0x3F:
+        raise err(errno.EINVAL, f"flags {events.flags:#x}")
+    if events.exception.injected and events.exception.nr > 31:
+        raise err(errno.EINVAL, f"exception {events.exception.nr}")
+    if events.flags & KVM_VCPUEVENT_VALID_NMI_PENDING:
+        vcpu.nmi_pending = events.nmi.pending
+    if events.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.apic is not None:
+        vcpu.apic.sipi_vector = events.sipi_vector or None
+    return 0
+
+
+def _translate(vcpu: Vcpu, arg: int) -> int:
+    request = struct_from_user(kvm_translation, arg)
+    address = vcpu.ops.translate(vcpu, request.linear_address)
+    request.physical_address = (1 << 64) - 1 if address is None else address
+    request.valid, request.writeable, request.usermode = address is not None, 1, 0
+    copy_to_user(arg, request)
+    return 0
+
+
+def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
+    if not arg:
+        vcpu.sigset = None
+        return 0
+    length = struct_from_user(kvm_signal_mask, arg).len
+    if length != 8:
+        raise err(errno.EINVAL, f"a signal set of {length} bytes")
+    vcpu.sigset = get_user(arg + 4, 8)
+    return 0
+
+
+def _setup_mce(vcpu: Vcpu, arg: int) -> int:
+    mcg_cap = get_user(arg, 8)
+    banks = mcg_cap & 0xFF
+    if not banks or banks > msrs.KVM_MAX_MCE_BANKS or mcg_cap & ~(msrs.MCG_CAP_SUPPORTED | 0xFF | 0xFF0000):
+        raise err(errno.EINVAL, f"mcg_cap {mcg_cap:#x}")
+    vcpu.msrs.mcg_cap = mcg_cap
+    return 0
+
+
+def _set_guest_debug(vcpu: Vcpu, arg: int) -> int:
+    debug = struct_from_user(kvm_guest_debug, arg)
+    if vcpu.kvm.is_td:
+        raise err(errno.EINVAL, "the state of a TD's vCPU is protected")
+    if debug.control:
+        raise err(errno.EINVAL, "guest debugging is not supported by the emulated processor")
+    return 0
+
+
+def _set_tsc_khz(vcpu: Vcpu, arg: int) -> int:
+    khz = arg & 0xFFFFFFFF or vcpu.kvm.processor.platform.tsc_hz // 1000
+    if khz >= (1 << 32) - 1:
+        raise err(errno.EINVAL, f"{khz} kHz")
+    if vcpu.kvm.is_td:
+        vcpu.ops.write_tsc_multiplier(vcpu)
+    vcpu.virtual_tsc_khz = khz
+    vcpu.ops.write_tsc_multiplier(vcpu)
+    return 0
+
+
+def _tpr_access_reporting(vcpu: Vcpu, arg: int) -> int:
+    request = struct_from_user(kvm_tpr_access_ctl, arg)
+    if request.flags:
+        raise err(errno.EINVAL, f"flags {request.flags:#x}")
+    copy_to_user(arg, request)
+    return 0
+
+
+def _set_vapic_addr(vcpu: Vcpu, arg: int) -> int:
+    if vcpu.apic is None:
+        raise err(errno.EINVAL, "the local APIC is in user space")
+    get_user(arg, 8)
+    return 0
+
+
+def _enable_cap(vcpu: Vcpu, arg: int) -> int:
+    copy_from_user(arg, 104)
+    raise err(errno.EINVAL, "no capability can be enabled on a vCPU")
+
+
+def _kvmclock_ctrl(vcpu: Vcpu, arg: int) -> int:
+    raise err(errno.EINVAL, "the guest uses no kvmclock")
+
+
+def _refuse(code: int, reason: str) -> Handler:
+    def refuse(vcpu: Vcpu, arg: int) -> int:
+        raise err(code, reason)
+
+    return refuse
+
+
+def _get_tsc_khz(vcpu: Vcpu, arg: int) -> int:
+    return vcpu.virtual_tsc_khz
+
+
+def _mem_enc_op(vcpu: Vcpu, arg: int) -> int:
+    return vcpu.ops.vcpu_mem_enc_ioctl(vcpu, arg)
+
+
+def _pre_fault_memory(vcpu: Vcpu, arg: int) -> int:
+    pre_fault_memory(vcpu, arg)
+    return 0
+
+
+_PRE_FAULT = int(REQUESTS["KVM_PRE_FAULT_MEMORY"])
+_UNLOCKED: dict[int, Handler] = {int(REQUESTS["KVM_INTERRUPT"]): _interrupt}  # kvm_arch_vcpu_async_ioctl
+_HANDLERS: dict[int, Handler] = {
+    int(REQUESTS[name]): handler
+    for name, handler in {
+        "KVM_SET_CPUID2": _set_cpuid2,
+        "KVM_GET_CPUID2": _get_cpuid2,
+        "KVM_GET_MSRS": _get_msrs,
+        "KVM_SET_MSRS": _set_msrs,
+        "KVM_GET_REGS": _getter("regs"),
+        "KVM_SET_REGS": _setter("regs", kvm_regs),
+        "KVM_GET_SREGS": _getter("sregs"),
+        "KVM_SET_SREGS": _setter("sregs", kvm_sregs),
+        "KVM_GET_FPU": _getter("fpu"),
+        "KVM_SET_FPU": _setter("fpu", kvm_fpu),
+        "KVM_GET_XSAVE": _getter("xsave"),
+        "KVM_GET_XSAVE2": _getter("xsave"),
+        "KVM_SET_XSAVE": _setter("xsave", kvm_xsave),
+        "KVM_GET_XCRS": _getter("xcrs"),
+        "KVM_SET_XCRS": _setter("xcrs", kvm_xcrs),
+        "KVM_GET_DEBUGREGS": _getter("debugregs"),
+        "KVM_SET_DEBUGREGS": _setter("debugregs", kvm_debugregs),
+        "KVM_GET_LAPIC": _getter("lapic"),
+        "KVM_SET_LAPIC": _setter("lapic", kvm_lapic_state),
+        "KVM_GET_MP_STATE": _get_mp_state,
+        "KVM_SET_MP_STATE": _set_mp_state,
+        "KVM_NMI": _nmi,
+        "KVM_SMI": _refuse(errno.ENOTTY, "there is no SMM"),
+        "KVM_GET_VCPU_EVENTS": _get_vcpu_events,
+        "KVM_SET_VCPU_EVENTS": _set_vcpu_events,
+        "KVM_TRANSLATE": _translate,
+        "KVM_SET_SIGNAL_MASK": _set_signal_mask,
+        "KVM_X86_SETUP_MCE": _setup_mce,
+        "KVM_SET_GUEST_DEBUG": _set_guest_debug,
+        "KVM_SET_TSC_KHZ": _set_tsc_khz,
+        "KVM_GET_TSC_KHZ": _get_tsc_khz,
+        "KVM_TPR_ACCESS_REPORTING": _tpr_access_reporting,
+        "KVM_SET_VAPIC_ADDR": _set_vapic_addr,
+        "KVM_ENABLE_CAP": _enable_cap,
+        "KVM_KVMCLOCK_CTRL": _kvmclock_ctrl,
+        "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,
+        "KVM_PRE_FAULT_MEMORY": _pre_fault_memory,
+    }.items()
+}

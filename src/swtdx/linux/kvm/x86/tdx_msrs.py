@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""MSRs that KVM emulates for a TD: KVM_GET/SET_MSRS and TDVMCALL RDMSR/WRMSR (tdx_has_emulated_msr).
+
+All others are the module's, or nobody's. x2APIC registers are KVM's but for those that the processor virtualises.
+"""
+
+from typing import TYPE_CHECKING
+
+from swtdx.linux.kvm import msrs
+from swtdx.linux.kvm.msrs import Invalid, Unsupported
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.vcpu import Vcpu
+
+_EMULATED = frozenset(
+    [
+        msrs.IA32_UCODE_REV,
+        msrs.IA32_ARCH_CAPABILITIES,
+        msrs.IA32_POWER_CTL,
+        msrs.IA32_PAT,
+        msrs.MTRRCAP,
+        *msrs.MTRR_PHYS,
+        *msrs.MTRR_FIXED,
+        msrs.MTRR_DEF_TYPE,
+        msrs.IA32_TSC_DEADLINE,
+        msrs.IA32_MISC_ENABLE,
+        msrs.PLATFORM_INFO,
+        msrs.MISC_FEATURES_ENABLES,
+        msrs.IA32_APIC_BASE,
+        msrs.IA32_EFER,
+        msrs.IA32_FEAT_CTL,
+        msrs.IA32_MCG_CAP,
+        msrs.IA32_MCG_STATUS,
+        msrs.IA32_MCG_CTL,
+        msrs.IA32_MCG_EXT_CTL,
+        *range(msrs.IA32_MC0_CTL, msrs.IA32_MC0_CTL + 4 * msrs.KVM_MAX_MCE_BANKS),
+        *range(msrs.IA32_MC0_CTL2, msrs.IA32_MC0_CTL2 + msrs.KVM_MAX_MCE_BANKS),
+        msrs.MSR_KVM_POLL_CONTROL,
+    ]
+)
+_READ_ONLY = frozenset([msrs.IA32_APIC_BASE, msrs.IA32_EFER, msrs.IA32_FEAT_CTL])
+_X2APIC_PROCESSOR = frozenset([0x808, 0x80A, 0x80B, *range(0x810, 0x828)])  # TPR, PPR, EOI, ISR, TMR, IRR
+EFER_OF_A_TD = 0xD01  # SCE, LME, LMA, NXE
+
+
+def has_emulated_msr(index: int) -> bool:
+    """Whether KVM emulates the MSR for a TD."""
+    if 0x800 <= index < 0x900:
+        return index not in _X2APIC_PROCESSOR
+    return index in _EMULATED
+
+
+def get_msr(vcpu: "Vcpu", index: int) -> int:
+    """Raises Unsupported or Invalid."""
+    if not has_emulated_msr(index):
+        raise Unsupported
+    if index == msrs.IA32_FEAT_CTL:
+        lmce = vcpu.msrs.mcg_cap & msrs.LMCE_ENABLED
+        return msrs.FEAT_CTL_LOCKED | (msrs.FEAT_CTL_LMCE if lmce else 0)
+    if index == msrs.IA32_EFER:
+        return EFER_OF_A_TD
+    return vcpu.msrs.get(index)
+
+
+def set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+    """Raises Unsupported or Invalid."""
+    if not has_emulated_msr(index):
+        raise Unsupported
+    if index in _READ_ONLY:
+        raise Invalid
+    vcpu.msrs.set(index, value, host=host)

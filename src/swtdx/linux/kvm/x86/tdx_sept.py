@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Secure EPT: what a change of the mirror means in SEAMCALLs, and the TD's initial memory (arch/x86/kvm/vmx/tdx.c).
+
+    table linked   MEM.SEPT.ADD
+    leaf set       MEM.PAGE.AUG once the TD runs; before that nothing: INIT_MEM_REGION does MEM.PAGE.ADD
+    leaf removed   MEM.RANGE.BLOCK, MEM.TRACK (if needed), all vCPUs out, MEM.PAGE.REMOVE, PHYMEM.PAGE.WBINVD, wipe
+    table freed    PHYMEM.PAGE.RECLAIM, wipe, after the HKID is gone
+
+A leaf that finds the module busy while it is removed is tried once more with no vCPU allowed in. Any status that should
+not be kills the VM; a page that could not be removed then is an orphan, reclaimed when the TD's key is gone.
+
+Module 1.0 wants BLOCK and TRACK before every removal, later ones only in a TD that can run.
+"""
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.kvm.x86.tdx import TdState, tdx_of, tdx_reclaim_control_page, tdx_reclaim_page
+from swtdx.linux.kvm.x86.tdx_params import Command
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
+from swtdx.linux.virt.seamcall import TDX_OPERAND_BUSY, status_class
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
+
+if TYPE_CHECKING:
+    from swtdx.linux.kvm.kvm_main import Kvm
+    from swtdx.linux.kvm.vcpu import Vcpu
+    from swtdx.linux.kvm.x86.tdx import KvmTdx
+
+log = logging.getLogger(__name__)
+
+TDX_EXTENDMR_CHUNKSIZE = 256
+
+
+def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A table goes under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_sept_add(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
+    if status:
+        raise _sept_error(kvm, "TDH.MEM.SEPT.ADD", status, entry, level_state)
+
+
+def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A leaf is set. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    if tdx.state is not TdState.RUNNABLE:
+        tdx.premapped.add(gfn)
+        return
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_aug(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
+    if status:
+        raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
+
+
+def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int) -> OSError:
+    if status_class(status) == TDX_OPERAND_BUSY:
+        return err(errno.EBUSY, f"{leaf}: {status:#x}")
+    return kvm.bug(f"{leaf}: {status:#x}, entry {entry:#x}, level and state {level_state:#x}")
+
+
+def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A table is freed with the TD."""
+    if tdx_of(kvm).is_assigned:
+        log.error("VM %d: Secure EPT page %#x cannot be freed while the HKID is in use", kvm.number, page)
+        return
+    tdx_reclaim_control_page(kvm, page)
+
+
+def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A leaf is removed; its contents are gone. Failure kills the VM and keeps the page for later."""
+    tdx = tdx_of(kvm)
+    if not tdx.is_assigned:
+        if not tdx_reclaim_page(kvm, page):
+            _orphan(kvm, tdx, gfn, page)
+        return
+    if gfn in tdx.premapped:  # in the mirror, but never added: the module knows nothing of it
+        tdx.premapped.discard(gfn)
+        return
+    failure = _remove(kvm, tdx, gfn << PAGE_SHIFT, level - 1, page)
+    if failure:
+        _orphan(kvm, tdx, gfn, page)
+        kvm.bug(failure)
+
+
+def _orphan(kvm: "Kvm", tdx: "KvmTdx", gfn: int, page: int) -> None:
+    slot = kvm.memslots.gfn_to_memslot(gfn)
+    tdx.orphans.append(page)
+    gmems = {slot.gmem} if slot is not None and slot.gmem is not None else set()
+    for gmem in gmems | {other.gmem for other in kvm.memslots if other.gmem is not None}:
+        for index, other in list(gmem.pages.items()):
+            if other == page:
+                del gmem.pages[index]
+                gmem.prepared.discard(index)
+                return
+
+
+def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:
+    """The removal sequence; what went wrong, or an empty string."""
+    seamcall, tdr = tdx.host.seamcall, tdx.tdr
+    tracking = tdx.state is TdState.RUNNABLE or kvm.kernel.dialect is Dialect.V10
+    status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
+    if status:
+        return f"TDH.MEM.RANGE.BLOCK: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
+    if tracking:
+        status = seamcall.tdh_mem_track(tdr)
+        if status_class(status) == TDX_OPERAND_BUSY:
+            with _NoVcpusEnter(kvm):
+                status = seamcall.tdh_mem_track(tdr)
+        if status:
+            return f"TDH.MEM.TRACK: {status:#x}"
+        kvm.kick_all_outside_guest()
+    status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status:
+        return f"TDH.MEM.PAGE.REMOVE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
+    status = seamcall.tdh_phymem_page_wbinvd(page | tdx.hkid << tdx.host.hkid_shift)
+    kvm.processor.memory.clear_page(page)
+    return f"TDH.PHYMEM.PAGE.WBINVD: {status:#x}" if status else ""
+
+
+class _NoVcpusEnter:
+    """tdx_no_vcpus_enter_start and _stop: everybody out, nobody in."""
+
+    def __init__(self, kvm: "Kvm") -> None:
+        self._kvm = kvm
+
+    def __enter__(self) -> None:
+        tdx_of(self._kvm).wait_for_sept_zap = True
+        self._kvm.kick_all_outside_guest()
+
+    def __exit__(self, *exception: object) -> None:
+        tdx_of(self._kvm).wait_for_sept_zap = False
+
+
+# KVM_TDX_INIT_MEM_REGION
+
+
+def _check_region(kvm: "Kvm", cmd: Command, *, end_may_touch_shared: bool) -> kvm_tdx_init_mem_region:
+    if cmd.flags & ~KVM_TDX_MEASURE_MEMORY_REGION:
+        raise err(errno.EINVAL, f"flags {cmd.flags:#x}")
+    region = struct_from_user(kvm_tdx_init_mem_region, cmd.data)
+    shared = kvm.mmu.direct_bits << PAGE_SHIFT
+    end = region.gpa + (region.nr_pages << PAGE_SHIFT)
+    last = end - 1 if end_may_touch_shared else end
+    if region.source_addr % PAGE_SIZE or region.gpa % PAGE_SIZE or not region.nr_pages:
+        raise err(errno.EINVAL, "source_addr and gpa must be 4 KiB aligned and nr_pages not 0")
+    if end >= 1 << 64 or region.gpa & shared or last & shared:
+        raise err(errno.EINVAL, "the range wraps or reaches shared addresses")
+    return region
+
+
+def tdx_vcpu_init_mem_region(vcpu: "Vcpu", cmd: Command) -> None:
+    """Upstream. Raises OSError: EINVAL, EFAULT, EINTR, EEXIST, EBUSY, EIO, ENOMEM."""
+    region = _check_region(vcpu.kvm, cmd, end_may_touch_shared=True)
+    _add_pages(vcpu.kvm, vcpu, cmd, region)
+
+
+def tdx_init_mem_region_v10(kvm: "Kvm", cmd: Command) -> None:
+    """v10, on the VM's fd: needs a vCPU, does not ask for attributes. Raises OSError as upstream."""
+    if not kvm.vcpus:
+        raise err(errno.EINVAL, "a vCPU must exist (the BSP first)")
+    region = _check_region(kvm, cmd, end_may_touch_shared=False)
+    vcpu = kvm.vcpus[0]
+    with vcpu.mutex:
+        _add_pages(kvm, vcpu, cmd, region)
+
+
+def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_region) -> None:
+    """Page by page; how far it came is always written back, then the error, if any, is raised."""
+    measure = bool(cmd.flags & KVM_TDX_MEASURE_MEMORY_REGION)
+    source, gpa, left = region.source_addr, region.gpa, region.nr_pages
+    tdx = tdx_of(kvm)
+    if not tdx.source_page:
+        tdx.source_page = kvm.pages.alloc_page("bounce")
+    try:
+        with kvm.slots_lock:
+            while left:
+                if vcpu.signal_pending():
+                    raise err(errno.EINTR, "a signal is pending")
+                _add_page(kvm, tdx, source, gpa, measure)
+                source += PAGE_SIZE
+                gpa += PAGE_SIZE
+                left -= 1
+    finally:
+        copy_to_user(cmd.data, kvm_tdx_init_mem_region(source_addr=source, gpa=gpa, nr_pages=left))
+
+
+def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -> None:
+    gfn = gpa >> PAGE_SHIFT
+    slot = kvm.memslots.gfn_to_memslot(gfn)
+    if slot is None:
+        raise err(errno.EINVAL, f"no slot with private memory at {gpa:#x}")
+    gmem = slot.gmem
+    if gmem is None:
+        raise err(errno.EFAULT if slot.flags & 4 else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
+    index = gfn - slot.base_gfn + slot.gmem_pgoff
+    if index in gmem.prepared:
+        raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
+    if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
+    kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
+    kvm.mmu.map_private(slot, gfn)
+    page = gmem.pages[index]
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
+    if status:
+        raise err(
+            errno.EBUSY if status_class(status) == TDX_OPERAND_BUSY else errno.EIO,
+            f"TDH.MEM.PAGE.ADD of {gpa:#x}: {status:#x}, entry {entry:#x}, level and state {level_state:#x}",
+        )
+    tdx.premapped.discard(gfn)
+    gmem.prepared.add(index)
+    if measure:
+        mr_extend, tdr = tdx.host.seamcall.tdh_mr_extend, tdx.tdr
+        for chunk in range(gpa, gpa + PAGE_SIZE, TDX_EXTENDMR_CHUNKSIZE):
+            status = mr_extend(tdr, chunk)
+            if status:
+                raise kvm.bug(f"TDH.MR.EXTEND at {chunk:#x}: {status:#x}")

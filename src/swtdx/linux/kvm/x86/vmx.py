@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Normal VMs: a vCPU on the processor's VMX (arch/x86/kvm/vmx/vmx.c). Exits: `vmx_exit`, registers: `vmx_state`.
+
+With the local APIC in the kernel the processor virtualises it (APICv): the vCPU's register page is the virtual-APIC
+page, interrupts are posted. Without, user space injects by KVM_INTERRUPT when the interrupt window is open.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swtdx.cpu.vmx import EventType, Segment
+from swtdx.linux.err import err
+from swtdx.linux.kvm import msrs, run_page
+from swtdx.linux.kvm.kvm_main import IrqchipMode
+from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
+from swtdx.linux.kvm.msrs import Invalid
+from swtdx.linux.kvm.posted_interrupt import PostedInterruptDescriptor
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.kvm.kvm_main import Kvm
+    from swtdx.linux.kvm.vcpu import Vcpu
+
+RFLAGS_IF = 1 << 9
+BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
+
+# MSRs that the guest processor holds: reads and writes need no exit
+PASSED_THROUGH = (
+    0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # EFER, STAR, LSTAR, CSTAR, FMASK
+    0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,  # FS base, GS base, KERNEL_GS_BASE, TSC_AUX
+    0x174, 0x175, 0x176, msrs.IA32_PAT,
+)  # fmt: skip
+CONTEXT_MSRS = (*PASSED_THROUGH, msrs.IA32_SPEC_CTRL)
+_MASK64 = (1 << 64) - 1
+_READ_LOW, _READ_HIGH, _WRITE_LOW, _WRITE_HIGH = 0, 1024, 2048, 3072
+
+
+@dataclass(eq=False)
+class VcpuVmx:
+    """struct vcpu_vmx."""
+
+    context: "GuestContext"
+    pi_desc: PostedInterruptDescriptor
+    exit_reason: int = 0
+    tsc_offset: int = 0
+    tsc_multiplier: int = 1 << 48
+    smbase: int = 0x30000
+    spec_ctrl: int = 0
+
+
+# VM
+
+
+def vmx_vm_init(kvm: "Kvm") -> None:
+    """Nothing beyond the common part."""
+
+
+def vmx_vm_pre_destroy(kvm: "Kvm") -> None:
+    """Nothing."""
+
+
+def vmx_vm_destroy(kvm: "Kvm") -> None:
+    """Nothing."""
+
+
+def vmx_vcpu_precreate(kvm: "Kvm") -> None:
+    """Nothing to check."""
+
+
+def vmx_set_tss_addr(kvm: "Kvm", address: int) -> None:
+    """Real mode needs no TSS here: the processor is an unrestricted guest's."""
+
+
+def vmx_set_identity_map_addr(kvm: "Kvm", address: int) -> None:
+    """Nor an identity map."""
+
+
+def vmx_mem_enc_ioctl(kvm: "Kvm", arg: int) -> int:
+    """Raises OSError(ENOTTY): not an encrypted VM."""
+    raise err(errno.ENOTTY, "not a TD")
+
+
+def vmx_vcpu_mem_enc_ioctl(vcpu: "Vcpu", arg: int) -> int:
+    """Raises OSError: ENOTTY from a kernel without TDX, EINVAL from one with it."""
+    code = errno.EINVAL if vcpu.kvm.kernel.tdx is not None else errno.ENOTTY
+    raise err(code, "not a vCPU of a TD")
+
+
+def vmx_no_external_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """Only TDs have mirrored page tables."""
+    raise AssertionError("a normal VM has no mirror page tables")
+
+
+# vCPU
+
+
+def vmx_vcpu_create(vcpu: "Vcpu") -> None:
+    """A processor context in its power-on state."""
+    kvm = vcpu.kvm
+    context = kvm.processor.new_context()
+    vcpu.vmx = VcpuVmx(context, PostedInterruptDescriptor(kvm.pages))
+    context.set_ept(kvm.mmu.eptp)
+    vmx_write_tsc_multiplier(vcpu)
+    vmx_write_tsc(vcpu, 0)
+    if kvm.irqchip_mode is not IrqchipMode.NONE:
+        vcpu.apic = Lapic(vcpu, context.vapic)
+        context.apicv = True
+        context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
+    vmx_set_virtual_apic_mode(vcpu)
+    context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
+
+
+def vmx_vcpu_free(vcpu: "Vcpu") -> None:
+    """Give the context back."""
+    vcpu.vmx.context.close()
+    vcpu.vmx.pi_desc.free()
+
+
+def vmx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
+    """INIT: registers as after power-on, but FPU, most MSRs and the TSC stay (SDM vol. 3, table 10-1)."""
+    context = vcpu.vmx.context
+    for register in range(16):
+        context.gpr[register] = 0
+    context.gpr[2] = vcpu.kvm.processor.cpuid(1)[0]
+    context.rflags = 2
+    context.efer = 0
+    context.cr0 = context.cr0 & 0x60000000 | 0x10
+    context.cr4 = context.cr3 = context.cr2 = 0
+    for segment in (Segment.ES, Segment.SS, Segment.DS, Segment.FS, Segment.GS):
+        context.set_segment(segment, 0, 0, 0xFFFF, 0x93)
+    context.set_segment(Segment.CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
+    context.set_segment(Segment.LDTR, 0, 0, 0xFFFF, 0x82)
+    context.set_segment(Segment.TR, 0, 0, 0xFFFF, 0x8B)
+    context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
+    context.set_segment(Segment.IDTR, 0, 0, 0xFFFF, 0)
+    context.rip = 0xFFF0
+    context.set_dr(6, 0xFFFF0FF0)
+    context.set_dr(7, 0x400)
+    context.interruptibility = 0
+    context.cancel_event()
+    vcpu.pending_external_vector = -1
+    vcpu.nmi_pending = 0
+
+
+def vmx_vcpu_deliver_sipi_vector(vcpu: "Vcpu", vector: int) -> None:
+    """Start in real mode at vector * 4 KiB."""
+    context = vcpu.vmx.context
+    context.set_segment(Segment.CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
+    context.rip = 0
+
+
+def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
+    """The context is not bound to a CPU."""
+
+
+def vmx_vcpu_pre_run(vcpu: "Vcpu") -> None:
+    """Without a local APIC here, CR8 comes from user space at every entry."""
+    if vcpu.apic is None:
+        cr8 = run_page.U64.unpack_from(vcpu.run, run_page.CR8)[0]
+        if cr8 > 15:
+            raise err(errno.EINVAL, f"cr8 {cr8:#x}")
+        vcpu.vmx.context.cr8 = cr8
+
+
+def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+    """One VM entry and exit, on ``cpu``."""
+    vmx = vcpu.vmx
+    context = vmx.context
+    if vcpu.nmi_pending:
+        _inject_nmi(vcpu, context)
+    if vcpu.pending_external_vector >= 0:
+        _inject_external(vcpu, context)
+    elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW]:
+        context.interrupt_window_exiting = True
+    vcpu.in_guest = True
+    try:
+        if vmx.pi_desc.requests:
+            vmx.pi_desc.sync()
+        vmx.exit_reason = context.run()
+    finally:
+        vcpu.in_guest = False
+
+
+def _window_open(context: "GuestContext") -> bool:
+    return bool(context.rflags & RFLAGS_IF) and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS
+
+
+def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
+    if context.event_pending or context.interruptibility & (BLOCKED_BY_NMI | BLOCKED_BY_STI_OR_MOV_SS):
+        context.nmi_window_exiting = True
+        return
+    vcpu.nmi_pending -= 1
+    context.inject(2, EventType.NMI)
+
+
+def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
+    """KVM_INTERRUPT's vector; with the APIC here, only if LINT0 takes it."""
+    if vcpu.apic is not None and vcpu.apic.get(LVT0) & (LVT_MASKED | 0x700) != 0x700:
+        return
+    if context.event_pending or not _window_open(context):
+        context.interrupt_window_exiting = True
+        return
+    vector, vcpu.pending_external_vector = vcpu.pending_external_vector, -1
+    context.inject(vector, EventType.EXTERNAL)
+
+
+def vmx_vcpu_kick(vcpu: "Vcpu") -> None:
+    """Make the context leave the guest."""
+    vcpu.vmx.context.kick()
+
+
+def vmx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
+    """(ready for interrupt injection, IF, CR8)."""
+    context = vcpu.vmx.context
+    flag = bool(context.rflags & RFLAGS_IF)
+    if vcpu.apic is not None:
+        cr8 = context.vapic[0x80] >> 4
+        accepts = vcpu.apic.get(LVT0) & (LVT_MASKED | 0x700) == 0x700
+    else:
+        cr8, accepts = context.cr8, True
+    ready = (
+        flag
+        and accepts
+        and vcpu.pending_external_vector < 0
+        and not context.event_pending
+        and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS
+    )
+    return int(ready), int(flag), cr8
+
+
+# MSRs
+
+
+def vmx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
+    """SMBASE is not: there is no SMM here."""
+    return index != msrs.IA32_SMBASE
+
+
+def vmx_get_msr(vcpu: "Vcpu", index: int) -> int:
+    """Raises Unsupported or Invalid."""
+    if index in CONTEXT_MSRS:
+        try:
+            return vcpu.vmx.context.rdmsr(index)
+        except KeyError:
+            return vcpu.vmx.spec_ctrl
+    if index == msrs.IA32_TSC:
+        return vmx_read_l1_tsc(vcpu)
+    if index == msrs.IA32_TSC_ADJUST or index in (0x9B, 0x1D9, msrs.IA32_XSS):
+        return vcpu.msrs.banks.get(index, 0)
+    return vcpu.msrs.get(index)
+
+
+def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+    """Raises Unsupported or Invalid."""
+    if index in CONTEXT_MSRS:
+        try:
+            vcpu.vmx.context.wrmsr(index, value)
+        except KeyError:
+            vcpu.vmx.spec_ctrl = value
+    elif index == msrs.IA32_TSC:
+        vmx_write_tsc(vcpu, value)
+    elif index == msrs.IA32_TSC_ADJUST:
+        if not host:
+            change = value - vcpu.msrs.banks.get(index, 0)
+            vcpu.vmx.tsc_offset = vcpu.vmx.tsc_offset + change & _MASK64
+            vcpu.vmx.context.tsc_offset = vcpu.vmx.tsc_offset
+        vcpu.msrs.banks[index] = value
+    elif index in (msrs.IA32_BIOS_UPDT_TRIG, msrs.IA32_PRED_CMD, 0x10B):
+        return  # commands that mean nothing to an emulated processor
+    elif index in (0x9B, 0x1D9, msrs.IA32_XSS):
+        if value:
+            raise Invalid
+        vcpu.msrs.banks[index] = value
+    else:
+        vcpu.msrs.set(index, value, host=host)
+
+
+def vmx_read_l1_tsc(vcpu: "Vcpu") -> int:
+    """The guest's TSC."""
+    vmx = vcpu.vmx
+    return (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) + vmx.tsc_offset & _MASK64
+
+
+def vmx_write_tsc(vcpu: "Vcpu", value: int) -> None:
+    """Let the guest's TSC read ``value`` now."""
+    vmx = vcpu.vmx
+    vmx.tsc_offset = value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64
+    vmx.context.tsc_offset = vmx.tsc_offset
+
+
+def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
+    """Follow the vCPU's TSC frequency, the counter's value kept."""
+    vmx = vcpu.vmx
+    now = vmx_read_l1_tsc(vcpu)
+    host_khz = vcpu.kvm.processor.platform.tsc_hz // 1000
+    vmx.tsc_multiplier = (vcpu.virtual_tsc_khz << 48) // host_khz
+    vmx.context.tsc_multiplier = vmx.tsc_multiplier
+    vmx_write_tsc(vcpu, now)
+
+
+def vmx_vcpu_after_set_cpuid(vcpu: "Vcpu") -> None:
+    """The processor does not restrict features by the guest's CPUID."""
+
+
+def msr_bitmap(vcpu: "Vcpu") -> bytes:
+    """The VMX MSR bitmap: everything exits but what the processor holds and, in x2APIC mode, what it virtualises."""
+    bitmap = bytearray(b"\xff" * 4096)
+
+    def clear(index: int, *, read: bool, write: bool) -> None:
+        low, high = (_READ_LOW, _WRITE_LOW) if index < 0x2000 else (_READ_HIGH, _WRITE_HIGH)
+        position = index & 0x1FFF
+        if read:
+            bitmap[low + (position >> 3)] &= ~(1 << (position & 7))
+        if write:
+            bitmap[high + (position >> 3)] &= ~(1 << (position & 7))
+
+    for index in PASSED_THROUGH:
+        clear(index, read=True, write=True)
+    apic = vcpu.apic
+    if apic is not None and apic.x2apic:
+        clear(0x808, read=True, write=True)  # TPR
+        for index in (0x80A, *range(0x810, 0x828)):  # PPR, ISR, TMR, IRR
+            clear(index, read=True, write=False)
+        clear(0x80B, read=False, write=True)  # EOI
+        clear(0x83F, read=False, write=True)  # SELF IPI
+    return bytes(bitmap)
+
+
+# Interrupts
+
+
+def vmx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:
+    """xAPIC accesses exit as EPT violations, x2APIC's TPR, EOI and SELF IPI do not exit."""
+    if hasattr(vcpu, "vmx"):
+        vcpu.vmx.context.set_msr_bitmap(msr_bitmap(vcpu))
+
+
+def vmx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
+    """Post the interrupt."""
+    notify = vcpu.vmx.pi_desc.post(vector)
+    if vcpu.in_guest and notify:
+        vcpu.vmx.context.notify()
+    else:
+        vcpu.kick()
+
+
+def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
+    """Whether something waits that a HLT would end for."""
+    if vcpu.pending_external_vector >= 0:
+        return True
+    apic = vcpu.apic
+    if apic is None:
+        return False
+    return vcpu.vmx.pi_desc.pending() or apic.has_interrupt()
+
+
+def vmx_interrupt_allowed(vcpu: "Vcpu") -> bool:
+    """RFLAGS.IF and no shadow."""
+    return _window_open(vcpu.vmx.context)
+
+
+def vmx_nmi_allowed(vcpu: "Vcpu") -> bool:
+    """Not inside an NMI handler."""
+    return not vcpu.vmx.context.interruptibility & BLOCKED_BY_NMI
+
+
+def vmx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
+    """INIT is taken."""
+    return False

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Physical pages of the host: alloc_page and __free_page, with a book kept.
+
+The machine's RAM (`cpu.memory`) begins at HPA 0. The first megabyte is left to the BIOS, contiguous areas (PAMT) are
+taken from the top at bring-up, everything between is handed out page by page, most recently freed first. Every page is
+booked under the name of its use, so that a test can say: after the last close nothing of the VM is left.
+"""
+
+import errno
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+
+if TYPE_CHECKING:
+    from swtdx.cpu.memory import PhysicalMemory
+
+PAGE_SHIFT = 12
+PAGE_SIZE = 1 << PAGE_SHIFT
+PAGE_MASK = ~(PAGE_SIZE - 1)
+LOW_MEMORY = 1 << 20  # what the kernel never gives away (memblock reserves it)
+
+
+class PageAllocator:
+    """Free pages of ``memory``; addresses are HPAs without KeyID."""
+
+    def __init__(self, memory: "PhysicalMemory") -> None:
+        self.memory = memory
+        self._next = LOW_MEMORY
+        self._end = memory.size & PAGE_MASK
+        self._free: list[int] = []
+        self._used: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def alloc_page(self, use: str) -> int:
+        """The HPA of a page, contents undefined, booked under ``use``. Raises OSError(ENOMEM)."""
+        with self._lock:
+            if self._free:
+                page = self._free.pop()
+            elif self._next < self._end:
+                page = self._next
+                self._next += PAGE_SIZE
+            else:
+                raise err(errno.ENOMEM, "the emulated host is out of memory (Platform.memory_size)")
+            self._used[page] = use
+            return page
+
+    def alloc_zeroed_page(self, use: str) -> int:
+        """As `alloc_page`, filled with zeros (__GFP_ZERO)."""
+        page = self.alloc_page(use)
+        self.memory.clear_page(page)
+        return page
+
+    def free_page(self, page: int) -> None:
+        """Give a page back. Its contents must no longer be under a private key. A page that is free is a kernel bug."""
+        with self._lock:
+            del self._used[page]
+            self._free.append(page)
+
+    def alloc_contig_pages(self, count: int) -> int:
+        """A physically contiguous area of ``count`` pages that is never freed. Raises OSError(ENOMEM)."""
+        with self._lock:
+            base = self._end - count * PAGE_SIZE
+            if base < self._next:
+                raise err(errno.ENOMEM, f"no {count} contiguous pages")
+            self._end = base
+            return base
+
+    @property
+    def in_use(self) -> Counter[str]:
+        """Pages in use, counted by what they were allocated for."""
+        with self._lock:
+            return Counter(self._used.values())

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which physical CPU a vCPU thread runs on, the timer tick, and timers.
+
+The caller's threads are real; the CPUs they believe to run on are the processor's logical processors. A thread inside
+KVM_RUN owns one of them, prefers the one it had (a TD's vCPU that moves costs a VP.FLUSH), and gives it up while it
+sleeps. When there are more runnable vCPUs than CPUs, the tick makes somebody yield.
+
+The tick is also what lets a signal end KVM_RUN: a guest that never exits would hold its thread in native code for ever,
+so every 10 ms a CPU that has been in the guest all the time gets an interrupt, and Python runs the handlers on the way
+through. (A handler that wants KVM_RUN to return sets ``immediate_exit``, as QEMU's does; a Python program has no other
+way to tell the kernel that a signal is pending. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen.)
+"""
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
+
+TICK_SECONDS = 0.010
+
+
+class Task(Protocol):
+    """What the scheduler knows of a vCPU."""
+
+    cpu: int
+    entries: int
+    in_guest: bool
+
+
+class HostCpus:
+    """The logical processors, each owned by at most one running vCPU."""
+
+    def __init__(self, processor: "Processor") -> None:
+        self.processor = processor
+        self.count = processor.platform.logical_processors
+        self.packages = processor.platform.packages
+        self.running: list[Task | None] = [None] * self.count
+        self.waiters = 0
+        self._available = threading.Condition(threading.Lock())
+        self._tick: threading.Thread | None = None
+        self._work = threading.Event()
+
+    def get_cpu(self, task: Task) -> int:
+        """Take a CPU for ``task``, the one it had if that is free; waits for one to become free."""
+        running = self.running
+        condition = self._available
+        with condition:
+            cpu = task.cpu
+            if running[cpu] is not None:
+                cpu = self._any_free()
+            running[cpu] = task
+            if not self._work.is_set():
+                self._work.set()
+                if self._tick is None:
+                    self._tick = threading.Thread(target=self._tick_loop, name="swtdx-tick", daemon=True)
+                    self._tick.start()
+            return cpu
+
+    def _any_free(self) -> int:
+        while None not in self.running:
+            self.waiters += 1
+            try:
+                self._available.wait(TICK_SECONDS)
+            finally:
+                self.waiters -= 1
+        return self.running.index(None)
+
+    def put_cpu(self, cpu: int) -> None:
+        """Give the CPU up."""
+        with self._available:
+            self.running[cpu] = None
+            if self.waiters:
+                self._available.notify()
+
+    def smp_call(self, cpu: int) -> None:
+        """Interrupt the CPU: whatever guest runs there exits soon."""
+        self.processor.send_ipi(cpu)
+
+    def _tick_loop(self) -> None:
+        seen = [-1] * self.count
+        while True:
+            self._work.wait()
+            time.sleep(TICK_SECONDS)
+            busy = False
+            for cpu, task in enumerate(list(self.running)):
+                if task is None:
+                    seen[cpu] = -1
+                    continue
+                busy = True
+                if task.in_guest and seen[cpu] == task.entries:
+                    self.processor.send_ipi(cpu)
+                seen[cpu] = task.entries
+            if not busy:
+                with self._available:
+                    if all(task is None for task in self.running):
+                        self._work.clear()
+
+
+class Timer:
+    """A one-shot high resolution timer (hrtimer). Times are `time.monotonic_ns` values."""
+
+    __slots__ = ("_queue", "_ticket", "expires", "function")
+
+    def __init__(self, queue: "TimerQueue", function: Callable[[], None]) -> None:
+        self._queue = queue
+        self.function = function
+        self.expires = 0
+        self._ticket = 0
+
+    def start(self, expires: int) -> None:
+        """(Re)arm: ``function`` is called from the timer thread at ``expires`` ns."""
+        self._queue.add(self, expires)
+
+    def cancel(self) -> None:
+        """Disarm. The function may be running just now."""
+        self._ticket = 0
+        self.expires = 0
+
+
+class TimerQueue:
+    """One thread that calls timers back; it starts with the first timer."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Timer]] = []
+        self._tickets = itertools.count(1)
+        self._changed = threading.Condition(threading.Lock())
+        self._thread: threading.Thread | None = None
+
+    def timer(self, function: Callable[[], None]) -> Timer:
+        """A timer that is not armed."""
+        return Timer(self, function)
+
+    def add(self, timer: Timer, expires: int) -> None:
+        """Arm ``timer``; an earlier arming of it is forgotten."""
+        with self._changed:
+            ticket = next(self._tickets)
+            timer._ticket = ticket
+            timer.expires = expires
+            heapq.heappush(self._heap, (expires, ticket, timer))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="swtdx-hrtimer", daemon=True)
+                self._thread.start()
+            elif self._heap[0][1] == ticket:
+                self._changed.notify()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._heap or (delay := self._heap[0][0] - time.monotonic_ns()) > 0:
+                    self._changed.wait(delay / 1e9 if self._heap else None)
+                _, ticket, timer = heapq.heappop(self._heap)
+            if timer._ticket == ticket:
+                timer._ticket = 0
+                timer.function()
