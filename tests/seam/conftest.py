@@ -414,14 +414,20 @@ def host(cold):
     return cold.bring_up()
 
 
-@pytest.fixture
-def make_host():
-    """A factory of hosts on another platform (not brought up)."""
+@pytest.fixture(scope="session")
+def new_host():
+    """A factory of hosts on a platform of one's own (not brought up); for fixtures that outlive a test."""
 
     def make(**platform):
         return Host(FakeProcessor(FakePlatform(**platform)))
 
     return make
+
+
+@pytest.fixture
+def make_host(new_host):
+    """A factory of hosts on another platform (not brought up)."""
+    return new_host
 
 
 @pytest.fixture

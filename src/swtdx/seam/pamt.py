@@ -134,8 +134,9 @@ class Pamt:
         for page in range(begin & ~PAGE_MASK, begin + length, PAGE_SIZE):
             self._memory.set_key(page, hkid)
         raw = self._memory.raw
-        if any(raw[begin : begin + length].tobytes()):  # lazily backed memory that is zero already stays unbacked
-            raw[begin : begin + length] = bytes(length)
+        zeros = bytes(length)
+        if raw[begin : begin + length].tobytes() != zeros:  # lazily backed memory that is zero already stays unbacked
+            raw[begin : begin + length] = zeros
         if size is not PageSize.SIZE_4K:
             return
         window = (tdmr.base + first * PAGE_SIZE, tdmr.base + last * PAGE_SIZE)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The SEAMCALL entry: reserved bits, versions, SYS_STATE, unknown leaves, in this order."""
+
+from __future__ import annotations
+
+import pytest
+
+from swtdx.seam.dispatch import BEFORE_READY, LEAVES, SEAMCALL_NUMBERS, refuse
+from swtdx.seam.lifecycle import SysState
+from swtdx.seam.status import StatusCode
+
+BAD_RAX = 0xC000010000000000
+UNKNOWN = 0x1FF
+WITH_VERSION_1 = {"TDH.MEM.PAGE.PROMOTE", "TDH.MEM.SEPT.ADD", "TDH.MEM.SEPT.REMOVE", "TDH.MNG.RD", "TDH.VP.RD",
+                  "TDH.VP.INIT"}  # fmt: skip
+
+
+@pytest.mark.parametrize("bit", range(24, 64))
+def test_reserved_bits_of_rax(cold, bit):
+    assert cold.call(33 | 1 << bit)[0] == BAD_RAX
+
+
+@pytest.mark.parametrize("name", sorted(SEAMCALL_NUMBERS))
+def test_version_1_is_refused_where_there_is_none(cold, name):
+    status, _ = cold.call(name, version=1)
+    assert (status == BAD_RAX) == (name not in WITH_VERSION_1)
+
+
+@pytest.mark.parametrize("name", sorted(WITH_VERSION_1))
+def test_version_2_is_refused_by_the_leaf(host, name):
+    assert host.call(name, version=2)[0] == BAD_RAX
+
+
+@pytest.mark.parametrize("name", sorted(SEAMCALL_NUMBERS))
+def test_before_ready_only_the_bring_up_is_accepted(cold, name):
+    status, _ = cold.call(name)
+    not_ready = status == StatusCode.SYS_NOT_READY
+    number = SEAMCALL_NUMBERS[name]
+    assert not_ready == (number not in BEFORE_READY and name != "TDH.SYS.LP.SHUTDOWN")
+
+
+def test_an_unknown_leaf_is_not_ready_before_ready_and_bad_afterwards(cold):
+    assert cold.call(UNKNOWN)[0] == StatusCode.SYS_NOT_READY
+    cold.bring_up()
+    assert cold.call(UNKNOWN)[0] == BAD_RAX
+
+
+def test_a_leaf_that_is_not_reproduced_answers_as_an_unknown_one(host):
+    missing = {n for n in SEAMCALL_NUMBERS.values() if n not in {fn & 0xFFFF for fn in LEAVES}}
+    assert missing, "then this test can go"
+    for number in missing:
+        assert host.call(number)[0] == BAD_RAX
+
+
+@pytest.mark.parametrize("number", [0, 9, 33, 44, UNKNOWN])
+def test_after_shutdown_only_lp_shutdown_is_accepted(number):
+    refused = refuse(number, SysState.SHUTDOWN)
+    assert refused == (None if number == 44 else StatusCode.SYS_SHUTDOWN)
+
+
+def test_version_1_before_ready_is_refused_before_the_state_is_asked(cold):
+    assert cold.call("TDH.MNG.CREATE", version=1)[0] == BAD_RAX
+    assert cold.call("TDH.MNG.RD", version=1)[0] == StatusCode.SYS_NOT_READY
+
+
+def test_registers_that_are_no_outputs_stay(host):
+    tdr = host.create()
+    status, args = host.call("TDH.MNG.ADDCX", rcx=host.page(), rdx=tdr, rbx=1, rsi=2, rdi=3, r8=4, r15=5)
+    assert status == 0
+    assert (args.rdx, args.rbx, args.rsi, args.rdi, args.r8, args.r15) == (tdr, 1, 2, 3, 4, 5)

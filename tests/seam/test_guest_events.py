@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What happens to a guest without the host: #VE, #DF, #GP, #UD, control registers, XSETBV, EPT violations."""
+
+from __future__ import annotations
+
+import pytest
+
+from swtdx.seam.status import StatusCode
+
+GPA = 0x8000_0000
+VE, DF, GP, UD, PF = (20, 3, None), (8, 3, 0), (13, 3, 0), (6, 3, None), 14
+
+
+def exits(reason, **info):
+    def step(context):
+        for name, value in info.items():
+            setattr(context, name, value)
+        return reason
+
+    return step
+
+
+@pytest.fixture
+def td(host):
+    return host.runnable(attributes=0)
+
+
+def ve_info(context):
+    return [context.gpr[n] for n in (1, 2, 8, 9, 10)]
+
+
+# --- #VE ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", [30, 12, 13, 18, 54, 65, 56])
+def test_instructions_that_raise_ve(host, td, call, reason):
+    _, tdvpr, context = td
+    info = {"exit_qualification": 0x5E0048, "instruction_length": 3, "instruction_info": 9}
+    host.guest(tdvpr, context, exits(reason, **info), call(3))
+    assert context.injected == [VE]
+    assert context.gpr[0] == 0
+    assert ve_info(context) == [reason, 0x5E0048, 0, 0, 3 | 9 << 32]
+
+
+def test_ve_info_is_read_once(host, td, call):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, 12, call(3), call(3, rcx=1, rdx=2, r8=3, r9=4, r10=5))
+    assert context.gpr[0] == StatusCode.NO_VALID_VE_INFO
+    assert ve_info(context) == [0, 0, 0, 0, 0]
+
+
+def test_a_second_ve_before_the_first_is_read_is_a_double_fault(host, td, call):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, exits(30, exit_qualification=7), 12, call(3))
+    assert context.injected == [VE, DF]
+    assert context.gpr[1] == 30  # the first stays
+    host.guest(tdvpr, context, 12)
+    assert context.injected[-1] == VE
+
+
+@pytest.mark.parametrize("reason", [11, 17, *range(19, 28), 36, 39, 50, 53, 59, 60, 70, 73, 76])
+def test_instructions_that_do_not_exist_in_a_td(host, td, reason):
+    _, tdvpr, context = td
+    if reason == 18:
+        return
+    host.guest(tdvpr, context, reason)
+    assert context.injected == [UD]
+
+
+@pytest.mark.parametrize("reason", [15, 72])
+def test_instructions_that_raise_gp(host, td, reason):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, reason)
+    assert context.injected == [GP]
+
+
+# --- control registers ----------------------------------------------------------------------------------------------
+
+RCX = 1 << 8
+
+
+def mov_to_cr(number, value):
+    def step(context):
+        context.gpr[1] = value
+        context.exit_qualification = number | RCX
+        return 28
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "event"),
+    [
+        (0, 0x80000020, VE),  # PE
+        (0, 0x80000001, VE),  # NE
+        (0, 0xC0000021, VE),  # CD
+        (0, 0xE0000021, VE),  # CD and NW
+        (0, 1 << 32 | 0x21, GP),
+        (4, 0x20, VE),  # MCE
+        (4, 0x2060, VE),  # VMXE
+        (4, 0x4060, VE),  # SMXE
+        (4, 1 << 22 | 0x60, GP),  # PKE without XFAM[9]
+        (4, 1 << 23 | 0x60, GP),  # CET without XFAM[12:11]
+        (4, 1 << 24 | 0x60, GP),  # PKS without ATTRIBUTES.PKS
+        (4, 1 << 25 | 0x60, GP),  # UINTR without XFAM[14]
+        (4, 1 << 27 | 0x60, GP),  # LASS without ATTRIBUTES.LASS
+        (4, 1 << 63 | 0x60, GP),
+    ],
+)
+def test_control_register_bits_that_are_not_the_guests(host, td, number, value, event):
+    _, tdvpr, context = td
+    before = context.rip, context.cr0, context.cr4
+    host.guest(tdvpr, context, mov_to_cr(number, value))
+    assert context.injected == [event]
+    assert (context.rip, context.cr0, context.cr4) == before
+
+
+def test_owned_bits(host):
+    _, _, context = host.runnable(xfam=3 | 1 << 9)
+    assert context.cr0_guest_host_mask == 1 | 1 << 5 | 1 << 29 | 1 << 30
+    assert context.cr4_guest_host_mask & (1 << 6 | 1 << 13 | 1 << 14) == 1 << 6 | 1 << 13 | 1 << 14
+    assert not context.cr4_guest_host_mask >> 22 & 1  # PKU is the guest's with XFAM[9]
+    assert context.cr4_guest_host_mask >> 23 & 1
+
+
+def test_lmsw_changes_three_bits(host, td):
+    _, tdvpr, context = td
+    rip = context.rip
+    host.guest(tdvpr, context, exits(28, exit_qualification=3 << 4 | 0xFFFE << 16))
+    assert context.cr0 == 0x21 | 0xE
+    assert context.rip == rip + context.instruction_length
+
+
+# --- XSETBV ---------------------------------------------------------------------------------------------------------
+
+
+def xsetbv(value, index=0):
+    def step(context):
+        context.gpr[1], context.gpr[0], context.gpr[2] = index, value & 0xFFFFFFFF, value >> 32
+        return 55
+
+    return step
+
+
+@pytest.mark.parametrize("value", [1, 3])
+def test_xsetbv_within_xfam(host, td, value):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, xsetbv(value))
+    assert context.xcr0 == value
+    assert context.injected == []
+
+
+@pytest.mark.parametrize(("value", "index"), [(2, 0), (0, 0), (7, 0), (3 | 1 << 9, 0), (3 | 1 << 63, 0), (3, 1)])
+def test_xsetbv_outside(host, td, value, index):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, xsetbv(value, index))
+    assert context.xcr0 == 1
+    assert context.injected == [GP]
+
+
+# --- EPT violations -------------------------------------------------------------------------------------------------
+
+QUALIFICATION = 1 << 8 | 1 << 7 | 2  # a write by a linear access
+SHARED = 1 << 47
+
+
+def touch(gpa, qualification=QUALIFICATION, gla=0xFFFF8000_12345678, convertible=False):
+    return exits(
+        48,
+        exit_qualification=qualification,
+        guest_physical_address=gpa,
+        guest_linear_address=gla,
+        ve_convertible=convertible,
+    )
+
+
+def test_unmapped_private_memory_is_the_hosts_business(host, td):
+    _, tdvpr, context = td
+    context.queue(touch(GPA | 0x123))
+    status, args = host.enter(tdvpr)
+    assert status == 48
+    assert (args.rcx, args.rdx, args.r8) == (2, 0, GPA)  # bits 12:7 are hidden
+
+
+def test_shared_memory_exits_with_its_shared_bit(host, td):
+    _, tdvpr, context = td
+    context.queue(touch(SHARED | 0x3F8))
+    status, args = host.enter(tdvpr)
+    assert status == 48
+    assert args.r8 == SHARED
+    assert args.rcx == QUALIFICATION
+
+
+def test_shared_memory_whose_entry_allows_it_raises_ve(host, td, call):
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, touch(SHARED | 0x3F8, convertible=True), call(3))
+    assert context.injected == [VE]
+    assert ve_info(context)[:4] == [48, QUALIFICATION, 0xFFFF8000_12345678, SHARED | 0x3F8]
+
+
+def test_a_malformed_shared_table(host, td):
+    _, tdvpr, context = td
+    context.queue(exits(49, guest_physical_address=SHARED | 0x1008))
+    status, args = host.enter(tdvpr)
+    assert (status, args.r8) == (49, SHARED | 0x1000)
+
+
+def test_a_pending_page_raises_ve(host, td, call):
+    tdr, tdvpr, context = td
+    host.augment(tdr, GPA)
+    host.guest(tdvpr, context, touch(GPA | 8), call(3))
+    assert context.injected == [VE]
+    assert ve_info(context)[:4] == [48, QUALIFICATION, 0xFFFF8000_12345678, GPA | 8]
+
+
+def test_a_pending_page_exits_with_sept_ve_disable(host):
+    tdr, tdvpr, context = host.runnable(attributes=1 << 28)
+    host.augment(tdr, GPA)
+    context.queue(touch(GPA | 8))
+    status, args = host.enter(tdvpr)
+    assert status == 48
+    assert (args.rdx, args.r8) == (6, GPA)
+    assert context.injected == []
+
+
+def test_a_blocked_page_exits(host, td):
+    tdr, tdvpr, context = td
+    host.augment(tdr, GPA)
+    host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
+    context.queue(touch(GPA))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rdx) == (48, 0)
+
+
+def test_a_page_that_came_in_the_meantime_is_tried_again(host, td, call):
+    tdr, tdvpr, context = td
+    host.augment(tdr, GPA)
+    status, _ = host.guest(tdvpr, context, call(6, rcx=GPA), touch(GPA))
+    assert status == 1
+    assert context.injected == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "eptp", "maxpa", "bad", "good"),
+    [
+        (4, 0x1E, 0, 48, 47),
+        (4, 0x1E, 0, 51, 46),
+        (0xC, 0x1E, 46, 46, 47),
+        (0xC, 0x1E, 46, 51, 45),
+    ],
+)
+def test_guest_page_tables_must_not_name_addresses_beyond_the_guests_width(host, flags, eptp, maxpa, bad, good):
+    _, tdvpr, context = host.runnable(attributes=0, config_flags=flags, eptp_controls=eptp, cpuid={9: (maxpa, 0, 0, 0)})
+    host.guest(tdvpr, context, touch(1 << bad, gla=0xABC000))
+    assert context.injected == [(PF, 3, 1 | 2 | 8)]  # present, write, reserved bit
+    assert context.cr2 == 0xABC000
+    context.queue(touch(1 << good))
+    assert host.enter(tdvpr)[0] == 48
+
+
+def test_the_page_fault_tells_user_fetches(host, td):
+    _, tdvpr, context = td
+    context.segments[2] = (0, 0, 0xFFFFFFFF, 0xC0F3)  # SS with DPL 3
+    host.guest(tdvpr, context, touch(1 << 50, qualification=1 << 8 | 1 << 7 | 4))
+    assert context.injected == [(PF, 3, 1 | 4 | 8 | 16)]
+
+
+def test_memory_that_left_the_host_program_is_an_ept_violation(host, td):
+    _, tdvpr, context = td
+    context.queue(exits(0x10000, guest_physical_address=SHARED | 0x5000))
+    status, args = host.enter(tdvpr)
+    assert (status, args.r8) == (48, SHARED | 0x5000)

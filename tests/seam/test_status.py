@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Completion status: values of module 1.5.06 and their reading."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from swtdx.seam.status import ERROR, Operand, Status, StatusCode, decode, describe, detail_bytes
+
+
+def test_codes_are_the_published_ones(shared_reference):
+    published = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())
+    of_version = {
+        name.removeprefix("TDX_"): int(code["value"], 16)
+        for name, code in published["codes"].items()
+        if "1.5.06" in code["in_versions"]
+    }
+    assert of_version == {name: code.value for name, code in StatusCode.__members__.items()}
+    operands = {name: o["value"] for name, o in published["operand_ids"].items() if "1.5.06" in o["in_versions"]}
+    assert operands == {name: operand.value for name, operand in Operand.__members__.items()}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "SUCCESS (0x0000000000000000)"),
+        (0xC000010000000001, "OPERAND_INVALID|RCX (0xC000010000000001)"),
+        (0x8000020000000080, "OPERAND_BUSY|TDR (0x8000020000000080)"),
+        (0xC0000A0000000003, "INVALID_TDMR|RBX (0xC0000A0000000003)"),
+        (0x123400000000, "unknown status (0x0000123400000000)"),
+    ],
+)
+def test_describe(value, text):
+    assert describe(value) == text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PAGE_ALREADY_FREE",
+        "KEY_CONFIGURED",
+        "NO_HKID_READY_TO_WBCACHE",
+        "TDMR_ALREADY_INITIALIZED",
+        "GPA_RANGE_ALREADY_BLOCKED",
+        "PAGE_ALREADY_ACCEPTED",
+        "METADATA_FIRST_FIELD_ID_IN_CONTEXT",
+        "PENDING_INTERRUPT",
+        "NON_RECOVERABLE_VCPU",
+    ],
+)
+def test_these_are_no_errors(name):
+    assert not StatusCode[name] & ERROR
+
+
+def test_decode_splits_code_and_details():
+    assert decode(0xC000010000000008) == (StatusCode.OPERAND_INVALID, Operand.R8)
+    assert decode(0x77)[0] is StatusCode.SUCCESS
+
+
+def test_details_are_bytes_from_the_lowest():
+    assert detail_bytes(1, 2, 3) == 0x030201
+
+
+def test_a_status_carries_its_outputs():
+    status = Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, rcx=5, rdx=6)
+    assert status.value == 0xC0000B0000000001
+    assert status.outputs == {"rcx": 5, "rdx": 6}
+    assert str(status).startswith("EPT_WALK_FAILED|RCX")
