@@ -20,7 +20,9 @@ PAGE_TABLES = 0x1_0000
 CODE = 0x2_0000
 DATA = 0x100_0000
 DATA_PAGES = 2048
-"""What the TLB workloads touch, one byte a page."""
+"""What `Workload.FLUSH_AND_TOUCH` touches, one byte a page."""
+WARM_PAGES = 64
+"""What `Workload.TOUCH` touches: few enough for any TLB."""
 
 _PRESENT_WRITABLE, _LARGE_PAGE = 0x3, 0x80
 
@@ -74,24 +76,27 @@ def _loop(address: int, body: bytes) -> bytes:
     return code + _jump(address + len(code), _DONE)
 
 
-def code_page() -> bytes:
-    """The page at `CODE`."""
-    touch = (
+def _touch(pages: int) -> bytes:
+    return (
         b"\xbe" + struct.pack("<I", DATA)  # mov esi, first page
-        + b"\xbf" + struct.pack("<I", DATA + DATA_PAGES * PAGE_SIZE)  # mov edi, end
+        + b"\xbf" + struct.pack("<I", DATA + pages * PAGE_SIZE)  # mov edi, end
         + b"\x8a\x06"  # mov al, [rsi]
         b"\x48\x81\xc6\x00\x10\x00\x00"  # add rsi, 0x1000
         b"\x48\x39\xfe"  # cmp rsi, rdi
         b"\x72\xf2"  # jb to the load
     )  # fmt: skip
+
+
+def code_page() -> bytes:
+    """The page at `CODE`."""
     bodies = {
         Workload.COMPUTE: b"\x48\x01\xd0"  # add rax, rdx
         b"\x48\x31\xc1"  # xor rcx, rax
         b"\x48\x0f\xaf\xd1",  # imul rdx, rcx
         Workload.IO_EXIT: b"\x41\xbf\x55\x00\x00\x00" + _tdvmcall_io(1, 1, Port.EXIT),  # mov r15d, 0x55
         Workload.CPUID: b"\x31\xc0\x31\xc9\x0f\xa2",  # xor eax, eax; xor ecx, ecx; cpuid
-        Workload.TOUCH: touch,
-        Workload.FLUSH_AND_TOUCH: b"\x0f\x20\xd8\x0f\x22\xd8" + touch,  # mov rax, cr3; mov cr3, rax
+        Workload.TOUCH: _touch(WARM_PAGES),
+        Workload.FLUSH_AND_TOUCH: b"\x0f\x20\xd8\x0f\x22\xd8" + _touch(DATA_PAGES),  # mov rax, cr3; mov cr3, rax
     }
     dispatch = (
         _tdvmcall_io(4, 0, Port.WORKLOAD)
