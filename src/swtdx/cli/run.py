@@ -107,7 +107,7 @@ def kernel_named(name: str, dialect: Dialect) -> Kernel:
         return HostKernel()
     from swtdx.machine import open_kernel
 
-    return open_kernel("emulated", dialect)
+    return open_kernel("emulated", dialect, no_rbp_mod=False)
 
 
 def _open_device(options: Options) -> Kvm:

@@ -37,12 +37,23 @@ ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
 
 
 class EmulatedKernel:
-    """``processor`` with a TDX module loaded, or without; ``enable_tdx``: kvm_intel.tdx."""
+    """``processor`` with a TDX module loaded, or without; ``enable_tdx``: kvm_intel.tdx.
+
+    ``no_rbp_mod``: whether TDs are created with CONFIG_FLAGS.NO_RBP_MOD. Linux always does (the posted code of v10 did
+    not yet); under it the TDX module refuses TDVMCALLs that pass RBP, as TDVF images from before edk2-stable202405 make.
+    """
 
     name = "emulated"
 
-    def __init__(self, processor: "Processor", dialect: Dialect = Dialect.UPSTREAM, enable_tdx: bool = True) -> None:
+    def __init__(
+        self,
+        processor: "Processor",
+        dialect: Dialect = Dialect.UPSTREAM,
+        enable_tdx: bool = True,
+        no_rbp_mod: bool = True,
+    ) -> None:
         self.processor = processor
+        self.no_rbp_mod = no_rbp_mod
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
         self.last_reason = ""

@@ -100,6 +100,8 @@ class Td:
         self.illegal_gpa_bits = 0
         """GPA bits that no guest page table may use: an access with one is a reserved-bit page fault."""
         self.debug = False
+        self.passes_rbp = False
+        """The guest has selected RBP in a TDVMCALL: not state of the real module, but what its owner should hear of."""
         self.sept: SecureEpt
         self.cpuid: VirtualCpuid
         self.msrs: MsrPolicy

@@ -34,6 +34,8 @@ def vmcall(vcpu: Vcpu, args: Args) -> int | None:
     gpr = context.gpr
     mask = gpr[1]
     context.rip += context.instruction_length
+    if mask & RBP:
+        vcpu.td.passes_rbp = True
     if mask & FORBIDDEN or (mask & RBP and vcpu.td.config_flags & CONFIG_NO_RBP_MOD):
         gpr[0] = StatusCode.OPERAND_INVALID | Operand.RCX
         return None

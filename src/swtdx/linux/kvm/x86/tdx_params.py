@@ -165,7 +165,7 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         attributes=init.attributes,
         xfam=init.xfam,
         gpaw=gpaw,
-        flags=CONFIG_FLAGS_NO_RBP_MOD,
+        flags=CONFIG_FLAGS_NO_RBP_MOD if kvm.kernel.no_rbp_mod else 0,
         digests=(bytes(init.mrconfigid), bytes(init.mrowner), bytes(init.mrownerconfig)),
         cpuid_values=_cpuid_values(info, entries),
         max_vcpus=kvm.max_vcpus,
