@@ -125,13 +125,12 @@ class Kvm:
         self.buses.release()
         for slot in self.memslots:
             self._release_slot_memory(slot, keep_gmem=False)
+            slot.hva.release()
         self.ops.vm_pre_destroy(self)
         for vcpu in self.vcpus:
             vcpu.free()
         self.mmu.free_mirror()
         self.mmu.free_direct()
-        for slot in self.memslots:
-            slot.hva.release()
         self.ops.vm_destroy(self)
         self.kernel.vms.discard(self)
 

@@ -109,6 +109,7 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
         context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
     vmx_set_virtual_apic_mode(vcpu)
     context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
+    context.rflags = 2
 
 
 def vmx_vcpu_free(vcpu: "Vcpu") -> None:
