@@ -164,11 +164,11 @@ class FakeProcessor:
 
 
 def tdcall(leaf, *, version=0, **registers):
-    """A guest step: TDCALL with these registers (names of `GPR`)."""
+    """A guest step: TDCALL with these registers (names of `GPR`); RCX is 0 unless given."""
 
     def step(context):
         context.gpr[0] = leaf | version << 16
-        for name, value in registers.items():
+        for name, value in ({"rcx": 0} | registers).items():
             context.gpr[GPR[name]] = value
         return TDCALL
 

@@ -205,4 +205,7 @@ def following(table: FieldTable, field: Field, element: int, accessor: Accessor,
     elif element + 1 < field.count:
         return field.field_id + (element + 1) * field.stride
     position = table.fields.index(field) + 1
-    return next((later.field_id for later in table.fields[position:] if later.masks[accessor][0]), NONE)
+    later = next((other for other in table.fields[position:] if other.masks[accessor][0]), None)
+    if later is None:
+        return NONE
+    return later.field_id | codes[0] if later.name == CPUID_VALUES else later.field_id

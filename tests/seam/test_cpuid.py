@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CPUID of a TD: table values, configuration, what follows the running state, what raises #VE."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+VE = (20, 3, None)
+TD_CTLS = 0x9110000300000017
+
+
+@pytest.fixture
+def ask(host):
+    """Ask CPUID in a guest: registers (EAX, EBX, ECX, EDX), or None when #VE was raised."""
+
+    def ask(tdvpr, context, leaf, subleaf=0):
+        def step(guest):
+            guest.gpr[0], guest.gpr[1], guest.gpr[2], guest.gpr[3] = leaf, subleaf, NOISE, NOISE
+            return 10
+
+        context.injected.clear()
+        host.module.vcpus[tdvpr].ve.valid = False
+        host.guest(tdvpr, context, step)
+        if context.injected == [VE]:
+            assert host.module.vcpus[tdvpr].ve.exit_reason == 10
+            return None
+        assert context.injected == []
+        return context.gpr[0], context.gpr[3], context.gpr[1], context.gpr[2]
+
+    return ask
+
+
+NOISE = 0xDEAD_BEEF_0000_0001
+
+
+def test_values_follow_the_published_formula(host, processor, ask, shared_reference):
+    """Leaves without dynamic bits, recomputed from the published table in its own words."""
+    _, tdvpr, context = host.runnable()
+    published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.5.06"]
+    special = {0x1, 0x2, 0x4, 0x7, 0xA, 0xB, 0xD, 0x14, 0x15, 0x1C, 0x1D, 0x1E, 0x1F, 0x23, 0x80000001, 0x80000008}
+    seen = 0
+    for row in published["leaves"]:
+        leaf, subleaf = int(row["leaf"], 16), row["subleaf"]
+        if leaf in special or row["ve_always"]:
+            continue
+        native = processor.cpuid(leaf, subleaf or 0)
+        wanted = tuple(
+            (value & ~int(row["fixed0_or_dynamic"][r], 16)) | int(row["fixed1"][r], 16)
+            for value, r in zip(native, ("eax", "ebx", "ecx", "edx"), strict=True)
+        )
+        assert ask(tdvpr, context, leaf, subleaf or 0) == wanted, row["leaf"]
+        seen += 1
+    assert seen == 15
+
+
+def test_the_signature(host, ask):
+    _, tdvpr, context = host.runnable()
+    eax, ebx, ecx, edx = ask(tdvpr, context, 0x21)
+    assert eax == 0
+    assert b"".join(r.to_bytes(4, "little") for r in (ebx, edx, ecx)) == b"IntelTDX    "
+    assert ask(tdvpr, context, 0x21, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("leaf", "subleaf"),
+    [(0x40000000, 0), (0x4FFFFFFF, 0), (6, 0), (0x80000006, 0), (0x80000002, 0), (4, 5), (7, 3), (0xD, 19), (2, 0),
+     (0xB, 0), (0x1F, 0), (0x16, 0), (0x24, 4), (0x80000009, 9)],
+)  # fmt: skip
+def test_these_raise_ve(host, ask, leaf, subleaf):
+    _, tdvpr, context = host.runnable()
+    assert ask(tdvpr, context, leaf, subleaf) is None
+
+
+@pytest.mark.parametrize("leaf", [0x24, 0x3FFFFFFF, 0x50000000, 0x80000009, 0xFFFFFFFF])
+def test_out_of_range_leaves_read_as_the_highest(host, ask, leaf):
+    _, tdvpr, context = host.runnable()
+    for subleaf in range(4):
+        assert ask(tdvpr, context, leaf, subleaf) == ask(tdvpr, context, 0x23, subleaf)
+    assert ask(tdvpr, context, leaf, 4) is None
+
+
+def test_leaf_1_follows_the_virtual_cpu(host, ask):
+    tdr = host.build(max_vcpus=4, cpuid={0: (0, 4 << 16, 0, 0)})
+    host.vcpu(tdr)
+    tdvpr = host.vcpu(tdr)
+    context = host.processor.contexts[-1]
+    context.long_mode()
+    host.ok("TDH.MR.FINALIZE", rcx=tdr)
+    eax, ebx, ecx, _ = ask(tdvpr, context, 1)
+    assert eax == host.processor.cpuid(1)[0]
+    assert ebx >> 24 == 1
+    assert ebx >> 16 & 0xFF == 4
+    assert ecx >> 31 & 1
+    assert not ecx >> 27 & 1
+    context.cr4 |= 1 << 18
+    assert ask(tdvpr, context, 1)[2] >> 27 & 1
+
+
+def test_topology_once_the_guest_wants_it(host, ask, call):
+    levels = {12: (1, 1, 1 << 8, 0), 13: (4, 4, 2 << 8 | 1, 0)}
+    tdr = host.build(cpuid=levels)
+    tdvpr = host.vcpu(tdr, x2apic_id=6)
+    context = host.processor.contexts[-1]
+    context.long_mode()
+    host.ok("TDH.MR.FINALIZE", rcx=tdr)
+    assert ask(tdvpr, context, 0x1F, 1) is None
+    host.guest(tdvpr, context, call(8, rdx=TD_CTLS, r8=2, r9=2))
+    assert ask(tdvpr, context, 0x1F, 0) == (1, 1, 1 << 8, 6)
+    assert ask(tdvpr, context, 0xB, 1) == (4, 4, 2 << 8 | 1, 6)
+    assert ask(tdvpr, context, 1)[1] >> 24 == 6
+
+
+def test_leaf_2_once_the_guest_wants_it(host, ask, call):
+    _, tdvpr, context = host.runnable()
+    host.guest(tdvpr, context, call(8, rdx=TD_CTLS, r8=4, r9=4))
+    assert ask(tdvpr, context, 2) == (0x00FEFF01, 0, 0, 0)
+
+
+def test_the_tsc_leaf(host, ask):
+    _, tdvpr, context = host.runnable(tsc_frequency=60)
+    assert ask(tdvpr, context, 0x15) == (1, 60, 25_000_000, 0)
+
+
+@pytest.mark.parametrize(("flags", "eptp", "linear"), [(4, 0x1E, 48), (5, 0x26, 57)])
+def test_address_widths(host, ask, flags, eptp, linear):
+    _, tdvpr, context = host.runnable(config_flags=flags, eptp_controls=eptp)
+    assert ask(tdvpr, context, 0x80000008)[0] == linear << 8 | 52
+
+
+def test_virtual_maxpa(host, ask):
+    _, tdvpr, context = host.runnable(config_flags=0xC, cpuid={9: (46, 0, 0, 0)})
+    assert ask(tdvpr, context, 0x80000008)[0] & 0xFF == 46
+
+
+def test_syscall_shows_in_64_bit_mode_only(host, ask):
+    _, tdvpr, context = host.runnable()
+    assert ask(tdvpr, context, 0x80000001)[3] >> 11 & 1
+    context.segments[1] = (8, 0, 0xFFFFFFFF, 0xC09B)
+    assert not ask(tdvpr, context, 0x80000001)[3] >> 11 & 1
+
+
+def test_allowed_bits_are_there_only_if_asked_for(host, ask):
+    """CPUID.1 ECX bit 24 (TSC deadline), native and allowed; EBX 7.0 ERMS is not configurable."""
+    tdr, tdvpr, context = host.runnable(cpuid={0: (0, 0, 1 << 24, 0)})
+    assert ask(tdvpr, context, 1)[2] >> 24 & 1
+    _, other, second = host.runnable()
+    assert not ask(other, second, 1)[2] >> 24 & 1
+    assert tdr in host.module.tds
+
+
+STATES = {
+    (0xD, 0): (0x602E7, 0x2B00, 0x2B00, 0),
+    (0xD, 2): (256, 576, 0, 0),
+    (0xD, 5): (64, 1088, 0, 0),
+    (0xD, 6): (512, 1152, 0, 0),
+    (0xD, 7): (1024, 1664, 0, 0),
+    (0xD, 9): (8, 2688, 0, 0),
+}
+
+
+def test_save_areas_follow_xfam_and_xcr0(host, processor, ask):
+    processor.cpuid_overrides |= STATES
+    host.module.td_rules = type(host.module.td_rules)(processor)
+    _, tdvpr, context = host.runnable(xfam=3 | 4 | 1 << 9)
+    eax, ebx, ecx, edx = ask(tdvpr, context, 0xD, 0)
+    assert (eax, ecx, edx) == (0x207, 2696, 0)
+    assert ebx == 576
+    context.xcr0 = 7
+    assert ask(tdvpr, context, 0xD, 0)[1] == 576 + 256
+    assert ask(tdvpr, context, 0xD, 2) == (256, 576, 0, 0)
+    assert ask(tdvpr, context, 0xD, 5) == (0, 0, 0, 0)
+
+
+def test_features_without_their_state_are_hidden(host, processor, ask):
+    processor.cpuid_overrides[7, 0] = (2, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+    _, tdvpr, context = host.runnable()
+    _, ebx, ecx, edx = ask(tdvpr, context, 7, 0)
+    assert not ebx & (1 << 5 | 1 << 16)  # AVX2, AVX512F
+    assert not ecx & (1 << 3 | 1 << 7)  # PKU, CET shadow stacks
+    assert not edx & (1 << 24 | 1 << 20)  # AMX tiles, CET branch tracking
+    assert not ecx >> 31  # PKS without the attribute
+
+
+def test_perfmon_leaves_are_zero_without_the_attribute(host, processor, ask):
+    processor.cpuid_overrides[0xA, 0] = (0x07300805, 0, 0, 0x8604)
+    _, tdvpr, context = host.runnable()
+    assert ask(tdvpr, context, 0xA) == (0, 0, 0, 0)
+    assert ask(tdvpr, context, 0x23, 0) == (0, 0, 0, 0)
+
+
+# --- metadata -------------------------------------------------------------------------------------------------------
+
+
+def test_cpuid_values_are_metadata(host, ask):
+    """Field codes as KVM makes them: leaf bit 31 at 16, leaf 15:9, sub-leaf 7:1 (0x1FE: none), half 0."""
+    tdr, tdvpr, context = host.runnable()
+    for leaf, subleaf in ((0, None), (0x15, None), (4, 1), (0x80000008, None), (7, 0)):
+        code = leaf >> 31 << 16 | (leaf & 0x7F) << 9 | (0x1FE if subleaf is None else subleaf << 1)
+        low = host.ok("TDH.MNG.RD", rcx=tdr, rdx=0x9410000300000000 | code).r8
+        high = host.ok("TDH.MNG.RD", rcx=tdr, rdx=0x9410000300000000 | code | 1).r8
+        eax, ebx, ecx, edx = ask(tdvpr, context, leaf, subleaf or 0)
+        assert (low, high) == (eax | ebx << 32, ecx | edx << 32)
+
+
+@pytest.mark.parametrize("code", [3 << 9 | 1 << 1, 0x16 << 9 | 0x1FE, 4 << 9 | 0x1FE, 4 << 9 | 7 << 1])
+def test_leaves_that_are_not_there_are_no_fields(host, code):
+    tdr = host.build()
+    status, _ = host.call("TDH.MNG.RD", rcx=tdr, rdx=0x9410000300000000 | code)
+    assert status == 0xC0000C0000000000
