@@ -40,7 +40,7 @@ class EmulatedKernel:
     """``processor`` with a TDX module loaded, or without; ``enable_tdx``: kvm_intel.tdx.
 
     ``no_rbp_mod``: whether TDs are created with CONFIG_FLAGS.NO_RBP_MOD. Linux always does (the posted code of v10 did
-    not yet); under it the TDX module refuses TDVMCALLs that pass RBP, as TDVF images from before edk2-stable202405 make.
+    not yet); under it the TDX module refuses TDVMCALLs that pass RBP, as TDVF images before edk2-stable202405 make.
     """
 
     name = "emulated"

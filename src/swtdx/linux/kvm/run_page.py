@@ -32,4 +32,5 @@ INTERNAL = struct.Struct("<IIQQ")  # suberror, ndata, data
 MSR = struct.Struct("<B7xIIQ")  # error, reason, index, data
 MEMORY_FAULT = struct.Struct("<QQQ")  # flags, gpa, size
 TDX = struct.Struct("<QQQQQQQQ")  # flags, nr, ret and up to five words
+DEBUG = struct.Struct("<I4xQQQ")  # exception, pc, dr6, dr7
 DATA = {1: struct.Struct("<B"), 2: U16, 4: U32, 8: U64}

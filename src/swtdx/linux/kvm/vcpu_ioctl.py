@@ -20,6 +20,7 @@ from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.linux.kvm.run_page import RUN_SIZE
 from swtdx.linux.kvm.vcpu import Vcpu
+from swtdx.linux.kvm.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
 from swtdx.linux.kvm.vcpu_memory import pre_fault_memory
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
 from swtdx.uapi.kvm import (
@@ -290,10 +291,7 @@ def _setup_mce(vcpu: Vcpu, arg: int) -> int:
 
 def _set_guest_debug(vcpu: Vcpu, arg: int) -> int:
     debug = struct_from_user(kvm_guest_debug, arg)
-    if vcpu.kvm.is_td:
-        raise err(errno.EINVAL, "the state of a TD's vCPU is protected")
-    if debug.control:
-        raise err(errno.EINVAL, "guest debugging is not supported by the emulated processor")
+    vcpu.ops.set_guest_debug(vcpu, debug)
     return 0
 
 
@@ -394,5 +392,8 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_KVMCLOCK_CTRL": _kvmclock_ctrl,
         "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,
         "KVM_PRE_FAULT_MEMORY": _pre_fault_memory,
+        "KVM_HAS_DEVICE_ATTR": has_device_attr,
+        "KVM_GET_DEVICE_ATTR": get_device_attr,
+        "KVM_SET_DEVICE_ATTR": set_device_attr,
     }.items()
 }

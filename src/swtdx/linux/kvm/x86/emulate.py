@@ -20,7 +20,7 @@ from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.kvm.x86 import arithmetic
-from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, translate, user_address
+from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
 from swtdx.uapi.kvm import (
@@ -101,7 +101,7 @@ class _Instruction:
         self.wide = bool(context.efer & 1 << 10 and rights & 1 << 13)
         self.bits = 64 if self.wide else 32 if rights & 1 << 14 else 16
         rip = context.rip
-        self.bytes = context.read_linear(rip if self.wide else base + rip & 0xFFFFFFFF, _MAX_INSTRUCTION)
+        self.bytes = fetch(vcpu, context, rip if self.wide else base + rip & 0xFFFFFFFF, _MAX_INSTRUCTION)
         self.decoded = _iced().Decoder(self.bits, self.bytes, ip=rip).decode()
         self.next_rip = rip + self.decoded.len
 
@@ -152,7 +152,7 @@ class _Instruction:
     def read(self, linear: int, size: int) -> Read:
         value, done = 0, 0
         while done < size:
-            gpa = translate(self.context, linear + done)
+            gpa = translate(self.vcpu, self.context, linear + done)
             take = min(8, size - done, 4096 - (gpa & 4095))
             hva = user_address(self.vcpu.kvm, gpa)
             if hva is not None:
@@ -166,7 +166,7 @@ class _Instruction:
     def write(self, linear: int, size: int, value: int) -> Steps:
         done = 0
         while done < size:
-            gpa = translate(self.context, linear + done)
+            gpa = translate(self.vcpu, self.context, linear + done)
             take = min(8, size - done, 4096 - (gpa & 4095))
             piece = value >> 8 * done & (1 << 8 * take) - 1
             slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
@@ -351,13 +351,21 @@ def _names() -> dict[int, str]:
 
 def emulate_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
     """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
-    instruction = _Instruction(vcpu, context)
+    try:
+        instruction = _Instruction(vcpu, context)
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault.address)
+    except Mmio:
+        return _emulation_failure(vcpu, b"")  # code runs from where no memory is
     return _drive(vcpu, instruction, instruction.execute(), None)
 
 
 def skip_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
     """Move RIP past the instruction without executing it. 1."""
-    context.rip = _Instruction(vcpu, context).next_rip
+    try:
+        context.rip = _Instruction(vcpu, context).next_rip
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault.address)
     return 1
 
 
@@ -371,9 +379,9 @@ def _drive(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, answer: int | 
     except StopIteration:
         return 1
     except GuestPageFault as fault:
-        return _inject_page_fault(instruction.context, fault.address)
+        return inject_page_fault(instruction.context, fault.address)
     except _Unhandled:
-        return _emulation_failure(vcpu, instruction)
+        return _emulation_failure(vcpu, instruction.bytes)
 
 
 def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
@@ -412,15 +420,15 @@ def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Ac
     return 0
 
 
-def _inject_page_fault(context: "GuestContext", address: int) -> int:
+def inject_page_fault(context: "GuestContext", address: int) -> int:
+    """The guest takes #PF for an address that its tables do not map. 1."""
     user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
     context.cr2 = address
     context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, 4 if user else 0)
     return 1
 
 
-def _emulation_failure(vcpu: "Vcpu", instruction: _Instruction) -> int:
-    code = instruction.bytes[:_MAX_INSTRUCTION]
+def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
     run_page.INTERNAL.pack_into(
         vcpu.run, run_page.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,

@@ -7,6 +7,7 @@ the emulator then lets the guest take the #PF itself.
 
 from typing import TYPE_CHECKING
 
+from swtdx.linux.kvm.x86.guest_walk import walk
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
 
@@ -35,9 +36,9 @@ def user_address(kvm: "Kvm", gpa: int) -> int | None:
     return slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
 
 
-def translate(context: "GuestContext", address: int) -> int:
+def translate(vcpu: "Vcpu", context: "GuestContext", address: int) -> int:
     """The GPA of a linear address. Raises GuestPageFault."""
-    gpa = context.translate(address)
+    gpa = walk(vcpu.kvm, context, address)
     if gpa is None:
         raise GuestPageFault(address)
     return gpa
@@ -47,7 +48,7 @@ def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int
     """Bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
     pieces = []
     while length:
-        gpa = translate(context, address)
+        gpa = translate(vcpu, context, address)
         take = min(length, PAGE_SIZE - (address & PAGE_SIZE - 1))
         hva = user_address(vcpu.kvm, gpa)
         if hva is None:
@@ -58,11 +59,23 @@ def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int
     return b"".join(pieces)
 
 
+def fetch(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> bytes:
+    """Instruction bytes at a linear address, at most ``length``. Raises GuestPageFault if there is not even one."""
+    in_page = PAGE_SIZE - (address & PAGE_SIZE - 1)
+    code = read_linear(vcpu, context, address, min(length, in_page))
+    if length > in_page:
+        try:
+            code += read_linear(vcpu, context, address + in_page, length - in_page)
+        except (GuestPageFault, Mmio):
+            return code
+    return code
+
+
 def write_linear(vcpu: "Vcpu", context: "GuestContext", address: int, data: bytes) -> None:
     """Write guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
     done = 0
     while done < len(data):
-        gpa = translate(context, address + done)
+        gpa = translate(vcpu, context, address + done)
         take = min(len(data) - done, PAGE_SIZE - (address + done & PAGE_SIZE - 1))
         slot = vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
         hva = user_address(vcpu.kvm, gpa)

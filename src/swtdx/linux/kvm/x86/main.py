@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from swtdx.linux.kvm.x86 import tdx, tdx_sept, tdx_vcpu, vmx, vmx_exit, vmx_state
+from swtdx.linux.kvm.x86 import guest_debug, tdx, tdx_sept, tdx_vcpu, vmx, vmx_exit, vmx_state
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
     from swtdx.linux.kvm.vcpu import Vcpu
+    from swtdx.uapi.kvm import kvm_guest_debug
 
 R = TypeVar("R")
 
@@ -60,6 +61,9 @@ class KvmX86Ops:
     get_lapic: "Callable[[Vcpu], bytes]"
     set_lapic: "Callable[[Vcpu, bytes], None]"
     translate: "Callable[[Vcpu, int], int | None]"
+    set_guest_debug: "Callable[[Vcpu, kvm_guest_debug], None]"
+    get_tsc_offset: "Callable[[Vcpu], int]"
+    write_tsc_offset: "Callable[[Vcpu, int], None]"
     read_l1_tsc: "Callable[[Vcpu], int]"
     write_tsc_multiplier: "Callable[[Vcpu], None]"
     vcpu_after_set_cpuid: "Callable[[Vcpu], None]"
@@ -117,6 +121,9 @@ VMX_OPS = KvmX86Ops(
     get_lapic=vmx_state.vmx_get_lapic,
     set_lapic=vmx_state.vmx_set_lapic,
     translate=vmx_state.vmx_translate,
+    set_guest_debug=guest_debug.set_guest_debug,
+    get_tsc_offset=vmx.vmx_get_tsc_offset,
+    write_tsc_offset=vmx.vmx_write_tsc_offset,
     read_l1_tsc=vmx.vmx_read_l1_tsc,
     write_tsc_multiplier=vmx.vmx_write_tsc_multiplier,
     vcpu_after_set_cpuid=vmx.vmx_vcpu_after_set_cpuid,
@@ -202,6 +209,8 @@ VT_OPS = replace(
             "get_msr",
             "set_msr",
             "translate",
+            "get_tsc_offset",
+            "write_tsc_offset",
             "read_l1_tsc",
             "write_tsc_multiplier",
             "vcpu_after_set_cpuid",
@@ -217,7 +226,7 @@ VT_OPS = replace(
         name: _vt_vcpu(tdx_vcpu.tdx_guest_state_protected, getattr(VMX_OPS, name))
         for name in (
             *(f"{verb}_{what}" for verb in ("get", "set") for what in ("regs", "sregs", "fpu", "xsave", "xcrs")),
-            *("get_debugregs", "set_debugregs", "get_lapic", "set_lapic"),
+            *("get_debugregs", "set_debugregs", "get_lapic", "set_lapic", "set_guest_debug"),
         )
     },
     **{

@@ -8,7 +8,8 @@ RDI, and RCX are updated, and RIP moves on when RCX is used up (otherwise the in
 from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm import run_page
-from swtdx.linux.kvm.x86.guest_memory import read_linear, write_linear
+from swtdx.linux.kvm.x86.emulate import inject_page_fault
+from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
 from swtdx.uapi.kvm import KVM_EXIT_IO
 
 if TYPE_CHECKING:
@@ -54,15 +55,27 @@ def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
             return data
         return b"".join(data[at : at + size] for at in range(len(data) - size, -1, -size))
 
-    def complete() -> None:
+    def complete() -> int:
         if context.rip != rip:
-            return
+            return 1
         if is_in:
-            write_linear(vcpu, context, start, in_order(bytes(vcpu.run[data_at : data_at + count * size])))
+            try:
+                write_linear(vcpu, context, start, in_order(bytes(vcpu.run[data_at : data_at + count * size])))
+            except GuestPageFault as fault:
+                return inject_page_fault(context, fault.address)
+            except Mmio:
+                return vcpu.internal_error(vcpu.vmx.exit_reason)
         advance()
+        return 1
 
     if not is_in:
-        vcpu.run[data_at : data_at + count * size] = in_order(read_linear(vcpu, context, start, count * size))
+        try:
+            data = read_linear(vcpu, context, start, count * size)
+        except GuestPageFault as fault:
+            return inject_page_fault(context, fault.address)
+        except Mmio:
+            return vcpu.internal_error(vcpu.vmx.exit_reason)
+        vcpu.run[data_at : data_at + count * size] = in_order(data)
     vcpu.complete_userspace_io = complete
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_IO))
     run_page.IO.pack_into(vcpu.run, run_page.UNION, 0 if is_in else 1, size, port, count, data_at)

@@ -143,7 +143,7 @@ def tdx_flush_vp(vcpu: "Vcpu") -> None:
         vcpu.kvm.bug(f"TDH.VP.FLUSH: {status:#x}")
 
 
-def tdx_guest_state_protected(vcpu: "Vcpu", data: bytes = b"") -> Any:
+def tdx_guest_state_protected(vcpu: "Vcpu", data: object = None) -> Any:
     """Registers, FPU, debug and APIC state of a TD are not for the host. Raises OSError(EINVAL)."""
     raise err(errno.EINVAL, "the state of a TD's vCPU is protected")
 
@@ -411,6 +411,15 @@ def tdx_read_l1_tsc(vcpu: "Vcpu") -> int:
     """The TD's TSC, from the offset and multiplier that the module chose."""
     td = tdx_of(vcpu.kvm)
     return (vcpu.kvm.processor.rdtsc() * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
+
+
+def tdx_get_tsc_offset(vcpu: "Vcpu") -> int:
+    """What the module chose."""
+    return tdx_of(vcpu.kvm).tsc_offset
+
+
+def tdx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+    """The module's; ignored."""
 
 
 def tdx_write_tsc_multiplier(vcpu: "Vcpu") -> None:

@@ -16,6 +16,7 @@ from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
 from swtdx.linux.kvm.msrs import Invalid
 from swtdx.linux.kvm.posted_interrupt import PostedInterruptDescriptor
+from swtdx.linux.kvm.x86.guest_debug import before_entry
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -47,6 +48,7 @@ class VcpuVmx:
     tsc_multiplier: int = 1 << 48
     smbase: int = 0x30000
     spec_ctrl: int = 0
+    guest_debug: int = 0
 
 
 # VM
@@ -174,6 +176,8 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         _inject_external(vcpu, context)
     elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW]:
         context.interrupt_window_exiting = True
+    if vmx.guest_debug:
+        before_entry(vcpu, context)
     vcpu.in_guest = True
     try:
         if vmx.pi_desc.requests:
@@ -288,6 +292,16 @@ def vmx_write_tsc(vcpu: "Vcpu", value: int) -> None:
     vmx = vcpu.vmx
     vmx.tsc_offset = value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64
     vmx.context.tsc_offset = vmx.tsc_offset
+
+
+def vmx_get_tsc_offset(vcpu: "Vcpu") -> int:
+    """Guest TSC less scaled host TSC, modulo 2^64."""
+    return vcpu.vmx.tsc_offset
+
+
+def vmx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+    """Set the offset."""
+    vcpu.vmx.tsc_offset = vcpu.vmx.context.tsc_offset = offset
 
 
 def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:

@@ -14,6 +14,7 @@ from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
+from swtdx.linux.kvm.x86.guest_debug import handle_debug_exception
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import RetPf
 from swtdx.linux.kvm.x86.vmx_state import xcr0_valid
@@ -237,6 +238,8 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
     information = context.interruption_info
     if information >> 8 & 7 == EventType.NMI:
         return 1
+    if vcpu.vmx.guest_debug and information & 0xFF in (Vector.DB, Vector.BP):
+        return handle_debug_exception(vcpu, context, information & 0xFF)
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
     run_page.U64.pack_into(
         vcpu.run, run_page.UNION, information & 0xFF | (context.interruption_error & 0xFFFFFFFF) << 32

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.err import err
 from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm.x86.guest_walk import walk
 from swtdx.uapi.kvm import (
     KVM_SYNC_X86_EVENTS,
     KVM_SYNC_X86_REGS,
@@ -265,7 +266,7 @@ def vmx_set_lapic(vcpu: "Vcpu", data: bytes) -> None:
 
 def vmx_translate(vcpu: "Vcpu", address: int) -> int | None:
     """The GPA of a linear address, or None."""
-    return vcpu.vmx.context.translate(address)
+    return walk(vcpu.kvm, vcpu.vmx.context, address)
 
 
 # kvm_run.s.regs
