@@ -6,17 +6,19 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+import swtdx.vmm.run
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.outcome import End, Outcome
-from swtdx.vmm.run import Run
+from swtdx.vmm.run import Run, StuckVcpu
 from tests.vmm.fake_kernel import FakeKernel, Play, port_in, port_out, typed
 
 Planner = Callable[..., Plan]
@@ -322,3 +324,20 @@ def test_get_quote_with_a_bad_buffer(gpa: int, size: int, status: int, plan: Pla
 
 def test_an_unknown_tdvmcall_is_not_supported(plan: Planner) -> None:
     assert answers(plan(), tdx_exit(0x10099))[0][0] == kvm.TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED
+
+
+def test_a_kernel_that_never_lets_go_is_noticed(plan: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swtdx.vmm.run, "_PATIENCE_SECONDS", 0.1)
+    released = threading.Event()
+
+    def stuck(run: kvm_run, page: mmap.mmap) -> None:
+        released.wait(20)
+        POWER_OFF(run, page)
+
+    with Kvm(FakeKernel(plays={0: [stuck]})) as device, launch(device, plan()) as machine:
+        run = Run(machine)
+        run.start()
+        with pytest.raises(StuckVcpu, match="vCPU 0"):
+            run.stop()
+        released.set()
+        run.stop()

@@ -103,6 +103,8 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
         else:
             for number, digest in enumerate(kept["rtmr"]):
                 yield f"RTMR{number}", digest
+            if not any(int(digest, 16) for digest in kept["rtmr"]):
+                yield "", "all zero: the guest has extended nothing into them"
     exits = list(kept["exits"].items())
     shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
     more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""

@@ -31,7 +31,7 @@ from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWat
 from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, launch
 from swtdx.vmm.outcome import End, Outcome
-from swtdx.vmm.run import Run
+from swtdx.vmm.run import Run, StuckVcpu
 from swtdx.vmm.tdvf import TdvfError
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
@@ -198,12 +198,22 @@ class _Session:
                 except KeyboardInterrupt:
                     run.finish(_INTERRUPTED)
                 finally:
-                    run.stop()
-                    self.output.flush()
+                    self._stop(run)
         finally:
             signal.signal(signal.SIGTERM, previous)
         assert run.outcome is not None
         return run.outcome
+
+    def _stop(self, run: Run) -> None:
+        try:
+            run.stop()
+        except StuckVcpu as stuck:
+            # A thread that never returns would keep the process for ever, and its memory is in use.
+            self.output.flush()
+            ended = f"; the run itself had ended: {run.outcome.text}" if run.outcome else ""
+            print(f"swtdx: {stuck}{ended}", file=sys.stderr, flush=True)
+            os._exit(End.INTERNAL_ERROR.status)
+        self.output.flush()
 
     def _keyboard(self, run: Run, machine: Machine) -> Keyboard:
         def say(text: str) -> None:

@@ -29,6 +29,7 @@ from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error
 
 KICK_SIGNAL = signal.SIGUSR1
 _KICK_SECONDS = 0.02
+_PATIENCE_SECONDS = 20.0
 EHWPOISON = 133  # asm-generic/errno.h; Python 3.11 has no name for it
 
 # Where the run loop looks in the shared page, counted in units of the size of what it reads there.
@@ -49,6 +50,10 @@ _POWER_ENDS = {
     PowerEvent.POWER_OFF: Outcome(End.POWER_OFF, "the guest powered off"),
     PowerEvent.RESET: Outcome(End.RESET, "the guest asked for a reset, which ends the run"),
 }
+
+
+class StuckVcpu(Exception):
+    """A vCPU does not come back from KVM_RUN, whatever is tried; its machine cannot be closed any more."""
 
 
 class Run:
@@ -124,10 +129,17 @@ class Run:
         self._kick()
 
     def stop(self) -> None:
-        """Bring all vCPU threads home. Raises what a thread died of, if that was a mistake of ours."""
+        """Bring all vCPU threads home. Raises what a thread died of, if that was a mistake of ours.
+
+        Raises `StuckVcpu` if the kernel does not let go of one: then nothing is left but to end the process.
+        """
         if self.outcome is None:
             self.finish(Outcome(End.INTERRUPTED, "the run was stopped"))
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         while any(not future.done() for future in self._futures):
+            if time.monotonic() > deadline:
+                stuck = [str(number) for number in sorted(self._threads)]
+                raise StuckVcpu(f"the kernel does not let go of vCPU {', '.join(stuck)}, although it was told to")
             self._kick()
             time.sleep(_KICK_SECONDS)
         if self._executor is not None:
