@@ -52,6 +52,16 @@ _PLAIN_DEFAULTS = {
     IA32_PAT: PAT_RESET,
     **dict.fromkeys((*MTRR_PHYS, *MTRR_FIXED), 0),
 }
+READ_AS_CONSTANT = {
+    0x2C: 1 << 24,  # EBC_FREQUENCY_ID: firmware and old guests derive a bus speed from it
+    0x198: 1000 | 4 << 40,  # PERF_STATUS: no P-states, a multiplier of 4
+    0x17: 0,  # PLATFORM_ID, read before a microcode update
+    **dict.fromkeys((0x2A, 0x199, 0x1DB, 0x1DC, 0x1DD, 0x1DE), 0),  # EBL_CR_POWERON, PERF_CTL, last branch and interrupt
+    **dict.fromkeys((0x606, 0x611, 0x619, 0x639, 0x641), 0),  # RAPL: no energy to report
+    **dict.fromkeys((0xC0010010, 0xC001001F, 0xC0010055, 0xC0010058, 0xC0010112, 0xC0010113, 0xC0010117), 0),  # AMD's
+}
+"""MSRs that a guest may read on any host, as kvm_get_msr_common answers them; writing one is #GP."""
+WRITE_IGNORED = (IA32_BIOS_UPDT_TRIG, 0x11E)  # BBL_CR_CTL3
 EMULATED = (
     *_PLAIN_DEFAULTS,
     MTRRCAP,
@@ -107,6 +117,9 @@ class EmulatedMsrs:
             return self.mcg_cap
         if self._is_bank(index):
             return self.banks.get(index, 0)
+        value = READ_AS_CONSTANT.get(index)
+        if value is not None:
+            return value
         raise Unsupported
 
     def set(self, index: int, value: int, *, host: bool) -> None:
@@ -143,6 +156,8 @@ class EmulatedMsrs:
             self.banks[index] = value
         elif index in (MTRRCAP, IA32_MCG_CAP):
             raise Invalid
+        elif index in WRITE_IGNORED:
+            return
         else:
             raise Unsupported
 
