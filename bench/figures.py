@@ -135,7 +135,7 @@ def guest_figures(td: MeasuredTd, effort: Effort) -> Iterator[Figure]:
 
 def firmware_boot(effort: Effort) -> Figure:
     """`swtdx run` of the distribution's firmware to the UEFI shell's prompt, the whole command from start to exit."""
-    command = [str(Path(sys.executable).with_name("swtdx")), "run", "--until", PROMPT, "--timeout", "300"]
+    command = [str(Path(sys.executable).with_name("swtdx")), "run", "--quiet", "--until", PROMPT, "--timeout", "300"]
 
     def once() -> float:
         begin = time.perf_counter()
