@@ -178,12 +178,15 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         context.interrupt_window_exiting = True
     if vmx.guest_debug:
         before_entry(vcpu, context)
+    processor = vcpu.kvm.processor
     vcpu.in_guest = True
+    processor.enter_lp(cpu, context)  # so that an interrupt for this CPU, the tick's for one, finds the guest
     try:
         if vmx.pi_desc.requests:
             vmx.pi_desc.sync()
         vmx.exit_reason = context.run()
     finally:
+        processor.leave_lp(cpu)
         vcpu.in_guest = False
 
 
