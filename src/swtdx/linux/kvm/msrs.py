@@ -56,7 +56,9 @@ READ_AS_CONSTANT = {
     0x2C: 1 << 24,  # EBC_FREQUENCY_ID: firmware and old guests derive a bus speed from it
     0x198: 1000 | 4 << 40,  # PERF_STATUS: no P-states, a multiplier of 4
     0x17: 0,  # PLATFORM_ID, read before a microcode update
-    **dict.fromkeys((0x2A, 0x199, 0x1DB, 0x1DC, 0x1DD, 0x1DE), 0),  # EBL_CR_POWERON, PERF_CTL, last branch and interrupt
+    **dict.fromkeys(
+        (0x2A, 0x199, 0x1DB, 0x1DC, 0x1DD, 0x1DE), 0
+    ),  # EBL_CR_POWERON, PERF_CTL, last branch and interrupt
     **dict.fromkeys((0x606, 0x611, 0x619, 0x639, 0x641), 0),  # RAPL: no energy to report
     **dict.fromkeys((0xC0010010, 0xC001001F, 0xC0010055, 0xC0010058, 0xC0010112, 0xC0010113, 0xC0010117), 0),  # AMD's
 }

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KVM_SET_GUEST_DEBUG for a normal VM: single steps and breakpoints (kvm_arch_vcpu_ioctl_set_guest_debug).
 
-While debugging, #DB and #BP exit: those that user space caused become KVM_EXIT_DEBUG. A single step is the guest's trap flag, set at every entry and hidden again afterwards, as KVM does.
+While debugging, #DB and #BP exit and become KVM_EXIT_DEBUG. A single step is the guest's trap flag, set at every entry
+and hidden again afterwards, as KVM does.
 """
 
 import errno

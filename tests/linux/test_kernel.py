@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system-call line: descriptors, unknown requests, capabilities, dead VMs, foreign processes, and nonsense."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swtdx.cpu.platform import Platform
+from swtdx.cpu.processor import Processor
+from swtdx.linux.err import reason_of
+from swtdx.linux.kernel import EmulatedKernel
+from swtdx.uapi import kvm as k
+from swtdx.uapi.dialect import Dialect
+from tests.linux.conftest import Bench, boot, boot_v10, refused
+
+REQUESTS = sorted({int(request) for request in k.REQUESTS.values()})
+
+
+# Descriptors
+
+
+def test_there_is_only_dev_kvm(bench: Bench) -> None:
+    with refused(errno.ENOENT):
+        bench.kernel.open("/dev/null")
+
+
+def test_numbers_are_real_and_never_clash(bench: Bench) -> None:
+    device = bench.device()
+    other = os.open("/dev/null", os.O_RDONLY)
+    vm = bench.vm(0)
+    assert len({device, other, vm}) == 3
+    bench.kernel.close(vm)
+    with pytest.raises(OSError):
+        os.fstat(vm)
+    os.close(other)
+
+
+def test_a_dup_keeps_the_vm_alive(bench: Bench) -> None:
+    vm = bench.vm(0)
+    copy = os.dup(vm)
+    assert bench.ioctl(copy, k.KVM_CHECK_EXTENSION, k.Cap.USER_MEMORY) == 1
+    bench.kernel.close(vm)
+    assert len(bench.kernel.vms) == 1
+    bench.kernel.close(copy)
+    assert not bench.kernel.vms
+
+
+def test_closed_and_foreign_descriptors(bench: Bench) -> None:
+    fd = bench.device()
+    bench.kernel.close(fd)
+    with refused(errno.EBADF):
+        bench.ioctl(fd, k.KVM_GET_API_VERSION)
+    with refused(errno.EBADF):
+        bench.kernel.close(fd)
+    with open("/dev/null") as null, refused(errno.ENOTTY):
+        bench.ioctl(null.fileno(), k.KVM_GET_API_VERSION)
+
+
+def test_the_run_page_is_shared_with_the_descriptor(bench: Bench) -> None:
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    ours, theirs = bench.kernel.mmap(vcpu, 0x3000), mmap.mmap(vcpu, 0x1000)
+    ours[1] = 1
+    assert theirs[1] == 1
+    with refused(errno.EINVAL):
+        bench.kernel.mmap(vcpu, 0x4000)
+    with refused(errno.ENODEV):
+        bench.kernel.mmap(vm, 0x1000)
+
+
+def test_a_child_process_cannot_use_the_vm(bench: Bench) -> None:
+    vm = bench.vm(0)
+    child = os.fork()
+    if not child:
+        try:
+            bench.ioctl(vm, k.KVM_CHECK_EXTENSION, 0)
+            os._exit(1)
+        except OSError as error:
+            os._exit(0 if error.errno == errno.EIO else 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_internal_error_is_eio_and_kills_the_vm(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    vm = bench.vm(0)
+    bench.vm_object().memslots = None
+    with refused(errno.EIO) as caught:
+        bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, k.kvm_userspace_memory_region(memory_size=4096))
+    assert "internal error" in reason_of(caught.value)
+    assert "internal error" in caplog.text
+    with refused(errno.EIO):
+        bench.ioctl(vm, k.KVM_CHECK_EXTENSION, 0)
+
+
+def test_the_reason_is_kept(bench: Bench) -> None:
+    with refused(errno.EINVAL):
+        bench.vm(7)
+    assert "VM type 7" in bench.kernel.last_reason
+
+
+# Unknown requests: EINVAL on /dev/kvm and a vCPU, ENOTTY on a VM
+
+
+@pytest.mark.parametrize("request_", [0xAEFF, 0xC008AEBB, 0x1234, 0xAE80AE80])
+def test_unknown_requests(bench: Bench, request_: int) -> None:
+    vm = bench.vm(0)
+    with refused(errno.EINVAL):
+        bench.ioctl(bench.device(), request_)
+    with refused(errno.ENOTTY):
+        bench.ioctl(vm, request_)
+    with refused(errno.EINVAL):
+        bench.ioctl(bench.vcpu(bench.td()), request_)
+
+
+def test_the_whole_number_counts(bench: Bench) -> None:
+    vm = bench.vm(0)
+    assert bench.ioctl(vm, 0xAEA3) == bench.kernel.processor.platform.tsc_hz // 1000  # KVM_GET_TSC_KHZ
+    with refused(errno.EFAULT):
+        bench.ioctl(vm, 0x4068AEA3, 8)  # KVM_ENABLE_CAP
+
+
+def test_memory_encrypt_op_is_no_system_ioctl(bench: Bench) -> None:
+    with refused(errno.EINVAL):
+        bench.ioctl(bench.device(), k.KVM_MEMORY_ENCRYPT_OP)
+
+
+# VM types and capabilities
+
+
+def test_vm_types() -> None:
+    assert boot(Dialect.UPSTREAM).kernel.supported_vm_types == 0x21
+    assert boot_v10().kernel.supported_vm_types == 0x3
+    plain = boot(Dialect.UPSTREAM, enable_tdx=False)
+    assert plain.ioctl(plain.device(), k.KVM_CHECK_EXTENSION, 235) == 1
+    with refused(errno.EINVAL):
+        plain.vm(5)
+
+
+def test_without_a_module_there_is_no_tdx() -> None:
+    kernel = EmulatedKernel(Processor(Platform(memory_size=1 << 30)))
+    assert kernel.tdx is None
+    assert "VMFAILINVALID" not in kernel.last_reason
+
+
+@pytest.mark.parametrize("leaf", ["SYS_INIT", "SYS_LP_INIT", "SYS_CONFIG", "SYS_KEY_CONFIG", "SYS_TDMR_INIT"])
+def test_a_module_that_does_not_come_up(leaf: str) -> None:
+    bench = boot(Dialect.UPSTREAM)
+    bench.module.answers[leaf] = [0xC0000100 << 32]
+    kernel = EmulatedKernel(bench.kernel.processor)
+    assert kernel.tdx is None
+    assert leaf.replace("_", ".") in kernel.last_reason
+
+
+SAME = {
+    "NR_VCPUS": 2, "NR_MEMSLOTS": 32764, "USER_MEMORY2": 1, "MEMORY_FAULT_INFO": 1, "PRE_FAULT_MEMORY": 1,
+    "EXIT_HYPERCALL": 0x1000, "SPLIT_IRQCHIP": 1, "X2APIC_API": 3, "X86_APIC_BUS_CYCLES_NS": 1,
+    "X86_MSR_FILTER": 1, "IRQCHIP": 1, "IMMEDIATE_EXIT": 1, "SYSTEM_EVENT_DATA": 1, "XSAVE2": 4096, "VM_TYPES": 0x21,
+}  # fmt: skip
+DIFFERENT = {  # /dev/kvm, TD, normal VM
+    "MAX_VCPUS": (1024, 2, 1024),
+    "READONLY_MEM": (1, 0, 1),
+    "SYNC_REGS": (3, 0, 3),
+    "MEMORY_ATTRIBUTES": (8, 8, 0),
+    "GUEST_MEMFD": (1, 1, 0),
+    "MULTI_ADDRESS_SPACE": (1, 1, 1),
+    "X86_SMM": (0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", [*SAME, *DIFFERENT])
+def test_capabilities(bench: Bench, name: str) -> None:
+    cap = k.Cap[name]
+    got = tuple(bench.ioctl(fd, k.KVM_CHECK_EXTENSION, cap) for fd in (bench.device(), bench.vm(), bench.vm(0)))
+    assert got == DIFFERENT.get(name, (SAME.get(name),) * 3)
+
+
+def test_an_unknown_capability_is_0(bench: Bench) -> None:
+    assert bench.ioctl(bench.device(), k.KVM_CHECK_EXTENSION, 4711) == 0
+
+
+# Nonsense
+
+addresses = st.one_of(
+    st.integers(0, (1 << 64) - 1), st.integers(0, 300), st.just(ctypes.addressof(ctypes.create_string_buffer(8192)))
+)
+SLOW = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SCRATCH = ctypes.create_string_buffer(1 << 16)
+
+
+@SLOW
+@given(
+    which=st.sampled_from(["device", "td", "vcpu", "plain", "plain vcpu"]),
+    request_=st.one_of(st.sampled_from(REQUESTS), st.integers(0, (1 << 32) - 1)),
+    arg=addresses,
+    scratch=st.one_of(st.none(), st.binary(max_size=600)),
+)
+def test_nonsense_gets_an_errno_and_nothing_else(which: str, request_: int, arg: int, scratch: bytes | None) -> None:
+    fds = nonsense_fds()
+    if scratch is not None:
+        ctypes.memmove(SCRATCH, scratch.ljust(600, b"\0"), 600)
+        arg = ctypes.addressof(SCRATCH)
+    if request_ == int(k.KVM_RUN):
+        return
+    kernel = nonsense_bench.kernel
+    try:
+        assert kernel.ioctl(fds[which], request_, arg) >= 0
+    except OSError as error:
+        assert not kernel.last_reason.startswith("internal error"), kernel.last_reason
+        assert error.errno
+
+
+nonsense_bench: Bench
+_fds: dict[str, int] = {}
+
+
+def nonsense_fds() -> dict[str, int]:
+    """Descriptors of every kind, made anew when nonsense has killed or exhausted them."""
+    global nonsense_bench
+    if not _fds or any(kvm.dead for kvm in nonsense_bench.kernel.vms) or len(nonsense_bench.kernel.files.by_fd) > 100:
+        for fd in list(nonsense_bench.kernel.files.by_fd) if _fds else ():
+            nonsense_bench.kernel.close(fd)
+        nonsense_bench = boot(Dialect.UPSTREAM)
+        _fds["device"] = nonsense_bench.device()
+        _fds["td"] = nonsense_bench.td()
+        _fds["vcpu"] = nonsense_bench.vcpu(_fds["td"])
+        _fds["plain"] = nonsense_bench.vm(0)
+        _fds["plain vcpu"] = nonsense_bench.ioctl(_fds["plain"], k.KVM_CREATE_VCPU, 0)
+    return _fds

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""User memory is copied, never touched: whatever the pointer, EFAULT at worst."""
+
+import ctypes
+import errno
+import mmap
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, get_user, put_user
+
+
+@pytest.mark.parametrize("length", [1, 24, 4096, 4097, 100_000])
+def test_copies_of_any_length(length: int) -> None:
+    data = bytes(n * 7 & 0xFF for n in range(length))
+    memory = ctypes.create_string_buffer(length)
+    copy_to_user(ctypes.addressof(memory), data)
+    assert memory.raw == data
+    assert copy_from_user(ctypes.addressof(memory), length) == data
+
+
+def test_integers_are_little_endian() -> None:
+    word = ctypes.c_uint64(0x1122334455667788)
+    assert get_user(ctypes.addressof(word), 4) == 0x55667788
+    put_user(ctypes.addressof(word), 1, 8)
+    assert word.value == 1
+
+
+@pytest.mark.parametrize("address", [0, 8, 0xFFFFFFFFFFFFFFF8, 1 << 47, 0xFFFF888000000000])
+def test_a_bad_pointer_is_efault(address: int) -> None:
+    for call in (lambda: copy_from_user(address, 24), lambda: copy_to_user(address, bytes(24))):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.EFAULT
+
+
+def test_a_copy_that_ends_in_unmapped_memory_is_efault() -> None:
+    area = mmap.mmap(-1, 8192)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert libc.mprotect(address + 4096, 4096, 0) == 0
+    with pytest.raises(OSError) as caught:
+        copy_from_user(address + 4000, 200)
+    assert caught.value.errno == errno.EFAULT
+
+
+def test_a_read_only_page_refuses_a_write() -> None:
+    area = mmap.mmap(-1, 4096)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    assert libc.mprotect(address, 4096, mmap.PROT_READ) == 0
+    assert copy_from_user(address, 8) == bytes(8)
+    with pytest.raises(OSError) as caught:
+        copy_to_user(address, b"12345678")
+    assert caught.value.errno == errno.EFAULT
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, 5000))
+def test_any_address_answers_with_bytes_or_efault(address: int, length: int) -> None:
+    try:
+        assert len(copy_from_user(address, length)) == length
+    except OSError as error:
+        assert error.errno == errno.EFAULT
