@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The range map of attributes against a plain dictionary."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +29,7 @@ def test_runs_are_disjoint_and_merged(stores: list[tuple[int, int, int]]) -> Non
     for start, length, value in stores:
         attributes.store(start, start + length, value)
     runs = list(zip(attributes._starts, attributes._ends, strict=True))
-    assert all(left[1] < right[0] for left, right in zip(runs, runs[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in pairwise(runs))
 
 
 def test_a_whole_vm_is_one_run() -> None:

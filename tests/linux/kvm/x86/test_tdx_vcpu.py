@@ -19,6 +19,7 @@ from tests.linux.conftest import Answer, Bench, ept_violation, exits, refused, t
 
 SHARED = 1 << 47
 INVALID_OPERAND = 1 << 63
+PANICKED = int.from_bytes(b"panicked", "little")
 
 
 @pytest.fixture
@@ -420,7 +421,7 @@ def test_a_fatal_error_shows_all_registers(bench: Bench, runnable: tuple[int, in
     run = enter(
         bench,
         runnable[1],
-        tdvmcall(r11=0x10003, r12=1 << 63 | 5, r13=0x1234, r14=int.from_bytes(b"panicked", "little")),
+        tdvmcall(r11=0x10003, r12=1 << 63 | 5, r13=0x1234, r14=PANICKED),
     )
     assert (run.exit_reason, run.system_event.type, run.system_event.ndata) == (24, 7, 16)
     data = list(run.system_event.data)
