@@ -111,7 +111,7 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
     class Open(FakeKernel):
         def inspect_td(self, vm_fd: int) -> dict[str, object]:
             assert self.names[vm_fd] == "vm"
-            return {"mrtd": "ab" * 48, "rtmr": [f"{number}" * 96 for number in range(4)]}
+            return {"mrtd": "ab" * 48, "rtmr": [f"{number}" * 96 for number in range(4)], "passes_rbp": True}
 
     scripted(Open(plays={0: PROMPT}))
     result = command("run", "--firmware", firmware, "--json", tmp_path / "r.json")
@@ -120,6 +120,7 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
     assert kept["rtmr"][3] == "3" * 96
     assert "3" * 96 in result.err
     assert "NOT what the calls of this launch predict" in result.err
+    assert "passes RBP in TDVMCALLs" in result.err
 
 
 def test_an_ordinary_vm_has_no_measurements(

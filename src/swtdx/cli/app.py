@@ -133,6 +133,13 @@ def run(
     mrconfigid: Annotated[str | None, typer.Option(metavar="HEX", help="MRCONFIGID, 48 bytes.")] = None,
     mrowner: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNER, 48 bytes.")] = None,
     mrownerconfig: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNERCONFIG, 48 bytes.")] = None,
+    no_rbp_mod: Annotated[
+        bool,
+        typer.Option(
+            "--no-rbp-mod",
+            help="Create the TD with NO_RBP_MOD, as Linux does: firmware from before edk2-stable202405 dies of it.",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False,
 ) -> None:
@@ -159,6 +166,7 @@ def run(
         td=td if vm_type is VmType.tdx else None,
         dialect=Dialect(dialect.value) if kernel is KernelChoice.emulated else None,
         kernel=kernel.value,
+        no_rbp_mod=no_rbp_mod,
         until=until,
         timeout=timeout,
         json=json,

@@ -26,6 +26,10 @@ from swtdx.vmm.outcome import Outcome
 from swtdx.vmm.run import Run
 
 _SHOWN_EXITS = 6
+_RBP_NOTE = (
+    "this firmware passes RBP in TDVMCALLs. Linux 6.16 and later create TDs with NO_RBP_MOD, where the TDX module refuses "
+    "that: there it dies of a triple fault (--no-rbp-mod shows it). Fixed in edk2-stable202405."
+)
 _LABEL_WIDTH = 9
 
 
@@ -50,6 +54,7 @@ def measurements(machine: Machine) -> dict[str, Any]:
         orders = [order.value for order, digest in predicted.items() if digest == seen["mrtd"]]
         result["mrtd_order"] = orders[0] if orders else None
         result["rtmr"] = list(seen["rtmr"])
+        result["passes_rbp"] = seen["passes_rbp"]
     return result
 
 
@@ -105,6 +110,8 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"RTMR{number}", digest
             if not any(int(digest, 16) for digest in kept["rtmr"]):
                 yield "", "all zero: the guest has extended nothing into them"
+        if kept.get("passes_rbp"):
+            yield "note", _RBP_NOTE
     exits = list(kept["exits"].items())
     shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
     more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""

@@ -48,6 +48,7 @@ class Options:
     td: TdParameters | None = field(default_factory=TdParameters)
     dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
     kernel: str = "emulated"
+    no_rbp_mod: bool = False
     until: str | None = None
     timeout: float | None = None
     json: Path | None = None
@@ -101,18 +102,21 @@ def run(options: Options) -> int:
         return _Session(options, voice, firmware, debug).run(device)
 
 
-def kernel_named(name: str, dialect: Dialect) -> Kernel:
-    """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted."""
+def kernel_named(name: str, dialect: Dialect, *, no_rbp_mod: bool = False) -> Kernel:
+    """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
+
+    Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
+    """
     if name == "host":
         return HostKernel()
     from swtdx.machine import open_kernel
 
-    return open_kernel("emulated", dialect, no_rbp_mod=False)
+    return open_kernel("emulated", dialect, no_rbp_mod=no_rbp_mod)
 
 
 def _open_device(options: Options) -> Kvm:
     """/dev/kvm of the chosen kernel, which can make what was asked for."""
-    kernel = kernel_named(options.kernel, options.dialect or Dialect.UPSTREAM)
+    kernel = kernel_named(options.kernel, options.dialect or Dialect.UPSTREAM, no_rbp_mod=options.no_rbp_mod)
     try:
         device = Kvm(kernel, options.dialect)
     except KvmError as error:
