@@ -87,7 +87,6 @@ def fetch_source(cache: Path) -> Path:
     if not archive.exists():
         if given:
             raise BuildError(f"SWTDX_UNICORN_SDIST names {given}, which does not exist")
-        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
             command += ["--no-binary", ":all:", f"unicorn=={VERSION}", "--dest", scratch]
@@ -138,6 +137,7 @@ def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None 
     )
     if all(library.exists() for library in result.libraries):
         return result
+    cache.mkdir(parents=True, exist_ok=True)
     for tool in ("cmake", "ninja"):
         if not shutil.which(tool):
             raise BuildError(f"{tool} is needed to build the guest CPU: pip install {tool}")

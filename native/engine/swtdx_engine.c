@@ -57,6 +57,12 @@ static void install_handlers(void)
     sigaction(SIGBUS, &action, &previous_bus);
 }
 
+/* Catch host faults until swtdx_unguard(); the macro, since its frame must live on. */
+void swtdx_set_executing(swtdx_engine *engine)
+{
+    executing = engine;
+}
+
 /* ---- life ---- */
 
 static void offer_features(CPUX86State *env)
@@ -160,6 +166,8 @@ void swtdx_engine_free(swtdx_engine *engine)
         engine->uc->swtdx = NULL;
         uc_close(engine->uc);
         munmap(engine->scratch, 4096);
+        swtdx_drop_snapshots(engine);
+        free(engine->snapshots);
         free(engine->regions);
         free(engine->reset_state);
         pthread_cond_destroy(&engine->turn);
@@ -201,6 +209,7 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     for (at = 0; at < engine->nregions; at++) {
         if (engine->regions[at].hpa == hpa && engine->regions[at].length == length) {
             tb_flush(engine->uc->cpu);
+            swtdx_drop_snapshots(engine);
             uc_mem_unmap(engine->uc, hpa, length);
             memmove(engine->regions + at, engine->regions + at + 1, (engine->nregions - at - 1) * sizeof(*engine->regions));
             engine->nregions--;
@@ -441,8 +450,7 @@ static bool run_once(swtdx_engine *engine, swtdx_cpu *cpu)
         arm_event(cs, cpu);
     }
     engine->running = cpu;
-    executing = engine;
-    if (sigsetjmp(engine->host_fault, 0) == 0) {
+    if (!swtdx_guard(engine)) {
         finished = stay(engine, cpu);
     } else { /* registers are as of some instruction of the faulting block: the machine is beyond repair, its owner told */
         cpu->delivering.valid = 0;
@@ -452,7 +460,7 @@ static bool run_once(swtdx_engine *engine, swtdx_cpu *cpu)
         cpu->exit.reason = SWTDX_EXIT_HOST_FAULT;
         finished = true;
     }
-    executing = NULL;
+    swtdx_unguard();
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;

@@ -22,12 +22,21 @@ struct swtdx_region {
     uint8_t *host;
 };
 
+/* A page of user memory with translated code in it, as it was when the first block was translated. */
+struct swtdx_snapshot {
+    uint8_t *host;
+    uint8_t content[4096];
+};
+
 struct swtdx_engine {
     struct uc_struct *uc;
     uint8_t *ram, *scratch;
     uint64_t size;
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;
+    struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */
+    size_t nsnapshots, snapshot_slots;
+    uint64_t checked_ns;
     /* one virtual CPU at a time, in order of arrival */
     pthread_mutex_t mutex;
     pthread_cond_t turn;
@@ -47,6 +56,11 @@ static inline swtdx_cpu *swtdx_current(CPUX86State *env)
 {
     return env->uc->swtdx->current;
 }
+
+/* Until swtdx_unguard(), a fault on user memory comes back here as non-zero (as setjmp does: a macro, its frame must live). */
+void swtdx_set_executing(swtdx_engine *engine);
+#define swtdx_guard(engine) (swtdx_set_executing(engine), sigsetjmp((engine)->host_fault, 0))
+#define swtdx_unguard() swtdx_set_executing(NULL)
 
 /* called from the patched places */
 void swtdx_syscall(CPUX86State *env, int instruction_length, uintptr_t retaddr);
@@ -74,6 +88,8 @@ void swtdx_evaluate_interrupts(swtdx_cpu *cpu, CPUState *cs);
 void swtdx_sync_posted(swtdx_cpu *cpu);
 bool swtdx_apic_read(swtdx_cpu *cpu, uint32_t index, uint64_t *value);
 bool swtdx_apic_write(CPUX86State *env, swtdx_cpu *cpu, uint32_t index, uint64_t value, uintptr_t retaddr);
+void swtdx_code_page(struct uc_struct *uc, void *host);
+void swtdx_drop_snapshots(swtdx_engine *engine);
 int swtdx_highest(const uint8_t *vapic, unsigned base);
 void swtdx_request_block_end(CPUState *cs);
 

@@ -116,6 +116,7 @@ uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg)
 void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
 {
     CPUX86State *env = load(cpu);
+    bool flush = false;
 
     switch (reg) {
     case SWTDX_RFLAGS:
@@ -123,12 +124,18 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
         break;
     case SWTDX_CR0:
         env->cr[0] = value | CR0_ET_MASK;
+        flush = true;
         break;
-    case SWTDX_CR0 + 2: case SWTDX_CR0 + 3:
-        env->cr[reg - SWTDX_CR0] = value;
+    case SWTDX_CR0 + 2:
+        env->cr[2] = value;
+        break;
+    case SWTDX_CR0 + 3:
+        env->cr[3] = value;
+        flush = true;
         break;
     case SWTDX_CR0 + 4:
         cpu_x86_update_cr4(env, value);
+        flush = true;
         break;
     case SWTDX_CR0 + 8:
         cpu->vapic[0x80] = (value & 15) << 4;
@@ -153,6 +160,7 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
         break;
     case SWTDX_PKRU:
         env->pkru = value;
+        flush = true;
         break;
     case SWTDX_INTERRUPTIBILITY:
         env->hflags = (env->hflags & ~HF_INHIBIT_IRQ_MASK) | (value & 3 ? HF_INHIBIT_IRQ_MASK : 0);
@@ -161,7 +169,9 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
         break;
     }
     x86_update_hflags(env);
-    tlb_flush(env_cpu(env));
+    if (flush) {
+        tlb_flush(env_cpu(env));
+    }
     swtdx_release(cpu->engine);
 }
 
@@ -201,7 +211,6 @@ void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segmen
     cache->limit = segment->limit;
     cache->flags = segment->access_rights >> 16 & 1 ? 0 : (segment->access_rights & 0xff) << 8 | (segment->access_rights & 0xf000) << 8;
     x86_update_hflags(env);
-    tlb_flush(env_cpu(env));
     swtdx_release(cpu->engine);
 }
 

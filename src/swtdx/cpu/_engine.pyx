@@ -50,6 +50,7 @@ cdef extern from "swtdx.h" nogil:
     int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    void swtdx_check_code(swtdx_cpu *cpu)
     void swtdx_invept(swtdx_engine *engine)
     void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_engine *engine)
@@ -203,6 +204,12 @@ cdef class GuestContext:
     def notify(self) -> None:
         """Posted-interrupt notification: look at the descriptor again, without an exit."""
         swtdx_notify(self.cpu)
+
+    def check_code(self) -> None:
+        """The owner of user memory may have written to it: forget translated code that is out of date."""
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            swtdx_check_code(cpu)
 
     def inject(self, vector: int, kind: int, error_code: int | None = None, instruction_length: int = 0) -> None:
         """Deliver an event at the next entry (``kind``: :class:`~swtdx.cpu.vmx.EventType`). Replaces a pending one."""

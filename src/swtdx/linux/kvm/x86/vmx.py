@@ -158,7 +158,8 @@ def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
 
 
 def vmx_vcpu_pre_run(vcpu: "Vcpu") -> None:
-    """Without a local APIC here, CR8 comes from user space at every entry."""
+    """User space may have written code; without a local APIC here, CR8 comes from it at every entry."""
+    vcpu.vmx.context.check_code()
     if vcpu.apic is None:
         cr8 = run_page.U64.unpack_from(vcpu.run, run_page.CR8)[0]
         if cr8 > 15:

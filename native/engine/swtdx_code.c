@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Translated code and writes from outside.
+ *
+ * A guest's own stores find translated code by page (see the patch "code tracking"). Its memory may also be written by
+ * the process that owns it, with plain stores that nobody announces: a VMM that loads a kernel, plants a breakpoint, runs
+ * the next test. Real processors are coherent. Here each page of user memory with code in it is remembered as it was when
+ * the code was translated, and compared when the owner lets the virtual CPU run again: the page of the next instruction
+ * always, all the others every 20 ms. What is left out: code elsewhere, changed and reached within 20 ms of running.
+ *
+ * RAM of the machine needs none of this: whoever writes it (the TDX module, the kernel) says so.
+ */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "exec/ram_addr.h"
+#include <time.h>
+#include "swtdx_internal.h"
+
+#define CHECK_ALL_NS 20000000ull
+#define INITIAL_SLOTS 1024
+
+static struct swtdx_snapshot **slot_of(swtdx_engine *engine, uint8_t *host)
+{
+    size_t mask = engine->snapshot_slots - 1, at = ((uintptr_t)host >> 12) * 0x9e3779b97f4a7c15ull >> 20 & mask;
+
+    while (engine->snapshots[at] && engine->snapshots[at]->host != host) {
+        at = (at + 1) & mask;
+    }
+    return &engine->snapshots[at];
+}
+
+static bool grow(swtdx_engine *engine)
+{
+    struct swtdx_snapshot **old = engine->snapshots;
+    size_t count = engine->snapshot_slots, at;
+
+    engine->snapshot_slots = count ? count * 2 : INITIAL_SLOTS;
+    engine->snapshots = calloc(engine->snapshot_slots, sizeof(*engine->snapshots));
+    if (!engine->snapshots) {
+        engine->snapshots = old;
+        engine->snapshot_slots = count;
+        return false;
+    }
+    for (at = 0; at < count; at++) {
+        if (old[at]) {
+            *slot_of(engine, old[at]->host) = old[at];
+        }
+    }
+    free(old);
+    return true;
+}
+
+/* The first block in this page is being translated (called by TCG, under the engine's turn). */
+void swtdx_code_page(struct uc_struct *uc, void *page)
+{
+    swtdx_engine *engine = uc->swtdx;
+    uint8_t *host = (uint8_t *)((uintptr_t)page & ~4095ull);
+    struct swtdx_snapshot **slot;
+
+    if (!engine || (host >= engine->ram && host < engine->ram + engine->size)) {
+        return;
+    }
+    if (engine->nsnapshots * 2 >= engine->snapshot_slots && !grow(engine)) {
+        return;
+    }
+    slot = slot_of(engine, host);
+    if (!*slot) {
+        if (!(*slot = malloc(sizeof(**slot)))) {
+            return;
+        }
+        (*slot)->host = host;
+        engine->nsnapshots++;
+    }
+    memcpy((*slot)->content, host, 4096);
+}
+
+void swtdx_drop_snapshots(swtdx_engine *engine)
+{
+    size_t at;
+
+    for (at = 0; at < engine->snapshot_slots; at++) {
+        free(engine->snapshots[at]);
+        engine->snapshots[at] = NULL;
+    }
+    engine->nsnapshots = 0;
+}
+
+static void check_page(swtdx_engine *engine, struct swtdx_snapshot *snapshot)
+{
+    ram_addr_t ram_addr;
+
+    if (!memcmp(snapshot->content, snapshot->host, 4096)) {
+        return;
+    }
+    ram_addr = qemu_ram_addr_from_host(engine->uc, snapshot->host);
+    if (ram_addr != RAM_ADDR_INVALID) {
+        tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + 4096);
+        memcpy(snapshot->content, snapshot->host, 4096);
+    }
+}
+
+void swtdx_check_code(swtdx_cpu *cpu)
+{
+    swtdx_engine *engine = cpu->engine;
+    struct swtdx_segment cs;
+    struct timespec now;
+    uint64_t ns, gpa, hpa;
+    uint32_t prot;
+    size_t at;
+
+    if (!engine->nsnapshots) {
+        return;
+    }
+    swtdx_get_segment(cpu, R_CS, &cs);
+    if (swtdx_translate_linear(cpu, cs.base + cpu->rip, &gpa) || swtdx_translate_physical(cpu, gpa, &hpa, &prot)) {
+        hpa = 0;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    ns = now.tv_sec * 1000000000ull + now.tv_nsec;
+    swtdx_acquire(engine);
+    if (!swtdx_guard(engine)) { /* the owner may have unmapped what we compare */
+        uint8_t *host = swtdx_host_pointer(engine, hpa & ~4095ull, 4096);
+        struct swtdx_snapshot *here = host && hpa >= engine->size ? *slot_of(engine, host) : NULL;
+
+        if (here) {
+            check_page(engine, here);
+        }
+        if (ns - engine->checked_ns > CHECK_ALL_NS) {
+            for (at = 0; at < engine->snapshot_slots; at++) {
+                if (engine->snapshots[at]) {
+                    check_page(engine, engine->snapshots[at]);
+                }
+            }
+            engine->checked_ns = ns;
+        }
+    }
+    swtdx_unguard();
+    swtdx_release(engine);
+}
