@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the guest CPU: a patched, x86-only, static Unicorn with our VMX/SEAM engine compiled into it.
 
-The repository carries none of Unicorn's lines. It carries a *series* of anchored edits (``native/series/*.toml``) and our
-own C files (``native/engine``). The build takes the source distribution 2.1.4 from PyPI, checks its SHA-256, applies the
-series, copies our files in, compiles with CMake and Ninja and keeps the result in a cache whose key is a hash of all of
-that: a rebuild costs nothing until something changes.
+The repository carries none of Unicorn's lines. It carries a *series* of anchored edits (``native/series/*.toml``) and
+our own C files (``native/engine``). The build takes the source distribution 2.1.4 from PyPI, checks its SHA-256,
+applies the series, copies our files in, compiles with CMake and Ninja and keeps the result in a cache whose key is a
+hash of all of that: a rebuild costs nothing until something changes.
 
 An edit names a file and one anchor, and says what happens there:
 
@@ -90,10 +90,12 @@ def fetch_source(cache: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
             command += ["--no-binary", ":all:", f"unicorn=={VERSION}", "--dest", scratch]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = Path(scratch) / name
             if not found.exists():
-                raise BuildError(f"pip could not download {name} from PyPI (set SWTDX_UNICORN_SDIST to a copy):\n{done.stderr}")
+                raise BuildError(
+                    f"pip could not download {name} from PyPI (set SWTDX_UNICORN_SDIST to a copy):\n{done.stderr}"
+                )
             found.replace(archive)
     actual = hashlib.sha256(archive.read_bytes()).hexdigest()
     if actual != SHA256:
@@ -150,8 +152,11 @@ def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None 
             shutil.copy(source, tree / "qemu/target/i386" / source.name)
         apply_series(tree, skip)
         output = Path(scratch) / "out"
-        for command in (["cmake", "-G", "Ninja", *CMAKE_OPTIONS, "-S", str(tree), "-B", str(output)], ["ninja", "-C", str(output)]):
-            done = subprocess.run(command, capture_output=not verbose, text=True)
+        for command in (
+            ["cmake", "-G", "Ninja", *CMAKE_OPTIONS, "-S", str(tree), "-B", str(output)],
+            ["ninja", "-C", str(output)],
+        ):
+            done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
             if done.returncode:
                 raise BuildError(f"{command[0]} failed:\n{(done.stdout or '')[-6000:]}{(done.stderr or '')[-2000:]}")
         staging = Path(scratch) / "staging"

@@ -30,15 +30,18 @@ class MachineKernel(EmulatedKernel):
     The kernel itself does not use the window: it reaches the module by SEAMCALL only.
     """
 
-    def __init__(self, processor: Processor, module: TdxModule, dialect: Dialect, *, enable_tdx: bool, no_rbp_mod: bool) -> None:
+    def __init__(
+        self, processor: Processor, module: TdxModule, dialect: Dialect, *, enable_tdx: bool, no_rbp_mod: bool
+    ) -> None:
         super().__init__(processor, dialect, enable_tdx, no_rbp_mod)
         self.module = module
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         """What the TDX module holds of the TD behind a VM's descriptor.
 
-        ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``passes_rbp``: the guest has
-        passed RBP in a TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is no TD.
+        ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``passes_rbp``: the guest
+        has passed RBP in a TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is
+        no TD.
         """
         file = self.files.by_fd.get(vm_fd)
         if not isinstance(file, VmFile):
@@ -59,8 +62,8 @@ def boot(
     """Power an emulated machine on: load the TDX module, boot a kernel that speaks ``dialect``.
 
     ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod`` as for
-    :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. Raises ValueError for a
-    platform that cannot be.
+    :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. Raises ValueError
+    for a platform that cannot be.
     """
     processor = Processor(platform)
     module = TdxModule(processor)

@@ -34,12 +34,16 @@ def assemble(source: str, origin: int = CODE, bits: int = 64) -> bytes:
         text.write_text(f".intel_syntax noprefix\n.code{bits}\n{source}\n")
         subprocess.run(["as", "-o", obj, text], check=True)
         subprocess.run(
-            ["ld", f"-Ttext={origin:#x}", "--oformat", "binary", "-e", "0", "-o", out, obj], check=True, stderr=subprocess.DEVNULL
+            ["ld", f"-Ttext={origin:#x}", "--oformat", "binary", "-e", "0", "-o", out, obj],
+            check=True,
+            stderr=subprocess.DEVNULL,
         )
         return out.read_bytes()
 
 
-def ept_map(processor: Processor, root: int, gpa: int, hpa: int, entry: int = 7, levels: int = 4, level: int = 0) -> None:
+def ept_map(
+    processor: Processor, root: int, gpa: int, hpa: int, entry: int = 7, levels: int = 4, level: int = 0
+) -> None:
     """Put one mapping into the EPT at ``root``, taking tables from behind :data:`EPT_TABLES`."""
     qwords = processor.memory.qwords
     table = root
@@ -55,7 +59,9 @@ def ept_map(processor: Processor, root: int, gpa: int, hpa: int, entry: int = 7,
 class Guest:
     """A processor with one virtual CPU in 64-bit mode, ``memory`` bytes mapped 1:1 by its own page tables."""
 
-    def __init__(self, source: str = "", *, ept: bool = False, tdx: bool = False, processor: Processor | None = None) -> None:
+    def __init__(
+        self, source: str = "", *, ept: bool = False, tdx: bool = False, processor: Processor | None = None
+    ) -> None:
         self.processor = processor or Processor(Platform(memory_size=1 << 30))
         self.memory = self.processor.memory
         self.context = context = self.processor.new_context()

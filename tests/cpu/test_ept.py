@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The second stage: the processor walks real EPT tables, and what it reports when there is nothing (SDM volume 3, 29.3, 28.2.1)."""
+"""The second stage: the processor walks real EPT tables, and reports what is not there (SDM volume 3, 28.2.1, 29.3)."""
 
 from __future__ import annotations
 
@@ -201,7 +201,9 @@ def test_a_poisoned_page_is_a_machine_check() -> None:
     assert guest.run() == ExitReason.HLT
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 511), st.integers(0, 2**64 - 1)), min_size=1, max_size=6))
 def test_random_tables_end_in_an_exit_never_in_a_crash(entries: list[tuple[int, int, int]]) -> None:
     guest = nested_guest("mov rsi, 0x200000\n lp: mov rax, [rsi]\n add rsi, 0x1000\n cmp rsi, 0x210000\n jb lp\n hlt")

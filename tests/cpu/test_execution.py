@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from tests.cpu.guest import CODE, PAGE_TABLES, Guest
 
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
+from tests.cpu.guest import CODE, PAGE_TABLES, Guest
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 = range(12)
 
@@ -95,7 +95,9 @@ def test_a_double_fault_without_a_handler_is_a_triple_fault() -> None:
     assert guest.run() == ExitReason.TRIPLE_FAULT
 
 
-@pytest.mark.parametrize(("kind", "error"), [(EventType.HARDWARE_EXCEPTION, 0x55), (EventType.HARDWARE_EXCEPTION, None)])
+@pytest.mark.parametrize(
+    ("kind", "error"), [(EventType.HARDWARE_EXCEPTION, 0x55), (EventType.HARDWARE_EXCEPTION, None)]
+)
 def test_an_injected_exception_arrives_with_its_error_code(kind: EventType, error: int | None) -> None:
     guest = Guest("cpuid\n hlt")
     vector = 13 if error is not None else 20
@@ -134,9 +136,14 @@ def test_syscall_and_sysret_follow_star_and_lstar() -> None:
 
 def test_user_code_may_not_touch_a_port_that_its_bitmap_forbids() -> None:
     """IN at CPL 3 with IOPL 0 and no I/O bitmap is #GP(0), not an exit."""
-    guest = Guest("push 0x23\n push 0x90000\n push 2\n push 0x2b\n lea rax, [rip + user]\n push rax\n iretq\n user: in al, 0x42\n hlt")
+    guest = Guest(
+        "push 0x23\n push 0x90000\n push 2\n push 0x2b\n lea rax, [rip + user]\n push rax\n iretq\n"
+        "user: in al, 0x42\n hlt"
+    )
     gdt = 0x1000
-    guest.memory.write(gdt, struct.pack("<6Q", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF))
+    guest.memory.write(
+        gdt, struct.pack("<6Q", 0, 0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
+    )
     guest.context.set_segment(Segment.GDTR, 0, gdt, 6 * 8 - 1, 0)
     guest.context.set_segment(Segment.TR, 0x30, 0x5000, 0x67, 0x8B)
     guest.memory.write(0x5004, struct.pack("<Q", 0x80000))  # RSP0
@@ -206,7 +213,9 @@ def test_a_kick_reaches_a_spinning_guest_and_sticks_until_the_next_entry() -> No
 
 def test_two_virtual_cpus_share_the_processor_in_slices() -> None:
     first = Guest("lp: inc qword ptr [0x300000]\n cmp qword ptr [0x300100], 0\n je lp\n hlt")
-    second = Guest("lp: inc qword ptr [0x300008]\n cmp qword ptr [0x300100], 0\n je lp\n hlt", processor=first.processor)
+    second = Guest(
+        "lp: inc qword ptr [0x300008]\n cmp qword ptr [0x300100], 0\n je lp\n hlt", processor=first.processor
+    )
     second.memory.write(0x140000, second.memory.read(CODE, 64))
     first.load("lp: inc qword ptr [0x300000]\n cmp qword ptr [0x300100], 0\n je lp\n hlt")
     second.context.rip = 0x140000
@@ -264,4 +273,9 @@ def test_registers_survive_a_round_trip() -> None:
 def test_power_on_state_is_the_reset_vector() -> None:
     """SDM table 10-1: CS base 0xFFFF0000, EIP 0xFFF0, CR0 0x60000010."""
     context = Guest().processor.new_context()
-    assert (context.segment(Segment.CS)[1], context.rip, context.cr0, context.rflags) == (0xFFFF0000, 0xFFF0, 0x60000010, 2)
+    assert (context.segment(Segment.CS)[1], context.rip, context.cr0, context.rflags) == (
+        0xFFFF0000,
+        0xFFF0,
+        0x60000010,
+        2,
+    )

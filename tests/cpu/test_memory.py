@@ -50,7 +50,10 @@ def test_reads_across_pages_and_of_parts_agree(memory: PhysicalMemory) -> None:
 def test_a_foreign_write_breaks_integrity_and_a_full_overwrite_heals_it(memory: PhysicalMemory) -> None:
     memory.write(PAGE + 64, b"x")
     assert memory.poison[PAGE >> 12]
-    assert memory.read(PAGE | PRIVATE << 46, 64) != SECRET[:64] or memory.read(PAGE + 64 | PRIVATE << 46, 16) != SECRET[64:80]
+    assert (
+        memory.read(PAGE | PRIVATE << 46, 64) != SECRET[:64]
+        or memory.read(PAGE + 64 | PRIVATE << 46, 16) != SECRET[64:80]
+    )
     memory.clear_page(PAGE | PRIVATE << 46)
     assert not memory.poison[PAGE >> 12]
     assert memory.read(PAGE | PRIVATE << 46, 4096) == bytes(4096)
@@ -71,7 +74,9 @@ def test_addresses_outside_ram_are_refused(memory: PhysicalMemory) -> None:
         memory.unmap_user(1 << 45, 4096)
 
 
-@pytest.mark.parametrize("change", [{"memory_size": 123}, {"keyid_bits": 5}, {"module_version": "9"}, {"logical_processors": 0}])
+@pytest.mark.parametrize(
+    "change", [{"memory_size": 123}, {"keyid_bits": 5}, {"module_version": "9"}, {"logical_processors": 0}]
+)
 def test_a_platform_that_cannot_be_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         Platform(**change)  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The patch series on Unicorn: every patch has a test that fails without it.
 
-This file says which, and checks that they exist. ``script/check-patches`` proves it: it builds the engine once per patch
-with that patch left out and runs the tests named here, which must fail (about a minute each: not for every CI run).
+This file says which, and checks that they exist. ``script/check-patches`` proves it: it builds the engine once per
+patch with that patch left out and runs the tests named here, which must fail (about a minute each: not for every CI
+run).
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ NEEDED_BY: dict[str, list[str]] = {
 def native_unicorn() -> ModuleType:
     """The build recipe, which is not part of the package."""
     spec = importlib.util.spec_from_file_location("swtdx_native_unicorn", ROOT / "native/unicorn.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -15,10 +15,9 @@ Registers = tuple[int, int, int, int]
 
 SIGNATURE = 0x000806F8
 _NAME = b"Intel(R) Xeon(R) Processor (emulated by swtdx)".ljust(48, b"\0")
-_LEAF_1_EDX = 0x0FCBFBFF | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 7  # no DS, ACPI, HTT bits beyond these
-_LEAF_1_ECX = (
-    1 << 0 | 1 << 1 | 1 << 9 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26 | 1 << 30
-)  # fmt: skip
+_LEAF_1_EDX = 0x0FCBFBFF
+"""Everything up to SSE2 and self-snoop but the serial number, debug store, thermal monitor and PBE."""
+_LEAF_1_ECX = sum(1 << bit for bit in (0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26, 30))
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE RDRAND."""
 _LEAF_7_EBX = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
 """FSGSBASE SMEP ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB. BMI1/2 are left out: the engine wants CR4.OSFXSR for them."""

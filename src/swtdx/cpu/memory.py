@@ -9,9 +9,9 @@ With multi-key memory encryption the same line of DRAM reads differently under d
 * software that writes with another KeyID than a private one destroys the line's integrity: the page is *poisoned*, and
   the guest that owns it takes a machine check on touching it. A full overwrite (MOVDIR64B) heals it.
 
-Inside, data is kept in the clear, so that guest execution costs nothing extra; ciphertext is computed when somebody asks
-for it. The keys are made at random when configured (PCONFIG) and die with :meth:`PhysicalMemory.drop_key`. They protect
-nobody: this process can read everything.
+Inside, data is kept in the clear, so that guest execution costs nothing extra; ciphertext is computed when somebody
+asks for it. The keys are made at random when configured (PCONFIG) and die with :meth:`PhysicalMemory.drop_key`. They
+protect nobody: this process can read everything.
 
 Above RAM lie *windows* on the memory of the process that uses the emulated kernel: the physical pages behind its
 mappings, as the EPT of a guest names them.
@@ -132,7 +132,7 @@ class PhysicalMemory:
         return b"".join(pieces)
 
     def write(self, pa: int, data: bytes) -> None:
-        """Write with the KeyID in ``pa``. A page stored under a private KeyID loses its integrity by a foreign write."""
+        """Write with the KeyID in ``pa``. A foreign write to a page under a private KeyID breaks its integrity."""
         hpa, hkid = self._split(pa, len(data))
         done = 0
         while done < len(data):

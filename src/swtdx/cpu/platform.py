@@ -24,7 +24,9 @@ def _measure_tsc() -> int:
     time.sleep(0.02)
     elapsed = time.perf_counter_ns() - started
     hertz = (_engine.host_tsc() - ticks) * 1_000_000_000 // elapsed
-    return max(1, round(hertz / 25_000_000)) * 25_000_000 if abs(hertz % 25_000_000 - 12_500_000) > 12_000_000 else hertz
+    return (
+        max(1, round(hertz / 25_000_000)) * 25_000_000 if abs(hertz % 25_000_000 - 12_500_000) > 12_000_000 else hertz
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,8 @@ class SeamArgs:
         self.r12, self.r13, self.r14, self.r15, self.rbx, self.rdi, self.rsi = r12, r13, r14, r15, rbx, rdi, rsi
 
     def __repr__(self) -> str:
-        return f"SeamArgs({', '.join(f'{name}={getattr(self, name):#x}' for name in self.__slots__ if getattr(self, name))})"
+        registers = ((name, getattr(self, name)) for name in self.__slots__)
+        return f"SeamArgs({', '.join(f'{name}={value:#x}' for name, value in registers if value)})"
 
 
 class SeamModule(Protocol):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""VMX numbers: exit reasons, event types, segment registers, EPT entry bits (Intel SDM volume 3, chapters 25-29, appendix C)."""
+"""VMX numbers: exit reasons, event types, segment registers, EPT entries (Intel SDM volume 3, 25-29, appendix C)."""
 
 from __future__ import annotations
 
