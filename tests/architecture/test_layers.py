@@ -23,7 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "seam": {"cpu"},
     "linux": {"uapi", "cpu"},  # the TDX module only by Processor.seamcall
     "vmm": {"uapi"},
-    "attest": {"seam.report"},
+    # What a launch would measure is computed by the very code that a launch uses; none of these makes a system call.
+    "attest": {"seam.report", "vmm.tdvf", "vmm.measurement", "vmm.memory_map", "vmm.initial_memory"},
     "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires
     "cli": {"cpu", "uapi", "seam", "linux", "vmm", "attest", "machine"},
     "__init__": set(),
@@ -100,6 +101,7 @@ def test_imports_follow_the_arrows() -> None:
         ("cpu/memory.py", "import swtdx.uapi.kvm\n"),
         ("seam/module.py", "from swtdx.linux.kernel import EmulatedKernel\n"),
         ("attest/quote.py", "from swtdx.seam.module import TdxModule\n"),
+        ("attest/measure.py", "from swtdx.vmm.launch import launch\n"),
         ("machine.py", "from swtdx import cli\n"),
     ],
 )
