@@ -13,7 +13,7 @@ import selectors
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from swtdx.linux.err import err
 from swtdx.uapi.kvm import (
@@ -59,12 +59,26 @@ class Ioeventfd:
         return (not self.length or self.length == length) and (self.datamatch is None or self.datamatch == value)
 
 
+class PortDevice(Protocol):
+    """A device in the kernel that answers ports."""
+
+    def read(self, port: int, size: int) -> int:
+        """IN."""
+        ...
+
+    def write(self, port: int, size: int, value: int) -> None:
+        """OUT."""
+        ...
+
+
 class Buses:
     """KVM_PIO_BUS and KVM_MMIO_BUS: addresses that the kernel answers itself."""
 
     def __init__(self) -> None:
         self.pio: dict[int, list[Ioeventfd]] = {}
         self.mmio: dict[int, list[Ioeventfd]] = {}
+        self.ports: dict[int, PortDevice] = {}
+        """Devices in the kernel, by each of their ports."""
 
     @staticmethod
     def write(bus: dict[int, list[Ioeventfd]], address: int, length: int, value: int) -> bool:
@@ -201,6 +215,7 @@ class Irqfds:
 
         def inject() -> None:
             kvm.irq_routing.set_irq(gsi, 1)
+            kvm.irq_routing.set_irq(gsi, 0)
 
         thread.add(eventfd, inject)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """GSI routing and message-signalled interrupts (virt/kvm/irqchip.c, arch/x86/kvm/irq_comm.c).
 
-With the split irqchip a GSI can only be an MSI: the I/O APIC is in user space and sends messages. Message format: Intel
-SDM vol. 3, "Message Signalled Interrupts"; with KVM_X2APIC_API_USE_32BIT_IDS the upper address word carries bits 31:8
-of the destination.
+With the split irqchip a GSI can only be an MSI: the I/O APIC is in user space and sends messages. With the whole
+irqchip here it can also be pins of the PICs and the I/O APIC, at first those of its own number. Format: Intel SDM 3,
+"Message Signalled Interrupts"; with KVM_X2APIC_API_USE_32BIT_IDS the upper address word carries destination bits 31:8.
 """
 
 import errno
@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.kvm.eventfd import Irqfds
-from swtdx.uapi.kvm import KVM_IRQ_ROUTING_MSI, kvm_irq_routing_entry
+from swtdx.uapi.kvm import (
+    KVM_IOAPIC_NUM_PINS,
+    KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQ_ROUTING_MSI,
+    KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_SLAVE,
+    kvm_irq_routing_entry,
+)
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
@@ -29,32 +36,56 @@ class IrqRouting:
     def __init__(self, kvm: "Kvm") -> None:
         self._kvm = kvm
         self.routes: dict[int, list[tuple[int, int, int]]] = {}  # gsi -> (address_lo, address_hi, data)
+        self.pins: dict[int, list[tuple[int, int]]] = {}  # gsi -> (chip, pin)
         self.irqfds = Irqfds(kvm)
+
+    def set_default_routes(self) -> None:
+        """KVM_CREATE_IRQCHIP: GSI n is I/O APIC pin n, and for the first 16 the PICs' line n."""
+        self.pins = {gsi: [(KVM_IRQCHIP_IOAPIC, gsi)] for gsi in range(KVM_IOAPIC_NUM_PINS)}
+        for gsi in range(16):
+            self.pins[gsi].insert(0, (gsi >> 3, gsi & 7))
 
     def set_routes(self, entries: list[kvm_irq_routing_entry]) -> None:
         """KVM_SET_GSI_ROUTING, the entries. Raises OSError(EINVAL) and changes nothing then."""
         routes: dict[int, list[tuple[int, int, int]]] = {}
+        pins: dict[int, list[tuple[int, int]]] = {}
         for entry in entries:
             if entry.flags:
                 raise err(errno.EINVAL, f"routing flags {entry.flags:#x}")
             if entry.gsi >= KVM_MAX_IRQ_ROUTES:
                 raise err(errno.EINVAL, f"gsi {entry.gsi}")
+            if entry.type == KVM_IRQ_ROUTING_IRQCHIP and self._kvm.ioapic is not None:
+                chip, pin = entry.u.irqchip.irqchip, entry.u.irqchip.pin
+                if chip > KVM_IRQCHIP_IOAPIC or pin >= (8 if chip <= KVM_IRQCHIP_PIC_SLAVE else KVM_IOAPIC_NUM_PINS):
+                    raise err(errno.EINVAL, f"chip {chip}, pin {pin}")
+                pins.setdefault(entry.gsi, []).append((chip, pin))
+                continue
             if entry.type != KVM_IRQ_ROUTING_MSI:
                 raise err(errno.EINVAL, f"routing type {entry.type} without an I/O APIC in the kernel")
             message = entry.u.msi
             if self._kvm.x2apic_format and message.address_hi & 0xFF:
                 raise err(errno.EINVAL, "the low byte of address_hi must be 0 with 32-bit APIC ids")
             routes.setdefault(entry.gsi, []).append((message.address_lo, message.address_hi, message.data))
-        self.routes = routes
+        self.routes, self.pins = routes, pins
 
     def set_irq(self, gsi: int, level: int) -> int:
         """kvm_set_irq: raise the line. The number of vCPUs reached; -1 if the GSI has no route."""
-        routes = self.routes.get(gsi)
-        if routes is None:
+        routes, pins = self.routes.get(gsi), self.pins.get(gsi)
+        if routes is None and pins is None:
             return -1
-        if not level:
+        reached = sum(self._set_pin(chip, pin, level) for chip, pin in pins or ())
+        if level:
+            reached += sum(max(0, self.send_msi(*route)) for route in routes or ())
+        return reached
+
+    def _set_pin(self, chip: int, pin: int, level: int) -> int:
+        kvm = self._kvm
+        if kvm.ioapic is None or kvm.pic is None:
             return 0
-        return sum(max(0, self.send_msi(*route)) for route in routes)
+        if chip == KVM_IRQCHIP_IOAPIC:
+            return kvm.ioapic.set_irq(pin, level)
+        kvm.pic.set_irq(chip << 3 | pin, level)
+        return 1
 
     def send_msi(self, address_lo: int, address_hi: int, data: int) -> int:
         """Deliver a message. The number of vCPUs that took it, -1 if none is addressed."""

@@ -15,9 +15,13 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
+from swtdx.linux.kvm import i8259
 from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.hva import HvaMapping
+from swtdx.linux.kvm.i8254 import Pit
+from swtdx.linux.kvm.i8259 import Pic
+from swtdx.linux.kvm.ioapic import IoApic
 from swtdx.linux.kvm.irq_routing import IrqRouting
 from swtdx.linux.kvm.memory_attributes import MemoryAttributes
 from swtdx.linux.kvm.memslots import Change, Memslot, Memslots, check_region, plan
@@ -91,6 +95,9 @@ class Kvm:
         self.irq_routing = IrqRouting(self)
         self.buses = Buses()
         self.nr_reserved_ioapic_pins = 0
+        self.pic: Pic | None = None
+        self.ioapic: IoApic | None = None
+        self.pit: Pit | None = None
         self.x2apic_format = False
         self.x2apic_broadcast_quirk_disabled = False
         self.apic_bus_cycle_ns = APIC_BUS_CYCLE_NS_DEFAULT
@@ -122,6 +129,8 @@ class Kvm:
     def _destroy(self) -> None:
         log.debug("VM %d: destroy", self.number)
         self.irq_routing.release()
+        if self.pit is not None:
+            self.pit.release()
         self.buses.release()
         for slot in self.memslots:
             self._release_slot_memory(slot, keep_gmem=False)
@@ -141,6 +150,26 @@ class Kvm:
         self.dead = True
         self.kick_all()
         return err(errno.EIO, reason)
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP. Raises OSError(EEXIST, EINVAL). A TD may have it, but then gets no vCPU."""
+        if self.irqchip_mode is not IrqchipMode.NONE:
+            raise err(errno.EEXIST, "an irqchip exists")
+        if self.created_vcpus:
+            raise err(errno.EINVAL, "vCPUs exist")
+        self.pic, self.ioapic = Pic(self), IoApic(self)
+        self.buses.ports.update(dict.fromkeys(i8259.PORTS, self.pic))
+        self.irqchip_mode = IrqchipMode.KERNEL
+        self.irq_routing.set_default_routes()
+
+    def create_pit(self, ports: tuple[int, ...]) -> None:
+        """KVM_CREATE_PIT2. Raises OSError(EEXIST, ENOENT)."""
+        if self.pit is not None:
+            raise err(errno.EEXIST, "the PIT exists")
+        if self.pic is None:
+            raise err(errno.ENOENT, "no PIC in the kernel")
+        self.pit = Pit(self)
+        self.buses.ports.update(dict.fromkeys(ports, self.pit))
 
     # vCPUs as a whole
 

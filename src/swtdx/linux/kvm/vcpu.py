@@ -241,7 +241,10 @@ class Vcpu:
         apic = self.apic
         assert apic is not None
         vector, apic.pending_ioapic_eoi = apic.pending_ioapic_eoi, None
-        if self.kvm.irqchip_mode is not IrqchipMode.SPLIT or vector is None:
+        if vector is None:
+            return False
+        if self.kvm.ioapic is not None:
+            self.kvm.ioapic.update_eoi(vector)
             return False
         run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_IOAPIC_EOI))
         self.run[run_page.UNION] = vector

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ioctls on a VM's fd (kvm_vm_ioctl, kvm_arch_vm_ioctl).
 
-First EIO for a caller in another address space or a dead VM, then the request; an unknown one is ENOTTY. What needs the
-PIC, I/O APIC or PIT in the kernel answers as a kernel without them (CONFIG_KVM_IOAPIC) does.
+First EIO for a caller in another address space or a dead VM, then the request; an unknown one is ENOTTY. Those of the
+interrupt controllers are in `irqchip_ioctl`.
 """
 
 import ctypes
@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from swtdx.linux.err import err
 from swtdx.linux.files import File
+from swtdx.linux.kvm import irqchip_ioctl
 from swtdx.linux.kvm.capability import check_extension, enable_cap
 from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
@@ -37,7 +38,6 @@ from swtdx.uapi.kvm import (
     kvm_memory_attributes,
     kvm_msi,
     kvm_msr_filter,
-    kvm_pit_config,
     kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
 )
@@ -143,23 +143,6 @@ def _get_dirty_log(kvm: Kvm, arg: int) -> int:
 
 def _enable_cap(kvm: Kvm, arg: int) -> int:
     return enable_cap(kvm, struct_from_user(kvm_enable_cap, arg))
-
-
-def _create_irqchip(kvm: Kvm, arg: int) -> int:
-    raise err(errno.ENOTTY, "built without PIC and I/O APIC; use KVM_CAP_SPLIT_IRQCHIP")
-
-
-def _no_irqchip(kvm: Kvm, arg: int) -> int:
-    raise err(errno.ENXIO, "no PIC, I/O APIC or PIT in the kernel")
-
-
-def _create_pit(kvm: Kvm, arg: int) -> int:
-    raise err(errno.ENOENT, "no PIC in the kernel")
-
-
-def _create_pit2(kvm: Kvm, arg: int) -> int:
-    struct_from_user(kvm_pit_config, arg)
-    return _create_pit(kvm, arg)
 
 
 def _irq_line(kvm: Kvm, arg: int) -> int:
@@ -289,16 +272,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_GET_DIRTY_LOG": _get_dirty_log,
         "KVM_ENABLE_CAP": _enable_cap,
         "KVM_CHECK_EXTENSION": lambda kvm, arg: check_extension(kvm.kernel, kvm, arg),
-        "KVM_CREATE_IRQCHIP": _create_irqchip,
-        "KVM_GET_IRQCHIP": _no_irqchip,
-        "KVM_SET_IRQCHIP": _no_irqchip,
-        "KVM_GET_PIT": _no_irqchip,
-        "KVM_SET_PIT": _no_irqchip,
-        "KVM_GET_PIT2": _no_irqchip,
-        "KVM_SET_PIT2": _no_irqchip,
-        "KVM_REINJECT_CONTROL": _no_irqchip,
-        "KVM_CREATE_PIT": _create_pit,
-        "KVM_CREATE_PIT2": _create_pit2,
+        **irqchip_ioctl.HANDLERS,
         "KVM_IRQ_LINE": _irq_line,
         "KVM_IRQ_LINE_STATUS": _irq_line,
         "KVM_SET_GSI_ROUTING": _set_gsi_routing,

@@ -399,6 +399,12 @@ def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
             return 0
         word = apic.read(offset & 0xFF0)
         return word >> 8 * (offset & 3) & (1 << 8 * access.size) - 1
+    ioapic = vcpu.kvm.ioapic
+    if ioapic is not None and ioapic.covers(access.gpa):
+        if access.value is None:
+            return ioapic.read(access.gpa, access.size) & (1 << 8 * access.size) - 1
+        ioapic.write(access.gpa, access.size, access.value)
+        return 0
     if access.value is not None and vcpu.kvm.buses.mmio:
         if Buses.write(vcpu.kvm.buses.mmio, access.gpa, access.size, access.value):
             return 0

@@ -173,7 +173,7 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
     context = vmx.context
     if vcpu.nmi_pending:
         _inject_nmi(vcpu, context)
-    if vcpu.pending_external_vector >= 0:
+    if vcpu.pending_external_vector >= 0 or _pic_output(vcpu):
         _inject_external(vcpu, context)
     elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW]:
         context.interrupt_window_exiting = True
@@ -203,14 +203,23 @@ def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
     context.inject(2, EventType.NMI)
 
 
+def _pic_output(vcpu: "Vcpu") -> bool:
+    pic = vcpu.kvm.pic
+    return pic is not None and pic.output
+
+
 def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
-    """KVM_INTERRUPT's vector; with the APIC here, only if LINT0 takes it."""
+    """The vector of KVM_INTERRUPT or of the PIC here; with the APIC here, only if LINT0 takes it."""
     if vcpu.apic is not None and vcpu.apic.get(LVT0) & (LVT_MASKED | 0x700) != 0x700:
         return
     if context.event_pending or not _window_open(context):
         context.interrupt_window_exiting = True
         return
     vector, vcpu.pending_external_vector = vcpu.pending_external_vector, -1
+    if vector < 0:
+        pic = vcpu.kvm.pic
+        assert pic is not None
+        vector = pic.read_irq()
     context.inject(vector, EventType.EXTERNAL)
 
 
@@ -371,6 +380,8 @@ def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
     apic = vcpu.apic
     if apic is None:
         return False
+    if _pic_output(vcpu) and apic.get(LVT0) & (LVT_MASKED | 0x700) == 0x700:
+        return True
     return vcpu.vmx.pi_desc.pending() or apic.has_interrupt()
 
 

@@ -112,6 +112,16 @@ def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
         return pio.string_io(vcpu, context, qualification)
     size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
     rip, length = context.rip, context.instruction_length
+    device = vcpu.kvm.buses.ports.get(port)
+    if device is not None:
+        mask = (1 << 8 * size) - 1
+        if qualification & 8:
+            rax = context.gpr[RAX]
+            value = device.read(port, size) & mask
+            context.gpr[RAX] = value if size == 4 else rax & ~mask | value
+        else:
+            device.write(port, size, context.gpr[RAX] & mask)
+        return _skip(context)
     if qualification & 8:
 
         def complete_in() -> None:
