@@ -2,9 +2,9 @@
 /*
  * The engine: its life, whose turn it is, and the run loop.
  *
- * A processor runs one virtual CPU at a time. Threads take turns in order of arrival; whoever waits longer than a slice
- * asks the one inside to make room, which it does between two translation blocks and without telling its caller. TCG is
- * entered directly (cpu_exec), never through uc_emu_start.
+ * A processor runs one virtual CPU at a time. Whoever waits when a slice is over asks the one inside to make room, which
+ * it does between two translation blocks and without telling its caller. TCG is entered directly (cpu_exec), never
+ * through uc_emu_start.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"
@@ -17,6 +17,8 @@
 #include "swtdx_internal.h"
 
 #define SLICE_NS 2000000
+#define LINGER_NS 100000
+#define WAIT_NS 200000
 #define CODE_BUFFER_BYTES (256u << 20)
 
 void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr);
@@ -265,39 +267,106 @@ void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count
     swtdx_invept(engine);
 }
 
-/* ---- whose turn ---- */
+/* ---- whose turn ----
+ *
+ * The processor is free or busy; threads that find it busy queue up. A virtual CPU that gets it begins a slice. When it
+ * exits before the slice is over it usually comes back at once (its caller has dealt with the exit), so it keeps the
+ * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which a
+ * guest executes while it waits for somebody else.
+ */
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+static void wait_a_little(swtdx_engine *engine)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += WAIT_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++, until.tv_nsec -= 1000000000;
+    }
+    pthread_cond_timedwait(&engine->turn, &engine->mutex, &until);
+}
+
+/* The processor for something short: a register, a mapping. Ahead of those who want to run a guest. */
 void swtdx_acquire(swtdx_engine *engine)
 {
-    uint64_t ticket;
-
     pthread_mutex_lock(&engine->mutex);
-    ticket = engine->next_ticket++;
-    while (engine->serving != ticket) {
-        struct timespec until;
+    engine->short_waiters++;
+    while (engine->busy) {
+        engine->preempt = 1;
+        cpu_exit(engine->uc->cpu);
+        wait_a_little(engine);
+    }
+    engine->short_waiters--;
+    engine->busy = true;
+    pthread_mutex_unlock(&engine->mutex);
+}
 
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += SLICE_NS;
-        if (until.tv_nsec >= 1000000000) {
-            until.tv_sec++, until.tv_nsec -= 1000000000;
+/* The processor to run this virtual CPU. */
+static void acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
+{
+    pthread_mutex_lock(&engine->mutex);
+    if (engine->busy || (engine->next_ticket != engine->serving && engine->slice_owner != cpu)) {
+        uint64_t ticket = engine->next_ticket++, now;
+
+        for (;;) {
+            now = now_ns();
+            if (!engine->busy && engine->serving == ticket &&
+                (!engine->slice_owner || engine->slice_owner == cpu || now >= engine->linger_end)) {
+                break;
+            }
+            if (engine->busy && now >= engine->slice_end && !engine->preempt) {
+                engine->preempt = 1;
+                cpu_exit(engine->uc->cpu);
+            }
+            wait_a_little(engine);
         }
-        if (pthread_cond_timedwait(&engine->turn, &engine->mutex, &until) == ETIMEDOUT) {
-            engine->preempt = 1;
-            cpu_exit(engine->uc->cpu);
+        engine->serving++;
+    }
+    engine->busy = true;
+    if (engine->slice_owner != cpu) {
+        engine->slice_owner = cpu;
+        engine->slice_end = now_ns() + SLICE_NS;
+    }
+    pthread_mutex_unlock(&engine->mutex);
+}
+
+static void release(swtdx_engine *engine, bool keep_slice)
+{
+    pthread_mutex_lock(&engine->mutex);
+    engine->busy = false;
+    engine->preempt = 0;
+    if (engine->next_ticket != engine->serving) {
+        uint64_t now = now_ns();
+
+        if (keep_slice && now < engine->slice_end) {
+            engine->linger_end = now + LINGER_NS; /* those who wait look again by themselves */
+        } else {
+            engine->slice_owner = NULL;
         }
+    }
+    if (engine->short_waiters || !engine->slice_owner) {
+        pthread_cond_broadcast(&engine->turn);
     }
     pthread_mutex_unlock(&engine->mutex);
 }
 
 void swtdx_release(swtdx_engine *engine)
 {
-    pthread_mutex_lock(&engine->mutex);
-    engine->serving++;
-    engine->preempt = 0;
-    if (engine->serving != engine->next_ticket) {
-        pthread_cond_broadcast(&engine->turn);
-    }
-    pthread_mutex_unlock(&engine->mutex);
+    release(engine, true);
+}
+
+static bool others_wait(const swtdx_engine *engine)
+{
+    return __atomic_load_n(&engine->next_ticket, __ATOMIC_RELAXED) != __atomic_load_n(&engine->serving, __ATOMIC_RELAXED);
 }
 
 /* ---- running ---- */
@@ -382,8 +451,10 @@ static void disarm_event(CPUState *cs, swtdx_cpu *cpu)
     }
 }
 
-/* One stay inside. False: somebody else wants the processor, come again. */
-static bool stay(swtdx_engine *engine, swtdx_cpu *cpu)
+enum outcome { EXITED, PREEMPTED, YIELDED };
+
+/* One stay inside. */
+static enum outcome stay(swtdx_engine *engine, swtdx_cpu *cpu)
 {
     struct uc_struct *uc = engine->uc;
     CPUState *cs = uc->cpu;
@@ -401,11 +472,11 @@ static bool stay(swtdx_engine *engine, swtdx_cpu *cpu)
         if (__atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
             disarm_event(cs, cpu);
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
-            return true;
+            return EXITED;
         }
         if (engine->preempt) {
             disarm_event(cs, cpu);
-            return false;
+            return PREEMPTED;
         }
         if (engine->flush_done != engine->flush_wanted) {
             engine->flush_done = engine->flush_wanted;
@@ -418,23 +489,26 @@ static bool stay(swtdx_engine *engine, swtdx_cpu *cpu)
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
         cpu_exec(uc, cs);
         if (engine->exited) {
-            return true;
+            return EXITED;
         }
         if (uc->invalid_error) { /* an address without memory behind it, past every check: never seen, never ignored */
             uc->invalid_error = UC_ERR_OK;
             cpu->exit.physical_address = uc->invalid_addr;
             cpu->exit.reason = SWTDX_EXIT_EPT_MISCONFIG;
-            return true;
+            return EXITED;
+        }
+        if (others_wait(engine)) { /* back without an exit: a PAUSE, or a notification */
+            return YIELDED;
         }
         env->exception_is_int = 0;
     }
 }
 
-static bool run_once(swtdx_engine *engine, swtdx_cpu *cpu)
+static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
 {
     CPUState *cs = engine->uc->cpu;
     CPUX86State *env = cs->env_ptr;
-    bool finished;
+    enum outcome outcome;
 
     swtdx_make_current(engine, cpu);
     memcpy(env->regs, cpu->gpr, sizeof(cpu->gpr));
@@ -451,31 +525,31 @@ static bool run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     }
     engine->running = cpu;
     if (!swtdx_guard(engine)) {
-        finished = stay(engine, cpu);
+        outcome = stay(engine, cpu);
     } else { /* registers are as of some instruction of the faulting block: the machine is beyond repair, its owner told */
         cpu->delivering.valid = 0;
         cs->exception_index = -1;
         tb_flush(cs);
         tlb_flush(cs);
         cpu->exit.reason = SWTDX_EXIT_HOST_FAULT;
-        finished = true;
+        outcome = EXITED;
     }
     swtdx_unguard();
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;
-    return finished;
+    return outcome;
 }
 
 uint32_t swtdx_run(swtdx_cpu *cpu)
 {
     swtdx_engine *engine = cpu->engine;
-    bool finished;
+    enum outcome outcome;
 
     do {
-        swtdx_acquire(engine);
-        finished = run_once(engine, cpu);
-        swtdx_release(engine);
-    } while (!finished);
+        acquire_to_run(engine, cpu);
+        outcome = run_once(engine, cpu);
+        release(engine, outcome != YIELDED);
+    } while (outcome != EXITED);
     return cpu->exit.reason;
 }

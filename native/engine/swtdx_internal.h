@@ -37,10 +37,14 @@ struct swtdx_engine {
     struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */
     size_t nsnapshots, snapshot_slots;
     uint64_t checked_ns;
-    /* one virtual CPU at a time, in order of arrival */
+    /* whose turn it is; see swtdx_engine.c */
     pthread_mutex_t mutex;
     pthread_cond_t turn;
-    uint64_t next_ticket, serving;
+    bool busy;
+    uint64_t next_ticket, serving; /* those who wait, in order of arrival */
+    unsigned short_waiters;
+    swtdx_cpu *slice_owner;        /* whose slice it is, while slice_end has not come */
+    uint64_t slice_end, linger_end;
     volatile uint32_t preempt;
     swtdx_cpu *current; /* whose state is in env */
     swtdx_cpu *volatile running;

@@ -68,6 +68,7 @@ void swtdx_cpu_free(swtdx_cpu *cpu)
         if (engine->current == cpu) {
             engine->current = NULL;
         }
+        engine->slice_owner = NULL;
         swtdx_release(engine);
         free(cpu->saved);
         free(cpu);
