@@ -85,6 +85,7 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
     }
     if plan.td:
         kept.update(measurements(machine))
+        kept["added"] = [region.as_json() for region in machine.added]
     return kept
 
 

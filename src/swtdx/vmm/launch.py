@@ -28,15 +28,15 @@ from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
-from swtdx.vmm import hob
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.firmware import Firmware
+from swtdx.vmm.initial_memory import AddedRegion, InitialMemoryError, section_contents
 from swtdx.vmm.measurement import MrtdPredictor, Order
 from swtdx.vmm.memory import staged
 from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
 from swtdx.vmm.slots import MemorySlots
-from swtdx.vmm.tdvf import Section, SectionType, Tdvf, check_memory, parse
+from swtdx.vmm.tdvf import Section, Tdvf, check_memory, parse, unfilled
 from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells
@@ -98,6 +98,7 @@ class Machine:
         self.board = board
         self.capabilities: TdCapabilities | None = None
         self.mrtd: dict[Order, bytes] = {}  # predicted, by the order in which the kernel makes its calls
+        self.added: list[AddedRegion] = []  # what the TD started with, in the order in which it was added
         self._undo = undo
 
     def __enter__(self) -> Machine:
@@ -117,11 +118,8 @@ def check_plan(plan: Plan) -> Tdvf | None:
         return None
     tdvf = parse(plan.firmware.image, str(plan.firmware.path))
     check_memory(tdvf, plan.layout.ram)
-    for section in tdvf.sections:
-        if section.type in (SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM) and not section.raw_size:
-            raise LaunchError(f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none")
-        if section.type is SectionType.TD_PARAMS:
-            raise LaunchError(f"{tdvf.name}: {section} is of a kind that swtdx does not fill")
+    for fault in unfilled(tdvf):
+        raise LaunchError(str(fault))
     return tdvf
 
 
@@ -176,8 +174,12 @@ def _launch_td(device: Kvm, plan: Plan, tdvf: Tdvf, undo: ExitStack) -> Machine:
         if section.added:
             measured = " and measuring" if section.measured else ""
             plan.progress(f"adding{measured} {section.type.name}, {section.memory_size // PAGE_SIZE} pages")
-            contents = _contents(tdvf, section, plan.layout)
+            try:
+                contents = section_contents(tdvf, section, plan.layout.ram)
+            except InitialMemoryError as error:
+                raise LaunchError(str(error)) from None
             _add_section(slots, section, contents)
+            machine.added.append(AddedRegion.of(section, contents))
             for predictor in predictors:
                 predictor.add_region(section.address, contents, section.measured)
     plan.progress("finalising the measurement")
@@ -264,18 +266,6 @@ def _map_td_memory(slots: MemorySlots, plan: Plan) -> None:
     for gpa, length in layout.ram:
         slots.add(gpa, length)
     slots.add(layout.firmware_address, layout.firmware_size)
-
-
-def _contents(tdvf: Tdvf, section: Section, layout: MemoryMap) -> bytes:
-    """What goes into a section: bytes of the file, the TD HOB, or zeroes."""
-    if section.type is not SectionType.TD_HOB:
-        return tdvf.contents(section)
-    accepted = [(one.address, one.memory_size) for one in tdvf.sections if one.added]
-    try:
-        built = hob.build(section.address, section.memory_size, layout.ram, accepted)
-    except hob.HobError as error:
-        raise LaunchError(f"{tdvf.name}: {section}: {error}") from None
-    return built.ljust(section.memory_size, b"\0")
 
 
 def _add_section(slots: MemorySlots, section: Section, contents: bytes) -> None:

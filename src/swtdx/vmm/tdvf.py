@@ -11,17 +11,19 @@ The entry ``e47a6535-...`` holds one u32: the distance of the TDX metadata descr
 Descriptor and sections are those of the TDX Virtual Firmware Design Guide (Intel 344991), chapter "TDVF metadata";
 the section types beyond it (PAYLOAD and up) are td-shim's.
 
-Everything a launch would trip over later is refused here, in one sentence that names file, section and rule.
+Everything a launch would trip over later is refused here, in one sentence that names file, section and rule.  `parse`
+stops at the first rule that is broken, which is what a launch needs; `examine` goes on and tells all of them.
 """
 
 from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
+from typing import NamedTuple
 
 PAGE_SIZE = 4096
 FOUR_GIB = 1 << 32
@@ -41,8 +43,39 @@ _SECTION = struct.Struct("<IIQQII")  # data offset, raw data size, memory addres
 _MAXIMUM_SECTIONS = (PAGE_SIZE - _DESCRIPTOR.size) // _SECTION.size
 
 
+# A firmware volume begins with 16 zero bytes, the GUID of its file system, its length and "_FVH" (UEFI PI, volume 3).
+_VOLUME_SIGNATURE_AT = 40
+_VOLUME_SIGNATURE = b"_FVH"
+_VARIABLE_STORE_GUID = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")  # EFI_SYSTEM_NV_DATA_FV_GUID
+
+
+class Rule(StrEnum):
+    """What an image must keep to be started as a TD; the values are for programs to read."""
+
+    IMAGE_SIZE = "image-size"
+    GUID_TABLE = "guid-table"
+    NO_METADATA = "no-metadata"
+    SPLIT_IMAGE = "split-image"  # half of an image: code without variable store, or the other way round
+    METADATA = "metadata"
+    UNKNOWN_TYPE = "unknown-type"
+    BAD_ATTRIBUTES = "bad-attributes"
+    DATA_OUTSIDE = "data-outside-file"
+    SECTION_SIZE = "section-size"
+    SECTION_DATA = "section-data"
+    SECTION_OUTSIDE = "section-outside"  # of guest memory
+    MISSING_BFV = "missing-bfv"
+    MISSING_TD_HOB = "missing-td-hob"
+    DUPLICATE = "duplicate-section"
+    OVERLAP = "overlap"
+    NOT_FILLED = "not-filled"  # the VMM would have to bring the contents, and this one does not
+
+
 class TdvfError(Exception):
-    """The file is not a TDVF that can be launched; the text is one sentence for a person."""
+    """The file is not a TDVF that can be launched; the text is one sentence for a person, ``rule`` for a program."""
+
+    def __init__(self, text: str, rule: Rule) -> None:
+        super().__init__(text)
+        self.rule = rule
 
 
 class SectionType(IntEnum):
@@ -129,37 +162,79 @@ class Tdvf:
 
     def contents(self, section: Section) -> bytes:
         """What the file puts into ``section``, padded with zeroes to its memory size."""
-        raw = self.image[section.data_offset : section.data_offset + section.raw_size]
-        return raw.ljust(section.memory_size, b"\0")
+        return bytes(self.raw_contents(section)).ljust(section.memory_size, b"\0")
+
+    def raw_contents(self, section: Section) -> memoryview:
+        """What the file puts at the start of ``section``, uncopied; zeroes follow up to its memory size."""
+        return memoryview(self.image)[section.data_offset : section.data_offset + section.raw_size]
+
+
+class Row(NamedTuple):
+    """One line of the section table as it stands in the file, whatever it says."""
+
+    data_offset: int
+    raw_size: int
+    address: int
+    memory_size: int
+    type: int
+    attributes: int
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What stands in an image: all rows of its section table, those that are sections, every rule that is broken."""
+
+    rows: tuple[Row, ...]
+    sections: tuple[Section, ...]
+    broken: tuple[TdvfError, ...]
 
 
 def parse(image: bytes, name: str) -> Tdvf:
     """Read the metadata of ``image`` and check every rule that does not depend on the size of guest memory.
 
-    ``name`` is the file's name for error texts. Raises `TdvfError`.
+    ``name`` is the file's name for error texts. Raises `TdvfError`, for the first rule that is broken.
     """
-    check_image_size(image, name)
-    at = _descriptor_offset(image, name)
-    sections = tuple(_sections(image, at, name))
+    found = examine(image, name)
+    if found.broken:
+        raise found.broken[0]
+    return Tdvf(name, image, found.sections)
+
+
+def examine(image: bytes, name: str) -> Examination:
+    """Read the metadata of ``image`` as far as they can be read; collect the broken rules in the order of checking."""
+    try:
+        check_image_size(image, name)
+        rows = _rows(image, _descriptor_offset(image, name), name)
+    except TdvfError as error:
+        return Examination((), (), (error,))
+    sections: list[Section] = []
+    broken: list[TdvfError] = []
+    for index, row in enumerate(rows):
+        try:
+            sections.append(_section(index, row, name))
+        except TdvfError as error:
+            broken.append(error)
     for section in sections:
-        _check_section(section, image, name)
-    _check_set(sections, name)
-    return Tdvf(name, image, sections)
+        broken.extend(_section_faults(section, image, name))
+    broken.extend(_set_faults(sections, name))
+    return Examination(rows, tuple(sections), tuple(broken))
 
 
 def check_image_size(image: bytes, name: str) -> None:
     """Refuse what cannot be mapped as firmware below 4 GiB at all. Raises `TdvfError`."""
     if not image:
-        raise TdvfError(f"{name} is empty, so it is no firmware image")
+        raise TdvfError(f"{name} is empty, so it is no firmware image", Rule.IMAGE_SIZE)
     if len(image) > MAXIMUM_IMAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, "
-            f"but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
+            f"but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB",
+            Rule.IMAGE_SIZE,
         )
     if len(image) % PAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, which is not a multiple of the {PAGE_SIZE}-byte page: "
-            "it is truncated, or no firmware image"
+            "it is truncated, or no firmware image",
+            Rule.IMAGE_SIZE,
         )
 
 
@@ -168,21 +243,41 @@ def check_memory(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> None:
 
     Raises `TdvfError`.
     """
+    for fault in memory_faults(tdvf, ranges):
+        raise fault
+
+
+def memory_faults(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> Iterator[TdvfError]:
+    """Every section that does not lie in guest memory, as `check_memory` would raise it; the TD HOB first."""
     flash = (tdvf.load_address, len(tdvf.image))
-    for section in (tdvf.hob, *tdvf.sections):
+    others = [section for section in tdvf.sections if section is not tdvf.hob]
+    for section in (tdvf.hob, *others):
         if not section.memory_size:
             continue
         if section.type is SectionType.TD_HOB:
             if not _inside(section, ranges):
-                raise TdvfError(
+                yield TdvfError(
                     f"{tdvf.name}: {section} needs RAM at {_span(section)} for the TD HOB, "
-                    "and the guest has none there: give it more memory"
+                    "and the guest has none there: give it more memory",
+                    Rule.SECTION_OUTSIDE,
                 )
         elif not _inside(section, [*ranges, flash]):
-            raise TdvfError(
+            yield TdvfError(
                 f"{tdvf.name}: {section} at {_span(section)} lies outside guest memory "
-                f"({', '.join(f'{start:#x}-{start + length:#x}' for start, length in [*ranges, flash])})"
+                f"({', '.join(f'{start:#x}-{start + length:#x}' for start, length in [*ranges, flash])})",
+                Rule.SECTION_OUTSIDE,
             )
+
+
+def unfilled(tdvf: Tdvf) -> Iterator[TdvfError]:
+    """Every section that is for the VMM to fill and that swtdx does not fill: it brings no kernel."""
+    for section in tdvf.sections:
+        if section.type in (SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM) and not section.raw_size:
+            yield TdvfError(
+                f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none", Rule.NOT_FILLED
+            )
+        if section.type is SectionType.TD_PARAMS:
+            yield TdvfError(f"{tdvf.name}: {section} is of a kind that swtdx does not fill", Rule.NOT_FILLED)
 
 
 def _descriptor_offset(image: bytes, name: str) -> int:
@@ -190,101 +285,169 @@ def _descriptor_offset(image: bytes, name: str) -> int:
     end = len(image) - RESET_VECTOR_SIZE
     length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
     if guid != TABLE_FOOTER_GUID.bytes_le:
-        raise TdvfError(f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image")
+        if _first_volume(image) == _VARIABLE_STORE_GUID.bytes_le:
+            raise TdvfError(
+                f"{name} has no GUID table at its end; it begins with a variable store: if it is the VARS half of a "
+                "split image, give the whole image, code and variable store in one file",
+                Rule.SPLIT_IMAGE,
+            )
+        raise TdvfError(
+            f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image", Rule.GUID_TABLE
+        )
     start = end - length
     if length < _ENTRY_TAIL.size or start < 0:
-        raise TdvfError(f"{name}: the GUID table at its end claims {length} bytes, which cannot be")
+        raise TdvfError(f"{name}: the GUID table at its end claims {length} bytes, which cannot be", Rule.GUID_TABLE)
     end -= _ENTRY_TAIL.size
     while end - start >= _ENTRY_TAIL.size:
         length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
         if length < _ENTRY_TAIL.size or length > end - start:
-            raise TdvfError(f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be")
+            raise TdvfError(
+                f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be", Rule.GUID_TABLE
+            )
         if guid == TDX_METADATA_OFFSET_GUID.bytes_le:
             if length != _ENTRY_TAIL.size + 4:
-                raise TdvfError(f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22")
+                raise TdvfError(
+                    f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22", Rule.METADATA
+                )
             distance = int.from_bytes(image[end - length : end - length + 4], "little")
             if not _DESCRIPTOR.size <= distance <= len(image):
-                raise TdvfError(f"{name}: the TDX metadata offset {distance:#x} points outside the file")
+                raise TdvfError(f"{name}: the TDX metadata offset {distance:#x} points outside the file", Rule.METADATA)
             return len(image) - distance
         end -= length
-    raise TdvfError(f"{name} carries no TDX metadata, so it is no TDVF: a build of OVMF with TDX support is needed")
+    raise TdvfError(
+        f"{name} carries no TDX metadata, so it is no TDVF: a build of OVMF with TDX support is needed"
+        f"{_split_hint(image)}",
+        Rule.SPLIT_IMAGE if is_split(image) else Rule.NO_METADATA,
+    )
 
 
-def _sections(image: bytes, at: int, name: str) -> list[Section]:
+def _rows(image: bytes, at: int, name: str) -> tuple[Row, ...]:
     signature, length, version, count = _DESCRIPTOR.unpack_from(image, at)
     if signature != DESCRIPTOR_SIGNATURE:
-        raise TdvfError(f"{name}: the TDX metadata offset leads to {signature!r} instead of the signature 'TDVF'")
+        raise TdvfError(
+            f"{name}: the TDX metadata offset leads to {signature!r} instead of the signature 'TDVF'", Rule.METADATA
+        )
     if version != DESCRIPTOR_VERSION:
-        raise TdvfError(f"{name}: TDX metadata version {version} is unknown (version {DESCRIPTOR_VERSION} is)")
+        raise TdvfError(
+            f"{name}: TDX metadata version {version} is unknown (version {DESCRIPTOR_VERSION} is)", Rule.METADATA
+        )
     if not 0 < count <= _MAXIMUM_SECTIONS:
-        raise TdvfError(f"{name}: the TDX metadata claims {count} sections (1 to {_MAXIMUM_SECTIONS} can be)")
+        raise TdvfError(
+            f"{name}: the TDX metadata claims {count} sections (1 to {_MAXIMUM_SECTIONS} can be)", Rule.METADATA
+        )
     if length != _DESCRIPTOR.size + count * _SECTION.size:
         raise TdvfError(
-            f"{name}: the TDX metadata is {length} bytes long, which does not hold {count} sections exactly"
+            f"{name}: the TDX metadata is {length} bytes long, which does not hold {count} sections exactly",
+            Rule.METADATA,
         )
     if at + length > len(image):
-        raise TdvfError(f"{name} ends within the TDX metadata's section table")
-    sections = []
-    for index in range(count):
-        offset, raw, address, size, kind, attributes = _SECTION.unpack_from(
-            image, at + _DESCRIPTOR.size + index * _SECTION.size
+        raise TdvfError(f"{name} ends within the TDX metadata's section table", Rule.METADATA)
+    return tuple(
+        Row(*_SECTION.unpack_from(image, at + _DESCRIPTOR.size + index * _SECTION.size)) for index in range(count)
+    )
+
+
+def _section(index: int, row: Row, name: str) -> Section:
+    offset, raw, address, size, kind, attributes = row
+    try:
+        section_type = SectionType(kind)
+    except ValueError:
+        raise TdvfError(f"{name}: section {index} has the unknown type {kind}", Rule.UNKNOWN_TYPE) from None
+    if attributes & ~_KNOWN_ATTRIBUTES:
+        raise TdvfError(
+            f"{name}: section {index} ({section_type.name}) has unknown attribute bits ({attributes:#x})",
+            Rule.BAD_ATTRIBUTES,
         )
-        try:
-            section_type = SectionType(kind)
-        except ValueError:
-            raise TdvfError(f"{name}: section {index} has the unknown type {kind}") from None
-        if attributes & ~_KNOWN_ATTRIBUTES:
-            raise TdvfError(
-                f"{name}: section {index} ({section_type.name}) has unknown attribute bits ({attributes:#x})"
-            )
-        sections.append(Section(index, section_type, SectionAttributes(attributes), offset, raw, address, size))
-    return sections
+    return Section(index, section_type, SectionAttributes(attributes), offset, raw, address, size)
 
 
-def _check_section(section: Section, image: bytes, name: str) -> None:
-    """The rules that one section must keep by itself."""
+def _section_faults(section: Section, image: bytes, name: str) -> Iterator[TdvfError]:
+    """The rules that one section must keep by itself, broken."""
     where = f"{name}: {section}"
     if section.data_offset + section.raw_size > len(image):
-        raise TdvfError(
+        yield TdvfError(
             f"{where} takes bytes {section.data_offset:#x}-{section.data_offset + section.raw_size:#x} of the file, "
-            f"which ends at {len(image):#x}"
+            f"which ends at {len(image):#x}{_split_hint(image)}",
+            Rule.SPLIT_IMAGE if is_split(image) else Rule.DATA_OUTSIDE,
         )
     if section.type is SectionType.TD_INFO and not section.memory_size:
         return  # information for a verifier: nothing of it is loaded
     if not section.memory_size:
-        raise TdvfError(f"{where} has no memory (its memory size is 0)")
+        yield TdvfError(f"{where} has no memory (its memory size is 0)", Rule.SECTION_SIZE)
     if section.address % PAGE_SIZE or section.memory_size % PAGE_SIZE:
-        raise TdvfError(f"{where} at {_span(section)} is unaligned: address and memory size must be multiples of 4 KiB")
+        yield TdvfError(
+            f"{where} at {_span(section)} is unaligned: address and memory size must be multiples of 4 KiB",
+            Rule.SECTION_SIZE,
+        )
     if section.raw_size > section.memory_size:
-        raise TdvfError(
-            f"{where} has more data ({section.raw_size:#x} bytes) than memory ({section.memory_size:#x} bytes)"
+        yield TdvfError(
+            f"{where} has more data ({section.raw_size:#x} bytes) than memory ({section.memory_size:#x} bytes)",
+            Rule.SECTION_SIZE,
         )
     if section.end > 1 << 52:
-        raise TdvfError(f"{where} at {_span(section)} lies outside guest memory: no guest-physical address has 53 bits")
+        yield TdvfError(
+            f"{where} at {_span(section)} lies outside guest memory: no guest-physical address has 53 bits",
+            Rule.SECTION_OUTSIDE,
+        )
     if section.raw_size and section.type not in _FROM_FILE:
-        raise TdvfError(f"{where} has data in the file, but memory of this type is not loaded from the file")
+        yield TdvfError(
+            f"{where} has data in the file, but memory of this type is not loaded from the file", Rule.SECTION_DATA
+        )
     if not section.raw_size and section.type in _FROM_FILE_ALWAYS:
-        raise TdvfError(f"{where} has no data in the file, but a firmware volume must be loaded from it")
+        yield TdvfError(
+            f"{where} has no data in the file, but a firmware volume must be loaded from it", Rule.SECTION_DATA
+        )
     if SectionAttributes.PAGE_AUG in section.attributes:
         if section.type is not SectionType.PERM_MEM:
-            raise TdvfError(f"{where} has the attribute PAGE_AUG, which only a PERM_MEM section can have")
+            yield TdvfError(
+                f"{where} has the attribute PAGE_AUG, which only a PERM_MEM section can have", Rule.BAD_ATTRIBUTES
+            )
         if section.measured:
-            raise TdvfError(f"{where} has both attributes MR_EXTEND and PAGE_AUG, which exclude each other")
+            yield TdvfError(
+                f"{where} has both attributes MR_EXTEND and PAGE_AUG, which exclude each other", Rule.BAD_ATTRIBUTES
+            )
 
 
-def _check_set(sections: Sequence[Section], name: str) -> None:
-    """The rules that the sections must keep together."""
-    for needed, purpose in ((SectionType.BFV, "boot firmware volume"), (SectionType.TD_HOB, "place for the TD HOB")):
+def _set_faults(sections: Sequence[Section], name: str) -> Iterator[TdvfError]:
+    """The rules that the sections must keep together, broken."""
+    for needed, purpose, rule in (
+        (SectionType.BFV, "boot firmware volume", Rule.MISSING_BFV),
+        (SectionType.TD_HOB, "place for the TD HOB", Rule.MISSING_TD_HOB),
+    ):
         if not any(section.type is needed for section in sections):
-            raise TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata")
+            yield TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata", rule)
     seen: set[SectionType] = set()
     for section in sections:
         if section.type in _SINGLE and section.type in seen:
-            raise TdvfError(f"{name}: {section} is a second section of a type of which there can be only one")
+            yield TdvfError(
+                f"{name}: {section} is a second section of a type of which there can be only one", Rule.DUPLICATE
+            )
         seen.add(section.type)
     for one, other in combinations(sections, 2):
         if one.address < other.end and other.address < one.end:
-            raise TdvfError(f"{name}: {one} at {_span(one)} and {other} at {_span(other)} overlap in memory")
+            yield TdvfError(
+                f"{name}: {one} at {_span(one)} and {other} at {_span(other)} overlap in memory", Rule.OVERLAP
+            )
+
+
+def is_split(image: bytes) -> bool:
+    """Whether the file is the code half of a firmware whose variable store is a file of its own.
+
+    A whole image begins with the variable store's volume; a code half begins with a volume of another kind.
+    """
+    return _first_volume(image) not in (None, _VARIABLE_STORE_GUID.bytes_le)
+
+
+def _first_volume(image: bytes) -> bytes | None:
+    """The file-system GUID (as stored) of the firmware volume at the start of the file, None if there is none."""
+    signature = image[_VOLUME_SIGNATURE_AT : _VOLUME_SIGNATURE_AT + len(_VOLUME_SIGNATURE)]
+    return bytes(image[16:32]) if signature == _VOLUME_SIGNATURE else None
+
+
+def _split_hint(image: bytes) -> str:
+    if not is_split(image):
+        return ""
+    return "; it is the code half of a split image: give the whole image, code and variable store in one file"
 
 
 def _inside(section: Section, ranges: Sequence[tuple[int, int]]) -> bool:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a TD starts with: the contents of each TDVF section, and a record of what was added of them.
+
+A section's contents come from the file; those of the TD HOB are made for the machine.  Nothing here calls the kernel:
+a launch adds what these functions give, and a verifier can predict with them what a launch would add.
+
+The record keeps a SHA-384 for each measured page.  With it two launches can be compared page by page, when neither the
+firmware nor the machine is there any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swtdx.vmm import hob
+from swtdx.vmm.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
+
+
+class InitialMemoryError(Exception):
+    """A section cannot be filled on this machine; the text is one sentence for a person."""
+
+
+def section_contents(tdvf: Tdvf, section: Section, ram: Sequence[tuple[int, int]]) -> bytes:
+    """What goes into a section, of its memory size: bytes of the file, the TD HOB, or zeroes.
+
+    ``ram``: the machine's RAM as ascending (GPA, length). Raises `InitialMemoryError` if the HOB does not fit.
+    """
+    if section.type is not SectionType.TD_HOB:
+        return tdvf.contents(section)
+    return td_hob(tdvf, section, ram).ljust(section.memory_size, b"\0")
+
+
+def td_hob(tdvf: Tdvf, section: Section, ram: Sequence[tuple[int, int]]) -> bytes:
+    """The TD HOB for a machine with this RAM. Raises `InitialMemoryError` if it does not fit into ``section``."""
+    accepted = [(one.address, one.memory_size) for one in tdvf.sections if one.added]
+    try:
+        return hob.build(section.address, section.memory_size, ram, accepted)
+    except hob.HobError as error:
+        raise InitialMemoryError(f"{tdvf.name}: {section}: {error}") from None
+
+
+@dataclass(frozen=True)
+class AddedRegion:
+    """One section as it was added: ``pages`` pages at ``gpa``.
+
+    ``page_digests`` has the SHA-384 of each page's contents if they were measured, else it is empty: what is not
+    measured does not count.
+    """
+
+    index: int
+    type: str
+    gpa: int
+    pages: int
+    measured: bool
+    page_digests: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, section: Section, contents: bytes) -> AddedRegion:
+        """``contents``: those of the whole section."""
+        view = memoryview(contents)
+        starts = range(0, section.memory_size, PAGE_SIZE) if section.measured else ()
+        digests = tuple(hashlib.sha384(view[start : start + PAGE_SIZE]).digest() for start in starts)
+        pages = section.memory_size // PAGE_SIZE
+        return cls(section.index, section.type.name, section.address, pages, section.measured, digests)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record of a launch."""
+        return {
+            "section": self.index,
+            "type": self.type,
+            "gpa": self.gpa,
+            "pages": self.pages,
+            "measured": self.measured,
+            "sha384": [digest.hex() for digest in self.page_digests],
+        }
