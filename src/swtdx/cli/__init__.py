@@ -2,7 +2,7 @@
 """The command ``swtdx``: what a person types.
 
 ``app`` declares it, ``parameters`` reads what was typed, ``run`` carries ``swtdx run`` out, ``report`` tells how it
-went.
+went.  The commands of a verifier have a module each, named after the command; ``verdict`` has their exit statuses.
 """
 
 from swtdx.cli.app import main

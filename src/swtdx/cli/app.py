@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: options, help, and what becomes of an error (one sentence on stderr and an exit status).
 
-Exit statuses: `swtdx.vmm.outcome`.
+Exit statuses: of ``run`` those of `swtdx.vmm.outcome`, of the commands of a verifier those of `swtdx.cli.verdict`.
+
+A command's imports are its own: hashing a file must not wait for the engine and the board.  So ``run`` imports what it
+needs when it runs, and the other commands live in modules that are imported only when their name is typed or help is
+asked for.
 """
 
 from __future__ import annotations
@@ -9,19 +13,21 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import swtdx
-from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size
-from swtdx.cli.run import BAD_INPUT, Options
-from swtdx.cli.run import run as carry_out
-from swtdx.uapi.client import KvmError
-from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.launch import TdParameters
-from swtdx.vmm.outcome import STATUS_BAD_INPUT, End
+from swtdx.cli.verdict import Failure, Verdict
+
+COMMANDS: dict[str, str] = {}
+"""Command beside ``run`` -> the module whose ``register(app)`` declares it."""
+
+_STATUS_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
+_STATUS_INTERRUPTED = 130
 
 HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
@@ -148,6 +154,12 @@ def run(
     The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
     ends the run. Without one the run ends by itself at the UEFI shell's prompt.
     """
+    from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size
+    from swtdx.cli.run import Options
+    from swtdx.cli.run import run as carry_out
+    from swtdx.uapi.dialect import Dialect
+    from swtdx.vmm.launch import TdParameters
+
     if timeout is not None and not 0 <= timeout < 1e9:
         raise InputError(f"--timeout {timeout:g} is no number of seconds")
     if until == "":
@@ -177,24 +189,54 @@ def run(
     raise typer.Exit(carry_out(options))
 
 
+@cache
+def _declare(command: str) -> None:
+    """Make a command of `COMMANDS` known to the app, once."""
+    import_module(COMMANDS[command]).register(app)
+
+
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
     arguments = sys.argv[1:] or ["--help"]
+    typed = next((argument for argument in arguments if not argument.startswith("-")), "")
+    known = typed == "run" or typed in COMMANDS
+    for command in COMMANDS:
+        if typed == command or not known:
+            _declare(command)
     try:
         status = app(arguments, standalone_mode=False) or 0
-    except BAD_INPUT as error:
-        status = _complain(str(error), STATUS_BAD_INPUT)
+    except Failure as failure:
+        status = _complain(str(failure), failure.verdict)
     except _UsageError as error:
-        status = _complain(f"{error.format_message()} (swtdx run --help says what there is)", STATUS_BAD_INPUT)
-    except KvmError as error:
-        status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
+        name = f"swtdx {typed}" if known else "swtdx"
+        status = Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
+        status = _complain(f"{error.format_message()} ({name} --help says what there is)", status)
     except (KeyboardInterrupt, typer.Abort):
-        status = End.INTERRUPTED.status
+        status = _STATUS_INTERRUPTED
+    except _foreseen() as error:  # evaluated only when something else was raised
+        status = _complain_of(error)
     try:
         sys.stdout.flush()
     except OSError:  # whoever read it is gone; the interpreter must not try again as it leaves
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _foreseen() -> tuple[type[Exception], ...]:
+    """What ``run`` raises for a person; its modules are loaded already when one of these comes."""
+    from swtdx.cli.run import BAD_INPUT
+    from swtdx.uapi.client import KvmError
+
+    return (*BAD_INPUT, KvmError)
+
+
+def _complain_of(error: Exception) -> int:
+    from swtdx.uapi.client import KvmError
+    from swtdx.vmm.outcome import End
+
+    if isinstance(error, KvmError):
+        return _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
+    return _complain(str(error), _STATUS_BAD_INPUT)
 
 
 # What typer raises for anything wrong on the command line; it has no public name that all its versions share.
