@@ -44,6 +44,7 @@ class HostCpus:
         self._available = threading.Condition(threading.Lock())
         self._tick: threading.Thread | None = None
         self._work = threading.Event()
+        self._off = False
 
     def get_cpu(self, task: Task) -> int:
         """Take a CPU for ``task``, the one it had if that is free; waits for one to become free."""
@@ -81,9 +82,14 @@ class HostCpus:
         """Interrupt the CPU: whatever guest runs there exits soon."""
         self.processor.send_ipi(cpu)
 
+    def stop(self) -> None:
+        """No more ticks: the machine goes off."""
+        self._off = True
+        self._work.set()
+
     def _tick_loop(self) -> None:
         seen = [-1] * self.count
-        while True:
+        while not self._off:
             self._work.wait()
             time.sleep(TICK_SECONDS)
             busy = False
@@ -130,6 +136,14 @@ class TimerQueue:
         self._tickets = itertools.count(1)
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
+        self._off = False
+
+    def stop(self) -> None:
+        """Nothing expires any more: the machine goes off."""
+        with self._changed:
+            self._off = True
+            self._heap.clear()
+            self._changed.notify()
 
     def timer(self, function: Callable[[], None]) -> Timer:
         """A timer that is not armed."""
@@ -151,8 +165,10 @@ class TimerQueue:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self._heap or (delay := self._heap[0][0] - time.monotonic_ns()) > 0:
+                while not self._off and (not self._heap or (delay := self._heap[0][0] - time.monotonic_ns()) > 0):
                     self._changed.wait(delay / 1e9 if self._heap else None)
+                if self._off:
+                    return
                 _, ticket, timer = heapq.heappop(self._heap)
             if timer._ticket == ticket:
                 timer._ticket = 0

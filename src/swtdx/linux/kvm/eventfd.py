@@ -140,15 +140,19 @@ class IrqfdThread:
     """The thread that waits for every VM's irqfds; it starts with the first."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector.register(self._wake, selectors.EVENT_READ, None)
+        self._selector: selectors.BaseSelector = selectors.SelectSelector()  # holds no descriptor until it is needed
+        self._wake = -1
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._off = False
 
     def add(self, eventfd: int, function: Callable[[], None]) -> None:
         """Call ``function`` from the thread whenever ``eventfd`` has a count."""
         with self._lock:
+            if self._thread is None:
+                self._selector = selectors.DefaultSelector()
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._selector.register(self._wake, selectors.EVENT_READ, None)
             self._selector.register(eventfd, selectors.EVENT_READ, function)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="swtdx-irqfd", daemon=True)
@@ -161,8 +165,19 @@ class IrqfdThread:
             self._selector.unregister(eventfd)
         os.eventfd_write(self._wake, 1)
 
+    def stop(self) -> None:
+        """End the thread and give its descriptors back: the machine goes off."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._off = True
+        if thread is not None:
+            os.eventfd_write(self._wake, 1)
+            thread.join()
+            self._selector.close()
+            os.close(self._wake)
+
     def _loop(self) -> None:
-        while True:
+        while not self._off:
             for key, _ in self._selector.select():
                 with self._lock:
                     live = self._selector.get_map().get(key.fd)

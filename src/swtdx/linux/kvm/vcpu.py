@@ -177,7 +177,7 @@ class Vcpu:
         run_page.STATE.pack_into(self.run, run_page.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
 
     def _run_uninitialized(self) -> None:
-        """An application processor waits for INIT and SIPI, or for user space to change its state."""
+        """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
         if self.run[_IMMEDIATE_EXIT]:
             raise err(errno.EINTR, "immediate_exit")
         self._block()
@@ -185,8 +185,7 @@ class Vcpu:
             run_page.U32.pack_into(self.run, _EXIT_REASON, _INTR)
             raise err(errno.EINTR, "a signal while the vCPU waits to be started")
         self._accept_apic_events()
-        if self.mp_state == KVM_MP_STATE_UNINITIALIZED or not self._runnable():
-            raise err(errno.EAGAIN, "the vCPU was woken but not started")
+        raise err(errno.EAGAIN, "the vCPU was waiting to be started; run it again")
 
     def _vcpu_run(self) -> None:
         run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
@@ -313,10 +312,11 @@ class Vcpu:
             self.ops.vcpu_reset(self, True)
             apic.reset()
             self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_INIT_RECEIVED
-        if apic.sipi_vector is not None and self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+        if apic.sipi_vector is not None:
             vector, apic.sipi_vector = apic.sipi_vector, None
-            self.ops.vcpu_deliver_sipi_vector(self, vector)
-            self.mp_state = KVM_MP_STATE_RUNNABLE
+            if self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+                self.ops.vcpu_deliver_sipi_vector(self, vector)
+                self.mp_state = KVM_MP_STATE_RUNNABLE
 
     def set_mp_state(self, state: int) -> None:
         """KVM_SET_MP_STATE's effect, from another thread or this one."""

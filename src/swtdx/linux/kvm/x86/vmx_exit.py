@@ -17,6 +17,7 @@ from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
 from swtdx.linux.kvm.x86.guest_debug import handle_debug_exception
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import RetPf
+from swtdx.linux.kvm.x86.vmx import BLOCKED_BY_STI_OR_MOV_SS
 from swtdx.linux.kvm.x86.vmx_state import xcr0_valid
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.uapi.kvm import (
@@ -101,6 +102,7 @@ def _cpuid(vcpu: "Vcpu", context: "GuestContext") -> int:
 def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
     _skip(context)
     if vcpu.apic is not None:
+        context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
         return vcpu.halt()
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HLT))
     return 0
