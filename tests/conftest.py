@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -85,3 +86,23 @@ def host_kvm() -> Path:
     if refusal is not None:
         pytest.skip(f"the real /dev/kvm does not open ({refusal}): only the emulated half is shown")
     return Path("/dev/kvm")
+
+
+@pytest.fixture(autouse=True)
+def machines_go_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Emulated machines that a test booted are switched off after it: descriptors and threads do not pile up."""
+    kernel = sys.modules.get("swtdx.linux.kernel")
+    if kernel is None:
+        yield
+        return
+    booted: list[Any] = []
+    boot = kernel.EmulatedKernel.__init__
+
+    def noted(self: Any, *arguments: Any, **options: Any) -> None:
+        boot(self, *arguments, **options)
+        booted.append(self)
+
+    monkeypatch.setattr(kernel.EmulatedKernel, "__init__", noted)
+    yield
+    for machine in booted:
+        machine.shutdown()

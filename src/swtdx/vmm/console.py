@@ -197,9 +197,11 @@ class Keyboard:
         # anything else is swallowed, as QEMU does
 
     def _read(self) -> None:
+        poll = select.poll()  # descriptors may be numbered beyond what select() takes
+        poll.register(self._descriptor, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
         while True:
-            readable, _, _ = select.select([self._descriptor, self._wake_read], [], [])
-            if self._wake_read in readable:
+            if self._wake_read in dict(poll.poll()):
                 return
             try:
                 data = os.read(self._descriptor, 256)
