@@ -8,13 +8,27 @@ so that who hashes a firmware image does not wait for the rest.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
+    from swtdx.attest.inspection import Inspection as Inspection
+    from swtdx.attest.inspection import inspect_image as inspect_image
+    from swtdx.attest.measure import MeasureError as MeasureError
+    from swtdx.attest.measure import Measurement as Measurement
+    from swtdx.attest.measure import measure_image as measure_image
+    from swtdx.attest.memory_picture import svg_picture as svg_picture
+    from swtdx.attest.memory_picture import text_picture as text_picture
 
-_HOMES: dict[str, str] = {}
+_HOMES = {
+    "Inspection": "inspection",
+    "MeasureError": "measure",
+    "Measurement": "measure",
+    "inspect_image": "inspection",
+    "measure_image": "measure",
+    "svg_picture": "memory_picture",
+    "text_picture": "memory_picture",
+}
 """Public name -> the module of this package that has it."""
-
-__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

@@ -23,7 +23,10 @@ import typer
 import swtdx
 from swtdx.cli.verdict import Failure, Verdict
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "inspect": "swtdx.cli.inspect",
+    "measure": "swtdx.cli.measure",
+}
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
 
 _STATUS_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`

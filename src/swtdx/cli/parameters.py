@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 
-from swtdx.vmm.launch import SHA384_SIZE
 from swtdx.vmm.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY, PAGE_SIZE
+
+SHA384_SIZE = 48  # bytes of MRCONFIGID, MROWNER and MROWNERCONFIG
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:I?B)?", re.ASCII)
