@@ -16,7 +16,6 @@ void cpu_get_fp80(uint64_t *mantissa, uint16_t *exponent, floatx80 value);
 floatx80 cpu_set_fp80(uint64_t mantissa, uint16_t exponent);
 
 #define SAVED_BYTES offsetof(CPUX86State, end_reset_fields)
-#define ARITHMETIC_FLAGS (CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C | DF_MASK)
 
 void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu)
 {
@@ -121,7 +120,7 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
 
     switch (reg) {
     case SWTDX_RFLAGS:
-        cpu_load_eflags(env, value, ~ARITHMETIC_FLAGS);
+        cpu_load_eflags(env, value, ~0); /* outside its loop TCG keeps all flags in env->eflags */
         break;
     case SWTDX_CR0:
         env->cr[0] = value | CR0_ET_MASK;

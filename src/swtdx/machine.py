@@ -46,7 +46,8 @@ class MachineKernel(EmulatedKernel):
         file = self.files.by_fd.get(vm_fd)
         if not isinstance(file, VmFile):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        td = self.module.tds.get(file.kvm.tdx.tdr) if file.kvm.tdx is not None else None
+        kvm_tdx = file.kvm.tdx if file.kvm is not None else None
+        td = self.module.tds.get(kvm_tdx.tdr) if kvm_tdx is not None else None
         if td is None:
             raise OSError(errno.ENOENT, "the TDX module knows no TD for this VM")
         return {"mrtd": td.mrtd.hex(), "rtmr": [value.hex() for value in td.rtmr], "passes_rbp": td.passes_rbp}

@@ -270,6 +270,20 @@ def test_registers_survive_a_round_trip() -> None:
     assert context.get_fpu() == image
 
 
+@pytest.mark.parametrize("flags", [0x2, 0x8D7, 0x43, 0x402])
+def test_flags_set_from_outside_are_those_that_the_guest_sees(flags: int) -> None:
+    """Arithmetic flags and DF; again after the guest has run, since TCG keeps them elsewhere meanwhile."""
+    guest = Guest("pushf\n pop rax\n xor ebx, ebx\n cpuid\n pushf\n pop rbx\n hlt")
+    guest.context.rflags = flags
+    assert guest.run() == ExitReason.CPUID
+    assert guest.context.gpr[RAX] == flags
+    guest.context.rflags = flags
+    assert guest.context.rflags == flags
+    guest.skip()
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[RBX] == flags
+
+
 def test_power_on_state_is_the_reset_vector() -> None:
     """SDM table 10-1: CS base 0xFFFF0000, EIP 0xFFF0, CR0 0x60000010."""
     context = Guest().processor.new_context()

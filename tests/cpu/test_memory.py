@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 
 from swtdx.cpu.memory import PhysicalMemory
@@ -96,3 +99,19 @@ def test_windows_go_and_come_back(memory: PhysicalMemory) -> None:
     memory.unmap_user(first, 0x3000)
     memory.unmap_user(second, 0x1000)
     assert memory.map_user(0x7000_0000, 0x1000) == first
+
+
+@pytest.mark.parametrize("loaded", ["nobody", "somebody", "somebody who is gone"])
+def test_windows_go_whoever_is_loaded(loaded: str) -> None:
+    user = mmap.mmap(-1, 1 << 20)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(user))
+    processor = Processor(Platform(memory_size=1 << 30))
+    context = processor.new_context()
+    window = processor.memory.map_user(address, 1 << 20)
+    if loaded != "nobody":
+        assert context.cr0 == 0x60000010
+    if loaded == "somebody who is gone":
+        context.close()
+        del context
+    processor.memory.unmap_user(window, 1 << 20)
+    assert processor.memory.map_user(address, 1 << 20) == window

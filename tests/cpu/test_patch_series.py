@@ -30,6 +30,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "05-code-tracking": ["test_execution.py::test_code_changed_through_another_alias_is_seen"],
     "06-native-exceptions": ["test_execution.py::test_a_guest_takes_its_own_exceptions_without_an_exit"],
     "07-nested-stage": ["test_ept.py::test_the_guest_runs_from_where_ept_says"],
+    "09-unmap": ["test_memory.py::test_windows_go_whoever_is_loaded"],
     "08-vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 

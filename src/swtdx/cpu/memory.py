@@ -92,7 +92,7 @@ class PhysicalMemory:
             self._engine.poisoned(self._poisoned)
 
     def _crypt(self, data: bytes, hkid: int, page: int, *, encrypt: bool) -> bytes:
-        """AES-256-XTS of one page under a KeyID's key, tweaked by its position; KeyIDs without a key are transparent."""
+        """AES-256-XTS of a page under a KeyID's key, tweaked by its position; a KeyID without a key is transparent."""
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         key = self._keys.get(hkid)

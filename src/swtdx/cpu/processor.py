@@ -116,7 +116,7 @@ class Processor:
             context.kick()
 
     def send_notification(self, lp: int) -> None:
-        """The posted-interrupt notification vector on ``lp``: a guest there looks at its descriptor, without an exit."""
+        """The posted-interrupt notification on ``lp``: a guest there looks at its descriptor, without an exit."""
         context = self._on_lp.get(lp)
         if context is not None:
             context.notify()

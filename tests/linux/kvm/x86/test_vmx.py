@@ -198,7 +198,6 @@ def test_mmio_by_instruction_is_what_it_is_on_ram(name: str, emulated: Kernel) -
 
 
 @pytest.mark.parametrize("name", INSTRUCTIONS)
-@pytest.mark.xfail(strict=False, reason="the processor forgets arithmetic flags that are set from outside (cpu/)")
 def test_flags_of_mmio_instructions(name: str, emulated: Kernel) -> None:
     regs, expected = (outcome(emulated, name, target)[0] for target in (MMIO, RAM))
     if name.startswith(LOGIC):
