@@ -434,3 +434,16 @@ def make_host(new_host):
 def call():
     """The guest step ``tdcall``."""
     return tdcall
+
+
+@pytest.fixture
+def report(pytestconfig):
+    """Say something in the test run's own output: ``report(line, ...)``."""
+    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
+
+    def say(*lines):
+        reporter.ensure_newline()
+        for line in lines:
+            reporter.write_line(line)
+
+    return say

@@ -14,8 +14,9 @@ GPA = 0x8000_0000
 # VP.INIT counts NUM_VCPUS before it finds an id that is not unique: the real module does, too.
 LATE = StatusCode.X2APIC_ID_NOT_UNIQUE
 NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
-# ENTER would need a guest; SYS.CONFIG reserves the HKID before it looks at the TDMRs (its own tests).
-SKIPPED = {"TDH.VP.ENTER", "TDH.SYS.CONFIG"}
+# ENTER would need a guest, SYS.SHUTDOWN would end the world; SYS.CONFIG reserves the HKID before it looks at the TDMRs,
+# and SYS.INFO clears its first buffer before it looks at the second (all have their own tests).
+SKIPPED = {"TDH.VP.ENTER", "TDH.SYS.CONFIG", "TDH.SYS.INFO", "TDH.SYS.SHUTDOWN"}
 RAX = sorted(fn for fn in LEAVES if NAMES[fn & 0xFFFF] not in SKIPPED)
 
 

@@ -11,6 +11,7 @@ from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
 from swtdx.seam.lifecycle import OpState
 from swtdx.seam.status import StatusCode
 from swtdx.seam.tables import load
+from swtdx.seam.tdh import not_reproduced
 
 NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
 TABLE = load("op_states")["seamcall_allowed"]
@@ -21,8 +22,12 @@ CHECKED = sorted(
     for number in {fn & 0xFFFF for fn in LEAVES}
     if NAMES[number].replace(".", "_") in TABLE and NAMES[number] not in NOT_CONSULTED
 )
-TDR_IN_RCX = {"TDH.MNG.RD", "TDH.MNG.WR", "TDH.MNG.INIT", "TDH.MR.FINALIZE", "TDH.MEM.TRACK"}
-TDVPR_IN_RCX = {"TDH.VP.ENTER", "TDH.VP.INIT", "TDH.VP.RD", "TDH.VP.WR"}
+TDR_IN_RCX = {"TDH.MNG.RD", "TDH.MNG.WR", "TDH.MNG.INIT", "TDH.MR.FINALIZE", "TDH.MEM.TRACK"} | {
+    f"TDH.{name}" for name in not_reproduced.TD_IN_RCX
+}
+TDVPR_IN_RCX = {"TDH.VP.ENTER", "TDH.VP.INIT", "TDH.VP.RD", "TDH.VP.WR"} | {
+    f"TDH.{name}" for name in not_reproduced.VCPU_IN_RCX
+}
 TDVPR_IN_RDX = {"TDH.VP.ADDCX"}
 
 

@@ -2,8 +2,7 @@
 """The SEAMCALL entry: which leaf functions there are, and what is checked before one runs.
 
 Leaf functions register themselves with `leaf`, by the name they have in ``tables/leaves.json``; number and versions
-come from there. A leaf the table knows and nobody registered is one this module does not reproduce: it answers as an
-unknown leaf does.
+come from there.
 
 In order: reserved bits of RAX, version, SYS_STATE, leaf number. A leaf that fails raises `Status`; registers it names
 in ``clears`` are then 0 unless the status defines them.

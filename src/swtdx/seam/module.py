@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The TDX module as loaded into the SEAM range: its global state and the SEAMCALL gate.
 
-Leaf functions exclude each other by one lock, which is given back while a guest runs; so a host never meets
-OPERAND_BUSY except on what a running virtual CPU holds: its TD and itself.
+Leaf functions exclude each other by one lock, which is given back while a guest runs; so of itself a host never meets
+OPERAND_BUSY except on what a running virtual CPU holds: its TD and itself. `contention` makes it meet the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 
 from swtdx.seam import dispatch, tdh
+from swtdx.seam.contention import Contention
 from swtdx.seam.hardware import Args, Memory, Platform, Processor
 from swtdx.seam.identity import Identity
 from swtdx.seam.keys import KeyOwnershipTable
@@ -52,6 +53,9 @@ class TdxModule:
         """By HPA of the TDR. A TDR is in here exactly as long as its page is PT_TDR."""
         self.vcpus: dict[int, Vcpu] = {}
         """By HPA of the TDVPR, likewise."""
+        self.interrupted_write_back: dict[int, list[int]] = {}
+        """By package: the KeyIDs of a TDH.PHYMEM.CACHE.WB that an interrupt stopped."""
+        self.contention = Contention(self.pamt, self.tds, self.vcpus)
 
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
         """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
@@ -92,7 +96,7 @@ class TdxModule:
         vcpu = self.vcpus.get(hpa)
         if vcpu is None:
             self.pamt.page(hpa, operand, PageType.TDVPR)
-            raise AssertionError("a PT_TDVPR page without a virtual CPU")
+            raise Status(StatusCode.OPERAND_BUSY, Operand.TDR)  # its TD is held exclusively (`contention`)
         return vcpu
 
     def vcpu_exclusive(self, hpa: int, operand: Operand) -> Vcpu:

@@ -55,13 +55,16 @@ def gpa_and_level(operand: int, lowest: int, highest: int) -> tuple[int, int]:
     return gpa, level
 
 
-def walk(td: Td, gpa: int, level: int) -> tuple[int, int]:
+def walk(td: Td, gpa: int, level: int, *, exclusive: bool = False) -> tuple[int, int]:
     """WALK: the Secure-EPT entry of a private GPA at ``level`` as (index, entry).
 
-    Raises OPERAND_INVALID|RCX for a GPA that is not private, EPT_WALK_FAILED where the tables end early.
+    Raises OPERAND_INVALID|RCX for a GPA that is not private, OPERAND_BUSY|SEPT_TREE, EPT_WALK_FAILED where the tables
+    end early. ``exclusive``: the leaf function takes the tree's lock exclusively, so that sharers are in its way, too.
     """
     if gpa >= td.gpa_limit:
-        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+        raise td.cannot_walk(gpa)
+    if exclusive:
+        td.check_lock(Operand.SEPT_TREE)
     index, entry, reached = td.sept.walk(gpa, level)
     if reached != level:
         raise sept.walk_failed(entry, reached)
@@ -69,7 +72,12 @@ def walk(td: Td, gpa: int, level: int) -> tuple[int, int]:
 
 
 def check_entry(leaf: str, entry: int, level: int) -> None:
-    """ENTRY(leaf): raises EPT_ENTRY_STATE_INCORRECT unless ``tables/sept_transitions.json`` allows the state."""
+    """ENTRY(leaf): the entry is not locked, and ``tables/sept_transitions.json`` allows its state.
+
+    Raises OPERAND_BUSY|RCX and EPT_ENTRY_STATE_INCORRECT, both with the entry.
+    """
+    if entry & sept.ENTRY_LOCK:
+        raise sept.locked(entry, level)
     if entry & sept.STATE_MASK not in sept.ALLOWED[leaf]:
         raise sept.wrong_state(entry, level)
 

@@ -245,6 +245,34 @@ class Pamt:
         """Note the TD epoch at which the page's mapping was blocked."""
         self._qwords[index + 1] = epoch
 
+    def large(self, hpa: int, size: PageSize) -> int:
+        """Index of the entry that tracks ``hpa`` as a page of this size."""
+        return self.blocks[hpa >> 30][size] + (hpa >> size.shift) * 2
+
+    def _smaller(self, hpa: int, size: PageSize) -> slice:
+        """The entries' first words of the 512 pages of the next smaller size."""
+        first = self.large(hpa, PageSize(size - 1))
+        return slice(first, first + 1024, 2)
+
+    def any_locked(self, hpa: int, size: PageSize) -> bool:
+        """Whether someone holds the entry of a page of this size, or of one of the 512 inside it."""
+        words = [self._qwords[self.large(hpa, size)], *self._qwords[self._smaller(hpa, size)].tolist()]
+        return any(word & LOCK_MASK for word in words)
+
+    def merge(self, hpa: int, size: PageSize, owner: int) -> None:
+        """512 private pages become one of ``size``; BEPOCH 0."""
+        inside = self._smaller(hpa, size)
+        for index in range(inside.start, inside.stop, 2):
+            self.release(index)
+        self.assign(self.large(hpa, size), PageType.REG, owner)
+
+    def split(self, hpa: int, size: PageSize, owner: int) -> None:
+        """A private page of ``size`` becomes 512 of the next smaller size; BEPOCH 0."""
+        inside = self._smaller(hpa, size)
+        for index in range(inside.start, inside.stop, 2):
+            self.assign(index, PageType.REG, owner)
+        self.release(self.large(hpa, size))
+
     def locked(self, index: int) -> bool:
         """Whether someone holds the entry's lock."""
         return bool(self._qwords[index] & LOCK_MASK)

@@ -38,6 +38,8 @@ PRESENT_OR_LEAF = LEAF | READ_WRITE_EXECUTE
 SUPPRESS_VE = 1 << 63
 WRITE_BACK = 6 << 3
 STATE_MASK = (0xF << 53) | (1 << 9) | LEAF | (1 << 6)
+ENTRY_LOCK = 1 << 11
+HOST_PRIORITY = 1 << 52
 HPA_MASK = 0x000F_FFFF_FFFF_F000
 ACCEPT_COUNTER = 0x1F_F000
 FREE = 0x80E0_0000_0000_0000
@@ -130,6 +132,11 @@ def extended_info(entry: int, level: int) -> dict[str, int]:
 def wrong_state(entry: int, level: int) -> Status:
     """EPT_ENTRY_STATE_INCORRECT with the entry that was found."""
     return Status(StatusCode.EPT_ENTRY_STATE_INCORRECT, Operand.RCX, **extended_info(entry, level))
+
+
+def locked(entry: int, level: int) -> Status:
+    """OPERAND_BUSY with the entry that another holds locked."""
+    return Status(StatusCode.OPERAND_BUSY, Operand.RCX, **extended_info(entry, level))
 
 
 def walk_failed(entry: int, level: int) -> Status:

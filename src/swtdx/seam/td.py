@@ -20,7 +20,8 @@ from swtdx.seam.lifecycle import (
     OpState,
 )
 from swtdx.seam.sept import SecureEpt
-from swtdx.seam.status import Status, StatusCode
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tables import load
 
 if TYPE_CHECKING:
     from swtdx.seam.cpuid import VirtualCpuid
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from swtdx.seam.td_params import TdParams
     from swtdx.seam.vcpu import Vcpu
 
+_NUMBERS = {name: number for number, name, _ in load("leaves")["seamcall"]}
+WITHOUT_OP_STATE_LOCK = frozenset(
+    _NUMBERS[name] for name in ("TDH.MNG.INIT", "TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND", "TDH.MR.FINALIZE")
+)
+"""Leaf functions that hold the TDR exclusively and need no lock for the OP_STATE."""
 MIN_TDCX = 6
 """TDCX pages without which there is no TDCS."""
 MAX_TDCX = 9
@@ -94,8 +100,12 @@ class Td:
         self.tsc_multiplier = 0
         self.tsc_offset = 0
         self.arch_capabilities = 0
-        self.gpa_limit = 0
+        self.private_limit = 0
         """First GPA that is not private."""
+        self.gpa_limit = 0
+        """First GPA that a walk of the Secure EPT refuses: the same, or 0 while another holds the tree exclusively."""
+        self._locks: dict[Operand, bool] = {}
+        """Locks of this TD that another logical processor holds (`contention`); whether only shared."""
         self.shared_bit = 0
         self.illegal_gpa_bits = 0
         """GPA bits that no guest page table may use: an access with one is a reserved-bit page fault."""
@@ -146,7 +156,7 @@ class Td:
     def admit(self) -> None:
         """Recompute which leaf functions pass; also to be called when a TDCX page has been added."""
         alive = not self.fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and len(self.tdcx) >= MIN_TDCX
-        self.allowed = LEAVES_ALLOWED[self._op_state] if alive else NO_LEAVES
+        self.allowed = LEAVES_ALLOWED[self._op_state] if alive and not self._locks else NO_LEAVES
 
     def check_state(self, leaf: int) -> None:
         """STATE(leaf): raises the Status of the first check that does not let this leaf function pass."""
@@ -158,7 +168,37 @@ class Td:
             raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
         if len(self.tdcx) < MIN_TDCX:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
-        raise Status(StatusCode.OP_STATE_INCORRECT)
+        if leaf not in WITHOUT_OP_STATE_LOCK:
+            self.check_lock(Operand.OP_STATE, shared=True)
+        if leaf not in LEAVES_ALLOWED[self._op_state]:
+            raise Status(StatusCode.OP_STATE_INCORRECT)
+
+    # --- locks ----------------------------------------------------------------------------------------------------
+
+    def hold(self, lock: Operand, *, shared: bool) -> None:
+        """Another logical processor takes a lock of this TD. Only then do the checks on the fast paths look for it."""
+        self._locks[lock] = shared
+        self._contended()
+
+    def let_go(self, lock: Operand) -> None:
+        """It gives the lock back."""
+        del self._locks[lock]
+        self._contended()
+
+    def _contended(self) -> None:
+        self.gpa_limit = 0 if self._locks.get(Operand.SEPT_TREE) is False else self.private_limit
+        self.admit()
+
+    def check_lock(self, lock: Operand, *, shared: bool = False) -> None:
+        """Try a lock: raises OPERAND_BUSY when another holds it, unless both are content to share it."""
+        if lock in self._locks and not (shared and self._locks[lock]):
+            raise Status(StatusCode.OPERAND_BUSY, lock)
+
+    def cannot_walk(self, gpa: int) -> Status:
+        """Why a GPA at or above `gpa_limit` is refused: it is not private, or the Secure EPT is locked."""
+        if gpa >= self.private_limit:
+            return Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+        return Status(StatusCode.OPERAND_BUSY, Operand.SEPT_TREE)
 
     # --- what follows from the configuration ----------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swtdx.seam.vcpu import Vcpu
 
 ZERO_PAGE = bytes(PAGE_SIZE)
+STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK
 PENDING = int(SeptState.PENDING)
 BECOME_MAPPED = sept.PENDING_LEAF ^ sept.MAPPED_LEAF
 """Bits that tell a pending leaf from a mapped one."""
@@ -27,21 +28,31 @@ MAX_LEVEL = 1
 
 @tdcall_leaf("TDG.MEM.PAGE.ACCEPT")
 def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """Accept a 4 KiB or 2 MiB page. A 2 MiB page is done in one go: nothing interrupts the module here."""
+    """Accept a 4 KiB or 2 MiB page.
+
+    A 2 MiB page is zeroed piece by piece. An interrupt stops that: how far it came is kept in the entry, and the guest
+    executes the same TDCALL again when it comes back.
+    """
     td, memory = vcpu.td, module.memory
     operand = vcpu.context.gpr[RCX]
     level = operand & LEVEL_MASK
     gpa = operand & ~LEVEL_MASK
-    if (level and (level > MAX_LEVEL or gpa & 0x1F_FFFF)) or operand & GPA_RESERVED or gpa >= td.gpa_limit:
+    if (level and (level > MAX_LEVEL or gpa & 0x1F_FFFF)) or operand & GPA_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    if gpa >= td.gpa_limit:
+        raise td.cannot_walk(gpa)
     index, entry, reached = td.sept.walk(gpa, level)
-    if reached != level or entry & STATE_MASK != PENDING:
+    if reached != level or entry & STATE_OR_LOCK != PENDING:
         _check(vcpu, args, gpa, level, entry, reached)
     hpa = entry & HPA_MASK
     if level:
+        first = hpa
         hpa &= ~ACCEPT_COUNTER
         entry &= ~ACCEPT_COUNTER
-        for page in range(hpa, hpa + sept.ENTRIES * PAGE_SIZE, PAGE_SIZE):
+        for page in range(first, hpa + sept.ENTRIES * PAGE_SIZE, PAGE_SIZE):
+            if module.contention.interrupted(vcpu.lp):
+                memory.qwords[index] = entry | page & ACCEPT_COUNTER
+                raise Interrupted(None)
             memory.set_key(page, td.hkid)
             memory.raw[page : page + PAGE_SIZE] = ZERO_PAGE
     else:
@@ -56,6 +67,9 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 
 def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> None:
     """Everything but a pending page at the requested level; returns for the other acceptable state."""
+    if entry & sept.ENTRY_LOCK:
+        busy = entry & sept.HOST_PRIORITY
+        raise Status(StatusCode.OPERAND_BUSY_HOST_PRIORITY if busy else StatusCode.OPERAND_BUSY, Operand.RCX)
     state = entry & STATE_MASK
     accessible = state in sept.GUEST_ACCESSIBLE
     if reached != level:

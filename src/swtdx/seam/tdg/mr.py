@@ -26,7 +26,7 @@ def _aligned(gpa: int, alignment: int, operand: Operand) -> int:
 
 
 def _private(vcpu: Vcpu, gpa: int, operand: Operand) -> int:
-    if gpa >= vcpu.td.gpa_limit:
+    if gpa >= vcpu.td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, operand)
     return gpa
 
@@ -40,6 +40,7 @@ def tdg_mr_rtmr_extend(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     index = gpr[RDX]
     if index >= NUM_RTMRS:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    vcpu.td.check_lock(Operand.RTMR)
     measurement.extend_rtmr(vcpu.td, index, module.memory.raw[hpa : hpa + HASH_SIZE].tobytes())
     return 0
 
@@ -53,6 +54,7 @@ def tdg_mr_report(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     data = _read(module, vcpu, args, source)
     if gpr[R8]:
         raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
+    vcpu.td.check_lock(Operand.RTMR)
     hpa = private_hpa(vcpu, args, target, WRITE)
     pa = hpa | vcpu.td.hkid << module.host.hkid_shift
     module.memory.write(pa, report.make(vcpu.td, module.identity, data))

@@ -16,7 +16,7 @@ from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.msr import Access, Refused
 from swtdx.seam.status import StatusCode
 from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inject_ve
-from swtdx.seam.tdg import mem, mr, vp
+from swtdx.seam.tdg import mem, mem_attr, mr, not_reproduced, vp
 from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation
 from swtdx.seam.tdg.tdcall import tdcall
 from swtdx.seam.vcpu import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR4_MCE, CR4_SMXE, CR4_VMXE, forbidden_cr4
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from swtdx.seam.vcpu import Vcpu
 
 Handler = Callable[["TdxModule", "Vcpu", Args], "int | None"]
-LEAF_FUNCTIONS = (tdg, mem, mr, vp)
+LEAF_FUNCTIONS = (tdg, mem, mem_attr, mr, not_reproduced, vp)
 """Imported so that the TDCALL leaf functions are registered."""
 
 MOV_TO_CR, LMSW = 0, 3

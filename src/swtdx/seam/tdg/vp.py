@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the guest asks and sets of itself: TDG.VP.INFO, VEINFO.GET, CPUIDVE.SET; metadata by VM.*, VP.*, SYS.RD."""
+"""What the guest asks and sets of itself: TDG.VP.INFO, VEINFO.GET, CPUIDVE.SET; metadata by VM.*, VP.*, SYS.*."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from swtdx.seam import metadata
-from swtdx.seam.hardware import Args
+from swtdx.seam.hardware import PAGE_SIZE, Args
 from swtdx.seam.metadata import Accessor, Field, FieldTable
 from swtdx.seam.metadata_values import read_td, read_vcpu, write_td, write_vcpu
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tdg.guest_memory import WRITE, private_hpa
 from swtdx.seam.tdg.tdcall import R8, R9, R10, R11, RAX, RCX, RDX, VERSION_SHIFT, tdcall_leaf
-from swtdx.seam.tdh.sys_info import read_system_field
+from swtdx.seam.tdh.sys_info import dump_system, read_system_field
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -126,4 +127,20 @@ def tdg_sys_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Read a field of the module into R8; RDX becomes the next field's id."""
     gpr = vcpu.context.gpr
     gpr[RDX], gpr[R8] = read_system_field(module, gpr[RDX], GUEST)
+    return 0
+
+
+@tdcall_leaf("TDG.SYS.RDALL", clears=(R8,))
+def tdg_sys_rdall(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
+    """Write the module's fields that a guest may see to the page at RDX; R8: where to start and where to go on."""
+    gpr, td = vcpu.context.gpr, vcpu.td
+    gpa = gpr[RDX]
+    if gpa % PAGE_SIZE or gpa >= td.private_limit:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    hpa = private_hpa(vcpu, args, gpa, WRITE)
+    content, rest = dump_system(module, gpr[R8], GUEST)
+    module.memory.write(hpa | td.hkid << module.host.hkid_shift, content)
+    gpr[R8] = rest
+    if rest != metadata.NONE:
+        raise Status(StatusCode.METADATA_LIST_OVERFLOW, r8=rest)
     return 0

@@ -10,8 +10,10 @@ from swtdx.seam.tdh import (
     mem_build,
     mem_debug,
     mem_manage,
+    mem_remap,
     mng,
     mng_metadata,
+    not_reproduced,
     phymem,
     sys_config,
     sys_info,
@@ -19,4 +21,7 @@ from swtdx.seam.tdh import (
     vp_enter,
 )
 
-LOADED = (mem_build, mem_debug, mem_manage, mng, mng_metadata, phymem, sys_config, sys_info, vp, vp_enter)
+LOADED = (
+    mem_build, mem_debug, mem_manage, mem_remap, mng, mng_metadata, not_reproduced, phymem, sys_config, sys_info,
+    vp, vp_enter,
+)  # fmt: skip

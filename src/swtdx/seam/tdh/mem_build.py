@@ -80,7 +80,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
     if PAGE_ADD not in td.allowed:
         td.check_state(PAGE_ADD)
     gpa, hpa = args.rcx, args.r8
-    if gpa & PAGE_MASK or gpa >= td.gpa_limit:
+    if gpa & PAGE_MASK or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     entry_index, entry, level = td.sept.walk(gpa, 0)
     if level:
@@ -107,7 +107,7 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     if MR_EXTEND not in td.allowed:
         td.check_state(MR_EXTEND)
     gpa = args.rcx
-    if gpa & CHUNK_MASK or gpa >= td.gpa_limit:
+    if gpa & CHUNK_MASK or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     _, entry, level = td.sept.walk(gpa, 0)
     if not entry & sept.LEAF:
@@ -148,7 +148,7 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
     else:
         gpa = rcx
     if gpa >= td.gpa_limit:
-        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+        raise td.cannot_walk(gpa)
     entry_index, entry, reached = td.sept.walk(gpa, level)
     if reached != level:
         raise sept.walk_failed(entry, reached)

@@ -45,8 +45,10 @@ def _locate(module: TdxModule, args: Args, number: int, name: str) -> int:
     if not td.debug:
         raise Status(StatusCode.TD_NON_DEBUG)
     gpa = args.rcx
-    if gpa & 7 or gpa >= td.gpa_limit:
+    if gpa & 7:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    if gpa >= td.gpa_limit:
+        raise td.cannot_walk(gpa)
     _, entry, level = td.sept.walk(gpa, 0)
     if not entry & sept.LEAF:
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))

@@ -28,7 +28,7 @@ READ_L2_ATTRIBUTES = 1
 MAX_PAGE_LEVEL = 2
 
 
-def _mapped_page(entry: int, level: int) -> int:
+def mapped_page(entry: int, level: int) -> int:
     """HPA of the page or Secure-EPT page that an entry points to; without the acceptance progress of a pending one."""
     hpa = entry & HPA_MASK
     return hpa & ~((1 << (12 + 9 * level)) - 1) if entry & sept.LEAF else hpa
@@ -40,11 +40,13 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(RANGE_BLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
-    entry_index, entry = walk(td, gpa, level)
+    entry_index, entry = walk(td, gpa, level, exclusive=True)
+    if entry & sept.ENTRY_LOCK:
+        raise sept.locked(entry, level)
     if entry & STATE_MASK in ANY_BLOCKED:
         raise Status(StatusCode.GPA_RANGE_ALREADY_BLOCKED, Operand.RCX, **sept.extended_info(entry, level))
     check_entry("TDH_MEM_RANGE_BLOCK", entry, level)
-    hpa = _mapped_page(entry, level)
+    hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     module.pamt.block_at(page, td.epoch)
     module.memory.qwords[entry_index] = sept.after("TDH_MEM_RANGE_BLOCK", entry & ~HPA_MASK | hpa)
@@ -58,9 +60,9 @@ def tdh_mem_range_unblock(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(RANGE_UNBLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
-    entry_index, entry = walk(td, gpa, level)
+    entry_index, entry = walk(td, gpa, level, exclusive=True)
     check_entry("TDH_MEM_RANGE_UNBLOCK", entry, level)
-    page, _ = module.pamt.index_of(_mapped_page(entry, level))
+    page, _ = module.pamt.index_of(mapped_page(entry, level))
     if td.tlb_tracking and not td.tracked(module.pamt.epoch_at(page)):
         raise Status(StatusCode.TLB_TRACKING_NOT_DONE, Operand.RCX)
     module.memory.qwords[entry_index] = sept.after("TDH_MEM_RANGE_UNBLOCK", entry)
@@ -73,6 +75,7 @@ def tdh_mem_track(module: TdxModule, args: Args, lp: int) -> int:
     """Begin a new TLB epoch."""
     td = module.td(args.rcx, Operand.RCX)
     td.check_state(MEM_TRACK)
+    td.check_lock(Operand.TD_EPOCH)
     if td.refcount[1 - (td.epoch & 1)]:
         raise Status(StatusCode.PREVIOUS_TLB_EPOCH_BUSY)
     td.epoch += 1
@@ -87,7 +90,7 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     gpa, level = gpa_and_level(args.rcx, 0, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
     check_entry("TDH_MEM_PAGE_REMOVE", entry, level)
-    hpa = _mapped_page(entry, level)
+    hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     if module.pamt.locked(page):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
@@ -106,7 +109,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(SEPT_REMOVE)
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
-    entry_index, entry = walk(td, gpa, level)
+    entry_index, entry = walk(td, gpa, level, exclusive=True)
     check_entry("TDH_MEM_SEPT_REMOVE", entry, level)
     hpa = entry & HPA_MASK
     page, _ = module.pamt.index_of(hpa)
@@ -137,6 +140,7 @@ def tdh_mem_sept_rd(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
     _, entry = walk(td, gpa, level)
+    check_entry("TDH_MEM_SEPT_RD", entry, level)
     info = sept.extended_info(entry, level)
     args.rcx, args.rdx = info["rcx"], info["rdx"]
     if attributes:

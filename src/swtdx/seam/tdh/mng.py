@@ -35,6 +35,8 @@ MSR_BITMAPS_TDCX_INDEX = 2
 ZERO_PAGE = bytes(PAGE_SIZE)
 TSC_FRACTION_BITS = 48
 MAX_GPA_BITS = 52
+MSR_MISC_ENABLE = 0x1A0
+LIMIT_CPUID_MAXVAL = 1 << 22
 
 
 @leaf("TDH.MNG.CREATE")
@@ -43,7 +45,9 @@ def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
     hpa = args.rcx
     hkid = module.kot.check_private(args.rdx, Operand.RDX)
     index = module.pamt.free_page(hpa, Operand.RCX)
+    module.contention.check(Operand.KOT)
     module.kot.check_free(hkid)
+    module.contention.check_entropy()
     module.take_page(hpa, module.global_hkid, ZERO_PAGE)
     module.kot.set_state(hkid, HkidState.ASSIGNED)
     module.pamt.assign(index, PageType.TDR, 0)
@@ -62,6 +66,7 @@ def tdh_mng_key_config(module: TdxModule, args: Args, lp: int) -> int:
     package = 1 << module.package_of(lp)
     if td.packages_configured & package:
         raise Status(StatusCode.KEY_CONFIGURED)
+    module.contention.check_key_generation()
     if not td.packages_configured:
         module.memory.create_key(td.hkid)
     td.packages_configured |= package
@@ -83,6 +88,8 @@ def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
     if number >= MAX_TDCX:
         raise Status(StatusCode.TDCX_NUM_INCORRECT)
     index = module.pamt.free_page(hpa, Operand.RCX)
+    if number == MIN_TDCX - 1:  # it completes the minimum: the TD gets its random identities
+        module.contention.check_entropy()
     if number >= MIN_TDCX and td.op_state is not OpState.UNINITIALIZED:
         raise Status(StatusCode.OP_STATE_INCORRECT)
     contents = {MSR_BITMAPS_TDCX_INDEX: b"\xff" * PAGE_SIZE, sept.ROOT_TDCX_INDEX: sept.FREE_PAGE}
@@ -97,6 +104,8 @@ def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.MNG.INIT", clears=("rcx",))
 def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
     """Initialise the TD from TD_PARAMS."""
+    if native_msr(module.processor.rdmsr, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
+        raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
     td = module.td_exclusive(args.rcx, Operand.RCX)
     td.check_state(MNG_INIT)
     source = module.host.shared(args.rdx, td_params.ALIGNMENT, Operand.RDX)
@@ -119,7 +128,7 @@ def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> 
     td.virt_maxpa = checked.virt_maxpa
     td.shared_bit = 1 << (td.gpaw - 1)
     td.illegal_gpa_bits = illegal_gpa_bits(td)
-    td.gpa_limit = min(td.shared_bit, 1 << td.virt_maxpa)
+    td.private_limit = td.gpa_limit = min(td.shared_bit, 1 << td.virt_maxpa)
     td.sept = SecureEpt(module.memory.qwords, td.tdcx[sept.ROOT_TDCX_INDEX], params.sept_levels)
     td.tsc_frequency = params.tsc_frequency
     td.tsc_multiplier = (params.tsc_frequency * TSC_UNIT_HZ << TSC_FRACTION_BITS) // module.platform.tsc_hz
@@ -148,6 +157,7 @@ def illegal_gpa_bits(td: Td) -> int:
 def tdh_mng_vpflushdone(module: TdxModule, args: Args, lp: int) -> int:
     """No virtual CPU is on any processor: the TD's key is given up, its caches must be written back."""
     td = module.td_exclusive(args.rcx, Operand.RCX)
+    module.contention.check(Operand.KOT)
     if td.lifecycle not in (LifecycleState.KEYS_CONFIGURED, LifecycleState.HKID_ASSIGNED):
         raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
     if td.num_associated:
@@ -163,6 +173,7 @@ def tdh_mng_key_freeid(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td_exclusive(args.rcx, Operand.RCX)
     if td.lifecycle is not LifecycleState.BLOCKED:
         raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
+    module.contention.check(Operand.KOT)
     if module.kot.write_back_pending(td.hkid):
         raise Status(StatusCode.WBCACHE_NOT_COMPLETE)
     module.kot.set_state(td.hkid, HkidState.FREE)

@@ -55,6 +55,7 @@ def tdh_mng_wr(module: TdxModule, args: Args, lp: int) -> int:
     field, element = metadata.lookup_writable(metadata.td_fields(), args.rdx, accessor, args.r9)
     old = read_td(td, field, element)
     value = metadata.merge(field, accessor, old, args.r8, args.r9)
+    td.check_lock(Operand.METADATA_FIELD)
     write_td(td, field, element, value, args.r9)
     args.r8 = old & field.masks[accessor][0]
     return SUCCESS

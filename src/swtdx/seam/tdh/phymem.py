@@ -42,7 +42,9 @@ def tdh_phymem_page_reclaim(module: TdxModule, args: Args, lp: int) -> int:
     found = {"rcx": int(page_type), "rdx": owner, "r8": int(size)}
     if hpa & ((1 << size.shift) - 1):
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX, **found)
-    td = module.tds[hpa if page_type is PageType.TDR else owner]
+    td = module.tds.get(hpa if page_type is PageType.TDR else owner)
+    if td is None:  # held exclusively (`contention`)
+        raise Status(StatusCode.OPERAND_BUSY, Operand.TDR, **found)
     if td.lifecycle is not LifecycleState.TEARDOWN:
         raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT, **found)
     if page_type is PageType.TDR:
@@ -77,15 +79,27 @@ def tdh_phymem_page_wbinvd(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.PHYMEM.CACHE.WB")
 def tdh_phymem_cache_wb(module: TdxModule, args: Args, lp: int) -> int:
-    """Write this package's caches back for all KeyIDs that wait for it. It is never interrupted here."""
+    """Write this package's caches back for all KeyIDs that wait for it; an interrupt stops it half-way.
+
+    The KeyIDs are those that wait when it starts: one that is given up in between waits for the next start.
+    """
     if args.rcx not in (START, RESUME):
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
-    if args.rcx == RESUME:
-        raise Status(StatusCode.WBCACHE_RESUME_ERROR)
-    flushed = module.kot.flushed()
-    if not flushed:
-        raise Status(StatusCode.NO_HKID_READY_TO_WBCACHE)
     package = module.package_of(lp)
+    module.contention.check(Operand.WBCACHE, package)
+    module.contention.check(Operand.KOT)
+    if args.rcx == START:
+        flushed = module.kot.flushed()
+        if not flushed:
+            raise Status(StatusCode.NO_HKID_READY_TO_WBCACHE)
+    elif package in module.interrupted_write_back:
+        flushed = module.interrupted_write_back[package]
+    else:
+        raise Status(StatusCode.WBCACHE_RESUME_ERROR)
+    if module.contention.interrupted(lp):
+        module.interrupted_write_back[package] = flushed
+        raise Status(StatusCode.INTERRUPTED_RESUMABLE)
+    module.interrupted_write_back.pop(package, None)
     for hkid in flushed:
         module.kot.written_back(hkid, package)
     return SUCCESS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bringing the module up: TDH.SYS.INIT, LP.INIT, CONFIG, KEY.CONFIG, TDMR.INIT and LP.SHUTDOWN.
+"""Bringing the module up: TDH.SYS.INIT, LP.INIT, CONFIG, KEY.CONFIG, TDMR.INIT; and down: SHUTDOWN, UPDATE.
 
 SYS.INIT once, LP.INIT on every logical processor, CONFIG once, KEY.CONFIG once for each package (the last one makes
 the module ready), then TDMR.INIT for each TDMR until it says that the end is reached.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import cpuid, identity, tdmr
 from swtdx.seam.dispatch import SUCCESS, leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.lifecycle import HkidState, SysState
+from swtdx.seam.lifecycle import HkidState, SysState, VcpuState
 from swtdx.seam.pamt import GIB, Tdmr
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_params import native_msr
@@ -49,6 +49,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
 
     There are no SMRRs, no SEAMOPS capabilities and no VMX or TME MSRs to check on this processor.
     """
+    module.contention.check(Operand.SYS)
     if args.rcx:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     if module.state is not SysState.SYSINIT_PENDING:
@@ -58,6 +59,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     check_native_cpuid(module)
     if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
         raise Status(StatusCode.CMR_LIST_INVALID)
+    module.contention.check_entropy()
     module.state = SysState.SYSINIT_DONE
     args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
     return SUCCESS
@@ -82,10 +84,12 @@ def check_native_cpuid(module: TdxModule) -> None:
 @leaf("TDH.SYS.LP.INIT", clears=("rcx", "rdx", "r8"))
 def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
     """Make a logical processor known. CPUID and MSRs are the same on all of them here, so they cannot disagree."""
+    module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSINIT_DONE:
         raise Status(StatusCode.SYS_LP_INIT_NOT_PENDING)
     if lp in module.initialized_lps:
         raise Status(StatusCode.SYS_LP_INIT_DONE)
+    module.contention.check_entropy()
     module.initialized_lps.add(lp)
     args.rcx = args.rdx = args.r8 = 0
     return SUCCESS
@@ -94,6 +98,7 @@ def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.SYS.CONFIG")
 def tdh_sys_config(module: TdxModule, args: Args, lp: int) -> int:
     """Take the TDMRs and the module's own KeyID. The KeyID stays reserved even when a TDMR is then refused."""
+    module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSINIT_DONE or len(module.initialized_lps) < module.platform.logical_processors:
         raise Status(StatusCode.SYS_CONFIG_NOT_PENDING)
     array = module.host.shared(args.rcx, tdmr.ALIGNMENT, Operand.RCX)
@@ -123,11 +128,13 @@ def read_tdmrs(module: TdxModule, array: int, count: int) -> list[Tdmr]:
 @leaf("TDH.SYS.KEY.CONFIG")
 def tdh_sys_key_config(module: TdxModule, args: Args, lp: int) -> int:
     """Program the module's KeyID on this package; after the last package the module is ready."""
+    module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSCONFIG_DONE:
         raise Status(StatusCode.SYS_KEY_CONFIG_NOT_PENDING)
     package = module.package_of(lp)
     if package in module.packages_configured:
         raise Status(StatusCode.KEY_CONFIGURED)
+    module.contention.check_key_generation()
     if not module.packages_configured:
         module.memory.create_key(module.global_hkid)
     module.packages_configured.add(package)
@@ -145,6 +152,7 @@ def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
     progress = module.pamt.initialized_up_to(base)
     if progress is None:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    module.contention.check(Operand.TDMR, base)
     if any(region.base == base and region.end == progress for region in module.pamt.tdmrs):
         raise Status(StatusCode.TDMR_ALREADY_INITIALIZED)
     args.rdx = module.pamt.initialize_slice(base, module.global_hkid) & ~(GIB - 1)
@@ -155,3 +163,28 @@ def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
 def tdh_sys_lp_shutdown(module: TdxModule, args: Args, lp: int) -> int:
     """Nothing, since module 1.5."""
     return SUCCESS
+
+
+@leaf("TDH.SYS.SHUTDOWN")
+def tdh_sys_shutdown(module: TdxModule, args: Args, lp: int) -> int:
+    """Shut the module down so that another one can take its place: only SYS.LP.SHUTDOWN is accepted from now on.
+
+    RCX is the version of the data handed over; this module knows one. A logical processor that runs a guest is inside
+    the module. Nothing is handed over: TD preserving (TDX_FEATURES0 bit 1) is not reproduced.
+    """
+    if args.rcx != identity.HANDOFF_VERSION:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    module.contention.check(Operand.SYS)
+    if any(vcpu.state is VcpuState.ACTIVE for vcpu in module.vcpus.values()):
+        raise Status(StatusCode.SYS_BUSY)
+    module.state = SysState.SHUTDOWN
+    return SUCCESS
+
+
+@leaf("TDH.SYS.UPDATE")
+def tdh_sys_update(module: TdxModule, args: Args, lp: int) -> int:
+    """Take over the TDs of the module that was here before: there never are any (see SYS.SHUTDOWN)."""
+    module.contention.check(Operand.SYS)
+    if module.state is not SysState.SYSINIT_DONE or len(module.initialized_lps) < module.platform.logical_processors:
+        raise Status(StatusCode.SYS_STATE_INCORRECT)
+    raise Status(StatusCode.SYS_INVALID_HANDOFF)

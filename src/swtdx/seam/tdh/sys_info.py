@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the module says of itself: TDH.SYS.INFO (two structures) and TDH.SYS.RD (field by field)."""
+"""What the module says of itself: TDH.SYS.INFO (two structures), SYS.RD (field by field), SYS.RDALL (all)."""
 
 from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING
 
-from swtdx.seam import cpuid, identity, metadata
+from swtdx.seam import cpuid, identity, metadata, metadata_list
 from swtdx.seam.dispatch import SUCCESS, leaf
-from swtdx.seam.hardware import Args
-from swtdx.seam.metadata import Accessor
+from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.metadata import Accessor, Field
 from swtdx.seam.metadata_values import read_system
 from swtdx.seam.status import Operand, Status, StatusCode
 
@@ -78,6 +78,30 @@ def read_system_field(module: TdxModule, identifier: int, accessor: Accessor) ->
     field, element = metadata.lookup(table, identifier, accessor)
     value = read_system(module, field, element) & field.masks[accessor][0]
     return metadata.following(table, field, element, accessor, []), value
+
+
+@leaf("TDH.SYS.RDALL", clears=("r8",))
+def tdh_sys_rdall(module: TdxModule, args: Args, lp: int) -> int:
+    """Write the module's fields from the one in R8 on to the page at RDX; R8: where to go on."""
+    _check_lp(module, lp)
+    page = module.host.shared(args.rdx, PAGE_SIZE, Operand.RDX)
+    content, rest = dump_system(module, args.r8, Accessor.PRODUCTION)
+    module.write_host(page, content)
+    if rest != metadata.NONE:
+        raise Status(StatusCode.METADATA_LIST_OVERFLOW, r8=rest)
+    args.r8 = rest
+    return SUCCESS
+
+
+def dump_system(module: TdxModule, start: int, accessor: Accessor) -> tuple[bytes, int]:
+    """(metadata list of the module's fields from ``start``, id to go on from); raises METADATA_FIELD_ID_INCORRECT."""
+    if start | 7 << metadata.CONTEXT_SHIFT == metadata.NONE:
+        start = metadata.NONE
+
+    def read(field: Field, element: int) -> int:
+        return read_system(module, field, element)
+
+    return metadata_list.dump(metadata.system_fields(), start, accessor, PAGE_SIZE, read)
 
 
 def _check_lp(module: TdxModule, lp: int) -> None:

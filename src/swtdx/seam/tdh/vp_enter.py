@@ -82,8 +82,8 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
 def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
     """The checks of TDH.VP.ENTER in order; raises the Status of the first that fails.
 
-    IA32_TSC_ADJUST, the TSC and the monitor setting cannot change on this processor, and nothing holds the epoch or the
-    Secure EPT locked.
+    IA32_TSC_ADJUST, the TSC and the monitor setting cannot change on this processor; there is no zero-step defence that
+    would need the Secure EPT.
     """
     if rcx & RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
@@ -99,4 +99,5 @@ def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     if rcx & RESUME_L1:  # there is no L2 virtual machine, so CURR_VM is 0
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    vcpu.td.check_lock(Operand.TD_EPOCH, shared=True)
     return vcpu

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a caller meets when it is not alone: locks that others hold, interrupts, a random-number generator run dry.
+
+Leaf functions are serialised here, so that two of them never meet inside. On the real module they do: every lock is
+only tried, and OPERAND_BUSY (SYS_BUSY for the module's own lock) names the one that another logical processor held.
+Long leaf functions look for a pending interrupt and return INTERRUPTED_RESUMABLE or _RESTARTABLE. RDSEED and PCONFIG
+can find no entropy. A host kernel has to cope with all of it; whoever tests one makes it happen from here::
+
+    with module.contention.hold(Operand.SEPT_TREE, tdr):
+        ...                                  # TDH.MEM.PAGE.AUG: OPERAND_BUSY|SEPT_TREE
+    module.contention.interrupt(lp)          # the next long leaf function on that logical processor is interrupted
+
+The locks of pages (TDR, TDVPR, TDCX, ...) are those in their metadata entries: `hold_page`.
+
+Sources: TDX module 1.5.06, lock acquisition of the leaf functions. Host-priority locks, by which a host that failed
+gets its turn before the guest, are not reproduced: with leaf functions serialised nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from swtdx.seam.status import Operand, Status, StatusCode
+
+if TYPE_CHECKING:
+    from swtdx.seam.pamt import Pamt
+    from swtdx.seam.td import Td
+    from swtdx.seam.vcpu import Vcpu
+
+TD_LOCKS = frozenset((Operand.OP_STATE, Operand.SEPT_TREE, Operand.TD_EPOCH, Operand.RTMR, Operand.METADATA_FIELD))
+"""Locks that belong to one TD; the others belong to the module (WBCACHE to a package, TDMR to a region)."""
+
+
+class Contention:
+    """Locks, interrupts and entropy of one module, as another logical processor or the hardware left them."""
+
+    def __init__(self, pamt: Pamt, tds: dict[int, Td], vcpus: dict[int, Vcpu]) -> None:
+        self._pamt = pamt
+        self._vcpus = vcpus
+        self._tds = tds
+        self._held: set[tuple[Operand, int]] = set()
+        self._interrupted: set[int] = set()
+        self.entropy = True
+        """Whether RDSEED, RDRAND and PCONFIG find random bits; False: RND_NO_ENTROPY, KEY_GENERATION_FAILED."""
+
+    @contextmanager
+    def hold(self, lock: Operand, owner: int = 0, *, shared: bool = False) -> Iterator[None]:
+        """Another logical processor holds ``lock``.
+
+        ``owner``: HPA of the TDR for the locks in TD_LOCKS, package number for WBCACHE, base of the region for TDMR.
+        ``shared`` matters for a TD's locks: leaf functions that take them shared, too, do not mind.
+        """
+        if lock in TD_LOCKS:
+            td = self._tds[owner]
+            td.hold(lock, shared=shared)
+            try:
+                yield
+            finally:
+                td.let_go(lock)
+        else:
+            self._held.add((lock, owner))
+            try:
+                yield
+            finally:
+                self._held.discard((lock, owner))
+
+    @contextmanager
+    def hold_page(self, hpa: int, *, exclusive: bool = False) -> Iterator[None]:
+        """Another logical processor holds the metadata entry of a page (TDR, TDVPR, ...).
+
+        While a TDR or TDVPR is held exclusively, nobody else finds the TD or virtual CPU behind it.
+        """
+        index, _ = self._pamt.index_of(hpa)
+        hidden_td = self._tds.pop(hpa, None) if exclusive else None
+        hidden = [key for key, vcpu in self._vcpus.items() if exclusive and (key == hpa or vcpu.td is hidden_td)]
+        vcpus = {key: self._vcpus.pop(key) for key in hidden}
+        self._pamt.lock_shared(index)
+        try:
+            yield
+        finally:
+            self._pamt.unlock_shared(index)
+            self._vcpus.update(vcpus)
+            if hidden_td is not None:
+                self._tds[hpa] = hidden_td
+
+    def interrupt(self, lp: int) -> None:
+        """An interrupt becomes pending on a logical processor; the leaf function that notices it takes it away."""
+        self._interrupted.add(lp)
+
+    # --- asked by leaf functions ------------------------------------------------------------------------------------
+
+    def check(self, lock: Operand, owner: int = 0) -> None:
+        """Try a lock of the module: raises OPERAND_BUSY with it, SYS_BUSY for the module's own."""
+        if (lock, owner) in self._held:
+            raise Status(StatusCode.SYS_BUSY) if lock is Operand.SYS else Status(StatusCode.OPERAND_BUSY, lock)
+
+    def check_entropy(self) -> None:
+        """RDSEED or RDRAND: raises RND_NO_ENTROPY."""
+        if not self.entropy:
+            raise Status(StatusCode.RND_NO_ENTROPY)
+
+    def check_key_generation(self) -> None:
+        """PCONFIG with a random key: raises OPERAND_BUSY|KET, KEY_GENERATION_FAILED."""
+        self.check(Operand.KET)
+        if not self.entropy:
+            raise Status(StatusCode.KEY_GENERATION_FAILED)
+
+    def interrupted(self, lp: int) -> bool:
+        """Whether an interrupt is pending on the logical processor; it is noticed once."""
+        if lp in self._interrupted:
+            self._interrupted.discard(lp)
+            return True
+        return False

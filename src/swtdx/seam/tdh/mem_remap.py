@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The same private memory, mapped otherwise: TDH.MEM.PAGE.RELOCATE, PAGE.PROMOTE and PAGE.DEMOTE.
+
+RELOCATE moves a page to another place in physical memory. PROMOTE makes one large page of 512 smaller ones that lie
+side by side, and gives the Secure-EPT page back that held their entries; DEMOTE is the reverse. All three take a
+translation away that a running TD may use, and demand a blocked and tracked mapping as a removal does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swtdx.seam import sept
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
+from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
+from swtdx.seam.pamt import PageSize, PageType
+from swtdx.seam.sept import ANY_PENDING, HPA_MASK, STATE_MASK, SeptState
+from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, PAGE_NOT_USED, TDR_RESERVED
+from swtdx.seam.tdh.mem_manage import MAX_PAGE_LEVEL, mapped_page
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+RELOCATE, PROMOTE = SEAMCALL_NUMBERS["TDH.MEM.PAGE.RELOCATE"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.PROMOTE"]
+DEMOTE = SEAMCALL_NUMBERS["TDH.MEM.PAGE.DEMOTE"]
+L2_ADD_MODE = 1
+
+
+@leaf("TDH.MEM.PAGE.RELOCATE", clears=("rcx", "rdx"))
+def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
+    """Move a 4 KiB page to another HPA; RCX: the old one. A pending page has no content to move."""
+    td, pamt, memory = module.td(args.rdx, Operand.RDX), module.pamt, module.memory
+    td.check_state(RELOCATE)
+    gpa, level = gpa_and_level(args.rcx, 0, 0)
+    entry_index, entry = walk(td, gpa, level)
+    check_entry("TDH_MEM_PAGE_RELOCATE", entry, level)
+    old, new = entry & HPA_MASK, args.r8
+    if new == old:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
+    old_page, _ = pamt.index_of(old)
+    if pamt.locked(old_page):
+        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
+    check_tracked(td, pamt, entry, level, old_page)
+    new_page = pamt.free_page(new, Operand.R8)
+    if entry & STATE_MASK not in ANY_PENDING:
+        module.take_page(new, td.hkid, memory.raw[old : old + PAGE_SIZE].tobytes())
+    memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_RELOCATE", entry & ~HPA_MASK | new)
+    pamt.assign(new_page, PageType.REG, td.hpa)
+    pamt.release(old_page)
+    args.rcx, args.rdx = old, 0
+    return SUCCESS
+
+
+@versioned_leaf("TDH.MEM.PAGE.PROMOTE", clears=("rcx", "rdx"))
+def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -> int:
+    """Merge 512 pages into one of the next size; RCX: HPA of the Secure-EPT page that is free now."""
+    td, pamt = module.td(args.rdx, Operand.RDX), module.pamt
+    td.check_state(PROMOTE)
+    gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
+    entry_index, entry = walk(td, gpa, level)
+    check_entry("TDH_MEM_PAGE_PROMOTE", entry, level)
+    table = entry & HPA_MASK
+    table_page, _ = pamt.index_of(table)
+    if pamt.locked(table_page):
+        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
+    check_tracked(td, pamt, entry, level, table_page)
+    merged = _merged(module, table, entry, level)
+    if module.contention.interrupted(lp):
+        raise Status(StatusCode.INTERRUPTED_RESTARTABLE, rcx=args.rcx, rdx=args.rdx)
+    hpa = merged & HPA_MASK
+    if pamt.any_locked(hpa, PageSize(level)):
+        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
+    pamt.merge(hpa, PageSize(level), td.hpa)
+    module.memory.qwords[entry_index] = merged
+    pamt.release(table_page)
+    td.child_count -= 1
+    args.rcx, args.rdx = table, 0
+    if version:
+        for register in L2_REGISTERS:
+            setattr(args, register, NULL_PAGE)
+    return SUCCESS
+
+
+def _merged(module: TdxModule, table: int, entry: int, level: int) -> int:
+    """The leaf that replaces a table of 512 leaves which are alike and lie side by side.
+
+    Raises OPERAND_BUSY for a locked one, EPT_INVALID_PROMOTE_CONDITIONS with the parent's entry.
+    """
+    children = module.memory.qwords[table >> 3 : (table >> 3) + sept.ENTRIES].tolist()
+    if any(child & sept.ENTRY_LOCK for child in children):
+        raise sept.locked(entry, level)
+    first: int = children[0]
+    size = 1 << sept.level_shift(level - 1)
+    if (
+        first & STATE_MASK not in (SeptState.MAPPED, SeptState.PENDING)
+        or first & HPA_MASK & (size * sept.ENTRIES - 1)
+        or children != [first + number * size for number in range(sept.ENTRIES)]
+    ):
+        raise Status(StatusCode.EPT_INVALID_PROMOTE_CONDITIONS, Operand.RCX, **sept.extended_info(entry, level))
+    return first
+
+
+@leaf("TDH.MEM.PAGE.DEMOTE", clears=("rcx", "rdx"))
+def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
+    """Split a large page into 512 of the next smaller size, whose entries go to the Secure-EPT page in R8.
+
+    R9 to R11 come back: without L2 virtual machines their pages are not used.
+    """
+    if args.rdx & TDR_RESERVED:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    td, pamt, memory = module.td(args.rdx & ~L2_ADD_MODE, Operand.RDX), module.pamt, module.memory
+    td.check_state(DEMOTE)
+    gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
+    entry_index, entry = walk(td, gpa, level)
+    check_entry("TDH_MEM_PAGE_DEMOTE", entry, level)
+    hpa = mapped_page(entry, level)
+    page, _ = pamt.index_of(hpa)
+    check_tracked(td, pamt, entry, level, page)
+    table = args.r8
+    table_page = pamt.free_page(table, Operand.R8)
+    if module.contention.interrupted(lp):
+        raise Status(StatusCode.INTERRUPTED_RESTARTABLE, rcx=args.rcx, rdx=args.rdx)
+    first = (sept.PENDING_LEAF if entry & STATE_MASK in ANY_PENDING else sept.MAPPED_LEAF) | hpa
+    size = 1 << sept.level_shift(level - 1)
+    children = b"".join((first + number * size).to_bytes(8, "little") for number in range(sept.ENTRIES))
+    module.take_page(table, td.hkid, children)
+    pamt.assign(table_page, PageType.EPT, td.hpa)
+    pamt.split(hpa, PageSize(level), td.hpa)
+    td.child_count += 1
+    memory.qwords[entry_index] = sept.NL_MAPPED | table
+    args.rcx = args.rdx = 0
+    for register in L2_REGISTERS:
+        offered = getattr(args, register)
+        setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
+    return SUCCESS
