@@ -11,6 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
+    from swtdx.attest.build_calls import Build as Build
+    from swtdx.attest.build_calls import RecordError as RecordError
+    from swtdx.attest.build_calls import predicted_build as predicted_build
+    from swtdx.attest.build_calls import recorded_build as recorded_build
+    from swtdx.attest.divergence import Comparison as Comparison
+    from swtdx.attest.divergence import Divergence as Divergence
+    from swtdx.attest.divergence import compare as compare
     from swtdx.attest.inspection import Inspection as Inspection
     from swtdx.attest.inspection import inspect_image as inspect_image
     from swtdx.attest.measure import MeasureError as MeasureError
@@ -20,11 +27,18 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.memory_picture import text_picture as text_picture
 
 _HOMES = {
+    "Build": "build_calls",
+    "Comparison": "divergence",
+    "Divergence": "divergence",
     "Inspection": "inspection",
     "MeasureError": "measure",
     "Measurement": "measure",
+    "RecordError": "build_calls",
+    "compare": "divergence",
     "inspect_image": "inspection",
     "measure_image": "measure",
+    "predicted_build": "build_calls",
+    "recorded_build": "build_calls",
     "svg_picture": "memory_picture",
     "text_picture": "memory_picture",
 }

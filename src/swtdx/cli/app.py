@@ -26,6 +26,7 @@ from swtdx.cli.verdict import Failure, Verdict
 COMMANDS: dict[str, str] = {
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
+    "diff": "swtdx.cli.diff",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
 

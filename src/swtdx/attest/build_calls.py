@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The calls that build a TD, as one can know them afterwards: predicted from an image, or from the record of a launch.
+
+``swtdx run --json FILE`` keeps for each section where it was added and a SHA-384 of each measured page, and in which
+order the kernel's calls came, if MRTD shows it.  `Build` holds the same for both, so that any two can be compared.
+
+The measured calls of a build are PAGE.ADD for each page and MR.EXTEND for each 256-byte chunk of a measured page; the
+sixteen MR.EXTEND of one page are one `Call` here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_image
+from swtdx.vmm.initial_memory import AddedRegion, section_contents
+from swtdx.vmm.measurement import Order
+from swtdx.vmm.memory_map import MemoryMap
+from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
+
+_SHA384_SIZE = 48
+_RTMRS = 4
+
+
+class RecordError(Exception):
+    """What was given is no record of a TD's launch; the text is one sentence for a person."""
+
+
+class Leaf(StrEnum):
+    """SEAMCALL leaf functions that feed MRTD."""
+
+    PAGE_ADD = "TDH.MEM.PAGE.ADD"
+    MR_EXTEND = "TDH.MR.EXTEND"
+
+
+class Call(NamedTuple):
+    """One call, or the sixteen MR.EXTEND of one page; ``sha384`` of the page's contents where those are measured."""
+
+    leaf: Leaf
+    gpa: int
+    section: int
+    type: str
+    page: int
+    sha384: bytes | None
+
+
+@dataclass(frozen=True)
+class Build:
+    """How a TD was or would be built. ``order`` None: unknown, MRTD is that of neither; ``rtmr`` None: unknown."""
+
+    name: str
+    launched: bool
+    regions: tuple[AddedRegion, ...]
+    order: Order | None
+    mrtd: bytes
+    rtmr: tuple[bytes, ...] | None
+    tdvf: Tdvf | None  # the image, where it is at hand
+    ram: tuple[tuple[int, int], ...] | None
+
+    def calls(self, order: Order) -> Iterator[Call]:
+        """The measured calls, if they come in this order."""
+        for region in self.regions:
+            adds = (self._call(Leaf.PAGE_ADD, region, page) for page in range(region.pages))
+            if not region.measured:
+                yield from adds
+                continue
+            extends = (self._call(Leaf.MR_EXTEND, region, page) for page in range(region.pages))
+            if order is Order.PER_REGION:
+                yield from adds
+                yield from extends
+            else:
+                for add, extend in zip(adds, extends, strict=True):
+                    yield add
+                    yield extend
+
+    @staticmethod
+    def _call(leaf: Leaf, region: AddedRegion, page: int) -> Call:
+        digest = region.page_digests[page] if leaf is Leaf.MR_EXTEND else None
+        return Call(leaf, region.gpa + page * PAGE_SIZE, region.index, region.type, page, digest)
+
+    def page_contents(self, call: Call) -> bytes | None:
+        """The 4096 bytes that were measured, None where they are not at hand."""
+        if self.tdvf is None:
+            return None
+        section = next((one for one in self.tdvf.sections if one.index == call.section), None)
+        if section is None:
+            return None
+        contents = section_contents(self.tdvf, section, self.ram or ())
+        page = contents[call.page * PAGE_SIZE : (call.page + 1) * PAGE_SIZE]
+        return page if hashlib.sha384(page).digest() == call.sha384 else None
+
+
+def predicted_build(
+    image: bytes, name: str = "the image", order: Order = Order.PER_PAGE, memory_size: int | None = None
+) -> Build:
+    """The build that an image leads to. Parameters and errors are those of `swtdx.attest.measure.measure_image`."""
+    mrtd = measure_image(image, name, order, memory_size).mrtd
+    tdvf, ram = checked(image, name), MemoryMap(memory_size or 0, len(image)).ram
+    regions = tuple(
+        AddedRegion.of(section, section_contents(tdvf, section, ram) if section.measured else b"")
+        for section in tdvf.sections
+        if section.added
+    )
+    return Build(name, False, regions, order, mrtd, None, tdvf, ram)
+
+
+def recorded_build(record: bytes, name: str = "the record") -> Build:
+    """The build that ``swtdx run --json`` has recorded.
+
+    Where the firmware that was launched is still where it was and still the same, its bytes are taken from there.
+    Raises `RecordError` for what is no record of a TD's launch.
+
+    >>> recorded_build(b"[]", "x.json")
+    Traceback (most recent call last):
+    ...
+    swtdx.attest.build_calls.RecordError: x.json is no record of a launch: it is no JSON object
+    """
+    try:
+        kept = json.loads(record)
+    except (ValueError, RecursionError):
+        raise RecordError(f"{name} is no record of a launch: it is no JSON") from None
+    if not isinstance(kept, dict):
+        raise RecordError(f"{name} is no record of a launch: it is no JSON object")
+    if kept.get("vm_type") == "default":
+        raise RecordError(f"{name} records the launch of an ordinary VM, of which nothing is measured")
+    for needed in ("mrtd", "mrtd_order", "added"):
+        if needed not in kept:
+            raise RecordError(f"{name} is no record of a launch with its measured pages: it has no {needed!r}")
+    try:
+        order = None if kept["mrtd_order"] is None else Order(kept["mrtd_order"])
+        regions = _regions(kept["added"])
+        mrtd = _digest(kept["mrtd"])
+        rtmr = kept.get("rtmr")
+        registers = None if rtmr is None else tuple(_digest(each) for each in rtmr)
+        if registers is not None and len(registers) != _RTMRS:
+            raise ValueError("it has not four RTMRs")
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise RecordError(f"{name} is no record of a launch: {_because(error)}") from None
+    tdvf = _image_of(kept)
+    memory = kept.get("memory")
+    ram = MemoryMap(memory, len(tdvf.image)).ram if tdvf is not None and isinstance(memory, int) else None
+    return Build(name, True, regions, order, mrtd, registers, tdvf, ram)
+
+
+def _because(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _regions(kept: Any) -> tuple[AddedRegion, ...]:
+    if not isinstance(kept, list):
+        raise ValueError("'added' is no list")
+    regions = []
+    total = 0
+    for each in kept:
+        numbers = [each[key] for key in ("section", "gpa", "pages")]
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("a section's numbers are none")
+        index, gpa, pages = numbers
+        total += pages
+        if total * PAGE_SIZE > MAXIMUM_ADDED:
+            raise ValueError(f"it has more than {MAXIMUM_ADDED // PAGE_SIZE} pages")
+        measured, digests = bool(each["measured"]), tuple(_digest(digest) for digest in each["sha384"])
+        if len(digests) != (pages if measured else 0):
+            raise ValueError(f"section {index} has {pages} pages and {len(digests)} digests")
+        regions.append(AddedRegion(index, str(each["type"]), gpa, pages, measured, digests))
+    return tuple(regions)
+
+
+def _digest(text: Any) -> bytes:
+    digest = bytes.fromhex(text)
+    if len(digest) != _SHA384_SIZE:
+        raise ValueError(f"a digest has {len(digest)} bytes, not {_SHA384_SIZE}")
+    return digest
+
+
+def _image_of(kept: dict[str, Any]) -> Tdvf | None:
+    """The firmware of a recorded launch, if its file still holds the same bytes."""
+    firmware = kept.get("firmware")
+    if not isinstance(firmware, dict) or not isinstance(firmware.get("path"), str):
+        return None
+    try:
+        with Path(firmware["path"]).open("rb") as file:
+            image = file.read(MAXIMUM_IMAGE_SIZE + 1)
+        if hashlib.sha256(image).hexdigest() != firmware.get("sha256"):
+            return None
+        return parse(image, firmware["path"])
+    except (OSError, ValueError, TdvfError):
+        return None

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx diff``: where the measurements of two images, two launches, or a launch and a prediction part."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swtdx.attest.build_calls import Build, RecordError, predicted_build, recorded_build
+from swtdx.attest.divergence import Comparison, compare
+from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
+from swtdx.cli.input import file_bytes
+from swtdx.cli.measure import ORDERS, OrderChoice
+from swtdx.cli.parameters import InputError, memory_size
+from swtdx.cli.verdict import Failure, Verdict
+from swtdx.vmm.measurement import Order
+from swtdx.vmm.tdvf import TdvfError
+
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx diff old.fd new.fd[/cyan] - two images
+
+[cyan]swtdx run --json run.json; swtdx diff run.json OVMF.fd[/cyan] - a launch against the prediction
+
+[cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
+
+[bold]Exit status[/bold]
+
+0 equal; 1 wrong usage; 2 they differ, or one has no measurement; 3 a file is not to be had
+"""
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command(name="diff", epilog=EPILOG)(diff)
+
+
+def diff(
+    one: Annotated[Path, typer.Argument(metavar="A", help="Firmware image, or record of swtdx run --json.")],
+    other: Annotated[Path, typer.Argument(metavar="B", help="The same.")],
+    order: Annotated[
+        OrderChoice | None,
+        typer.Option(help="Order of the calls for images. Not given: the launch's, or page.", show_default=False),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Guest memory; only for an image whose TD HOB is measured.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
+) -> None:
+    """Tell the first call at which two measurements part: section, address, page and byte."""
+    if json and quiet:
+        raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
+    given = [(file_bytes(path), str(path)) for path in (one, other)]
+    try:
+        comparison = compare(*_builds(given, order, memory))
+    except InputError as error:
+        raise Failure(str(error), Verdict.USAGE) from None
+    except (RecordError, TdvfError, MeasureError) as error:
+        raise Failure(str(error), Verdict.FAILED) from None
+    if json:
+        print(json_format.dumps(comparison.as_json(), indent=2))
+    elif not quiet:
+        print("\n".join(_report(comparison)))
+    raise typer.Exit(Verdict.OK if comparison.equal else Verdict.FAILED)
+
+
+def _builds(given: list[tuple[bytes, str]], choice: OrderChoice | None, memory: str | None) -> tuple[Build, Build]:
+    """Records first, as they know the order in which an image beside them is to be measured."""
+    records = {name: recorded_build(contents, name) for contents, name in given if _is_json(contents)}
+    images = [(contents, name) for contents, name in given if name not in records]
+    tdvfs = [checked(contents, name) for contents, name in images]
+    if choice is not None and not any(map(order_matters, tdvfs)):
+        raise Failure("--order cannot change anything: it is for images, whose calls were not made yet", Verdict.USAGE)
+    if memory is not None and not any(map(depends_on_memory, tdvfs)):
+        raise Failure("--memory cannot change anything: it is for images whose TD HOB is measured", Verdict.USAGE)
+    known = next((build.order for build in records.values() if build.order is not None), Order.PER_PAGE)
+    order = known if choice is None else ORDERS[choice]
+    size = None if memory is None else memory_size(memory)
+    builds = [
+        records[name] if name in records else predicted_build(contents, name, order, size) for contents, name in given
+    ]
+    return builds[0], builds[1]
+
+
+def _is_json(contents: bytes) -> bool:
+    """A record begins with a brace; an image never does: it begins with a firmware volume's zero bytes or with code."""
+    return contents[:64].lstrip().startswith((b"{", b"["))
+
+
+def _report(comparison: Comparison) -> Iterator[str]:
+    for label, build in zip("AB", comparison.builds, strict=True):
+        kind = "launch" if build.launched else "prediction"
+        order = "in an unknown order" if build.order is None else build.order.value
+        yield f"{label}  {build.name} ({kind}, {order})"
+        yield f"   MRTD {build.mrtd.hex()}"
+    if comparison.mrtd_equal:
+        yield "MRTD is equal."
+        yield from _unmeasured(comparison)
+    elif comparison.divergence is not None:
+        yield f"MRTD differs: {comparison.divergence}."
+    else:
+        yield "MRTD differs, though the recorded pages are equal: the calls came in an order that is not known."
+    if comparison.rtmrs is None:
+        return
+    if not comparison.rtmrs:
+        yield "RTMR0-3 are equal."
+        return
+    one, other = comparison.builds
+    assert one.rtmr is not None
+    assert other.rtmr is not None
+    for number in comparison.rtmrs:
+        yield f"RTMR{number} differs: {one.rtmr[number].hex()}"
+        yield f"           and: {other.rtmr[number].hex()}"
+    yield "Which event was the first to differ only the guest's event log can tell; the record has none."
+
+
+def _unmeasured(comparison: Comparison) -> Iterator[str]:
+    """Files may differ where nothing is measured."""
+    one, other = (build.tdvf for build in comparison.builds)
+    if one is None or other is None or one.image == other.image:
+        return
+    pairs = enumerate(zip(one.image, other.image, strict=False))
+    first = next((at for at, (left, right) in pairs if left != right), min(len(one.image), len(other.image)))
+    yield f"The files differ, from byte {first:#x} on, but in nothing that is measured."
