@@ -14,6 +14,7 @@ from typing import Any
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import (
     Row,
+    Rule,
     Section,
     SectionAttributes,
     SectionType,
@@ -85,7 +86,8 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
     layout = MemoryMap(memory_size, len(image))
     broken = list(found.broken)
     tdvf = Tdvf(name, image, found.sections)
-    if any(section.type is SectionType.TD_HOB for section in found.sections):
+    placeable = not any(fault.rule is Rule.SECTION_OUTSIDE for fault in broken)
+    if placeable and any(section.type is SectionType.TD_HOB for section in found.sections):
         broken += memory_faults(tdvf, layout.ram)
     broken += unfilled(tdvf)
     sha256 = hashlib.sha256(image).hexdigest()

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The commands inspect, measure and diff as a person calls them: what they print and how they exit."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import swtdx.vmm.firmware
+from swtdx.attest.measure import measure_image
+from swtdx.vmm.measurement import Order
+from tests.cli.conftest import Command
+from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+
+
+@pytest.fixture
+def code_half(tmp_path: Path) -> Path:
+    """A firmware without metadata."""
+    path = tmp_path / "code.fd"
+    path.write_bytes(image_with(entry_guid=bytes(16)))
+    return path
+
+
+@pytest.fixture
+def measured_hob(tmp_path: Path) -> Path:
+    """A firmware whose MRTD depends on the machine."""
+    path = tmp_path / "hob.fd"
+    path.write_bytes(image_with(rows=(BFV, CFV, TEMP, (*HOB[:5], 1))))
+    return path
+
+
+def test_measure_prints_the_digest_and_nothing_else(command: Command, firmware: Path) -> None:
+    expected = {order: measure_image(firmware.read_bytes(), order=order).mrtd for order in Order}
+    page, region = expected[Order.PER_PAGE], expected[Order.PER_REGION]
+    for options, digest in (([], page), (["--order", "page"], page), (["--order", "region"], region)):
+        result = command("measure", firmware, *options)
+        assert (result.status, result.out, result.err) == (0, digest.hex() + "\n", "")
+    result = command("measure", firmware, "--output-format", "base64")
+    assert base64.b64decode(result.out) == page
+    kept = json.loads(command("measure", firmware, "--json").out)
+    assert kept["mrtd"] == page.hex()
+
+
+def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, measured_hob: Path) -> None:
+    result = command("measure", measured_hob)
+    assert (result.status, result.out) == (1, "")
+    assert "--memory" in result.err
+    small, large = (command("measure", measured_hob, "--memory", size) for size in ("64M", "96M"))
+    assert small.status == large.status == 0
+    assert small.out != large.out
+    assert command("measure", measured_hob, "--memory", "8M").status == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["measure", "FIRMWARE", "--memory", "64M"], 1, "cannot change"),
+        (["measure", "FIRMWARE", "--json", "--output-format", "hex"], 1, "--output-format"),
+        (["measure", "FIRMWARE", "--order", "random"], 1, "random"),
+        (["measure", "FIRMWARE", "--kernel", "vmlinuz"], 1, "No such option"),
+        (["measure", "FIRMWARE", "another"], 1, "unexpected"),
+        (["measure", "absent.fd"], 3, "No such file"),
+        (["measure", "."], 3, "directory"),
+        (["measure", "CODE"], 2, "no TDX metadata"),
+        (["inspect", "absent.fd"], 3, "No such file"),
+        (["inspect", "FIRMWARE", "--memory", "much"], 1, "much"),
+        (["inspect", "FIRMWARE", "--svg", "absent-folder/x.svg"], 1, "absent-folder"),
+        (["inspect", "FIRMWARE", "--quiet", "--json"], 1, "exclude"),
+        (["diff", "FIRMWARE"], 1, "B"),
+        (["diff", "FIRMWARE", "absent.fd"], 3, "absent.fd"),
+        (["diff", "FIRMWARE", "CODE"], 2, "no TDX metadata"),
+        (["diff", "FIRMWARE", "RECORD"], 2, "no record"),
+        (["diff", "FIRMWARE", "FIRMWARE", "--memory", "64M"], 1, "cannot change"),
+        (["diff", "FIRMWARE", "FIRMWARE", "--quiet", "--json"], 1, "exclude"),
+    ],
+)
+def test_one_sentence_and_the_status(
+    arguments: list[str], status: int, words: str, command: Command, firmware: Path, code_half: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "record.json"
+    record.write_text("{}")
+    files = {"FIRMWARE": firmware, "CODE": code_half, "RECORD": record}
+    result = command(*(files.get(argument, argument) for argument in arguments))
+    assert (result.status, result.out) == (status, "")
+    (complaint,) = result.err.splitlines()
+    assert complaint.startswith("swtdx: ")
+    assert words in complaint
+
+
+def test_inspect_shows_table_and_picture(command: Command, firmware: Path, tmp_path: Path) -> None:
+    result = command("inspect", firmware)
+    assert result.status == 0
+    for word in ("can start as a TD", "BFV", "TD_HOB", "0xffff4000", "contents", "0x100000000 +--"):
+        assert word in result.out
+    svg = tmp_path / "memory.svg"
+    result = command("inspect", firmware, "--svg", svg, "--json")
+    assert json.loads(result.out)["can_start"]
+    assert ElementTree.parse(svg).getroot().tag.endswith("}svg")
+
+
+def test_inspect_of_what_cannot_start(command: Command, code_half: Path) -> None:
+    result = command("inspect", code_half)
+    assert result.status == 2
+    assert "no-metadata: " in result.out
+    assert json.loads(command("inspect", code_half, "--json").out)["broken"][0]["rule"] == "no-metadata"
+    result = command("inspect", code_half, "--quiet")
+    assert (result.status, result.out, result.err) == (2, "", "")
+
+
+def test_without_an_image_the_installed_firmware_is_taken(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(named: Path | None = None, **more: object) -> swtdx.vmm.firmware.Firmware:
+        raise swtdx.vmm.firmware.FirmwareError("no TDVF was found: install one")
+
+    monkeypatch.setattr("swtdx.cli.input.find_firmware", none)
+    assert command("measure").status == 3
+    assert command("inspect").status == 3
+    found = swtdx.vmm.firmware.Firmware(Path("found.fd"), "it is there", image_with())
+    monkeypatch.setattr("swtdx.cli.input.find_firmware", lambda: found)
+    result = command("measure")
+    assert (result.status, result.err) == (0, "swtdx: found.fd: it is there\n")
+    assert command("measure", "--quiet").err == ""
+
+
+def test_diff_of_images(command: Command, firmware: Path, tmp_path: Path) -> None:
+    image = bytearray(firmware.read_bytes())
+    image[0x123] ^= 1
+    other = tmp_path / "other.fd"
+    other.write_bytes(image)
+    result = command("diff", firmware, other)
+    assert result.status == 0
+    assert "in nothing that is measured" in result.out
+    image[0x8123] ^= 1
+    other.write_bytes(image)
+    result = command("diff", firmware, other)
+    assert result.status == 2
+    for word in ("section 0 BFV, page 4", "byte 0x123", "0xffff8123", "0x90 and 0x91"):
+        assert word in result.out
+    assert json.loads(command("diff", firmware, other, "--json").out)["divergence"]["gpa"] == 0xFFFF8123
+    result = command("diff", firmware, other, "--quiet")
+    assert (result.status, result.out, result.err) == (2, "", "")
+    assert command("diff", firmware, firmware, "--order", "region").status == 0
+
+
+def test_diff_of_launches(command: Command, firmware: Path, tmp_path: Path) -> None:
+    """A synthetic firmware runs into nothing at once, and its launch is recorded all the same."""
+    records = [tmp_path / "one.json", tmp_path / "two.json"]
+    for record, dialect in zip(records, ("upstream", "v10"), strict=True):
+        command("run", "--quiet", "--firmware", firmware, "--json", record, "--timeout", "0.2", "--dialect", dialect)
+    assert command("diff", *records).status == 0
+    assert command("diff", records[0], firmware).status == 0
+    result = command("diff", records[1], firmware, "--order", "region")
+    assert result.status == 2
+    assert "after 1 equal call" in result.out
+    result = command("diff", *records, "--order", "region")
+    assert result.status == 1
+    assert "cannot change anything" in result.err
+    kept = json.loads(records[1].read_text())
+    kept["rtmr"][2] = "77" * 48
+    records[1].write_text(json.dumps(kept))
+    result = command("diff", *records)
+    assert result.status == 2
+    assert "RTMR2 differs" in result.out
+
+
+def test_measuring_loads_neither_engine_nor_kernel(firmware: Path) -> None:
+    script = "import sys; sys.argv[0] = 'swtdx'\nimport atexit\nfrom swtdx.cli import main\n"
+    script += (
+        "atexit.register(lambda: print(sorted(m for m in sys.modules if m.startswith('swtdx.')), file=sys.stderr))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script + "\nmain()", "measure", str(firmware)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    loaded = done.stderr
+    assert "swtdx.attest.measure" in loaded
+    for floor in ("swtdx.cpu", "swtdx.seam", "swtdx.linux", "swtdx.uapi", "swtdx.vmm.launch", "swtdx.cli.run"):
+        assert floor not in loaded
+
+
+@pytest.mark.parametrize("name", ["inspect", "measure", "diff"])
+def test_help_names_the_exit_statuses(name: str, command: Command) -> None:
+    result = command(name, "--help")
+    assert result.status == 0
+    assert "Exit status" in result.out
+    assert name in command("--help").out
