@@ -91,10 +91,12 @@ class Contention:
 
     # --- asked by leaf functions ------------------------------------------------------------------------------------
 
-    def check(self, lock: Operand, owner: int = 0) -> None:
-        """Try a lock of the module: raises OPERAND_BUSY with it, SYS_BUSY for the module's own."""
+    def check(self, lock: Operand, owner: int = 0, *, named: Operand | None = None) -> None:
+        """Try a lock of the module: raises OPERAND_BUSY with it (or with ``named``), SYS_BUSY for the module's own."""
         if (lock, owner) in self._held:
-            raise Status(StatusCode.SYS_BUSY) if lock is Operand.SYS else Status(StatusCode.OPERAND_BUSY, lock)
+            if lock is Operand.SYS:
+                raise Status(StatusCode.SYS_BUSY)
+            raise Status(StatusCode.OPERAND_BUSY, lock if named is None else named)
 
     def check_entropy(self) -> None:
         """RDSEED or RDRAND: raises RND_NO_ENTROPY."""

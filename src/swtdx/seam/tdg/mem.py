@@ -65,11 +65,16 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     return 0
 
 
+def check_guest_lock(entry: int) -> None:
+    """Try an entry's lock for the guest: raises OPERAND_BUSY|RCX, the host-priority form when the host waits for it."""
+    if entry & sept.ENTRY_LOCK:
+        priority = entry & sept.HOST_PRIORITY
+        raise Status(StatusCode.OPERAND_BUSY_HOST_PRIORITY if priority else StatusCode.OPERAND_BUSY, Operand.RCX)
+
+
 def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> None:
     """Everything but a pending page at the requested level; returns for the other acceptable state."""
-    if entry & sept.ENTRY_LOCK:
-        busy = entry & sept.HOST_PRIORITY
-        raise Status(StatusCode.OPERAND_BUSY_HOST_PRIORITY if busy else StatusCode.OPERAND_BUSY, Operand.RCX)
+    check_guest_lock(entry)
     state = entry & STATE_MASK
     accessible = state in sept.GUEST_ACCESSIBLE
     if reached != level:

@@ -14,6 +14,7 @@ from swtdx.seam.hardware import Args, ExitReason
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
+from swtdx.seam.tdg.mem import check_guest_lock
 from swtdx.seam.tdg.tdcall import R8, RCX, RDX, tdcall_leaf
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def tdg_mem_page_attr_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     if gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     _, entry, level = td.sept.walk(gpa, 0)
-    _check_lock(entry)
+    check_guest_lock(entry)
     if entry & sept.STATE_MASK not in sept.ALLOWED["TDG_MEM_PAGE_ATTR_RD"]:
         raise Interrupted(asynchronous(vcpu, args, ExitReason.EPT_VIOLATION, gpa=gpa))
     _answer(vcpu, gpa, level, entry)
@@ -60,7 +61,7 @@ def tdg_mem_page_attr_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     ):
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     _, entry, reached = td.sept.walk(gpa, level)
-    _check_lock(entry)
+    check_guest_lock(entry)
     if entry & sept.STATE_MASK not in sept.ALLOWED["TDG_MEM_PAGE_ATTR_WR"]:
         if not entry & sept.LEAF and reached == level and entry & sept.PRESENT_OR_LEAF:
             raise Status(StatusCode.PAGE_SIZE_MISMATCH, level)
@@ -72,11 +73,6 @@ def tdg_mem_page_attr_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
             raise Status(StatusCode.L2_SEPT_WALK_FAILED, vm << 16 | td.sept.levels - 1)
     _answer(vcpu, gpa, level, entry)
     return 0
-
-
-def _check_lock(entry: int) -> None:
-    if entry & sept.ENTRY_LOCK:
-        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
 
 
 def _answer(vcpu: Vcpu, gpa: int, level: int, entry: int) -> None:

@@ -152,7 +152,7 @@ def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
     progress = module.pamt.initialized_up_to(base)
     if progress is None:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
-    module.contention.check(Operand.TDMR, base)
+    module.contention.check(Operand.TDMR, base, named=Operand.RCX)
     if any(region.base == base and region.end == progress for region in module.pamt.tdmrs):
         raise Status(StatusCode.TDMR_ALREADY_INITIALIZED)
     args.rdx = module.pamt.initialize_slice(base, module.global_hkid) & ~(GIB - 1)

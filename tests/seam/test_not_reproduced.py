@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Migration, service TDs and partitioning, as a module answers where nobody uses them; and leaving the module."""
+
+from __future__ import annotations
+
+import pytest
+
+from swtdx.seam.hardware import Gpr
+from swtdx.seam.lifecycle import SysState
+from swtdx.seam.status import StatusCode
+
+GPA = 0x8000_0000
+SERVTD_RD, SERVTD_WR, VP_ENTER, INVEPT, INVVPID, ATTR_RD, ATTR_WR = 18, 20, 25, 26, 27, 23, 24
+
+
+@pytest.mark.parametrize(
+    ("name", "registers", "migratable", "status"),
+    [
+        ("EXPORT.STATE.IMMUTABLE", "rcx", False, StatusCode.TD_NOT_MIGRATABLE),
+        ("EXPORT.STATE.IMMUTABLE", "rcx", True, StatusCode.MIN_MIGS_NOT_CREATED),
+        ("EXPORT.RESTORE", "rdx", False, StatusCode.TD_NOT_MIGRATABLE),
+        ("EXPORT.RESTORE", "rdx", True, StatusCode.OPERAND_INVALID | 1),
+        ("MIG.STREAM.CREATE", "rdx", True, StatusCode.MAX_MIGS_NUM_EXCEEDED),
+        ("SERVTD.BIND", "rcx", True, StatusCode.OPERAND_INVALID | 9),
+        ("EXPORT.PAUSE", "rcx", True, StatusCode.OP_STATE_INCORRECT),
+        ("IMPORT.MEM", "rdx", True, StatusCode.OP_STATE_INCORRECT),
+    ],
+)
+def test_where_migration_would_begin(host, name, registers, migratable, status):
+    tdr, *_ = host.runnable(attributes=1 << 29 if migratable else 0)
+    before = host.snapshot()
+    assert host.call(f"TDH.{name}", **{registers: tdr})[0] == status
+    assert host.snapshot() == before
+
+
+def test_import_and_prebinding_begin_before_the_td_does(host):
+    tdr = host.uninitialized()
+    assert host.call("TDH.IMPORT.STATE.IMMUTABLE", rcx=tdr)[0] == StatusCode.MIN_MIGS_NOT_CREATED
+    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr)[0] == StatusCode.OPERAND_INVALID | 9
+    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr, r8=1)[0] == StatusCode.OPERAND_INVALID | 8
+
+
+def test_no_entry_is_blocked_for_writing(host):
+    tdr, *_ = host.runnable()
+    host.augment(tdr, GPA)
+    status, args = host.call("TDH.EXPORT.UNBLOCKW", rcx=GPA, rdx=tdr)
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert args.rdx == 2 << 8
+
+
+@pytest.mark.parametrize(
+    ("leaf", "registers", "status"),
+    [
+        (SERVTD_RD, {}, StatusCode.OPERAND_INVALID | 1),
+        (SERVTD_WR, {}, StatusCode.OPERAND_INVALID | 1),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": 8}, StatusCode.OPERAND_INVALID | 2),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": 1 << 47}, StatusCode.OPERAND_INVALID | 2),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": GPA}, StatusCode.OPERAND_INVALID | 1),
+        (INVEPT, {"rcx": 0}, 0),
+        (INVEPT, {"rcx": 1}, StatusCode.OPERAND_INVALID | 1),
+        (INVEPT, {"rcx": 2}, StatusCode.OPERAND_INVALID | 1),
+        (INVVPID, {"rcx": 0}, StatusCode.OPERAND_INVALID | 1),
+        (INVVPID, {"rcx": 1 << 52}, StatusCode.OPERAND_INVALID | 1),
+        (ATTR_RD, {"rcx": 1 << 47}, StatusCode.OPERAND_INVALID | 1),
+        (ATTR_WR, {"rcx": GPA, "rdx": 1, "r8": 0}, StatusCode.OPERAND_INVALID | 2),
+        (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 1 << 16}, StatusCode.OPERAND_INVALID | 8),
+        (ATTR_WR, {"rcx": GPA | 3, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | 1),
+        (ATTR_WR, {"rcx": GPA + 4096 | 1, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | 1),
+        (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 0}, StatusCode.PAGE_SIZE_MISMATCH),
+        (ATTR_WR, {"rcx": GPA | 1, "rdx": 0, "r8": 0}, 0),
+    ],
+)
+def test_guest_leaf_functions(host, call, leaf, registers, status):
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA, level=1)
+    host.guest(tdvpr, context, call(leaf, **registers))
+    assert context.gpr[Gpr.RAX] == status
+
+
+def test_attributes_tell_size_and_acceptance(host, call):
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA, level=1)
+    host.guest(tdvpr, context, call(ATTR_RD, rcx=GPA + 0x5678, rdx=9))
+    assert (context.gpr[Gpr.RCX], context.gpr[Gpr.RDX]) == (GPA | 1 | 1 << 62, 0)
+    host.guest(tdvpr, context, call(6, rcx=GPA | 1), call(ATTR_RD, rcx=GPA, rdx=9))
+    assert (context.gpr[Gpr.RCX], context.gpr[Gpr.RDX]) == (GPA | 1, 0)
+
+
+def test_attributes_for_a_virtual_machine_without_tables(host, call):
+    tdr = host.build(pages=7, num_l2_vms=1, attributes=0)
+    tdvpr = host.vcpu(tdr, x2apic_id=0, pages=8)
+    context = host.processor.contexts[-1]
+    context.long_mode()
+    host.ok("TDH.MR.FINALIZE", rcx=tdr)
+    host.augment(tdr, GPA)
+    host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=7 << 16, r8=7 << 16))
+    assert context.gpr[Gpr.RAX] & ~0xFFFFFFFF == StatusCode.L2_SEPT_WALK_FAILED
+    assert context.gpr[Gpr.RAX] >> 16 & 0xFFFF == 1
+    host.guest(tdvpr, context, call(INVVPID, rcx=1 << 52, rdx=0), call(INVEPT, rcx=2))
+    assert context.gpr[Gpr.RAX] == 0
+
+
+def test_shutdown(host):
+    tdr, tdvpr, context = host.runnable()
+    assert host.call("TDH.SYS.SHUTDOWN", rcx=1)[0] == StatusCode.OPERAND_INVALID | 1
+
+    def inside(context):
+        assert host.call("TDH.SYS.SHUTDOWN", lp=1)[0] == StatusCode.SYS_BUSY
+        return 1
+
+    context.queue(inside)
+    host.enter(tdvpr)
+    assert host.module.state is SysState.SYS_READY
+    host.ok("TDH.SYS.SHUTDOWN")
+    assert host.module.state is SysState.SHUTDOWN
+    assert host.call("TDH.MNG.RD", rcx=tdr)[0] == StatusCode.SYS_SHUTDOWN
+    host.ok("TDH.SYS.LP.SHUTDOWN")
+
+
+def test_update_finds_nothing_handed_over(cold):
+    assert cold.call("TDH.SYS.UPDATE")[0] == StatusCode.SYS_STATE_INCORRECT
+    cold.start()
+    assert cold.call("TDH.SYS.UPDATE")[0] == StatusCode.SYS_INVALID_HANDOFF
+    cold.config(cold.default_tdmr())
+    assert cold.call("TDH.SYS.UPDATE")[0] == StatusCode.SYS_STATE_INCORRECT
