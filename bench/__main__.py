@@ -13,12 +13,16 @@ from dataclasses import asdict
 from bench.figures import FULL, SHORT, Figure, all_figures
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _line(figure: Figure) -> str:
-    value = f"{figure.median:,.0f}" if figure.median >= 1000 else f"{figure.median:.3g}"
+    value = _number(figure.median)
     aim = ""
     if figure.aim is not None:
         bound = "at least" if figure.more_is_better else "under"
-        aim = f"aim: {bound} {figure.aim:,.0f}{'' if figure.met else '   not met'}"
+        aim = f"aim: {bound} {_number(figure.aim)}{'' if figure.met else '   not met'}"
     return f"{figure.name:<52}{value:>10} {figure.unit:<8}{aim}".rstrip()
 
 

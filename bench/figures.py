@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import guest
+from bench import guest, mrtd
 from bench.guest import PAGE_SIZE, Workload
 from bench.td import MeasuredTd, close, fresh_td, staged
 from swtdx.machine import open_kernel
@@ -76,6 +76,7 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
             yield pages_a_second(device, effort, measure)
         with MeasuredTd(device) as td:
             yield from guest_figures(td, effort)
+    yield from mrtd_figures(effort)
     if effort.boots:
         yield firmware_boot(effort)
 
@@ -131,6 +132,21 @@ def guest_figures(td: MeasuredTd, effort: Effort) -> Iterator[Figure]:
     instructions = guest.COMPUTE_INSTRUCTIONS / 1e6
     runs = [instructions / seconds for seconds in each(Workload.COMPUTE, effort.loop_turns)]
     yield _figure("compute loop", "MIPS", runs, 800, more_is_better=True)
+
+
+def mrtd_figures(effort: Effort) -> Iterator[Figure]:
+    """MRTD of the installed firmware: beside one hash over as many bytes, and as a command. None without firmware."""
+    found = mrtd.firmware()
+    if found is None:
+        return
+    timed = mrtd.in_process(found.image, effort.repetitions, 10)
+    size = f"{len(found.image) >> 20} MiB image"
+    yield _figure(f"MRTD of a {size}", "ms", [seconds * 1e3 for seconds in timed.mrtd])
+    name = f"SHA-384 of as many bytes ({timed.stream_bytes / 1e6:.2f} MB), one call"
+    yield _figure(name, "ms", [seconds * 1e3 for seconds in timed.hash])
+    yield _figure("MRTD to that hash", "x", timed.ratios, 1.3)
+    runs = _repeated(effort, lambda: mrtd.command(found.path))
+    yield _figure("swtdx measure, the whole command", "ms", [seconds * 1e3 for seconds in runs], 250)
 
 
 def firmware_boot(effort: Effort) -> Figure:
