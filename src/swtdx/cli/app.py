@@ -112,7 +112,6 @@ def swtdx_command(
     """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
 
-@app.command(epilog=RUN_EPILOG)
 def run(
     firmware: Annotated[
         Path | None,
@@ -195,8 +194,11 @@ def run(
 
 @cache
 def _declare(command: str) -> None:
-    """Make a command of `COMMANDS` known to the app, once."""
-    import_module(COMMANDS[command]).register(app)
+    """Make a command known to the app, once. Each costs time even when another is run: typer compiles its options."""
+    if command == "run":
+        app.command(epilog=RUN_EPILOG)(run)
+    else:
+        import_module(COMMANDS[command]).register(app)
 
 
 def main() -> None:
@@ -204,7 +206,7 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     typed = next((argument for argument in arguments if not argument.startswith("-")), "")
     known = typed == "run" or typed in COMMANDS
-    for command in COMMANDS:
+    for command in ("run", *COMMANDS):
         if typed == command or not known:
             _declare(command)
     try:
