@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_image
-from swtdx.vmm.initial_memory import AddedRegion, section_contents
+from swtdx.vmm.initial_memory import AddedRegion, unpadded_contents
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
@@ -91,8 +91,8 @@ class Build:
         section = next((one for one in self.tdvf.sections if one.index == call.section), None)
         if section is None:
             return None
-        contents = section_contents(self.tdvf, section, self.ram or ())
-        page = contents[call.page * PAGE_SIZE : (call.page + 1) * PAGE_SIZE]
+        contents = unpadded_contents(self.tdvf, section, self.ram or ())
+        page = bytes(contents[call.page * PAGE_SIZE : (call.page + 1) * PAGE_SIZE]).ljust(PAGE_SIZE, b"\0")
         return page if hashlib.sha384(page).digest() == call.sha384 else None
 
 
@@ -103,7 +103,7 @@ def predicted_build(
     mrtd = measure_image(image, name, order, memory_size).mrtd
     tdvf, ram = checked(image, name), MemoryMap(memory_size or 0, len(image)).ram
     regions = tuple(
-        AddedRegion.of(section, section_contents(tdvf, section, ram) if section.measured else b"")
+        AddedRegion.of(section, unpadded_contents(tdvf, section, ram) if section.measured else b"")
         for section in tdvf.sections
         if section.added
     )

@@ -28,9 +28,12 @@ def section_contents(tdvf: Tdvf, section: Section, ram: Sequence[tuple[int, int]
 
     ``ram``: the machine's RAM as ascending (GPA, length). Raises `InitialMemoryError` if the HOB does not fit.
     """
-    if section.type is not SectionType.TD_HOB:
-        return tdvf.contents(section)
-    return td_hob(tdvf, section, ram).ljust(section.memory_size, b"\0")
+    return bytes(unpadded_contents(tdvf, section, ram)).ljust(section.memory_size, b"\0")
+
+
+def unpadded_contents(tdvf: Tdvf, section: Section, ram: Sequence[tuple[int, int]]) -> bytes | memoryview:
+    """The same without the zeroes behind it, of which a section may have very many."""
+    return td_hob(tdvf, section, ram) if section.type is SectionType.TD_HOB else tdvf.raw_contents(section)
 
 
 def td_hob(tdvf: Tdvf, section: Section, ram: Sequence[tuple[int, int]]) -> bytes:
@@ -58,13 +61,16 @@ class AddedRegion:
     page_digests: tuple[bytes, ...]
 
     @classmethod
-    def of(cls, section: Section, contents: bytes) -> AddedRegion:
-        """``contents``: those of the whole section."""
-        view = memoryview(contents)
-        starts = range(0, section.memory_size, PAGE_SIZE) if section.measured else ()
-        digests = tuple(hashlib.sha384(view[start : start + PAGE_SIZE]).digest() for start in starts)
+    def of(cls, section: Section, contents: bytes | memoryview) -> AddedRegion:
+        """``contents``: those of the section, with or without the zeroes up to its memory size."""
         pages = section.memory_size // PAGE_SIZE
-        return cls(section.index, section.type.name, section.address, pages, section.measured, digests)
+        digests: list[bytes] = []
+        if section.measured:
+            for start in range(0, len(contents), PAGE_SIZE):
+                page = bytes(contents[start : start + PAGE_SIZE]).ljust(PAGE_SIZE, b"\0")
+                digests.append(hashlib.sha384(page).digest())
+            digests += [hashlib.sha384(bytes(PAGE_SIZE)).digest()] * (pages - len(digests))
+        return cls(section.index, section.type.name, section.address, pages, section.measured, tuple(digests))
 
     def as_json(self) -> dict[str, Any]:
         """For the record of a launch."""
