@@ -18,10 +18,17 @@ from swtdx.cpu.platform import Platform
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.module import TdxModule
 from swtdx.seam.status import describe
+from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 
 GIB = 1 << 30
 TDCALL, CPUID = 77, 10
 REGISTERS = ("rcx", "rdx", "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
+
+
+SEEN: set[tuple[str, int]] = set()
+"""(leaf function, RAX) of every SEAMCALL and TDCALL that the tests' hosts and guests made; for test_status_coverage."""
+NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
+GUEST_NAMES = {number: name for name, number in TDCALL_NUMBERS.items()}
 
 
 class Args:
@@ -55,6 +62,7 @@ class FakeContext:
         self._gpr = memoryview(bytearray(128)).cast("Q")
         self._vapic = memoryview(bytearray(4096))
         self.script = []
+        self.called = None
         self.injected = []
         self.closed = False
         self.msrs = {}
@@ -79,8 +87,15 @@ class FakeContext:
         return self._vapic
 
     def run(self):
+        self.note()
         step = self.script.pop(0)
         return step(self) if callable(step) else step
+
+    def note(self):
+        """The TDCALL before, if there was one, is done: note what came of it."""
+        if self.called is not None:
+            SEEN.add((GUEST_NAMES.get(self.called, ""), self.gpr[0]))
+            self.called = None
 
     def inject(self, vector, kind, error_code=None, instruction_length=0):
         self.injected.append((int(vector), int(kind), error_code))
@@ -167,6 +182,7 @@ def tdcall(leaf, *, version=0, **registers):
     """A guest step: TDCALL with these registers (names of `GPR`); RCX is 0 unless given."""
 
     def step(context):
+        context.called = leaf
         context.gpr[0] = leaf | version << 16
         for name, value in ({"rcx": 0} | registers).items():
             context.gpr[GPR[name]] = value
@@ -199,6 +215,7 @@ class Host:
         args = Args(**registers)
         number = SEAMCALL_NUMBERS.get(name, name)
         status = self.module.seamcall(number | version << 16, args, lp)
+        SEEN.add((NAMES.get(number & 0xFFFF, ""), status))
         return status, args
 
     def ok(self, name, **keywords):
@@ -350,7 +367,10 @@ class Host:
 
     def enter(self, tdvpr, *, lp=0, **registers):
         """VP.ENTER: (RAX, registers after)."""
-        return self.call("TDH.VP.ENTER", rcx=tdvpr, lp=lp, **registers)
+        result = self.call("TDH.VP.ENTER", rcx=tdvpr, lp=lp, **registers)
+        for context in getattr(self.processor, "contexts", ()):
+            context.note()
+        return result
 
     def guest(self, tdvpr, context, *steps, lp=0):
         """Run steps and then let the host's interrupt end it: (RAX, registers after)."""
@@ -394,6 +414,17 @@ class Host:
         kot = tuple((module.kot.state(h), module.kot.write_back_pending(h)) for h in module.kot.private)
         tables = tuple(module.memory.raw[page : page + 4096].tobytes() for page in self.pages)
         return module.state, tds, vcpus, hash(metadata), kot, hash(tables)
+
+
+def pytest_collection_modifyitems(items):
+    """What looks back on the other tests of this directory comes after them."""
+    items.sort(key=lambda item: item.path.name == "test_status_coverage.py")
+
+
+@pytest.fixture
+def seen():
+    """(leaf function, RAX) of all calls so far."""
+    return SEEN
 
 
 @pytest.fixture

@@ -76,11 +76,16 @@ class Contention:
         hidden_td = self._tds.pop(hpa, None) if exclusive else None
         hidden = [key for key, vcpu in self._vcpus.items() if exclusive and (key == hpa or vcpu.td is hidden_td)]
         vcpus = {key: self._vcpus.pop(key) for key in hidden}
-        self._pamt.lock_shared(index)
+        lock, unlock = (
+            (self._pamt.lock_exclusive, self._pamt.unlock_exclusive)
+            if exclusive
+            else (self._pamt.lock_shared, self._pamt.unlock_shared)
+        )
+        lock(index)
         try:
             yield
         finally:
-            self._pamt.unlock_shared(index)
+            unlock(index)
             self._vcpus.update(vcpus)
             if hidden_td is not None:
                 self._tds[hpa] = hidden_td

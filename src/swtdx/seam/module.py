@@ -45,6 +45,8 @@ class TdxModule:
         self.initialized_lps: set[int] = set()
         self.packages_configured: set[int] = set()
         self.global_hkid = 0
+        self.tsc_adjust = 0
+        """IA32_TSC_ADJUST at SYS.INIT."""
         self.host = HostAddresses(processor.platform)
         self.kot = KeyOwnershipTable(processor.platform)
         self.pamt = Pamt(processor.memory, self.host.hkid_shift)

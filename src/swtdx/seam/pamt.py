@@ -14,8 +14,8 @@ word   content
 The search for a page's entry starts at 1 GiB and stops at the first level that tracks a page itself (PT_REG); a page
 in use as 4 KiB leaves its parents PT_NDA. Only 1 GiB blocks that TDH.SYS.TDMR.INIT has finished take part.
 
-The lock counts shared holders. Leaf functions are serialised by the module, so that only VP.ENTER, which holds its TD
-and virtual CPU while the guest runs, is ever seen to hold one.
+The lock counts shared holders; bit 15 is an exclusive one. Leaf functions are serialised by the module, so that only
+VP.ENTER, which holds its TD and virtual CPU while the guest runs, is ever seen to hold one (and `contention`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from swtdx.seam.status import Operand, Status, StatusCode
 
 ENTRY_SIZE = 16
 LOCK_MASK = 0xFFFF
+EXCLUSIVE = 0x8000
 TYPE_SHIFT = 16
 TYPE_MASK = 0xFF << TYPE_SHIFT
 OWNER_SHIFT = 12
@@ -182,8 +183,8 @@ class Pamt:
         if block is None:
             raise Status(StatusCode.OPERAND_ADDR_RANGE_ERROR, operand)
         index, size = self.search(block, hpa)
-        lock = self._qwords[index] & LOCK_MASK
-        if lock and not shared:
+        lock = self._qwords[index] & (EXCLUSIVE if shared else LOCK_MASK)
+        if lock:
             raise Status(StatusCode.OPERAND_BUSY, operand)
         return index, size
 
@@ -280,6 +281,14 @@ class Pamt:
     def lock_shared(self, index: int) -> None:
         """Add a shared holder."""
         self._qwords[index] += 1
+
+    def lock_exclusive(self, index: int) -> None:
+        """Lock out all others."""
+        self._qwords[index] |= EXCLUSIVE
+
+    def unlock_exclusive(self, index: int) -> None:
+        """Let them in again."""
+        self._qwords[index] &= ~EXCLUSIVE
 
     def unlock_shared(self, index: int) -> None:
         """Remove a shared holder."""

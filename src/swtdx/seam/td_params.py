@@ -203,6 +203,15 @@ class Rules:
             raise Status(StatusCode.OPERAND_INVALID, Operand.IA32_ARCH_CAPABILITIES_CONFIG)
 
 
+MSR_TSC_ADJUST = 0x3B
+
+
+def check_tsc_adjust(read: Callable[[int], int], at_init: int) -> None:
+    """IA32_TSC_ADJUST is what it was at SYS.INIT; raises INCONSISTENT_MSR|0x3B."""
+    if native_msr(read, MSR_TSC_ADJUST) != at_init:
+        raise Status(StatusCode.INCONSISTENT_MSR, MSR_TSC_ADJUST)
+
+
 def native_msr(read: Callable[[int], int], index: int) -> int:
     """A native MSR, 0 where the processor has none."""
     try:

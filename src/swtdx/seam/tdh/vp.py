@@ -10,6 +10,7 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import LifecycleState, VcpuState
 from swtdx.seam.pamt import PageType
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.td_params import check_tsc_adjust
 from swtdx.seam.tdh.mng import ZERO_PAGE
 from swtdx.seam.vcpu import Vcpu, control, reset
 
@@ -59,7 +60,8 @@ def tdh_vp_addcx(module: TdxModule, args: Args, lp: int) -> int:
 def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Give a virtual CPU its initial state; version 1 sets its x2APIC id. It is associated from now on.
 
-    As on the real module, an id that is not unique is noticed after NUM_VCPUS has been counted up.
+    As on the real module, an id that is not unique and a changed IA32_TSC_ADJUST are noticed after NUM_VCPUS has been
+    counted up.
     """
     vcpu = module.vcpu_exclusive(args.rcx, Operand.RCX)
     td = vcpu.td
@@ -83,6 +85,7 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
         td.num_vcpus += 1
         td.topology_enum_configured = False
         vcpu.x2apic_id = td.num_vcpus - 1
+    check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
     vcpu.index = td.num_vcpus - 1
     vcpu.context = module.processor.new_context()
     reset(vcpu, initial_rcx=args.rdx, family_model_stepping=module.processor.cpuid(1)[0])

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every status that the published list of checks gives a leaf function has been met by some test, or cannot be.
+
+The list names sequences of checks that many leaf functions share (TDR, STATE, GPA, WALK, ENTRY, TRACKED, HPA4K); here
+they are written out. This file runs last and looks at what the other tests of the directory met, so that it means
+something only when all of them ran.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from swtdx.seam.status import StatusCode
+
+CODES = sorted((code.name for code in StatusCode if code.name != "SUCCESS"), key=len, reverse=True)
+CODES_BY_VALUE = {code.value for code in StatusCode}
+PARTITIONING = "TD partitioning is not reproduced: there is no L2 virtual machine and no Secure EPT for one"
+SERVICE_TD = "service TDs are not reproduced: no binding handle is right, and the handle is checked first"
+NO_SUCH_HARDWARE = "the emulated processor has nothing of the kind that could be wrong"
+ALIKE = "the emulated logical processors are alike, and their packages are numbered from 0 to at most 7"
+FAST_PATH = "nothing changes these registers on the emulated processor, and VP.ENTER is too hot to ask for nothing"
+CANNOT = {
+    **dict.fromkeys(
+        [
+            ("TDG.MEM.PAGE.ATTR.WR", "PAGE_ATTR_INVALID"), ("TDG.VP.ENTER", "PENDING_INTERRUPT"),
+            ("TDG.VP.INVVPID", "GLA_NOT_CANONICAL"), ("TDH.MEM.PAGE.DEMOTE", "L2_SEPT_PAGE_NOT_PROVIDED"),
+            ("TDH.MEM.SEPT.ADD", "L2_SEPT_ENTRY_NOT_FREE"), ("TDH.MEM.SEPT.ADD", "L2_SEPT_WALK_FAILED"),
+        ],
+        PARTITIONING,
+    ),
+    **dict.fromkeys(
+        [
+            ("TDG.SERVTD.RD", status)
+            for status in (
+                "CROSS_TD_TRAP", "SERVTD_INFO_HASH_MISMATCH", "SERVTD_NOT_BOUND", "SERVTD_UUID_MISMATCH",
+                "TARGET_UUID_MISMATCH", "TARGET_UUID_UPDATED",
+            )
+        ],
+        SERVICE_TD,
+    ),
+    **dict.fromkeys(
+        [
+            ("TDH.SYS.INIT", status)
+            for status in (
+                "CPUID_LEAF_1F_FORMAT_UNRECOGNIZED", "CPUID_LEAF_NOT_SUPPORTED", "INCOMPATIBLE_SEAM_CAPABILITIES",
+                "INCORRECT_MSR_VALUE", "INVALID_WBINVD_SCOPE", "NUM_ACTIVATED_HKIDS_NOT_SUPPORTED",
+                "SYS_INCOMPATIBLE_SIGSTRUCT",
+            )
+        ],
+        NO_SUCH_HARDWARE,
+    ),
+    **dict.fromkeys(
+        [
+            ("TDH.SYS.LP.INIT", status)
+            for status in ("INCOMPATIBLE_SEAM_CAPABILITIES", "INCONSISTENT_CPUID_FIELD", "INVALID_PKG_ID")
+        ],
+        ALIKE,
+    ),
+    **dict.fromkeys(
+        [
+            ("TDH.VP.ENTER", status)
+            for status in ("INCONSISTENT_MSR", "INCORRECT_MSR_VALUE", "LIMIT_CPUID_MAXVAL_SET", "TSC_ROLLBACK")
+        ],
+        FAST_PATH,
+    ),
+    ("TDG.MR.REPORT", "OPERAND_BUSY_HOST_PRIORITY"): "host-priority locks of a TD's structures are not reproduced",
+    ("TDG.SYS.RDALL", "METADATA_LIST_OVERFLOW"): "the module's fields fit into one page",
+    ("TDH.SYS.RDALL", "METADATA_LIST_OVERFLOW"): "the module's fields fit into one page",
+    ("TDH.SYS.RD", "METADATA_FIELD_NOT_READABLE"): "the host may read all of the module's fields",
+}  # fmt: skip
+"""What an emulation without these features, or with this processor, cannot be made to say."""
+
+
+def listed(published):
+    """{leaf: names of the statuses in its checks}."""
+    sequences = published["check_sequences"]
+
+    def statuses(text):
+        found = {code for code in CODES if re.search(rf"(?<![A-Z_0-9]){code}(?![A-Z_0-9])", text)}
+        for name, checks in sequences.items():
+            base = name.split("(")[0]
+            end = r"\(" if "(" in name and base != "STATE" else r"(?![A-Z_0-9=])"
+            if re.search(rf"(?<![A-Z_0-9.]){base}{end}", text):
+                found |= {status for check in checks for status in statuses(check)}
+        return found
+
+    return {
+        leaf["name"]: {status for check in leaf["checks"] for status in statuses(check)}
+        for leaf in published["seamcall"] + published["tdcall"]
+    }
+
+
+def test_every_listed_status_was_met(shared_reference, seen, report, request):
+    here = Path(__file__).parent
+    ran = {item.path for item in request.session.items}
+    if not set(here.glob("test_*.py")) <= ran:
+        pytest.skip("only when all tests of this directory run")
+    published = json.loads((shared_reference / "tdx-module" / "leaves.json").read_text())
+    wanted = {(leaf, status) for leaf, statuses in listed(published).items() for status in statuses}
+    met = {(leaf, StatusCode(rax & ~0xFFFF_FFFF).name) for leaf, rax in seen if rax & ~0xFFFF_FFFF in CODES_BY_VALUE}
+    for pair in sorted(wanted - met - set(CANNOT)):
+        report(str(pair))
+    report(f"(leaf, status): {len(wanted & met)} of {len(wanted)} listed pairs met; cannot be met: {len(CANNOT)}")
+    assert wanted - met == set(CANNOT)
