@@ -10,6 +10,7 @@ measurement register"): KVM today adds and extends page by page, older trees add
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable
 from enum import Enum
 
@@ -37,6 +38,7 @@ class _Stream:
 
     Within such a window only bits 63:16 of the GPAs and the contents change from one to the next.  So the blocks are
     written once into buffers, in which these are replaced, and a window is one join over fixed views of the buffers.
+    One thread needs only one such set of buffers (`_per_thread`): whatever was composed before does not show.
     """
 
     def __init__(self) -> None:
@@ -84,7 +86,8 @@ class _Stream:
             self._contents[first * PAGE_SIZE : filled] = here
             if missing := last * PAGE_SIZE - filled:
                 self._contents[filled : last * PAGE_SIZE] = bytes(missing)
-            yield b"".join(pieces[first * to_page : last * to_page])
+            whole = end - start == _WINDOW_SIZE
+            yield b"".join(pieces if whole else pieces[first * to_page : last * to_page])
 
     def _move_to(self, gpa: int) -> None:
         window = gpa.to_bytes(8, "little")[2:]
@@ -110,13 +113,22 @@ def _pages(start: int, end: int) -> tuple[int, int]:
     return first, first + (end - start) // PAGE_SIZE
 
 
+class _PerThread(threading.local):
+    """Python calls this anew in each thread that looks at it."""
+
+    def __init__(self) -> None:
+        self.stream = _Stream()
+
+
+_per_thread = _PerThread()
+
+
 class MrtdPredictor:
     """Accumulates the measurement of the regions that a VMM adds, in the order in which it adds them."""
 
     def __init__(self, order: Order = Order.PER_PAGE) -> None:
         self.order = order
         self._hash = hashlib.sha384()
-        self._stream = _Stream()
 
     def add_region(self, gpa: int, contents: Contents, measured: bool, length: int | None = None) -> None:
         """What one ``KVM_TDX_INIT_MEM_REGION`` does: ``contents`` go to ``gpa``, with zeroes up to ``length`` behind.
@@ -128,7 +140,7 @@ class MrtdPredictor:
             raise ValueError("a region consists of whole pages")
         if len(contents) > length:
             raise ValueError("a region cannot have more contents than room")
-        stream = self._stream
+        stream = _per_thread.stream
         if measured and self.order is Order.PER_PAGE:
             self._feed(stream.adds_and_extends(gpa, contents, length))
             return
