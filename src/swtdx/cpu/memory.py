@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import array
 import mmap
+import os
 import secrets
 from typing import TYPE_CHECKING
 
@@ -200,6 +201,35 @@ class PhysicalMemory:
         del self._windows[hpa]
         if not self._windows:
             self._next_window = WINDOW_BASE
+
+    def read_window(self, hpa: int, length: int) -> bytes | None:
+        """Read user memory behind a window, as the processor would; None where there is none (any more)."""
+        address = self._behind_window(hpa, length)
+        if address is None:
+            return None
+        try:
+            with open("/proc/self/mem", "rb", buffering=0) as process:
+                data = os.pread(process.fileno(), length, address)
+        except OSError:  # unmapped since
+            return None
+        return data if len(data) == length else None
+
+    def write_window(self, hpa: int, data: bytes) -> bool:
+        """Write user memory behind a window; False (and perhaps a part written) where there is none."""
+        address = self._behind_window(hpa, len(data))
+        if address is None:
+            return False
+        try:
+            with open("/proc/self/mem", "r+b", buffering=0) as process:
+                return os.pwrite(process.fileno(), data, address) == len(data)
+        except OSError:
+            return False
+
+    def _behind_window(self, hpa: int, length: int) -> int | None:
+        for base, (address, size) in self._windows.items():
+            if base <= hpa and hpa + length <= base + size:
+                return address + hpa - base
+        return None
 
     def attach(self, engine: Engine) -> None:
         """Tell the engine what is here, and from now on what changes."""

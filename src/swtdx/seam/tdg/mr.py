@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.seam import measurement, report
-from swtdx.seam.hardware import Args
+from swtdx.seam.hardware import Args, ExitReason
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td import HASH_SIZE, NUM_RTMRS
+from swtdx.seam.td_exit import Interrupted, asynchronous
 from swtdx.seam.tdg.guest_memory import READ, WRITE, private_hpa, shared_hpa
 from swtdx.seam.tdg.tdcall import R8, RCX, RDX, tdcall_leaf
 
@@ -62,10 +63,7 @@ def tdg_mr_report(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 
 
 def _read(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int) -> bytes:
-    """Report data from private or shared memory.
-
-    Shared memory that is a window on the host program's memory cannot be read from here: OPERAND_INVALID|RDX.
-    """
+    """Report data from private memory, or from shared memory: RAM, or a window on the host program's memory."""
     td, memory = vcpu.td, module.memory
     if gpa >= td.shared_bit << 1:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
@@ -74,7 +72,10 @@ def _read(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int) -> bytes:
         return memory.raw[hpa : hpa + report.REPORTDATA_SIZE].tobytes()
     hpa = shared_hpa(vcpu, args, gpa, READ, memory.qwords)
     if hpa >= memory.size:
-        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+        data = memory.read_window(hpa, report.REPORTDATA_SIZE)
+        if data is None:  # the host took it away: as if its EPT entry had gone
+            raise Interrupted(asynchronous(vcpu, args, ExitReason.EPT_VIOLATION, gpa=gpa))
+        return data
     return module.read_host(hpa, report.REPORTDATA_SIZE)
 
 
