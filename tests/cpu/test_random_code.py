@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest is the adversary: whatever bytes it executes, the processor exits or goes on; it never takes the process along.
+"""The guest is the adversary: whatever it executes, the processor exits or goes on, and never takes the process along.
 
 ``SWTDX_RANDOM_GUESTS=20000 pytest tests/cpu/test_random_code.py`` makes a campaign of it (``SWTDX_RANDOM_SEED`` for
 another sequence); by default some guests of each kind run in seconds.
@@ -19,15 +19,14 @@ from tests.cpu.guest import CODE, FLAT_CODE, FLAT_DATA, Guest, ept_map
 GUESTS = int(os.environ.get("SWTDX_RANDOM_GUESTS", "120"))
 SEED = int(os.environ.get("SWTDX_RANDOM_SEED", "1"))
 # Opcodes that pure chance would hardly compose: system registers, far transfers, x87/SSE state, TDCALL, VMCALL, SVM.
-SEASONING = [
-    bytes.fromhex(text)
-    for text in """
-    0f20c0 0f22c0 0f22d8 0f22e0 0f23f8 0f30 0f32 0fa2 0f01d0 0f01d1 660f01cc 0f01c1 0f01d8 0f01d9 0f01da 0f01df 0faa 0f0b
-    cc cd80 ce f1 cf 48cf 0f05 0f07 0f34 0f35 cb ca0400 ea00001000 9a00001000 0f00d8 0f00d0 0f0100 0f0118 0f0138 0f09 0f08
-    0fae00 0fae08 0fae20 0fae28 0fc7b000100000 0fc73500100000 f00fc70f dbe3 9b d9e1 0f77 f30f6f00 0f3800c1 660f3adfc101
-    e460 ec ed ef 6c 6d 6e 6f f36d f36f fa fb f4 f390 9d 9c 8ed8 8ed0 0fa1 0fa9 0f38f000 f20f38f1c0 f3480fb8c0 0fc7f0 0fc7f8
-    """.split()
-]
+_SEASONING = """
+    0f20c0 0f22c0 0f22d8 0f22e0 0f23f8 0f30 0f32 0fa2 0f01d0 0f01d1 660f01cc 0f01c1 0f01d8 0f01d9 0f01da 0f01df
+    0faa 0f0b cc cd80 ce f1 cf 48cf 0f05 0f07 0f34 0f35 cb ca0400 ea00001000 9a00001000 0f00d8 0f00d0 0f0100
+    0f0118 0f0138 0f09 0f08 0fae00 0fae08 0fae20 0fae28 0fc7b000100000 0fc73500100000 f00fc70f dbe3 9b d9e1 0f77
+    f30f6f00 0f3800c1 660f3adfc101 e460 ec ed ef 6c 6d 6e 6f f36d f36f fa fb f4 f390 9d 9c 8ed8 8ed0 0fa1 0fa9
+    0f38f000 f20f38f1c0 f3480fb8c0 0fc7f0 0fc7f8
+"""
+SEASONING = [bytes.fromhex(text) for text in _SEASONING.split()]
 
 
 def random_code(source: random.Random) -> bytes:
