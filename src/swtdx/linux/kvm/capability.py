@@ -17,6 +17,7 @@ from swtdx.uapi.kvm import (
     KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME,
     KVM_CLOCK_TSC_STABLE,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_HC_MAP_GPA_RANGE,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
     KVM_MSR_EXIT_REASON_VALID_MASK,
@@ -43,7 +44,7 @@ _ALWAYS_1 = (
     Cap.ENABLE_CAP_VM, Cap.SPLIT_IRQCHIP, Cap.IOEVENTFD_ANY_LENGTH, Cap.IMMEDIATE_EXIT, Cap.GET_MSR_FEATURES,
     Cap.MSR_PLATFORM_INFO, Cap.EXCEPTION_PAYLOAD, Cap.X86_MSR_FILTER, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL,
     Cap.SYSTEM_EVENT_DATA, Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.VCPU_ATTRIBUTES,
-    Cap.CLOCKSOURCE,
+    Cap.CLOCKSOURCE, Cap.SREGS2, Cap.SET_GUEST_DEBUG, Cap.DISABLE_QUIRKS, Cap.X86_USER_SPACE_MSR,
 )  # fmt: skip
 
 
@@ -99,11 +100,10 @@ def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
         Cap.SYNC_REGS: KVM_SYNC_X86_VALID_FIELDS & 3,
         Cap.MULTI_ADDRESS_SPACE: 1,
         Cap.X2APIC_API: X2APIC_API_VALID,
-        Cap.X86_USER_SPACE_MSR: KVM_MSR_EXIT_REASON_VALID_MASK,
         Cap.EXIT_HYPERCALL: 1 << KVM_HC_MAP_GPA_RANGE,
-        Cap.DISABLE_QUIRKS: VALID_QUIRKS,
         Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
         Cap.XSAVE2: XSAVE_SIZE,
+        Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
         Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE if kernel.tdx is not None else 0,
         Cap.GUEST_MEMFD: int(kernel.tdx is not None),
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
@@ -181,6 +181,12 @@ def _exception_payload(kvm: Kvm, args: Any) -> None:
     kvm.exception_payload_enabled = bool(args[0])
 
 
+def _manual_dirty_log_protect2(kvm: Kvm, args: Any) -> None:
+    if args[0] & ~KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
+        raise err(errno.EINVAL, f"dirty log modes {args[0]:#x}")
+    kvm.manual_dirty_log_protect = bool(args[0])
+
+
 def _max_vcpu_id(kvm: Kvm, args: Any) -> None:
     if args[0] > KVM_MAX_VCPU_IDS:
         raise err(errno.EINVAL, f"{args[0]} vCPU ids")
@@ -213,6 +219,7 @@ _ENABLE = {
     int(Cap.DISABLE_QUIRKS): _disable_quirks,
     int(Cap.DISABLE_QUIRKS2): _disable_quirks2,
     int(Cap.EXCEPTION_PAYLOAD): _exception_payload,
+    int(Cap.MANUAL_DIRTY_LOG_PROTECT2): _manual_dirty_log_protect2,
     int(Cap.MAX_VCPU_ID): _max_vcpu_id,
     int(Cap.MAX_VCPUS): _max_vcpus,
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.kvm import i8254
-from swtdx.linux.uaccess import copy_to_user, struct_from_user
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
 from swtdx.uapi.kvm import (
     KVM_IRQCHIP_IOAPIC,
     KVM_PIT_SPEAKER_DUMMY,
@@ -22,6 +22,10 @@ from swtdx.uapi.kvm import (
 if TYPE_CHECKING:
     from swtdx.linux.kvm.i8254 import Pit
     from swtdx.linux.kvm.kvm_main import Kvm
+
+
+REINJECT_CONTROL_SIZE = 32
+"""Bytes of struct kvm_reinject_control."""
 
 
 def _create_irqchip(kvm: "Kvm", arg: int) -> int:
@@ -80,6 +84,7 @@ def _pit(kvm: "Kvm") -> "Pit":
 
 
 def _get_pit(kvm: "Kvm", arg: int) -> int:
+    struct_from_user(kvm_pit_state, arg)  # this one is copied in before anything is asked; KVM_GET_PIT2 is not
     copy_to_user(arg, kvm_pit_state.from_buffer_copy(_pit(kvm).state))
     return 0
 
@@ -102,6 +107,7 @@ def _set_pit2(kvm: "Kvm", arg: int) -> int:
 
 
 def _reinject_control(kvm: "Kvm", arg: int) -> int:
+    copy_from_user(arg, REINJECT_CONTROL_SIZE)
     _pit(kvm)  # ticks are never reinjected here: a guest that is late misses them
     return 0
 

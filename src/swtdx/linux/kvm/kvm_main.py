@@ -108,6 +108,7 @@ class Kvm:
         self.disabled_quirks = 0
         self.disabled_exits = 0
         self.exception_payload_enabled = False
+        self.manual_dirty_log_protect = False
         self.clock_base = time.monotonic_ns()
         self.ops.vm_init(self)
 

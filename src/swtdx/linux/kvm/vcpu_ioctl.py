@@ -19,6 +19,7 @@ from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_u
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.linux.kvm.run_page import RUN_SIZE
+from swtdx.linux.kvm.sregs2 import get_sregs2, set_sregs2
 from swtdx.linux.kvm.vcpu import Vcpu
 from swtdx.linux.kvm.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
 from swtdx.linux.kvm.vcpu_memory import pre_fault_memory
@@ -32,6 +33,8 @@ from swtdx.uapi.kvm import (
     KVM_VCPUEVENT_VALID_SIPI_VECTOR,
     KVMIO,
     REQUESTS,
+    kvm_cpuid_entry,
+    kvm_cpuid_entry2,
     kvm_debugregs,
     kvm_fpu,
     kvm_guest_debug,
@@ -149,6 +152,13 @@ def _setter(name: str, structure: type[ctypes.Structure]) -> Handler:
     return set_
 
 
+def _set_lapic(vcpu: Vcpu, arg: int) -> int:
+    if vcpu.apic is None:  # asked before the argument is copied
+        raise err(errno.EINVAL, "the local APIC is in user space")
+    vcpu.ops.set_lapic(vcpu, copy_from_user(arg, ctypes.sizeof(kvm_lapic_state)))
+    return 0
+
+
 # CPUID and MSRs
 
 
@@ -156,7 +166,10 @@ def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
     nent = get_user(arg, 4)
     if nent > KVM_MAX_CPUID_ENTRIES:
         raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
-    entries = entries_from_user(arg + 8, nent)
+    return _use_cpuid(vcpu, entries_from_user(arg + 8, nent))
+
+
+def _use_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
     if vcpu.has_run:
         if [bytes(entry) for entry in entries] != [bytes(entry) for entry in vcpu.cpuid.entries]:
             raise err(errno.EINVAL, "CPUID cannot change after the first KVM_RUN")
@@ -164,6 +177,18 @@ def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
     vcpu.cpuid = CpuidTable(entries)
     vcpu.ops.vcpu_after_set_cpuid(vcpu)
     return 0
+
+
+def _set_cpuid(vcpu: Vcpu, arg: int) -> int:
+    nent = get_user(arg, 4)
+    if nent > KVM_MAX_CPUID_ENTRIES:
+        raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
+    size = ctypes.sizeof(kvm_cpuid_entry)
+    data = copy_from_user(arg + 8, size * nent)
+    old = [kvm_cpuid_entry.from_buffer_copy(data, size * number) for number in range(nent)]
+    return _use_cpuid(
+        vcpu, [kvm_cpuid_entry2(function=e.function, eax=e.eax, ebx=e.ebx, ecx=e.ecx, edx=e.edx) for e in old]
+    )
 
 
 def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
@@ -355,6 +380,7 @@ _UNLOCKED: dict[int, Handler] = {int(REQUESTS["KVM_INTERRUPT"]): _interrupt}  # 
 _HANDLERS: dict[int, Handler] = {
     int(REQUESTS[name]): handler
     for name, handler in {
+        "KVM_SET_CPUID": _set_cpuid,
         "KVM_SET_CPUID2": _set_cpuid2,
         "KVM_GET_CPUID2": _get_cpuid2,
         "KVM_GET_MSRS": _get_msrs,
@@ -363,6 +389,8 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_REGS": _setter("regs", kvm_regs),
         "KVM_GET_SREGS": _getter("sregs"),
         "KVM_SET_SREGS": _setter("sregs", kvm_sregs),
+        "KVM_GET_SREGS2": get_sregs2,
+        "KVM_SET_SREGS2": set_sregs2,
         "KVM_GET_FPU": _getter("fpu"),
         "KVM_SET_FPU": _setter("fpu", kvm_fpu),
         "KVM_GET_XSAVE": _getter("xsave"),
@@ -373,7 +401,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_GET_DEBUGREGS": _getter("debugregs"),
         "KVM_SET_DEBUGREGS": _setter("debugregs", kvm_debugregs),
         "KVM_GET_LAPIC": _getter("lapic"),
-        "KVM_SET_LAPIC": _setter("lapic", kvm_lapic_state),
+        "KVM_SET_LAPIC": _set_lapic,
         "KVM_GET_MP_STATE": _get_mp_state,
         "KVM_SET_MP_STATE": _set_mp_state,
         "KVM_NMI": _nmi,

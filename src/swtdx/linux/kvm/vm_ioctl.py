@@ -18,6 +18,7 @@ from swtdx.linux.kvm.capability import check_extension, enable_cap
 from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.linux.kvm.msrs import msr_filter_from_user
 from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
 from swtdx.linux.mm import PAGE_SIZE
@@ -26,7 +27,9 @@ from swtdx.uapi.kvm import (
     KVM_CLOCK_REALTIME,
     KVM_CLOCK_TSC_STABLE,
     REQUESTS,
+    kvm_clear_dirty_log,
     kvm_clock_data,
+    kvm_create_device,
     kvm_create_guest_memfd,
     kvm_dirty_log,
     kvm_enable_cap,
@@ -45,6 +48,7 @@ from swtdx.uapi.kvm import (
 log = logging.getLogger(__name__)
 
 MAX_TSC_KHZ = (1 << 32) - 1
+MIN_ALLOC_MMU_PAGES = 64
 
 
 class VmFile(File):
@@ -135,10 +139,49 @@ def _get_dirty_log(kvm: Kvm, arg: int) -> int:
             raise err(errno.EINVAL, f"slot {request.slot:#x}")
         if slot is None or slot.dirty_bitmap is None:
             raise err(errno.ENOENT, f"slot {request.slot} keeps no dirty log")
+        if kvm.manual_dirty_log_protect:
+            copy_to_user(request.dirty_bitmap, bytes(slot.dirty_bitmap))  # KVM_CLEAR_DIRTY_LOG starts the next round
+            return 0
         bitmap, slot.dirty_bitmap = slot.dirty_bitmap, bytearray(len(slot.dirty_bitmap))
         kvm.mmu.zap_direct(slot.base_gfn, slot.end_gfn)
     copy_to_user(request.dirty_bitmap, bytes(bitmap))
     return 0
+
+
+def _clear_dirty_log(kvm: Kvm, arg: int) -> int:
+    request = struct_from_user(kvm_clear_dirty_log, arg)
+    first, count = request.first_page, request.num_pages
+    with kvm.slots_lock:
+        if request.slot >> 16 or request.slot & 0xFFFF >= KVM_USER_MEM_SLOTS:
+            raise err(errno.EINVAL, f"slot {request.slot:#x}")
+        if first % 64:
+            raise err(errno.EINVAL, f"first_page {first} is not a multiple of 64")
+        slot = kvm.memslots.by_id.get(request.slot & 0xFFFF)
+        if slot is None or slot.dirty_bitmap is None:
+            raise err(errno.ENOENT, f"slot {request.slot} keeps no dirty log")
+        if first > slot.npages or count > slot.npages - first or (count < slot.npages - first and count % 64):
+            raise err(errno.EINVAL, f"pages {first} to {first + count} of {slot.npages}")
+        mask = copy_from_user(request.dirty_bitmap, (count + 63) // 64 * 8)
+        with kvm.mmu.lock:
+            for number, bits in enumerate(mask, first // 8):
+                slot.dirty_bitmap[number] &= ~bits & 0xFF
+        kvm.mmu.zap_direct(slot.base_gfn + first, slot.base_gfn + first + count)
+    return 0
+
+
+def _set_nr_mmu_pages(kvm: Kvm, arg: int) -> int:
+    if arg & 0xFFFFFFFF < MIN_ALLOC_MMU_PAGES:
+        raise err(errno.EINVAL, f"{arg} pages of page tables; at least {MIN_ALLOC_MMU_PAGES}")
+    return 0  # a limit of the shadow MMU; the TDP MMU has none
+
+
+def _create_device(kvm: Kvm, arg: int) -> int:
+    kind = struct_from_user(kvm_create_device, arg).type
+    raise err(errno.ENODEV, f"no device of type {kind}: x86 has VFIO's alone, and that is not built in")
+
+
+def _reset_dirty_rings(kvm: Kvm, arg: int) -> int:
+    raise err(errno.EINVAL, "the VM has no dirty rings")
 
 
 def _enable_cap(kvm: Kvm, arg: int) -> int:
@@ -270,6 +313,10 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_MEMORY_ATTRIBUTES": _set_memory_attributes,
         "KVM_CREATE_GUEST_MEMFD": _create_guest_memfd,
         "KVM_GET_DIRTY_LOG": _get_dirty_log,
+        "KVM_CLEAR_DIRTY_LOG": _clear_dirty_log,
+        "KVM_RESET_DIRTY_RINGS": _reset_dirty_rings,
+        "KVM_SET_NR_MMU_PAGES": _set_nr_mmu_pages,
+        "KVM_CREATE_DEVICE": _create_device,
         "KVM_ENABLE_CAP": _enable_cap,
         "KVM_CHECK_EXTENSION": lambda kvm, arg: check_extension(kvm.kernel, kvm, arg),
         **irqchip_ioctl.HANDLERS,
