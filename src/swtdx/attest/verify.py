@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a quote is genuine: signatures, certificates, revocation and TCB, judged by ``dcap-qvl``, offline.
+
+The trust anchor is Intel's root certificate, which ``dcap-qvl`` carries; what swtdx makes does not chain to it.
+Collateral is what Intel's provisioning certification service publishes for a platform, as one JSON object; whoever
+verifies brings it, and says for which time it shall count.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from swtdx.attest.quote import Quote
+
+COLLATERAL_MEMBERS = (
+    "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info", "tcb_info_signature",
+    "qe_identity_issuer_chain", "qe_identity", "qe_identity_signature",
+)  # fmt: skip
+"""Strings; the three ..._crl and ..._signature kinds in hexadecimal, chains in PEM, the two documents as JSON text."""
+_LATEST_TIME = 1 << 40
+
+
+class VerificationError(Exception):
+    """The quote is not genuine, or not at the time that was asked for; the text is the verifier's reason."""
+
+
+class CollateralError(ValueError):
+    """The collateral is not usable; the text says why."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a genuine quote's platform is worth."""
+
+    tcb_status: str
+    """As Intel names it: UpToDate, SWHardeningNeeded, ConfigurationNeeded, OutOfDate, ..."""
+    advisory_ids: tuple[str, ...]
+    ppid: str
+    at: int
+    """Seconds since 1970 for which the judgement holds."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "tcb_status": self.tcb_status,
+            "advisory_ids": list(self.advisory_ids),
+            "ppid": self.ppid,
+            "at": self.at,
+        }
+
+
+def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
+    """Judge a quote with ``collateral`` (JSON) for the time ``at`` (seconds since 1970).
+
+    Raises `CollateralError` if the collateral is no such JSON, `VerificationError` if the quote does not verify.
+
+    >>> verify_quote(None, "{}", 0)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    swtdx.attest.verify.CollateralError: the collateral lacks pck_crl_issuer_chain, ...
+    """
+    import dcap_qvl
+
+    checked = _checked(collateral)
+    if not 0 <= at < _LATEST_TIME:
+        raise VerificationError(f"{at} is no time in seconds since 1970")
+    try:
+        material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(checked))
+    except (ValueError, TypeError) as error:
+        raise CollateralError(f"the collateral is not usable: {error}") from None
+    try:
+        report = dcap_qvl.verify(quote.raw, material, at)
+    except (ValueError, RuntimeError) as error:
+        raise VerificationError(f"the quote does not verify: {error}") from None
+    return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at)
+
+
+def _checked(collateral: bytes | str) -> dict[str, str]:
+    try:
+        content = json.loads(collateral)
+    except (ValueError, RecursionError) as error:
+        raise CollateralError(f"the collateral is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CollateralError("the collateral is no JSON object")
+    lacking = [name for name in COLLATERAL_MEMBERS if not isinstance(content.get(name), str)]
+    if lacking:
+        raise CollateralError(f"the collateral lacks {', '.join(lacking)}")
+    return {name: value for name, value in content.items() if isinstance(value, str)}
