@@ -100,6 +100,15 @@ def test_somebody_adjusted_the_tsc(cold):
     cold.ok("TDH.SYS.LP.INIT")
 
 
+def test_somebody_adjusted_the_tsc_before_a_td_was_made(host):
+    tdr = host.uninitialized()
+    host.processor.msrs[0x3B] = 5
+    registers = {"rcx": tdr, "rdx": host.write(host.td_params())}
+    assert host.call("TDH.MNG.INIT", **registers)[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    host.processor.msrs[0x3B] = 0
+    host.ok("TDH.MNG.INIT", **registers)
+
+
 def test_somebody_adjusted_the_tsc_before_a_virtual_cpu_was_made(host):
     tdr, tdvpr = host.build(), host.page()
     host.ok("TDH.VP.CREATE", rcx=tdvpr, rdx=tdr)

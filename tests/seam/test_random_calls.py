@@ -86,17 +86,19 @@ class World:
         self.tdrs = [*self.building, *(tdr for tdr, *_ in self.running)]
         for tdr in self.tdrs:
             host.tables(tdr, GPA, lowest=2)
-        self.small = [host.page() for _ in range(12)]
-        self.large = [host.page(MIB2) for _ in range(3)]
+        self.small = [host.page() for _ in range(40)]
+        self.large = [host.page(MIB2) for _ in range(8)]
         self.made = 0
 
     def step(self):
         chance, host = self.chance, self.host
         self.made += 1
         gpa = GPA + chance.randrange(3) * MIB2
-        level = chance.choice((0, 0, 1, 1, 1, 2))
+        level = chance.choice((0, 0, 0, 1, 1, 1, 1, 1, 2))
         if not level:
             gpa += chance.randrange(4) * 4096
+        elif level == 2:
+            gpa = GPA
         if chance.random() < 0.1:
             _, tdvpr, context = chance.choice(self.running)
             host.guest(tdvpr, context, self.accept(gpa | min(level, 1)))
@@ -104,7 +106,7 @@ class World:
             return
         name = chance.choice(NAMES)
         page = chance.choice(self.large if level and "DEMOTE" not in name and "SEPT" not in name else self.small)
-        page += chance.choice((0, 0, 0, 4096, 8))
+        page += chance.choice((0,) * 12 + (4096, 8))
         tdr = chance.choice(self.tdrs)
         registers = {"rcx": gpa | level, "rdx": tdr, "r8": page, "r9": 0x3000_0000}
         if name == "TDH.MEM.TRACK":

@@ -97,8 +97,11 @@ class Rules:
         self._attributes = identity.attributes_fixed0(processor)
         self._xfam = identity.xfam_fixed0(processor)
 
-    def check(self, params: TdParams, num_tdcx: int) -> Checked:
-        """Apply every rule in order; raises the Status of the first one broken."""
+    def check(self, params: TdParams, num_tdcx: int, tsc_adjust: int = 0) -> Checked:
+        """Apply every rule in order; raises the Status of the first one broken.
+
+        ``tsc_adjust``: IA32_TSC_ADJUST at SYS.INIT.
+        """
         self._check_attributes(params.attributes)
         self._check_xfam(params.xfam)
         if not 1 <= params.max_vcpus <= identity.MAX_VCPUS_PER_TD:
@@ -113,7 +116,7 @@ class Rules:
         self._check_eptp(params)
         if params.tsc_frequency not in TSC_FREQUENCIES:
             raise Status(StatusCode.OPERAND_INVALID, Operand.TSC_FREQUENCY)
-        # IA32_TSC_ADJUST cannot change on this processor, so INCONSISTENT_MSR never happens.
+        check_tsc_adjust(self._processor.rdmsr, tsc_adjust)
         _zero(params.reserved_1)
         if params.msr_config_ctls & ~CONTROL_ARCH_CAPABILITIES:
             raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)

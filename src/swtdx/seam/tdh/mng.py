@@ -110,7 +110,7 @@ def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(MNG_INIT)
     source = module.host.shared(args.rdx, td_params.ALIGNMENT, Operand.RDX)
     params = td_params.parse(module.read_host(source, td_params.SIZE))
-    checked = module.td_rules.check(params, len(td.tdcx))
+    checked = module.td_rules.check(params, len(td.tdcx), module.tsc_adjust)
     configure(module, td, params, checked)
     td.op_state = OpState.INITIALIZED
     args.rcx = 0
