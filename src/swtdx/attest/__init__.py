@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.divergence import Comparison as Comparison
     from swtdx.attest.divergence import Divergence as Divergence
     from swtdx.attest.divergence import compare as compare
+    from swtdx.attest.event_log import Event as Event
+    from swtdx.attest.event_log import EventLogError as EventLogError
+    from swtdx.attest.event_log import parse_event_log as parse_event_log
     from swtdx.attest.inspection import Inspection as Inspection
     from swtdx.attest.inspection import inspect_image as inspect_image
     from swtdx.attest.measure import MeasureError as MeasureError
@@ -25,6 +28,20 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.measure import measure_image as measure_image
     from swtdx.attest.memory_picture import svg_picture as svg_picture
     from swtdx.attest.memory_picture import text_picture as text_picture
+    from swtdx.attest.policy import Policy as Policy
+    from swtdx.attest.policy import violations as violations
+    from swtdx.attest.quote import Quote as Quote
+    from swtdx.attest.quote import QuoteError as QuoteError
+    from swtdx.attest.quote import parse_quote as parse_quote
+    from swtdx.attest.replay import leads_to as leads_to
+    from swtdx.attest.report import ReportError as ReportError
+    from swtdx.attest.report import TdReport as TdReport
+    from swtdx.attest.report import parse_report as parse_report
+    from swtdx.attest.verify import CollateralError as CollateralError
+    from swtdx.attest.verify import VerificationError as VerificationError
+    from swtdx.attest.verify import Verified as Verified
+    from swtdx.attest.verify import verify_quote as verify_quote
+
 
 _HOMES = {
     "Build": "build_calls",
@@ -40,6 +57,22 @@ _HOMES = {
     "predicted_build": "build_calls",
     "recorded_build": "build_calls",
     "svg_picture": "memory_picture",
+    "CollateralError": "verify",
+    "Event": "event_log",
+    "EventLogError": "event_log",
+    "Policy": "policy",
+    "Quote": "quote",
+    "QuoteError": "quote",
+    "ReportError": "report",
+    "TdReport": "report",
+    "VerificationError": "verify",
+    "Verified": "verify",
+    "leads_to": "replay",
+    "parse_event_log": "event_log",
+    "parse_quote": "quote",
+    "parse_report": "report",
+    "verify_quote": "verify",
+    "violations": "policy",
     "text_picture": "memory_picture",
 }
 """Public name -> the module of this package that has it."""

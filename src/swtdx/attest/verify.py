@@ -59,7 +59,7 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
     Traceback (most recent call last):
     swtdx.attest.verify.CollateralError: the collateral lacks pck_crl_issuer_chain, ...
     """
-    import dcap_qvl
+    import dcap_qvl  # type: ignore[import-untyped]  # it has stubs, but does not declare them
 
     checked = _checked(collateral)
     if not 0 <= at < _LATEST_TIME:

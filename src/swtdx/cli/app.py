@@ -27,6 +27,9 @@ COMMANDS: dict[str, str] = {
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",
+    "replay": "swtdx.cli.replay",
+    "quote": "swtdx.cli.quote",
+    "report": "swtdx.cli.report_command",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
 
