@@ -467,14 +467,16 @@ def call():
     return tdcall
 
 
+REPORT: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print what `report` was told, after the tests."""
+    for line in REPORT:
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture
-def report(pytestconfig):
-    """Say something in the test run's own output: ``report(line, ...)``."""
-    reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
-
-    def say(*lines):
-        reporter.ensure_newline()
-        for line in lines:
-            reporter.write_line(line)
-
-    return say
+def report():
+    """Say something at the end of the test run: ``report(line, ...)``."""
+    return lambda *lines: REPORT.extend(lines)
