@@ -18,7 +18,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from swtdx.attest.event_words import EV_NO_ACTION, type_name, words
+from swtdx.attest.event_words import EV_NO_ACTION, printable, type_name, words
 
 MAXIMUM_LOG_SIZE = 16 << 20
 MAXIMUM_EVENTS = 1 << 16
@@ -78,7 +78,7 @@ class Event:
     def words(self) -> str:
         """What was measured, as far as the data tell, in printable characters."""
         told = words(self.event_type, self.data)
-        return f"{self.name}: {told}" if self.name else told
+        return f"{printable(self.name)}: {told}" if self.name else told
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,17 @@ def words(event_type: int, data: bytes) -> str:
     >>> words(4, bytes(4))
     'separator'
     """
-    told = _told(event_type, data)
-    told = "".join(character if character.isprintable() else "." for character in told)
-    return told if len(told) <= _LONGEST else told[: _LONGEST - 3] + "..."
+    return printable(_told(event_type, data))
+
+
+def printable(text: str) -> str:
+    """Text of a guest's, cut short, with a dot for each character that does not print.
+
+    >>> printable("a\\x1b[2J")
+    'a.[2J'
+    """
+    text = "".join(character if character.isprintable() else "." for character in text[: _LONGEST + 1])
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _told(event_type: int, data: bytes) -> str:
