@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each ioctl answers, as data: the table that the tests run and of which docs/conformance.md is made.
+
+A `Case` says: this request, on this descriptor of these subjects (a normal VM or a TD, in a dialect), with this
+argument, ends so. Cases of one request stand in the kernel's order of checks: each breaks what it is about and, where
+that can be shown, also what is checked later. `PROVEN` names tests elsewhere for what needs more than one call.
+`python -m tests.linux.conformance` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swtdx.uapi import kvm as k
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.layout import filled
+from tests.linux.conftest import Bench, boot, boot_v10
+
+PAGE_PATH = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
+NOWHERE = 8
+"""An address at which nothing is mapped."""
+BIG = 1 << 60
+
+
+@dataclass
+class Subject:
+    """A VM of a kind with one vCPU, on a freshly booted kernel; a TD is built and not yet finalised."""
+
+    kind: str
+    bench: Bench
+    fds: dict[str, int]
+    keep: list[Any] = field(default_factory=list)
+
+    def ioctl(self, fd: str, request: int, argument: Any = 0) -> int:
+        self.keep.append(argument)
+        return self.bench.ioctl(self.fds[fd], request, argument)
+
+
+KINDS = ("VM upstream", "VM v10", "TD upstream", "TD v10")
+VMS, TDS = frozenset(KINDS[:2]), frozenset(KINDS[2:])
+ALL, UPSTREAM, V10 = VMS | TDS, frozenset({KINDS[0], KINDS[2]}), frozenset({KINDS[1], KINDS[3]})
+
+
+def subject(kind: str) -> Subject:
+    """Both kinds of VM have a split irqchip."""
+    bench = boot(Dialect.UPSTREAM) if kind in UPSTREAM else boot_v10()
+    device = bench.device()
+    if kind in TDS:
+        vm = bench.td()
+        vcpu = bench.vcpu(vm)
+    else:
+        vm = bench.vm(0)
+        bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+        vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    return Subject(kind, bench, {"device": device, "vm": vm, "vcpu": vcpu})
+
+
+@dataclass(frozen=True)
+class Case:
+    """``argument``: an integer, or a function of the subject that gives an integer or a ctypes object."""
+
+    fd: str
+    request: str
+    outcome: int
+    """errno, or 0: the call succeeds."""
+    why: str
+    argument: int | Callable[[Subject], Any] = 0
+    on: frozenset[str] = ALL
+
+    @property
+    def id(self) -> str:
+        return f"{self.fd}-{self.request}-{name_of(self.outcome)}-{self.why.replace(' ', '_')}"
+
+    def run(self, on: Subject) -> int:
+        """0 or the errno."""
+        argument = self.argument(on) if callable(self.argument) else self.argument
+        try:
+            on.ioctl(self.fd, k.REQUESTS[self.request], argument)
+        except OSError as error:
+            return error.errno or -1
+        return 0
+
+
+def name_of(outcome: int) -> str:
+    return errno.errorcode[outcome] if outcome else "0"
+
+
+def room(size: int = 8192) -> Callable[[Subject], Any]:
+    """Zeros to read or write."""
+    return lambda _: (ctypes.c_char * size)()
+
+
+def cap(number: int, *args: int, flags: int = 0) -> Callable[[Subject], Any]:
+    def make(_: Subject) -> Any:
+        request = k.kvm_enable_cap(cap=number, flags=flags)
+        for position, value in enumerate(args):
+            request.args[position] = value
+        return request
+
+    return make
+
+
+def struct(kind: type[ctypes.Structure], **members: int) -> Callable[[Subject], Any]:
+    return lambda _: kind(**members)
+
+
+def header(kind: type[ctypes.Structure], **members: int) -> Callable[[Subject], Any]:
+    return lambda _: filled(kind, [], **members)
+
+
+E = errno
+_BAD_POINTERS = {
+    "device": "GET_SUPPORTED_CPUID GET_EMULATED_CPUID GET_MSR_INDEX_LIST GET_MSR_FEATURE_INDEX_LIST GET_MSRS "
+    "X86_GET_MCE_CAP_SUPPORTED GET_DEVICE_ATTR HAS_DEVICE_ATTR",
+    "vm": "SET_USER_MEMORY_REGION GET_DIRTY_LOG CLEAR_DIRTY_LOG ENABLE_CAP IRQ_LINE IRQ_LINE_STATUS SET_GSI_ROUTING "
+    "SIGNAL_MSI IRQFD IOEVENTFD GET_CLOCK SET_CLOCK MEMORY_ENCRYPT_REG_REGION MEMORY_ENCRYPT_UNREG_REGION "
+    "X86_SET_MSR_FILTER GET_IRQCHIP SET_IRQCHIP GET_PIT SET_PIT SET_PIT2 CREATE_PIT2 CREATE_DEVICE REINJECT_CONTROL",
+    "vcpu": "SET_CPUID SET_CPUID2 GET_CPUID2 GET_MSRS SET_MSRS GET_MP_STATE SET_MP_STATE INTERRUPT GET_VCPU_EVENTS "
+    "SET_VCPU_EVENTS TRANSLATE SET_SIGNAL_MASK X86_SETUP_MCE TPR_ACCESS_REPORTING SET_VAPIC_ADDR ENABLE_CAP "
+    "HAS_DEVICE_ATTR GET_DEVICE_ATTR SET_DEVICE_ATTR SET_REGS SET_SREGS SET_FPU SET_XSAVE SET_XCRS SET_DEBUGREGS "
+    "SET_LAPIC SET_GUEST_DEBUG",
+}
+_REGISTERS = "REGS SREGS FPU XSAVE XCRS DEBUGREGS LAPIC"
+_NEW_IN_UPSTREAM = "SET_USER_MEMORY_REGION2 SET_MEMORY_ATTRIBUTES CREATE_GUEST_MEMFD"
+
+
+def _generated() -> Iterator[Case]:
+    for fd, names in _BAD_POINTERS.items():
+        for name in names.split():
+            yield Case(fd, f"KVM_{name}", E.EFAULT, "a pointer to nowhere", NOWHERE)
+    for name in _NEW_IN_UPSTREAM.split():
+        yield Case("vm", f"KVM_{name}", E.EFAULT, "a pointer to nowhere", NOWHERE, UPSTREAM)
+        yield Case("vm", f"KVM_{name}", E.ENOTTY, "not in this kernel", NOWHERE, V10)
+    for name in (*_REGISTERS.split(), "XSAVE2", "SREGS2"):
+        yield Case("vcpu", f"KVM_GET_{name}", E.EINVAL, "protected state, before the pointer", NOWHERE, TDS)
+        yield Case("vcpu", f"KVM_GET_{name}", E.EFAULT, "a pointer to nowhere", NOWHERE, VMS)
+        yield Case("vcpu", f"KVM_GET_{name}", 0, "accepted", room(), VMS)
+    for name in (*_REGISTERS.split(), "GUEST_DEBUG"):
+        yield Case("vcpu", f"KVM_SET_{name}", E.EINVAL, "protected state, after the pointer", room(), TDS)
+
+
+CASES: tuple[Case, ...] = (
+    # /dev/kvm
+    Case("device", "KVM_GET_API_VERSION", E.EINVAL, "an argument", 1),
+    Case("device", "KVM_GET_API_VERSION", 0, "accepted"),
+    Case("device", "KVM_GET_VCPU_MMAP_SIZE", E.EINVAL, "an argument", 1),
+    Case("device", "KVM_GET_VCPU_MMAP_SIZE", 0, "accepted"),
+    Case("device", "KVM_CREATE_VM", E.EINVAL, "a type beyond the bitmap", 32),
+    Case("device", "KVM_CREATE_VM", E.EINVAL, "a type not in KVM_CAP_VM_TYPES", 7),
+    Case("device", "KVM_CREATE_VM", 0, "a default VM", 0),
+    Case("device", "KVM_CREATE_VM", 0, "a TD", 5, UPSTREAM),
+    Case("device", "KVM_CREATE_VM", 0, "a TD", 1, V10),
+    Case("device", "KVM_CREATE_VM", E.EINVAL, "the TD type of the other dialect", 1, UPSTREAM),
+    Case("device", "KVM_CREATE_VM", E.EINVAL, "the TD type of the other dialect", 5, V10),
+    Case("device", "KVM_CHECK_EXTENSION", 0, "unknown is 0", 4711),
+    Case("device", "KVM_GET_SUPPORTED_CPUID", E.E2BIG, "too little room", header(k.kvm_cpuid2, nent=0)),
+    Case("device", "KVM_GET_MSR_INDEX_LIST", E.E2BIG, "too little room", header(k.kvm_msr_list, nmsrs=0)),
+    Case("device", "KVM_GET_MSR_FEATURE_INDEX_LIST", E.E2BIG, "too little room", header(k.kvm_msr_list, nmsrs=0)),
+    Case("device", "KVM_GET_MSRS", E.E2BIG, "256 at once", header(k.kvm_msrs, nmsrs=256)),
+    Case("device", "KVM_GET_MSRS", 0, "none asked", header(k.kvm_msrs, nmsrs=0)),
+    Case("device", "KVM_HAS_DEVICE_ATTR", E.ENXIO, "an unknown attribute", struct(k.kvm_device_attr, attr=9)),
+    Case("device", "KVM_HAS_DEVICE_ATTR", 0, "XCOMP_GUEST_SUPP", struct(k.kvm_device_attr)),
+    Case("device", "KVM_GET_DEVICE_ATTR", E.ENXIO, "an unknown group", struct(k.kvm_device_attr, group=1)),
+    Case("device", "KVM_GET_DEVICE_ATTR", E.EFAULT, "no room for the value", struct(k.kvm_device_attr, addr=NOWHERE)),
+    Case("device", "KVM_SET_DEVICE_ATTR", E.EINVAL, "not a request here", room()),
+    Case("device", "KVM_MEMORY_ENCRYPT_OP", E.EINVAL, "not a request here"),
+    Case("device", "KVM_X86_GET_MCE_CAP_SUPPORTED", 0, "accepted", room()),
+    # VM: vCPUs and irqchips
+    Case("vm", "KVM_CREATE_VCPU", E.EINVAL, "an id beyond KVM_MAX_VCPU_IDS", 4096),
+    Case("vm", "KVM_CREATE_VCPU", E.EEXIST, "the id is taken", 0),
+    Case("vm", "KVM_CREATE_VCPU", 0, "accepted", 1),
+    Case("vm", "KVM_CREATE_IRQCHIP", E.EEXIST, "an irqchip exists, before vCPUs exist"),
+    Case("vm", "KVM_CREATE_PIT", E.ENOENT, "no PIC in the kernel"),
+    Case("vm", "KVM_CREATE_PIT2", E.ENOENT, "no PIC in the kernel", struct(k.kvm_pit_config)),
+    Case("vm", "KVM_GET_IRQCHIP", E.ENXIO, "split irqchip", struct(k.kvm_irqchip)),
+    Case("vm", "KVM_SET_IRQCHIP", E.ENXIO, "split irqchip", struct(k.kvm_irqchip)),
+    Case("vm", "KVM_GET_PIT", E.ENXIO, "no PIT", room()),
+    Case("vm", "KVM_SET_PIT", E.ENXIO, "no PIT", room()),
+    Case("vm", "KVM_GET_PIT2", E.ENXIO, "no PIT, before the pointer", NOWHERE),
+    Case("vm", "KVM_SET_PIT2", E.ENXIO, "no PIT", room()),
+    Case("vm", "KVM_REINJECT_CONTROL", E.ENXIO, "no PIT", room()),
+    # VM: capabilities
+    Case("vm", "KVM_CHECK_EXTENSION", 0, "unknown is 0", 4711),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "flags", cap(int(k.Cap.EXIT_HYPERCALL), 0, flags=1)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "an unknown capability", cap(4711)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "SPLIT_IRQCHIP 4097 pins, before EEXIST", cap(121, 4097)),
+    Case("vm", "KVM_ENABLE_CAP", E.EEXIST, "SPLIT_IRQCHIP twice", cap(121, 24)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "EXIT_HYPERCALL other than MAP_GPA_RANGE", cap(201, 1 << 13)),
+    Case("vm", "KVM_ENABLE_CAP", 0, "EXIT_HYPERCALL MAP_GPA_RANGE at any time", cap(201, 1 << 12)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "X86_APIC_BUS_CYCLES_NS 0", cap(237, 0)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "X86_APIC_BUS_CYCLES_NS overflow", cap(237, BIG)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "X86_APIC_BUS_CYCLES_NS after a vCPU", cap(237, 40)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "X2APIC_API unknown flag", cap(129, 1 << 8)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "X86_USER_SPACE_MSR unknown reason", cap(188, 1 << 8)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "MAX_VCPU_ID beyond the limit", cap(128, 4097)),
+    Case("vm", "KVM_ENABLE_CAP", E.EINVAL, "MANUAL_DIRTY_LOG_PROTECT2 unknown mode", cap(168, 4)),
+    # VM: interrupts
+    Case("vm", "KVM_SET_GSI_ROUTING", E.EINVAL, "4097 routes, before the entries", header(k.kvm_irq_routing, nr=4097)),
+    Case("vm", "KVM_SET_GSI_ROUTING", E.EINVAL, "flags", header(k.kvm_irq_routing, nr=0, flags=1)),
+    Case(
+        "vm",
+        "KVM_SET_GSI_ROUTING",
+        E.EINVAL,
+        "an I/O APIC route with a split irqchip",
+        lambda _: filled(k.kvm_irq_routing, [k.kvm_irq_routing_entry(type=k.KVM_IRQ_ROUTING_IRQCHIP)], nr=1),
+    ),
+    Case("vm", "KVM_SET_GSI_ROUTING", 0, "no routes", header(k.kvm_irq_routing, nr=0)),
+    Case("vm", "KVM_SIGNAL_MSI", E.EINVAL, "flags", struct(k.kvm_msi, flags=1)),
+    Case("vm", "KVM_IRQFD", E.EINVAL, "flags, before the fd", struct(k.kvm_irqfd, flags=4, fd=9999)),
+    Case("vm", "KVM_IRQFD", E.EBADF, "not an open fd", struct(k.kvm_irqfd, fd=9999)),
+    Case("vm", "KVM_IRQFD", E.EINVAL, "not an eventfd", lambda s: k.kvm_irqfd(fd=s.fds["vm"])),
+    Case("vm", "KVM_IRQFD", E.EINVAL, "resampling with a split irqchip", struct(k.kvm_irqfd, flags=2, fd=9999)),
+    Case("vm", "KVM_IOEVENTFD", E.EINVAL, "length 3, before the fd", struct(k.kvm_ioeventfd, len=3, fd=9999)),
+    Case("vm", "KVM_IOEVENTFD", E.EINVAL, "a range that wraps", struct(k.kvm_ioeventfd, len=8, addr=(1 << 64) - 4)),
+    Case("vm", "KVM_IOEVENTFD", E.EINVAL, "flags", struct(k.kvm_ioeventfd, len=4, flags=32, fd=9999)),
+    Case("vm", "KVM_IOEVENTFD", E.EINVAL, "a match of no length", struct(k.kvm_ioeventfd, flags=1, fd=9999)),
+    Case("vm", "KVM_IOEVENTFD", E.EBADF, "not an open fd", struct(k.kvm_ioeventfd, len=4, fd=9999)),
+    Case(
+        "vm",
+        "KVM_IOEVENTFD",
+        E.ENOENT,
+        "deassigned without being there",
+        lambda s: k.kvm_ioeventfd(len=4, flags=4, fd=s.bench.kernel.eventfd()),
+    ),
+    # VM: memory
+    Case("vm", "KVM_SET_USER_MEMORY_REGION", E.EINVAL, "flags", struct(k.kvm_userspace_memory_region, flags=4)),
+    Case("vm", "KVM_SET_USER_MEMORY_REGION", E.EINVAL, "deletes what is not there", room()),
+    Case(
+        "vm",
+        "KVM_SET_USER_MEMORY_REGION",
+        E.EINVAL,
+        "address space 1",
+        struct(k.kvm_userspace_memory_region, slot=1 << 16, memory_size=4096),
+    ),
+    Case(
+        "vm",
+        "KVM_SET_USER_MEMORY_REGION",
+        E.EINVAL,
+        "slot 32764",
+        struct(k.kvm_userspace_memory_region, slot=32764, memory_size=4096),
+    ),
+    Case(
+        "vm",
+        "KVM_SET_USER_MEMORY_REGION",
+        E.EINVAL,
+        "READONLY",
+        struct(k.kvm_userspace_memory_region, flags=2, memory_size=4096),
+        TDS,
+    ),
+    Case(
+        "vm",
+        "KVM_SET_USER_MEMORY_REGION2",
+        E.EINVAL,
+        "GUEST_MEMFD without private memory",
+        struct(k.kvm_userspace_memory_region2, flags=4, memory_size=4096),
+        VMS & UPSTREAM,
+    ),
+    Case(
+        "vm",
+        "KVM_SET_USER_MEMORY_REGION2",
+        E.EBADF,
+        "guest_memfd not open",
+        struct(k.kvm_userspace_memory_region2, flags=4, memory_size=4096, guest_memfd=9999),
+        TDS & UPSTREAM,
+    ),
+    Case("vm", "KVM_SET_MEMORY_ATTRIBUTES", E.EINVAL, "flags", struct(k.kvm_memory_attributes, flags=1), UPSTREAM),
+    Case(
+        "vm",
+        "KVM_SET_MEMORY_ATTRIBUTES",
+        E.EINVAL,
+        "PRIVATE where there is no private memory",
+        struct(k.kvm_memory_attributes, size=4096, attributes=8),
+        VMS & UPSTREAM,
+    ),
+    Case("vm", "KVM_SET_MEMORY_ATTRIBUTES", E.EINVAL, "size 0", struct(k.kvm_memory_attributes), UPSTREAM),
+    Case(
+        "vm", "KVM_SET_MEMORY_ATTRIBUTES", E.EINVAL, "unaligned", struct(k.kvm_memory_attributes, size=2048), UPSTREAM
+    ),
+    Case("vm", "KVM_CREATE_GUEST_MEMFD", E.EINVAL, "flags", struct(k.kvm_create_guest_memfd, flags=1), UPSTREAM),
+    Case("vm", "KVM_CREATE_GUEST_MEMFD", E.EINVAL, "size 0", struct(k.kvm_create_guest_memfd), UPSTREAM),
+    Case("vm", "KVM_CREATE_GUEST_MEMFD", 0, "accepted", struct(k.kvm_create_guest_memfd, size=4096), UPSTREAM),
+    Case("vm", "KVM_GET_DIRTY_LOG", E.EINVAL, "slot 32764", struct(k.kvm_dirty_log, slot=32764)),
+    Case("vm", "KVM_GET_DIRTY_LOG", E.ENOENT, "no slot", struct(k.kvm_dirty_log)),
+    Case("vm", "KVM_CLEAR_DIRTY_LOG", E.EINVAL, "slot 32764", struct(k.kvm_clear_dirty_log, slot=32764)),
+    Case("vm", "KVM_CLEAR_DIRTY_LOG", E.EINVAL, "first page 1", struct(k.kvm_clear_dirty_log, first_page=1)),
+    Case("vm", "KVM_CLEAR_DIRTY_LOG", E.ENOENT, "no slot", struct(k.kvm_clear_dirty_log)),
+    Case("vm", "KVM_RESET_DIRTY_RINGS", E.EINVAL, "no dirty rings"),
+    Case("vm", "KVM_SET_NR_MMU_PAGES", E.EINVAL, "fewer than 64", 63),
+    Case("vm", "KVM_SET_NR_MMU_PAGES", 0, "accepted", 64),
+    Case("vm", "KVM_REGISTER_COALESCED_MMIO", E.ENOTTY, "not in this kernel", room()),
+    Case("vm", "KVM_UNREGISTER_COALESCED_MMIO", E.ENOTTY, "not in this kernel", room()),
+    # VM: the rest
+    Case("vm", "KVM_SET_TSS_ADDR", E.EINVAL, "beyond 4 GiB less three pages", 0xFFFFFFFF),
+    Case("vm", "KVM_SET_TSS_ADDR", 0, "accepted", 0xFEFFD000),
+    Case("vm", "KVM_SET_IDENTITY_MAP_ADDR", E.EINVAL, "vCPUs exist", room()),
+    Case("vm", "KVM_SET_BOOT_CPU_ID", E.EBUSY, "vCPUs exist"),
+    Case("vm", "KVM_SET_TSC_KHZ", E.EINVAL, "2^32-1 kHz", 0xFFFFFFFF),
+    Case("vm", "KVM_SET_TSC_KHZ", 0, "the host's"),
+    Case("vm", "KVM_GET_TSC_KHZ", 0, "accepted"),
+    Case("vm", "KVM_GET_CLOCK", 0, "accepted", room()),
+    Case("vm", "KVM_SET_CLOCK", E.EINVAL, "flags", struct(k.kvm_clock_data, flags=0x10)),
+    Case("vm", "KVM_SET_CLOCK", 0, "accepted", room()),
+    Case("vm", "KVM_CREATE_DEVICE", E.ENODEV, "VFIO is not built in", struct(k.kvm_create_device, type=4)),
+    Case("vm", "KVM_MEMORY_ENCRYPT_REG_REGION", E.ENOTTY, "no such callback", room()),
+    Case("vm", "KVM_MEMORY_ENCRYPT_UNREG_REGION", E.ENOTTY, "no such callback", room()),
+    Case("vm", "KVM_MEMORY_ENCRYPT_OP", E.ENOTTY, "not a TD, before the pointer", NOWHERE, VMS),
+    Case("vm", "KVM_MEMORY_ENCRYPT_OP", E.EFAULT, "a pointer to nowhere", NOWHERE, TDS),
+    Case("vm", "KVM_X86_SET_MSR_FILTER", E.EINVAL, "flags", struct(k.kvm_msr_filter, flags=2)),
+    Case("vm", "KVM_HAS_DEVICE_ATTR", E.ENOTTY, "not a request here", room()),
+    Case("vm", "KVM_RUN", E.ENOTTY, "not a request here"),
+    # vCPU
+    Case("vcpu", "KVM_RUN", E.EINVAL, "an argument", 1),
+    Case("vcpu", "KVM_RUN", E.EINVAL, "a TD that is not finalised", 0, TDS),
+    Case("vcpu", "KVM_SET_CPUID", E.E2BIG, "257 entries", header(k.kvm_cpuid, nent=257)),
+    Case("vcpu", "KVM_SET_CPUID2", E.E2BIG, "257 entries", header(k.kvm_cpuid2, nent=257)),
+    Case("vcpu", "KVM_SET_CPUID2", 0, "accepted", header(k.kvm_cpuid2, nent=0)),
+    Case("vcpu", "KVM_GET_CPUID2", E.E2BIG, "too little room", header(k.kvm_cpuid2, nent=0), TDS),
+    Case("vcpu", "KVM_GET_MSRS", E.E2BIG, "256 at once", header(k.kvm_msrs, nmsrs=256)),
+    Case("vcpu", "KVM_SET_MSRS", E.E2BIG, "256 at once", header(k.kvm_msrs, nmsrs=256)),
+    Case("vcpu", "KVM_SET_MSRS", 0, "none", header(k.kvm_msrs, nmsrs=0)),
+    Case("vcpu", "KVM_GET_MP_STATE", 0, "accepted", room()),
+    Case("vcpu", "KVM_SET_MP_STATE", E.EINVAL, "no such state", struct(k.kvm_mp_state, mp_state=5)),
+    Case("vcpu", "KVM_SET_MP_STATE", E.EINVAL, "INIT_RECEIVED is blocked", struct(k.kvm_mp_state, mp_state=2), TDS),
+    Case("vcpu", "KVM_SET_MP_STATE", E.EINVAL, "SIPI_RECEIVED is blocked", struct(k.kvm_mp_state, mp_state=4), TDS),
+    Case("vcpu", "KVM_SET_MP_STATE", 0, "RUNNABLE", room()),
+    Case("vcpu", "KVM_NMI", 0, "accepted"),
+    Case("vcpu", "KVM_SMI", E.ENOTTY, "no SMM"),
+    Case("vcpu", "KVM_INTERRUPT", E.EINVAL, "vector 256", struct(k.kvm_interrupt, irq=256)),
+    Case("vcpu", "KVM_INTERRUPT", 0, "split irqchip", struct(k.kvm_interrupt, irq=32)),
+    Case("vcpu", "KVM_GET_VCPU_EVENTS", 0, "accepted", room()),
+    Case("vcpu", "KVM_SET_VCPU_EVENTS", E.EINVAL, "flags", struct(k.kvm_vcpu_events, flags=0x40)),
+    Case("vcpu", "KVM_SET_SREGS2", E.EINVAL, "protected state, before the pointer", NOWHERE, TDS),
+    Case("vcpu", "KVM_SET_SREGS2", E.EFAULT, "a pointer to nowhere", NOWHERE, VMS),
+    Case("vcpu", "KVM_SET_SREGS2", E.EINVAL, "flags", struct(k.kvm_sregs2, flags=2), VMS),
+    Case("vcpu", "KVM_SET_SREGS2", E.EINVAL, "PDPTRs without PAE paging", struct(k.kvm_sregs2, flags=1), VMS),
+    Case("vcpu", "KVM_SET_SREGS", E.EINVAL, "a reserved bit of EFER", struct(k.kvm_sregs, efer=BIG), VMS),
+    Case("vcpu", "KVM_TRANSLATE", 0, "accepted", room()),
+    Case("vcpu", "KVM_SET_SIGNAL_MASK", E.EINVAL, "a set of 4 bytes", header(k.kvm_signal_mask, len=4)),
+    Case("vcpu", "KVM_SET_SIGNAL_MASK", 0, "none", 0),
+    Case("vcpu", "KVM_X86_SETUP_MCE", E.EINVAL, "no banks", room()),
+    Case("vcpu", "KVM_X86_SETUP_MCE", E.EINVAL, "33 banks", lambda _: ctypes.c_uint64(33)),
+    Case("vcpu", "KVM_X86_SETUP_MCE", 0, "10 banks", lambda _: ctypes.c_uint64(10)),
+    Case("vcpu", "KVM_SET_TSC_KHZ", E.EINVAL, "2^32-1 kHz", 0xFFFFFFFF),
+    Case("vcpu", "KVM_SET_TSC_KHZ", E.EINVAL, "the module's to say", 1_000_000, TDS),
+    Case("vcpu", "KVM_GET_TSC_KHZ", 0, "accepted"),
+    Case("vcpu", "KVM_TPR_ACCESS_REPORTING", E.EINVAL, "flags", struct(k.kvm_tpr_access_ctl, flags=1)),
+    Case("vcpu", "KVM_TPR_ACCESS_REPORTING", 0, "accepted", room()),
+    Case("vcpu", "KVM_SET_VAPIC_ADDR", 0, "accepted", room()),
+    Case("vcpu", "KVM_KVMCLOCK_CTRL", E.EINVAL, "the guest has no kvmclock"),
+    Case("vcpu", "KVM_ENABLE_CAP", E.EINVAL, "none for a vCPU", cap(4711)),
+    Case("vcpu", "KVM_HAS_DEVICE_ATTR", E.ENXIO, "an unknown attribute", struct(k.kvm_device_attr, group=9)),
+    Case("vcpu", "KVM_MEMORY_ENCRYPT_OP", E.EINVAL, "not a TD", NOWHERE, VMS),
+    Case("vcpu", "KVM_MEMORY_ENCRYPT_OP", E.EFAULT, "a pointer to nowhere", NOWHERE, TDS & UPSTREAM),
+    Case("vcpu", "KVM_MEMORY_ENCRYPT_OP", E.EINVAL, "initialised already, before the pointer", NOWHERE, TDS & V10),
+    Case("vcpu", "KVM_PRE_FAULT_MEMORY", E.EFAULT, "a pointer to nowhere", NOWHERE, UPSTREAM),
+    Case("vcpu", "KVM_PRE_FAULT_MEMORY", E.EINVAL, "not in this kernel", room(), V10),
+    Case("vcpu", "KVM_PRE_FAULT_MEMORY", E.EINVAL, "flags", struct(k.kvm_pre_fault_memory, flags=1), UPSTREAM),
+    Case("vcpu", "KVM_PRE_FAULT_MEMORY", E.EINVAL, "size 0", room(), UPSTREAM),
+    Case(
+        "vcpu",
+        "KVM_PRE_FAULT_MEMORY",
+        E.EOPNOTSUPP,
+        "before FINALIZE",
+        struct(k.kvm_pre_fault_memory, size=4096),
+        TDS & UPSTREAM,
+    ),
+    *_generated(),
+)
+
+_TDX_VM, _TDX_VCPU = "kvm/x86/test_tdx_vm.py", "kvm/x86/test_tdx_vcpu.py"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Outcomes of a request (or of a TDX sub-command) that a test elsewhere brings about."""
+
+    fd: str
+    request: str
+    outcomes: tuple[int, ...]
+    test: str
+    """Path under tests/linux, two colons, the function."""
+    on: frozenset[str]
+
+
+_UP, _OLD = frozenset({"TD upstream"}), frozenset({"TD v10"})
+PROVEN = (
+    Proof("device", "KVM_CREATE_VM", (E.EINVAL,), "test_kernel.py::test_vm_types", ALL),
+    Proof("vm", "(any)", (E.EIO,), "test_kernel.py::test_a_child_process_cannot_use_the_vm", VMS),
+    Proof("vm", "(any)", (E.EIO,), f"{_TDX_VM}::test_finalize_error_kills_the_vm", _UP),
+    Proof("vm", "(unknown)", (E.ENOTTY,), "test_kernel.py::test_unknown_requests", UPSTREAM),
+    Proof("vcpu", "(unknown)", (E.EINVAL,), "test_kernel.py::test_unknown_requests", _UP),
+    Proof("vm", "KVM_CREATE_VCPU", (E.EIO,), f"{_TDX_VCPU}::test_a_vcpu_needs_an_initialised_td", _UP),
+    Proof("vm", "KVM_CREATE_VCPU", (E.EINVAL,), f"{_TDX_VCPU}::test_a_vcpu_needs_the_split_irqchip", _UP),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EINVAL,), "kvm/test_memslots.py::test_refused_regions", UPSTREAM),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (0, E.EEXIST), "kvm/test_memslots.py::test_slots_live", _UP),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EBADF, E.EINVAL), "kvm/test_memslots.py::test_bindings", _UP),
+    Proof("vcpu", "KVM_INTERRUPT", (E.EEXIST,), f"{_TDX_VCPU}::test_what_stays_allowed", _UP),
+    Proof("vcpu", "KVM_PRE_FAULT_MEMORY", (0, E.EOPNOTSUPP, E.ENOENT), "kvm/test_memslots.py::test_pre_fault", _UP),
+    Proof("vcpu", "KVM_RUN", (E.EINTR, E.EINVAL), f"{_TDX_VCPU}::test_immediate_exit_and_sync_regs", _UP),
+    Proof("vcpu", "KVM_RUN", (E.EFAULT,), f"{_TDX_VCPU}::test_memory_fault_exits", _UP),
+    Proof("vcpu", "KVM_RUN", (E.EIO,), f"{_TDX_VCPU}::test_what_kills_the_vm", _UP),
+    Proof("vm", "KVM_TDX_CAPABILITIES", (0,), f"{_TDX_VM}::test_capabilities_are_what_kvm_and_module_share", _UP),
+    Proof(
+        "vm", "KVM_TDX_CAPABILITIES", (E.E2BIG,), f"{_TDX_VM}::test_too_little_room_is_e2big_and_writes_nothing", _UP
+    ),
+    Proof(
+        "vm",
+        "KVM_TDX_CAPABILITIES",
+        (E.EINVAL, E.EFAULT),
+        f"{_TDX_VM}::test_capabilities_flags_win_over_a_bad_pointer",
+        _UP,
+    ),
+    Proof(
+        "vm",
+        "KVM_TDX_CAPABILITIES",
+        (0, E.E2BIG),
+        f"{_TDX_VM}::test_v10_gives_the_modules_masks_and_configs_at_36",
+        _OLD,
+    ),
+    Proof(
+        "vm",
+        "KVM_TDX_INIT_VM",
+        (E.EINVAL, E.EFAULT, E.E2BIG),
+        f"{_TDX_VM}::test_init_vm_order_of_checks",
+        _UP,
+    ),
+    Proof("vm", "KVM_TDX_INIT_VM", (E.EINVAL,), f"{_TDX_VM}::test_init_vm_refuses_before_any_seamcall", _UP),
+    Proof("vm", "KVM_TDX_INIT_VM", (E.ENOSPC,), f"{_TDX_VM}::test_no_hkid_is_enospc", _UP),
+    Proof(
+        "vm",
+        "KVM_TDX_INIT_VM",
+        (E.EAGAIN, E.EIO, E.EINVAL),
+        f"{_TDX_VM}::test_a_failed_init_vm_gives_everything_back_and_may_be_repeated",
+        _UP,
+    ),
+    Proof("vm", "KVM_TDX_INIT_VM", (E.EINVAL,), f"{_TDX_VM}::test_v10_init_vm_refusals", _OLD),
+    Proof(
+        "vm", "KVM_TDX_INIT_VM", (E.EIO,), f"{_TDX_VM}::test_v10_reports_any_module_error_as_eio_with_the_status", _OLD
+    ),
+    Proof("vcpu", "KVM_TDX_INIT_VCPU", (E.EINVAL,), f"{_TDX_VCPU}::test_init_vcpu_refusals", _UP),
+    Proof("vcpu", "KVM_TDX_INIT_VCPU", (E.EIO,), f"{_TDX_VCPU}::test_a_seamcall_error_in_init_vcpu_kills_the_vm", _UP),
+    Proof("vcpu", "KVM_TDX_INIT_MEM_REGION", (E.EINVAL, E.EFAULT), f"{_TDX_VCPU}::test_region_order_of_checks", _UP),
+    Proof(
+        "vcpu",
+        "KVM_TDX_INIT_MEM_REGION",
+        (E.EINVAL, E.EEXIST, E.EFAULT),
+        f"{_TDX_VCPU}::test_page_refusals_write_back_how_far_it_came",
+        _UP,
+    ),
+    Proof("vcpu", "KVM_TDX_INIT_MEM_REGION", (E.EBUSY, E.EIO), f"{_TDX_VCPU}::test_seamcall_errors_while_adding", _UP),
+    Proof(
+        "vm",
+        "KVM_TDX_INIT_MEM_REGION",
+        (0, E.EINVAL),
+        f"{_TDX_VCPU}::test_v10_adds_memory_on_the_vm_from_any_slot",
+        _OLD,
+    ),
+    Proof("vcpu", "KVM_TDX_GET_CPUID", (0, E.E2BIG), f"{_TDX_VCPU}::test_get_cpuid_tells_how_much_room_it_needs", _UP),
+    Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EINVAL,), f"{_TDX_VM}::test_finalize_before_init", _UP),
+    Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EBUSY,), f"{_TDX_VM}::test_finalize_busy_can_be_repeated", _UP),
+    Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EIO,), f"{_TDX_VM}::test_finalize_error_kills_the_vm", _UP),
+    Proof("vm", "KVM_TDX_TERMINATE_VM", (0, E.EINVAL), f"{_TDX_VM}::test_terminate_releases_the_key_at_once", _UP),
+)
+
+
+def page() -> str:
+    """docs/conformance.md."""
+    rows: dict[tuple[str, str], dict[str, set[int]]] = {}
+    proofs: dict[tuple[str, str], list[str]] = {}
+    for case in CASES:
+        row = rows.setdefault((case.fd, case.request), {kind: set() for kind in KINDS})
+        for kind in case.on:
+            row[kind].add(case.outcome)
+        listed = proofs.setdefault((case.fd, case.request), [])
+        listed.append("conformance") if "conformance" not in listed else None
+    for proof in PROVEN:
+        row = rows.setdefault((proof.fd, proof.request), {kind: set() for kind in KINDS})
+        for kind in proof.on:
+            row[kind].update(proof.outcomes)
+        test = proof.test.partition("::")[2]
+        listed = proofs.setdefault((proof.fd, proof.request), [])
+        listed.append(test) if test not in listed else None
+    lines = [
+        "# Conformance",
+        "",
+        "Made by `python -m tests.linux.conformance` from the tables that the tests run; do not edit.",
+        "",
+        "Each cell names the outcomes that a test brings about: 0 is success, the others are errno. `conformance` is",
+        "`tests/linux/test_conformance.py`, which makes each call of its table on each kind of VM; other names are",
+        "test functions under `tests/linux`. An empty cell: nothing is claimed. Requests of the TDX sub-commands are",
+        "KVM_MEMORY_ENCRYPT_OP.",
+    ]
+    titles = {"device": "/dev/kvm", "vm": "VM", "vcpu": "vCPU"}
+    for fd, title in titles.items():
+        lines += ["", f"## {title}", "", f"| ioctl | {' | '.join(KINDS)} | proof |", "|---" * (len(KINDS) + 2) + "|"]
+        for where, request in sorted(rows):
+            if where != fd:
+                continue
+            row = rows[where, request]
+            cells = [" ".join(name_of(outcome) for outcome in sorted(row[kind], key=name_of)) for kind in KINDS]
+            lines.append(f"| {request} | {' | '.join(cells)} | {', '.join(proofs[where, request])} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE_PATH.write_text(page())
