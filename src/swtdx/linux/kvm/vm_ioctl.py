@@ -26,6 +26,7 @@ from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_us
 from swtdx.uapi.kvm import (
     KVM_CLOCK_REALTIME,
     KVM_CLOCK_TSC_STABLE,
+    KVM_MSI_VALID_DEVID,
     REQUESTS,
     kvm_clear_dirty_log,
     kvm_clock_data,
@@ -214,7 +215,7 @@ def _set_gsi_routing(kvm: Kvm, arg: int) -> int:
 
 def _signal_msi(kvm: Kvm, arg: int) -> int:
     message = struct_from_user(kvm_msi, arg)
-    if kvm.irqchip_mode is IrqchipMode.NONE or message.flags:
+    if kvm.irqchip_mode is IrqchipMode.NONE or message.flags & ~KVM_MSI_VALID_DEVID:
         raise err(errno.EINVAL, "no irqchip in the kernel, or flags")
     delivered = kvm.irq_routing.send_msi(message.address_lo, message.address_hi, message.data)
     if delivered < 0:
