@@ -405,6 +405,42 @@ PROVEN = (
     Proof("vcpu", "KVM_RUN", (E.EINTR, E.EINVAL), f"{_TDX_VCPU}::test_immediate_exit_and_sync_regs", _UP),
     Proof("vcpu", "KVM_RUN", (E.EFAULT,), f"{_TDX_VCPU}::test_memory_fault_exits", _UP),
     Proof("vcpu", "KVM_RUN", (E.EIO,), f"{_TDX_VCPU}::test_what_kills_the_vm", _UP),
+    *(
+        Proof(fd, request, outcomes, f"test_refusals_by_state.py::{test}", frozenset({"VM upstream"}))
+        for fd, request, outcomes, test in (
+            ("vm", "KVM_CREATE_IRQCHIP", (E.EINVAL,), "test_irqchips_come_before_vcpus"),
+            ("vm", "KVM_ENABLE_CAP", (E.ENXIO,), "test_apic_bus_cycles_need_an_irqchip_and_a_number"),
+            ("vm", "KVM_ENABLE_CAP", (E.EINVAL,), "test_max_vcpu_id_is_set_once_and_bounds_the_ids"),
+            ("vm", "KVM_IRQ_LINE", (E.ENXIO,), "test_user_space_apic"),
+            ("vcpu", "KVM_GET_LAPIC", (E.EINVAL,), "test_user_space_apic"),
+            ("vcpu", "KVM_SET_LAPIC", (E.EINVAL,), "test_user_space_apic"),
+            ("vcpu", "KVM_SET_VAPIC_ADDR", (E.EINVAL,), "test_user_space_apic"),
+            ("vcpu", "KVM_INTERRUPT", (E.ENXIO,), "test_interrupts_with_the_pic_in_the_kernel"),
+            ("vm", "KVM_CREATE_PIT2", (0, E.EEXIST), "test_interrupts_with_the_pic_in_the_kernel"),
+            ("vm", "KVM_GET_IRQCHIP", (E.EINVAL,), "test_interrupts_with_the_pic_in_the_kernel"),
+            ("vm", "KVM_SET_IRQCHIP", (E.EINVAL,), "test_interrupts_with_the_pic_in_the_kernel"),
+            ("vm", "KVM_IRQFD", (0, E.EBUSY), "test_an_eventfd_is_one_irqfd_and_one_listener"),
+            ("vm", "KVM_IOEVENTFD", (0, E.EEXIST), "test_an_eventfd_is_one_irqfd_and_one_listener"),
+            ("vcpu", "KVM_SET_CPUID2", (E.EINVAL,), "test_cpuid_is_fixed_by_the_first_run"),
+        )
+    ),
+    *(
+        Proof(fd, request, outcomes, f"kvm/test_dirty_log_and_sregs2.py::{test}", frozenset({"VM upstream"}))
+        for fd, request, outcomes, test in (
+            ("vm", "KVM_GET_DIRTY_LOG", (0,), "test_reading_clears_unless_protection_is_manual"),
+            ("vm", "KVM_CLEAR_DIRTY_LOG", (0,), "test_manual_protection"),
+            ("vm", "KVM_CLEAR_DIRTY_LOG", (E.EINVAL,), "test_ranges_that_are_refused"),
+            ("vcpu", "KVM_SET_SREGS2", (0,), "test_sregs2_is_sregs_without_pending_interrupts"),
+            ("vcpu", "KVM_SET_CPUID", (0,), "test_cpuid_of_old_has_no_sub_leaves"),
+        )
+    ),
+    Proof(
+        "vm",
+        "KVM_TDX_INIT_VM",
+        (E.EBUSY,),
+        "test_refusals_by_state.py::test_v10_a_td_with_vcpus_cannot_be_initialised",
+        _OLD,
+    ),
     Proof("vm", "KVM_TDX_CAPABILITIES", (0,), f"{_TDX_VM}::test_capabilities_are_what_kvm_and_module_share", _UP),
     Proof(
         "vm", "KVM_TDX_CAPABILITIES", (E.E2BIG,), f"{_TDX_VM}::test_too_little_room_is_e2big_and_writes_nothing", _UP
