@@ -39,8 +39,9 @@ class MachineKernel(EmulatedKernel):
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         """What the TDX module holds of the TD behind a VM's descriptor.
 
-        ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``passes_rbp``: the guest
-        has passed RBP in a TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is
+        ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``rtmr_events``
+        what they were extended with, in order, as [register, hex], ``passes_rbp``: the guest has passed RBP in a
+        TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is
         no TD.
         """
         file = self.files.by_fd.get(vm_fd)
@@ -50,7 +51,12 @@ class MachineKernel(EmulatedKernel):
         td = self.module.tds.get(kvm_tdx.tdr) if kvm_tdx is not None else None
         if td is None:
             raise OSError(errno.ENOENT, "the TDX module knows no TD for this VM")
-        return {"mrtd": td.mrtd.hex(), "rtmr": [value.hex() for value in td.rtmr], "passes_rbp": td.passes_rbp}
+        return {
+            "mrtd": td.mrtd.hex(),
+            "rtmr": [value.hex() for value in td.rtmr],
+            "rtmr_events": [[index, data.hex()] for index, data in td.rtmr_events],
+            "passes_rbp": td.passes_rbp,
+        }
 
 
 def boot(

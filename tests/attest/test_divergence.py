@@ -148,6 +148,18 @@ def test_rtmrs_of_two_launches(file: Callable[[bytes], Path]) -> None:
     assert json.loads(json.dumps(comparison.as_json()))["rtmr_different"] == [2]
 
 
+def test_the_first_rtmr_event_that_differs(file: Callable[[bytes], Path]) -> None:
+    path = file(IMAGE)
+    same, first, second = ("aa" * 48, "bb" * 48, "cc" * 48)
+    registers = ["00" * 48, "01" * 48, "77" * 48, "03" * 48]
+    one = recorded_build(a_record(IMAGE, path, rtmr_events=[[0, same], [2, first]]))
+    other = recorded_build(a_record(IMAGE, path, rtmr=registers, rtmr_events=[[0, same], [2, second], [2, same]]))
+    assert compare(one, other).first_event == 1
+    assert compare(other, recorded_build(a_record(IMAGE, path, rtmr_events=[[0, same]]))).first_event == 1
+    assert compare(one, one).first_event is None
+    assert compare(one, recorded_build(a_record(IMAGE, path))).first_event is None
+
+
 def test_a_launch_of_unknown_order_is_compared_in_the_others(file: Callable[[bytes], Path]) -> None:
     launch = recorded_build(a_record(IMAGE, file(IMAGE), mrtd_order=None, mrtd="00" * 48))
     comparison = compare(launch, predicted_build(IMAGE, order=Order.PER_REGION))
@@ -173,6 +185,8 @@ def _region(**changes: Any) -> list[dict[str, Any]]:
         ({"mrtd": "00"}, "1 bytes"),
         ({"mrtd_order": "at random"}, "at random"),
         ({"rtmr": ["00" * 48]}, "four RTMRs"),
+        ({"rtmr_events": [[7, "00" * 48]]}, "no number of an RTMR"),
+        ({"rtmr_events": [3]}, ""),
         ({"added": {}}, "no list"),
         ({"added": [5]}, "no record"),
         ({"added": [{}]}, "no 'section'"),

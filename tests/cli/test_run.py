@@ -111,7 +111,8 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
     class Open(FakeKernel):
         def inspect_td(self, vm_fd: int) -> dict[str, object]:
             assert self.names[vm_fd] == "vm"
-            return {"mrtd": "ab" * 48, "rtmr": [f"{number}" * 96 for number in range(4)], "passes_rbp": True}
+            registers = [f"{number}" * 96 for number in range(4)]
+            return {"mrtd": "ab" * 48, "rtmr": registers, "rtmr_events": [], "passes_rbp": True}
 
     scripted(Open(plays={0: PROMPT}))
     result = command("run", "--firmware", firmware, "--json", tmp_path / "r.json")

@@ -62,6 +62,8 @@ class Build:
     rtmr: tuple[bytes, ...] | None
     tdvf: Tdvf | None  # the image, where it is at hand
     ram: tuple[tuple[int, int], ...] | None
+    events: tuple[tuple[int, bytes], ...] | None = None
+    """What the guest extended RTMRs with, in order (register, digest); None where that was not recorded."""
 
     def calls(self, order: Order) -> Iterator[Call]:
         """The measured calls, if they come in this order."""
@@ -140,12 +142,21 @@ def recorded_build(record: bytes, name: str = "the record") -> Build:
         registers = None if rtmr is None else tuple(_digest(each) for each in rtmr)
         if registers is not None and len(registers) != _RTMRS:
             raise ValueError("it has not four RTMRs")
+        events = kept.get("rtmr_events")
+        extended = None if events is None else tuple(_event(each) for each in events)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise RecordError(f"{name} is no record of a launch: {_because(error)}") from None
     tdvf = _image_of(kept)
     memory = kept.get("memory")
     ram = MemoryMap(memory, len(tdvf.image)).ram if tdvf is not None and isinstance(memory, int) else None
-    return Build(name, True, regions, order, mrtd, registers, tdvf, ram)
+    return Build(name, True, regions, order, mrtd, registers, tdvf, ram, extended)
+
+
+def _event(kept: Any) -> tuple[int, bytes]:
+    register, digest = kept
+    if register not in range(_RTMRS):
+        raise ValueError(f"{register!r} is no number of an RTMR")
+    return register, _digest(digest)
 
 
 def _because(error: Exception) -> str:

@@ -79,6 +79,14 @@ class Comparison:
         return self.builds[0].mrtd == self.builds[1].mrtd
 
     @property
+    def first_event(self) -> int | None:
+        """The number of the first RTMR extension that differs between the two; None if unknown, or there is none."""
+        one, other = (build.events for build in self.builds)
+        if one is None or other is None or one == other:
+            return None
+        return next(number for number, (a, b) in enumerate(zip_longest(one, other)) if a != b)
+
+    @property
     def equal(self) -> bool:
         """Whether all that is known of both is the same."""
         return self.mrtd_equal and not self.rtmrs
@@ -94,6 +102,7 @@ class Comparison:
             "orders": [None if build.order is None else build.order.value for build in self.builds],
             "divergence": None if self.divergence is None else self.divergence.as_json(),
             "rtmr_different": None if self.rtmrs is None else list(self.rtmrs),
+            "first_event": self.first_event,
         }
 
 

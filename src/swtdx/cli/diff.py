@@ -117,7 +117,17 @@ def _report(comparison: Comparison) -> Iterator[str]:
     for number in comparison.rtmrs:
         yield f"RTMR{number} differs: {one.rtmr[number].hex()}"
         yield f"           and: {other.rtmr[number].hex()}"
-    yield "Which event was the first to differ only the guest's event log can tell; the record has none."
+    if comparison.first_event is None:
+        yield "Which event was the first to differ only the guest's event log can tell; the record has none."
+        return
+    yield f"The first event to differ is number {comparison.first_event}:"
+    for label, build in zip("AB", comparison.builds, strict=True):
+        assert build.events is not None
+        if comparison.first_event < len(build.events):
+            register, digest = build.events[comparison.first_event]
+            yield f"{label}  RTMR{register} extended with {digest.hex()}"
+        else:
+            yield f"{label}  there is none"
 
 
 def _unmeasured(comparison: Comparison) -> Iterator[str]:

@@ -54,6 +54,7 @@ def measurements(machine: Machine) -> dict[str, Any]:
         orders = [order.value for order, digest in predicted.items() if digest == seen["mrtd"]]
         result["mrtd_order"] = orders[0] if orders else None
         result["rtmr"] = list(seen["rtmr"])
+        result["rtmr_events"] = seen["rtmr_events"]
         result["passes_rbp"] = seen["passes_rbp"]
     return result
 

@@ -23,6 +23,10 @@ _EXTEND = b"MR.EXTEND".ljust(16, b"\0")
 _PADDING = bytes(BLOCK_SIZE - 24)
 
 
+MAX_EVENTS = 65536
+"""RTMR extensions that are remembered for the machine's owner."""
+
+
 def start(td: Td) -> None:
     """Begin the measurement of a TD."""
     td.mrtd_context = hashlib.sha384()
@@ -46,3 +50,5 @@ def finish(td: Td) -> None:
 def extend_rtmr(td: Td, index: int, data: bytes) -> None:
     """Extend a run-time measurement register by 48 bytes."""
     td.rtmr[index] = hashlib.sha384(td.rtmr[index] + data).digest()
+    if len(td.rtmr_events) < MAX_EVENTS:  # a guest that extends for ever must not fill the host's memory
+        td.rtmr_events.append((index, bytes(data)))

@@ -123,6 +123,8 @@ class Td:
         self.mrowner = bytes(HASH_SIZE)
         self.mrownerconfig = bytes(HASH_SIZE)
         self.rtmr = [bytes(HASH_SIZE)] * NUM_RTMRS
+        self.rtmr_events: list[tuple[int, bytes]] = []
+        """What RTMRs were extended with, in order (register, data): for whoever looks into the machine."""
         self.servtd_hash = bytes(HASH_SIZE)
 
     # --- states ---------------------------------------------------------------------------------------------------
