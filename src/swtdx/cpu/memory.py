@@ -26,6 +26,7 @@ import array
 import mmap
 import os
 import secrets
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class PhysicalMemory:
         self._keys: dict[int, bytes] = {}
         self._windows: dict[int, tuple[int, int]] = {}
         self._next_window = WINDOW_BASE
+        self._windows_lock = threading.Lock()
         self._engine: Engine | None = None
 
     # -- keys ---------------------------------------------------------------------------------------------------------
@@ -183,24 +185,26 @@ class PhysicalMemory:
         """
         if address % PAGE_SIZE or length % PAGE_SIZE or length <= 0:
             raise ValueError("a window consists of whole pages")
-        hpa = self._next_window
-        if hpa + length > 1 << self.keyid_shift:
-            raise MemoryError("no physical addresses left for windows on user memory")
-        if self._engine is not None:
-            self._engine.map(hpa, address, length)
-        self._next_window = (hpa + length + _WINDOW_ALIGNMENT - 1) & -_WINDOW_ALIGNMENT
-        self._windows[hpa] = (address, length)
-        return hpa
+        with self._windows_lock:
+            hpa = self._next_window
+            if hpa + length > 1 << self.keyid_shift:
+                raise MemoryError("no physical addresses left for windows on user memory")
+            if self._engine is not None:
+                self._engine.map(hpa, address, length)
+            self._next_window = (hpa + length + _WINDOW_ALIGNMENT - 1) & -_WINDOW_ALIGNMENT
+            self._windows[hpa] = (address, length)
+            return hpa
 
     def unmap_user(self, hpa: int, length: int) -> None:
         """Give a window back (same arguments as came out of and went into :meth:`map_user`)."""
-        if self._windows.get(hpa, (0, 0))[1] != length:
-            raise ValueError(f"no window of {length:#x} bytes at {hpa:#x}")
-        if self._engine is not None:
-            self._engine.unmap(hpa, length)
-        del self._windows[hpa]
-        if not self._windows:
-            self._next_window = WINDOW_BASE
+        with self._windows_lock:
+            if self._windows.get(hpa, (0, 0))[1] != length:
+                raise ValueError(f"no window of {length:#x} bytes at {hpa:#x}")
+            if self._engine is not None:
+                self._engine.unmap(hpa, length)
+            del self._windows[hpa]
+            if not self._windows:
+                self._next_window = WINDOW_BASE
 
     def read_window(self, hpa: int, length: int) -> bytes | None:
         """Read user memory behind a window, as the processor would; None where there is none (any more)."""

@@ -57,7 +57,9 @@ class Vcpu:
         self.run = run
         self.mutex = threading.Lock()
         self.is_bsp = vcpu_id == kvm.bsp_vcpu_id
-        self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_UNINITIALIZED
+        # An AP waits for INIT and SIPI where there is a local APIC in the kernel to receive them.
+        waits = kvm.irqchip_mode is not IrqchipMode.NONE and not self.is_bsp
+        self.mp_state = KVM_MP_STATE_UNINITIALIZED if waits else KVM_MP_STATE_RUNNABLE
 
         self.cpu = kvm.created_vcpus % kvm.cpus.count
         self.in_guest = False
