@@ -24,6 +24,7 @@ import swtdx
 from swtdx.cli.verdict import Failure, Verdict
 
 COMMANDS: dict[str, str] = {
+    "probe": "swtdx.cli.probe",
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",

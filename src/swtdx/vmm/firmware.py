@@ -72,7 +72,7 @@ def find_firmware(
             check_image_size(image, str(named))
         return Firmware(named, "it was named", image)
     passed_over: list[str] = []
-    for path, why in _candidates(usual_paths, descriptor_folders):
+    for path, why in candidates(usual_paths, descriptor_folders):
         try:
             image = _read(path)
             parse(image, str(path))
@@ -93,7 +93,10 @@ def descriptor_search_folders(environment: Mapping[str, str] = os.environ) -> tu
     return Path(configuration, "qemu/firmware"), Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware")
 
 
-def _candidates(usual_paths: Sequence[Path], descriptor_folders: Sequence[Path] | None) -> Iterator[tuple[Path, str]]:
+def candidates(
+    usual_paths: Sequence[Path] = USUAL_PATHS, descriptor_folders: Sequence[Path] | None = None
+) -> Iterator[tuple[Path, str]]:
+    """(path, why it is looked at) of every image that `find_firmware` would try, in its order; none is read."""
     folders = descriptor_search_folders() if descriptor_folders is None else descriptor_folders
     for descriptor, path in _described(folders):
         yield path, f"the firmware descriptor {descriptor} offers the feature {FEATURE}"
