@@ -53,7 +53,9 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
-[cyan]swtdx run --kernel host[/cyan] - on this machine's own /dev/kvm
+[cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
+
+[cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
 
 [bold]Exit status[/bold]
 
@@ -63,7 +65,7 @@ RUN_EPILOG = """
 """
 
 
-class KernelChoice(StrEnum):
+class KvmChoice(StrEnum):
     """Whose /dev/kvm."""
 
     emulated = "emulated"
@@ -125,8 +127,17 @@ def run(
     cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1,
     vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx,
     kernel: Annotated[
-        KernelChoice, typer.Option(help="The embedded kernel, or this machine's own /dev/kvm.")
-    ] = KernelChoice.emulated,
+        Path | None,
+        typer.Option(
+            metavar="BZIMAGE|host|emulated",
+            help="A Linux kernel for the guest, which the firmware starts. The words host and emulated mean --kvm.",
+        ),
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initial RAM disk.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Its command line.")] = None,
+    kvm: Annotated[
+        KvmChoice | None, typer.Option(help="The embedded kernel's KVM (default), or this machine's own /dev/kvm.")
+    ] = None,
     dialect: Annotated[
         DialectChoice, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
     ] = DialectChoice.upstream,
@@ -167,6 +178,11 @@ def run(
     from swtdx.uapi.dialect import Dialect
     from swtdx.vmm.launch import TdParameters
 
+    if kernel is not None and str(kernel) in KvmChoice.__members__:
+        if kvm not in (None, KvmChoice(str(kernel))):
+            raise InputError(f"--kernel {kernel} and --kvm {kvm} contradict each other")
+        kvm, kernel = KvmChoice(str(kernel)), None
+    kvm = kvm or KvmChoice.emulated
     if timeout is not None and not 0 <= timeout < 1e9:
         raise InputError(f"--timeout {timeout:g} is no number of seconds")
     if until == "":
@@ -183,8 +199,11 @@ def run(
         memory=memory_size(memory),
         cpus=cpus,
         td=td if vm_type is VmType.tdx else None,
-        dialect=Dialect(dialect.value) if kernel is KernelChoice.emulated else None,
-        kernel=kernel.value,
+        dialect=Dialect(dialect.value) if kvm is KvmChoice.emulated else None,
+        kvm=kvm.value,
+        kernel=kernel,
+        initrd=initrd,
+        append=append,
         no_rbp_mod=no_rbp_mod,
         until=until,
         timeout=timeout,

@@ -30,6 +30,7 @@ from swtdx.uapi.kernel import Kernel
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, launch
+from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run, StuckVcpu
 from swtdx.vmm.tdvf import TdvfError
@@ -47,7 +48,10 @@ class Options:
     cpus: int = 1
     td: TdParameters | None = field(default_factory=TdParameters)
     dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
-    kernel: str = "emulated"
+    kvm: str = "emulated"
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str | None = None
     no_rbp_mod: bool = False
     until: str | None = None
     timeout: float | None = None
@@ -94,12 +98,23 @@ def run(options: Options) -> int:
     firmware = find_firmware(options.firmware, tdx=options.td is not None)
     voice.say(f"firmware {firmware.path}: {firmware.why}")
     check_plan(Plan(firmware, options.memory, options.cpus, options.td))
+    linux = _linux(options)
     if options.json is not None:
         _check_writable(options.json)
     # Files are opened, and so emptied, only when all that was typed has proved usable.
     with _open_device(options) as device, ExitStack() as files:
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, firmware, debug).run(device)
+        return _Session(options, voice, firmware, linux, debug).run(device)
+
+
+def _linux(options: Options) -> LinuxBoot | None:
+    """The kernel to start, checked. Raises InputError for an option that goes nowhere, LinuxImageError."""
+    if options.kernel is None:
+        for name, value in (("--initrd", options.initrd), ("--append", options.append)):
+            if value is not None:
+                raise InputError(f"{name} is for a kernel, and --kernel names none")
+        return None
+    return load(options.kernel, options.initrd, options.append or "", options.memory)
 
 
 def kernel_named(name: str, dialect: Dialect, *, no_rbp_mod: bool = False) -> Kernel:
@@ -116,39 +131,41 @@ def kernel_named(name: str, dialect: Dialect, *, no_rbp_mod: bool = False) -> Ke
 
 def _open_device(options: Options) -> Kvm:
     """/dev/kvm of the chosen kernel, which can make what was asked for."""
-    kernel = kernel_named(options.kernel, options.dialect or Dialect.UPSTREAM, no_rbp_mod=options.no_rbp_mod)
+    kernel = kernel_named(options.kvm, options.dialect or Dialect.UPSTREAM, no_rbp_mod=options.no_rbp_mod)
     try:
         device = Kvm(kernel, options.dialect)
     except KvmError as error:
-        if options.kernel == "host":
-            raise InputError(f"--kernel host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from None
+        if options.kvm == "host":
+            raise InputError(f"--kvm host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from None
         raise
     try:
         if options.td is not None:
             check_tdx(device)
     except LaunchError as error:
         device.close()
-        raise InputError(f"--kernel {options.kernel}: {error}{_EMBEDDED}") from None
+        raise InputError(f"--kvm {options.kvm}: {error}{_EMBEDDED}") from None
     except KvmError:
         device.close()
         raise
     return device
 
 
-_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (leave --kernel away)"
+_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (leave --kvm away)"
 
 
 class _Session:
     """One run with everything that watches it."""
 
-    def __init__(self, options: Options, voice: Voice, firmware: Firmware, debug: BinaryIO | None) -> None:
+    def __init__(
+        self, options: Options, voice: Voice, firmware: Firmware, linux: LinuxBoot | None, debug: BinaryIO | None
+    ) -> None:
         self.options = options
         self.voice = voice
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._run: Run | None = None
         text = options.until
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
-        if text is None and not self.interactive:
+        if text is None and not self.interactive and linux is None:
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
@@ -158,6 +175,7 @@ class _Session:
             memory_size=options.memory,
             cpus=options.cpus,
             td=options.td,
+            linux=linux,
             serial=self.output.put,
             debug=debug.write if debug is not None else None,
             progress=voice.step,
@@ -284,4 +302,4 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"--json {path} cannot be written: the folder {path.parent} is not writable")
 
 
-BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError)
+BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError)

@@ -32,6 +32,7 @@ from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.initial_memory import AddedRegion, InitialMemoryError, section_contents
+from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.measurement import MrtdPredictor, Order
 from swtdx.vmm.memory import staged
 from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
@@ -79,6 +80,7 @@ class Plan:
     serial: Callable[[bytes], object] = lambda data: None
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
+    linux: LinuxBoot | None = None
 
     @property
     def layout(self) -> MemoryMap:
@@ -294,6 +296,8 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
         plan.cpus,
         serial=plan.serial,
         debug=plan.debug,
+        linux=plan.linux,
+        level_interrupts=plan.td is None,
         signal_msi=lambda message: vm.signal_msi(*message),
         route_msis=route,
     )

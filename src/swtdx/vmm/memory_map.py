@@ -4,7 +4,8 @@
 ::
 
     0                 RAM ("low")            up to 0xb0000000, or 0x80000000 once there is more than that
-    0xb0000000/...    PCI hole: ECAM where the firmware programs PCIEXBAR, 32-bit BARs
+    0xb0000000/...    PCI hole: 32-bit BARs
+    0xe0000000        ECAM: there OVMF programs PCIEXBAR to, and there the ACPI tables say it is; 32-bit BARs above
     0xfec00000        I/O APIC
     0xfee00000        local APICs
     0xfeffc000        what KVM on Intel needs for itself to run real mode (identity map, TSS): 4 pages
@@ -25,6 +26,8 @@ FOUR_GIB = 1 << 32
 LOW_RAM_LIMIT = 0xB000_0000  # all RAM stays low up to here
 LOW_RAM_WHEN_SPLIT = 0x8000_0000  # and this much of it when there is more
 
+ECAM_BASE = 0xE000_0000
+ECAM_SIZE = 256 * MIB
 IOAPIC_BASE = 0xFEC0_0000
 LOCAL_APIC_BASE = 0xFEE0_0000
 IDENTITY_MAP_ADDRESS = 0xFEFF_C000

@@ -14,6 +14,7 @@ from enum import IntEnum, IntFlag
 from typing import Protocol
 
 from swtdx.vmm.board.bus import PortBus
+from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import MemoryMap
 
 SELECTOR_PORT = 0x510
@@ -34,8 +35,16 @@ class Key(IntEnum):
     ID = 0x01
     RAM_SIZE = 0x03
     NB_CPUS = 0x05
+    KERNEL_SIZE = 0x08
+    INITRD_SIZE = 0x0B
     BOOT_MENU = 0x0E
     MAX_CPUS = 0x0F
+    KERNEL_DATA = 0x11
+    INITRD_DATA = 0x12
+    CMDLINE_SIZE = 0x14
+    CMDLINE_DATA = 0x15
+    SETUP_SIZE = 0x17
+    SETUP_DATA = 0x18
     FILE_DIR = 0x19
 
 
@@ -68,7 +77,7 @@ class FwCfg:
     """The device. ``files`` maps names (at most 55 bytes) to contents. Memory accesses may raise `ValueError`."""
 
     def __init__(self, ports: PortBus, memory: GuestMemoryAccess, cpus: int, layout: MemoryMap,
-                 files: Mapping[str, bytes]) -> None:  # fmt: skip
+                 files: Mapping[str, bytes], linux: LinuxBoot | None = None) -> None:  # fmt: skip
         self._memory = memory
         self._items: dict[int, bytes] = {
             Key.SIGNATURE: b"QEMU",
@@ -78,6 +87,8 @@ class FwCfg:
             Key.BOOT_MENU: bytes(2),
             Key.MAX_CPUS: cpus.to_bytes(2, "little"),
         }
+        if linux is not None:
+            self._items.update(linux_items(linux))
         directory = [len(files).to_bytes(4, "big")]
         for key, (name, contents) in enumerate(sorted(files.items()), _FIRST_FILE):
             if len(name.encode()) > 55:
@@ -150,6 +161,26 @@ class FwCfg:
             self._memory.write(address, bytes(piece))
             address += piece
             length -= piece
+
+
+def linux_items(linux: LinuxBoot) -> dict[int, bytes]:
+    """Kernel, initrd and command line. Firmware joins setup and kernel, and starts the whole as an EFI executable."""
+
+    def size(contents: bytes) -> bytes:
+        return len(contents).to_bytes(4, "little")
+
+    command_line = linux.command_line.encode() + b"\0"
+    setup, kernel = linux.kernel.setup, linux.kernel.kernel
+    return {
+        Key.SETUP_SIZE: size(setup),
+        Key.SETUP_DATA: setup,
+        Key.KERNEL_SIZE: size(kernel),
+        Key.KERNEL_DATA: kernel,
+        Key.INITRD_SIZE: size(linux.initrd),
+        Key.INITRD_DATA: linux.initrd,
+        Key.CMDLINE_SIZE: size(command_line),
+        Key.CMDLINE_DATA: command_line,
+    }
 
 
 def standard_files(layout: MemoryMap) -> dict[str, bytes]:

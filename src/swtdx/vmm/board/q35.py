@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from swtdx.vmm.board import acpi_tables
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debugcon import DebugConsole
@@ -22,6 +23,7 @@ from swtdx.vmm.board.ioapic import IoApic, Msi
 from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
+from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import IOAPIC_BASE, MemoryMap
 
 
@@ -29,6 +31,7 @@ class Board:
     """A q35 with a serial port.
 
     ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug port.
+    ``linux`` is what the firmware is to start.  ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
     ``signal_msi`` and ``route_msis`` are KVM's side of interrupts.  After each device access the run loop looks at
     ``power_event``: None, or what the guest has asked for.
     """
@@ -41,6 +44,8 @@ class Board:
         *,
         serial: Callable[[bytes], object],
         debug: Callable[[bytes], object] | None = None,
+        linux: LinuxBoot | None = None,
+        level_interrupts: bool = True,
         signal_msi: Callable[[Msi], object],
         route_msis: Callable[[Sequence[Msi | None]], object],
     ) -> None:
@@ -54,7 +59,8 @@ class Board:
         self.pic = I8259Pair(self.ports)
         self.timer = I8254(self.ports)
         self.rtc = Rtc(self.ports, layout)
-        self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, standard_files(layout))
+        self.acpi = acpi_tables.build(layout, cpus, level_interrupts=level_interrupts)
+        self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, {**standard_files(layout), **self.acpi.files()}, linux)
         self.debug_console = DebugConsole(self.ports, debug)
         self.com1 = Uart16550(self.ports, serial, lambda level: self._set_isa_irq(COM1_IRQ, level))
         self.pm = AcpiPm(self.ports, self._request)
