@@ -37,6 +37,7 @@ from swtdx.vmm.tdvf import TdvfError
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
+_LEAST_PLATFORM_GIB = 8
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,35 @@ def _linux(options: Options) -> LinuxBoot | None:
     return load(options.kernel, options.initrd, options.append or "", options.memory)
 
 
-def kernel_named(name: str, dialect: Dialect, *, no_rbp_mod: bool = False) -> Kernel:
+def kernel_named(name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool = False) -> Kernel:
     """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
+
+    Its machine is made to measure for a guest of ``cpus`` vCPUs and ``memory`` bytes. The number of processors shows
+    in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
+    many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits for ever.
 
     Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
     """
     if name == "host":
         return HostKernel()
+    from swtdx.cpu.platform import Platform
     from swtdx.machine import open_kernel
 
-    return open_kernel("emulated", dialect, no_rbp_mod=no_rbp_mod)
+    # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
+    gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
+    platform = Platform(memory_size=gib << 30, logical_processors=cpus)
+    return open_kernel("emulated", dialect, platform, no_rbp_mod=no_rbp_mod)
 
 
 def _open_device(options: Options) -> Kvm:
     """/dev/kvm of the chosen kernel, which can make what was asked for."""
-    kernel = kernel_named(options.kvm, options.dialect or Dialect.UPSTREAM, no_rbp_mod=options.no_rbp_mod)
+    kernel = kernel_named(
+        options.kvm,
+        options.dialect or Dialect.UPSTREAM,
+        cpus=options.cpus,
+        memory=options.memory,
+        no_rbp_mod=options.no_rbp_mod,
+    )
     try:
         device = Kvm(kernel, options.dialect)
     except KvmError as error:
