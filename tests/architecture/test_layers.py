@@ -141,7 +141,7 @@ def our_files() -> list[Path]:
         *folders, name = path.relative_to(REPOSITORY).parts
         hidden = any(folder.startswith(".") and folder != ".ci" for folder in folders)
         built = BUILT.intersection(folders) or any(folder.endswith(".egg-info") for folder in folders)
-        binary = path.suffix in {".so", ".bin", ".fd"} or name == "_engine.c"
+        binary = path.suffix in {".so", ".bin", ".fd"} or name in ("_engine.c", ".git")  # a worktree has .git as a file
         return path.is_file() and not (hidden or built or binary)
 
     return sorted(filter(ours, REPOSITORY.rglob("*")))
