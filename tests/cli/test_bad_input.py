@@ -41,6 +41,11 @@ from tests.vmm.tdvf_image import HOB, TEMP, image_with
         (["run", "--until", ""], ["--until"]),
         (["run", "--firmware", "absent.fd"], ["absent.fd", "No such file"]),
         (["run", "--json", "absent-folder/x.json"], ["--json", "absent-folder"]),
+        (["run", "--disk", "absent.img"], ["disk image absent.img", "No such file"]),
+        (["run", "--disk", "/"], ["disk image /", "folder"]),
+        (["run", "--disk", "/dev/null,ro"], ["/dev/null", "neither a file nor a block device"]),
+        (["run", "--disk", "disk.img,format=qcow2"], ["disk.img", "raw"]),
+        (["run", "--disk", ""], ["--disk", "names no file"]),
     ],
 )
 def test_one_sentence_and_status_2(arguments: list[str], words: list[str], command: Command, firmware: Path) -> None:
@@ -157,3 +162,24 @@ def test_sizes_that_people_type(text: str, size: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(InputError):
         memory_size(text)
+
+
+def test_a_truncated_disk_leaves_everything_as_it_was(command: Command, firmware: Path, tmp_path: Path) -> None:
+    good, short, log = tmp_path / "good.img", tmp_path / "short.img", tmp_path / "debug.log"
+    good.write_bytes(bytes(1024))
+    short.write_bytes(bytes(1000))
+    log.write_text("from before")
+    result = command("run", "--firmware", firmware, "--disk", good, "--disk", short, "--debugcon", log)
+    assert result.status == 2
+    assert result.err.splitlines()[-1] == (
+        f"swtdx: the disk image {short} is truncated: 1000 bytes are no multiple of 512"
+    )
+    assert log.read_text() == "from before"
+
+
+def test_one_image_is_not_two_disks(command: Command, firmware: Path, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1024))
+    result = command("run", "--firmware", firmware, "--disk", image, "--disk", image)
+    assert result.status == 2
+    assert "in use by another machine" in result.err

@@ -17,7 +17,7 @@ from swtdx.uapi.kvm import Exit, kvm_run
 from swtdx.vmm.measurement import Order, predict_mrtd
 from swtdx.vmm.tdvf import parse
 from tests.cli.conftest import Command
-from tests.vmm.fake_kernel import FakeKernel, Play, port_out, typed
+from tests.vmm.fake_kernel import FakeKernel, Play, port_in, port_out, typed
 
 Scripted = Callable[[FakeKernel], FakeKernel]
 POWER_OFF = port_out(0x604, struct.pack("<H", 0x2000), 2)
@@ -147,3 +147,24 @@ def test_version_and_help(command: Command) -> None:
     assert helped.status == 0
     for word in ("--until", "Examples", "Exit status", "Ctrl-A"):
         assert word in helped.out
+
+
+def test_devices_that_were_asked_for_are_in_their_slots(
+    command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    """The guest reads vendor and device of slots 1 to 5 and prints the low byte of the device id."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    plays: list[Play] = []
+    for slot in range(1, 6):
+        plays += [port_out(0xCF8, struct.pack("<I", 0x8000_0000 | slot << 11), 4), port_in(0xCFE, 1), _print_answer]
+    scripted(FakeKernel(plays={0: [*plays, POWER_OFF]}))
+    result = command(
+        "run", "--firmware", firmware, "--disk", f"{image},ro", "--disk", f"{image},ro", "--virtio-console", "--rng"
+    )
+    assert result.status == 0
+    assert result.out == "BBCD\N{REPLACEMENT CHARACTER}\n"  # 0xff: nobody is in slot 5
+
+
+def _print_answer(run: kvm_run, page: mmap.mmap) -> None:
+    port_out(0x3F8, page[0x1000:0x1001])(run, page)

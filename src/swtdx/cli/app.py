@@ -53,6 +53,8 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
+[cyan]swtdx run --disk disk.img --disk seed.img,ro --rng[/cyan] - with virtio devices
+
 [cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
@@ -150,6 +152,20 @@ def run(
     debugcon: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The firmware's debug port (0x402) to FILE.")
     ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); more than one may be given."
+        ),
+    ] = None,
+    virtio_console: Annotated[
+        bool,
+        typer.Option(
+            "--virtio-console",
+            help="A virtio console (hvc0) beside the serial port: both are shown, keys go to it once its driver runs.",
+        ),
+    ] = False,
+    rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False,
     attributes: Annotated[
         str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
     ] = None,
@@ -209,6 +225,9 @@ def run(
         timeout=timeout,
         json=json,
         debugcon=debugcon,
+        disks=tuple(disk or ()),
+        virtio_console=virtio_console,
+        rng=rng,
         quiet=quiet,
         verbose=verbose,
     )

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,12 @@ from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
+from swtdx.vmm.board.virtio.blk import VirtioBlk
+from swtdx.vmm.board.virtio.console import VirtioConsole
+from swtdx.vmm.board.virtio.device import VirtioDevice
+from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
+from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, launch
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
@@ -58,6 +64,9 @@ class Options:
     timeout: float | None = None
     json: Path | None = None
     debugcon: Path | None = None
+    disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
+    virtio_console: bool = False
+    rng: bool = False
     quiet: bool = False
     verbose: bool = False
 
@@ -102,10 +111,12 @@ def run(options: Options) -> int:
     linux = _linux(options)
     if options.json is not None:
         _check_writable(options.json)
-    # Files are opened, and so emptied, only when all that was typed has proved usable.
-    with _open_device(options) as device, ExitStack() as files:
+    with ExitStack() as files:
+        disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
+        device = files.enter_context(_open_device(options))
+        # This one is emptied by being opened, so only when all that was typed has proved usable.
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, firmware, linux, debug).run(device)
+        return _Session(options, voice, firmware, linux, disks, debug).run(device)
 
 
 def _linux(options: Options) -> LinuxBoot | None:
@@ -172,7 +183,13 @@ class _Session:
     """One run with everything that watches it."""
 
     def __init__(
-        self, options: Options, voice: Voice, firmware: Firmware, linux: LinuxBoot | None, debug: BinaryIO | None
+        self,
+        options: Options,
+        voice: Voice,
+        firmware: Firmware,
+        linux: LinuxBoot | None,
+        disks: Sequence[DiskImage],
+        debug: BinaryIO | None,
     ) -> None:
         self.options = options
         self.voice = voice
@@ -194,7 +211,23 @@ class _Session:
             serial=self.output.put,
             debug=debug.write if debug is not None else None,
             progress=voice.step,
+            devices=tuple(self._devices(disks)),
+            say=self._say_from_device,
         )
+
+    def _devices(self, disks: Sequence[DiskImage]) -> Iterator[VirtioDevice]:
+        """What was asked for, in the order of the PCI slots: disks first, so that they keep their places."""
+        for disk in disks:
+            yield VirtioBlk(disk)
+        if self.options.virtio_console:
+            terminal = os.get_terminal_size(sys.stdout.fileno()) if self.interactive else None
+            yield VirtioConsole(self.output.put, (terminal.columns, terminal.lines) if terminal else None)
+        if self.options.rng:
+            yield VirtioRng()
+
+    def _say_from_device(self, text: str) -> None:
+        self.output.flush()
+        self.voice.say(text)
 
     def run(self, device: Kvm) -> int:
         """Build, run, report."""
@@ -317,4 +350,4 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"--json {path} cannot be written: the folder {path.parent} is not writable")
 
 
-BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError)
+BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError)

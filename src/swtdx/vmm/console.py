@@ -99,7 +99,7 @@ class GuestOutput:
         self.record += data
         with self._lock:
             self._pending += data
-        if data == b"\n":
+        if b"\n" in data:
             self.flush()
         if self._watch is not None and self._watch.feed(data):
             self._watch = None

@@ -30,6 +30,7 @@ from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
+from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.initial_memory import AddedRegion, InitialMemoryError, section_contents
 from swtdx.vmm.linux_image import LinuxBoot
@@ -71,7 +72,10 @@ class TdParameters:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to build. ``td`` None: an ordinary VM. ``progress`` is told each step as it begins."""
+    """What to build. ``td`` None: an ordinary VM. ``progress`` is told each step as it begins.
+
+    ``devices`` are plugged in, in this order; ``say`` gets a sentence when one of them has something to tell.
+    """
 
     firmware: Firmware
     memory_size: int
@@ -81,6 +85,8 @@ class Plan:
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
     linux: LinuxBoot | None = None
+    devices: tuple[VirtioDevice, ...] = ()
+    say: Callable[[str], object] = lambda text: None
 
     @property
     def layout(self) -> MemoryMap:
@@ -290,7 +296,7 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
     def route(messages: Sequence[Msi | None]) -> None:
         vm.set_gsi_routing([msi_route(pin, *message) for pin, message in enumerate(messages) if message is not None])
 
-    return Board(
+    board = Board(
         plan.layout,
         slots.memory,
         plan.cpus,
@@ -301,3 +307,6 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
         signal_msi=lambda message: vm.signal_msi(*message),
         route_msis=route,
     )
+    for device in plan.devices:
+        board.plug(device, slots.memory, plan.say)
+    return board

@@ -53,6 +53,14 @@ class GuestMemory:
         memory, offset = self._find(gpa, length)
         return bytes(memory.view[offset : offset + length])
 
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The range itself, writable, without a copy. To be let go of soon: while it exists nothing can be unmapped.
+
+        Raises ValueError where there is no memory.
+        """
+        memory, offset = self._find(gpa, length)
+        return memory.view[offset : offset + length]
+
     def write(self, gpa: int, data: bytes) -> None:
         """Store bytes as a device does. Raises ValueError where there is no memory."""
         memory, offset = self._find(gpa, len(data))

@@ -126,6 +126,7 @@ class Run:
                 self.outcome = outcome
                 self.ended_at = time.monotonic()
         self._done.set()
+        self.machine.board.stop()
         self._kick()
 
     def stop(self) -> None:

@@ -23,12 +23,19 @@ from swtdx.vmm.board.ioapic import IoApic, Msi
 from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
+from swtdx.vmm.board.virtio.console import VirtioConsole
+from swtdx.vmm.board.virtio.device import VirtioDevice
+from swtdx.vmm.board.virtio.pci import VirtioPci
+from swtdx.vmm.board.virtio.ring import DmaMemory
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import IOAPIC_BASE, MemoryMap
 
+FIRST_FREE_SLOT = 1
+LAST_FREE_SLOT = 24  # those above are the chipset's own
+
 
 class Board:
-    """A q35 with a serial port.
+    """A q35 with a serial port, and whatever is plugged into it.
 
     ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug port.
     ``linux`` is what the firmware is to start.  ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
@@ -69,10 +76,42 @@ class Board:
         self.pci.attach(HOST_BRIDGE, host_bridge(self.pci))
         self.pci.attach(LPC_BRIDGE, lpc_bridge(self.pm.move))
 
+        self._signal_msi = signal_msi
+        self._virtio: list[VirtioDevice] = []
+        self._asserted_intx: set[int] = set()  # slots
+
+    def plug(self, device: VirtioDevice, memory: DmaMemory, say: Callable[[str], object] = lambda text: None) -> None:
+        """Put a virtio device into the next free PCI slot. ``say`` gets what a person should know, a sentence."""
+        slot = FIRST_FREE_SLOT + len(self._virtio)
+        if slot > LAST_FREE_SLOT:
+            raise ValueError("all PCI slots are taken")
+        function = VirtioPci(device, memory, self.mmio, self._signal_msi, say)
+        function.set_intx = lambda level: self._set_intx(slot, level)
+        self.pci.attach((slot, 0), function)
+        self._virtio.append(device)
+
     def type(self, data: bytes) -> None:
-        """Somebody types on the serial console. Takes the lock."""
+        """Somebody types: on the virtio console once its driver listens, on the serial port before. Takes the lock."""
         with self.lock:
+            for device in self._virtio:
+                if isinstance(device, VirtioConsole) and device.listening:
+                    device.receive(data)
+                    return
             self.com1.receive(data)
+
+    def stop(self) -> None:
+        """The run is over: no device begins anything long any more. From any thread, without the lock."""
+        for device in self._virtio:
+            device.stopping = True
+
+    def _set_intx(self, slot: int, level: bool) -> None:
+        """INTA of a device. Slots share lines, which are asserted while any of their devices wants it."""
+        if level:
+            self._asserted_intx.add(slot)
+        else:
+            self._asserted_intx.discard(slot)
+        line = acpi_tables.intx_gsi(slot, 0)
+        self.ioapic.set_irq(line, any(acpi_tables.intx_gsi(other, 0) == line for other in self._asserted_intx))
 
     def _set_isa_irq(self, line: int, level: bool) -> None:
         self.pic.set_irq(line, level)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A raw disk image: a file, or a block device, whose bytes are the disk's.
+
+The file is locked while it is in use, as QEMU does it, so that two machines cannot both write to it: readers share it,
+a writer has it alone.  What only looks like a raw image, because it is the container of another program, is refused;
+to the guest it would be a disk of garbage.  ``format=raw`` insists.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+SECTOR_SIZE = 512
+
+# What other formats begin with: (offset, bytes, name).
+_CONTAINERS = (
+    (0, b"QFI\xfb", "qcow2"),
+    (0, b"KDMV", "VMDK"),
+    (0, b"# Disk DescriptorFile", "VMDK"),
+    (0, b"vhdxfile", "VHDX"),
+    (0, b"conectix", "VHD"),
+    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
+)
+_LONGEST_MAGIC = 0x44
+
+
+class DiskError(Exception):
+    """An image cannot be used; the text is one sentence for a person."""
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """What was asked for. ``raw``: the format was named, so the contents are not looked at."""
+
+    path: Path
+    read_only: bool = False
+    raw: bool = False
+
+
+def parse_disk(text: str) -> DiskSpec:
+    """``FILE[,ro][,format=raw]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError."""
+    name, *words = text.replace(",,", "\0").split(",")
+    if not name:
+        raise DiskError(f"--disk {text!r} names no file: write it as in --disk disk.img,ro")
+    read_only = raw = False
+    for word in words:
+        if word == "ro":
+            read_only = True
+        elif word == "format=raw":
+            raw = True
+        elif word.startswith("format="):
+            raise DiskError(f"--disk {text}: the only format there is is raw (qemu-img convert -O raw makes one)")
+        else:
+            raise DiskError(f"--disk {text}: {word!r} is neither ro nor format=raw")
+    return DiskSpec(Path(name.replace("\0", ",")), read_only, raw)
+
+
+class DiskImage:
+    """An image that is open. ``size`` in bytes; ``label`` is its file's name. A context manager."""
+
+    def __init__(self, descriptor: int, size: int, read_only: bool, label: str) -> None:
+        self._descriptor = descriptor
+        self.size = size
+        self.read_only = read_only
+        self.label = label
+
+    def __enter__(self) -> DiskImage:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file, and of the lock on it."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def read_into(self, buffers: list[memoryview], offset: int) -> None:
+        """Fill ``buffers`` from ``offset`` (bytes) on. Raises OSError, also if the file has become shorter."""
+        while buffers:
+            done = os.preadv(self._descriptor, buffers, offset)
+            if not done:
+                raise OSError(errno.EIO, "the image file has become shorter than it was")
+            offset += done
+            buffers = _after(buffers, done)
+
+    def write_from(self, buffers: list[memoryview], offset: int) -> None:
+        """Store ``buffers`` from ``offset`` on. Raises OSError."""
+        while buffers:
+            done = os.pwritev(self._descriptor, buffers, offset)
+            if not done:
+                raise OSError(errno.EIO, "the image file takes no more")
+            offset += done
+            buffers = _after(buffers, done)
+
+    def flush(self) -> None:
+        """Have all that was written reach the medium. Raises OSError."""
+        if not self.read_only:
+            os.fdatasync(self._descriptor)
+
+
+def open_disk(spec: DiskSpec) -> DiskImage:
+    """Open and lock an image. Raises DiskError for whatever is no raw image that can be used so."""
+    path = spec.path
+    access = os.O_RDONLY if spec.read_only else os.O_RDWR
+    try:
+        if path.is_dir():
+            raise DiskError(f"the disk image {path} is a folder")
+        descriptor = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its other end
+    except OSError as error:
+        raise DiskError(_why_not_open(spec, error)) from None
+    try:
+        return DiskImage(descriptor, _checked_size(descriptor, spec), spec.read_only, path.name)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _why_not_open(spec: DiskSpec, error: OSError) -> str:
+    if not spec.read_only and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and os.access(spec.path, os.R_OK):
+        return f"the disk image {spec.path} is read-only: write --disk {spec.path},ro"
+    return f"the disk image {spec.path} cannot be opened: {error.strerror}"
+
+
+def _checked_size(descriptor: int, spec: DiskSpec) -> int:
+    path = spec.path
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise DiskError(f"the disk image {path} is neither a file nor a block device")
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if spec.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DiskError(f"the disk image {path} is in use by another machine") from None
+    except OSError:
+        pass  # a file system without locks
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if not size:
+        raise DiskError(f"the disk image {path} is empty")
+    try:
+        start = b"" if spec.raw else os.pread(descriptor, _LONGEST_MAGIC, 0)
+    except OSError as error:
+        raise DiskError(f"the disk image {path} cannot be read: {error.strerror}") from None
+    for offset, magic, name in _CONTAINERS:
+        if start[offset : offset + len(magic)] == magic:
+            raise DiskError(
+                f"the disk image {path} is in the format {name}: qemu-img convert -O raw makes a raw image of it "
+                f"(--disk {path},format=raw takes it as it is)"
+            )
+    if size % SECTOR_SIZE:
+        raise DiskError(f"the disk image {path} is truncated: {size} bytes are no multiple of {SECTOR_SIZE}")
+    return size
+
+
+def _after(buffers: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``buffers`` when ``done`` bytes of them are dealt with."""
+    for number, buffer in enumerate(buffers):
+        if done < len(buffer):
+            return [buffer[done:], *buffers[number + 1 :]]
+        done -= len(buffer)
+    return []
