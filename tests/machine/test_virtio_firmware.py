@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
@@ -59,7 +60,9 @@ def shell(firmware: Path, dialect: Dialect | None, said: list[str], *devices: Vi
         find_firmware(firmware), 256 << 20, td=TdParameters() if dialect else None, serial=output.extend,
         devices=devices, say=said.append,
     )  # fmt: skip
-    kernel = open_kernel("emulated", dialect or Dialect.UPSTREAM, no_rbp_mod=False)
+    # Debian 12's firmware waits for as many vCPUs as a TD may have, which is as many as the machine has processors.
+    platform = Platform(logical_processors=1)
+    kernel = open_kernel("emulated", dialect or Dialect.UPSTREAM, platform, no_rbp_mod=False)
     with Kvm(kernel, dialect or Dialect.UPSTREAM) as device, launch(device, plan) as machine:
         run = Run(machine)
         run.start()
