@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from xml.etree import ElementTree
 import pytest
 
 import swtdx.vmm.firmware
+from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.measure import measure_image
+from swtdx.vmm.linux_image import LinuxBoot, parse
 from swtdx.vmm.measurement import Order
+from tests.attest.uefi_image import edk2_like, efi_kernel
 from tests.cli.conftest import Command
 from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
 
@@ -47,6 +51,34 @@ def test_measure_prints_the_digest_and_nothing_else(command: Command, firmware: 
     assert kept["mrtd"] == page.hex()
 
 
+def test_measure_with_a_kernel_predicts_the_rtmrs(command: Command, tmp_path: Path) -> None:
+    image, kernel, initrd = (tmp_path / name for name in ("edk2.fd", "vmlinuz", "initrd"))
+    image.write_bytes(edk2_like())
+    kernel.write_bytes(efi_kernel())
+    initrd.write_bytes(b"an initrd")
+    linux = LinuxBoot(parse(efi_kernel(), "vmlinuz"), b"an initrd", "quiet")
+    rtmrs = predict_direct_boot(image.read_bytes(), linux, 64 << 20, 2).rtmrs
+    options = ["--kernel", kernel, "--initrd", initrd, "--append", "quiet", "--memory", "64M", "--cpus", "2"]
+    result = command("measure", image, *options)
+    mrtd = measure_image(image.read_bytes()).mrtd.hex()
+    expected = [f"MRTD {mrtd}", *(f"RTMR{number} {rtmrs[number].hex()}" for number in range(3))]
+    assert (result.status, result.out.splitlines()) == (0, expected)
+    assert "does not measure" in result.err
+    assert command("measure", image, *options, "--quiet").err == ""
+    kept = json.loads(command("measure", image, *options, "--json").out)
+    assert kept["mrtd"] == mrtd
+    assert kept["direct_boot"]["rtmrs"] == [value.hex() for value in rtmrs]
+    assert replayed(kept["direct_boot"]["events"]) == kept["direct_boot"]["rtmrs"]
+
+
+def replayed(events: list[dict[str, str]]) -> list[str]:
+    registers = [bytes(48)] * 4
+    for event in events:
+        number = int(event["register"].removeprefix("RTMR"))
+        registers[number] = hashlib.sha384(registers[number] + bytes.fromhex(event["digest"])).digest()
+    return [value.hex() for value in registers]
+
+
 def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, measured_hob: Path) -> None:
     result = command("measure", measured_hob)
     assert (result.status, result.out) == (1, "")
@@ -63,7 +95,10 @@ def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, 
         (["measure", "FIRMWARE", "--memory", "64M"], 1, "cannot change"),
         (["measure", "FIRMWARE", "--json", "--output-format", "hex"], 1, "--output-format"),
         (["measure", "FIRMWARE", "--order", "random"], 1, "random"),
-        (["measure", "FIRMWARE", "--kernel", "vmlinuz"], 1, "No such option"),
+        (["measure", "FIRMWARE", "--kernel", "absent"], 3, "No such file"),
+        (["measure", "FIRMWARE", "--kernel", "FIRMWARE"], 2, "not a bzImage"),
+        (["measure", "FIRMWARE", "--append", "quiet"], 1, "--append cannot change"),
+        (["measure", "FIRMWARE", "--cpus", "2"], 1, "--cpus cannot change"),
         (["measure", "FIRMWARE", "another"], 1, "unexpected"),
         (["measure", "absent.fd"], 3, "No such file"),
         (["measure", "."], 3, "directory"),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.build_calls import RecordError as RecordError
     from swtdx.attest.build_calls import predicted_build as predicted_build
     from swtdx.attest.build_calls import recorded_build as recorded_build
+    from swtdx.attest.direct_boot import BootPrediction as BootPrediction
+    from swtdx.attest.direct_boot import PredictionError as PredictionError
+    from swtdx.attest.direct_boot import predict_direct_boot as predict_direct_boot
     from swtdx.attest.divergence import Comparison as Comparison
     from swtdx.attest.divergence import Divergence as Divergence
     from swtdx.attest.divergence import compare as compare
@@ -44,16 +47,19 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
 
 
 _HOMES = {
+    "BootPrediction": "direct_boot",
     "Build": "build_calls",
     "Comparison": "divergence",
     "Divergence": "divergence",
     "Inspection": "inspection",
     "MeasureError": "measure",
     "Measurement": "measure",
+    "PredictionError": "direct_boot",
     "RecordError": "build_calls",
     "compare": "divergence",
     "inspect_image": "inspection",
     "measure_image": "measure",
+    "predict_direct_boot": "direct_boot",
     "predicted_build": "build_calls",
     "recorded_build": "build_calls",
     "svg_picture": "memory_picture",

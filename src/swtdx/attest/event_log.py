@@ -78,7 +78,7 @@ class Event:
     def words(self) -> str:
         """What was measured, as far as the data tell, in printable characters."""
         told = words(self.event_type, self.data)
-        return f"{printable(self.name)}: {told}" if self.name else told
+        return ": ".join(part for part in (printable(self.name), told) if part)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx measure``: the MRTD of a firmware image, bare on stdout."""
+"""``swtdx measure``: the MRTD of a firmware image, bare on stdout; with a kernel to boot, RTMR0-2 too."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json as json_format
+import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, measure_image, order_matters
-from swtdx.cli.input import firmware_bytes
+from swtdx.cli.input import file_bytes, firmware_bytes
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.tdvf import TdvfError
 
+if TYPE_CHECKING:  # loaded only where a kernel is given
+    from swtdx.vmm.linux_image import LinuxBoot
+
+DEFAULT_MEMORY = "256M"  # that of swtdx run
+PREDICTED_RTMRS = (0, 1, 2)  # RTMR3 is the guest's own
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -27,14 +34,19 @@ EPILOG = """
 
 [cyan]swtdx measure OVMF.fd --output-format base64[/cyan]
 
-[bold]What it does not tell[/bold]
+[cyan]swtdx measure TDX.fd --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - and RTMR0-2
 
-RTMR0-3 are extended by the guest: by the firmware with the machine's tables, by the boot loader with the kernel.
-This command does not predict them; swtdx run boots from firmware only, without a kernel of its own.
+[bold]RTMRs[/bold]
+
+RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
+kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs; on another board
+they differ (its log tells: swtdx replay). What is predicted is edk2's build for TDs, 2025.05 and later, without Secure
+Boot. Firmware without a driver that measures leaves them zero, and that is said.
 
 [bold]Exit status[/bold]
 
-0 measured; 1 wrong usage, also an option that cannot change the result; 2 no TD can start from the image; 3 no image
+0 measured; 1 wrong usage, also an option that cannot change the result; 2 no TD can start from the image, or it cannot
+be predicted; 3 a file is not to be had
 """
 
 
@@ -69,7 +81,18 @@ def measure(
         typer.Option(help="Add and measure page by page (default), or a region at a time.", show_default=False),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Guest memory; only for an image whose TD HOB is measured.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Guest memory; with --kernel (not given: 256M), or if the TD HOB is measured."
+        ),
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="BZIMAGE", help="Linux kernel that the firmware starts: predict RTMR0-2 too.")
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initial RAM disk.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Its command line.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: 1).", show_default=False)
     ] = None,
     output_format: Annotated[
         OutputFormat | None, typer.Option(help="hex (default) or base64.", show_default=False)
@@ -77,27 +100,69 @@ def measure(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the digest, and errors.")] = False,
 ) -> None:
-    """Tell the MRTD that a TD has which is built from a firmware image."""
+    """Tell the MRTD that a TD has which is built from a firmware image, and its RTMRs if that starts a kernel."""
     if json and output_format is not None:
         raise Failure("--output-format does not change what --json writes", Verdict.USAGE)
+    if kernel is None:
+        for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
+            if value is not None:
+                raise Failure(f"{option} cannot change the MRTD; it is for --kernel, which names none", Verdict.USAGE)
+    elif memory is None:
+        memory = DEFAULT_MEMORY
     contents, name = firmware_bytes(image, quiet)
     try:
         tdvf = checked(contents, name)
         if order is not None and not order_matters(tdvf):
             raise Failure(f"--order cannot change the MRTD of {name}: no more than a page is measured", Verdict.USAGE)
-        if memory is not None and not depends_on_memory(tdvf):
+        if memory is not None and kernel is None and not depends_on_memory(tdvf):
             raise Failure(f"--memory cannot change the MRTD of {name}: its TD HOB is not measured", Verdict.USAGE)
         if memory is None and depends_on_memory(tdvf):
             raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
         size = None if memory is None else memory_size(memory)
         measurement = measure_image(contents, name, ORDERS[order or OrderChoice.page], size)
+        linux = None if kernel is None or size is None else _linux(kernel, initrd, append or "", size)
+        boot = None
+        if linux is not None and size is not None:
+            from swtdx.attest.direct_boot import predict_direct_boot
+
+            boot = predict_direct_boot(contents, linux, size, cpus or 1, name)
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
+    for note in boot.notes if boot is not None and not quiet else []:
+        print(f"swtdx: {note}", file=sys.stderr)
     if json:
-        print(json_format.dumps(measurement.as_json(), indent=2))
-    elif output_format is OutputFormat.base64:
-        print(base64.b64encode(measurement.mrtd).decode())
-    else:
-        print(measurement.mrtd.hex())
+        content = measurement.as_json()
+        if boot is not None and linux is not None:
+            content["direct_boot"] = {**_described(linux), "cpus": cpus or 1, **boot.as_json()}
+        print(json_format.dumps(content, indent=2))
+        return
+    rows = {"": measurement.mrtd}
+    if boot is not None:
+        rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": boot.rtmrs[number] for number in PREDICTED_RTMRS}}
+    for label, digest in rows.items():
+        in_base64 = output_format is OutputFormat.base64
+        print(label + (base64.b64encode(digest).decode() if in_base64 else digest.hex()))
+
+
+def _linux(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
+    """Raises `Failure`."""
+    from swtdx.vmm.linux_image import LinuxImageError, load
+
+    for path in (kernel, initrd):
+        if path is not None:
+            file_bytes(path, 1)  # a file that is not there has a status of its own
+    try:
+        return load(kernel, initrd, append, memory)
+    except LinuxImageError as error:
+        raise Failure(str(error), Verdict.FAILED) from None
+
+
+def _described(linux: LinuxBoot) -> dict[str, Any]:
+    return {
+        "kernel": linux.kernel.name,
+        "kernel_sha256": hashlib.sha256(linux.kernel.image).hexdigest(),
+        "initrd_sha256": hashlib.sha256(linux.initrd).hexdigest() if linux.initrd else None,
+        "append": linux.command_line,
+    }

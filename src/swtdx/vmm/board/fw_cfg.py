@@ -79,14 +79,7 @@ class FwCfg:
     def __init__(self, ports: PortBus, memory: GuestMemoryAccess, cpus: int, layout: MemoryMap,
                  files: Mapping[str, bytes], linux: LinuxBoot | None = None) -> None:  # fmt: skip
         self._memory = memory
-        self._items: dict[int, bytes] = {
-            Key.SIGNATURE: b"QEMU",
-            Key.ID: int(Interface.TRADITIONAL | Interface.DMA).to_bytes(4, "little"),
-            Key.RAM_SIZE: layout.memory_size.to_bytes(8, "little"),
-            Key.NB_CPUS: cpus.to_bytes(2, "little"),
-            Key.BOOT_MENU: bytes(2),
-            Key.MAX_CPUS: cpus.to_bytes(2, "little"),
-        }
+        self._items = standard_items(layout, cpus)
         if linux is not None:
             self._items.update(linux_items(linux))
         directory = [len(files).to_bytes(4, "big")]
@@ -161,6 +154,18 @@ class FwCfg:
             self._memory.write(address, bytes(piece))
             address += piece
             length -= piece
+
+
+def standard_items(layout: MemoryMap, cpus: int) -> dict[int, bytes]:
+    """The items with fixed keys that every board has, by key."""
+    return {
+        Key.SIGNATURE: b"QEMU",
+        Key.ID: int(Interface.TRADITIONAL | Interface.DMA).to_bytes(4, "little"),
+        Key.RAM_SIZE: layout.memory_size.to_bytes(8, "little"),
+        Key.NB_CPUS: cpus.to_bytes(2, "little"),
+        Key.BOOT_MENU: bytes(2),
+        Key.MAX_CPUS: cpus.to_bytes(2, "little"),
+    }
 
 
 def linux_items(linux: LinuxBoot) -> dict[int, bytes]:

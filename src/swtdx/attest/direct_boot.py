@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RTMR0-2 of a TD whose firmware starts a Linux kernel that the VMM hands it, predicted without running anything.
+
+What is modelled is edk2's build for TDs (OvmfPkg/IntelTdx, since edk2-stable202505) and Linux's EFI stub, on the board
+of ``swtdx run``, in the order in which they measure:
+
+======================  ========  =====================================================================================
+who                     register  what
+======================  ========  =====================================================================================
+SEC                     RTMR0     the TD HOB, without its end; the CFV, which holds the variables; some items of fw_cfg
+TdTcg2Dxe               RTMR0     SecureBoot, PK, KEK, db, dbx (dbt), and a separator
+ACPI platform driver    RTMR0     the table loader's script, and each blob that it allocates, as fw_cfg gives them
+image loader            RTMR1     the kernel, as an Authenticode digest
+TdTcg2Dxe               both      at "ready to boot": BootOrder and Boot####; the call of an application, a separator
+EFI stub                RTMR2     load options (UTF-16), initrd: if it knows the CC measurement protocol (Linux 6.9)
+TdTcg2Dxe               RTMR1     ExitBootServices, called and done
+======================  ========  =====================================================================================
+
+RTMR3 stays zero: it is the guest's own.  Which firmware this is can be seen from what the image carries: without the
+driver TdTcg2Dxe nothing is ever extended, and the prediction is zeroes; with another arrangement than the above it is
+refused rather than guessed.  A newer firmware may yet measure something else, and only a launch tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.event_log import Event
+from swtdx.attest.firmware_volume import FirmwareFile, files
+from swtdx.attest.measure import MeasureError, checked
+from swtdx.attest.replay import Rtmrs, replay
+from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
+from swtdx.vmm.board.acpi_tables import LOADER_FILE
+from swtdx.vmm.board.acpi_tables import build as build_acpi
+from swtdx.vmm.board.fw_cfg import Key, standard_files, standard_items
+from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
+from swtdx.vmm.linux_image import LinuxBoot
+from swtdx.vmm.memory_map import MemoryMap
+from swtdx.vmm.tdvf import SectionType, Tdvf, check_memory
+
+_TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
+_BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
+_OTHER_BOOT_OPTIONS = (
+    UUID("462caa21-7614-4503-836e-8ab6f4662331"),  # UiApp
+    UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1"),  # Shell
+)
+_HOB_EVENT, _FW_CFG_EVENT = b"TdxTable", b"QEMU FW CFG"
+"""What the events of SEC are called; SEC's code has the texts in it."""
+_CC_PROTOCOL = UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le
+_MEASURED_ITEMS: tuple[tuple[str, Key | None, int], ...] = (
+    ("etc/extra-pci-roots", None, 8),
+    ("BootMenu", Key.BOOT_MENU, 2),
+    ("etc/boot-menu-wait", None, 2),
+    ("etc/reserved-memory-end", None, 8),
+    ("opt/ovmf/X-PciMmio64Mb", None, 0),
+    ("bootorder", None, 0),
+)
+"""fw_cfg as SEC measures it: name, key if that is fixed, size it must have (0: any)."""
+_SECURE_VARIABLES = (("PK", GLOBAL), ("KEK", GLOBAL), ("db", IMAGE_SECURITY), ("dbx", IMAGE_SECURITY))
+_LOAD_OPTION = 0x109  # active, hidden, an application
+_HOB_END_SIZE = 8
+_LOADER_COMMAND_SIZE, _LOADER_ALLOCATE = 128, 1
+
+EV_SEPARATOR, EV_EVENT_TAG, EV_PLATFORM_CONFIG_FLAGS = 0x4, 0x6, 0xA
+EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT = 0x8000_0001, 0x8000_0002
+EV_EFI_BOOT_SERVICES_APPLICATION, EV_EFI_ACTION = 0x8000_0003, 0x8000_0007
+EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EFI_HANDOFF_TABLES2 = 0x8000_000A, 0x8000_000B
+
+
+class PredictionError(MeasureError):
+    """These RTMRs cannot be told without a launch; the text is one sentence for a person that says why."""
+
+
+@dataclass(frozen=True)
+class BootPrediction:
+    """What a direct boot extends, and what that leads to.
+
+    The ``events`` are those of the log that the firmware keeps, with their digests; the data of those that tell
+    addresses (TD HOB, CFV, kernel) are empty.
+    """
+
+    events: tuple[Event, ...]
+    rtmrs: Rtmrs
+    firmware_measures: bool
+    """Whether this firmware extends RTMRs at all."""
+    kernel_measures: bool
+    """Whether this kernel's EFI stub extends RTMR2."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know who compares."""
+        if not self.firmware_measures:
+            return ["this firmware carries no driver that extends RTMRs (TdTcg2Dxe): they stay zero, whatever it boots"]
+        if not self.kernel_measures:
+            return ["this kernel's EFI stub does not measure (Linux 6.9 is the first that does): RTMR2 stays zero"]
+        return []
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "rtmrs": [value.hex() for value in self.rtmrs],
+            "firmware_measures": self.firmware_measures,
+            "kernel_measures": self.kernel_measures,
+            "notes": self.notes,
+            "events": [
+                {key: value for key, value in event.as_json().items() if key != "offset"} for event in self.events
+            ],
+        }
+
+
+def predict_direct_boot(
+    image: bytes, linux: LinuxBoot, memory_size: int, cpus: int = 1, name: str = "the image"
+) -> BootPrediction:
+    """RTMRs of a TD built from the firmware ``image`` that starts ``linux`` on the board of ``swtdx run``.
+
+    ``memory_size`` in bytes. Raises `swtdx.vmm.tdvf.TdvfError` for an image that cannot start as a TD on such a
+    machine, `PredictionError` where what would be measured is not known.
+    """
+    tdvf = checked(image, name)
+    layout = MemoryMap(memory_size, len(image))
+    check_memory(tdvf, layout.ram)
+    carried = list(files(image))
+    kernel_measures = _measures(linux.kernel.image)
+    if all(each.name != _TD_TCG2_DXE for each in carried) and not _mentions(carried, _HOB_EVENT):
+        return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=kernel_measures)
+    menu = _boot_manager_menu(carried, name)
+    variables = _variables(tdvf)
+    acpi = build_acpi(layout, cpus, level_interrupts=False).files()  # as on every board with a TD
+    events = [
+        *_sec(tdvf, layout, {**standard_files(layout), **acpi}, standard_items(layout, cpus)),
+        *_secure_boot_policy(variables),
+        *_acpi(acpi),
+        _kernel(linux),
+        *_ready_to_boot(menu),
+        *(_stub(linux) if kernel_measures else ()),
+        _action("Exit Boot Services Invocation"),
+        _action("Exit Boot Services Returned with Success"),
+    ]
+    numbered = tuple(replace(event, number=number, offset=number) for number, event in enumerate(events))
+    return BootPrediction(numbered, replay(numbered), True, kernel_measures)
+
+
+def _extension(rtmr: int, event_type: int, measured: bytes, data: bytes = b"", name: str = "") -> Event:
+    """RTMR ``rtmr`` extended with the digest of ``measured``; its number comes later."""
+    return Event(0, 0, rtmr, event_type, hashlib.sha384(measured).digest(), data, name)
+
+
+def _sec(tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes], numbered: Mapping[int, bytes]) -> Iterator[Event]:
+    """``named`` and ``numbered``: fw_cfg's files and items."""
+    try:
+        hob = td_hob(tdvf, tdvf.hob, layout.ram)
+    except InitialMemoryError as error:
+        raise PredictionError(str(error)) from None
+    yield _extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
+    for section in tdvf.sections:
+        if section.type is SectionType.CFV:
+            yield _extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
+    for item, key, size in _MEASURED_ITEMS:
+        contents = named.get(item, b"") if key is None else numbered.get(key, b"")
+        if contents and size in (0, len(contents)):
+            told = _FW_CFG_EVENT + b"\0" + item.encode().ljust(56, b"\0")
+            yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, contents, told)
+
+
+def _secure_boot_policy(variables: VariableStore) -> Iterator[Event]:
+    yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, bytes([variables.secure_boot]))
+    for name, vendor in _SECURE_VARIABLES:
+        yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, name, vendor, variables.get(name, vendor) or b"")
+    timestamps = variables.get("dbt", IMAGE_SECURITY)
+    if timestamps is not None:
+        yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "dbt", IMAGE_SECURITY, timestamps)
+    yield _separator(0)
+
+
+def _acpi(acpi: Mapping[str, bytes]) -> Iterator[Event]:
+    """The loader's script, then what its commands allocate (QEMU, hw/acpi/bios-linker-loader.c)."""
+    script = acpi[LOADER_FILE]
+    yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, script, b"ACPI DATA", LOADER_FILE)
+    for at in range(0, len(script), _LOADER_COMMAND_SIZE):
+        command, file = struct.unpack_from("<I56s", script, at)
+        if command == _LOADER_ALLOCATE:
+            blob = file.rstrip(b"\0").decode()
+            yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
+
+
+def _kernel(linux: LinuxBoot) -> Event:
+    try:
+        digest = authenticode_digest(linux.kernel.image)
+    except PeError as error:
+        raise PredictionError(
+            f"{linux.kernel.name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
+        ) from None
+    return Event(0, 0, 1, EV_EFI_BOOT_SERVICES_APPLICATION, digest, b"", "kernel")
+
+
+def _ready_to_boot(menu: FirmwareFile) -> Iterator[Event]:
+    """Before the kernel starts there is one boot option: the menu that the firmware brings along."""
+    assert menu.volume is not None
+    nodes = b"\x04\x07\x14\0" + menu.volume.bytes_le + b"\x04\x06\x14\0" + menu.name.bytes_le + b"\x7f\xff\x04\0"
+    title = (menu.title + "\0").encode("utf-16-le")
+    option = struct.pack("<IH", _LOAD_OPTION, len(nodes)) + title + nodes
+    yield _variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, bytes(2))
+    yield _variable(EV_EFI_VARIABLE_BOOT, "Boot0000", GLOBAL, option)
+    yield _action("Calling EFI Application from Boot Option")
+    yield _separator(1)
+
+
+def _stub(linux: LinuxBoot) -> Iterator[Event]:
+    """Load options as edk2 composes them (UTF-16, a zero behind), and the initrd unless ``noinitrd`` is among them."""
+    options = (b"initrd=initrd " if linux.initrd else b"") + linux.command_line.encode()
+    if options:
+        widened = options.decode("latin-1").encode("utf-16-le") + bytes(2)
+        yield _tagged(0x8F3B_22ED, b"LOADED_IMAGE::LoadOptions\0", widened)
+    if linux.initrd and "noinitrd" not in linux.command_line.split():
+        yield _tagged(0x8F3B_22EC, b"Linux initrd\0", linux.initrd)
+
+
+def _tagged(tag: int, what: bytes, measured: bytes) -> Event:
+    return _extension(2, EV_EVENT_TAG, measured, struct.pack("<II", tag, len(what)) + what)
+
+
+def _variable(event_type: int, name: str, vendor: UUID, contents: bytes) -> Event:
+    """UEFI_VARIABLE_DATA; of a boot variable only the contents are measured, of the others all of it."""
+    data = vendor.bytes_le + struct.pack("<QQ", len(name), len(contents)) + name.encode("utf-16-le") + contents
+    return _extension(0, event_type, contents if event_type == EV_EFI_VARIABLE_BOOT else data, data)
+
+
+def _separator(rtmr: int) -> Event:
+    return _extension(rtmr, EV_SEPARATOR, bytes(4), bytes(4))
+
+
+def _action(text: str) -> Event:
+    return _extension(1, EV_EFI_ACTION, text.encode(), text.encode())
+
+
+# --- what the image tells ---------------------------------------------------------------------------------------------
+
+
+def _mentions(carried: list[FirmwareFile], text: bytes) -> bool:
+    return any(text in each.executable for each in carried)
+
+
+def _measures(kernel: bytes) -> bool:
+    """Whether a kernel's EFI stub knows the CC measurement protocol: the two halves of its GUID are in its code."""
+    return _CC_PROTOCOL[:8] in kernel and _CC_PROTOCOL[8:] in kernel
+
+
+def _boot_manager_menu(carried: list[FirmwareFile], name: str) -> FirmwareFile:
+    """The firmware's only boot option. Raises `PredictionError` for firmware of another make than is modelled."""
+    driver = next((each for each in carried if each.name == _TD_TCG2_DXE), None)
+    if driver is not None and driver.volume and _mentions(carried, _HOB_EVENT) and _mentions(carried, _FW_CFG_EVENT):
+        beside = {each.name: each for each in carried if each.volume == driver.volume}
+        if _BOOT_MANAGER_MENU in beside and not any(other in beside for other in _OTHER_BOOT_OPTIONS):
+            return beside[_BOOT_MANAGER_MENU]
+    raise PredictionError(
+        f"{name} extends RTMRs in another way than edk2's IntelTdx build of 2025.05 or later, and only that is "
+        "predicted; swtdx run shows what it extends"
+    )
+
+
+def _variables(tdvf: Tdvf) -> VariableStore:
+    found = [section for section in tdvf.sections if section.type is SectionType.CFV]
+    if len(found) != 1:
+        raise PredictionError(f"{tdvf.name} has {len(found)} CFV sections, and what they do is predicted for one only")
+    try:
+        variables = parse_variables(bytes(tdvf.raw_contents(found[0])))
+    except VariableStoreError as error:
+        raise PredictionError(f"the CFV of {tdvf.name} cannot be read: {error}") from None
+    if variables.secure_boot:
+        raise PredictionError(
+            f"{tdvf.name} enforces Secure Boot (its CFV has a platform key): in a TD it starts only a kernel signed by "
+            "a key of its db, and that is not predicted; an image without the platform key starts any"
+        )
+    if variables.get("BootOrder") is not None:
+        raise PredictionError(f"the CFV of {tdvf.name} has boot options of its own, which is not predicted")
+    return variables

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RTMRs of a direct kernel boot: what is predicted of images made here, and what real firmware makes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.direct_boot import BootPrediction, PredictionError, predict_direct_boot
+from swtdx.attest.firmware_volume import MAXIMUM_DECOMPRESSED, files
+from swtdx.attest.variable_store import SECURE_BOOT_ENABLE, VariableStoreError, parse_variables
+from swtdx.machine import boot
+from swtdx.uapi.client import Kvm
+from swtdx.vmm.firmware import Firmware
+from swtdx.vmm.launch import Plan, launch
+from swtdx.vmm.linux_image import LinuxBoot, parse
+from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.run import Run
+from tests.attest import uefi_image
+from tests.attest.uefi_image import DXE_VOLUME, GLOBAL, IMAGE_SECURITY, MENU, UI_APP, driver, edk2_like, efi_kernel
+from tests.conftest import firmware_image
+
+MEMORY = 64 << 20
+CC_MEASUREMENT_PROTOCOL = bytes.fromhex("3d1a7596f472a641a794ed5d0e67ae6b")  # UEFI 2.10, 38.2.2, as it lies in memory
+ZERO = bytes(48)
+
+
+def sha384(data: bytes) -> bytes:
+    return hashlib.sha384(data).digest()
+
+
+def extended(*digests: bytes) -> bytes:
+    """An RTMR after these extensions (TDX module base specification, TDG.MR.RTMR.EXTEND)."""
+    value = ZERO
+    for digest in digests:
+        value = sha384(value + digest)
+    return value
+
+
+def linux(kernel: bytes, initrd: bytes = b"", command_line: str = "") -> LinuxBoot:
+    return LinuxBoot(parse(kernel, "vmlinuz"), initrd, command_line)
+
+
+def predicted(image: bytes, kernel: LinuxBoot, **machine: int) -> BootPrediction:
+    return predict_direct_boot(image, kernel, **{"memory_size": MEMORY, **machine})
+
+
+def test_rtmr1_is_the_kernel_the_call_and_the_end_of_boot_services() -> None:
+    kernel = efi_kernel()
+    prediction = predicted(edk2_like(), linux(kernel))
+    assert prediction.rtmrs[1] == extended(
+        authenticode_digest(kernel),
+        sha384(b"Calling EFI Application from Boot Option"),
+        sha384(bytes(4)),
+        sha384(b"Exit Boot Services Invocation"),
+        sha384(b"Exit Boot Services Returned with Success"),
+    )
+    assert prediction.rtmrs[3] == ZERO
+
+
+def test_rtmr2_is_load_options_and_initrd_of_a_kernel_that_measures() -> None:
+    kernel, initrd = efi_kernel(CC_MEASUREMENT_PROTOCOL), b"070701 an initrd"
+    image = edk2_like()
+    with_both = predicted(image, linux(kernel, initrd, "console=ttyS0"))
+    options = "initrd=initrd console=ttyS0\0".encode("utf-16-le")
+    assert with_both.rtmrs[2] == extended(sha384(options), sha384(initrd))
+    assert predicted(image, linux(kernel, b"", "x")).rtmrs[2] == extended(sha384("x\0".encode("utf-16-le")))
+    assert predicted(image, linux(kernel)).rtmrs[2] == ZERO
+    without = predicted(image, linux(kernel, initrd, "noinitrd"))
+    assert without.rtmrs[2] == extended(sha384("initrd=initrd noinitrd\0".encode("utf-16-le")))
+    silent = predicted(image, linux(efi_kernel(), initrd, "console=ttyS0"))
+    assert silent.rtmrs[2] == ZERO
+    assert not silent.kernel_measures
+    assert "RTMR2 stays zero" in silent.notes[0]
+
+
+def test_rtmr0_holds_hob_variables_and_tables_in_the_order_of_the_boot() -> None:
+    variables = {("KEK", GLOBAL): b"exchange", ("db", IMAGE_SECURITY): b"allowed", ("dbx", IMAGE_SECURITY): b"refused"}
+    image = edk2_like(variables)
+    prediction = predicted(image, linux(efi_kernel()))
+    told = [event.digest for event in prediction.events if event.rtmr == 0]
+    assert prediction.rtmrs[0] == extended(*told)
+
+    def policy(name: str, vendor: bytes, data: bytes) -> bytes:
+        return sha384(vendor + struct.pack("<QQ", len(name), len(data)) + name.encode("utf-16-le") + data)
+
+    assert told[1] == sha384(image[:0x4000])  # the CFV
+    assert told[2:4] == [sha384(bytes(2))] * 2  # BootMenu and etc/boot-menu-wait
+    assert told[4:10] == [
+        policy("SecureBoot", GLOBAL.bytes_le, b"\0"),
+        policy("PK", GLOBAL.bytes_le, b""),
+        policy("KEK", GLOBAL.bytes_le, b"exchange"),
+        policy("db", IMAGE_SECURITY.bytes_le, b"allowed"),
+        policy("dbx", IMAGE_SECURITY.bytes_le, b"refused"),
+        sha384(bytes(4)),
+    ]
+    path = b"\x04\x07\x14\0" + DXE_VOLUME.bytes_le + b"\x04\x06\x14\0" + MENU.bytes_le + b"\x7f\xff\x04\0"
+    option = struct.pack("<IH", 0x109, len(path)) + "Menu\0".encode("utf-16-le") + path
+    assert told[-2:] == [sha384(bytes(2)), sha384(option)]
+
+
+def test_memory_and_processors_change_rtmr0_alone() -> None:
+    image, kernel = edk2_like(), linux(efi_kernel(CC_MEASUREMENT_PROTOCOL), b"initrd", "quiet")
+    base = predicted(image, kernel)
+    for machine in ({"memory_size": 2 * MEMORY}, {"cpus": 2}):
+        other = predicted(image, kernel, **machine)
+        assert other.rtmrs[0] != base.rtmrs[0]
+        assert other.rtmrs[1:] == base.rtmrs[1:]
+
+
+def test_firmware_without_a_measurement_driver_leaves_all_zero_and_says_so() -> None:
+    image = edk2_like(tcg=MENU, sec=b"")
+    prediction = predicted(image, linux(efi_kernel()))
+    assert (prediction.rtmrs, prediction.events) == ((ZERO,) * 4, ())
+    assert "they stay zero" in prediction.notes[0]
+
+
+def test_debian_12s_firmware_has_no_measurement_driver(skip_loudly: Callable[[str], NoReturn]) -> None:
+    if not firmware_image().is_file():
+        skip_loudly("no firmware: install the package ovmf; not shown: that its RTMRs are predicted as zero")
+    prediction = predict_direct_boot(firmware_image().read_bytes(), linux(efi_kernel()), 256 << 20)
+    assert prediction.rtmrs == (ZERO,) * 4
+    assert not prediction.firmware_measures
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "reason"),
+    [
+        (edk2_like({("PK", GLOBAL): b"key"}), efi_kernel(), "Secure Boot"),
+        (edk2_like({("BootOrder", GLOBAL): bytes(2)}), efi_kernel(), "boot options of its own"),
+        (edk2_like(cfv=b"\xff" * 0x4000), efi_kernel(), "no volume of variables"),
+        (edk2_like(beside=[driver(UI_APP, "UiApp")]), efi_kernel(), "another way"),
+        (edk2_like(sec=b"TdxTable"), efi_kernel(), "another way"),
+        (edk2_like(), b"\0\0" + efi_kernel()[2:], "no EFI stub"),
+    ],
+    ids=["secure-boot", "boot-order", "no-variables", "another-menu", "older-edk2", "no-stub"],
+)
+def test_what_is_not_modelled_is_refused(image: bytes, kernel: bytes, reason: str) -> None:
+    with pytest.raises(PredictionError, match=reason):
+        predicted(image, linux(kernel))
+
+
+def test_secure_boot_can_be_switched_off_with_a_platform_key() -> None:
+    key = {("PK", GLOBAL): b"key"}
+    for stored, expected in ((b"\1", True), (b"\0", False)):
+        image = edk2_like({**key, ("SecureBootEnable", SECURE_BOOT_ENABLE): stored})
+        assert parse_variables(image[:0x4000]).secure_boot is expected
+
+
+def test_deleted_and_replaced_variables() -> None:
+    old, new = uefi_image.variable("a", GLOBAL, b"old", 0x3E), uefi_image.variable("a", GLOBAL, b"new")
+    gone, halfway = uefi_image.variable("b", GLOBAL, b"gone", 0x3C), uefi_image.variable("c", GLOBAL, b"kept", 0x3E)
+    found = parse_variables(uefi_image.variable_store(old + gone + halfway + new))
+    assert found.variables == {("a", GLOBAL): b"new", ("c", GLOBAL): b"kept"}
+    overlong = old[:40] + struct.pack("<I", 0x10000) + old[44:]  # the size of its contents
+    with pytest.raises(VariableStoreError, match="truncated"):
+        parse_variables(uefi_image.variable_store(overlong))
+
+
+def test_a_volume_in_a_compressed_file_is_found() -> None:
+    inner = uefi_image.files_volume([driver(MENU, "Menu", b"program")], name=DXE_VOLUME)
+    packed = uefi_image.compressed(uefi_image.compressed(uefi_image.section(0x17, inner)))
+    twice = uefi_image.files_volume([uefi_image.file(UI_APP, packed, 0x0B)])
+    found = {each.name: each for each in files(b"\0" * 8 + twice)}
+    assert set(found) == {MENU, UI_APP}
+    assert (found[MENU].volume, found[MENU].title, found[MENU].executable) == (DXE_VOLUME, "Menu", b"program")
+
+
+def test_no_more_is_decompressed_than_allowed() -> None:
+    bomb = uefi_image.compressed(uefi_image.section(0x10, bytes(8 << 20)))
+    image = uefi_image.files_volume([uefi_image.file(MENU, bomb) for _ in range(2 * (MAXIMUM_DECOMPRESSED >> 23))])
+    assert sum(len(each.executable) for each in files(image)) <= MAXIMUM_DECOMPRESSED
+
+
+def test_signatures_and_checksum_do_not_count_and_all_else_does() -> None:
+    plain, signed = efi_kernel(), efi_kernel(signature=b"s" * 64)
+    assert authenticode_digest(plain) == authenticode_digest(signed) != sha384(plain)
+    checksum, entry = 0x40 + 24 + 64, 0x40 + 24 + 112 + 8 * 4
+    counted = signed[:checksum] + signed[checksum + 4 : entry] + signed[entry + 8 : -64]
+    assert authenticode_digest(signed) == sha384(counted)
+    for at in (0x80, 0x3F0, 0x410):
+        changed = plain[:at] + bytes([plain[at] ^ 1]) + plain[at + 1 :]
+        assert authenticode_digest(changed) != authenticode_digest(plain)
+
+
+@pytest.mark.parametrize("length", [0, 0x40, 0x100, 0x3FF, 0x700])
+def test_a_truncated_executable_is_refused(length: int) -> None:
+    with pytest.raises(PeError):
+        authenticode_digest(efi_kernel()[:length])
+
+
+# --- against the firmware itself --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def measuring_firmware() -> bytes:
+    """edk2's TDX build as Debian's ovmf-inteltdx has it, its platform key deleted: with it no kernel of ours starts."""
+    named = os.environ.get("SWTDX_TDX_FIRMWARE")
+    paths = [Path(named)] if named else sorted(Path("/usr/share/ovmf").glob("OVMF.inteltdx*.fd"))
+    if not paths:
+        pytest.skip(
+            "no /usr/share/ovmf/OVMF.inteltdx*.fd (package ovmf-inteltdx) and no $SWTDX_TDX_FIRMWARE; not shown: "
+            "predicted RTMRs are those of a launch"
+        )
+    image = bytearray(paths[0].read_bytes())
+    name = "PK\0".encode("utf-16-le")
+    at = image.find(GLOBAL.bytes_le + name)
+    if at >= 0 and image[at - 44 : at - 41] == b"\xaa\x55\x3f":
+        image[at - 42] = 0x3C  # the state of a deleted variable
+    return bytes(image)
+
+
+def seen_rtmrs(image: bytes, kernel: LinuxBoot, memory: int, cpus: int, extensions: int) -> list[list[str]]:
+    """[register, digest] of what a launch extends, up to that many extensions and a moment longer."""
+    machine_kernel = boot(no_rbp_mod=False)
+    plan = Plan(Firmware(Path("OVMF.inteltdx.fd"), "a test", image), memory, cpus, linux=kernel)
+    with Kvm(machine_kernel) as kvm, launch(kvm, plan) as machine:
+        run = Run(machine)
+        run.start()
+        deadline = time.monotonic() + 120
+        events: list[list[str]] = []
+        while len(events) < extensions and time.monotonic() < deadline and run.wait(0.2) is None:
+            events = machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"]
+        run.wait(0.5)
+        run.finish(Outcome(End.INTERRUPTED, "seen enough"))
+        run.stop()
+        return list(machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"])
+
+
+@pytest.mark.parametrize(("memory", "cpus"), [(256 << 20, 1), (2816 << 20, 2)])
+def test_predicted_is_what_a_launch_extends(measuring_firmware: bytes, memory: int, cpus: int) -> None:
+    kernel = linux(efi_kernel(), b"an initrd", "console=ttyS0")
+    prediction = predict_direct_boot(measuring_firmware, kernel, memory, cpus)
+    seen = seen_rtmrs(measuring_firmware, kernel, memory, cpus, len(prediction.events))
+    assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]
+
+
+def test_predicted_is_what_linux_extends(measuring_firmware: bytes, skip_loudly: Callable[[str], NoReturn]) -> None:
+    named = os.environ.get("SWTDX_LINUX")
+    if named is None:
+        skip_loudly("no $SWTDX_LINUX, a bzImage of Linux 6.9 or later; not shown: RTMR2 as its EFI stub extends it")
+    kernel = linux(Path(named).read_bytes(), b"an initrd that Linux will not like", "console=ttyS0 x=\u00e4")
+    prediction = predict_direct_boot(measuring_firmware, kernel, 512 << 20)
+    assert prediction.kernel_measures
+    seen = seen_rtmrs(measuring_firmware, kernel, 512 << 20, 1, len(prediction.events))
+    assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]
