@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
+from swtdx.cpu.traced import watch
 from swtdx.linux.kernel import EmulatedKernel
 from swtdx.linux.kvm.vm_ioctl import VmFile
+from swtdx.linux.traced import told
 from swtdx.seam.module import TdxModule
+from swtdx.seam.traced import SeamTracer
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.traced import TracedKernel
 
 KernelName = Literal["emulated", "host"]
+Emit = Callable[[dict[str, Any]], None]
+"""Whoever is told of each event of a trace; called from any thread."""
 
 
 class MachineKernel(EmulatedKernel):
@@ -35,6 +42,8 @@ class MachineKernel(EmulatedKernel):
     ) -> None:
         super().__init__(processor, dialect, enable_tdx, no_rbp_mod)
         self.module = module
+        self.flush_trace: Callable[[], None] = lambda: None
+        """Tell what a trace still holds back: of each vCPU its last exit."""
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         """What the TDX module holds of the TD behind a VM's descriptor.
@@ -65,17 +74,27 @@ def boot(
     *,
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
+    trace: Emit | None = None,
 ) -> MachineKernel:
     """Power an emulated machine on: load the TDX module, boot a kernel that speaks ``dialect``.
 
     ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod`` as for
-    :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. Raises ValueError
-    for a platform that cannot be.
+    :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. ``trace`` is told
+    of every SEAMCALL, TDCALL, VM exit and injected event from now on (of system calls by :func:`open_kernel` only).
+    Raises ValueError for a platform that cannot be.
     """
     processor = Processor(platform)
     module = TdxModule(processor)
-    processor.load_seam_module(module)
-    return MachineKernel(processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+    if trace is None:
+        processor.load_seam_module(module)
+        return MachineKernel(processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+    tracer = SeamTracer(trace)
+    flush = watch(processor, tracer)
+    processor.load_seam_module(tracer.module(module))
+    kernel = MachineKernel(processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+    kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
+    kernel.flush_trace = flush
+    return kernel
 
 
 def open_kernel(
@@ -85,13 +104,18 @@ def open_kernel(
     *,
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
+    trace: Emit | None = None,
 ) -> Kernel:
     """The kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the one we run on.
 
-    The other parameters are those of :func:`boot`; the host's kernel is what it is.
+    The other parameters are those of :func:`boot`; the host's kernel is what it is, and of it ``trace`` is told the
+    system calls alone.
     """
+    kernel: Kernel
     if name == "host":
-        return HostKernel()
-    if name != "emulated":
+        kernel = HostKernel()
+    elif name == "emulated":
+        kernel = boot(dialect, platform, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, trace=trace)
+    else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
-    return boot(dialect, platform, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+    return kernel if trace is None else TracedKernel(kernel, trace)

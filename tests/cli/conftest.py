@@ -56,7 +56,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], FakeKern
     """Make the command use a scripted kernel."""
 
     def use(kernel: FakeKernel) -> FakeKernel:
-        def chosen(name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool) -> FakeKernel:
+        def chosen(
+            name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool, trace: object
+        ) -> FakeKernel:
             kernel.dialect = dialect
             return kernel
 

@@ -21,10 +21,12 @@ from typing import Annotated, Any
 import typer
 
 import swtdx
+from swtdx.cli.trace_file import TraceFormat
 from swtdx.cli.verdict import Failure, Verdict
 
 COMMANDS: dict[str, str] = {
     "probe": "swtdx.cli.probe",
+    "trace": "swtdx.cli.trace",
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",
@@ -56,6 +58,8 @@ RUN_EPILOG = """
 [cyan]swtdx run --disk disk.img --disk seed.img,ro --rng[/cyan] - with virtio devices
 
 [cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
+
+[cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
 
@@ -166,6 +170,16 @@ def run(
         ),
     ] = False,
     rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE (compressed if it ends in .gz).",
+        ),
+    ] = None,
+    trace_format: Annotated[
+        TraceFormat, typer.Option(help="JSON lines, or Chrome's trace format, which Perfetto opens.")
+    ] = TraceFormat.jsonl,
     attributes: Annotated[
         str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
     ] = None,
@@ -228,6 +242,8 @@ def run(
         disks=tuple(disk or ()),
         virtio_console=virtio_console,
         rng=rng,
+        trace=trace,
+        trace_format=trace_format,
         quiet=quiet,
         verbose=verbose,
     )

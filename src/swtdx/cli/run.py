@@ -24,10 +24,13 @@ from rich.status import Status
 
 from swtdx.cli import report
 from swtdx.cli.parameters import InputError
+from swtdx.cli.recording import Recording
+from swtdx.cli.trace_file import TraceFormat
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.traced import Emit, TracedKernel
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -67,6 +70,8 @@ class Options:
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
     virtio_console: bool = False
     rng: bool = False
+    trace: Path | None = None
+    trace_format: TraceFormat = TraceFormat.jsonl
     quiet: bool = False
     verbose: bool = False
 
@@ -110,13 +115,17 @@ def run(options: Options) -> int:
     check_plan(Plan(firmware, options.memory, options.cpus, options.td))
     linux = _linux(options)
     if options.json is not None:
-        _check_writable(options.json)
+        _check_writable("--json", options.json)
+    if options.trace is not None:
+        _check_writable("--trace", options.trace)
     with ExitStack() as files:
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
-        device = files.enter_context(_open_device(options))
-        # This one is emptied by being opened, so only when all that was typed has proved usable.
+        recording = files.enter_context(Recording(options.trace, options.trace_format, sys.argv))
+        device = files.enter_context(_open_device(options, recording.emit if options.trace else None))
+        # These are emptied by being opened, so only when all that was typed has proved usable.
+        recording.begin()
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, firmware, linux, disks, debug).run(device)
+        return _Session(options, voice, firmware, linux, disks, debug, recording).run(device)
 
 
 def _linux(options: Options) -> LinuxBoot | None:
@@ -129,7 +138,9 @@ def _linux(options: Options) -> LinuxBoot | None:
     return load(options.kernel, options.initrd, options.append or "", options.memory)
 
 
-def kernel_named(name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool = False) -> Kernel:
+def kernel_named(
+    name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool = False, trace: Emit | None = None
+) -> Kernel:
     """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
     Its machine is made to measure for a guest of ``cpus`` vCPUs and ``memory`` bytes. The number of processors shows
@@ -139,17 +150,17 @@ def kernel_named(name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_
     Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
     """
     if name == "host":
-        return HostKernel()
+        return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
     from swtdx.cpu.platform import Platform
     from swtdx.machine import open_kernel
 
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
     platform = Platform(memory_size=gib << 30, logical_processors=cpus)
-    return open_kernel("emulated", dialect, platform, no_rbp_mod=no_rbp_mod)
+    return open_kernel("emulated", dialect, platform, no_rbp_mod=no_rbp_mod, trace=trace)
 
 
-def _open_device(options: Options) -> Kvm:
+def _open_device(options: Options, trace: Emit | None) -> Kvm:
     """/dev/kvm of the chosen kernel, which can make what was asked for."""
     kernel = kernel_named(
         options.kvm,
@@ -157,6 +168,7 @@ def _open_device(options: Options) -> Kvm:
         cpus=options.cpus,
         memory=options.memory,
         no_rbp_mod=options.no_rbp_mod,
+        trace=trace,
     )
     try:
         device = Kvm(kernel, options.dialect)
@@ -190,8 +202,10 @@ class _Session:
         linux: LinuxBoot | None,
         disks: Sequence[DiskImage],
         debug: BinaryIO | None,
+        recording: Recording,
     ) -> None:
         self.options = options
+        self.recording = recording
         self.voice = voice
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._run: Run | None = None
@@ -245,6 +259,7 @@ class _Session:
             outcome = self._attend(run, machine)
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
             kept = report.record(machine, run, outcome, seconds, bytes(self.output.record))
+            self.recording.record = kept
         self._report(kept, outcome)
         return outcome.end.status
 
@@ -312,6 +327,8 @@ class _Session:
             self.output.flush()
         if not self.options.quiet:
             report.show(self.voice.console, kept)
+            if self.options.trace is not None:
+                self.voice.say(f"trace: {self.recording.events:,} events in {self.options.trace}")
             if self.options.verbose:
                 ports = ", ".join(f"{port} {count:,}" for port, count in list(kept["port_exits"].items())[:12])
                 self.voice.say(f"port I/O: {ports or 'none'}")
@@ -340,14 +357,14 @@ def _open_debug(path: Path) -> BinaryIO:
         raise InputError(f"--debugcon {path} cannot be written: {error.strerror}") from None
 
 
-def _check_writable(path: Path) -> None:
-    """Know before the run that its record can be kept."""
+def _check_writable(option: str, path: Path) -> None:
+    """Know before the run that what it leaves can be kept."""
     if path.is_dir():
-        raise InputError(f"--json {path} is a folder")
+        raise InputError(f"{option} {path} is a folder")
     if not path.parent.is_dir():
-        raise InputError(f"--json {path} cannot be written: there is no folder {path.parent}")
+        raise InputError(f"{option} {path} cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise InputError(f"--json {path} cannot be written: the folder {path.parent} is not writable")
+        raise InputError(f"{option} {path} cannot be written: the folder {path.parent} is not writable")
 
 
 BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError)

@@ -76,6 +76,8 @@ class Processor:
         self._engine: _engine.Engine | None = None
         self._on_lp: dict[int, GuestContext] = {}
         self._interrupted: set[int] = set()
+        self.context_class: type[GuestContext] = GuestContext
+        """What `new_context` makes; `traced` puts another in its place."""
 
     # -- SEAM ---------------------------------------------------------------------------------------------------------
 
@@ -145,7 +147,7 @@ class Processor:
 
     def new_context(self) -> GuestContext:
         """A virtual CPU in its power-on state (real mode, at the reset vector), without EPT."""
-        context = GuestContext(self._get_engine())
+        context = self.context_class(self._get_engine())
         context.attach_views()
         return context
 

@@ -15,12 +15,15 @@ Argument = type[ctypes.Structure] | type[ctypes.Union] | type["ctypes._SimpleCDa
 
 
 class Request(int):
-    """An ioctl request number that remembers nothing but its 32 bits; the properties take them apart.
+    """An ioctl request number; the properties take its 32 bits apart.
 
     >>> request = IOWR(0xAE, 0xBA, ctypes.c_ulong)
     >>> hex(request), request.direction, hex(request.type), hex(request.number), request.size
     ('0xc008aeba', 3, '0xae', '0xba', 8)
     """
+
+    argument: Argument | None = None
+    """What it was declared with, None for an integer. Not part of the number: for traces and for documentation."""
 
     @property
     def direction(self) -> int:
@@ -43,25 +46,28 @@ class Request(int):
         return int(self) & 0xFF
 
 
-def _ioc(direction: int, type_: int, number: int, size: int) -> Request:
-    return Request(direction << 30 | size << 16 | type_ << 8 | number)
+def _ioc(direction: int, type_: int, number: int, argument: Argument | None = None) -> Request:
+    size = ctypes.sizeof(argument) if argument is not None else 0
+    request = Request(direction << 30 | size << 16 | type_ << 8 | number)
+    request.argument = argument
+    return request
 
 
 def IO(type_: int, number: int) -> Request:
     """``_IO``: no pointer; the argument, if any, is the integer itself."""
-    return _ioc(IOC_NONE, type_, number, 0)
+    return _ioc(IOC_NONE, type_, number)
 
 
 def IOR(type_: int, number: int, argument: Argument) -> Request:
     """``_IOR``: the kernel writes the argument (in KVM a few, such as KVM_SET_IRQCHIP, are historically reversed)."""
-    return _ioc(IOC_READ, type_, number, ctypes.sizeof(argument))
+    return _ioc(IOC_READ, type_, number, argument)
 
 
 def IOW(type_: int, number: int, argument: Argument) -> Request:
     """``_IOW``: the kernel reads the argument."""
-    return _ioc(IOC_WRITE, type_, number, ctypes.sizeof(argument))
+    return _ioc(IOC_WRITE, type_, number, argument)
 
 
 def IOWR(type_: int, number: int, argument: Argument) -> Request:
     """``_IOWR``: the kernel reads and writes the argument."""
-    return _ioc(IOC_READ | IOC_WRITE, type_, number, ctypes.sizeof(argument))
+    return _ioc(IOC_READ | IOC_WRITE, type_, number, argument)

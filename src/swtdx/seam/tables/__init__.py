@@ -3,8 +3,8 @@
 
 Facts restated from the public TDX module 1.5.06: leaf functions (``leaves``), which leaf is allowed in which OP_STATE
 (``op_states``), Secure-EPT entry states and transitions (``sept_transitions``), metadata fields (``metadata``), CPUID
-and MSR virtualization (``cpuid``, ``msr``). Numbers that do not fit a JSON reader's habits are hexadecimal strings;
-four-register values are ``"eax ebx ecx edx"`` without prefix.
+and MSR virtualization (``cpuid``, ``msr``), what each register means to each leaf (``operands``). Numbers that do not
+fit a JSON reader's habits are hexadecimal strings; four-register values are ``"eax ebx ecx edx"`` without prefix.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ def _check_leaves(table: dict[str, Any]) -> None:
             raise TableError(f"leaves.json: {key}: a leaf number is there twice")
 
 
+def _check_operands(table: dict[str, Any]) -> None:
+    registers = {"rcx", "rdx", *(f"r{number}" for number in range(8, 16))}
+    for key in ("seamcall", "tdcall"):
+        _known("operands", set(table[key]), {row[1] for row in load("leaves")[key]})
+    for row in (*table["seamcall"].values(), *table["tdcall"].values(), *table["vmcall"].values()):
+        for operand in " ".join(row[-2:]).split():
+            _known("operands", {operand.partition(":")[0]}, registers)
+
+
 def _check_op_states(table: dict[str, Any]) -> None:
     states = set(table["states"])
     _known("op_states", {state for row in table["seamcall_allowed"].values() for state in row}, states)
@@ -100,4 +109,5 @@ _CHECKS = {
     "sept_transitions": _check_sept,
     "cpuid": _check_cpuid,
     "msr": _check_msr,
+    "operands": _check_operands,
 }

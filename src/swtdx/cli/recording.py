@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``swtdx run`` keeps of what happens inside: the trace (``--trace``).
+
+Events come from the moment the machine is switched on, but files are opened, and so emptied, only when all that was
+typed has proved usable (`Recording.begin`); what comes before is held back until then.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from swtdx.cli.parameters import InputError
+from swtdx.cli.trace_file import TraceFormat, TraceWriter
+
+Event = dict[str, Any]
+
+
+class Recording:
+    """Where events go; a context manager around all of the machine's life. ``record`` is set when the run is over."""
+
+    def __init__(self, trace: Path | None, form: TraceFormat, command: list[str]) -> None:
+        self.trace = trace
+        self.record: dict[str, Any] | None = None
+        self._form = form
+        self._command = command
+        self._lock = threading.Lock()
+        self._held: list[Event] | None = []
+        self._sinks: list[Callable[[Event], None]] = []
+        self._writer: TraceWriter | None = None
+
+    def emit(self, event: Event) -> None:
+        """Take an event, from any thread."""
+        if self._held is not None:
+            with self._lock:
+                if self._held is not None:
+                    self._held.append(event)
+                    return
+        for sink in self._sinks:
+            sink(event)
+
+    def begin(self) -> None:
+        """Open the files. Raises InputError."""
+        if self.trace is not None:
+            try:
+                origin = self._held[0]["t"] if self._held else None
+                self._writer = TraceWriter(self.trace, self._form, self._command, origin)
+            except OSError as error:
+                raise InputError(f"--trace {self.trace} cannot be written: {error.strerror}") from None
+            self._sinks.append(self._writer.emit)
+        with self._lock:
+            held, self._held = self._held or [], None
+        for event in held:
+            for sink in self._sinks:
+                sink(event)
+
+    @property
+    def events(self) -> int:
+        """How many have been written."""
+        return self._writer.events if self._writer else 0
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            try:
+                self._writer.close(self.record)
+            except OSError as problem:
+                raise InputError(f"--trace {self.trace} cannot be written: {problem.strerror}") from None

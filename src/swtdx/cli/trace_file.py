@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A trace in a file: written while a machine runs, read back for a summary or a report.
+
+Two formats.  JSON lines: a line ``{"kind": "trace", ...}`` that says what it is, a line for each event, and at the end
+a line ``{"kind": "end", "record": ...}`` with all that ``--json`` keeps of a run.  Chrome's trace format, for Perfetto
+(https://ui.perfetto.dev) and chrome://tracing: an array of slices; the threads of the VMM with their ioctls and
+SEAMCALLs are one process, the virtual CPUs with guest execution, exits and TDCALLs another.
+
+In a file times are microseconds since the trace began. A name that ends in ``.gz`` is compressed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import swtdx
+
+VERSION = 1
+KINDS = ("ioctl", "syscall", "seamcall", "tdcall", "exit", "event")
+
+_VMM, _GUEST = 1, 2
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+class TraceFormat(StrEnum):
+    """How a trace is written."""
+
+    jsonl = "jsonl"
+    chrome = "chrome"
+
+
+class TraceError(Exception):
+    """A file is no trace; the text is one sentence for a person."""
+
+
+class TraceWriter:
+    """A trace being written; `emit` may be called from any thread. ``origin`` is the time 0, in nanoseconds.
+
+    Raises OSError when the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, form: TraceFormat, command: list[str], origin: int | None = None) -> None:
+        raw = path.open("wb")
+        self._file: BinaryIO = cast(BinaryIO, gzip.GzipFile("", "wb", 1, raw)) if path.suffix == ".gz" else raw
+        self._raw = raw
+        self._format = form
+        self._lock = threading.Lock()
+        self._origin = time.perf_counter_ns() if origin is None else origin
+        self._tracks: set[tuple[int, int]] = set()
+        self._events = 0
+        head = {"kind": "trace", "version": VERSION, "swtdx": swtdx.__version__, "command": command}
+        if form is TraceFormat.jsonl:
+            self._write(_encode({**head, "pid": os.getpid()}) + "\n")
+        else:
+            self._write("[\n" + _encode(_metadata("process_name", _VMM, 0, "swtdx")))
+            self._write(",\n" + _encode(_metadata("process_name", _GUEST, 0, "guest")))
+
+    @property
+    def events(self) -> int:
+        """How many there have been."""
+        return self._events
+
+    def emit(self, event: dict[str, Any]) -> None:
+        """Write one event."""
+        if self._format is TraceFormat.jsonl:
+            moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
+            if "guest" in moved:
+                moved["guest"] /= 1000
+            text = _encode(moved) + "\n"
+        else:
+            text = "".join(",\n" + _encode(slice) for slice in self._slices(event))
+        with self._lock:
+            if not self._file.closed:  # a thread of the kernel may come late
+                self._write(text)
+                self._events += 1
+
+    def close(self, record: dict[str, Any] | None = None) -> None:
+        """Finish the file; ``record`` is what is known of the run."""
+        with self._lock:
+            if self._format is TraceFormat.jsonl:
+                self._write(_encode({"kind": "end", "events": self._events, "record": record}) + "\n")
+            else:
+                self._write("\n]\n")
+            self._file.close()
+            self._raw.close()
+
+    def _write(self, text: str) -> None:
+        self._file.write(text.encode("utf-8", "replace"))
+
+    def _slices(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        on_vcpu = "vcpu" in event and event["kind"] != "ioctl"
+        process, track = (_GUEST, event["vcpu"] + 1) if on_vcpu else (_VMM, event["tid"])
+        if (process, track) not in self._tracks:
+            self._tracks.add((process, track))
+            name = f"vCPU {event['vcpu']}" if on_vcpu else f"thread {track}"
+            yield _metadata("thread_name", process, track, name)
+        began = (event["t"] - self._origin) / 1000
+        place = {"pid": process, "tid": track}
+        if "guest" in event:
+            ran = event["guest"] / 1000
+            yield {"name": "guest", "cat": "guest", "ph": "X", "ts": began - ran, "dur": ran, **place}
+        details = {
+            name: event[name] for name in ("args", "out", "on", "status", "text", "errno", "lp") if name in event
+        }
+        slice = {"name": event["name"], "cat": event["kind"], "ph": "X", "ts": began, "dur": event["dur"] / 1000}
+        if event["kind"] == "event":
+            slice |= {"ph": "i", "s": "t"}
+        yield {**slice, **place, "args": details}
+
+
+def _metadata(name: str, process: int, track: int, text: str) -> dict[str, Any]:
+    return {"name": name, "ph": "M", "pid": process, "tid": track, "args": {"name": text}}
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a trace in either format, the first and the last of JSON lines included; Chrome's without details.
+
+    Raises OSError; `TraceError` for what is no trace. A last line that is cut off, of a run that was killed, ends it.
+    """
+    with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+        first = file.readline()
+        if first.strip() == b"[":
+            yield {"kind": "trace", "version": VERSION}
+            yield from _chrome_events(path, file)
+            return
+        try:
+            head = json.loads(first)
+        except ValueError:
+            head = None
+        if not isinstance(head, dict) or head.get("kind") != "trace":
+            raise TraceError(f"{path} is no trace of swtdx run --trace")
+        if head.get("version") != VERSION:
+            raise TraceError(f"{path} is a trace of version {head.get('version')}, this swtdx reads {VERSION}")
+        yield head
+        with suppress(EOFError):  # a compressed file that is cut off
+            for number, line in enumerate(file, 2):
+                if not line.endswith(b"\n"):
+                    return
+                yield _event(path, number, line)
+
+
+def _event(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict) or "kind" not in event:
+        raise TraceError(f"{path}: line {number} is no event")
+    return event
+
+
+def _chrome_events(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
+    guest: float | None = None
+    for number, line in enumerate(file, 2):
+        text = line.strip().strip(b",")
+        if not text or text == b"]" or not line.endswith(b"\n"):
+            continue
+        try:
+            slice = json.loads(text)
+            if slice["ph"] == "M":
+                continue
+            if slice["cat"] == "guest":
+                guest = slice["dur"]
+                continue
+            event = {"kind": slice["cat"], "name": slice["name"], "t": slice["ts"], "dur": slice.get("dur", 0)}
+            details = slice.get("args", {})
+        except (ValueError, KeyError, TypeError):
+            raise TraceError(f"{path}: line {number} is no slice of a trace") from None
+        event |= details
+        if guest is not None:
+            event["guest"], guest = guest, None
+        yield event

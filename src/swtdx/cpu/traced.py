@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Watching a virtual CPU: each VM exit, how long the guest had run, how long its handling took, each injected event.
+
+Nothing of this is in the way of a machine that is not watched: a watched one makes its virtual CPUs from a subclass of
+`GuestContext` (`Processor.context_class`), in which ``run`` and ``inject`` tell what they do.  An exit is told when the
+guest is entered again (or at `flush`), for only then is known how long it took and what a TDCALL left in RAX.
+
+What the processor settles by itself makes no exit, here as on a real one, and so is not seen: EPT walks that succeed,
+accesses to the virtual APIC page, delivery of posted interrupts, MSRs outside the bitmap.
+
+Times are nanoseconds of ``time.perf_counter_ns``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Protocol
+
+from swtdx.cpu._engine import GuestContext
+from swtdx.cpu.vmx import EventType, ExitReason
+
+if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
+
+
+@dataclass(slots=True)
+class VmExit:
+    """One exit. ``entered``, ``left`` and ``resumed`` are times; ``gpr`` is RAX..R15 then, ``after`` at re-entry.
+
+    Where ``rip_after`` is ``rip``, the instruction has not been carried out yet: the guest executes it again.
+    """
+
+    context: int
+    thread: int
+    entered: int
+    left: int
+    resumed: int
+    reason: int
+    qualification: int
+    gpa: int
+    rip: int
+    interruption: int
+    gpr: tuple[int, ...]
+    after: tuple[int, ...]
+    rip_after: int
+
+
+@dataclass(slots=True)
+class Injection:
+    """An event that software has the processor deliver at the next entry."""
+
+    context: int
+    thread: int
+    time: int
+    vector: int
+    type: int
+    error_code: int | None
+
+
+class Watcher(Protocol):
+    """Whoever is told."""
+
+    def vm_exit(self, exit: VmExit) -> None:
+        """An exit has been dealt with."""
+        ...
+
+    def injection(self, injection: Injection) -> None:
+        """An event has been put in."""
+        ...
+
+
+def reason_name(reason: int) -> str:
+    """``EPT_VIOLATION``; of a reason without a name its number."""
+    try:
+        return ExitReason(reason).name
+    except ValueError:
+        return f"reason {reason}"
+
+
+def event_type_name(kind: int) -> str:
+    """``hardware exception``."""
+    try:
+        return EventType(kind).name.lower().replace("_", " ")
+    except ValueError:
+        return f"type {kind}"
+
+
+def watch(processor: Processor, watcher: Watcher) -> Callable[[], None]:
+    """Have ``watcher`` told of every virtual CPU that ``processor`` makes from now on.
+
+    Returns a function that tells what is still untold: of each virtual CPU its last exit.
+    """
+    contexts: list[_Watched] = []
+
+    class Watched(_Watched):
+        """The class that this processor makes its virtual CPUs from."""
+
+    Watched.watcher = watcher
+    Watched.contexts = contexts
+    processor.context_class = Watched
+
+    def flush() -> None:
+        for context in contexts:
+            context.tell()
+
+    return flush
+
+
+class _Watched(GuestContext):
+    watcher: Watcher
+    contexts: list[_Watched]
+    number: int
+
+    def attach_views(self) -> None:
+        self.number = len(self.contexts)
+        self.pending: VmExit | None = None
+        self.contexts.append(self)
+        super().attach_views()
+
+    def close(self) -> None:
+        self.tell()
+        super().close()
+
+    def run(self) -> int:
+        self.tell()
+        entered = perf_counter_ns()
+        reason = super().run()
+        self.pending = VmExit(
+            self.number,
+            threading.get_native_id(),
+            entered,
+            perf_counter_ns(),
+            0,
+            reason,
+            self.exit_qualification,
+            self.guest_physical_address,
+            self.rip,
+            self.interruption_info,
+            tuple(self.gpr),
+            (),
+            0,
+        )
+        return reason
+
+    def inject(self, vector: int, kind: int, error_code: int | None = None, instruction_length: int = 0) -> None:
+        super().inject(vector, kind, error_code, instruction_length)
+        self.watcher.injection(
+            Injection(self.number, threading.get_native_id(), perf_counter_ns(), vector, kind, error_code)
+        )
+
+    def tell(self) -> None:
+        """The exit before, now that it is over."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.resumed = perf_counter_ns()
+            pending.after, pending.rip_after = tuple(self.gpr), self.rip
+            self.watcher.vm_exit(pending)

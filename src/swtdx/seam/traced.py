@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""SEAMCALLs, TDCALLs, VM exits and injected events as they happen, each told as a dictionary with its operands decoded.
+
+A `TracedModule` stands in the processor where the TDX module would stand, and hands each SEAMCALL on.  So a machine
+that is not traced has nothing of this in its way.  Which register means what is a table (``tables/operands.json``);
+a row is ``"register:name ..."`` for the inputs and for the outputs, ``gpa+level`` is an address with a level in its low
+bits, ``@1`` means: in version 1 of the leaf only.
+
+Every event has ``kind``, ``name``, ``t`` (nanoseconds of ``time.perf_counter_ns``), ``dur`` (nanoseconds) and ``tid``;
+operands are hexadecimal strings.  The documentation (docs/reference/trace.md) has all members.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+from swtdx.cpu.traced import Injection, VmExit, event_type_name, reason_name
+from swtdx.cpu.vmx import ExitReason
+from swtdx.seam.dispatch import LEAF_MASK, SEAMCALL_NUMBERS, VERSION_SHIFT
+from swtdx.seam.hardware import Args
+from swtdx.seam.operands import LEVEL_MASK
+from swtdx.seam.status import DETAILS_L2_MASK, ERROR, Operand, StatusCode
+from swtdx.seam.tables import load
+from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
+
+Emit = Callable[[dict[str, Any]], None]
+Operands = tuple[tuple[str, str], ...]
+
+_REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
+_INDEX = {name: number for number, name in enumerate(_REGISTERS)}
+_VP_ENTER = SEAMCALL_NUMBERS["TDH.VP.ENTER"]
+_VP_VMCALL = TDCALL_NUMBERS["TDG.VP.VMCALL"]
+_SEAMCALLS = {number: name for name, number in SEAMCALL_NUMBERS.items()}
+_TDCALLS = {number: name for name, number in TDCALL_NUMBERS.items()}
+_VECTORS = {0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 6: "#UD", 7: "#NM", 8: "#DF", 13: "#GP", 14: "#PF", 18: "#MC"}
+_VECTORS[20] = "#VE"
+
+
+@cache
+def _row(kind: str, key: str, version: int) -> tuple[Operands, Operands]:
+    """(inputs, outputs) of a leaf, each as (register, name)."""
+    inputs, outputs = load("operands")[kind].get(key, ["", ""])[-2:]
+    return _parsed(inputs, version), _parsed(outputs, version)
+
+
+def _parsed(text: str, version: int) -> Operands:
+    found = []
+    for operand in text.split():
+        register, _, name = operand.partition(":")
+        name, _, only = name.partition("@")
+        if not only or int(only) == version:
+            found.append((register, name))
+    return tuple(found)
+
+
+def status_text(status: int) -> str:
+    """A completion status in words.
+
+    >>> status_text(0), status_text(0xC000010000000008), status_text(0x8000020000000092)
+    ('SUCCESS', 'OPERAND_INVALID|R8', 'OPERAND_BUSY|SEPT_TREE')
+    >>> status_text(0xC0000B0D00000000), status_text(0x1234567800000000)
+    ('EPT_ENTRY_STATE_INCORRECT', '0x1234567800000000')
+    """
+    try:
+        name = StatusCode(status & ~DETAILS_L2_MASK).name
+    except ValueError:
+        return f"{status:#x}"
+    detail = status & DETAILS_L2_MASK
+    if not status & ERROR or not detail:
+        return name
+    try:
+        return f"{name}|{Operand(detail).name}"
+    except ValueError:
+        return f"{name}|{detail:#x}"
+
+
+class SeamTracer:
+    """Turns what happens in and around the module into events for ``emit``; a `cpu.traced.Watcher`."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+
+    def module(self, module: TdxModule) -> TracedModule:
+        """What to load into the processor in place of ``module``."""
+        return TracedModule(module, self._emit)
+
+    def vm_exit(self, exit: VmExit) -> None:
+        """An exit; of a TDCALL two events, for the exit and for the leaf function that it reached."""
+        event: dict[str, Any] = {
+            "kind": "exit",
+            "name": reason_name(exit.reason),
+            "t": exit.left,
+            "dur": exit.resumed - exit.left,
+            "tid": exit.thread,
+            "vcpu": exit.context,
+            "guest": exit.left - exit.entered,
+            "args": _exit_details(exit),
+        }
+        self._emit(event)
+        if exit.reason == ExitReason.TDCALL:
+            self._emit(_tdcall(exit))
+
+    def injection(self, injection: Injection) -> None:
+        """An event put in by software: an exception, a #VE, an NMI, an interrupt of a normal VM."""
+        vector = injection.vector
+        args: dict[str, Any] = {"vector": f"{vector:#x}", "type": event_type_name(injection.type)}
+        if injection.error_code is not None:
+            args["error_code"] = f"{injection.error_code:#x}"
+        self._emit(
+            {
+                "kind": "event",
+                "name": _VECTORS.get(vector, f"vector {vector:#x}"),
+                "t": injection.time,
+                "dur": 0,
+                "tid": injection.thread,
+                "vcpu": injection.context,
+                "args": args,
+            }
+        )
+
+
+class TracedModule:
+    """The TDX module, each of its SEAMCALLs told. A `cpu.processor.SeamModule`."""
+
+    def __init__(self, module: TdxModule, emit: Emit) -> None:
+        self._seamcall = module.seamcall
+        self._emit = emit
+
+    def seamcall(self, fn: int, args: Args, lp: int) -> int:
+        """As `TdxModule.seamcall`."""
+        number, version = fn & LEAF_MASK, fn >> VERSION_SHIFT & 0xFF
+        name = _SEAMCALLS.get(number, f"leaf {number:#x}")
+        inputs, outputs = _row("seamcall", name, version)
+        given = _values(inputs, args)
+        began = perf_counter_ns()
+        status = self._seamcall(fn, args, lp)
+        ended = perf_counter_ns()
+        event: dict[str, Any] = {
+            "kind": "seamcall",
+            "name": name,
+            "t": began,
+            "dur": ended - began,
+            "tid": threading.get_native_id(),
+            "lp": lp,
+            "args": given,
+            "status": f"{status:#x}",
+        }
+        if version:
+            event["version"] = version
+        if number == _VP_ENTER:
+            event["text"] = status_text(status) if status & ERROR else f"exit {reason_name(status & 0xFFFF)}"
+        else:
+            event["text"] = status_text(status)
+            if outputs:
+                event["out"] = _values(outputs, args)
+        self._emit(event)
+        return status
+
+
+def _values(operands: Operands, args: Args) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for register, name in operands:
+        _put(found, name, getattr(args, register))
+    return found
+
+
+def _put(into: dict[str, Any], name: str, value: int) -> None:
+    if name == "gpa+level":
+        into["gpa"], into["level"] = f"{value & ~LEVEL_MASK:#x}", value & LEVEL_MASK
+    else:
+        into[name] = f"{value:#x}"
+
+
+def _from_gpr(operands: Operands, gpr: tuple[int, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for register, name in operands:
+        _put(found, name, gpr[_INDEX[register]])
+    return found
+
+
+def _exit_details(exit: VmExit) -> dict[str, Any]:
+    details: dict[str, Any] = {"rip": f"{exit.rip:#x}"}
+    if exit.qualification:
+        details["qualification"] = f"{exit.qualification:#x}"
+    if exit.reason in (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG):
+        details["gpa"] = f"{exit.gpa:#x}"
+    elif exit.reason == ExitReason.EXCEPTION_NMI:
+        details["interruption"] = f"{exit.interruption:#x}"
+    elif exit.reason in (ExitReason.RDMSR, ExitReason.WRMSR):
+        details["msr"] = f"{exit.gpr[1] & 0xFFFFFFFF:#x}"
+    elif exit.reason == ExitReason.CPUID:
+        details["leaf"], details["subleaf"] = (f"{exit.gpr[index] & 0xFFFFFFFF:#x}" for index in (0, 1))
+    return details
+
+
+def _tdcall(exit: VmExit) -> dict[str, Any]:
+    rax = exit.gpr[0]
+    number, version = rax & LEAF_MASK, rax >> VERSION_SHIFT & 0xFF
+    name = _TDCALLS.get(number, f"leaf {number:#x}")
+    inputs, outputs = _row("tdcall", name, version)
+    args, out = _from_gpr(inputs, exit.gpr), _from_gpr(outputs, exit.after)
+    if number == _VP_VMCALL:
+        function, inputs, outputs = _vmcall(exit.gpr)
+        args = {"function": function, **_from_gpr(inputs, exit.gpr)}
+        out.update(_from_gpr(outputs, exit.after))
+    event: dict[str, Any] = {
+        "kind": "tdcall",
+        "name": name,
+        "t": exit.left,
+        "dur": exit.resumed - exit.left,
+        "tid": exit.thread,
+        "vcpu": exit.context,
+        "args": args,
+    }
+    if version:
+        event["version"] = version
+    if exit.rip_after == exit.rip:
+        return {**event, "text": "not done: the host's turn, or an event, comes first; executed again after it"}
+    event |= {"status": f"{exit.after[0]:#x}", "text": status_text(exit.after[0])}
+    if out:
+        event["out"] = out
+    return event
+
+
+def _vmcall(gpr: tuple[int, ...]) -> tuple[str, Operands, Operands]:
+    """What a TDG.VP.VMCALL asks for: (function, inputs, outputs) by the GHCI, or a KVM hypercall."""
+    if gpr[10]:
+        return f"hypercall {gpr[10]:#x}", (), ()
+    function = gpr[11]
+    key = f"{function:#x}" if function >= 0x10000 else str(function)
+    row = load("operands")["vmcall"].get(key)
+    inputs, outputs = _row("vmcall", key, 0)
+    return (row[0] if row else f"function {function:#x}"), inputs, outputs

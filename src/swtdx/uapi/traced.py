@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system-call line, watched: a kernel that hands every call on to another one and tells of it.
+
+Works on either kernel, since it knows only what crosses the line: the request number, the structure behind the pointer
+before and after the call, and the page that a vCPU shares.  Structures are read as the kernel reads them, so that a
+wild pointer is shown as one and harms nobody.  Whoever does not ask for a trace uses the kernel itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap as _mmap
+import os
+import struct
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from errno import errorcode
+from time import perf_counter_ns
+from typing import Any
+
+from swtdx.uapi import kvm
+from swtdx.uapi.capability import Cap
+from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE
+from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.kvm import Exit, ioctl_name, kvm_run
+from swtdx.uapi.layout import u32
+
+Emit = Callable[[dict[str, Any]], None]
+
+_REQUESTS = {int(request): request for request in kvm.REQUESTS.values()}
+_RUN, _ENCRYPT_OP = int(kvm.KVM_RUN), int(kvm.KVM_MEMORY_ENCRYPT_OP)
+_NAMED_ARGUMENT = {
+    int(kvm.KVM_CREATE_VM): "type",
+    int(kvm.KVM_CREATE_VCPU): "id",
+    int(kvm.KVM_CHECK_EXTENSION): "capability",
+}
+# In the structures these are addresses only for the kernel's eyes, or nothing at all.
+_DULL = ("reserved", "pad", "padding", "unused", "dummy")
+_SHOWN_ELEMENTS = 8
+_UNION = kvm_run.exit.offset
+_IO = struct.Struct("<BBHIQ")
+_MMIO = struct.Struct("<Q8sIB")
+_DATA_OF_INIT = {
+    TdxCommand.CAPABILITIES: "capabilities",
+    TdxCommand.INIT_VM: "init_vm",
+    TdxCommand.INIT_MEM_REGION: "init_mem_region",
+}
+# kvm_run's members for the exits that come seldom, and what of each is shown.
+_EXIT_MEMBERS: dict[int, tuple[str, tuple[str, ...]]] = {
+    Exit.FAIL_ENTRY: ("fail_entry", ("hardware_entry_failure_reason", "cpu")),
+    Exit.EXCEPTION: ("ex", ("exception", "error_code")),
+    Exit.HYPERCALL: ("hypercall", ("nr", "args", "ret")),
+    Exit.INTERNAL_ERROR: ("internal", ("suberror", "data")),
+    Exit.SYSTEM_EVENT: ("system_event", ("type", "data")),
+    Exit.IOAPIC_EOI: ("eoi", ("vector",)),
+    Exit.X86_RDMSR: ("msr", ("index", "reason")),
+    Exit.X86_WRMSR: ("msr", ("index", "data", "reason")),
+    Exit.MEMORY_FAULT: ("memory_fault", ("flags", "gpa", "size")),
+    Exit.TDX: ("tdx", ("nr",)),
+}
+
+
+class TracedKernel:
+    """``kernel``, each call to which is told to ``emit``. What else the kernel offers can be had through this, too."""
+
+    def __init__(self, kernel: Kernel, emit: Emit) -> None:
+        self.name = kernel.name
+        self._kernel = kernel
+        self._emit = emit
+        self._dialect: Dialect = getattr(kernel, "dialect", Dialect.UPSTREAM)
+        self._labels: dict[int, str] = {}
+        self._pages: dict[int, _mmap.mmap] = {}
+        self._memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def __del__(self) -> None:
+        with suppress(OSError):
+            os.close(self._memory)
+
+    # Calls
+
+    def open(self, path: str, flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
+        """open(2)."""
+        fd = int(self._told("open", path, {"path": path}, self._kernel.open, path, flags))
+        self._labels[fd] = path
+        return fd
+
+    def mmap(self, fd: int, length: int, offset: int = 0) -> _mmap.mmap:
+        """mmap(2)."""
+        given = {"length": f"{length:#x}", "offset": f"{offset:#x}"}
+        page: _mmap.mmap = self._told("mmap", self._label(fd), given, self._kernel.mmap, fd, length, offset)
+        self._pages[fd] = page
+        return page
+
+    def close(self, fd: int) -> None:
+        """close(2)."""
+        label = self._labels.pop(fd, f"fd {fd}")
+        self._pages.pop(fd, None)
+        self._told("close", label, {}, self._kernel.close, fd)
+
+    def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
+        """eventfd(2)."""
+        fd = int(self._told("eventfd", "", {}, self._kernel.eventfd, initval, flags))
+        self._labels[fd] = "eventfd"
+        return fd
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        given = {"mode": f"{mode:#x}", "offset": f"{offset:#x}", "length": f"{length:#x}"}
+        self._told("fallocate", self._label(fd), given, self._kernel.fallocate, fd, mode, offset, length)
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """ioctl(2), with its argument before and after."""
+        args = self._before(request, arg)
+        number: int | None = None
+        result = 0
+        began = perf_counter_ns()
+        try:
+            result = self._kernel.ioctl(fd, request, arg)
+        except OSError as error:
+            number = error.errno
+            raise
+        finally:
+            ended = perf_counter_ns()
+            event: dict[str, Any] = {
+                "kind": "ioctl",
+                "name": ioctl_name(request),
+                "t": began,
+                "dur": ended - began,
+                "tid": threading.get_native_id(),
+                "on": self._label(fd),
+                "args": args,
+            }
+            if number is None:
+                event["result"] = result
+                self._learn(fd, request, arg, result)
+            else:
+                event["errno"] = errorcode.get(number, str(number))
+            out = self._after(fd, request, arg, args, number is None)
+            if out:
+                event["out"] = out
+            self._emit(event)
+        return result
+
+    def _told(self, name: str, on: str, args: dict[str, Any], call: Callable[..., Any], *operands: object) -> Any:
+        event: dict[str, Any] = {"kind": "syscall", "name": name, "t": 0, "dur": 0, "tid": threading.get_native_id()}
+        event |= {"on": on, "args": args}
+        event["t"] = began = perf_counter_ns()
+        try:
+            result = call(*operands)
+        except OSError as error:
+            event["errno"] = errorcode.get(error.errno or 0, str(error.errno))
+            raise
+        else:
+            if isinstance(result, int):
+                event["result"] = result
+            return result
+        finally:
+            event["dur"] = perf_counter_ns() - began
+            self._emit(event)
+
+    # Arguments
+
+    def _label(self, fd: int) -> str:
+        return self._labels.get(fd) or f"fd {fd}"
+
+    def _learn(self, fd: int, request: int, arg: int, result: int) -> None:
+        """Descriptors are known by what they are."""
+        if request == kvm.KVM_CREATE_VM:
+            self._labels[result] = "VM"
+        elif request == kvm.KVM_CREATE_VCPU:
+            self._labels[result] = f"vCPU {arg}"
+        elif request == kvm.KVM_CREATE_GUEST_MEMFD:
+            self._labels[result] = "guest_memfd"
+
+    def _before(self, request: int, arg: int) -> dict[str, Any]:
+        known = _REQUESTS.get(request & 0xFFFFFFFF)
+        if request == _ENCRYPT_OP:
+            return self._tdx_command(arg)
+        if known is None or known.argument is None:
+            name = _NAMED_ARGUMENT.get(request)
+            if name == "capability":
+                return {name: _capability(arg)}
+            return {name or "arg": f"{arg:#x}"} if arg or name else {}
+        if known.direction & IOC_WRITE:
+            return self._structure(known.argument, arg)
+        return {}
+
+    def _after(self, fd: int, request: int, arg: int, args: dict[str, Any], succeeded: bool) -> dict[str, Any]:
+        if request == _RUN:
+            return self._exit(fd)
+        known = _REQUESTS.get(request & 0xFFFFFFFF)
+        if request == _ENCRYPT_OP:
+            command = self._read(self._dialect.cmd, arg)
+            if command is None:
+                return {}
+            out: dict[str, Any] = {"hw_error": f"{getattr(command, self._dialect.hw_error_member):#x}"}
+            if succeeded and args.get("command") in ("KVM_TDX_CAPABILITIES", "KVM_TDX_INIT_MEM_REGION"):
+                out["data"] = self._tdx_data(command)
+            return out
+        if succeeded and known is not None and known.argument is not None and known.direction & IOC_READ:
+            after = self._structure(known.argument, arg)
+            return {name: value for name, value in after.items() if args.get(name) != value}
+        return {}
+
+    def _tdx_command(self, address: int) -> dict[str, Any]:
+        command = self._read(self._dialect.cmd, address)
+        if command is None:
+            return {"arg": f"{address:#x} (not readable)"}
+        try:
+            name = f"KVM_TDX_{TdxCommand(command.id).name}"
+        except ValueError:
+            name = f"{command.id:#x}"
+        given: dict[str, Any] = {"command": name, "flags": f"{command.flags:#x}"}
+        given["data"] = self._tdx_data(command)
+        return given
+
+    def _tdx_data(self, command: Any) -> Any:
+        member = _DATA_OF_INIT.get(command.id)
+        if member is None or (command.id == TdxCommand.CAPABILITIES and not command.data):
+            return f"{command.data:#x}"
+        return self._structure(getattr(self._dialect, member), command.data)
+
+    def _structure(self, layout: Any, address: int) -> dict[str, Any]:
+        value = self._read(layout, address)
+        if value is None:
+            return {"arg": f"{address:#x} (not readable)"}
+        return _shown(value) if isinstance(value, ctypes.Structure) else {"value": f"{value.value:#x}"}
+
+    def _read(self, layout: Any, address: int) -> Any:
+        """What stands at an address of this process; None where it cannot be read."""
+        try:
+            octets = os.pread(self._memory, ctypes.sizeof(layout), address)
+            return layout.from_buffer_copy(octets)
+        except (OSError, ValueError, OverflowError):
+            return None
+
+    def _exit(self, fd: int) -> dict[str, Any]:
+        """Why KVM_RUN came back, from the shared page."""
+        page = self._pages.get(fd)
+        if page is None or page.closed:
+            return {}
+        (reason,) = struct.unpack_from("<I", page, kvm_run.exit_reason.offset)
+        if reason == Exit.IO:
+            direction, size, port, count, offset = _IO.unpack_from(page, _UNION)
+            found = {"exit": "IO", "direction": "out" if direction else "in", "port": f"{port:#x}", "size": size}
+            if count != 1:
+                found["count"] = count
+            if direction:
+                found["data"] = "0x" + page[offset : offset + size][::-1].hex()
+            return found
+        if reason == Exit.MMIO:
+            gpa, data, length, is_write = _MMIO.unpack_from(page, _UNION)
+            found = {"exit": "MMIO", "direction": "write" if is_write else "read", "gpa": f"{gpa:#x}", "size": length}
+            if is_write:
+                found["data"] = "0x" + data[:length][::-1].hex()
+            return found
+        try:
+            found = {"exit": Exit(reason).name}
+        except ValueError:
+            return {"exit": str(reason)}
+        if reason in _EXIT_MEMBERS:
+            member, fields = _EXIT_MEMBERS[reason]
+            shown = getattr(kvm_run.from_buffer_copy(page[: ctypes.sizeof(kvm_run)]), member)
+            found |= {name: _value(getattr(shown, name)) for name in fields}
+        return found
+
+
+def _capability(number: int) -> str:
+    try:
+        return f"KVM_CAP_{Cap(number).name}"
+    except ValueError:
+        return f"{number:#x}"
+
+
+def _shown(structure: ctypes.Structure) -> dict[str, Any]:
+    """A structure's members, without padding and the contents of unions; a flexible array is left out."""
+    found: dict[str, Any] = {}
+    for entry in structure._fields_:
+        name, layout = entry[0], entry[1]
+        if name.lower().startswith(_DULL) or issubclass(layout, ctypes.Union):
+            continue
+        value = getattr(structure, name)
+        if isinstance(value, ctypes.Structure):
+            found[name] = _shown(value)
+        elif not (isinstance(value, ctypes.Array) and not len(value)):
+            found[name] = _value(value)
+    return found
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, int):
+        return f"{value:#x}"
+    if isinstance(value, ctypes.Array) and not issubclass(value._type_, ctypes.Structure):
+        if value._type_ is u32 or ctypes.sizeof(value._type_) > 1:
+            return [f"{item:#x}" for item in list(value)[:_SHOWN_ELEMENTS]]
+        return bytes(value)[:32].hex()
+    return str(type(value).__name__)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trace files: what is written can be read back, in both formats, whole or cut off; and their summary."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import guest
+from bench.td import MeasuredTd
+from swtdx.cli.trace_file import TraceError, TraceFormat, TraceWriter, read_events
+from swtdx.cpu.platform import Platform
+from swtdx.machine import open_kernel
+from swtdx.uapi.client import Kvm
+from tests.cli.conftest import Command
+from tests.vmm.fake_kernel import FakeKernel, port_out
+
+
+def event(kind: str, name: str, t: int, dur: int, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "t": t, "dur": dur, "tid": 5, **more}
+
+
+EVENTS = [
+    event("ioctl", "KVM_RUN", 2_000, 10_000, on="vCPU 0", args={}, result=0),
+    event("ioctl", "KVM_RUN", 13_000, 30_000, on="vCPU 0", args={}, errno="EINTR"),
+    event("ioctl", "KVM_MEMORY_ENCRYPT_OP", 1_000, 500, on="VM", args={"command": "KVM_TDX_INIT_VM"}, result=0),
+    event("seamcall", "TDH.MEM.PAGE.AUG", 3_000, 100, args={}, status="0x8000020000000092", text="OPERAND_BUSY"),
+    event("exit", "TDCALL", 8_000, 1_000, vcpu=0, guest=4_000, args={}),
+    event("tdcall", "TDG.VP.VMCALL", 8_000, 1_000, vcpu=0, args={"function": "MapGPA"}, status="0x0"),
+    event("event", "#VE", 9_000, 0, vcpu=0, args={}),
+]
+
+
+def written(path: Path, form: TraceFormat = TraceFormat.jsonl) -> Path:
+    writer = TraceWriter(path, form, ["swtdx", "run"], origin=1_000)
+    for each in EVENTS:
+        writer.emit(each)
+    writer.close({"outcome": "a test"})
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_json_lines(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name)
+    if name.endswith("gz"):
+        assert gzip.decompress(path.read_bytes()).startswith(b'{"kind":"trace"')
+    head, *body, end = read_events(path)
+    assert head["command"] == ["swtdx", "run"]
+    assert end["record"] == {"outcome": "a test"}
+    assert end["events"] == len(EVENTS) == len(body)
+    assert (body[0]["t"], body[0]["dur"]) == (1.0, 10.0)  # microseconds since the origin
+    assert body[4]["guest"] == 4.0
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / name)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert len(list(read_events(path))) <= len(EVENTS) + 1
+
+
+@pytest.mark.parametrize("text", [b"", b"not json\n", b'{"kind": "other"}\n', b'{"kind":"trace","version":99}\n'])
+def test_what_is_no_trace(tmp_path: Path, text: bytes) -> None:
+    path = tmp_path / "no.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(TraceError):
+        list(read_events(path))
+
+
+def test_chrome_format_as_perfetto_reads_it(tmp_path: Path) -> None:
+    """The Trace Event Format document: complete events have ts and dur in microseconds, pid and tid; slices nest."""
+    slices = json.loads(written(tmp_path / "t.json", TraceFormat.chrome).read_text())
+    complete = [s for s in slices if s["ph"] == "X"]
+    assert all({"name", "cat", "ts", "dur", "pid", "tid"} <= set(s) for s in complete)
+    assert {s["ph"] for s in slices} == {"X", "M", "i"}
+    names = {(s["pid"], s["tid"]): s["args"]["name"] for s in slices if s["name"] == "thread_name"}
+    assert names == {(1, 5): "thread 5", (2, 1): "vCPU 0"}
+    (ran,) = (s for s in complete if s["name"] == "guest")
+    assert (ran["ts"], ran["dur"], ran["pid"]) == (3.0, 4.0, 2)
+
+
+def test_slices_of_one_track_nest(tmp_path: Path) -> None:
+    """On one track a slice begins after the one before has ended, or ends no later than it."""
+    path = tmp_path / "t.json"
+    writer = TraceWriter(path, TraceFormat.chrome, [])
+    kernel = open_kernel("emulated", platform=Platform(memory_size=2 << 30), trace=writer.emit)
+    with Kvm(kernel) as device, MeasuredTd(device) as td:
+        td.seconds(guest.Workload.IO_EXIT, 50)
+    writer.close()
+    slices = [s for s in json.loads(path.read_text()) if s["ph"] == "X"]
+    for track in {(s["pid"], s["tid"]) for s in slices}:
+        open_until: list[float] = []
+        own = sorted((s["ts"], -s["dur"]) for s in slices if (s["pid"], s["tid"]) == track)
+        for begin, minus in own:
+            while open_until and open_until[-1] <= begin + 0.001:
+                open_until.pop()
+            assert not open_until or begin - minus <= open_until[-1] + 0.002, track
+            open_until.append(begin - minus)
+
+
+@pytest.mark.parametrize("form", list(TraceFormat))
+def test_summary(command: Command, tmp_path: Path, form: TraceFormat) -> None:
+    path = written(tmp_path / "trace", form)
+    result = command("trace", "summary", path, "--json")
+    assert result.status == 0
+    found = json.loads(result.out)
+    run = found["by_kind"]["ioctl"]["by_name"]["KVM_RUN"]
+    assert run == {"count": 2, "total_us": 40.0, "mean_us": 20.0, "longest_us": 30.0, "failed": 1}
+    assert found["by_kind"]["ioctl"]["by_name"]["KVM_TDX_INIT_VM"]["count"] == 1
+    assert found["by_kind"]["seamcall"]["by_name"]["TDH.MEM.PAGE.AUG"]["failed"] == 1
+    assert "TDG.VP.VMCALL MapGPA" in found["by_kind"]["tdcall"]["by_name"]
+    assert found["guest_seconds"] == 4e-6
+    assert found["seconds"] == 42e-6  # from the origin to the end of the second KVM_RUN
+
+
+def test_summary_table_and_kinds(command: Command, tmp_path: Path) -> None:
+    path = written(tmp_path / "trace")
+    result = command("trace", "summary", path, "--kind", "seamcall")
+    assert "TDH.MEM.PAGE.AUG" in result.out
+    assert "KVM_RUN" not in result.out
+    assert "\x1b" not in result.out + result.err
+
+
+def test_summary_of_what_is_no_trace(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "no").write_text("hello\n")
+    assert command("trace", "summary", tmp_path / "no").status == 2
+    assert command("trace", "summary", tmp_path / "nowhere").status == 3
+    assert command("trace", "summary", tmp_path / "no", "--kind", "sorrow").status == 1
+
+
+def test_run_refuses_a_trace_that_cannot_be_written(command: Command, firmware: Path, tmp_path: Path) -> None:
+    result = command("run", "--firmware", firmware, "--trace", tmp_path / "no" / "where")
+    assert result.status == 2
+    assert "there is no folder" in result.err
+    assert command("run", "--firmware", firmware, "--trace", tmp_path).status == 2
+
+
+def test_a_run_closes_its_trace_with_the_record(
+    command: Command, firmware: Path, tmp_path: Path, scripted: Callable[[FakeKernel], FakeKernel]
+) -> None:
+    scripted(FakeKernel(plays={0: [port_out(0x604, struct.pack("<H", 0x2000), 2)]}))
+    result = command("run", "--firmware", firmware, "--trace", tmp_path / "t.jsonl", "--json", tmp_path / "r.json")
+    assert result.status == 0
+    *_, end = read_events(tmp_path / "t.jsonl")
+    assert end["record"] == json.loads((tmp_path / "r.json").read_text())
