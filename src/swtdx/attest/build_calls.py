@@ -196,7 +196,10 @@ def _image_of(kept: dict[str, Any]) -> Tdvf | None:
     if not isinstance(firmware, dict) or not isinstance(firmware.get("path"), str):
         return None
     try:
-        with Path(firmware["path"]).open("rb") as file:
+        path = Path(firmware["path"])
+        if not path.is_file():  # a record is anybody's: what it names may be a pipe, which would be waited for
+            return None
+        with path.open("rb") as file:
             image = file.read(MAXIMUM_IMAGE_SIZE + 1)
         if hashlib.sha256(image).hexdigest() != firmware.get("sha256"):
             return None

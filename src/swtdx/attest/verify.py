@@ -9,9 +9,11 @@ verifies brings it, and says for which time it shall count.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from swtdx.attest.event_words import printable
 from swtdx.attest.quote import Quote
 
 COLLATERAL_MEMBERS = (
@@ -67,12 +69,23 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
     try:
         material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(checked))
     except (ValueError, TypeError) as error:
-        raise CollateralError(f"the collateral is not usable: {error}") from None
+        raise CollateralError(f"the collateral is not usable: {_in_one_line(error)}") from None
     try:
         report = dcap_qvl.verify(quote.raw, material, at)
     except (ValueError, RuntimeError) as error:
-        raise VerificationError(f"the quote does not verify: {error}") from None
+        raise VerificationError(f"the quote does not verify: {_in_one_line(error)}") from None
     return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at)
+
+
+def _in_one_line(error: Exception) -> str:
+    """The verifier's reasons, outermost first; it writes each cause on a line of its own, and may number them.
+
+    >>> _in_one_line(ValueError("Verification failed: no chain\\n\\nCaused by:\\n    0: certs\\n    1: bad"))
+    'no chain: certs: bad'
+    """
+    lines = [re.sub(r"^\d+: ", "", line.strip()) for line in str(error).splitlines()]
+    lines = [line for line in lines if line and line != "Caused by:"]
+    return printable(": ".join(lines).removeprefix("Verification failed: ")).rstrip(".")
 
 
 def _checked(collateral: bytes | str) -> dict[str, str]:

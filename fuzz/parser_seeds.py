@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The good inputs that `fuzz.parsers` damages: made from the specifications, and real ones where they are at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from functools import cache
+
+from fuzz.mutation import Seed
+from tests.attest import uefi_image
+from tests.conftest import firmware_image, reference_directory
+from tests.vmm.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
+
+
+def vector(name: str) -> bytes:
+    """A reference vector; empty where there is none."""
+    path = reference_directory() / "vectors" / name
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _given(*seeds: Seed) -> tuple[Seed, ...]:
+    return tuple(seed for seed in seeds if seed.data)
+
+
+@cache
+def images() -> tuple[Seed, ...]:
+    """TDVF images; the structure is the descriptor near the end and the table of GUIDs behind it."""
+    made = image_with()
+    hot = ((DESCRIPTOR_AT, DESCRIPTOR_AT + 0xA0), (SIZE - 0x80, SIZE))
+    seeds = [Seed("made", made, hot)]
+    real = firmware_image()
+    if real.is_file():
+        image = real.read_bytes()
+        at = image.rfind(b"TDVF")
+        seeds.append(Seed("OVMF.fd", image, ((at - 16, at + 0x100), (len(image) - 0x100, len(image)))))
+    return tuple(seeds)
+
+
+@cache
+def bootable_images() -> tuple[Seed, ...]:
+    """Images as edk2 builds them: variables, volumes, compressed volumes."""
+    plain = uefi_image.edk2_like({("KEK", uefi_image.GLOBAL): b"key"})
+    table = (DESCRIPTOR_AT, DESCRIPTOR_AT + 0xA0)
+    return (Seed("made", plain, ((0, 0x100), (0x4000, 0x4400), table)),)
+
+
+@cache
+def variables() -> tuple[Seed, ...]:
+    """CFVs."""
+    names = {("PK", uefi_image.GLOBAL): b"key", ("db", uefi_image.IMAGE_SECURITY): b"x" * 100}
+    return (Seed("made", uefi_image.variable_store(uefi_image.stored(names)), ((0, 0x200),)),)
+
+
+@cache
+def kernels() -> tuple[Seed, ...]:
+    """bzImages that are PE executables."""
+    return (Seed("made", uefi_image.efi_kernel(signature=b"s" * 64), ((0x3C, 0x130), (0x1F0, 0x268))),)
+
+
+@cache
+def logs() -> tuple[Seed, ...]:
+    """Event logs: TCG's, and dstack's JSON."""
+
+    def event(register: int, kind: int, data: bytes) -> bytes:
+        head = struct.pack("<IIIH", register, kind, 1, 0xC) + hashlib.sha384(data).digest()
+        return head + struct.pack("<I", len(data)) + data
+
+    specification = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 1) + struct.pack("<HHB", 0xC, 48, 0)
+    log = struct.pack("<II20sI", 1, 3, b"", len(specification)) + specification
+    name = "SecureBoot".encode("utf-16-le")
+    log += event(1, 0x8000_0001, uefi_image.GLOBAL.bytes_le + struct.pack("<QQ", 10, 1) + name + b"\1")
+    log += event(2, 0x8000_0003, bytes(24) + struct.pack("<Q", 8) + b"\x04\x04\x08\0k\0\0\0")
+    log += event(1, 0x8000_000A, b"\x03Fv\0" + bytes(16)) + event(3, 6, struct.pack("<II", 7, 4) + b"tag\0")
+    log += event(2, 4, bytes(4)) + event(2, 0x8000_0006, b"EFI PART" + bytes(100))
+    mine = [{"imr": 3, "event_type": 0x0800_0001, "digest": "00" * 48, "event": "x", "event_payload": "6162"}]
+    return _given(
+        Seed("made", log + b"\xff" * 64, ((0, len(log)),)),
+        Seed("JSON", json.dumps(mine).encode(), json=True),
+        Seed("JSON in JSON", json.dumps({"event_log": json.dumps(mine)}).encode()),
+        Seed("COS", vector("ccel/go-tdx-guest_cos113_ccel_data.dat")[:0x4800]),
+        Seed("dstack", vector("dstack_quote-report.json"), json=True),
+    )
+
+
+@cache
+def tables() -> tuple[Seed, ...]:
+    """ACPI tables CCEL."""
+    table = bytearray(struct.pack("<4sIBB6s8sI4sIBBHQQ", b"CCEL", 56, 1, 0, b"", b"", 0, b"", 0, 2, 0, 0, 1 << 16, 0))
+    table[9] = -sum(table) & 0xFF
+    return (Seed("made", bytes(table)),)
+
+
+@cache
+def made_quote(version: int) -> bytes:
+    """A quote whose signature is of nothing, as far as its layout goes."""
+    body = bytes(range(256)) * 2 + bytes(72 if version == 4 else 136)
+    kind = b"" if version == 4 else struct.pack("<HI", 3, len(body))
+    inner = struct.pack("<HI", 5, 30) + b"-----BEGIN CERTIFICATE-----\n\0\0"
+    certification = bytes(384) + bytes(64) + struct.pack("<H", 32) + bytes(32) + inner
+    signature = bytes(128) + struct.pack("<HI", 6, len(certification)) + certification
+    header = struct.pack("<HHI4s16s20s", version, 2, 0x81, b"", bytes(16), b"")
+    return header + kind + body + struct.pack("<I", len(signature)) + signature
+
+
+@cache
+def quotes() -> tuple[Seed, ...]:
+    """Quotes in both versions; those of real machines."""
+    names = ("go-tdx-guest_cos113_quote.dat", "go-tdx-guest_v5_sample.dat", "dcap-qvl_tdx_quote", "dcap-qvl_sgx_quote")
+    return _given(
+        *(Seed(f"v{version}", made_quote(version)) for version in (4, 5)),
+        Seed("hexadecimal", made_quote(4).hex().encode()),
+        *(Seed(name, vector(f"quotes/{name}"), ((0, 0x40), (0x270, 0x2C0))) for name in names),
+    )
+
+
+@cache
+def genuine_quotes() -> tuple[Seed, ...]:
+    """Quotes for the verifier, which has to get past the layout."""
+    return _given(Seed("genuine", vector("quotes/dcap-qvl_tdx_quote"), ((0x270, 0x700),))) or quotes()
+
+
+@cache
+def collateral() -> tuple[Seed, ...]:
+    """Collateral as JSON."""
+    members = ("pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info",
+               "tcb_info_signature", "qe_identity_issuer_chain", "qe_identity", "qe_identity_signature")  # fmt: skip
+    made = json.dumps(dict.fromkeys(members, "00")).encode()
+    genuine = vector("collateral/dcap-qvl_tdx_quote_collateral.json")
+    return _given(Seed("made", made, json=True), Seed("genuine", genuine, json=True))
+
+
+@cache
+def reports() -> tuple[Seed, ...]:
+    """TDREPORTs."""
+    made = b"\x81" + bytes(range(255)) * 4 + bytes(3)
+    published = vector("reports/go-tdx-guest_tdreport.dat")
+    return _given(
+        Seed("made", made),
+        Seed("hexadecimal", made.hex().encode()),
+        Seed("published", b"\x81" + bytes(47) + published[:976] if published else b""),
+    )
+
+
+@cache
+def records() -> tuple[Seed, ...]:
+    """What ``swtdx run --json`` keeps, as far as a comparison reads it."""
+    digest = "ab" * 48
+    section = {"section": 0, "type": "BFV", "gpa": 0xFFFF0000, "pages": 2, "measured": True, "sha384": [digest] * 2}
+    bare = {"section": 1, "type": "TD_HOB", "gpa": 0x809000, "pages": 2, "measured": False, "sha384": []}
+    made = {
+        "vm_type": "tdx", "mrtd": digest, "mrtd_order": "page by page", "added": [section, bare], "rtmr": [digest] * 4,
+        "rtmr_events": [[0, digest], [1, digest]], "memory": 1 << 28,
+        "firmware": {"path": "absent.fd", "sha256": digest},
+    }  # fmt: skip
+    return (Seed("made", json.dumps(made).encode(), json=True),)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``script/fuzz parsers``: whatever is given to a verifier ends in a result or in the documented exception.
+
+TDVF images, kernels, event logs, CCEL tables, quotes, collateral, TDREPORTs and records of launches, damaged.  A case
+fails if another exception comes out, if what comes out cannot be written as JSON or shown on a terminal, or if it takes
+longer than `PATIENCE`; the process may not grow by more than `MEMORY`.  Seeds are made here from the specifications;
+real firmware and the reference vectors are taken too where they are at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from fuzz import parser_seeds
+from fuzz.mutation import Seed, mutated
+from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.build_calls import RecordError, recorded_build
+from swtdx.attest.direct_boot import predict_direct_boot
+from swtdx.attest.divergence import compare
+from swtdx.attest.event_log import EventLogError, parse_event_log, parse_table
+from swtdx.attest.inspection import inspect_image
+from swtdx.attest.measure import MeasureError, measure_image
+from swtdx.attest.memory_picture import svg_picture, text_picture
+from swtdx.attest.quote import QuoteError, parse_quote
+from swtdx.attest.replay import replay
+from swtdx.attest.report import ReportError, parse_report
+from swtdx.attest.variable_store import VariableStoreError, parse_variables
+from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
+from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError
+from swtdx.vmm.linux_image import parse as parse_linux
+from swtdx.vmm.tdvf import TdvfError
+from tests.attest import uefi_image
+
+PATIENCE = 10.0
+"""Seconds that a case may take."""
+MEMORY = 2 << 30
+"""Bytes that the process may grow by."""
+VALID_AT = 1750377600
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input: what damaged ones are fed to, what may be raised, and how many of 100 cases it gets."""
+
+    name: str
+    share: int
+    seeds: Callable[[], tuple[Seed, ...]]
+    feed: Callable[[bytes], object]
+    documented: tuple[type[Exception], ...]
+
+
+@dataclass
+class Result:
+    """What a campaign found: of each kind the inputs accepted and refused, and a sentence for each case that failed."""
+
+    accepted: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+
+    def lines(self) -> Iterator[str]:
+        """For a person: what was fed, and each failure."""
+        for kind in KINDS:
+            accepted, refused = self.accepted[kind.name], self.refused[kind.name]
+            yield f"{kind.name:<12}{accepted:>8,} accepted{refused:>9,} refused"
+        yield f"slowest: {self.slowest[0]:.2f} s ({self.slowest[1]})"
+        yield from self.failures
+
+
+class TooSlow(Exception):
+    """A case has taken longer than `PATIENCE`."""
+
+
+def campaign(cases: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Result:
+    """Feed ``cases`` damaged inputs; ``progress`` is told how many are done. The same seed gives the same cases."""
+    result = Result()
+    dealt = [kind for kind in KINDS for _ in range(kind.share)]
+    with _bounded():
+        for number in range(cases):
+            random = Random(f"{seed}:{number}")
+            kind = random.choice(dealt)
+            _case(kind, random, f"{kind.name}, seed {seed}, case {number}", result)
+            progress(number + 1)
+    return result
+
+
+def _case(kind: Kind, random: Random, name: str, result: Result) -> None:
+    """Make one case and feed it."""
+    seeds = kind.seeds()
+    data = mutated(random.choice(seeds), seeds, random)
+    started = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        kind.feed(data)
+        result.accepted[kind.name] += 1
+    except kind.documented as refusal:
+        result.refused[kind.name] += 1
+        if not str(refusal) or "\n" in str(refusal):
+            result.failures.append(f"{name}: no sentence: {refusal!r}")
+    except BaseException as error:  # a panic of a library below is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        result.failures.append(f"{name}: {error!r}")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    taken = time.monotonic() - started
+    if taken > PATIENCE:  # in a library that signals do not interrupt
+        result.failures.append(f"{name}: took {taken:.1f} s")
+    result.slowest = max(result.slowest, (taken, name))
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Address space and time are limited while the campaign runs."""
+
+    def too_slow(number: int, frame: object) -> None:
+        raise TooSlow(f"after {PATIENCE:g} s")
+
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGALRM, too_slow)
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+        signal.signal(signal.SIGALRM, handler)
+
+
+# --- what is fed ------------------------------------------------------------------------------------------------------
+
+
+def _image(data: bytes) -> None:
+    inspection = inspect_image(data)
+    json.dumps(inspection.as_json())
+    text_picture(inspection)
+    svg_picture(inspection)
+    json.dumps(measure_image(data).as_json())
+
+
+def _boot(data: bytes) -> None:
+    kernel = parse_linux(uefi_image.efi_kernel(), "vmlinuz")
+    json.dumps(predict_direct_boot(data, LinuxBoot(kernel, b"initrd", "quiet"), 64 << 20).as_json())
+
+
+def _variables(data: bytes) -> None:
+    assert parse_variables(data).secure_boot in (True, False)
+
+
+def _kernel(data: bytes) -> None:
+    assert len(authenticode_digest(parse_linux(data, "vmlinuz").image)) == 48
+
+
+def _log(data: bytes) -> None:
+    events = parse_event_log(data)
+    json.dumps([event.as_json() for event in events])
+    assert all(event.words.isprintable() for event in events)
+    replay(events)
+
+
+def _quote(data: bytes) -> None:
+    json.dumps(parse_quote(data).as_json())
+
+
+def _verified(data: bytes) -> None:
+    verify_quote(parse_quote(data), parser_seeds.collateral()[-1].data, VALID_AT)
+
+
+def _collateral(data: bytes) -> None:
+    verify_quote(parse_quote(parser_seeds.genuine_quotes()[0].data), data, VALID_AT)
+
+
+def _report(data: bytes) -> None:
+    json.dumps(parse_report(data).as_json())
+
+
+def _record(data: bytes) -> None:
+    build = recorded_build(data)
+    json.dumps(compare(build, recorded_build(parser_seeds.records()[0].data)).as_json())
+
+
+_IMAGE_ERRORS = (TdvfError, MeasureError)
+KINDS = (
+    Kind("image", 20, parser_seeds.images, _image, _IMAGE_ERRORS),
+    Kind("boot", 10, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
+    Kind("variables", 8, parser_seeds.variables, _variables, (VariableStoreError,)),
+    Kind("kernel", 8, parser_seeds.kernels, _kernel, (LinuxImageError, PeError)),
+    Kind("log", 18, parser_seeds.logs, _log, (EventLogError,)),
+    Kind("table", 4, parser_seeds.tables, parse_table, (EventLogError,)),
+    Kind("quote", 14, parser_seeds.quotes, _quote, (QuoteError,)),
+    Kind("verify", 4, parser_seeds.genuine_quotes, _verified, (QuoteError, CollateralError, VerificationError)),
+    Kind("collateral", 2, parser_seeds.collateral, _collateral, (CollateralError, VerificationError)),
+    Kind("report", 6, parser_seeds.reports, _report, (ReportError,)),
+    Kind("record", 6, parser_seeds.records, _record, (RecordError,)),
+)
