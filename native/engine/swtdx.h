@@ -119,8 +119,8 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 /* Software wrote to (or gave away) this physical memory: forget code translated from it. */
 void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 /* User memory may have been written by its owner since the virtual CPU last ran: drop translated code that no longer is
- * what lies there. Looks at the page of the next instruction every time, at all pages every 20 ms. */
-void swtdx_check_code(swtdx_cpu *cpu);
+ * what lies there. Looks at the page of the next instruction every time, at all pages every 20 ms or if ``all``. */
+void swtdx_check_code(swtdx_cpu *cpu, bool all);
 /* INVEPT: translations cached for any virtual CPU are dropped before the next instruction runs. */
 void swtdx_invept(swtdx_engine *engine);
 /* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of those.

@@ -6,7 +6,9 @@
  * the process that owns it, with plain stores that nobody announces: a VMM that loads a kernel, plants a breakpoint, runs
  * the next test. Real processors are coherent. Here each page of user memory with code in it is remembered as it was when
  * the code was translated, and compared when the owner lets the virtual CPU run again: the page of the next instruction
- * always, all the others every 20 ms. What is left out: code elsewhere, changed and reached within 20 ms of running.
+ * always, all the others every 20 ms, and at once when told so: after a doorbell the owner, as the devices of a VM, may
+ * have read code from a disk. What is left out: code changed elsewhere and for no reason that the guest gave, and reached
+ * within 20 ms of running.
  *
  * RAM of the machine needs none of this: whoever writes it (the TDX module, the kernel) says so.
  */
@@ -100,7 +102,7 @@ static void check_page(swtdx_engine *engine, struct swtdx_snapshot *snapshot)
     }
 }
 
-void swtdx_check_code(swtdx_cpu *cpu)
+void swtdx_check_code(swtdx_cpu *cpu, bool all)
 {
     swtdx_engine *engine = cpu->engine;
     struct swtdx_segment cs;
@@ -126,7 +128,7 @@ void swtdx_check_code(swtdx_cpu *cpu)
         if (here) {
             check_page(engine, here);
         }
-        if (ns - engine->checked_ns > CHECK_ALL_NS) {
+        if (all || ns - engine->checked_ns > CHECK_ALL_NS) {
             for (at = 0; at < engine->snapshot_slots; at++) {
                 if (engine->snapshots[at]) {
                     check_page(engine, engine->snapshots[at]);

@@ -50,7 +50,7 @@ cdef extern from "swtdx.h" nogil:
     int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
-    void swtdx_check_code(swtdx_cpu *cpu)
+    void swtdx_check_code(swtdx_cpu *cpu, bint all)
     void swtdx_invept(swtdx_engine *engine)
     void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_engine *engine)
@@ -205,11 +205,15 @@ cdef class GuestContext:
         """Posted-interrupt notification: look at the descriptor again, without an exit."""
         swtdx_notify(self.cpu)
 
-    def check_code(self) -> None:
-        """The owner of user memory may have written to it: forget translated code that is out of date."""
+    def check_code(self, everywhere: bool = False) -> None:
+        """The owner of user memory may have written to it: forget translated code that is out of date.
+
+        The next instruction's page is looked at always, all others every 20 ms, or now if ``everywhere``.
+        """
         cdef swtdx_cpu *cpu = self.cpu
+        cdef bint all = everywhere
         with nogil:
-            swtdx_check_code(cpu)
+            swtdx_check_code(cpu, all)
 
     def inject(self, vector: int, kind: int, error_code: int | None = None, instruction_length: int = 0) -> None:
         """Deliver an event at the next entry (``kind``: :class:`~swtdx.cpu.vmx.EventType`). Replaces a pending one."""

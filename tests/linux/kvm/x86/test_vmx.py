@@ -462,3 +462,19 @@ def test_triple_fault(kernel: Kernel) -> None:
     machine.vcpu.run()
     assert machine.vcpu.exit_reason == k.KVM_EXIT_SHUTDOWN
     machine.close()
+
+
+def test_code_that_a_device_brought_is_what_runs(emulated: Kernel) -> None:
+    """A doorbell, then DMA by the VMM into a page whose code has run: no time may pass before the guest sees it."""
+    machine = Machine(emulated)
+    routine, immediate = 0x5000, 0x5001
+    machine.load("b800000000c3", routine)  # mov eax, N; ret
+    machine.load(f"bb{address(routine)} ffd3 a3{address(MMIO)} ebf7")  # 1: mov ebx, routine; call ebx; mov [MMIO], eax
+    flat(machine.vcpu)
+    seen = []
+    for number in range(200):
+        machine.memory[immediate] = number
+        machine.vcpu.run()
+        assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_MMIO
+        seen.append(machine.vcpu.kvm_run.mmio.data[0])
+    assert seen == list(range(200))
