@@ -38,9 +38,16 @@ class MachineKernel(EmulatedKernel):
     """
 
     def __init__(
-        self, processor: Processor, module: TdxModule, dialect: Dialect, *, enable_tdx: bool, no_rbp_mod: bool
+        self,
+        processor: Processor,
+        module: TdxModule,
+        dialect: Dialect,
+        *,
+        enable_tdx: bool,
+        no_rbp_mod: bool,
+        tdx_huge_page: bool,
     ) -> None:
-        super().__init__(processor, dialect, enable_tdx, no_rbp_mod)
+        super().__init__(processor, dialect, enable_tdx, no_rbp_mod, tdx_huge_page)
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
         """Tell what a trace still holds back: of each vCPU its last exit."""
@@ -74,11 +81,12 @@ def boot(
     *,
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
+    tdx_huge_page: bool = False,
     trace: Emit | None = None,
 ) -> MachineKernel:
     """Power an emulated machine on: load the TDX module, boot a kernel that speaks ``dialect``.
 
-    ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod`` as for
+    ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod`` and ``tdx_huge_page`` as for
     :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. ``trace`` is told
     of every SEAMCALL, TDCALL, VM exit and injected event from now on (of system calls by :func:`open_kernel` only).
     Raises ValueError for a platform that cannot be.
@@ -87,11 +95,15 @@ def boot(
     module = TdxModule(processor)
     if trace is None:
         processor.load_seam_module(module)
-        return MachineKernel(processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+        return MachineKernel(
+            processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page
+        )
     tracer = SeamTracer(trace)
     flush = watch(processor, tracer)
     processor.load_seam_module(tracer.module(module))
-    kernel = MachineKernel(processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod)
+    kernel = MachineKernel(
+        processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page
+    )
     kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
     kernel.flush_trace = flush
     return kernel
@@ -104,6 +116,7 @@ def open_kernel(
     *,
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
+    tdx_huge_page: bool = False,
     trace: Emit | None = None,
 ) -> Kernel:
     """The kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the one we run on.
@@ -115,7 +128,9 @@ def open_kernel(
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(dialect, platform, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, trace=trace)
+        kernel = boot(
+            dialect, platform, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page, trace=trace
+        )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

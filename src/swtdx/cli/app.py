@@ -194,6 +194,12 @@ def run(
             help="Create the TD with NO_RBP_MOD, as Linux does: firmware from before edk2-stable202405 dies of it.",
         ),
     ] = False,
+    no_huge_pages: Annotated[
+        bool,
+        typer.Option(
+            "--no-huge-pages", help="Map private memory in 4 KiB pages only, as merged kernels do: slower, same guest."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False,
 ) -> None:
@@ -235,6 +241,7 @@ def run(
         initrd=initrd,
         append=append,
         no_rbp_mod=no_rbp_mod,
+        huge_pages=not no_huge_pages,
         until=until,
         timeout=timeout,
         json=json,

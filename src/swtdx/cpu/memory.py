@@ -171,6 +171,22 @@ class PhysicalMemory:
         self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
         self.set_key(hpa, hkid)
 
+    def clear_range(self, hpa: int, length: int, hkid: int) -> None:
+        """`clear_page` for a range of whole pages under ``hkid``. Host memory behind it is given back, not written."""
+        try:
+            self._map.madvise(mmap.MADV_DONTNEED, hpa, length)
+        except OSError:  # locked memory (RLIMIT, mlockall) is not given back
+            self.raw[hpa : hpa + length] = bytes(length)
+        first, last = hpa >> 12, hpa + length >> 12
+        self._keyid[first:last] = array.array("H", [hkid]) * (last - first)
+        if self._poisoned:
+            poisoned = sum(map(bool, self.poison[first:last]))
+            if poisoned:
+                self.poison[first:last] = bytes(last - first)
+                self._tell_poison(-poisoned)
+        if self._engine is not None:
+            self._engine.forget_code(hpa, length)
+
     def is_ram(self, hpa: int) -> bool:
         """Is this physical address RAM (as opposed to a window or nothing)?"""
         return 0 <= hpa < self.size

@@ -42,6 +42,9 @@ class EmulatedKernel:
 
     ``no_rbp_mod``: whether TDs are created with CONFIG_FLAGS.NO_RBP_MOD. Linux always does (the posted code of v10 did
     not yet); under it the TDX module refuses TDVMCALLs that pass RBP, as TDVF images before edk2-stable202405 make.
+
+    ``tdx_huge_page``: private memory comes 2 MiB at a time where a TD accepts so much at once, as in the series "KVM:
+    TDX huge page support for private memory". Merged kernels map 4 KiB pages only, which is the default.
     """
 
     name = "emulated"
@@ -52,9 +55,11 @@ class EmulatedKernel:
         dialect: Dialect = Dialect.UPSTREAM,
         enable_tdx: bool = True,
         no_rbp_mod: bool = True,
+        tdx_huge_page: bool = False,
     ) -> None:
         self.processor = processor
         self.no_rbp_mod = no_rbp_mod
+        self.tdx_huge_page = tdx_huge_page
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
         self.last_reason = ""

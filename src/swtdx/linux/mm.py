@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = ~(PAGE_SIZE - 1)
+HUGE_PAGE_PAGES = 512
+HUGE_PAGE_SIZE = HUGE_PAGE_PAGES * PAGE_SIZE
 LOW_MEMORY = 1 << 20  # what the kernel never gives away (memblock reserves it)
 
 
@@ -30,7 +32,9 @@ class PageAllocator:
         self._next = LOW_MEMORY
         self._end = memory.size & PAGE_MASK
         self._free: list[int] = []
+        self._free_huge: list[int] = []
         self._used: dict[int, str] = {}
+        self._used_huge: dict[int, str] = {}
         self._lock = threading.Lock()
 
     def alloc_page(self, use: str) -> int:
@@ -41,6 +45,9 @@ class PageAllocator:
             elif self._next < self._end:
                 page = self._next
                 self._next += PAGE_SIZE
+            elif self._free_huge:
+                page = self._free_huge.pop()
+                self._free.extend(range(page + HUGE_PAGE_SIZE - PAGE_SIZE, page, -PAGE_SIZE))
             else:
                 raise err(errno.ENOMEM, "the emulated host is out of memory (Platform.memory_size)")
             self._used[page] = use
@@ -58,6 +65,32 @@ class PageAllocator:
             del self._used[page]
             self._free.append(page)
 
+    def alloc_huge_page(self, use: str) -> int | None:
+        """2 MiB, aligned, contents undefined, booked as 512 pages under ``use``; None where there are none."""
+        with self._lock:
+            if self._free_huge:
+                page = self._free_huge.pop()
+            else:
+                page = self._next + HUGE_PAGE_SIZE - 1 & -HUGE_PAGE_SIZE
+                if page + HUGE_PAGE_SIZE > self._end:
+                    return None
+                self._free.extend(range(self._next, page, PAGE_SIZE))
+                self._next = page + HUGE_PAGE_SIZE
+            self._used_huge[page] = use
+            return page
+
+    def free_huge_page(self, page: int) -> None:
+        """Give 2 MiB back that were not split."""
+        with self._lock:
+            del self._used_huge[page]
+            self._free_huge.append(page)
+
+    def split_huge_page(self, page: int) -> None:
+        """From now on these are 512 pages, to be freed one by one."""
+        with self._lock:
+            use = self._used_huge.pop(page)
+            self._used.update(dict.fromkeys(range(page, page + HUGE_PAGE_SIZE, PAGE_SIZE), use))
+
     def alloc_contig_pages(self, count: int) -> int:
         """A physically contiguous area of ``count`` pages that is never freed. Raises OSError(ENOMEM)."""
         with self._lock:
@@ -71,4 +104,7 @@ class PageAllocator:
     def in_use(self) -> Counter[str]:
         """Pages in use, counted by what they were allocated for."""
         with self._lock:
-            return Counter(self._used.values())
+            used = Counter(self._used.values())
+            for use in self._used_huge.values():
+                used[use] += HUGE_PAGE_PAGES
+            return used

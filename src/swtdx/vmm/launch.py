@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from swtdx.uapi import kvm
@@ -116,7 +116,13 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Close vCPUs, VM and guest_memfds, then unmap the memory."""
+        """Close vCPUs, VM and guest_memfds, then unmap the memory.
+
+        A TD is terminated first where the kernel can: without a key its pages come back by one SEAMCALL each, not five.
+        """
+        if self.capabilities is not None and self.capabilities.can_terminate:
+            with suppress(KvmError):  # a dead VM may have lost its key already
+                self.vm.tdx_terminate()
         self._undo.close()
 
 

@@ -5,6 +5,9 @@ Pages are kernel pages, allocated at first use. A page is "prepared" once it was
 populating it a second time is EEXIST. Slots bind ranges of the file; punching a hole or closing the file takes the
 pages out of the guests' page tables before they are freed. The file holds a reference to its VM.
 
+Pages come one by one, or, where the kernel was booted with ``tdx_huge_page`` and the fault wants it, as 2 MiB at once.
+A huge page that loses a part (a hole is punched, an attribute changes) is split first.
+
 As in Linux 6.16 the file cannot be mapped, read or written. In the v10 dialect the kernel makes one without descriptor
 for every slot of a TD (`kvm.memory_region`), which stands for that series' inaccessible memfd.
 """
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.files import File
-from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.mm import HUGE_PAGE_PAGES, PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kernel import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class GuestMemfd(File):
         self.kvm = kvm
         self.length = length
         self.pages: dict[int, int] = {}  # index -> HPA
+        self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()
         self.bindings: list[Memslot] = []
         self._invalidate_lock = threading.Lock()
@@ -47,8 +51,49 @@ class GuestMemfd(File):
         """HPA of the page at ``index``, allocated if need be. Raises OSError(ENOMEM)."""
         page = self.pages.get(index)
         if page is None:
+            huge = self.huge.get(index // HUGE_PAGE_PAGES)
+            if huge is not None:
+                return huge + (index % HUGE_PAGE_PAGES << PAGE_SHIFT)
             page = self.pages[index] = self.kvm.pages.alloc_page("guest_memfd")
         return page
+
+    def get_huge_page(self, index: int) -> int | None:
+        """HPA of the 2 MiB at ``index`` (a multiple of 512), allocated if all of it is a hole; None if it cannot be."""
+        number = index // HUGE_PAGE_PAGES
+        page = self.huge.get(number)
+        if page is None:
+            end = index + HUGE_PAGE_PAGES
+            if end << PAGE_SHIFT > self.length or not self.pages.keys().isdisjoint(range(index, end)):
+                return None
+            page = self.kvm.pages.alloc_huge_page("guest_memfd")
+            if page is not None:
+                self.huge[number] = page
+        return page
+
+    def is_prepared(self, index: int) -> bool:
+        """Whether the page was populated or mapped into a guest."""
+        return index in self.prepared or index // HUGE_PAGE_PAGES in self.huge
+
+    def _split(self, number: int) -> None:
+        """A huge page becomes 512 pages. Where guests map it, they map small pages by now."""
+        page = self.huge.pop(number)
+        self.kvm.pages.split_huge_page(page)
+        first = number * HUGE_PAGE_PAGES
+        for offset in range(HUGE_PAGE_PAGES):
+            self.pages[first + offset] = page + (offset << PAGE_SHIFT)
+        self.prepared.update(range(first, first + HUGE_PAGE_PAGES))
+
+    def give_up(self, page: int) -> None:
+        """Forget a page (or huge page) that the TDX module does not give back; whoever calls keeps the book on it."""
+        for number, huge in self.huge.items():
+            if huge == page:
+                del self.huge[number]
+                return
+        for index, other in self.pages.items():
+            if other == page:
+                del self.pages[index]
+                self.prepared.discard(index)
+                return
 
     # Slots
 
@@ -92,6 +137,12 @@ class GuestMemfd(File):
                 if low < high:
                     shift = slot.base_gfn - slot.gmem_pgoff
                     self.kvm.mmu.zap_private(low + shift, high + shift)
+            for number in [number for number in self.huge if self._overlaps(number, start, end)]:
+                first = number * HUGE_PAGE_PAGES
+                if start <= first and first + HUGE_PAGE_PAGES <= end:
+                    self.kvm.pages.free_huge_page(self.huge.pop(number))
+                else:
+                    self._split(number)
             if end - start < len(self.pages):
                 indices = [index for index in range(start, end) if index in self.pages]
             else:
@@ -99,6 +150,11 @@ class GuestMemfd(File):
             for index in indices:
                 self.prepared.discard(index)
                 self.kvm.pages.free_page(self.pages.pop(index))
+
+    @staticmethod
+    def _overlaps(number: int, start: int, end: int) -> bool:
+        first = number * HUGE_PAGE_PAGES
+        return first < end and start < first + HUGE_PAGE_PAGES
 
     def release(self) -> None:
         self.punch_hole(0, self.length >> PAGE_SHIFT)

@@ -36,6 +36,7 @@ TDH_MNG_INIT = 21
 TDH_VP_INIT = 22
 TDH_VP_RD = 26
 TDH_PHYMEM_PAGE_RECLAIM = 28
+TDH_MEM_PAGE_DEMOTE = 15
 TDH_MEM_PAGE_REMOVE = 29
 TDH_SYS_KEY_CONFIG = 31
 TDH_SYS_INFO = 32
@@ -62,6 +63,7 @@ TDX_NON_RECOVERABLE_TD = 0x40000002 << 32
 TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE = 0x60000005 << 32
 TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE = 0x60000007 << 32
 TDX_INTERRUPTED_RESUMABLE = 0x80000003 << 32
+TDX_INTERRUPTED_RESTARTABLE = 0x80000004 << 32
 TDX_OPERAND_INVALID = 0xC0000100 << 32
 TDX_OPERAND_BUSY = 0x80000200 << 32
 TDX_PREVIOUS_TLB_EPOCH_BUSY = 0x80000201 << 32
@@ -209,6 +211,13 @@ class Seamcall:
     def tdh_mem_page_remove(self, tdr: int, gpa: int, level: int) -> tuple[int, int, int]:
         status, args = self._call_ret(TDH_MEM_PAGE_REMOVE, gpa | level, tdr)
         return status, args.rcx, args.rdx
+
+    def tdh_mem_page_demote(self, tdr: int, gpa: int, level: int, table: int) -> tuple[int, int, int]:
+        """Again while an interrupt stops it: it starts over."""
+        while True:
+            status, args = self._call_ret(TDH_MEM_PAGE_DEMOTE, gpa | level, tdr, table)
+            if status_class(status) != TDX_INTERRUPTED_RESTARTABLE:
+                return status, args.rcx, args.rdx
 
     def tdh_mem_track(self, tdr: int) -> int:
         return self._call(TDH_MEM_TRACK, tdr)

@@ -49,12 +49,14 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
         first = hpa
         hpa &= ~ACCEPT_COUNTER
         entry &= ~ACCEPT_COUNTER
-        for page in range(first, hpa + sept.ENTRIES * PAGE_SIZE, PAGE_SIZE):
+        end = hpa + sept.ENTRIES * PAGE_SIZE
+        for page in range(first, end, PAGE_SIZE):
             if module.contention.interrupted(vcpu.lp):
+                if page > first:
+                    memory.clear_range(first, page - first, td.hkid)
                 memory.qwords[index] = entry | page & ACCEPT_COUNTER
                 raise Interrupted(None)
-            memory.set_key(page, td.hkid)
-            memory.raw[page : page + PAGE_SIZE] = ZERO_PAGE
+        memory.clear_range(first, end - first, td.hkid)
     else:
         memory.set_key(hpa, td.hkid)
         memory.raw[hpa : hpa + PAGE_SIZE] = ZERO_PAGE

@@ -84,6 +84,7 @@ class KvmX86Ops:
     link_external_spt: "Callable[[Kvm, int, int, int], None]"
     set_external_spte: "Callable[[Kvm, int, int, int], None]"
     remove_external_spte: "Callable[[Kvm, int, int, int], None]"
+    split_external_spte: "Callable[[Kvm, int, int, int], None]"
     free_external_spt: "Callable[[Kvm, int, int, int], None]"
 
 
@@ -141,6 +142,7 @@ VMX_OPS = KvmX86Ops(
     link_external_spt=vmx.vmx_no_external_spt,
     set_external_spte=vmx.vmx_no_external_spt,
     remove_external_spte=vmx.vmx_no_external_spt,
+    split_external_spte=vmx.vmx_no_external_spt,
     free_external_spt=vmx.vmx_no_external_spt,
 )
 """What kvm_intel is without TDX."""
@@ -192,6 +194,7 @@ VT_OPS = replace(
     link_external_spt=tdx_sept.tdx_sept_link_private_spt,
     set_external_spte=tdx_sept.tdx_sept_set_private_spte,
     remove_external_spte=tdx_sept.tdx_sept_remove_private_spte,
+    split_external_spte=tdx_sept.tdx_sept_split_private_spte,
     free_external_spt=tdx_sept.tdx_sept_free_private_spt,
     vcpu_mem_enc_ioctl=_vt_vcpu(tdx_vcpu.tdx_vcpu_ioctl, VMX_OPS.vcpu_mem_enc_ioctl),
     **{

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.kvm.x86 import tdx_params
+from swtdx.linux.kvm.x86.mmu.spte import PG_LEVEL_4K, pages_per_level
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_to_user, struct_from_user
 from swtdx.linux.virt.seamcall import (
@@ -68,7 +69,7 @@ class KvmTdx:
     """gfns that are in the mirror while their MEM.PAGE.ADD is still to come."""
     wait_for_sept_zap: bool = False
     source_page: int = 0
-    orphans: list[int] = field(default_factory=list)
+    orphans: list[tuple[int, int]] = field(default_factory=list)  # HPA and KVM level
     """Private pages that could not be removed; they are reclaimed when the key is gone."""
 
     @property
@@ -144,13 +145,16 @@ def _cache_writeback(tdx: KvmTdx, cpu: int) -> int:
     return 0 if status_class(status) in (0, TDX_NO_HKID_READY_TO_WBCACHE) else status
 
 
-def tdx_reclaim_page(kvm: "Kvm", page: int) -> bool:
-    """TDH.PHYMEM.PAGE.RECLAIM and wipe; the page is an ordinary one then. False if the module keeps it."""
+def tdx_reclaim_page(kvm: "Kvm", page: int, pages: int = 1) -> bool:
+    """TDH.PHYMEM.PAGE.RECLAIM of one page (512 small ones: 2 MiB) and wipe. False if the module keeps it."""
     status = tdx_of(kvm).host.seamcall.tdh_phymem_page_reclaim(page)[0]
     if status:
         log.error("VM %d: TDH.PHYMEM.PAGE.RECLAIM of %#x: %#x", kvm.number, page, status)
         return False
-    kvm.processor.memory.clear_page(page)
+    if pages == 1:
+        kvm.processor.memory.clear_page(page)
+    else:
+        kvm.processor.memory.clear_range(page, pages << PAGE_SHIFT, 0)
     return True
 
 
@@ -168,8 +172,11 @@ def tdx_vm_destroy(kvm: "Kvm") -> None:
         tdx.source_page = 0
     if not tdx.tdr or tdx.is_assigned:
         return  # not made, or the key could not be freed: nothing can be reclaimed
-    for page in tdx.orphans:
-        tdx_reclaim_control_page(kvm, page)
+    for page, level in tdx.orphans:
+        if level == PG_LEVEL_4K:
+            tdx_reclaim_control_page(kvm, page)
+        elif tdx_reclaim_page(kvm, page, pages_per_level(level)):
+            kvm.pages.free_huge_page(page)
     tdx.orphans.clear()
     for page in tdx.tdcs:
         tdx_reclaim_control_page(kvm, page)

@@ -3,6 +3,7 @@
 
     table linked   MEM.SEPT.ADD
     leaf set       MEM.PAGE.AUG once the TD runs; before that nothing: INIT_MEM_REGION does MEM.PAGE.ADD
+    leaf split     MEM.RANGE.BLOCK, MEM.TRACK, all vCPUs out, MEM.PAGE.DEMOTE with a page for the new table
     leaf removed   MEM.RANGE.BLOCK, MEM.TRACK (if needed), all vCPUs out, MEM.PAGE.REMOVE, PHYMEM.PAGE.WBINVD, wipe
     table freed    PHYMEM.PAGE.RECLAIM, wipe, after the HKID is gone
 
@@ -17,6 +18,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
+from swtdx.linux.kvm.x86.mmu.spte import pages_per_level
 from swtdx.linux.kvm.x86.tdx import TdState, tdx_of, tdx_reclaim_control_page, tdx_reclaim_page
 from swtdx.linux.kvm.x86.tdx_params import Command
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
@@ -73,32 +75,70 @@ def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) ->
     """A leaf is removed; its contents are gone. Failure kills the VM and keeps the page for later."""
     tdx = tdx_of(kvm)
     if not tdx.is_assigned:
-        if not tdx_reclaim_page(kvm, page):
-            _orphan(kvm, tdx, gfn, page)
+        if not tdx_reclaim_page(kvm, page, pages_per_level(level)):
+            _orphan(kvm, tdx, gfn, page, level)
         return
     if gfn in tdx.premapped:  # in the mirror, but never added: the module knows nothing of it
         tdx.premapped.discard(gfn)
         return
     failure = _remove(kvm, tdx, gfn << PAGE_SHIFT, level - 1, page)
     if failure:
-        _orphan(kvm, tdx, gfn, page)
+        _orphan(kvm, tdx, gfn, page, level)
         kvm.bug(failure)
 
 
-def _orphan(kvm: "Kvm", tdx: "KvmTdx", gfn: int, page: int) -> None:
+def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) -> None:
+    """A 2 MiB leaf becomes a table of 512; what the guest has in it stays. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    gpa = gfn << PAGE_SHIFT
+    failure = _block_and_track(kvm, tdx, gpa, level - 1)
+    if failure:
+        raise kvm.bug(failure)
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
+    if status:
+        raise kvm.bug(f"TDH.MEM.PAGE.DEMOTE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}")
+
+
+def _orphan(kvm: "Kvm", tdx: "KvmTdx", gfn: int, page: int, level: int) -> None:
     slot = kvm.memslots.gfn_to_memslot(gfn)
-    tdx.orphans.append(page)
-    gmems = {slot.gmem} if slot is not None and slot.gmem is not None else set()
-    for gmem in gmems | {other.gmem for other in kvm.memslots if other.gmem is not None}:
-        for index, other in list(gmem.pages.items()):
-            if other == page:
-                del gmem.pages[index]
-                gmem.prepared.discard(index)
-                return
+    tdx.orphans.append((page, level))
+    if slot is not None and slot.gmem is not None:
+        slot.gmem.give_up(page)
+        return
+    for other in kvm.memslots:
+        if other.gmem is not None:
+            other.gmem.give_up(page)
 
 
 def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:
     """The removal sequence; what went wrong, or an empty string."""
+    seamcall, tdr = tdx.host.seamcall, tdx.tdr
+    failure = _block_and_track(kvm, tdx, gpa, level)
+    if failure:
+        return failure
+    status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status:
+        return f"TDH.MEM.PAGE.REMOVE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
+    size = pages_per_level(level + 1) << PAGE_SHIFT
+    for small in range(page, page + size, PAGE_SIZE):
+        status = seamcall.tdh_phymem_page_wbinvd(small | tdx.hkid << tdx.host.hkid_shift)
+        if status:
+            return f"TDH.PHYMEM.PAGE.WBINVD: {status:#x}"
+    if size == PAGE_SIZE:
+        kvm.processor.memory.clear_page(page)
+    else:
+        kvm.processor.memory.clear_range(page, size, 0)
+    return ""
+
+
+def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> str:
+    """No vCPU reaches the page any more. What went wrong, or an empty string."""
     seamcall, tdr = tdx.host.seamcall, tdx.tdr
     tracking = tdx.state is TdState.RUNNABLE or kvm.kernel.dialect is Dialect.V10
     status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
@@ -115,15 +155,7 @@ def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:
         if status:
             return f"TDH.MEM.TRACK: {status:#x}"
         kvm.kick_all_outside_guest()
-    status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
-    if status_class(status) == TDX_OPERAND_BUSY:
-        with _NoVcpusEnter(kvm):
-            status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
-    if status:
-        return f"TDH.MEM.PAGE.REMOVE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
-    status = seamcall.tdh_phymem_page_wbinvd(page | tdx.hkid << tdx.host.hkid_shift)
-    kvm.processor.memory.clear_page(page)
-    return f"TDH.PHYMEM.PAGE.WBINVD: {status:#x}" if status else ""
+    return ""
 
 
 class _NoVcpusEnter:
@@ -202,13 +234,13 @@ def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -
     if gmem is None:
         raise err(errno.EFAULT if slot.flags & 4 else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
     index = gfn - slot.base_gfn + slot.gmem_pgoff
-    if index in gmem.prepared:
+    if gmem.is_prepared(index):
         raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
     kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
     kvm.mmu.map_private(slot, gfn)
-    page = gmem.pages[index]
+    page = gmem.get_page(index)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
     if status:
         raise err(

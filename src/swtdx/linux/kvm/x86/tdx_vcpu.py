@@ -66,6 +66,7 @@ STATE_DETAILS_INTR_PENDING = 1 << 0  # VMXIP: RVI is above PPR
 
 _EXIT_BASIC = 0xFFFF
 _FAILED_VMENTRY = 1 << 31
+_EXT_ACCEPT = 1
 _EXT_PENDING_EPT_VIOLATION = 6
 _TDCALL, _EPT_VIOLATION, _EXTERNAL = (
     int(ExitReason.TDCALL),
@@ -356,7 +357,8 @@ def _handle_ept_violation(vcpu: "Vcpu") -> int:
         return 1
     if args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not qualification & EPT_VIOLATION_PROT_MASK:
         raise kvm.bug(f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled")
-    while mmu.page_fault(vcpu, gpa, True) is RetPf.RETRY:
+    level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
+    while mmu.page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
         if vcpu.has_events() or vcpu.signal_pending():
             break
         if kvm.dead:

@@ -79,8 +79,11 @@ class TdpMmu:
 
     # Faults
 
-    def page_fault(self, vcpu: "Vcpu", gpa: int, write: bool) -> RetPf:
-        """kvm_tdp_page_fault. Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it."""
+    def page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None = None) -> RetPf:
+        """kvm_tdp_page_fault. ``level``: at which the guest accepts the private page, if that is what it does.
+
+        Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
+        """
         kvm = self.kvm
         gfn = gpa >> PAGE_SHIFT
         if self.mirror is None:
@@ -92,17 +95,22 @@ class TdpMmu:
                 gfn, private, f"gfn {gfn:#x} accessed as {'private' if private else 'shared'}, but is not"
             )
         if private:
-            return self._private_fault(vcpu, gfn)
+            return self._private_fault(vcpu, gfn, level)
         return self._direct_fault(vcpu, gfn, write)
 
-    def _private_fault(self, vcpu: "Vcpu", gfn: int) -> RetPf:
+    def _private_fault(self, vcpu: "Vcpu", gfn: int, level: int | None) -> RetPf:
         slot = self.kvm.memslots.gfn_to_memslot(gfn)
         if slot is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
         if slot.gmem is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, whose slot has no guest_memfd")
+        huge_pages = self.kvm.kernel.tdx_huge_page
         try:
+            if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
+                return RetPf.FIXED
             self.map_private(slot, gfn)
+            if huge_pages and level == PG_LEVEL_4K:
+                self.split_private(gfn)
         except BlockingIOError:
             return RetPf.RETRY
         except OSError as error:
@@ -113,6 +121,30 @@ class TdpMmu:
             raise
         slot.gmem.prepared.add(gfn - slot.base_gfn + slot.gmem_pgoff)
         return RetPf.FIXED
+
+    def _map_huge(self, slot: "Memslot", gfn: int) -> bool:
+        """Map the 2 MiB that the guest accepts, where slot, attributes and guest_memfd let it be one page."""
+        gmem, mirror = slot.gmem, self.mirror
+        assert mirror is not None
+        base = gfn & -_2M_FRAMES
+        index = base - slot.base_gfn + slot.gmem_pgoff
+        if base < slot.base_gfn or base + _2M_FRAMES > slot.end_gfn or index % _2M_FRAMES:
+            return False
+        private = KVM_MEMORY_ATTRIBUTE_PRIVATE
+        if self.kvm.has_attributes and not self.kvm.attributes.range_has(base, base + _2M_FRAMES, private):
+            return False
+        with self.lock:
+            page = gmem.get_huge_page(index) if gmem is not None and mirror.can_be_huge(base) else None
+            if page is None:
+                return False
+            mirror.map(base, page, PG_LEVEL_2M)
+        return True
+
+    def split_private(self, gfn: int) -> None:
+        """The 2 MiB leaf around ``gfn``, if there is one, becomes 4 KiB leaves. Raises OSError(EBUSY, EIO, ENOMEM)."""
+        if self.mirror is not None:
+            with self.lock:
+                self.mirror.split(gfn)
 
     def map_private(self, slot: "Memslot", gfn: int) -> None:
         """The guest_memfd's page for ``gfn`` into the Secure EPT; that it is prepared now is the caller's to note.
