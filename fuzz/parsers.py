@@ -40,7 +40,7 @@ from swtdx.vmm.linux_image import parse as parse_linux
 from swtdx.vmm.tdvf import TdvfError
 from tests.attest import uefi_image
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds that a case may take."""
 MEMORY = 2 << 30
 """Bytes that the process may grow by."""

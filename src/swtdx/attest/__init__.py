@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
+    from swtdx.attest.boot_agreement import Agreement as Agreement
+    from swtdx.attest.boot_agreement import agreement as agreement
     from swtdx.attest.build_calls import Build as Build
     from swtdx.attest.build_calls import RecordError as RecordError
     from swtdx.attest.build_calls import predicted_build as predicted_build
@@ -47,6 +49,7 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
 
 
 _HOMES = {
+    "Agreement": "boot_agreement",
     "BootPrediction": "direct_boot",
     "Build": "build_calls",
     "Comparison": "divergence",
@@ -56,6 +59,7 @@ _HOMES = {
     "Measurement": "measure",
     "PredictionError": "direct_boot",
     "RecordError": "build_calls",
+    "agreement": "boot_agreement",
     "compare": "divergence",
     "inspect_image": "inspection",
     "measure_image": "measure",

@@ -275,7 +275,8 @@ def _variables(tdvf: Tdvf) -> VariableStore:
     if variables.secure_boot:
         raise PredictionError(
             f"{tdvf.name} enforces Secure Boot (its CFV has a platform key): in a TD it starts only a kernel signed by "
-            "a key of its db, and that is not predicted; an image without the platform key starts any"
+            "a key of its db, and that is not predicted; an image without the platform key starts any (virt-fw-vars "
+            "--delete PK makes one)"
         )
     if variables.get("BootOrder") is not None:
         raise PredictionError(f"the CFV of {tdvf.name} has boot options of its own, which is not predicted")

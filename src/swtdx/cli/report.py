@@ -20,7 +20,7 @@ from rich.text import Text
 
 import swtdx
 from swtdx.cli.parameters import readable_size
-from swtdx.vmm.launch import Machine
+from swtdx.vmm.launch import Machine, Plan
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.outcome import Outcome
 from swtdx.vmm.run import Run
@@ -56,7 +56,31 @@ def measurements(machine: Machine) -> dict[str, Any]:
         result["rtmr"] = list(seen["rtmr"])
         result["rtmr_events"] = seen["rtmr_events"]
         result["passes_rbp"] = seen["passes_rbp"]
+        if machine.plan.linux is not None:
+            result["rtmr_predicted"] = _held_against_prediction(machine.plan, seen["rtmr_events"])
     return result
+
+
+def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> dict[str, Any]:
+    """What ``swtdx measure --kernel`` says of this boot, and whether it came so."""
+    from swtdx.attest.boot_agreement import agreement
+    from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
+
+    assert plan.linux is not None
+    firmware = plan.firmware
+    try:
+        prediction = predict_direct_boot(
+            firmware.image, plan.linux, plan.memory_size, plan.cpus, name=str(firmware.path)
+        )
+    except PredictionError as error:
+        return {"rtmr": None, "complete": None, "contradicted": None, "text": f"not predicted: {error}"}
+    found = agreement(prediction, [(register, bytes.fromhex(digest)) for register, digest in extensions])
+    return {
+        "rtmr": [value.hex() for value in prediction.rtmrs],
+        "complete": found.complete,
+        "contradicted": found.contradicted,
+        "text": str(found),
+    }
 
 
 def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, float], console: bytes) -> dict[str, Any]:
@@ -112,6 +136,8 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"RTMR{number}", digest
             if not any(int(digest, 16) for digest in kept["rtmr"]):
                 yield "", "all zero: the guest has extended nothing into them"
+            if "rtmr_predicted" in kept:
+                yield "", kept["rtmr_predicted"]["text"]
         if kept.get("passes_rbp"):
             yield "note", _RBP_NOTE
     exits = list(kept["exits"].items())
