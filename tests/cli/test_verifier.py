@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 import swtdx.vmm.firmware
+from swtdx.attest.build_calls import predicted_build
 from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.measure import measure_image
 from swtdx.vmm.linux_image import LinuxBoot, parse
@@ -71,6 +72,36 @@ def test_measure_with_a_kernel_predicts_the_rtmrs(command: Command, tmp_path: Pa
     assert replayed(kept["direct_boot"]["events"]) == kept["direct_boot"]["rtmrs"]
 
 
+def test_diff_of_a_launch_and_a_predicted_boot_names_the_event(command: Command, tmp_path: Path) -> None:
+    image, kernel, record = (tmp_path / name for name in ("edk2.fd", "vmlinuz", "run.json"))
+    image.write_bytes(edk2_like())
+    kernel.write_bytes(efi_kernel())
+    linux = LinuxBoot(parse(efi_kernel(), "vmlinuz"))
+    prediction = predict_direct_boot(image.read_bytes(), linux, 64 << 20, 2)
+    build = predicted_build(image.read_bytes())
+    kept = {
+        "vm_type": "tdx",
+        "mrtd": build.mrtd.hex(),
+        "mrtd_order": "page by page",
+        "added": [region.as_json() for region in build.regions],
+        "rtmr": [value.hex() for value in prediction.rtmrs],
+        "rtmr_events": [[event.rtmr, event.digest.hex()] for event in prediction.events],
+        "memory": 64 << 20,
+        "cpus": 2,
+    }
+    record.write_text(json.dumps(kept))
+    result = command("diff", record, image, "--kernel", kernel)
+    assert (result.status, result.err) == (0, "")
+    assert "RTMR0-3 are equal." in result.out
+    result = command("diff", record, image, "--kernel", kernel, "--cpus", "3")
+    assert result.status == 2
+    tables = next(event.number for event in prediction.events if event.name == "etc/acpi/tables")
+    assert f"The first event to differ is number {tables - 2}:" in result.out
+    assert "etc/table-loader" in result.out
+    assert json.loads(command("diff", record, image, "--kernel", kernel, "--cpus", "3", "--json").out)["first_event"]
+    assert command("diff", record, record, "--kernel", kernel).status == 1
+
+
 def replayed(events: list[dict[str, str]]) -> list[str]:
     registers = [bytes(48)] * 4
     for event in events:
@@ -113,6 +144,8 @@ def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, 
         (["diff", "FIRMWARE", "RECORD"], 2, "no record"),
         (["diff", "FIRMWARE", "FIRMWARE", "--memory", "64M"], 1, "cannot change"),
         (["diff", "FIRMWARE", "FIRMWARE", "--quiet", "--json"], 1, "exclude"),
+        (["diff", "FIRMWARE", "FIRMWARE", "--initrd", "x"], 1, "--initrd cannot change"),
+        (["diff", "FIRMWARE", "FIRMWARE", "--kernel", "absent"], 3, "No such file"),
     ],
 )
 def test_one_sentence_and_the_status(
@@ -169,7 +202,7 @@ def test_diff_of_images(command: Command, firmware: Path, tmp_path: Path) -> Non
     other.write_bytes(image)
     result = command("diff", firmware, other)
     assert result.status == 0
-    assert "in nothing that is measured" in result.out
+    assert "in nothing that MRTD measures" in result.out
     image[0x8123] ^= 1
     other.write_bytes(image)
     result = command("diff", firmware, other)

@@ -13,16 +13,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from swtdx.attest.event_words import type_name
 from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_image
 from swtdx.vmm.initial_memory import AddedRegion, unpadded_contents
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
+
+if TYPE_CHECKING:
+    from swtdx.attest.direct_boot import BootPrediction
 
 _SHA384_SIZE = 48
 _RTMRS = 4
@@ -64,6 +68,10 @@ class Build:
     ram: tuple[tuple[int, int], ...] | None
     events: tuple[tuple[int, bytes], ...] | None = None
     """What the guest extended RTMRs with, in order (register, digest); None where that was not recorded."""
+    event_words: tuple[str, ...] = ()
+    """What those are, where that is known: of a prediction."""
+    memory_size: int | None = None
+    cpus: int | None = None
 
     def calls(self, order: Order) -> Iterator[Call]:
         """The measured calls, if they come in this order."""
@@ -109,7 +117,14 @@ def predicted_build(
         for section in tdvf.sections
         if section.added
     )
-    return Build(name, False, regions, order, mrtd, None, tdvf, ram)
+    return Build(name, False, regions, order, mrtd, None, tdvf, ram, memory_size=memory_size)
+
+
+def with_direct_boot(build: Build, prediction: BootPrediction) -> Build:
+    """A predicted build whose firmware goes on to start a kernel: its RTMRs are known then."""
+    extended = tuple((event.rtmr or 0, event.digest) for event in prediction.events)
+    words = tuple(f"{type_name(event.event_type)}: {event.words}" for event in prediction.events)
+    return replace(build, rtmr=prediction.rtmrs, events=extended, event_words=words)
 
 
 def recorded_build(record: bytes, name: str = "the record") -> Build:
@@ -149,7 +164,11 @@ def recorded_build(record: bytes, name: str = "the record") -> Build:
     tdvf = _image_of(kept)
     memory = kept.get("memory")
     ram = MemoryMap(memory, len(tdvf.image)).ram if tdvf is not None and isinstance(memory, int) else None
-    return Build(name, True, regions, order, mrtd, registers, tdvf, ram, extended)
+    cpus = kept.get("cpus")
+    return Build(
+        name, True, regions, order, mrtd, registers, tdvf, ram, extended,
+        memory_size=memory if isinstance(memory, int) else None, cpus=cpus if isinstance(cpus, int) else None,
+    )  # fmt: skip
 
 
 def _event(kept: Any) -> tuple[int, bytes]:

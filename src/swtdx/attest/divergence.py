@@ -5,8 +5,8 @@ MRTD is one hash over all calls, so that from the first that differs on nothing 
 What differs in a call is its leaf, its address, or the contents of the page; of contents the first byte is told where
 the bytes of both are at hand.
 
-RTMRs are extended by the guest.  A launch records their final values; which extension was the first to differ is known
-only to the guest's event log, which a launch without a guest agent does not have.
+RTMRs are extended by the guest.  A launch on the emulated kernel records each extension, a prediction of a direct boot
+knows them too: then the first that differs is told.  Of other launches only the final values are known.
 """
 
 from __future__ import annotations
@@ -87,6 +87,14 @@ class Comparison:
         return next(number for number, (a, b) in enumerate(zip_longest(one, other)) if a != b)
 
     @property
+    def first_event_words(self) -> str | None:
+        """What that extension is, where one side is a prediction that has it."""
+        number = self.first_event
+        if number is None:
+            return None
+        return next((each.event_words[number] for each in self.builds if number < len(each.event_words)), None)
+
+    @property
     def equal(self) -> bool:
         """Whether all that is known of both is the same."""
         return self.mrtd_equal and not self.rtmrs
@@ -103,6 +111,7 @@ class Comparison:
             "divergence": None if self.divergence is None else self.divergence.as_json(),
             "rtmr_different": None if self.rtmrs is None else list(self.rtmrs),
             "first_event": self.first_event,
+            "first_event_words": self.first_event_words,
         }
 
 

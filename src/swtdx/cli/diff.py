@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from swtdx.attest.build_calls import Build, RecordError, predicted_build, recorded_build
+from swtdx.attest.build_calls import Build, RecordError, predicted_build, recorded_build, with_direct_boot
 from swtdx.attest.divergence import Comparison, compare
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
 from swtdx.cli.input import file_bytes
-from swtdx.cli.measure import ORDERS, OrderChoice
+from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.vmm.measurement import Order
@@ -26,6 +27,8 @@ EPILOG = """
 [cyan]swtdx diff old.fd new.fd[/cyan] - two images
 
 [cyan]swtdx run --json run.json; swtdx diff run.json OVMF.fd[/cyan] - a launch against the prediction
+
+[cyan]swtdx diff run.json TDX.fd --kernel vmlinuz --append console=ttyS0[/cyan] - RTMR0-2 too, to the first event
 
 [cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
 
@@ -48,7 +51,19 @@ def diff(
         typer.Option(help="Order of the calls for images. Not given: the launch's, or page.", show_default=False),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Guest memory; only for an image whose TD HOB is measured.")
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Guest memory; for --kernel (not given: the launch's, or 256M), or a HOB measured."
+        ),
+    ] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="BZIMAGE", help="Linux kernel that an image's firmware starts: RTMR0-2 too.")
+    ] = None,
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initial RAM disk.")] = None,
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Its command line.")] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: the launch's, or 1).", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
@@ -56,9 +71,14 @@ def diff(
     """Tell the first call at which two measurements part: section, address, page and byte."""
     if json and quiet:
         raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
+    if kernel is None:
+        for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
+            if value is not None:
+                raise Failure(f"{option} cannot change anything; it is for --kernel, which names none", Verdict.USAGE)
     given = [(file_bytes(path), str(path)) for path in (one, other)]
+    boot = None if kernel is None else DirectBoot(kernel, initrd, append or "", cpus)
     try:
-        comparison = compare(*_builds(given, order, memory))
+        comparison = compare(*_builds(given, order, memory, boot))
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (RecordError, TdvfError, MeasureError) as error:
@@ -70,22 +90,47 @@ def diff(
     raise typer.Exit(Verdict.OK if comparison.equal else Verdict.FAILED)
 
 
-def _builds(given: list[tuple[bytes, str]], choice: OrderChoice | None, memory: str | None) -> tuple[Build, Build]:
+@dataclass(frozen=True)
+class DirectBoot:
+    """What an image's firmware is to start."""
+
+    kernel: Path
+    initrd: Path | None
+    append: str
+    cpus: int | None
+
+    def of(self, build: Build, image: bytes, memory: int, cpus: int) -> Build:
+        """The image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
+        from swtdx.attest.direct_boot import predict_direct_boot
+
+        linux = linux_files(self.kernel, self.initrd, self.append, memory)
+        return with_direct_boot(build, predict_direct_boot(image, linux, memory, self.cpus or cpus, build.name))
+
+
+def _builds(
+    given: list[tuple[bytes, str]], choice: OrderChoice | None, memory: str | None, boot: DirectBoot | None
+) -> tuple[Build, Build]:
     """Records first, as they know the order in which an image beside them is to be measured."""
     records = {name: recorded_build(contents, name) for contents, name in given if _is_json(contents)}
     images = [(contents, name) for contents, name in given if name not in records]
     tdvfs = [checked(contents, name) for contents, name in images]
     if choice is not None and not any(map(order_matters, tdvfs)):
         raise Failure("--order cannot change anything: it is for images, whose calls were not made yet", Verdict.USAGE)
-    if memory is not None and not any(map(depends_on_memory, tdvfs)):
+    if boot is not None and not images:
+        raise Failure("--kernel cannot change anything: it is for images, whose firmware starts it", Verdict.USAGE)
+    if memory is not None and boot is None and not any(map(depends_on_memory, tdvfs)):
         raise Failure("--memory cannot change anything: it is for images whose TD HOB is measured", Verdict.USAGE)
     known = next((build.order for build in records.values() if build.order is not None), Order.PER_PAGE)
     order = known if choice is None else ORDERS[choice]
     size = None if memory is None else memory_size(memory)
-    builds = [
-        records[name] if name in records else predicted_build(contents, name, order, size) for contents, name in given
-    ]
-    return builds[0], builds[1]
+    builds = {name: predicted_build(contents, name, order, size) for contents, name in images} | records
+    if boot is not None:
+        launch = next(iter(records.values()), None)
+        machine_memory = size or (launch.memory_size if launch else None) or memory_size(DEFAULT_MEMORY)
+        machine_cpus = (launch.cpus if launch else None) or 1
+        for contents, name in images:
+            builds[name] = boot.of(builds[name], contents, machine_memory, machine_cpus)
+    return builds[given[0][1]], builds[given[1][1]]
 
 
 def _is_json(contents: bytes) -> bool:
@@ -118,7 +163,7 @@ def _report(comparison: Comparison) -> Iterator[str]:
         yield f"RTMR{number} differs: {one.rtmr[number].hex()}"
         yield f"           and: {other.rtmr[number].hex()}"
     if comparison.first_event is None:
-        yield "Which event was the first to differ only the guest's event log can tell; the record has none."
+        yield "Which event was the first to differ only the guest's event log can tell; the record has no events."
         return
     yield f"The first event to differ is number {comparison.first_event}:"
     for label, build in zip("AB", comparison.builds, strict=True):
@@ -128,6 +173,8 @@ def _report(comparison: Comparison) -> Iterator[str]:
             yield f"{label}  RTMR{register} extended with {digest.hex()}"
         else:
             yield f"{label}  there is none"
+    if comparison.first_event_words is not None:
+        yield f"Predicted there is {comparison.first_event_words}."
 
 
 def _unmeasured(comparison: Comparison) -> Iterator[str]:
@@ -137,4 +184,4 @@ def _unmeasured(comparison: Comparison) -> Iterator[str]:
         return
     pairs = enumerate(zip(one.image, other.image, strict=False))
     first = next((at for at, (left, right) in pairs if left != right), min(len(one.image), len(other.image)))
-    yield f"The files differ, from byte {first:#x} on, but in nothing that is measured."
+    yield f"The files differ, from byte {first:#x} on, but in nothing that MRTD measures."

@@ -120,7 +120,7 @@ def measure(
             raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
         size = None if memory is None else memory_size(memory)
         measurement = measure_image(contents, name, ORDERS[order or OrderChoice.page], size)
-        linux = None if kernel is None or size is None else _linux(kernel, initrd, append or "", size)
+        linux = None if kernel is None or size is None else linux_files(kernel, initrd, append or "", size)
         boot = None
         if linux is not None and size is not None:
             from swtdx.attest.direct_boot import predict_direct_boot
@@ -146,8 +146,8 @@ def measure(
         print(label + (base64.b64encode(digest).decode() if in_base64 else digest.hex()))
 
 
-def _linux(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
-    """Raises `Failure`."""
+def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
+    """What a firmware is to start, from its files. Raises `Failure`."""
     from swtdx.vmm.linux_image import LinuxImageError, load
 
     for path in (kernel, initrd):
