@@ -52,7 +52,7 @@ COMPUTE_INSTRUCTIONS = 5
 _DONE = CODE + 0xC0
 
 
-def _tdvmcall_io(size: int, direction: int, port: Port) -> bytes:
+def tdvmcall_io(size: int, direction: int, port: Port) -> bytes:
     return (
         b"\x31\xc0"  # xor eax, eax               TDG.VP.VMCALL
         b"\xb9\x00\xfc\x00\x00"  # mov ecx, 0xfc00            pass R10 to R15
@@ -93,19 +93,19 @@ def code_page() -> bytes:
         Workload.COMPUTE: b"\x48\x01\xd0"  # add rax, rdx
         b"\x48\x31\xc1"  # xor rcx, rax
         b"\x48\x0f\xaf\xd1",  # imul rdx, rcx
-        Workload.IO_EXIT: b"\x41\xbf\x55\x00\x00\x00" + _tdvmcall_io(1, 1, Port.EXIT),  # mov r15d, 0x55
+        Workload.IO_EXIT: b"\x41\xbf\x55\x00\x00\x00" + tdvmcall_io(1, 1, Port.EXIT),  # mov r15d, 0x55
         Workload.CPUID: b"\x31\xc0\x31\xc9\x0f\xa2",  # xor eax, eax; xor ecx, ecx; cpuid
         Workload.TOUCH: _touch(WARM_PAGES),
         Workload.FLUSH_AND_TOUCH: b"\x0f\x20\xd8\x0f\x22\xd8" + _touch(DATA_PAGES),  # mov rax, cr3; mov cr3, rax
     }
     dispatch = (
-        _tdvmcall_io(4, 0, Port.WORKLOAD)
+        tdvmcall_io(4, 0, Port.WORKLOAD)
         + b"\x44\x89\xdb"  # mov ebx, r11d
-        + _tdvmcall_io(4, 0, Port.COUNT)
+        + tdvmcall_io(4, 0, Port.COUNT)
         + b"\x44\x89\xdd"  # mov ebp, r11d
         + b"\xff\xe3"  # jmp rbx
     )
-    report = _tdvmcall_io(1, 1, Port.DONE)
+    report = tdvmcall_io(1, 1, Port.DONE)
     page = bytearray(b"\xcc" * PAGE_SIZE)
     pieces = {CODE: dispatch, _DONE: report + _jump(_DONE + len(report), CODE)}
     pieces.update({workload: _loop(workload, body) for workload, body in bodies.items()})

@@ -253,9 +253,10 @@ class PhysicalMemory:
 
     def attach(self, engine: Engine) -> None:
         """Tell the engine what is here, and from now on what changes."""
-        self._engine = engine
-        for hpa, (address, length) in self._windows.items():
-            engine.map(hpa, address, length)
+        with self._windows_lock:
+            self._engine = engine
+            for hpa, (address, length) in self._windows.items():
+                engine.map(hpa, address, length)
         engine.poisoned(self._poisoned)
 
     def detach(self) -> None:

@@ -10,6 +10,7 @@ inside a SEAMCALL the kernel sends an interrupt to the logical processor on whic
 
 from __future__ import annotations
 
+import threading
 from typing import Final, Protocol
 
 from swtdx.cpu import _engine, cpuid
@@ -74,6 +75,7 @@ class Processor:
         self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
         self._module: SeamModule | None = None
         self._engine: _engine.Engine | None = None
+        self._engine_lock = threading.Lock()
         self._on_lp: dict[int, GuestContext] = {}
         self._interrupted: set[int] = set()
         self.context_class: type[GuestContext] = GuestContext
@@ -140,10 +142,12 @@ class Processor:
     # -- virtual CPUs -------------------------------------------------------------------------------------------------
 
     def _get_engine(self) -> _engine.Engine:
-        if self._engine is None:
-            self._engine = _engine.Engine(self.memory.raw, self.memory.poison)
-            self.memory.attach(self._engine)
-        return self._engine
+        with self._engine_lock:  # the first virtual CPUs of two machines may come at once
+            if self._engine is None:
+                engine = _engine.Engine(self.memory.raw, self.memory.poison)
+                self.memory.attach(engine)
+                self._engine = engine
+            return self._engine
 
     def new_context(self) -> GuestContext:
         """A virtual CPU in its power-on state (real mode, at the reset vector), without EPT."""
