@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The measured guest: a page of hand-assembled code that asks the VMM what to do, does it so many times, and says so.
 
-A TD's vCPU starts at 0xFFFFFFF0 in 32-bit protected mode, flat and without paging, with EFER.LME already set (TDX
-module specification, initial state of a vCPU). The reset page loads a GDT, turns on PAE and paging and is in 64-bit
-mode. From there on the guest only knows two port reads (which workload, how often) and one port write (done), all by
-TDG.VP.VMCALL<Instruction.IO> (GHCI specification): no exception handler and no stack are needed.
+How it comes to be in 64-bit mode is `swtdx.vmm.bare_guest`'s business. From there on the guest only knows two port
+reads (which workload, how often) and one port write (done), all by TDG.VP.VMCALL<Instruction.IO> (GHCI specification):
+no exception handler and no stack are needed.
 
 RBP counts: it is never passed in a TDVMCALL. RBX holds the workload's address.
 """
@@ -14,17 +13,16 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
+from swtdx.vmm.bare_guest import CODE, PAGE_TABLES, RESET_PAGE, page_tables, reset_page, tdvmcall_io
+
+__all__ = ["CODE", "PAGE_TABLES", "RESET_PAGE", "code_page", "page_tables", "reset_page", "tdvmcall_io"]
+
 PAGE_SIZE = 0x1000
-RESET_PAGE = 0xFFFF_F000
-PAGE_TABLES = 0x1_0000
-CODE = 0x2_0000
 DATA = 0x100_0000
 DATA_PAGES = 2048
 """What `Workload.FLUSH_AND_TOUCH` touches, one byte a page."""
 WARM_PAGES = 64
 """What `Workload.TOUCH` touches: few enough for any TLB."""
-
-_PRESENT_WRITABLE, _LARGE_PAGE = 0x3, 0x80
 
 
 class Port(IntEnum):
@@ -50,19 +48,6 @@ COMPUTE_INSTRUCTIONS = 5
 """Instructions in one turn of `Workload.COMPUTE`."""
 
 _DONE = CODE + 0xC0
-
-
-def tdvmcall_io(size: int, direction: int, port: Port) -> bytes:
-    return (
-        b"\x31\xc0"  # xor eax, eax               TDG.VP.VMCALL
-        b"\xb9\x00\xfc\x00\x00"  # mov ecx, 0xfc00            pass R10 to R15
-        b"\x45\x31\xd2"  # xor r10d, r10d
-        b"\x41\xbb\x1e\x00\x00\x00"  # mov r11d, 30               Instruction.IO
-        + b"\x41\xbc" + struct.pack("<I", size)  # mov r12d, size
-        + b"\x41\xbd" + struct.pack("<I", direction)  # mov r13d, direction        0 in, 1 out
-        + b"\x41\xbe" + struct.pack("<I", port)  # mov r14d, port
-        + b"\x66\x0f\x01\xcc"  # tdcall                     data: R15 out, R11 in
-    )  # fmt: skip
 
 
 def _jump(here: int, there: int) -> bytes:
@@ -115,33 +100,3 @@ def code_page() -> bytes:
             raise ValueError(f"the piece at {address:#x} overlaps another")
         page[address - CODE : address - CODE + len(piece)] = piece
     return bytes(page)
-
-
-def reset_page() -> bytes:
-    """The page that ends at 4 GiB: from reset to 64-bit mode at `CODE`."""
-    entry = (
-        b"\x0f\x01\x15" + struct.pack("<I", RESET_PAGE + 0xF0)  # lgdt [gdtr]
-        + b"\x0f\x20\xe0\x83\xc8\x20\x0f\x22\xe0"  # CR4.PAE
-        + b"\xb8" + struct.pack("<I", PAGE_TABLES) + b"\x0f\x22\xd8"  # CR3
-        + b"\x0f\x20\xc0\x0d\x00\x00\x00\x80\x0f\x22\xc0"  # CR0.PG: long mode, as EFER.LME is set
-        + b"\xea" + struct.pack("<IH", CODE, 8)  # jmp 8:CODE
-    )  # fmt: skip
-    gdt = struct.pack("<3Q", 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF)  # null, 64-bit code, data
-    page = bytearray(PAGE_SIZE)
-    page[: len(entry)] = entry
-    page[0xC0 : 0xC0 + len(gdt)] = gdt
-    page[0xF0:0xF6] = struct.pack("<HI", len(gdt) - 1, RESET_PAGE + 0xC0)
-    page[0xFF0:0xFF5] = _jump(RESET_PAGE + 0xFF0, RESET_PAGE)
-    return bytes(page)
-
-
-def page_tables() -> bytes:
-    """Four pages at `PAGE_TABLES`: the first and the fourth GiB mapped onto themselves in pages of 2 MiB."""
-    pml4, pdpt, low, high = ([0] * 512 for _ in range(4))
-    pml4[0] = PAGE_TABLES + 0x1000 | _PRESENT_WRITABLE
-    pdpt[0] = PAGE_TABLES + 0x2000 | _PRESENT_WRITABLE
-    pdpt[3] = PAGE_TABLES + 0x3000 | _PRESENT_WRITABLE
-    for index in range(512):
-        low[index] = index << 21 | _LARGE_PAGE | _PRESENT_WRITABLE
-        high[index] = 3 << 30 | index << 21 | _LARGE_PAGE | _PRESENT_WRITABLE
-    return b"".join(struct.pack("<512Q", *table) for table in (pml4, pdpt, low, high))

@@ -14,6 +14,7 @@ the emulated one.  Where to look:
 ``launch``, ``vcpu_model``  the creation flow, and the CPUID it gives to the guest
 ``run``, ``tdvmcall``, ``outcome``  the vCPU threads, the exits, and how a run ended
 ``board``                 the devices
+``bare_guest``, ``bare_td``  a few bytes of code as a guest, and a TD around them
 ``console``               the guest's serial console on a terminal or a pipe
 ========================  ==============================================================================
 """

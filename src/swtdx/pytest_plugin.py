@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A pytest plugin: fixtures for testing against TDX, found by pytest wherever swtdx is installed.
+
+================  ====================================================================================================
+``tdx_kernel``    a kernel that makes TDs: a freshly booted embedded one, or this machine's (``--tdx-kernel=host``)
+``kvm``           its /dev/kvm, open, as the typed client (`swtdx.uapi.client.Kvm`)
+``td``            a TD that is built and measured, taken down afterwards: `BareTd` around a few bytes of code, or with
+                  ``@pytest.mark.td(firmware=...)`` a `FirmwareTd`
+``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``
+================  ====================================================================================================
+
+Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
+cpus=1)`` say what ``td`` is to be (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
+dialect="v10", no_rbp_mod=False, processors=4)`` says which kernel, on a machine with how many processors. A firmware
+wants as many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
+``td(firmware=...)`` that is the default.
+
+Nothing is imported before a fixture is asked for, so that the plugin costs a session without TDs nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from swtdx.uapi.client import Kvm
+    from swtdx.uapi.kernel import Kernel
+    from swtdx.vmm.bare_td import BareTd
+    from swtdx.vmm.firmware import Firmware
+    from swtdx.vmm.outcome import Outcome
+
+DEFAULT_TIMEOUT = 120.0
+"""Seconds that a firmware gets to show the awaited text, unless told otherwise."""
+
+_TD_PARAMETERS = ("code", "firmware", "memory", "cpus")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which kernel, for the whole session."""
+    group = parser.getgroup("swtdx", "Trust Domains")
+    group.addoption(
+        "--tdx-kernel",
+        choices=("emulated", "host"),
+        default="emulated",
+        help="whose /dev/kvm the TDX fixtures use: the embedded kernel's (default), or this machine's",
+    )
+    group.addoption(
+        "--tdx-dialect",
+        choices=("upstream", "v10"),
+        default="upstream",
+        help="TDX ioctls of the embedded kernel, where a test does not say: Linux 6.16 (default), or November 2022",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the markers."""
+    config.addinivalue_line("markers", "td(code, firmware, memory, cpus): what the fixture td is made of (swtdx)")
+    kernel = "tdx(dialect, no_rbp_mod, processors): which kernel the fixture tdx_kernel boots (swtdx)"
+    config.addinivalue_line("markers", kernel)
+
+
+@pytest.fixture
+def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    """A kernel that makes TDs. On the host's, a test is skipped where it does not make them, with the reason."""
+    from swtdx.uapi.dialect import Dialect
+
+    options = _marker(request, "tdx", ("dialect", "no_rbp_mod", "processors"))
+    dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
+    if request.config.getoption("--tdx-kernel") == "host":
+        yield _host_kernel(dialect if "dialect" in options else None)
+        return
+    from swtdx.cpu.platform import Platform
+    from swtdx.machine import boot
+
+    planned = _marker(request, "td", _TD_PARAMETERS)
+    processors = options.get("processors") or (planned.get("cpus", 1) if planned.get("firmware") else 4)
+    platform = Platform(logical_processors=processors)
+    kernel = boot(dialect, platform, no_rbp_mod=options.get("no_rbp_mod", False))
+    try:
+        yield kernel
+    finally:
+        kernel.shutdown()
+
+
+def _host_kernel(dialect: Any) -> Kernel:
+    from swtdx.uapi.host import HostKernel, survey
+
+    offer = survey()
+    if not offer.tdx:
+        pytest.skip(str(offer))
+    if dialect not in (None, offer.dialect):
+        pytest.skip(f"the test is for the {dialect.value} dialect: {offer}")
+    return HostKernel()
+
+
+@pytest.fixture
+def kvm(tdx_kernel: Kernel) -> Iterator[Kvm]:
+    """/dev/kvm of ``tdx_kernel``."""
+    from swtdx.uapi.client import Kvm
+
+    with Kvm(tdx_kernel) as device:
+        yield device
+
+
+@pytest.fixture
+def make_td(kvm: Kvm) -> Iterator[Callable[..., Any]]:
+    """``make_td(code)`` or ``make_td(firmware=path)``: a TD, taken down when the test is over."""
+    with ExitStack() as undo:
+
+        def make(
+            code: bytes | None = None,
+            *,
+            firmware: str | Path | bool | None = None,
+            memory: int | None = None,
+            cpus: int = 1,
+        ) -> BareTd | FirmwareTd:
+            from swtdx.vmm.bare_td import DEFAULT_CODE, DEFAULT_MEMORY, BareTd
+
+            if firmware is None or firmware is False:
+                if cpus != 1:
+                    raise pytest.UsageError("a TD of a few bytes of code has one vCPU: cpus goes with firmware")
+                bare = BareTd(kvm, DEFAULT_CODE if code is None else code, memory or DEFAULT_MEMORY)
+                return undo.enter_context(bare)
+            if code is not None:
+                raise pytest.UsageError("a TD is made of code or of a firmware, not of both")
+            _check_processors(kvm.kernel, cpus)
+            return undo.enter_context(FirmwareTd(kvm, _firmware(firmware), memory or 256 << 20, cpus))
+
+        yield make
+
+
+@pytest.fixture
+def td(request: pytest.FixtureRequest, make_td: Callable[..., Any]) -> Any:
+    """The TD that ``@pytest.mark.td(...)`` describes; without the marker one that writes to port 0x80 for ever."""
+    return make_td(**_marker(request, "td", _TD_PARAMETERS))
+
+
+def _check_processors(kernel: Any, cpus: int) -> None:
+    """Rather than let a firmware wait for vCPUs that never come: see the top. The host's are what they are."""
+    processor = getattr(kernel, "processor", None)
+    if processor is not None and processor.platform.logical_processors != cpus:
+        raise pytest.UsageError(
+            f"a firmware with {cpus} vCPU needs a machine with as many processors: @pytest.mark.tdx(processors={cpus})"
+        )
+
+
+def _firmware(named: str | Path | bool) -> Firmware:
+    from swtdx.vmm.firmware import FirmwareError, find_firmware
+
+    if named is not True:
+        return find_firmware(Path(str(named)))
+    try:
+        return find_firmware()
+    except FirmwareError as error:
+        pytest.skip(str(error))
+
+
+def _marker(request: pytest.FixtureRequest, name: str, parameters: tuple[str, ...]) -> dict[str, Any]:
+    """The marker's arguments by name, the first one also by position. Raises UsageError for what it does not know."""
+    marker = request.node.get_closest_marker(name)
+    if marker is None:
+        return {}
+    given: dict[str, Any] = dict(zip(parameters, marker.args, strict=False)) | marker.kwargs
+    unknown = sorted(set(given) - set(parameters))
+    if unknown or len(marker.args) > len(parameters):
+        raise pytest.UsageError(
+            f"@pytest.mark.{name} takes {', '.join(parameters)}, not {', '.join(unknown) or 'more'}"
+        )
+    return given
+
+
+class FirmwareTd:
+    """A TD that boots a firmware on the q35 board. ``machine`` is the whole of it, `run` starts it, once."""
+
+    def __init__(self, device: Kvm, firmware: Firmware, memory: int, cpus: int) -> None:
+        from swtdx.vmm.launch import Plan, launch
+
+        self._console = bytearray()
+        plan = Plan(firmware=firmware, memory_size=memory, cpus=cpus, serial=self._console.extend)
+        self.machine = launch(device, plan)
+
+    @property
+    def console(self) -> str:
+        """What the guest has written to its serial port so far."""
+        return self._console.decode("utf-8", "replace")
+
+    @property
+    def mrtd(self) -> str:
+        """MRTD as the calls of this launch predict it, in hex."""
+        from swtdx.vmm.measurement import Order
+
+        return self.machine.mrtd[Order.PER_PAGE].hex()
+
+    def run(self, until: str | None = None, timeout: float = DEFAULT_TIMEOUT) -> Outcome:
+        """Run it to its end, or until the console shows ``until``. Raises TimeoutError with the end of the console."""
+        from swtdx.vmm.console import TextWatch
+        from swtdx.vmm.outcome import End, Outcome
+        from swtdx.vmm.run import Run
+
+        run = Run(self.machine)
+        watch, seen = TextWatch(until) if until is not None else None, 0
+        deadline = time.monotonic() + timeout
+        run.start()
+        try:
+            while run.wait(0.05) is None:
+                if watch is not None:
+                    fresh = bytes(self._console[seen:])
+                    seen += len(fresh)
+                    if watch.feed(fresh):
+                        run.finish(Outcome(End.UNTIL, f"the console showed {until!r}"))
+                if time.monotonic() > deadline:
+                    run.finish(Outcome(End.TIMEOUT, f"time was up after {timeout:g} s"))
+        finally:
+            run.stop()
+        assert run.outcome is not None
+        if run.outcome.end is End.TIMEOUT:
+            raise TimeoutError(f"{run.outcome.text}; the console ends with {self.console[-200:]!r}")
+        return run.outcome
+
+    def __enter__(self) -> FirmwareTd:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.machine.close()
