@@ -150,6 +150,17 @@ def test_dstacks_log_leads_to_all_four_registers(vectors: Path) -> None:
     assert replay(parse_event_log(data)) == quote.body.rtmrs
 
 
+def test_what_a_log_says_is_what_was_measured_where_the_digest_tells(vectors: Path) -> None:
+    for name, told in (("ccel/go-tdx-guest_cos113_ccel_data.dat", 31), ("dstack_quote-report.json", 20)):
+        verdicts = [event.data_measured for event in parse_event_log((vectors / name).read_bytes())]
+        assert verdicts.count(True) == told
+        assert False not in verdicts
+    data = (vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat").read_bytes()
+    forged = parse_event_log(data.replace(b"init=/usr/lib/systemd/systemd", b"init=/usr/lib/systemd/syst3md"))
+    assert replay(forged) == replay(parse_event_log(data))
+    assert [event.number for event in forged if event.data_measured is False] == [32, 33, 34, 35, 36, 38, 40]
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6), cut=st.floats(0, 1))
 def test_damage_ends_in_the_documented_error(

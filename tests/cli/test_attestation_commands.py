@@ -16,6 +16,8 @@ def test_the_commands_exit_as_documented(shared_reference: Path, command: Comman
     vectors = shared_reference / "vectors"
     quotes, log = vectors / "quotes", vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat"
     quote, collateral = quotes / "dcap-qvl_tdx_quote", vectors / "collateral/dcap-qvl_tdx_quote_collateral.json"
+    dstack, forged = vectors / "dstack_quote-report.json", tmp_path / "forged"
+    forged.write_bytes(log.read_bytes().replace(b"rootwait ro ", b"rootwait rw "))
     report = tmp_path / "report"
     tcb, info = (hashlib.sha384(bytes(size)).digest() for size in (239, 512))
     report.write_bytes(bytes([0x81]) + bytes(31) + tcb + info + bytes(1024 - 128))
@@ -31,6 +33,9 @@ def test_the_commands_exit_as_documented(shared_reference: Path, command: Comman
         (2, ("quote", "parse", quotes / "dcap-qvl_sgx_quote")),
         (0, ("replay", log, "--quote", quotes / "go-tdx-guest_cos113_quote.dat", "--quiet")),
         (5, ("replay", log, "--quote", quote, "--quiet")),
+        (0, ("replay", dstack, "--quote", dstack, "--quiet")),
+        (5, ("replay", forged, "--quiet")),
+        (5, ("replay", log, "--table", quote)),
         (5, ("replay", quote)),
         (0, ("report", "parse", report, "--quiet")),
         (2, ("report", "parse", quote)),

@@ -18,6 +18,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from swtdx.attest.event_digest import data_measured
 from swtdx.attest.event_words import EV_NO_ACTION, printable, type_name, words
 
 MAXIMUM_LOG_SIZE = 16 << 20
@@ -72,7 +73,13 @@ class Event:
             "digest": self.digest.hex(),
             "words": self.words,
             "data": self.data.hex(),
+            "data_measured": self.data_measured,
         }
+
+    @property
+    def data_measured(self) -> bool | None:
+        """Whether the digest is that of the data; None where it is of something that the log does not carry."""
+        return data_measured(self.event_type, self.data, self.digest, self.name) if self.extends else None
 
     @property
     def words(self) -> str:

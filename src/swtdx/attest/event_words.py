@@ -7,6 +7,7 @@ terminal.  Data that do not have their type's layout are shown as hexadecimal; a
 
 from __future__ import annotations
 
+import re
 import uuid
 
 EV_NO_ACTION = 0x3
@@ -30,6 +31,7 @@ TYPE_NAMES = {
 _VARIABLES = {0x80000001, 0x80000002, 0x8000000C, 0x800000E0}
 _IMAGES = {0x80000003, 0x80000004, 0x80000005}
 _BLOBS2 = {0x8000000A, 0x8000000B}
+_FW_CFG = b"QEMU FW CFG\0"
 _TEXTS = {0x05, 0x08, 0x0A, 0x0D, 0x80000007, EV_DSTACK_RUNTIME}
 
 
@@ -49,6 +51,8 @@ def words(event_type: int, data: bytes) -> str:
     'Exit Boot Services Invocation'
     >>> words(4, bytes(4))
     'separator'
+    >>> words(0xA, b"QEMU FW CFG\\0BootMenu" + bytes(48))
+    'fw_cfg BootMenu'
     """
     return printable(_told(event_type, data))
 
@@ -80,6 +84,8 @@ def _told(event_type: int, data: bytes) -> str:
         return name
     if event_type == 0x80000006 and data[:8] == b"EFI PART" and len(data) >= 100:
         return f"partition table of disk {uuid.UUID(bytes_le=data[56:72])}"
+    if event_type == 0x0A and data[: len(_FW_CFG)] == _FW_CFG:
+        return f"fw_cfg {data[len(_FW_CFG) :].rstrip(bytes(1)).decode('ascii', 'replace')}"
     if event_type in _TEXTS and _is_text(data):
         return data.rstrip(b"\0").decode("ascii")
     if event_type == 0x06 and len(data) >= 8:
@@ -93,7 +99,10 @@ def _variable(data: bytes) -> str:
     if 32 + 2 * names + size > len(data):
         return _hex(data)
     name = data[32 : 32 + 2 * min(names, _LONGEST)].decode("utf-16-le", "replace")
-    value = data[32 + 2 * names : 32 + 2 * names + min(size, 16)]
+    value = data[32 + 2 * names : 32 + 2 * names + min(size, _LONGEST)]
+    if re.fullmatch(r"Boot[0-9A-F]{4}", name) and len(value) >= 8:  # EFI_LOAD_OPTION: attributes, length, title
+        return f"{name}: {value[6:].decode('utf-16-le', 'replace').split(chr(0))[0]}"
+    value = value[:16]
     return f"{name} ({uuid.UUID(bytes_le=data[:16])}), {size} bytes: {_hex(value)}{'...' if size > 16 else ''}"
 
 

@@ -160,7 +160,7 @@ class _Reader:
 
 
 def parse_quote(data: bytes) -> Quote:
-    """Take a quote apart; ``data`` is raw, hexadecimal or base64, and may be followed by padding.
+    """Take a quote apart; ``data`` is raw, hexadecimal, base64 or JSON with a member "quote", and may have padding.
 
     Raises `QuoteError` for everything that is not a quote of a TD in version 4 or 5: SGX quotes, other versions and key
     types, truncation, sizes that contradict each other.
@@ -170,7 +170,7 @@ def parse_quote(data: bytes) -> Quote:
     swtdx.attest.quote.QuoteError: this is an SGX quote (version 3), not one of a TD
     """
     try:
-        raw = binary_of(data)
+        raw = binary_of(data, "quote")
     except ValueError as error:
         raise QuoteError(f"not a quote: {error}") from None
     reader = _Reader(raw)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from swtdx.attest.event_words import printable
@@ -77,14 +78,26 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
     return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at)
 
 
+def moment(seconds: int) -> str:
+    """Seconds since 1970 as a date.
+
+    >>> moment(1750377600)
+    '2025-06-20T00:00:00Z'
+    """
+    return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat() + "Z"
+
+
 def _in_one_line(error: Exception) -> str:
     """The verifier's reasons, outermost first; it writes each cause on a line of its own, and may number them.
 
     >>> _in_one_line(ValueError("Verification failed: no chain\\n\\nCaused by:\\n    0: certs\\n    1: bad"))
     'no chain: certs: bad'
+    >>> _in_one_line(ValueError("CrlExpired { time: UnixTime(1850377600), next_update: UnixTime(1775215317) }"))
+    'CrlExpired { time: 2028-08-20T09:46:40Z, next_update: 2026-04-03T11:21:57Z }'
     """
     lines = [re.sub(r"^\d+: ", "", line.strip()) for line in str(error).splitlines()]
     lines = [line for line in lines if line and line != "Caused by:"]
+    lines = [re.sub(r"UnixTime\((\d{1,11})\)", lambda found: moment(int(found[1])), line) for line in lines]
     return printable(": ".join(lines).removeprefix("Verification failed: ")).rstrip(".")
 
 

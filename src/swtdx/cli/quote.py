@@ -17,7 +17,7 @@ from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
 from swtdx.cli.input import file_bytes
 from swtdx.cli.verdict import Failure, Verdict
 
-MAXIMUM_QUOTE_SIZE = 1 << 20
+MAXIMUM_QUOTE_SIZE = 4 << 20
 EPILOG = """
 [bold]Exit status[/bold]
 
@@ -25,7 +25,7 @@ EPILOG = """
 be had; 4 the policy is not met
 """
 
-QuoteFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, hexadecimal or base64.")]
+QuoteFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, hexadecimal, base64, or JSON with a quote.")]
 Hex = Annotated[str | None, typer.Option(metavar="HEX", help="Refuse another value.", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit status, and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Everything as JSON.")]

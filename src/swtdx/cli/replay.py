@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, Event, EventLogError, parse_event_log
+from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, Event, EventLogError, parse_event_log, parse_table
 from swtdx.attest.event_words import type_name
 from swtdx.attest.replay import Rtmrs, leads_to, replay
 from swtdx.cli.input import file_bytes
@@ -21,7 +21,7 @@ EPILOG = """
 [bold]Exit status[/bold]
 
 0 read, and leads to RTMR0-2 of the quote or report, if one is given; 1 wrong usage; 2 no TD's quote or report; 3 a file
-is not to be had; 5 the log cannot be read, or leads elsewhere
+is not to be had; 5 the log cannot be read, says of an event what was not measured, or leads elsewhere
 """
 
 
@@ -40,12 +40,19 @@ def replay_command(
 ) -> None:
     """Show an event log in words, replay it, and compare the result with a quote or TDREPORT.
 
-    RTMR3 is shown and not enforced: firmware's logs do not carry it.
+    RTMR3 is shown and not enforced: firmware's logs do not carry it. Registers vouch for digests; where a digest is of
+    the event's own data, these are checked too.
     """
     if quote and report:
         raise Failure("--quote and --report: one of them", Verdict.USAGE)
+    log, described = file_bytes(ccel, MAXIMUM_LOG_SIZE + 1), None if table is None else file_bytes(table, 1 << 16)
+    if described is not None:
+        try:
+            parse_table(described)
+        except EventLogError as error:
+            raise Failure(f"{table}: {error}", Verdict.EVENT_LOG) from None
     try:
-        events = parse_event_log(file_bytes(ccel, MAXIMUM_LOG_SIZE + 1), None if table is None else file_bytes(table))
+        events = parse_event_log(log, described)
     except EventLogError as error:
         raise Failure(f"{ccel}: {error}", Verdict.EVENT_LOG) from None
     replayed, reported = replay(events), _reported(quote, report)
@@ -59,6 +66,10 @@ def replay_command(
         print(json_format.dumps(content, indent=2))
     elif not quiet:
         _show(events, replayed, reported)
+    forged = [str(event.number) for event in events if event.data_measured is False]
+    if forged:
+        which = f"event{'s' if len(forged) > 1 else ''} {', '.join(forged[:8])}{', ...' if len(forged) > 8 else ''}"
+        raise Failure(f"{ccel}: what it says of {which} is not what was measured", Verdict.EVENT_LOG)
     if reported is not None and not leads_to(replayed, reported):
         wrong = ", ".join(f"RTMR{index}" for index in range(3) if replayed[index] != reported[index])
         raise Failure(f"{ccel} does not lead to {wrong} of {quote or report}", Verdict.EVENT_LOG)
@@ -84,7 +95,12 @@ def _reported(quote: Path | None, report: Path | None) -> Rtmrs | None:
 
 def _show(events: list[Event], replayed: Rtmrs, reported: Rtmrs | None) -> None:
     rows = [
-        (str(each.number), "MRTD" if each.rtmr is None else f"RTMR{each.rtmr}", type_name(each.event_type), each.words)
+        (
+            str(each.number),
+            "MRTD" if each.rtmr is None else f"RTMR{each.rtmr}",
+            type_name(each.event_type),
+            each.words + (" [NOT what was measured]" if each.data_measured is False else ""),
+        )
         for each in events
     ]
     if sys.stdout.isatty():
