@@ -11,6 +11,7 @@
     0xfeffc000        what KVM on Intel needs for itself to run real mode (identity map, TSS): 4 pages
     4 GiB - firmware  the firmware image
     4 GiB             RAM ("high"): what did not fit below
+    2 TiB - 128 TiB   64-bit BARs, wherever in there the firmware likes: private addresses of a TD end at 128 TiB
 
 The I/O APIC and local APIC addresses are those of the Intel SDM; the split of RAM is QEMU's (hw/i386/pc_q35.c).
 """
@@ -30,6 +31,7 @@ ECAM_BASE = 0xE000_0000
 ECAM_SIZE = 256 * MIB
 IOAPIC_BASE = 0xFEC0_0000
 LOCAL_APIC_BASE = 0xFEE0_0000
+PCI_HIGH_START, PCI_HIGH_END = 1 << 41, 1 << 47
 IDENTITY_MAP_ADDRESS = 0xFEFF_C000
 TSS_ADDRESS = 0xFEFF_D000
 

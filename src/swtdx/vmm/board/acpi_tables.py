@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 
 from swtdx.vmm.board import aml
 from swtdx.vmm.board.acpi_pm import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
-from swtdx.vmm.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, LOCAL_APIC_BASE, MemoryMap
+from swtdx.vmm.memory_map import (
+    ECAM_BASE,
+    ECAM_SIZE,
+    IOAPIC_BASE,
+    LOCAL_APIC_BASE,
+    PCI_HIGH_END,
+    PCI_HIGH_START,
+    MemoryMap,
+)
 
 TABLES_FILE = "etc/acpi/tables"
 RSDP_FILE = "etc/acpi/rsdp"
@@ -191,6 +199,7 @@ def _pci_root(layout: MemoryMap, level_interrupts: bool) -> bytes:
         aml.io_window(0xD00, 0xFFFF),
         aml.memory_window(hole, ECAM_BASE - 1),
         aml.memory_window(ECAM_BASE + ECAM_SIZE, IOAPIC_BASE - 1),
+        aml.memory_window(PCI_HIGH_START, PCI_HIGH_END - 1),
     ]
     terms = [
         aml.name("_HID", aml.eisa_id("PNP0A08")),
