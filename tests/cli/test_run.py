@@ -160,10 +160,14 @@ def test_devices_that_were_asked_for_are_in_their_slots(
         plays += [port_out(0xCF8, struct.pack("<I", 0x8000_0000 | slot << 11), 4), port_in(0xCFE, 1), _print_answer]
     scripted(FakeKernel(plays={0: [*plays, POWER_OFF]}))
     result = command(
-        "run", "--firmware", firmware, "--disk", f"{image},ro", "--disk", f"{image},ro", "--virtio-console", "--rng"
-    )
+        "run", "--firmware", firmware, "--disk", f"{image},ro", "--disk", f"{image},ro", "--virtio-console", "--rng",
+        "--json", tmp_path / "run.json",
+    )  # fmt: skip
     assert result.status == 0
     assert result.out == "BBCD\N{REPLACEMENT CHARACTER}\n"  # 0xff: nobody is in slot 5
+    kept = json.loads((tmp_path / "run.json").read_text())
+    disk = {"device": "virtio-blk", "image": str(image), "size": 4096, "read_only": True}
+    assert kept["devices"] == [disk, disk, {"device": "virtio-console"}, {"device": "virtio-rng"}]
 
 
 def _print_answer(run: kvm_run, page: mmap.mmap) -> None:

@@ -99,6 +99,7 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
         },
         "memory": plan.memory_size,
         "cpus": plan.cpus,
+        "devices": [device.as_json() for device in plan.devices],
         "outcome": outcome.end.label,
         "status": outcome.end.status,
         "text": outcome.text,

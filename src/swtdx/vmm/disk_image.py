@@ -63,11 +63,12 @@ def parse_disk(text: str) -> DiskSpec:
 class DiskImage:
     """An image that is open. ``size`` in bytes; ``label`` is its file's name. A context manager."""
 
-    def __init__(self, descriptor: int, size: int, read_only: bool, label: str) -> None:
+    def __init__(self, descriptor: int, size: int, read_only: bool, path: Path) -> None:
         self._descriptor = descriptor
         self.size = size
         self.read_only = read_only
-        self.label = label
+        self.path = str(path)
+        self.label = path.name
 
     def __enter__(self) -> DiskImage:
         return self
@@ -116,7 +117,7 @@ def open_disk(spec: DiskSpec) -> DiskImage:
     except OSError as error:
         raise DiskError(_why_not_open(spec, error)) from None
     try:
-        return DiskImage(descriptor, _checked_size(descriptor, spec), spec.read_only, path.name)
+        return DiskImage(descriptor, _checked_size(descriptor, spec), spec.read_only, path)
     except BaseException:
         os.close(descriptor)
         raise

@@ -44,8 +44,12 @@ class BlkStatus(IntEnum):
 
 
 class Disk(Protocol):
-    """What the device stores its sectors in. ``size`` in bytes, a multiple of 512. The methods may raise OSError."""
+    """What the device stores its sectors in. ``size`` in bytes, a multiple of 512; ``label`` is its serial number.
 
+    The methods may raise OSError.
+    """
+
+    path: str
     size: int
     read_only: bool
     label: str
@@ -73,6 +77,14 @@ class VirtioBlk(VirtioDevice):
             self.features |= VIRTIO_BLK_F_RO
         segments = MAXIMUM_QUEUE_SIZE - 2  # a chain has a header and a status too
         self.config = _CONFIG.pack(self._capacity, 0, segments, SECTOR_SIZE).ljust(_CONFIG_SIZE, b"\0")
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            **super().as_json(),
+            "image": self._disk.path,
+            "size": self._disk.size,
+            "read_only": self._disk.read_only,
+        }
 
     def handle(self, number: int, chain: Chain) -> int:
         header, data_out = _split_front(chain.readable, _HEADER.size)

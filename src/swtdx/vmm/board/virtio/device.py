@@ -58,5 +58,9 @@ class VirtioDevice(ABC):
         """Whether queue ``number`` is to be served; a receive queue has nothing to do before something arrives."""
         return True
 
+    def as_json(self) -> dict[str, object]:
+        """What a record of the run says of it."""
+        return {"device": self.name}
+
     def reset(self) -> None:  # noqa: B027 - most devices keep nothing between chains
         """The driver starts anew."""
