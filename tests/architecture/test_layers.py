@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "attest": {
         *{"seam.report", "vmm.tdvf", "vmm.measurement", "vmm.memory_map", "vmm.initial_memory"},
         *{"vmm.linux_image", "vmm.board.fw_cfg", "vmm.board.acpi_tables"},  # what firmware reads of the board
+        *{"vmm.boot_protocol", "vmm.shim"},  # what is there instead of firmware
     },
     "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires
     "cli": {"cpu", "uapi", "seam", "linux", "vmm", "attest", "machine"},

@@ -27,6 +27,8 @@ from tests.vmm.tdvf_image import HOB, TEMP, image_with
         (["run", "--kvm", "other"], ["other", "emulated", "host"]),
         (["run", "--kernel", "absent"], ["kernel", "absent", "No such file"]),
         (["run", "--kernel", "host", "--kvm", "emulated"], ["--kernel host", "contradict"]),
+        (["run", "--firmware", "none"], ["--firmware none", "--kernel names none"]),
+        (["run", "--firmware", "none", "--kernel", "absent"], ["kernel", "absent", "No such file"]),
         (["run", "--initrd", "x"], ["--initrd", "--kernel"]),
         (["run", "--append", "x"], ["--append", "--kernel"]),
         (["run", "--memory", "much"], ["much", "512M"]),

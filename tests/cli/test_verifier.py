@@ -16,12 +16,13 @@ import pytest
 import swtdx.vmm.firmware
 from swtdx.attest.build_calls import predicted_build
 from swtdx.attest.direct_boot import predict_direct_boot
-from swtdx.attest.measure import measure_image
+from swtdx.attest.measure import measure_direct, measure_image
 from swtdx.vmm.linux_image import LinuxBoot, parse
 from swtdx.vmm.measurement import Order
 from tests.attest.uefi_image import edk2_like, efi_kernel
 from tests.cli.conftest import Command
 from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from tests.vmm.test_linux_image import bzimage
 
 
 @pytest.fixture
@@ -70,6 +71,22 @@ def test_measure_with_a_kernel_predicts_the_rtmrs(command: Command, tmp_path: Pa
     assert kept["mrtd"] == mrtd
     assert kept["direct_boot"]["rtmrs"] == [value.hex() for value in rtmrs]
     assert replayed(kept["direct_boot"]["events"]) == kept["direct_boot"]["rtmrs"]
+
+
+def test_measure_none_is_the_mrtd_of_a_kernel_without_firmware(command: Command, tmp_path: Path) -> None:
+    kernel, initrd = tmp_path / "vmlinuz", tmp_path / "initrd"
+    kernel.write_bytes(bzimage())
+    initrd.write_bytes(b"an initrd")
+    linux = LinuxBoot(parse(bzimage(), "vmlinuz"), b"an initrd", "quiet")
+    mrtd = measure_direct(linux, 128 << 20, 2).mrtd
+    options = ["--kernel", kernel, "--initrd", initrd, "--append", "quiet", "--memory", "128M", "--cpus", "2"]
+    result = command("measure", "none", *options)
+    assert (result.status, result.out, result.err) == (0, mrtd.hex() + "\n", "")
+    region = command("measure", "none", *options, "--order", "region", "--output-format", "base64")
+    assert base64.b64decode(region.out) == measure_direct(linux, 128 << 20, 2, Order.PER_REGION).mrtd
+    kept = json.loads(command("measure", "none", *options, "--json").out)
+    assert (kept["image"], kept["mrtd"], kept["entered_directly"]["cpus"]) == ("none", mrtd.hex(), 2)
+    assert all(section["measured"] for section in kept["sections"])
 
 
 def test_diff_of_a_launch_and_a_predicted_boot_names_the_event(command: Command, tmp_path: Path) -> None:
@@ -131,6 +148,9 @@ def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, 
         (["measure", "FIRMWARE", "--append", "quiet"], 1, "--append cannot change"),
         (["measure", "FIRMWARE", "--cpus", "2"], 1, "--cpus cannot change"),
         (["measure", "FIRMWARE", "another"], 1, "unexpected"),
+        (["measure", "none"], 1, "there must be a kernel"),
+        (["measure", "none", "--kernel", "absent"], 3, "No such file"),
+        (["measure", "none", "--kernel", "FIRMWARE"], 2, "not a bzImage"),
         (["measure", "absent.fd"], 3, "No such file"),
         (["measure", "."], 3, "directory"),
         (["measure", "CODE"], 2, "no TDX metadata"),

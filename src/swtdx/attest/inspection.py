@@ -11,7 +11,6 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from swtdx.attest.firmware_traits import FirmwareTraits, firmware_traits
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import (
     Row,
@@ -41,7 +40,6 @@ class Inspection:
     rows: tuple[Row, ...]
     sections: tuple[Section, ...]
     broken: tuple[TdvfError, ...]
-    traits: FirmwareTraits
 
     @property
     def can_start(self) -> bool:
@@ -56,8 +54,6 @@ class Inspection:
             "sha256": self.sha256,
             "memory": self.layout.memory_size,
             "can_start": self.can_start,
-            "extends_rtmrs": self.traits.extends_rtmrs,
-            "secure_boot": self.traits.secure_boot,
             "broken": [{"rule": str(fault.rule), "text": str(fault)} for fault in self.broken],
             "sections": [
                 {
@@ -95,8 +91,7 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
         broken += memory_faults(tdvf, layout.ram)
     broken += unfilled(tdvf)
     sha256 = hashlib.sha256(image).hexdigest()
-    traits = firmware_traits(image, found.sections)
-    return Inspection(name, len(image), sha256, layout, found.rows, found.sections, tuple(broken), traits)
+    return Inspection(name, len(image), sha256, layout, found.rows, found.sections, tuple(broken))
 
 
 def type_name(row: Row) -> str:

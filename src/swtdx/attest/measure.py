@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
 from swtdx.vmm.measurement import Order, predict_mrtd
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import PAGE_SIZE, SectionType, Tdvf, check_memory, parse, unfilled
+
+if TYPE_CHECKING:
+    from swtdx.vmm.linux_image import LinuxBoot
 
 MAXIMUM_ADDED = 1 << 30
 """Bytes of initial memory; an image that wants more is not measured: one field of it could otherwise cost hours."""
@@ -80,12 +83,30 @@ def measure_image(
 
     With the firmware at hand: ``measure_image(Path("OVMF.fd").read_bytes()).mrtd.hex()``.
     """
-    tdvf = checked(image, name)
+    return measure_tdvf(checked(image, name), order, memory_size)
+
+
+def measure_direct(linux: LinuxBoot, memory_size: int, cpus: int, order: Order = Order.PER_PAGE) -> Measurement:
+    """MRTD of a TD that starts ``linux`` without firmware, as ``swtdx run --firmware none`` does.
+
+    It is all in MRTD: shim, kernel, initrd, command line, memory map and ACPI tables. Raises
+    `swtdx.vmm.linux_image.LinuxImageError` for a kernel that does not fit, `MeasureError` for one that is too large.
+    """
+    from swtdx.vmm import shim  # only here: who hashes a firmware image does not wait for the board
+    from swtdx.vmm.boot_protocol import lay_out
+
+    boot = lay_out(linux, MemoryMap(memory_size, shim.SIZE), cpus, td=True)
+    return measure_tdvf(_measurable(shim.tdvf(boot)), order, memory_size)
+
+
+def measure_tdvf(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | None = None) -> Measurement:
+    """The same as `measure_image` for an image that is parsed and `checked` already."""
+    name = tdvf.name
     if memory_size is None and depends_on_memory(tdvf):
         raise MeasureError(
             f"{name} has its TD HOB measured, so MRTD depends on the size of guest memory: give that too"
         )
-    ram = MemoryMap(memory_size or 0, len(image)).ram
+    ram = MemoryMap(memory_size or 0, len(tdvf.image)).ram
     if memory_size is not None:
         check_memory(tdvf, ram)
     try:
@@ -100,10 +121,15 @@ def checked(image: bytes, name: str) -> Tdvf:
     tdvf = parse(image, name)
     for fault in unfilled(tdvf):
         raise fault
+    return _measurable(tdvf)
+
+
+def _measurable(tdvf: Tdvf) -> Tdvf:
     added = sum(section.memory_size for section in tdvf.sections if section.added)
     if added > MAXIMUM_ADDED:
         raise MeasureError(
-            f"{name} wants {added:#x} bytes of initial memory, which is more than is measured here ({MAXIMUM_ADDED:#x})"
+            f"{tdvf.name} wants {added:#x} bytes of initial memory, "
+            f"which is more than is measured here ({MAXIMUM_ADDED:#x})"
         )
     return tdvf
 

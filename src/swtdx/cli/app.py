@@ -59,6 +59,8 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
 
+[cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - the quick way
+
 [cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
@@ -127,7 +129,11 @@ def swtdx_command(
 def run(
     firmware: Annotated[
         Path | None,
-        typer.Option(help="TDVF image. Not given: QEMU's firmware descriptors with intel-tdx, then the usual paths."),
+        typer.Option(
+            metavar="IMAGE|none",
+            help="TDVF image. Not given: QEMU's firmware descriptors with intel-tdx, then the usual paths. none: "
+            "straight into --kernel, without firmware.",
+        ),
     ] = None,
     memory: Annotated[str, typer.Option(help="Guest memory, as in 512M or 2G.")] = "256M",
     cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1,

@@ -36,6 +36,8 @@ EPILOG = """
 
 [cyan]swtdx measure TDX.fd --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - and RTMR0-2
 
+[cyan]swtdx measure none --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - no firmware
+
 [bold]RTMRs[/bold]
 
 RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
@@ -74,7 +76,11 @@ def register(app: typer.Typer) -> None:
 
 def measure(
     image: Annotated[
-        Path | None, typer.Argument(help="Firmware image. Not given: as swtdx run finds it.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Firmware image. Not given: as swtdx run finds it; none: --kernel is entered without firmware.",
+            show_default=False,
+        ),
     ] = None,
     order: Annotated[
         OrderChoice | None,
@@ -109,6 +115,9 @@ def measure(
                 raise Failure(f"{option} cannot change the MRTD; it is for --kernel, which names none", Verdict.USAGE)
     elif memory is None:
         memory = DEFAULT_MEMORY
+    if str(image) == "none":
+        _measure_direct(kernel, initrd, append, memory, cpus, order, output_format, json)
+        return
     contents, name = firmware_bytes(image, quiet)
     try:
         tdvf = checked(contents, name)
@@ -142,8 +151,42 @@ def measure(
     if boot is not None:
         rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": boot.rtmrs[number] for number in PREDICTED_RTMRS}}
     for label, digest in rows.items():
-        in_base64 = output_format is OutputFormat.base64
-        print(label + (base64.b64encode(digest).decode() if in_base64 else digest.hex()))
+        print(label + _written(digest, output_format))
+
+
+def _measure_direct(
+    kernel: Path | None,
+    initrd: Path | None,
+    append: str | None,
+    memory: str | None,
+    cpus: int | None,
+    order: OrderChoice | None,
+    output_format: OutputFormat | None,
+    json: bool,
+) -> None:
+    """``measure none --kernel ...``: all of the boot is in MRTD, and the RTMRs stay zero. Raises `Failure`."""
+    from swtdx.attest.measure import measure_direct
+    from swtdx.vmm.linux_image import LinuxImageError
+
+    if kernel is None:
+        raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
+    try:
+        size = memory_size(memory or DEFAULT_MEMORY)
+        linux = linux_files(kernel, initrd, append or "", size)
+        measurement = measure_direct(linux, size, cpus or 1, ORDERS[order or OrderChoice.page])
+    except InputError as error:
+        raise Failure(str(error), Verdict.USAGE) from None
+    except (MeasureError, LinuxImageError, TdvfError) as error:
+        raise Failure(str(error), Verdict.FAILED) from None
+    if json:
+        entered = {"entered_directly": {**_described(linux), "cpus": cpus or 1}}
+        print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
+        return
+    print(_written(measurement.mrtd, output_format))
+
+
+def _written(digest: bytes, output_format: OutputFormat | None) -> str:
+    return base64.b64encode(digest).decode() if output_format is OutputFormat.base64 else digest.hex()
 
 
 def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:

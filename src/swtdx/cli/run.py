@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,11 +37,12 @@ from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
-from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
-from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, launch
+from swtdx.vmm.firmware import FirmwareError, find_firmware
+from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run, StuckVcpu
+from swtdx.vmm.shim import NAME as NO_FIRMWARE
 from swtdx.vmm.tdvf import TdvfError
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
@@ -111,10 +112,9 @@ class Voice:
 def run(options: Options) -> int:
     """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
     voice = Voice(options.quiet)
-    firmware = find_firmware(options.firmware, tdx=options.td is not None)
-    voice.say(f"firmware {firmware.path}: {firmware.why}")
-    check_plan(Plan(firmware, options.memory, options.cpus, options.td))
-    linux = _linux(options)
+    plan = _plan(options)
+    voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
+    check_plan(plan)
     if options.json is not None:
         _check_writable("--json", options.json)
     if options.trace is not None:
@@ -126,7 +126,20 @@ def run(options: Options) -> int:
         # These are emptied by being opened, so only when all that was typed has proved usable.
         recording.begin()
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, firmware, linux, disks, debug, recording).run(device)
+        return _Session(options, voice, plan, disks, debug, recording).run(device)
+
+
+def _plan(options: Options) -> Plan:
+    """What to build, before there are devices. Raises InputError, FirmwareError, LinuxImageError."""
+    tdx = options.td is not None
+    if str(options.firmware) != NO_FIRMWARE:
+        firmware = find_firmware(options.firmware, tdx=tdx)
+        return Plan(firmware, options.memory, options.cpus, options.td, linux=_linux(options))
+    linux = _linux(options)
+    if linux is None:
+        raise InputError("--firmware none starts a kernel without firmware, and --kernel names none")
+    boot, firmware = direct_boot(linux, options.memory, options.cpus, td=tdx)
+    return Plan(firmware, options.memory, options.cpus, options.td, direct=boot)
 
 
 def _linux(options: Options) -> LinuxBoot | None:
@@ -209,8 +222,7 @@ class _Session:
         self,
         options: Options,
         voice: Voice,
-        firmware: Firmware,
-        linux: LinuxBoot | None,
+        plan: Plan,
         disks: Sequence[DiskImage],
         debug: BinaryIO | None,
         recording: Recording,
@@ -222,17 +234,13 @@ class _Session:
         self._run: Run | None = None
         text = options.until
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
-        if text is None and not self.interactive and linux is None:
+        if text is None and not self.interactive and not (plan.linux or plan.direct):
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
         self.output = GuestOutput(sys.stdout.buffer, watch, self._text_found, self._reader_lost)
-        self.plan = Plan(
-            firmware=firmware,
-            memory_size=options.memory,
-            cpus=options.cpus,
-            td=options.td,
-            linux=linux,
+        self.plan = replace(
+            plan,
             serial=self.output.put,
             debug=debug.write if debug is not None else None,
             progress=voice.step,

@@ -8,6 +8,9 @@ the emulated one.  Where to look:
 ``tdvf``                  the metadata with which a TDX Virtual Firmware says how it wants to be loaded
 ``firmware``              which file that firmware is
 ``initial_memory``        the contents of each section, and the record of what was added
+``linux_image``           a Linux kernel to start, with initrd and command line
+``boot_protocol``         entering it without firmware: what stands where in memory
+``shim``, ``kernel_entry``  the way there: a TD's from its reset vector, an ordinary VM's by its registers
 ``hob``                   the TD HOB: how the VMM tells the firmware what memory there is
 ``measurement``           MRTD, predicted from what the VMM is about to add and extend
 ``memory_map``, ``memory``  guest-physical layout, and the user memory behind it

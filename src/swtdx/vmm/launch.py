@@ -23,16 +23,20 @@ import errno
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
+from swtdx.vmm import shim
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.virtio.device import VirtioDevice
+from swtdx.vmm.boot_protocol import DirectBoot, lay_out
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.initial_memory import AddedRegion, InitialMemoryError, section_contents
+from swtdx.vmm.kernel_entry import enter, ordinary_vm
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.measurement import MrtdPredictor, Order
 from swtdx.vmm.memory import staged
@@ -74,6 +78,8 @@ class TdParameters:
 class Plan:
     """What to build. ``td`` None: an ordinary VM. ``progress`` is told each step as it begins.
 
+    ``linux`` is what the firmware is to start, ``direct`` a kernel that is entered without firmware: then ``firmware``
+    is what `direct_boot` gives with it.
     ``devices`` are plugged in, in this order; ``say`` gets a sentence when one of them has something to tell.
     """
 
@@ -85,6 +91,7 @@ class Plan:
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
     linux: LinuxBoot | None = None
+    direct: DirectBoot | None = None
     devices: tuple[VirtioDevice, ...] = ()
     say: Callable[[str], object] = lambda text: None
 
@@ -126,11 +133,20 @@ class Machine:
         self._undo.close()
 
 
+def direct_boot(linux: LinuxBoot, memory_size: int, cpus: int, *, td: bool) -> tuple[DirectBoot, Firmware]:
+    """What ``direct`` and ``firmware`` of a plan are for a kernel that is entered without firmware.
+
+    A TD needs something at its reset vector all the same: the shim. Raises LinuxImageError.
+    """
+    boot = lay_out(linux, MemoryMap(memory_size, shim.SIZE if td else 0), cpus, td=td)
+    return boot, shim.firmware(boot) if td else Firmware(Path(shim.NAME), shim.WHY, b"")
+
+
 def check_plan(plan: Plan) -> Tdvf | None:
     """Everything that can be known before the kernel is asked. Raises TdvfError or LaunchError."""
     if plan.td is None:
         return None
-    tdvf = parse(plan.firmware.image, str(plan.firmware.path))
+    tdvf = shim.tdvf(plan.direct) if plan.direct else parse(plan.firmware.image, str(plan.firmware.path))
     check_memory(tdvf, plan.layout.ram)
     for fault in unfilled(tdvf):
         raise LaunchError(str(fault))
@@ -147,7 +163,10 @@ def launch(device: Kvm, plan: Plan) -> Machine:
 
 
 def _launch_vm(device: Kvm, plan: Plan, undo: ExitStack) -> Machine:
-    """An ordinary VM: the vCPU starts in real mode at the reset vector, 16 bytes below the end of the firmware."""
+    """An ordinary VM: the vCPU starts in real mode at the reset vector, 16 bytes below the end of the firmware.
+
+    Without firmware the first one starts at the kernel's entry point instead; the others wait for it as ever.
+    """
     plan.progress("creating the VM")
     vm = undo.enter_context(device.create_vm())
     vm.set_identity_map_addr(IDENTITY_MAP_ADDRESS)
@@ -160,9 +179,16 @@ def _launch_vm(device: Kvm, plan: Plan, undo: ExitStack) -> Machine:
     # The firmware is ROM where KVM has read-only slots: what the guest writes there arrives as MMIO, and is dropped.
     readonly = bool(vm.check_extension(kvm.Cap.READONLY_MEM))
     image = plan.firmware.image
-    slots.add(plan.layout.firmware_address, len(image), readonly=readonly, contents=image)
+    if image:
+        slots.add(plan.layout.firmware_address, len(image), readonly=readonly, contents=image)
     plan.progress(f"creating {plan.cpus} vCPU{'s' if plan.cpus > 1 else ''}")
-    return Machine(plan, vm, _vcpus(device, vm, plan, undo), slots, _board(vm, slots, plan), undo)
+    vcpus = _vcpus(device, vm, plan, undo)
+    if plan.direct is not None:
+        plan.progress("loading the kernel")
+        for piece in (*ordinary_vm(), *plan.direct.pieces()):
+            slots.memory.write(piece.address, piece.contents)
+        enter(vcpus[0], plan.direct)
+    return Machine(plan, vm, vcpus, slots, _board(vm, slots, plan), undo)
 
 
 def _launch_td(device: Kvm, plan: Plan, tdvf: Tdvf, undo: ExitStack) -> Machine:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
 from typing import NamedTuple
@@ -144,11 +144,15 @@ class Section:
 
 @dataclass(frozen=True)
 class Tdvf:
-    """A parsed image. ``sections`` are in the order of the metadata, which is the order in which they are added."""
+    """A parsed image. ``sections`` are in the order of the metadata, which is the order in which they are added.
+
+    ``brought``: contents that are not in the file because the VMM brings them, by the section's index.
+    """
 
     name: str
     image: bytes
     sections: tuple[Section, ...]
+    brought: Mapping[int, bytes] = field(default_factory=dict)
 
     @property
     def load_address(self) -> int:
@@ -161,12 +165,21 @@ class Tdvf:
         return next(section for section in self.sections if section.type is SectionType.TD_HOB)
 
     def contents(self, section: Section) -> bytes:
-        """What the file puts into ``section``, padded with zeroes to its memory size."""
+        """What the file or the VMM puts into ``section``, padded with zeroes to its memory size."""
         return bytes(self.raw_contents(section)).ljust(section.memory_size, b"\0")
 
     def raw_contents(self, section: Section) -> memoryview:
-        """What the file puts at the start of ``section``, uncopied; zeroes follow up to its memory size."""
+        """What is put at the start of ``section``, uncopied; zeroes follow up to its memory size."""
+        if section.index in self.brought:
+            return memoryview(self.brought[section.index])
         return memoryview(self.image)[section.data_offset : section.data_offset + section.raw_size]
+
+    def with_contents(self, brought: Mapping[int, bytes]) -> Tdvf:
+        """The same image with contents that the VMM brings, by index; each must fit into its section."""
+        for index, contents in brought.items():
+            if len(contents) > self.sections[index].memory_size:
+                raise ValueError(f"{self.name}: {self.sections[index]} has no room for {len(contents)} bytes")
+        return replace(self, brought=dict(brought))
 
 
 class Row(NamedTuple):
@@ -216,7 +229,7 @@ def examine(image: bytes, name: str) -> Examination:
             broken.append(error)
     for section in sections:
         broken.extend(_section_faults(section, image, name))
-    broken.extend(_set_faults(sections, {row.type for row in rows}, name))
+    broken.extend(_set_faults(sections, name))
     return Examination(rows, tuple(sections), tuple(broken))
 
 
@@ -270,8 +283,10 @@ def memory_faults(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> Iterator[Tdv
 
 
 def unfilled(tdvf: Tdvf) -> Iterator[TdvfError]:
-    """Every section that is for the VMM to fill and that swtdx does not fill: it brings no kernel."""
+    """Every section that is for the VMM to fill and that nobody has filled."""
     for section in tdvf.sections:
+        if section.index in tdvf.brought:
+            continue
         if section.type in (SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM) and not section.raw_size:
             yield TdvfError(
                 f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none", Rule.NOT_FILLED
@@ -408,13 +423,13 @@ def _section_faults(section: Section, image: bytes, name: str) -> Iterator[TdvfE
             )
 
 
-def _set_faults(sections: Sequence[Section], types: Set[int], name: str) -> Iterator[TdvfError]:
-    """The rules that the sections must keep together, broken; ``types`` are also those of sections broken otherwise."""
+def _set_faults(sections: Sequence[Section], name: str) -> Iterator[TdvfError]:
+    """The rules that the sections must keep together, broken."""
     for needed, purpose, rule in (
         (SectionType.BFV, "boot firmware volume", Rule.MISSING_BFV),
         (SectionType.TD_HOB, "place for the TD HOB", Rule.MISSING_TD_HOB),
     ):
-        if needed not in types:
+        if not any(section.type is needed for section in sections):
             yield TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata", rule)
     seen: set[SectionType] = set()
     for section in sections:
