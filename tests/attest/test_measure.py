@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import swtdx.vmm.launch
 from swtdx.attest.measure import (
     MAXIMUM_ADDED,
     MeasureError,
@@ -21,13 +23,15 @@ from swtdx.attest.measure import (
     order_matters,
     order_name,
 )
+from swtdx.linux.virt.seamcall import Seamcall
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.measurement import MrtdPredictor, Order
-from swtdx.vmm.tdvf import TdvfError, parse
+from swtdx.vmm.slots import MemorySlots
+from swtdx.vmm.tdvf import Section, SectionAttributes, TdvfError, parse
 from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
 
 MIB = 1 << 20
@@ -89,6 +93,28 @@ def test_a_launch_gives_what_was_measured(dialect: Dialect, ovmf_image: Path) ->
     orders = {order: measure_image(image, order=order).mrtd.hex() for order in Order}
     assert seen == orders[Order.PER_PAGE]
     assert orders[Order.PER_PAGE] != orders[Order.PER_REGION]
+
+
+def test_a_kernel_that_adds_a_region_and_then_extends_it_gives_the_other_value(
+    ovmf_image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What trees before Linux 6.16 did: here the test extends, by SEAMCALL, what KVM has added without measuring."""
+    image = ovmf_image.read_bytes()
+    kernel = boot()
+    seamcall, add = Seamcall(kernel.processor), swtdx.vmm.launch._add_section
+
+    def add_then_extend(slots: MemorySlots, section: Section, contents: bytes) -> None:
+        add(slots, replace(section, attributes=section.attributes & ~SectionAttributes.MR_EXTEND), contents)
+        (tdx,) = (vm.tdx for vm in kernel.vms)
+        assert tdx is not None
+        for chunk in range(section.address, section.end if section.measured else 0, 256):
+            assert seamcall.tdh_mr_extend(tdx.tdr, chunk) == 0
+
+    monkeypatch.setattr(swtdx.vmm.launch, "_add_section", add_then_extend)
+    plan = Plan(Firmware(ovmf_image, "it was named", image), 256 * MIB)
+    with Kvm(kernel) as device, launch(device, plan) as machine:
+        seen = kernel.inspect_td(machine.vm.fd)["mrtd"]
+    assert seen == measure_image(image, order=Order.PER_REGION).mrtd.hex()
 
 
 def test_a_launch_gives_what_was_measured_of_a_td_hob_too() -> None:
