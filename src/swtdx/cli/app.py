@@ -272,6 +272,13 @@ def _declare(command: str) -> None:
         import_module(COMMANDS[command]).register(app)
 
 
+def whole_app() -> typer.Typer:
+    """The app with every command declared: what the documentation, the manual page and shell completion read."""
+    for command in ("run", *COMMANDS):
+        _declare(command)
+    return app
+
+
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
     arguments = sys.argv[1:] or ["--help"]
@@ -325,4 +332,4 @@ def _complain(text: str, status: int) -> int:
     return status
 
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "whole_app"]

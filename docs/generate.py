@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The reference pages that follow from code and tables: commands, ioctls, sub-commands, leaf functions, status codes.
+
+Each function returns Markdown; ``conf.py`` writes them to ``_generated/`` when the site is built, and the pages under
+``reference/`` include them. What stands there is therefore what the code does, and nobody edits it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+
+from swtdx.cli.app import whole_app
+from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
+from swtdx.seam.module import TdxModule
+from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
+from swtdx.seam.tables import load
+from swtdx.seam.tdg.tdcall import LEAVES as TDCALLS
+from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
+from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE, Request
+from swtdx.uapi.kvm import REQUESTS
+
+DIRECTIONS = {0: "", IOC_WRITE: "in", IOC_READ: "out", IOC_READ | IOC_WRITE: "in, out"}
+MEMBERS = {
+    TdxCommand.CAPABILITIES: "capabilities",
+    TdxCommand.INIT_VM: "init_vm",
+    TdxCommand.INIT_MEM_REGION: "init_mem_region",
+}
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def prose(docstring: str | None) -> str:
+    """A docstring's reST as Markdown: double backticks are single ones; the examples are left to the tests."""
+    text = inspect.cleandoc(docstring or "").split("\n>>>")[0]
+    return re.sub(r"``(.+?)``", r"`\1`", text).strip()
+
+
+# Commands
+
+
+def commands() -> str:
+    """Every command with its arguments, options, examples and exit statuses."""
+    parts = []
+    for path, command in _commands_of("swtdx", whole_app()):
+        parameters = [_Parameter(parameter) for parameter in _signature(command.callback).values()]
+        arguments = " ".join(parameter.usage for parameter in parameters if not parameter.option)
+        parts.append(f"(command-{path.replace(' ', '-')})=\n\n## {path}\n")
+        parts.append(_markup(command.callback.__doc__) + "\n")
+        parts.append(f"```text\n{path} [OPTIONS] {arguments}".rstrip() + "\n```\n")
+        parts.append(table(("argument", "", "default"), [parameter.row for parameter in parameters]))
+        if command.epilog:
+            parts.append(_markup(command.epilog) + "\n")
+    return "\n".join(parts)
+
+
+def _commands_of(path: str, app: typer.Typer) -> Iterator[tuple[str, Any]]:
+    """(what one types, the command), ``run`` first and groups after the commands beside them."""
+    for command in app.registered_commands:
+        yield f"{path} {command.name or command.callback.__name__.replace('_', '-')}", command
+    for group in app.registered_groups:
+        yield from _commands_of(f"{path} {group.name}", group.typer_instance)
+
+
+def _signature(callback: Any) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(callback, eval_str=True).parameters)
+
+
+class _Parameter:
+    """An argument or option, from the annotation that typer reads too."""
+
+    def __init__(self, parameter: inspect.Parameter) -> None:
+        kind, info = get_args(parameter.annotation)[:2]
+        self.option = isinstance(info, typer.models.OptionInfo)
+        self.required = parameter.default is inspect.Parameter.empty
+        name = parameter.name
+        kinds = [each for each in (get_args(kind) or (kind,)) if each is not type(None)]
+        flag = kinds == [bool]
+        if self.option:
+            declared = [d for d in info.param_decls or () if d.startswith("-")] or ["--" + name.replace("_", "-")]
+            wanted = "" if flag else " " + (info.metavar or _metavar(kinds[0]))
+            shown = ", ".join(f"`{each}{wanted}`" for each in declared)
+        else:
+            shown = f"`{name.upper()}`"
+        self.usage = name.upper() if self.required else f"[{name.upper()}]"
+        default = parameter.default
+        given = "" if self.required or default in (None, False) else f"`{getattr(default, 'value', default)}`"
+        self.row = (shown, _markup(info.help), given)
+
+
+def _metavar(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "|".join(str(member.value) for member in kind)
+    return {Path: "FILE", int: "N", float: "NUMBER"}.get(kind, "TEXT")
+
+
+def _markup(text: str | None) -> str:
+    """Rich's markup as Markdown."""
+    text = inspect.cleandoc(text or "")
+    text = re.sub(r"\[cyan\](.*?)\[/cyan\]", r"`\1`", text)
+    return re.sub(r"\[bold\](.*?)\[/bold\]", r"**\1**", text)
+
+
+# ioctls
+
+
+def ioctls() -> str:
+    """Every request with its number and argument, then the layout of every argument."""
+    rows = [_request(name, request) for name, request in sorted(REQUESTS.items())]
+    structures: dict[str, Any] = {}
+    for request in REQUESTS.values():
+        argument: Any = request.argument
+        if argument is not None and issubclass(argument, ctypes.Structure):
+            structures.setdefault(argument.__name__, argument)
+    head = table(("request", "number", "direction", "argument", "bytes"), rows)
+    return head + "\n\n## Structures\n\n" + "\n".join(layout(s) for _, s in sorted(structures.items()))
+
+
+def _request(name: str, request: Request) -> tuple[str, ...]:
+    argument: Any = request.argument
+    if argument is None:
+        shown = "integer, or none"
+    elif issubclass(argument, ctypes.Structure):
+        shown = f"[`{argument.__name__}`](#struct-{argument.__name__.replace('_', '-')})"
+    else:
+        shown = f"`{argument.__name__}`"
+    return f"`{name}`", f"`{int(request):#010x}`", DIRECTIONS[request.direction], shown, str(request.size or "")
+
+
+def layout(structure: Any, suffix: str = "") -> str:
+    """A structure: what its docstring says, and where its members are."""
+    name = structure.__name__
+    anchor = f"struct-{name.replace('_', '-')}{suffix}"
+    rows = [
+        (
+            str(getattr(structure, field[0]).offset),
+            f"`{field[0]}`",
+            f"`{_type(field[1])}`",
+            str(ctypes.sizeof(field[1])),
+        )
+        for field in structure._fields_
+    ]
+    own = structure.__dict__.get("__doc__")
+    size = ctypes.sizeof(structure)
+    flexible = rows and rows[-1][3] == "0"
+    grows = ", and as many elements of the last member as it counts" if flexible else ""
+    return (
+        f"({anchor})=\n\n### struct {name}\n\n{prose(own)}\n\n{size} bytes{grows}.\n\n"
+        + table(("offset", "member", "type", "bytes"), rows)
+        + "\n"
+    )
+
+
+def _type(kind: Any) -> str:
+    if issubclass(kind, ctypes.Array):
+        return f"{_type(kind._type_)}[{kind._length_ or ''}]"
+    names = {"c_ubyte": "u8", "c_ushort": "u16", "c_uint": "u32", "c_ulong": "u64", "c_byte": "s8", "c_short": "s16"}
+    names |= {"c_int": "s32", "c_long": "s64"}
+    if issubclass(kind, ctypes.Union):
+        return "union"
+    name = str(names.get(kind.__name__, kind.__name__))
+    return f"struct {name}" if issubclass(kind, ctypes.Structure) else name
+
+
+def subcommands() -> str:
+    """KVM_MEMORY_ENCRYPT_OP's sub-commands in both dialects."""
+    parts = []
+    for dialect in Dialect:
+        suffix = f"-{dialect.value}"
+        rows = []
+        for command in sorted(dialect.commands):
+            member = MEMBERS.get(command)
+            data = ""
+            if member is not None:
+                name = getattr(dialect, member).__name__
+                data = f"[`{name}`](#struct-{name.replace('_', '-')}{suffix})"
+            elif command is TdxCommand.INIT_VCPU:
+                data = "initial RCX and R8 of the vCPU"
+            elif command is TdxCommand.GET_CPUID:
+                data = "`kvm_cpuid2`"
+            rows.append((f"`KVM_TDX_{command.name}`", str(int(command)), dialect.target(command).value, data))
+        parts.append(f"## Dialect {dialect.value}\n")
+        parts.append(
+            f"`KVM_CREATE_VM` takes {dialect.vm_type_tdx} for a TD; `KVM_CAP_VM_TYPES` is capability "
+            f"{dialect.cap_vm_types}, and bit {dialect.vm_type_tdx} of its answer says that TDs can be made. "
+            f"The SEAMCALL status comes back in `{dialect.hw_error_member}`. "
+            f"The first pages come from: {dialect.initial_memory.value}.\n"
+        )
+        parts.append(table(("sub-command", "id", "descriptor", "data"), rows))
+        parts.append("")
+        for structure in (dialect.cmd, *(getattr(dialect, member) for member in MEMBERS.values())):
+            parts.append(layout(structure, suffix))
+    return "\n".join(parts)
+
+
+# The module
+
+
+def leaves() -> str:
+    """SEAMCALL and TDCALL leaf functions: operands, states, and what serves them."""
+    states = load("op_states")["seamcall_allowed"]
+    operands = load("operands")
+    seamcalls = []
+    for name, number in sorted(SEAMCALL_NUMBERS.items(), key=lambda item: item[1]):
+        versions = [fn >> 16 for fn in LEAVES if fn & 0xFFFF == number]
+        handler = next((entry.handler for fn, entry in LEAVES.items() if fn & 0xFFFF == number), None)
+        inputs, outputs = operands["seamcall"].get(name, ["", ""])
+        allowed = ", ".join(states.get(name.replace(".", "_"), []))
+        seamcalls.append((name, str(number), _versions(versions), _operands(inputs), _operands(outputs), allowed,
+                          _served(handler)))  # fmt: skip
+    tdcalls = []
+    for name, number in sorted(TDCALL_NUMBERS.items(), key=lambda item: item[1]):
+        versions = [rax >> 16 for rax in TDCALLS if rax & 0xFFFF == number]
+        found = next((entry[0] for rax, entry in TDCALLS.items() if rax & 0xFFFF == number), None)
+        inputs, outputs = operands["tdcall"].get(name, ["", ""])
+        served = "`seam.tdg.vmcall.vmcall`" if name == "TDG.VP.VMCALL" else _served(found)
+        tdcalls.append((name, str(number), _versions(versions) or "0", _operands(inputs), _operands(outputs), served))
+    functions = [(f"`{key}`", row[0], _operands(row[1]), _operands(row[2])) for key, row in operands["vmcall"].items()]
+    return (
+        f"For the TDX module {load('leaves')['version']}.\n\n## SEAMCALL\n\n"
+        + table(("leaf", "number", "versions", "in", "out", "OP_STATE", "served by"), seamcalls)
+        + "\n## TDCALL\n\n"
+        + table(("leaf", "number", "versions", "in", "out", "served by"), tdcalls)
+        + "\n## TDG.VP.VMCALL\n\nWith R10 = 0, R11 selects a function of the GHCI:\n\n"
+        + table(("R11", "function", "in", "out"), functions)
+    )
+
+
+def _versions(found: list[int]) -> str:
+    return ", ".join(str(version) for version in sorted(set(found)))
+
+
+def _operands(text: str) -> str:
+    return "; ".join(f"{part.split(':')[0].upper()} {part.split(':')[1]}" for part in text.split())
+
+
+def _served(handler: Any) -> str:
+    if handler is None:
+        return "not reproduced"
+    for cell in getattr(handler, "__closure__", None) or ():  # a versioned leaf is bound to its version
+        if inspect.isfunction(cell.cell_contents):
+            handler = cell.cell_contents
+    module = handler.__module__.removeprefix("swtdx.")
+    if module.endswith("not_reproduced"):
+        return f"`{module}`: answers as a module without it"
+    return f"`{module}.{handler.__qualname__}`"
+
+
+def statuses() -> str:
+    """Every completion status that the module knows."""
+    assert TdxModule  # every leaf is registered
+    rows = [
+        (f"`{code.name}`", f"`{code.value:#018x}`", _nature(code.value))
+        for code in sorted(StatusCode, key=lambda code: (code.value >> 40 & 0xFF, code.value >> 32 & 0xFF))
+    ]
+    return table(("status", "value", ""), rows)
+
+
+def _nature(status: int) -> str:
+    named = [
+        name for bit, name in ((ERROR, "error"), (NON_RECOVERABLE, "non-recoverable"), (FATAL, "fatal")) if status & bit
+    ]
+    return ", ".join(named) or "success, or a remark"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "commands": commands,
+    "ioctls": ioctls,
+    "subcommands": subcommands,
+    "leaves": leaves,
+    "statuses": statuses,
+}

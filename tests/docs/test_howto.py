@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every command in the tutorial and the how-to pages does what the page says.
+
+In a ``console`` block a line that begins with ``$`` is run by bash, in a folder of the page's own with swtdx on the
+PATH; the lines after it are what it prints, ``[...]`` standing for anything.  A Python block after the words "Save this
+as" or under a comment "save the block above as" becomes that file.  A comment before the block may say ``status N``
+(how the last command of the block ends), ``run in the checkout``, or ``needs FILE``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from swtdx.vmm.firmware import FirmwareError, find_firmware
+from tests.conftest import REPOSITORY
+
+PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]
+PAGES += [REPOSITORY / "docs/explanation/first-touch.md"]
+_BLOCK = re.compile(r"(?:<!-- (?P<note>.*?) -->\n)?```(?P<kind>console|python)\n(?P<body>.*?)```", re.DOTALL)
+_SAVE_BEFORE = re.compile(r"Save this as `([^`]+)`:\s*$")
+_SAVE_AFTER = re.compile(r"\s*<!-- save the block above as (\S+) -->")
+
+
+@dataclass
+class Step:
+    """A command with what it is to print, or a file to be written."""
+
+    text: str
+    output: str = ""
+    status: int = 0
+    in_checkout: bool = False
+    file: str = ""
+
+
+def steps(page: str) -> Iterator[Step]:
+    for block in _BLOCK.finditer(page):
+        if block["kind"] == "python":
+            name = _SAVE_BEFORE.search(page[: block.start()]) or _SAVE_AFTER.match(page[block.end() :])
+            if name is not None:
+                yield Step(block["body"], file=name[1])
+            continue
+        note = block["note"] or ""
+        commands = re.split(r"^\$ ", block["body"], flags=re.MULTILINE)[1:]
+        for number, command in enumerate(commands, 1):
+            text, _, output = command.partition("\n")
+            status = re.search(r"status (\d+)", note)
+            last = number == len(commands)
+            yield Step(text, output, int(status[1]) if status and last else 0, "in the checkout" in note)
+
+
+def matches(expected: str, printed: str) -> bool:
+    pattern = re.escape(expected.strip()).replace(re.escape("[...]"), ".*")
+    return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_its_commands_run_as_written(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = list(steps(text))
+    for needed in re.findall(r"<!-- needs (\S+) -->", text):
+        if not Path(needed).is_file():
+            pytest.skip(f"{needed} is not there: the commands of {page.name} are not run")
+    if any("swtdx run" in step.text or "swtdx measure" in step.text for step in found):
+        try:
+            find_firmware()
+        except FirmwareError as error:
+            pytest.skip(str(error))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
+    environment.pop("PYTEST_ADDOPTS", None)
+    for step in found:
+        if step.file:
+            (tmp_path / step.file).write_text(step.text)
+            continue
+        done = subprocess.run(
+            ["bash", "-c", step.text],
+            cwd=REPOSITORY if step.in_checkout else tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=250,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == step.status, f"{step.text}\n{said}"
+        if step.output.strip():
+            streams = (done.stdout, done.stderr, said)
+            assert any(matches(step.output, stream) for stream in streams), f"{step.text}\n{said}"
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed", "same"),
+    [("a[...]c", "abc", True), ("a[...]c", "ab", False), ("[...]\nend\n", "x\ny\nend", True), ("a.c", "abc", False)],
+)
+def test_how_output_is_compared(expected: str, printed: str, same: bool) -> None:
+    assert matches(expected, printed) is same
