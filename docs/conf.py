@@ -41,11 +41,18 @@ man_pages = [("reference/commands", "swtdx", "Intel TDX under KVM, in software",
 man_show_urls = True
 
 
+def toctree_of_the_rest() -> str:
+    """A table of contents of the pages in docs/ that index.md does not name, so that a new page is never lost."""
+    named = (HERE / "index.md").read_text(encoding="utf-8")
+    rest = [path.stem for path in sorted(HERE.glob("*.md")) if path.stem != "index" and f"\n{path.stem}\n" not in named]
+    return "\n".join(["```{toctree}", ":maxdepth: 1", ":caption: More", "", *rest, "```", ""]) if rest else ""
+
+
 def write_generated(app: Any) -> None:
     """The parts that follow from code and tables."""
     folder = HERE / "_generated"
     folder.mkdir(exist_ok=True)
-    for name, make in generate.PAGES.items():
+    for name, make in {**generate.PAGES, "rest": toctree_of_the_rest}.items():
         path, text = folder / f"{name}.md", make()
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
