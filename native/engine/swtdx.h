@@ -31,6 +31,7 @@ enum swtdx_exit_reason {
     SWTDX_EXIT_RDTSC = 16,
     SWTDX_EXIT_VMCALL = 18,
     SWTDX_EXIT_CR_ACCESS = 28,
+    SWTDX_EXIT_DR_ACCESS = 29,
     SWTDX_EXIT_IO = 30,
     SWTDX_EXIT_RDMSR = 31,
     SWTDX_EXIT_WRMSR = 32,
@@ -80,7 +81,7 @@ typedef struct swtdx_cpu {
     uint64_t tsc_offset, tsc_multiplier; /* 48 fraction bits */
     uint64_t posted_interrupt_descriptor;
     uint32_t exception_bitmap;
-    uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, reserved[2];
+    uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, reserved;
     uint8_t msr_bitmap[4096]; /* read low, read high, write low, write high; a set bit exits */
     uint8_t vapic[4096];      /* the virtual-APIC page */
     /* VM-entry event; an event whose delivery faulted in EPT stays here and is delivered at the next entry */

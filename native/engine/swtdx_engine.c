@@ -466,15 +466,17 @@ static enum outcome stay(swtdx_engine *engine, swtdx_cpu *cpu)
     cs->stop = cs->stopped = false;
     cs->created = true;
     for (;;) {
+        uint32_t trap = cs->interrupt_request & CPU_INTERRUPT_DEBUG;
+
         cs->halted = 0;
-        cs->exit_request = 0;
+        cs->exit_request = trap != 0; /* the #DB of the last instruction comes first, then back here */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        if (__atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
+        if (!trap && __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
             disarm_event(cs, cpu);
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             return EXITED;
         }
-        if (engine->preempt) {
+        if (!trap && engine->preempt) {
             disarm_event(cs, cpu);
             return PREEMPTED;
         }
@@ -485,7 +487,7 @@ static enum outcome stay(swtdx_engine *engine, swtdx_cpu *cpu)
         cpu->notified = 0;
         swtdx_sync_posted(cpu);
         swtdx_evaluate_interrupts(cpu, cs);
-        cs->interrupt_request = (cs->interrupt_request & CPU_INTERRUPT_VIRQ) | (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
+        cs->interrupt_request = trap | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) | (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
         cpu_exec(uc, cs);
         if (engine->exited) {
@@ -519,6 +521,8 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     env->intercept_exceptions = cpu->exception_bitmap;
     memset(&cpu->exit, 0, sizeof(cpu->exit));
     engine->exited = false;
+    engine->data_hits = 0;
+    cs->interrupt_request &= ~CPU_INTERRUPT_DEBUG;
     cs->exception_index = -1;
     if (cpu->event.valid) {
         arm_event(cs, cpu);

@@ -117,14 +117,40 @@ static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type
     cpu->exit.qualification = 0;
     if (vector == EXCP0E_PAGE) { /* TCG leaves CR2 alone when the fault is intercepted */
         memcpy(&cpu->exit.qualification, env->uc->swtdx->scratch + 0x80, 8);
+    } else if (vector == EXCP01_DB) {
+        cpu->exit.qualification = env->uc->swtdx->debug_reasons;
     }
     swtdx_exit_now(env, SWTDX_EXIT_EXCEPTION_NMI, retaddr);
+}
+
+/* MOV to or from a debug register. Qualification: register 2:0 (as the instruction names it), 4 from, 11:8 GPR. */
+static void QEMU_NORETURN exit_dr_access(CPUX86State *env, int number, bool from, uintptr_t retaddr)
+{
+    struct prefixes prefixes;
+    uint8_t modrm, rex = 0;
+
+    if (retaddr) {
+        cpu_restore_state(env_cpu(env), retaddr, true);
+    }
+    prefixes = read_prefixes(env);
+    if (prefixes.length && (env->hflags & HF_CS64_MASK)) {
+        rex = cpu_ldub_code(env, code_address(env) + prefixes.length - 1);
+        rex = (rex & 0xf0) == 0x40 ? rex : 0;
+    }
+    modrm = cpu_ldub_code(env, code_address(env) + prefixes.length + 2);
+    exit_instruction(env, SWTDX_EXIT_DR_ACCESS, 3, number | from << 4 | ((modrm & 7) | (rex & 1) << 3) << 8, 0);
 }
 
 void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr)
 {
     swtdx_cpu *cpu = swtdx_current(env);
 
+    if (type >= SVM_EXIT_READ_DR0 && type < SVM_EXIT_READ_DR0 + 32) { /* 16 for reads, 16 for writes */
+        if (cpu->dr_exiting) {
+            exit_dr_access(env, type & 7, type < SVM_EXIT_WRITE_DR0, retaddr);
+        }
+        return;
+    }
     if (type >= SVM_EXIT_EXCP_BASE && type < SVM_EXIT_EXCP_BASE + 32) {
         intercept_exception(env, type - SVM_EXIT_EXCP_BASE, SWTDX_EVENT_HARDWARE_EXCEPTION, param, retaddr);
         return;

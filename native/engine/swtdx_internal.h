@@ -53,6 +53,8 @@ struct swtdx_engine {
     uint64_t access_gla, walks;
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
+    uint32_t data_hits;     /* data breakpoints that the instruction in progress has met, one bit each */
+    uint64_t debug_reasons; /* of the #DB in progress, as in DR6 */
     sigjmp_buf host_fault;
 };
 
@@ -81,6 +83,10 @@ void swtdx_note_access(CPUState *cs, target_ulong gla);
 int swtdx_acknowledge_interrupt(CPUX86State *env);
 void swtdx_delivered(CPUX86State *env);
 bool swtdx_exception(CPUState *cs);
+int swtdx_watched(CPUState *cs, vaddr addr, vaddr len);
+void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t retaddr);
+void swtdx_debug_stop(CPUState *cs);
+void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;
 
 /* between the engine's own files */
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;

@@ -138,11 +138,12 @@ def test_debian_12s_firmware_has_no_measurement_driver(skip_loudly: Callable[[st
         (edk2_like({("PK", GLOBAL): b"key"}), efi_kernel(), "Secure Boot"),
         (edk2_like({("BootOrder", GLOBAL): bytes(2)}), efi_kernel(), "boot options of its own"),
         (edk2_like(cfv=b"\xff" * 0x4000), efi_kernel(), "no volume of variables"),
-        (edk2_like(beside=[driver(UI_APP, "UiApp")]), efi_kernel(), "another way"),
-        (edk2_like(sec=b"TdxTable"), efi_kernel(), "another way"),
+        (edk2_like(beside=[driver(UI_APP, "UiApp")]), efi_kernel(), "another make"),
+        (edk2_like(sec=b"TdxTable"), efi_kernel(), "another make"),
+        (edk2_like(tcg=MENU, sec=b"").replace(b"_FVH", b"FVH_"), efi_kernel(), "another make"),
         (edk2_like(), b"\0\0" + efi_kernel()[2:], "no EFI stub"),
     ],
-    ids=["secure-boot", "boot-order", "no-variables", "another-menu", "older-edk2", "no-stub"],
+    ids=["secure-boot", "boot-order", "no-variables", "another-menu", "older-edk2", "no-edk2", "no-stub"],
 )
 def test_what_is_not_modelled_is_refused(image: bytes, kernel: bytes, reason: str) -> None:
     with pytest.raises(PredictionError, match=reason):

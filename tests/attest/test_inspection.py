@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import swtdx.attest
+from swtdx.attest.firmware_traits import FirmwareTraits
 from swtdx.attest.inspection import inspect_image
 from swtdx.attest.measure import MeasureError, measure_image
 from swtdx.attest.memory_picture import Kind, blocks, svg_picture, text_picture
 from swtdx.vmm.tdvf import Rule, SectionType, TdvfError
+from tests.attest.uefi_image import GLOBAL, edk2_like
 from tests.vmm.tdvf_image import BASE, BFV, CFV, GOOD, HOB, TEMP, Row, image_with
 
 CODE_VOLUME = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")  # EFI_FIRMWARE_FILE_SYSTEM2_GUID
@@ -172,3 +174,11 @@ def test_the_public_names_are_all_there() -> None:
         assert name in dir(swtdx.attest)
     with pytest.raises(AttributeError, match="nothing"):
         _ = swtdx.attest.nothing
+
+
+def test_what_the_firmware_will_do_shows_in_its_files() -> None:
+    measuring = edk2_like({("PK", GLOBAL): b"key"})
+    silent = edk2_like(tcg=uuid.UUID(int=7), sec=b"")
+    assert inspect_image(measuring).traits == FirmwareTraits(extends_rtmrs=True, secure_boot=True)
+    assert inspect_image(silent).traits == FirmwareTraits(extends_rtmrs=False, secure_boot=False)
+    assert inspect_image(image_with()).traits == FirmwareTraits(extends_rtmrs=None, secure_boot=None)

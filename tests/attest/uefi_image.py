@@ -24,6 +24,7 @@ IMAGE_SECURITY = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 
 DXE_VOLUME = UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
 TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
+DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")
 MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
 SEC = UUID("69d96630-eb64-4b33-8491-13a5cf023dcf")
@@ -100,7 +101,9 @@ def edk2_like(
     tcg: UUID = TD_TCG2_DXE, cfv: bytes | None = None,
 ) -> bytes:  # fmt: skip
     """An image whose compressed volume has the measurement driver and the boot menu, and ``beside`` them."""
-    inner = files_volume([driver(tcg, "TdTcg2Dxe"), driver(MENU, "Menu"), *beside], name=DXE_VOLUME)
+    inner = files_volume(
+        [driver(DXE_CORE, "DxeCore"), driver(tcg, "TdTcg2Dxe"), driver(MENU, "Menu"), *beside], name=DXE_VOLUME
+    )
     outer = [file(UUID(int=1), compressed(section(0x17, inner)), 0x0B), driver(SEC, "SecMain", sec)]
     image = bytearray(image_with(rows=(BFV, CFV, TEMP, HOB)))
     code = files_volume(outer)

@@ -31,6 +31,10 @@ NEEDED_BY: dict[str, list[str]] = {
     "06-native-exceptions": ["test_execution.py::test_a_guest_takes_its_own_exceptions_without_an_exit"],
     "07-nested-stage": ["test_ept.py::test_the_guest_runs_from_where_ept_says"],
     "09-unmap": ["test_memory.py::test_windows_go_whoever_is_loaded"],
+    "10-debug-registers": [
+        "test_debug_registers.py::test_an_instruction_breakpoint_is_a_linear_address",
+        "test_debug_registers.py::test_a_data_breakpoint_traps_after_the_store",
+    ],
     "08-vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 

@@ -12,6 +12,8 @@ import pytest
 
 from swtdx.vmm.board import acpi_tables, aml
 from swtdx.vmm.board.acpi_tables import LOADER_FILE, RSDP_FILE, TABLES_FILE
+from swtdx.vmm.board.q35 import Board
+from swtdx.vmm.memory import GuestMemory
 from swtdx.vmm.memory_map import MIB, MemoryMap
 
 LAYOUT = MemoryMap(512 * MIB, 2 * MIB)
@@ -90,6 +92,51 @@ def test_placed_without_firmware_the_tables_are_the_same() -> None:
     acpi = acpi_tables.build(LAYOUT, 2, level_interrupts=True)
     blobs = installed(acpi.files())
     assert acpi.place(TABLES_AT, RSDP_AT) == (bytes(blobs[TABLES_FILE]), bytes(blobs[RSDP_FILE]))
+
+
+def named_files(board: Board) -> dict[str, bytes]:
+    """All files of fw_cfg, read by ports 0x510 and 0x511."""
+
+    def item(key: int, length: int) -> bytes:
+        board.ports.write(0x510, 2, key)
+        return bytes(board.ports.read(0x511, 1) for _ in range(length))
+
+    (count,) = struct.unpack(">I", item(0x19, 4))
+    entries = struct.iter_unpack(">IHH56s", item(0x19, 4 + 64 * count)[4:])
+    return {name.rstrip(b"\0").decode(): item(key, size) for size, key, _, name in entries}
+
+
+@pytest.mark.parametrize("base", [0xE000_0000, 0xB000_0000, 0xC000_0000])
+def test_mcfg_says_where_the_firmware_has_put_configuration_space(base: int) -> None:
+    board = Board(
+        LAYOUT, GuestMemory(), 1, serial=bytearray().extend, signal_msi=lambda msi: None, route_msis=lambda routes: None
+    )
+    for register, value in ((0x64, 0), (0x60, base | 1)):
+        board.ports.write(0xCF8, 4, 0x8000_0000 | register)
+        board.ports.write(0xCFC, 4, value)
+    blobs = installed(named_files(board))
+    found = walked(bytes(blobs[TABLES_FILE]), bytes(blobs[RSDP_FILE]))
+    assert struct.unpack_from("<QHBB", found["MCFG"], 44) == (base, 0, 0, 255)
+    assert struct.pack("<II", base, 256 << 20) in found["DSDT"]  # the motherboard resource
+    windows = [
+        struct.unpack_from("<II", found["DSDT"], at + 10)
+        for at in range(len(found["DSDT"]))
+        if found["DSDT"].startswith(b"\x87\x17\0", at)
+    ]
+    assert windows[0][0] == 0x8000_0000
+    assert windows[-1][1] == 0xFEBF_FFFF
+    assert all(last < base or first >= base + (256 << 20) for first, last in windows)
+
+
+def test_ecam_where_it_cannot_be_described_changes_no_table() -> None:
+    board = Board(
+        LAYOUT, GuestMemory(), 1, serial=bytearray().extend, signal_msi=lambda msi: None, route_msis=lambda routes: None
+    )
+    before = named_files(board)
+    for register, value in ((0x60, 0x1000_0001), (0x64, 0xF), (0x60, 0xB000_0005), (0x64, 0), (0x60, 0)):
+        board.ports.write(0xCF8, 4, 0x8000_0000 | register)
+        board.ports.write(0xCFC, 4, value)
+    assert named_files(board) == before
 
 
 def test_madt_lists_every_cpu_and_a_td_has_no_level_triggered_line() -> None:

@@ -32,6 +32,7 @@ from uuid import UUID
 
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.event_log import Event
+from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import Rtmrs, replay
@@ -44,14 +45,13 @@ from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import SectionType, Tdvf, check_memory
 
-_TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
 _BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 _OTHER_BOOT_OPTIONS = (
     UUID("462caa21-7614-4503-836e-8ab6f4662331"),  # UiApp
     UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1"),  # Shell
 )
-_HOB_EVENT, _FW_CFG_EVENT = b"TdxTable", b"QEMU FW CFG"
-"""What the events of SEC are called; SEC's code has the texts in it."""
+_FW_CFG_EVENT = b"QEMU FW CFG"
+"""What events of SEC are called; SEC's code has the text in it."""
 _CC_PROTOCOL = UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le
 _MEASURED_ITEMS: tuple[tuple[str, Key | None, int], ...] = (
     ("etc/extra-pci-roots", None, 8),
@@ -127,7 +127,7 @@ def predict_direct_boot(
     check_memory(tdvf, layout.ram)
     carried = list(files(image))
     kernel_measures = _measures(linux.kernel.image)
-    if all(each.name != _TD_TCG2_DXE for each in carried) and not _mentions(carried, _HOB_EVENT):
+    if extends_rtmrs(carried) is False:
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=kernel_measures)
     menu = _boot_manager_menu(carried, name)
     variables = _variables(tdvf)
@@ -253,14 +253,14 @@ def _measures(kernel: bytes) -> bool:
 
 def _boot_manager_menu(carried: list[FirmwareFile], name: str) -> FirmwareFile:
     """The firmware's only boot option. Raises `PredictionError` for firmware of another make than is modelled."""
-    driver = next((each for each in carried if each.name == _TD_TCG2_DXE), None)
-    if driver is not None and driver.volume and _mentions(carried, _HOB_EVENT) and _mentions(carried, _FW_CFG_EVENT):
+    driver = next((each for each in carried if each.name == TD_TCG2_DXE), None)
+    if driver is not None and driver.volume and _mentions(carried, HOB_EVENT) and _mentions(carried, _FW_CFG_EVENT):
         beside = {each.name: each for each in carried if each.volume == driver.volume}
         if _BOOT_MANAGER_MENU in beside and not any(other in beside for other in _OTHER_BOOT_OPTIONS):
             return beside[_BOOT_MANAGER_MENU]
     raise PredictionError(
-        f"{name} extends RTMRs in another way than edk2's IntelTdx build of 2025.05 or later, and only that is "
-        "predicted; swtdx run shows what it extends"
+        f"{name} is another make of firmware than edk2's IntelTdx build of 2025.05 or later, and only what that "
+        "extends is predicted; swtdx run shows what this one does"
     )
 
 

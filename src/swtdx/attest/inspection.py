@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from swtdx.attest.firmware_traits import FirmwareTraits, firmware_traits
 from swtdx.vmm.memory_map import MemoryMap
 from swtdx.vmm.tdvf import (
     Row,
@@ -40,6 +41,7 @@ class Inspection:
     rows: tuple[Row, ...]
     sections: tuple[Section, ...]
     broken: tuple[TdvfError, ...]
+    traits: FirmwareTraits
 
     @property
     def can_start(self) -> bool:
@@ -54,6 +56,8 @@ class Inspection:
             "sha256": self.sha256,
             "memory": self.layout.memory_size,
             "can_start": self.can_start,
+            "extends_rtmrs": self.traits.extends_rtmrs,
+            "secure_boot": self.traits.secure_boot,
             "broken": [{"rule": str(fault.rule), "text": str(fault)} for fault in self.broken],
             "sections": [
                 {
@@ -91,7 +95,8 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
         broken += memory_faults(tdvf, layout.ram)
     broken += unfilled(tdvf)
     sha256 = hashlib.sha256(image).hexdigest()
-    return Inspection(name, len(image), sha256, layout, found.rows, found.sections, tuple(broken))
+    traits = firmware_traits(image, found.sections)
+    return Inspection(name, len(image), sha256, layout, found.rows, found.sections, tuple(broken), traits)
 
 
 def type_name(row: Row) -> str:

@@ -75,11 +75,28 @@ def _report(inspection: Inspection, picture: bool) -> Iterator[str]:
         yield "TD       no, it cannot start as a TD:"
         yield from (f"         {fault.rule}: {fault}" for fault in inspection.broken)
     if inspection.rows:
+        yield from _traits(inspection)
         yield ""
         yield from _table(inspection)
     if picture:
         yield ""
         yield text_picture(inspection)
+
+
+_RTMRS = {
+    True: "this firmware extends them",
+    False: "stay zero: this firmware carries no driver that extends them (TdTcg2Dxe)",
+    None: "unknown: this is no build of edk2 as far as can be seen, and only a launch tells",
+}
+
+
+def _traits(inspection: Inspection) -> Iterator[str]:
+    if not any(in_mrtd(row) == "contents" for row in inspection.rows):
+        yield "MRTD     measures addresses only: nothing of this firmware's contents"
+    yield f"RTMRs    {_RTMRS[inspection.traits.extends_rtmrs]}"
+    if inspection.traits.secure_boot is not None:
+        enforced = inspection.traits.secure_boot
+        yield f"boot     Secure Boot is {'enforced: only what its keys have signed' if enforced else 'off'}"
 
 
 def _table(inspection: Inspection) -> Iterator[str]:

@@ -35,6 +35,7 @@ class GuestContext:
     tsc_multiplier: int
     posted_interrupt_descriptor: int
     rdtsc_exiting: bool
+    mov_dr_exiting: bool
     interrupt_window_exiting: bool
     nmi_window_exiting: bool
     cr0_guest_host_mask: int

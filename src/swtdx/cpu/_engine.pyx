@@ -32,7 +32,7 @@ cdef extern from "swtdx.h" nogil:
         uint64_t tsc_offset, tsc_multiplier
         uint64_t posted_interrupt_descriptor
         uint32_t exception_bitmap
-        uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept
+        uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting
         uint8_t msr_bitmap[4096]
         uint8_t vapic[4096]
         swtdx_event event
@@ -374,6 +374,14 @@ cdef class GuestContext:
     @rdtsc_exiting.setter
     def rdtsc_exiting(self, value):
         self.cpu.rdtsc_exiting = bool(value)
+
+    @property
+    def mov_dr_exiting(self) -> bool:
+        return self.cpu.dr_exiting != 0
+
+    @mov_dr_exiting.setter
+    def mov_dr_exiting(self, value):
+        self.cpu.dr_exiting = bool(value)
 
     @property
     def interrupt_window_exiting(self) -> bool:

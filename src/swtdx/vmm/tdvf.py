@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
@@ -229,7 +229,7 @@ def examine(image: bytes, name: str) -> Examination:
             broken.append(error)
     for section in sections:
         broken.extend(_section_faults(section, image, name))
-    broken.extend(_set_faults(sections, name))
+    broken.extend(_set_faults(sections, {row.type for row in rows}, name))
     return Examination(rows, tuple(sections), tuple(broken))
 
 
@@ -423,13 +423,13 @@ def _section_faults(section: Section, image: bytes, name: str) -> Iterator[TdvfE
             )
 
 
-def _set_faults(sections: Sequence[Section], name: str) -> Iterator[TdvfError]:
-    """The rules that the sections must keep together, broken."""
+def _set_faults(sections: Sequence[Section], types: Set[int], name: str) -> Iterator[TdvfError]:
+    """The rules that the sections must keep together, broken; ``types`` are also those of sections broken otherwise."""
     for needed, purpose, rule in (
         (SectionType.BFV, "boot firmware volume", Rule.MISSING_BFV),
         (SectionType.TD_HOB, "place for the TD HOB", Rule.MISSING_TD_HOB),
     ):
-        if not any(section.type is needed for section in sections):
+        if needed not in types:
             yield TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata", rule)
     seen: set[SectionType] = set()
     for section in sections:

@@ -13,6 +13,7 @@ from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm
 from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.linux.kvm.msrs import KVM_MAX_MCE_BANKS
+from swtdx.linux.kvm.x86.guest_debug import KVM_GUESTDBG_VALID_MASK
 from swtdx.uapi.kvm import (
     KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME,
@@ -101,6 +102,7 @@ def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
         Cap.MULTI_ADDRESS_SPACE: 1,
         Cap.X2APIC_API: X2APIC_API_VALID,
         Cap.EXIT_HYPERCALL: 1 << KVM_HC_MAP_GPA_RANGE,
+        Cap.SET_GUEST_DEBUG2: KVM_GUESTDBG_VALID_MASK,
         Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
         Cap.XSAVE2: XSAVE_SIZE,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,

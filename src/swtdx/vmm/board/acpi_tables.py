@@ -88,17 +88,25 @@ class AcpiTables:
         return bytes(blobs[TABLES_FILE]), bytes(blobs[RSDP_FILE])
 
 
-def build(layout: MemoryMap, cpus: int, *, level_interrupts: bool, wakeup_mailbox: int | None = None) -> AcpiTables:
+def build(
+    layout: MemoryMap,
+    cpus: int,
+    *,
+    level_interrupts: bool,
+    ecam_base: int = ECAM_BASE,
+    wakeup_mailbox: int | None = None,
+) -> AcpiTables:
     """The tables of a board with ``cpus`` vCPUs. ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
 
-    ``wakeup_mailbox``: the page through which processors are started, where the tables are to say so.
+    ``ecam_base`` is what the firmware has programmed into PCIEXBAR; ``wakeup_mailbox`` the page through which further
+    processors are started, where the tables are to say so.
     """
     result = AcpiTables()
     facs = result.add(struct.pack("<4sIIIIIQB", b"FACS", 64, 0, 0, 0, 0, 0, 2).ljust(64, b"\0"), checksum=False)
-    dsdt = result.add(_table(b"DSDT", 2, _dsdt(layout, cpus, level_interrupts)))
+    dsdt = result.add(_table(b"DSDT", 2, _dsdt(layout, cpus, level_interrupts, ecam_base)))
     fadt = result.add(_fadt(facs, dsdt), [(_FADT_FACS, 4), (_FADT_DSDT, 4), (_FADT_X_DSDT, 8)])
     madt = result.add(_table(b"APIC", 5, _madt(cpus, level_interrupts, wakeup_mailbox)))
-    mcfg = result.add(_table(b"MCFG", 1, bytes(8) + struct.pack("<QHBB4x", ECAM_BASE, 0, 0, (ECAM_SIZE >> 20) - 1)))
+    mcfg = result.add(_table(b"MCFG", 1, bytes(8) + struct.pack("<QHBB4x", ecam_base, 0, 0, (ECAM_SIZE >> 20) - 1)))
     listed = [fadt, madt, mcfg]
     xsdt = result.add(
         _table(b"XSDT", 1, b"".join(struct.pack("<Q", offset) for offset in listed)),
@@ -166,18 +174,18 @@ def _override(line: int, gsi: int, flags: int) -> bytes:
     return struct.pack("<BBBBIH", 2, 10, 0, line, gsi, flags)
 
 
-def _dsdt(layout: MemoryMap, cpus: int, level_interrupts: bool) -> bytes:
+def _dsdt(layout: MemoryMap, cpus: int, level_interrupts: bool, ecam_base: int) -> bytes:
     return b"".join(
         [
             aml.scope(
                 "\\_SB",
                 *(_processor(number) for number in range(cpus)),
-                _pci_root(layout, level_interrupts),
+                _pci_root(layout, level_interrupts, ecam_base),
                 aml.device(
                     "MBRD",
                     aml.name("_HID", aml.eisa_id("PNP0C02")),
                     aml.name("_UID", aml.integer(0)),
-                    aml.name("_CRS", aml.resources(aml.memory32(ECAM_BASE, ECAM_SIZE), aml.io(FIRMWARE_PMBASE, 0x80))),
+                    aml.name("_CRS", aml.resources(aml.memory32(ecam_base, ECAM_SIZE), aml.io(FIRMWARE_PMBASE, 0x80))),
                 ),
                 aml.device(
                     "FWCF",
@@ -195,16 +203,16 @@ def _processor(number: int) -> bytes:
     return aml.device(f"C{number:03X}", aml.name("_HID", aml.string("ACPI0007")), aml.name("_UID", aml.integer(number)))
 
 
-def _pci_root(layout: MemoryMap, level_interrupts: bool) -> bytes:
+def _pci_root(layout: MemoryMap, level_interrupts: bool, ecam_base: int) -> bytes:
     """The host bridge: its windows, its interrupt lines, and the ISA devices behind it."""
     hole = layout.low_size if layout.low_size > 0x8000_0000 else 0x8000_0000
+    around_ecam = ((hole, ecam_base - 1), (ecam_base + ECAM_SIZE, IOAPIC_BASE - 1))
     windows = [
         aml.bus_numbers(0, 0xFF),
         aml.io(0xCF8, 8),
         aml.io_window(0, 0xCF7),
         aml.io_window(0xD00, 0xFFFF),
-        aml.memory_window(hole, ECAM_BASE - 1),
-        aml.memory_window(ECAM_BASE + ECAM_SIZE, IOAPIC_BASE - 1),
+        *(aml.memory_window(first, last) for first, last in around_ecam if first < last),
         aml.memory_window(PCI_HIGH_START, PCI_HIGH_END - 1),
     ]
     terms = [

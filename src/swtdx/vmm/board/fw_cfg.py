@@ -82,6 +82,16 @@ class FwCfg:
         self._items = standard_items(layout, cpus)
         if linux is not None:
             self._items.update(linux_items(linux))
+        self.set_files(files)
+        self._current = self._items[Key.SIGNATURE]
+        self._offset = 0
+        self._dma_address = 0
+        ports.attach([SELECTOR_PORT], None, self._write_selector)
+        ports.attach([DATA_PORT], self._read_data, None)
+        ports.attach(range(DMA_PORT, DMA_PORT + 8), self._read_dma, self._write_dma)
+
+    def set_files(self, files: Mapping[str, bytes]) -> None:
+        """Put other files in place of those that were there, under the same names: their keys follow from them."""
         directory = [len(files).to_bytes(4, "big")]
         for key, (name, contents) in enumerate(sorted(files.items()), _FIRST_FILE):
             if len(name.encode()) > 55:
@@ -89,12 +99,6 @@ class FwCfg:
             self._items[key] = contents
             directory.append(_DIRECTORY_ENTRY.pack(len(contents), key, 0, name.encode()))
         self._items[Key.FILE_DIR] = b"".join(directory)
-        self._current = self._items[Key.SIGNATURE]
-        self._offset = 0
-        self._dma_address = 0
-        ports.attach([SELECTOR_PORT], None, self._write_selector)
-        ports.attach([DATA_PORT], self._read_data, None)
-        ports.attach(range(DMA_PORT, DMA_PORT + 8), self._read_dma, self._write_dma)
 
     def _select(self, key: int) -> None:
         # The writable side of an item holds nothing.

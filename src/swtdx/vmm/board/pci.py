@@ -128,8 +128,8 @@ class PciBus:
         return self._decode(self._address >> 8 & 0xFFFF)
 
 
-def host_bridge(bus: PciBus) -> ConfigSpace:
-    """The Q35 host bridge; its PCIEXBAR moves the bus's ECAM window."""
+def host_bridge(bus: PciBus, ecam_moved: Callable[[int], None] = lambda base: None) -> ConfigSpace:
+    """The Q35 host bridge; its PCIEXBAR moves the bus's ECAM window, and ``ecam_moved`` is told where to."""
     bridge = ConfigSpace(VENDOR_INTEL, Q35_HOST_BRIDGE, 0x060000)
     bridge.allow_writes(PCIEXBAR, (_PCIEXBAR_ADDRESS_BITS | 7).to_bytes(8, "little"))
     bridge.allow_writes(0x90, b"\x30" + b"\x33" * 6)  # PAM0-PAM6: remembered; RAM is RAM on this board
@@ -140,6 +140,8 @@ def host_bridge(bus: PciBus) -> ConfigSpace:
         size = _PCIEXBAR_SIZES.get(value >> 1 & 3, 0)
         bus.ecam.length = size if value & _PCIEXBAR_ENABLE else 0
         bus.ecam.start = value & _PCIEXBAR_ADDRESS_BITS & ~(size - 1) if size else 0
+        if bus.ecam.length:
+            ecam_moved(bus.ecam.start)
 
     bridge.observe(PCIEXBAR, 8, pciexbar_changed)
     return bridge

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from swtdx.vmm.board import acpi_tables
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
@@ -28,10 +29,13 @@ from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.pci import VirtioPci
 from swtdx.vmm.board.virtio.ring import DmaMemory
 from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import IOAPIC_BASE, MemoryMap
+from swtdx.vmm.memory_map import ECAM_SIZE, IOAPIC_BASE, MemoryMap
 
 FIRST_FREE_SLOT = 1
 LAST_FREE_SLOT = 24  # those above are the chipset's own
+
+# Where ECAM can be described, all 256 MiB of it: in the hole between RAM and the I/O APIC.
+ECAM_LOWEST, ECAM_HIGHEST = 0x8000_0000, 0xE000_0000
 
 
 class Board:
@@ -66,14 +70,16 @@ class Board:
         self.pic = I8259Pair(self.ports)
         self.timer = I8254(self.ports)
         self.rtc = Rtc(self.ports, layout)
-        self.acpi = acpi_tables.build(layout, cpus, level_interrupts=level_interrupts)
-        self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, {**standard_files(layout), **self.acpi.files()}, linux)
+        self._build_acpi = partial(acpi_tables.build, layout, cpus, level_interrupts=level_interrupts)
+        self.acpi = self._build_acpi()
+        self._other_files = standard_files(layout)
+        self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, {**self._other_files, **self.acpi.files()}, linux)
         self.debug_console = DebugConsole(self.ports, debug)
         self.com1 = Uart16550(self.ports, serial, lambda level: self._set_isa_irq(COM1_IRQ, level))
         self.pm = AcpiPm(self.ports, self._request)
         self.reset_line = ResetLine(self.ports, self._request)
         self.pci = PciBus(self.ports, self.mmio)
-        self.pci.attach(HOST_BRIDGE, host_bridge(self.pci))
+        self.pci.attach(HOST_BRIDGE, host_bridge(self.pci, self._ecam_moved))
         self.pci.attach(LPC_BRIDGE, lpc_bridge(self.pm.move))
 
         self._signal_msi = signal_msi
@@ -112,6 +118,12 @@ class Board:
             self._asserted_intx.discard(slot)
         line = acpi_tables.intx_gsi(slot, 0)
         self.ioapic.set_irq(line, any(acpi_tables.intx_gsi(other, 0) == line for other in self._asserted_intx))
+
+    def _ecam_moved(self, base: int) -> None:
+        """Builds of OVMF differ in where they put it, and read the tables that say where it is only afterwards."""
+        if ECAM_LOWEST <= base <= ECAM_HIGHEST and self.pci.ecam.length == ECAM_SIZE:
+            self.acpi = self._build_acpi(ecam_base=base)
+            self.fw_cfg.set_files({**self._other_files, **self.acpi.files()})
 
     def _set_isa_irq(self, line: int, level: bool) -> None:
         self.pic.set_irq(line, level)

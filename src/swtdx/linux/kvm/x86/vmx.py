@@ -51,6 +51,8 @@ class VcpuVmx:
     smbase: int = 0x30000
     spec_ctrl: int = 0
     guest_debug: int = 0
+    singlestep_rip: int = 0
+    guest_dr: dict[int, int] | None = None  # the guest's DR0-3 and DR7 while a debugger's are loaded
 
 
 # VM

@@ -14,7 +14,7 @@ from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
-from swtdx.linux.kvm.x86.guest_debug import handle_debug_exception
+from swtdx.linux.kvm.x86.guest_debug import CR4_DE, guest_get_dr, guest_set_dr, handle_debug_exception, handle_emulated
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import RetPf
 from swtdx.linux.kvm.x86.vmx import BLOCKED_BY_STI_OR_MOV_SS
@@ -47,7 +47,11 @@ def vmx_handle_exit(vcpu: "Vcpu") -> int:
     handler = _HANDLERS.get(vcpu.vmx.exit_reason)
     if handler is None:
         return vcpu.internal_error(vcpu.vmx.exit_reason)
-    return handler(vcpu, vcpu.vmx.context)
+    context = vcpu.vmx.context
+    if vcpu.vmx.guest_debug:
+        rip = context.rip
+        return handle_emulated(vcpu, context, rip, handler(vcpu, context))
+    return handler(vcpu, context)
 
 
 def _skip(context: "GuestContext") -> int:
@@ -234,6 +238,24 @@ def _cr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
+def _dr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """MOV DR, which exits while a debugger's breakpoints are in the registers. DR4 and DR5 mean DR6 and DR7."""
+    qualification = context.exit_qualification
+    number, register = qualification & 7, qualification >> 8 & 0xF
+    if number in (4, 5):
+        if context.cr4 & CR4_DE:
+            return queue_exception(context, Vector.UD)
+        number += 2
+    if qualification & 1 << 4:
+        context.gpr[register] = guest_get_dr(vcpu, number)
+    else:
+        value = context.gpr[register]
+        if number >= 6 and value >> 32:
+            return queue_exception(context, Vector.GP, 0)
+        guest_set_dr(vcpu, number, value)
+    return _skip(context)
+
+
 def _virtualized_eoi(vcpu: "Vcpu", context: "GuestContext") -> int:
     """A level-triggered vector ended. The instruction is complete."""
     if vcpu.apic is not None:
@@ -283,6 +305,7 @@ _HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {
     ExitReason.VMCALL: _vmcall,
     **dict.fromkeys(range(19, 28), _undefined),  # VMCLEAR to VMXON: no nested virtualization
     ExitReason.CR_ACCESS: _cr_access,
+    ExitReason.DR_ACCESS: _dr_access,
     ExitReason.IO: _io,
     ExitReason.RDMSR: _rdmsr,
     ExitReason.WRMSR: _wrmsr,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.err import err
 from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm.x86.guest_debug import RFLAGS_TF, guest_get_dr, guest_set_dr, linear_rip
 from swtdx.linux.kvm.x86.guest_walk import walk
 from swtdx.uapi.kvm import (
+    KVM_GUESTDBG_SINGLESTEP,
     KVM_SYNC_X86_EVENTS,
     KVM_SYNC_X86_REGS,
     KVM_SYNC_X86_SREGS,
@@ -45,7 +47,10 @@ def vmx_get_regs(vcpu: "Vcpu") -> bytes:
     """struct kvm_regs."""
     context = vcpu.vmx.context
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, *rest = context.gpr.tolist()
-    return _REGS.pack(rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, *rest, context.rip, context.rflags)
+    rflags = context.rflags
+    if vcpu.vmx.guest_debug & KVM_GUESTDBG_SINGLESTEP:
+        rflags &= ~RFLAGS_TF  # the debugger's
+    return _REGS.pack(rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, *rest, context.rip, rflags)
 
 
 def vmx_set_regs(vcpu: "Vcpu", data: bytes) -> None:
@@ -56,6 +61,8 @@ def vmx_set_regs(vcpu: "Vcpu", data: bytes) -> None:
         context.gpr[number] = value
     context.rip = rest[8]
     context.rflags = rest[9] & 0x3FFFFF | 2
+    if vcpu.vmx.guest_debug & KVM_GUESTDBG_SINGLESTEP and linear_rip(context) == vcpu.vmx.singlestep_rip:
+        context.rflags |= RFLAGS_TF
     context.cancel_event()  # user space starts afresh: what was being delivered is dropped
 
 
@@ -230,10 +237,9 @@ def vmx_set_xcrs(vcpu: "Vcpu", data: bytes) -> None:
 
 def vmx_get_debugregs(vcpu: "Vcpu") -> bytes:
     """struct kvm_debugregs."""
-    context = vcpu.vmx.context
-    registers = kvm_debugregs(dr6=context.get_dr(6), dr7=context.get_dr(7))
+    registers = kvm_debugregs(dr6=guest_get_dr(vcpu, 6), dr7=guest_get_dr(vcpu, 7))
     for number in range(4):
-        registers.db[number] = context.get_dr(number)
+        registers.db[number] = guest_get_dr(vcpu, number)
     return bytes(registers)
 
 
@@ -242,11 +248,10 @@ def vmx_set_debugregs(vcpu: "Vcpu", data: bytes) -> None:
     registers = kvm_debugregs.from_buffer_copy(data)
     if registers.flags or registers.dr6 >> 32 or registers.dr7 >> 32:
         raise err(errno.EINVAL, "flags or the upper halves of DR6 and DR7 are not 0")
-    context = vcpu.vmx.context
     for number in range(4):
-        context.set_dr(number, registers.db[number])
-    context.set_dr(6, registers.dr6)
-    context.set_dr(7, registers.dr7)
+        guest_set_dr(vcpu, number, registers.db[number])
+    guest_set_dr(vcpu, 6, registers.dr6)
+    guest_set_dr(vcpu, 7, registers.dr7)
 
 
 def vmx_get_lapic(vcpu: "Vcpu") -> bytes:

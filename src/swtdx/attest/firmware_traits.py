@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a firmware image will do once it runs, as far as that shows in the file: measure, and enforce Secure Boot.
+
+edk2 measures in TDs with the driver TdTcg2Dxe, and before that in SEC or PEI, whose code then has the name of the TD
+HOB's event in it.  An edk2 image, which shows in its DXE core, without both never extends an RTMR; of other makes (as
+td-shim, which measures by itself) nothing can be told.  Secure Boot is a matter of the variables in the image's CFV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from swtdx.attest.firmware_volume import FirmwareFile, files
+from swtdx.attest.variable_store import VariableStoreError, parse_variables
+from swtdx.vmm.tdvf import Section, SectionType
+
+TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
+DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")
+HOB_EVENT = b"TdxTable"
+
+
+@dataclass(frozen=True)
+class FirmwareTraits:
+    """None: unknown. Of RTMRs, for what is no edk2 build; of Secure Boot, where no variables could be read."""
+
+    extends_rtmrs: bool | None
+    secure_boot: bool | None
+
+
+def extends_rtmrs(carried: Sequence[FirmwareFile]) -> bool | None:
+    """Whether firmware that consists of these files ever extends an RTMR; None: no telling."""
+    if any(each.name == TD_TCG2_DXE or HOB_EVENT in each.executable for each in carried):
+        return True
+    return False if any(each.name == DXE_CORE for each in carried) else None
+
+
+def firmware_traits(image: bytes, sections: Iterable[Section]) -> FirmwareTraits:
+    """Look into an image with these TDVF sections. Raises nothing.
+
+    >>> firmware_traits(bytes(4096), [])
+    FirmwareTraits(extends_rtmrs=None, secure_boot=None)
+    """
+    secure_boot = None
+    for section in sections:
+        if section.type is SectionType.CFV:
+            start = section.data_offset
+            try:
+                secure_boot = parse_variables(image[start : start + section.raw_size]).secure_boot
+            except VariableStoreError:
+                continue
+    return FirmwareTraits(extends_rtmrs(list(files(image))), secure_boot)
