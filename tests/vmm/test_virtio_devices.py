@@ -240,6 +240,16 @@ def test_console_configuration() -> None:
     assert Terminal().start().features & 0xFFFF == 0
 
 
+def test_console_tells_its_size_when_the_driver_is_ready() -> None:
+    """Linux reads the size only on a configuration change."""
+    terminal = Terminal((80, 25))
+    terminal.start()
+    assert terminal.bench.msis == [(0xFEE0_0000, 0x40)]
+    without = Terminal()
+    without.start()
+    assert without.bench.msis == []
+
+
 def test_console_prints() -> None:
     terminal = Terminal()
     transmit = terminal.start().queues[1]

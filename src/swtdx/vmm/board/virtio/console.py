@@ -47,6 +47,10 @@ class VirtioConsole(VirtioDevice):
         self._typed += data
         self.transport.serve(RECEIVE)
 
+    def started(self) -> None:
+        if self.features & VIRTIO_CONSOLE_F_SIZE:
+            self.transport.config_changed()  # Linux looks at the size only when told that it has changed
+
     def ready(self, number: int) -> bool:
         return number == TRANSMIT or bool(self._typed)
 

@@ -30,6 +30,8 @@ class Transport(Protocol):
 
     def serve(self, number: int) -> None: ...
 
+    def config_changed(self) -> None: ...
+
     def report(self, text: str) -> None: ...
 
 
@@ -61,6 +63,9 @@ class VirtioDevice(ABC):
     def as_json(self) -> dict[str, object]:
         """What a record of the run says of it."""
         return {"device": self.name}
+
+    def started(self) -> None:  # noqa: B027 - most devices have nothing to say of themselves
+        """The driver has finished setting up."""
 
     def reset(self) -> None:  # noqa: B027 - most devices keep nothing between chains
         """The driver starts anew."""

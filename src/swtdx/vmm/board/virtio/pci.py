@@ -147,6 +147,10 @@ class VirtioPci(PciFunction):
         except RingError as error:
             self._break(number, str(error))
 
+    def config_changed(self) -> None:
+        """Tell the driver to look at the device-specific configuration again."""
+        self._interrupt(self._config_vector, ISR_CONFIG)
+
     def report(self, text: str) -> None:
         """Tell the person something about the device; only the first time, since a guest could go on for ever."""
         if self._say is not None:
@@ -156,7 +160,7 @@ class VirtioPci(PciFunction):
     def _break(self, number: int, why: str) -> None:
         self.report(f"the guest's driver broke queue {number}: {why}; the device waits to be reset")
         self._status |= DeviceStatus.NEEDS_RESET
-        self._interrupt(self._config_vector, ISR_CONFIG)
+        self.config_changed()
 
     def _interrupt(self, vector: int, cause: int) -> None:
         if self.msix.enabled:
@@ -304,6 +308,7 @@ class VirtioPci(PciFunction):
         if starts:  # what was notified before this moment had to wait for it
             for number in range(len(self.queues)):
                 self.serve(number)
+            self.device.started()
 
     def _vector(self, value: int) -> int:
         """A vector that there is, else NO_VECTOR, by which the driver sees that it failed (4.1.5.1.2)."""
