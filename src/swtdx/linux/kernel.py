@@ -154,10 +154,13 @@ class EmulatedKernel:
     def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
         """Raises OSError(ENODEV, EINVAL, EBADF)."""
         file = self.files.get(fd)
-        if file is None:
-            self.fstat(fd)
+        if file is not None:
+            return file.mmap(length, offset)
+        self.fstat(fd)
+        try:
             return mmap.mmap(fd, length, offset=offset)
-        return file.mmap(length, offset)
+        except (ValueError, OverflowError) as error:  # Python's own checks, before the system call
+            raise err(errno.EINVAL, str(error)) from error
 
     def close(self, fd: int) -> None:
         """Raises OSError(EBADF)."""

@@ -101,6 +101,7 @@ class HostCpus:
                 if task.in_guest and seen[cpu] == task.entries:
                     self.processor.send_ipi(cpu)
                 seen[cpu] = task.entries
+                del task  # a vCPU that is closed while this thread waits must not live on for it
             if not busy:
                 with self._available:
                     if all(task is None for task in self.running):
@@ -124,15 +125,15 @@ class Timer:
 
     def cancel(self) -> None:
         """Disarm. The function may be running just now."""
-        self._ticket = 0
-        self.expires = 0
+        self._queue.remove(self)
 
 
 class TimerQueue:
     """One thread that calls timers back; it starts with the first timer."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Timer]] = []
+        self._heap: list[tuple[int, int]] = []  # expiry, ticket; what is disarmed stays until its time
+        self._armed: dict[int, Timer] = {}  # by ticket
         self._tickets = itertools.count(1)
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
@@ -143,6 +144,7 @@ class TimerQueue:
         with self._changed:
             self._off = True
             self._heap.clear()
+            self._armed.clear()
             self._changed.notify()
 
     def timer(self, function: Callable[[], None]) -> Timer:
@@ -152,24 +154,38 @@ class TimerQueue:
     def add(self, timer: Timer, expires: int) -> None:
         """Arm ``timer``; an earlier arming of it is forgotten."""
         with self._changed:
+            self._armed.pop(timer._ticket, None)
             ticket = next(self._tickets)
             timer._ticket = ticket
             timer.expires = expires
-            heapq.heappush(self._heap, (expires, ticket, timer))
+            self._armed[ticket] = timer
+            heapq.heappush(self._heap, (expires, ticket))
+            if len(self._heap) > 2 * len(self._armed) + 64:
+                self._heap = [entry for entry in self._heap if entry[1] in self._armed]
+                heapq.heapify(self._heap)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="swtdx-hrtimer", daemon=True)
                 self._thread.start()
             elif self._heap[0][1] == ticket:
                 self._changed.notify()
 
+    def remove(self, timer: Timer) -> None:
+        """Disarm ``timer``; the queue knows it no longer."""
+        with self._changed:
+            self._armed.pop(timer._ticket, None)
+            timer._ticket = 0
+            timer.expires = 0
+
     def _loop(self) -> None:
         while True:
             with self._changed:
                 while not self._off and (not self._heap or (delay := self._heap[0][0] - time.monotonic_ns()) > 0):
-                    self._changed.wait(delay / 1e9 if self._heap else None)
+                    self._changed.wait(min(delay / 1e9, threading.TIMEOUT_MAX) if self._heap else None)
                 if self._off:
                     return
-                _, ticket, timer = heapq.heappop(self._heap)
-            if timer._ticket == ticket:
-                timer._ticket = 0
+                timer = self._armed.pop(heapq.heappop(self._heap)[1], None)
+                if timer is not None:
+                    timer._ticket = 0
+            if timer is not None:
                 timer.function()
+            del timer  # or a vCPU that is closed while this thread waits would live on

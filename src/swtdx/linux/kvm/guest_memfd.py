@@ -13,7 +13,6 @@ for every slot of a TD (`kvm.memory_region`), which stands for that series' inac
 """
 
 import errno
-import threading
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
@@ -39,7 +38,6 @@ class GuestMemfd(File):
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()
         self.bindings: list[Memslot] = []
-        self._invalidate_lock = threading.Lock()
         kvm.get()
 
     def ioctl(self, request: int, arg: int) -> int:
@@ -131,7 +129,7 @@ class GuestMemfd(File):
 
     def punch_hole(self, start: int, end: int) -> None:
         """Zap the pages [start, end) wherever they are mapped, and free them."""
-        with self._invalidate_lock, self.kvm.slots_lock:
+        with self.kvm.slots_lock, self.kvm.mmu.lock:
             for slot in self.bindings:
                 low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
                 if low < high:
@@ -157,7 +155,8 @@ class GuestMemfd(File):
         return first < end and start < first + HUGE_PAGE_PAGES
 
     def release(self) -> None:
-        self.punch_hole(0, self.length >> PAGE_SHIFT)
-        for slot in list(self.bindings):
-            self.unbind(slot)
+        with self.kvm.slots_lock, self.kvm.mmu.lock:  # no fault between the last page and the end of the binding
+            self.punch_hole(0, self.length >> PAGE_SHIFT)
+            for slot in list(self.bindings):
+                self.unbind(slot)
         self.kvm.put()

@@ -223,14 +223,15 @@ class Kvm:
             if change is Change.CREATE:
                 self._create_slot(region)
             elif old is not None:
-                if change is Change.MOVE:
-                    self.mmu.zap_slot(old)
-                    old.base_gfn = region.guest_phys_addr >> PAGE_SHIFT
-                elif old.dirty_bitmap is None:
-                    self.mmu.zap_direct(old.base_gfn, old.end_gfn)  # writes must be seen from now on
-                old.flags = region.flags
-                self._set_dirty_log(old)
-                self.memslots.insert(old)
+                with self.mmu.lock:
+                    if change is Change.MOVE:
+                        self.mmu.zap_slot(old)
+                        old.base_gfn = region.guest_phys_addr >> PAGE_SHIFT
+                    elif old.dirty_bitmap is None:
+                        self.mmu.zap_direct(old.base_gfn, old.end_gfn)  # writes must be seen from now on
+                    old.flags = region.flags
+                    self._set_dirty_log(old)
+                    self.memslots.insert(old)
 
     def _check_last_gfn(self, region: kvm_userspace_memory_region2) -> None:
         end = (region.guest_phys_addr + region.memory_size - 1) >> PAGE_SHIFT
@@ -257,9 +258,9 @@ class Kvm:
             self.put()  # which is no reason for the VM to live
             gmem.bind(slot, 0)
         self._set_dirty_log(slot)
+        self.memslots.insert(slot)
         if self.is_td:
             self.mmu.zap_direct(slot.base_gfn, slot.end_gfn)  # "no memory here" (MMIO) is not true any more
-        self.memslots.insert(slot)
 
     def _gmem_of(self, fd: int) -> GuestMemfd:
         file = self.kernel.files.get(fd)
@@ -273,7 +274,7 @@ class Kvm:
         return file
 
     def _delete_slot(self, slot: Memslot) -> None:
-        self.memslots.remove(slot.slot_id)
+        self.memslots.remove(slot.slot_id)  # a fault that found it before has mapped the page by the time of the zap
         self.mmu.zap_slot(slot)
         self._release_slot_memory(slot, keep_gmem=slot.flags & int(KVM_MEM_GUEST_MEMFD) != 0)
         slot.hva.release()

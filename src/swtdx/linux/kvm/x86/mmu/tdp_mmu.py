@@ -4,6 +4,10 @@
 A normal VM has one root. A TD has two: the shared bit of the faulting address picks the direct root (shared EPT) or the
 mirror root (Secure EPT). Slots, attributes and exits know frames without that bit.
 
+Whoever changes slots, attributes or the pages behind them first makes the change visible, or holds mmu_lock, and then
+zaps; a fault holds mmu_lock from its first look to its entry. (The kernel looks without the lock and counts
+invalidations to notice that it was too slow: mmu_invalidate_retry.)
+
 Order of a fault (kvm_mmu_faultin_pfn): does the access agree with the frame's attribute, is there a slot, has the slot
 what backs it; then the page, then the table. Refusals leave KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT.
 
@@ -84,6 +88,10 @@ class TdpMmu:
 
         Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
         """
+        with self.lock:  # slot, attribute and page must still be so when the entry is written
+            return self._page_fault(vcpu, gpa, write, level)
+
+    def _page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None) -> RetPf:
         kvm = self.kvm
         gfn = gpa >> PAGE_SHIFT
         if self.mirror is None:

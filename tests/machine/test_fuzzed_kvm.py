@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A short run of ``script/fuzz kvm``, in a process of its own, since it looks at the process's descriptors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bench import guest
+from bench.td import MeasuredTd
+from fuzz.invariants import Violation, check
+from swtdx.cpu.platform import Platform
+from swtdx.machine import boot
+from swtdx.uapi.client import Kvm
+from tests.conftest import REPOSITORY
+
+CALLS = 4000
+
+
+def test_random_ioctls_end_in_an_answer_or_an_errno_and_leave_nothing() -> None:
+    code = f"""
+from fuzz.kvm import campaign
+result = campaign({CALLS}, seed=4)
+print("\\n".join(result.lines()))
+assert not result.failures
+assert result.calls >= {CALLS}
+assert result.answers["0"] > result.calls // 4, "hardly a call got past the checks"
+assert len(result.answers) > 10, "hardly an errno was met"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_invariants_see_what_breaks_them() -> None:
+    kernel = boot(platform=Platform(memory_size=1 << 30))
+    with Kvm(kernel) as device, MeasuredTd(device) as td:
+        td.seconds(guest.Workload.CPUID, 10)
+        check(kernel)
+        (module_td,) = kernel.module.tds.values()
+        module_td.child_count += 1
+        with pytest.raises(Violation, match="counts"):
+            check(kernel)
+        module_td.child_count -= 1
+        (vm,) = kernel.vms
+        assert vm.mmu.mirror is not None
+        table = next(table for table in vm.mmu.mirror._tables(vm.mmu.mirror.root, 0, 1 << 36) if table.leaves)
+        index, hpa = table.leaves.popitem()
+        with pytest.raises(Violation, match="mirror"):
+            check(kernel)
+        table.leaves[index] = hpa
+        check(kernel)
