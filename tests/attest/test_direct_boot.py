@@ -8,16 +8,20 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.direct_boot import BootPrediction, PredictionError, predict_direct_boot
+from swtdx.attest.event_log import Event, parse_event_log
 from swtdx.attest.firmware_volume import MAXIMUM_DECOMPRESSED, files
+from swtdx.attest.replay import replay
 from swtdx.attest.variable_store import SECURE_BOOT_ENABLE, VariableStoreError, parse_variables
-from swtdx.machine import boot
+from swtdx.machine import MachineKernel, boot
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import Plan, launch
@@ -199,6 +203,57 @@ def test_a_truncated_executable_is_refused(length: int) -> None:
         authenticode_digest(efi_kernel()[:length])
 
 
+# --- on the machine of an event log -----------------------------------------------------------------------------------
+
+
+def logged(prediction: BootPrediction) -> list[Event]:
+    """The log of such a boot: with the data that a prediction does not know, as far as they are looked at."""
+    events = [Event(0, 0, None, 3, b"", b"StartupLocality")]
+    for event in prediction.events:
+        cfv = event.event_type == 0x8000_000A
+        events.append(replace(event, name="", data=b"\x02Fv" + struct.pack("<QQ", 0, 0x4000) if cfv else event.data))
+    return [*events, Event(0, 0, 3, 0x0800_0001, bytes(48), b"the guest's own")]
+
+
+def test_a_log_gives_the_machine_and_the_files_the_rest() -> None:
+    other = {("db", IMAGE_SECURITY): b"another"}
+    old, new = efi_kernel(CC_MEASUREMENT_PROTOCOL + b"old"), efi_kernel(CC_MEASUREMENT_PROTOCOL + b"new")
+    log = logged(predicted(edk2_like(), linux(old, b"initrd", "quiet"), memory_size=96 << 20, cpus=3))
+    for image, kernel in (
+        (edk2_like(), linux(old, b"initrd", "quiet")),
+        (edk2_like(), linux(new, b"another initrd", "debug")),
+        (edk2_like(other), linux(new)),
+        (edk2_like(), linux(efi_kernel(), b"initrd", "quiet")),
+    ):
+        there = predicted(image, kernel, memory_size=96 << 20, cpus=3)
+        found = predict_from_log(image, kernel, log)
+        assert found.rtmrs == there.rtmrs
+        assert [event.digest for event in found.events] == [event.digest for event in there.events]
+        assert found.rtmrs[0] != predicted(image, kernel).rtmrs[0]
+
+
+def test_a_log_of_a_kernel_that_did_not_measure_serves_one_that_does() -> None:
+    log = logged(predicted(edk2_like(), linux(efi_kernel(), b"initrd", "quiet")))
+    measuring = linux(efi_kernel(CC_MEASUREMENT_PROTOCOL), b"initrd", "quiet")
+    assert predict_from_log(edk2_like(), measuring, log).rtmrs == predicted(edk2_like(), measuring).rtmrs
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda log: [event for event in log if event.event_type != 0x8000_0003], "starts 0 EFI applications"),
+        (lambda log: [*log, *(event for event in log if event.event_type == 0x8000_0003)], "starts 2 EFI"),
+        (lambda log: [replace(event, data=b"") for event in log], "has no data"),
+        (lambda log: [replace(event, data=event.data.replace(b"\0\x40", b"\0\x80")) for event in log], "another build"),
+    ],
+)
+def test_a_log_that_does_not_serve(damage: Callable[[list[Event]], list[Event]], reason: str) -> None:
+    kernel = linux(efi_kernel())
+    log = logged(predicted(edk2_like(), kernel))
+    with pytest.raises(PredictionError, match=reason):
+        predict_from_log(edk2_like(), kernel, damage(log))
+
+
 # --- against the firmware itself --------------------------------------------------------------------------------------
 
 
@@ -220,8 +275,19 @@ def measuring_firmware() -> bytes:
     return bytes(image)
 
 
-def seen_rtmrs(image: bytes, kernel: LinuxBoot, memory: int, cpus: int, extensions: int) -> list[list[str]]:
-    """[register, digest] of what a launch extends, up to that many extensions and a moment longer."""
+def event_log(kernel: MachineKernel) -> list[Event]:
+    """The firmware's own log, found in the TD's private memory: the page that begins as such a log does."""
+    memory = kernel.processor.memory
+    for page in range(0, memory.size, 4096):
+        if memory.key_of(page) and bytes(memory.raw[page + 32 : page + 47]) == b"Spec ID Event03":
+            return parse_event_log(bytes(memory.raw[page : page + 0x10000]))
+    return []
+
+
+def seen_rtmrs(
+    image: bytes, kernel: LinuxBoot, memory: int, cpus: int, extensions: int
+) -> tuple[list[list[str]], list[Event]]:
+    """[register, digest] of what a launch extends, up to that many extensions and a moment longer; its event log."""
     machine_kernel = boot(no_rbp_mod=False)
     plan = Plan(Firmware(Path("OVMF.inteltdx.fd"), "a test", image), memory, cpus, linux=kernel)
     with Kvm(machine_kernel) as kvm, launch(kvm, plan) as machine:
@@ -234,15 +300,22 @@ def seen_rtmrs(image: bytes, kernel: LinuxBoot, memory: int, cpus: int, extensio
         run.wait(0.5)
         run.finish(Outcome(End.INTERRUPTED, "seen enough"))
         run.stop()
-        return list(machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"])
+        return list(machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"]), event_log(machine_kernel)
 
 
 @pytest.mark.parametrize(("memory", "cpus"), [(256 << 20, 1), (320 << 20, 2)])
 def test_predicted_is_what_a_launch_extends(measuring_firmware: bytes, memory: int, cpus: int) -> None:
     kernel = linux(efi_kernel(), b"an initrd", "console=ttyS0")
     prediction = predict_direct_boot(measuring_firmware, kernel, memory, cpus)
-    seen = seen_rtmrs(measuring_firmware, kernel, memory, cpus, len(prediction.events))
+    seen, log = seen_rtmrs(measuring_firmware, kernel, memory, cpus, len(prediction.events))
     assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]
+    assert replay(log) == prediction.rtmrs
+    for told, expected in zip(log, prediction.events, strict=True):
+        assert told.event_type == expected.event_type
+        assert not expected.data or told.data == expected.data
+    other = linux(efi_kernel(b"another"), b"", "quiet")
+    again = predict_direct_boot(measuring_firmware, other, memory, cpus)
+    assert predict_from_log(measuring_firmware, other, log).rtmrs == again.rtmrs
 
 
 def test_predicted_is_what_linux_extends(measuring_firmware: bytes, skip_loudly: Callable[[str], NoReturn]) -> None:
@@ -252,5 +325,5 @@ def test_predicted_is_what_linux_extends(measuring_firmware: bytes, skip_loudly:
     kernel = linux(Path(named).read_bytes(), b"an initrd that Linux will not like", "console=ttyS0 x=\u00e4")
     prediction = predict_direct_boot(measuring_firmware, kernel, 512 << 20)
     assert prediction.kernel_measures
-    seen = seen_rtmrs(measuring_firmware, kernel, 512 << 20, 1, len(prediction.events))
+    seen, _ = seen_rtmrs(measuring_firmware, kernel, 512 << 20, 1, len(prediction.events))
     assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]

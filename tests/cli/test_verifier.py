@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,28 @@ def test_measure_none_is_the_mrtd_of_a_kernel_without_firmware(command: Command,
     assert all(section["measured"] for section in kept["sections"])
 
 
+def test_measure_for_the_machine_of_an_event_log(command: Command, tmp_path: Path) -> None:
+    image, kernel, log = (tmp_path / name for name in ("edk2.fd", "vmlinuz", "log.json"))
+    image.write_bytes(edk2_like())
+    kernel.write_bytes(efi_kernel())
+    there = predict_direct_boot(image.read_bytes(), LinuxBoot(parse(efi_kernel(), "vmlinuz")), 96 << 20, 3)
+    told = [
+        {
+            "imr": event.rtmr,
+            "event_type": event.event_type,
+            "digest": event.digest.hex(),
+            "event_payload": (b"\2Fv" + struct.pack("<QQ", 0, 0x4000) if event.name == "CFV" else event.data).hex(),
+        }
+        for event in there.events
+    ]
+    log.write_text(json.dumps(told))
+    result = command("measure", image, "--kernel", kernel, "--event-log", log)
+    assert result.status == 0
+    assert [line.split()[1] for line in result.out.splitlines()[1:]] == [value.hex() for value in there.rtmrs[:3]]
+    assert command("measure", image, "--kernel", kernel, "--event-log", kernel).status == 5
+    assert command("measure", image, "--kernel", kernel, "--event-log", tmp_path / "absent").status == 3
+
+
 def test_diff_of_a_launch_and_a_predicted_boot_names_the_event(command: Command, tmp_path: Path) -> None:
     image, kernel, record = (tmp_path / name for name in ("edk2.fd", "vmlinuz", "run.json"))
     image.write_bytes(edk2_like())
@@ -147,6 +170,9 @@ def test_measure_with_a_measured_hob_wants_to_know_the_memory(command: Command, 
         (["measure", "FIRMWARE", "--kernel", "FIRMWARE"], 2, "not a bzImage"),
         (["measure", "FIRMWARE", "--append", "quiet"], 1, "--append cannot change"),
         (["measure", "FIRMWARE", "--cpus", "2"], 1, "--cpus cannot change"),
+        (["measure", "FIRMWARE", "--event-log", "x"], 1, "--event-log cannot change"),
+        (["measure", "FIRMWARE", "--kernel", "x", "--event-log", "x", "--cpus", "2"], 1, "--cpus cannot change"),
+        (["measure", "FIRMWARE", "--kernel", "x", "--event-log", "x", "--memory", "1G"], 1, "--memory cannot change"),
         (["measure", "FIRMWARE", "another"], 1, "unexpected"),
         (["measure", "none"], 1, "there must be a kernel"),
         (["measure", "none", "--kernel", "absent"], 3, "No such file"),

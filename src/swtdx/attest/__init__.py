@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
+    from swtdx.attest.board_log import predict_from_log as predict_from_log
     from swtdx.attest.boot_agreement import Agreement as Agreement
     from swtdx.attest.boot_agreement import agreement as agreement
     from swtdx.attest.build_calls import Build as Build
@@ -64,6 +65,7 @@ _HOMES = {
     "inspect_image": "inspection",
     "measure_image": "measure",
     "predict_direct_boot": "direct_boot",
+    "predict_from_log": "board_log",
     "predicted_build": "build_calls",
     "recorded_build": "build_calls",
     "svg_picture": "memory_picture",

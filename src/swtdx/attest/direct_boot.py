@@ -126,24 +126,26 @@ def predict_direct_boot(
     layout = MemoryMap(memory_size, len(image))
     check_memory(tdvf, layout.ram)
     carried = list(files(image))
-    kernel_measures = _measures(linux.kernel.image)
+    measures = kernel_measures(linux.kernel.image)
     if extends_rtmrs(carried) is False:
-        return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=kernel_measures)
+        return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=measures)
     menu = _boot_manager_menu(carried, name)
-    variables = _variables(tdvf)
+    variables = started_variables(tdvf)
+    if variables.get("BootOrder") is not None:
+        raise PredictionError(f"the CFV of {name} has boot options of its own, which is not predicted")
     acpi = build_acpi(layout, cpus, level_interrupts=False).files()  # as on every board with a TD
     events = [
         *_sec(tdvf, layout, {**standard_files(layout), **acpi}, standard_items(layout, cpus)),
-        *_secure_boot_policy(variables),
+        *secure_boot_policy(variables),
         *_acpi(acpi),
-        _kernel(linux),
+        kernel_extension(linux),
         *_ready_to_boot(menu),
-        *(_stub(linux) if kernel_measures else ()),
+        *(stub_extensions(linux) if measures else ()),
         _action("Exit Boot Services Invocation"),
         _action("Exit Boot Services Returned with Success"),
     ]
     numbered = tuple(replace(event, number=number, offset=number) for number, event in enumerate(events))
-    return BootPrediction(numbered, replay(numbered), True, kernel_measures)
+    return BootPrediction(numbered, replay(numbered), True, measures)
 
 
 def _extension(rtmr: int, event_type: int, measured: bytes, data: bytes = b"", name: str = "") -> Event:
@@ -158,9 +160,7 @@ def _sec(tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes], numbered: Ma
     except InitialMemoryError as error:
         raise PredictionError(str(error)) from None
     yield _extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
-    for section in tdvf.sections:
-        if section.type is SectionType.CFV:
-            yield _extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
+    yield cfv_extension(tdvf)
     for item, key, size in _MEASURED_ITEMS:
         contents = named.get(item, b"") if key is None else numbered.get(key, b"")
         if contents and size in (0, len(contents)):
@@ -168,7 +168,14 @@ def _sec(tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes], numbered: Ma
             yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, contents, told)
 
 
-def _secure_boot_policy(variables: VariableStore) -> Iterator[Event]:
+def cfv_extension(tdvf: Tdvf) -> Event:
+    """The volume of variables as the image has it."""
+    section = next(section for section in tdvf.sections if section.type is SectionType.CFV)
+    return _extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
+
+
+def secure_boot_policy(variables: VariableStore) -> Iterator[Event]:
+    """The variables that decide on Secure Boot, and the separator behind them."""
     yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, bytes([variables.secure_boot]))
     for name, vendor in _SECURE_VARIABLES:
         yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, name, vendor, variables.get(name, vendor) or b"")
@@ -189,7 +196,8 @@ def _acpi(acpi: Mapping[str, bytes]) -> Iterator[Event]:
             yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
 
 
-def _kernel(linux: LinuxBoot) -> Event:
+def kernel_extension(linux: LinuxBoot) -> Event:
+    """The kernel, as the image loader measures it. Raises `PredictionError` for one without an EFI stub."""
     try:
         digest = authenticode_digest(linux.kernel.image)
     except PeError as error:
@@ -211,7 +219,7 @@ def _ready_to_boot(menu: FirmwareFile) -> Iterator[Event]:
     yield _separator(1)
 
 
-def _stub(linux: LinuxBoot) -> Iterator[Event]:
+def stub_extensions(linux: LinuxBoot) -> Iterator[Event]:
     """Load options as edk2 composes them (UTF-16, a zero behind), and the initrd unless ``noinitrd`` is among them."""
     options = (b"initrd=initrd " if linux.initrd else b"") + linux.command_line.encode()
     if options:
@@ -246,7 +254,7 @@ def _mentions(carried: list[FirmwareFile], text: bytes) -> bool:
     return any(text in each.executable for each in carried)
 
 
-def _measures(kernel: bytes) -> bool:
+def kernel_measures(kernel: bytes) -> bool:
     """Whether a kernel's EFI stub knows the CC measurement protocol: the two halves of its GUID are in its code."""
     return _CC_PROTOCOL[:8] in kernel and _CC_PROTOCOL[8:] in kernel
 
@@ -264,7 +272,8 @@ def _boot_manager_menu(carried: list[FirmwareFile], name: str) -> FirmwareFile:
     )
 
 
-def _variables(tdvf: Tdvf) -> VariableStore:
+def started_variables(tdvf: Tdvf) -> VariableStore:
+    """The variables that the firmware starts with. Raises `PredictionError`, also where they enforce Secure Boot."""
     found = [section for section in tdvf.sections if section.type is SectionType.CFV]
     if len(found) != 1:
         raise PredictionError(f"{tdvf.name} has {len(found)} CFV sections, and what they do is predicted for one only")
@@ -278,6 +287,4 @@ def _variables(tdvf: Tdvf) -> VariableStore:
             "a key of its db, and that is not predicted; an image without the platform key starts any (virt-fw-vars "
             "--delete PK makes one)"
         )
-    if variables.get("BootOrder") is not None:
-        raise PredictionError(f"the CFV of {tdvf.name} has boot options of its own, which is not predicted")
     return variables

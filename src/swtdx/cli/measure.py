@@ -18,9 +18,11 @@ from swtdx.cli.input import file_bytes, firmware_bytes
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.vmm.measurement import Order
+from swtdx.vmm.memory_map import MAXIMUM_MEMORY
 from swtdx.vmm.tdvf import TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
+    from swtdx.attest.direct_boot import BootPrediction
     from swtdx.vmm.linux_image import LinuxBoot
 
 DEFAULT_MEMORY = "256M"  # that of swtdx run
@@ -41,14 +43,15 @@ EPILOG = """
 [bold]RTMRs[/bold]
 
 RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
-kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs; on another board
-they differ (its log tells: swtdx replay). What is predicted is edk2's build for TDs, 2025.05 and later, without Secure
-Boot. Firmware without a driver that measures leaves them zero, and that is said.
+kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs. What is predicted
+is edk2's build for TDs, 2025.05 and later, without Secure Boot. Firmware without a driver that measures leaves them
+zero, and that is said. On another machine they differ by its tables: with --event-log these come from a log that it has
+once written, and what the files given decide is put in place of what they were then.
 
 [bold]Exit status[/bold]
 
 0 measured; 1 wrong usage, also an option that cannot change the result; 2 no TD can start from the image, or it cannot
-be predicted; 3 a file is not to be had
+be predicted; 3 a file is not to be had; 5 the event log cannot be read
 """
 
 
@@ -100,6 +103,13 @@ def measure(
     cpus: Annotated[
         int | None, typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: 1).", show_default=False)
     ] = None,
+    event_log: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CCEL",
+            help="With --kernel: for the machine that has written this event log, in place of that of swtdx run.",
+        ),
+    ] = None,
     output_format: Annotated[
         OutputFormat | None, typer.Option(help="hex (default) or base64.", show_default=False)
     ] = None,
@@ -110,12 +120,20 @@ def measure(
     if json and output_format is not None:
         raise Failure("--output-format does not change what --json writes", Verdict.USAGE)
     if kernel is None:
-        for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
+        only_with_it = (("--initrd", initrd), ("--append", append), ("--cpus", cpus), ("--event-log", event_log))
+        for option, value in only_with_it:
             if value is not None:
                 raise Failure(f"{option} cannot change the MRTD; it is for --kernel, which names none", Verdict.USAGE)
+    elif event_log is not None:
+        if cpus is not None:
+            raise Failure(
+                "--cpus cannot change the result: the event log is of a machine that has its own", Verdict.USAGE
+            )
     elif memory is None:
         memory = DEFAULT_MEMORY
     if str(image) == "none":
+        if event_log is not None:
+            raise Failure("without firmware (none) there is no event log", Verdict.USAGE)
         _measure_direct(kernel, initrd, append, memory, cpus, order, output_format, json)
         return
     contents, name = firmware_bytes(image, quiet)
@@ -123,15 +141,17 @@ def measure(
         tdvf = checked(contents, name)
         if order is not None and not order_matters(tdvf):
             raise Failure(f"--order cannot change the MRTD of {name}: no more than a page is measured", Verdict.USAGE)
-        if memory is not None and kernel is None and not depends_on_memory(tdvf):
+        if memory is not None and (kernel is None or event_log is not None) and not depends_on_memory(tdvf):
             raise Failure(f"--memory cannot change the MRTD of {name}: its TD HOB is not measured", Verdict.USAGE)
         if memory is None and depends_on_memory(tdvf):
             raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
         size = None if memory is None else memory_size(memory)
         measurement = measure_image(contents, name, ORDERS[order or OrderChoice.page], size)
-        linux = None if kernel is None or size is None else linux_files(kernel, initrd, append or "", size)
+        linux = None if kernel is None else linux_files(kernel, initrd, append or "", size or MAXIMUM_MEMORY)
         boot = None
-        if linux is not None and size is not None:
+        if linux is not None and event_log is not None:
+            boot = _on_the_machine_of(event_log, contents, linux, name)
+        elif linux is not None and size is not None:
             from swtdx.attest.direct_boot import predict_direct_boot
 
             boot = predict_direct_boot(contents, linux, size, cpus or 1, name)
@@ -144,7 +164,8 @@ def measure(
     if json:
         content = measurement.as_json()
         if boot is not None and linux is not None:
-            content["direct_boot"] = {**_described(linux), "cpus": cpus or 1, **boot.as_json()}
+            machine = {"event_log": str(event_log)} if event_log is not None else {"cpus": cpus or 1}
+            content["direct_boot"] = {**_described(linux), **machine, **boot.as_json()}
         print(json_format.dumps(content, indent=2))
         return
     rows = {"": measurement.mrtd}
@@ -152,6 +173,18 @@ def measure(
         rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": boot.rtmrs[number] for number in PREDICTED_RTMRS}}
     for label, digest in rows.items():
         print(label + _written(digest, output_format))
+
+
+def _on_the_machine_of(event_log: Path, image: bytes, linux: LinuxBoot, name: str) -> BootPrediction:
+    """Raises `Failure`, and what `predict_from_log` raises."""
+    from swtdx.attest.board_log import predict_from_log
+    from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, EventLogError, parse_event_log
+
+    try:
+        log = parse_event_log(file_bytes(event_log, MAXIMUM_LOG_SIZE + 1))
+    except EventLogError as error:
+        raise Failure(f"{event_log}: {error}", Verdict.EVENT_LOG) from None
+    return predict_from_log(image, linux, log, name)
 
 
 def _measure_direct(

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""RTMR0-2 of a direct kernel boot on a board of another make: from an event log that the board has once written.
+
+What a board's own tables measure to cannot be computed without the board.  But a log of one boot has it: the digests of
+TD HOB, fw_cfg and ACPI tables.  So of the log is kept what comes from the machine, and what comes from the files given
+is put in its place: the CFV and the variables in it, the kernel, the load options and the initrd.
+
+The machine must be the same (memory, vCPUs, devices, VMM) and the firmware of the same build; its boot options are the
+log's.  A VMM that patches a kernel's setup header before the firmware reads it, as QEMU did before 10.0, makes another
+digest than that of the file: it shows when the same files are given that the log was written with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from swtdx.attest.direct_boot import (
+    EV_EFI_BOOT_SERVICES_APPLICATION,
+    EV_EFI_PLATFORM_FIRMWARE_BLOB2,
+    EV_EFI_VARIABLE_DRIVER_CONFIG,
+    EV_EVENT_TAG,
+    BootPrediction,
+    PredictionError,
+    cfv_extension,
+    kernel_extension,
+    kernel_measures,
+    secure_boot_policy,
+    started_variables,
+    stub_extensions,
+)
+from swtdx.attest.event_log import Event
+from swtdx.attest.measure import checked
+from swtdx.attest.replay import replay
+from swtdx.vmm.linux_image import LinuxBoot
+from swtdx.vmm.tdvf import SectionType, Tdvf
+
+_EXIT_BOOT_SERVICES = b"Exit Boot Services Invocation"
+_WITH_DATA = (EV_EVENT_TAG, EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_PLATFORM_FIRMWARE_BLOB2)
+_OF_THE_STUB = (0x8F3B_22EC, 0x8F3B_22ED)
+
+
+def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name: str = "the image") -> BootPrediction:
+    """RTMRs of a TD built from ``image`` that starts ``linux`` on the machine that has written ``log``.
+
+    What the guest has extended into RTMR3 is left out. Raises `swtdx.vmm.tdvf.TdvfError` for an image that cannot start
+    as a TD, `PredictionError` for a log that is not of a direct kernel boot, or an image that is not modelled.
+    """
+    tdvf = checked(image, name)
+    variables = started_variables(tdvf)
+    events = [event for event in log if event.extends and event.rtmr != 3]
+    kernels = [event for event in events if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION]
+    if len(kernels) != 1 or kernels[0].rtmr != 1:
+        raise PredictionError(
+            f"the event log is not that of a direct kernel boot: it starts {len(kernels)} EFI applications, not one"
+        )
+    cfv = cfv_extension(tdvf)
+    for event in events:
+        if event.event_type in _WITH_DATA and len(event.data) < 4:
+            raise PredictionError(f"event {event.number} of the log has no data: which event is which cannot be told")
+        if event.event_type == EV_EFI_PLATFORM_FIRMWARE_BLOB2 and _blob_size(event) != _cfv_size(tdvf):
+            raise PredictionError(
+                f"the log is of another build of the firmware: its CFV has {_blob_size(event)} bytes, that of {name} "
+                f"{_cfv_size(tdvf)}"
+            )
+    measures = kernel_measures(linux.kernel.image)
+    policy = {_variable_name(event): event for event in secure_boot_policy(variables)}
+    made: list[Event] = []
+    stub = list(stub_extensions(linux)) if measures else []
+    for event in events:
+        if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION:
+            made.append(kernel_extension(linux))
+        elif event.event_type == EV_EFI_PLATFORM_FIRMWARE_BLOB2:
+            made.append(cfv)
+        elif event.event_type == EV_EFI_VARIABLE_DRIVER_CONFIG and event.rtmr == 0:
+            made.append(_same_form(event, policy.get(_variable_name(event), event)))
+        elif _of_the_stub(event):
+            continue
+        else:
+            if event.data == _EXIT_BOOT_SERVICES:
+                made += stub
+                stub = []
+            made.append(event)
+    numbered = tuple(replace(event, number=number, offset=number) for number, event in enumerate(made + stub))
+    return BootPrediction(numbered, replay(numbered), firmware_measures=True, kernel_measures=measures)
+
+
+def _blob_size(event: Event) -> int:
+    """EFI_PLATFORM_FIRMWARE_BLOB2 ends with base and length."""
+    return int.from_bytes(event.data[-8:], "little")
+
+
+def _cfv_size(tdvf: Tdvf) -> int:
+    return next(section.raw_size for section in tdvf.sections if section.type is SectionType.CFV)
+
+
+def _variable_name(event: Event) -> bytes:
+    """Vendor and name; of an event that is no variable's, something else."""
+    return event.data[:16] + event.data[32 : 32 + 2 * int.from_bytes(event.data[16:24], "little")]
+
+
+def _same_form(told: Event, policy: Event) -> Event:
+    """Firmware built without Secure Boot has no variable SecureBoot, and measures it as empty."""
+    without_secure_boot = told.data[24:32] == bytes(8) and told.data[32:] == "SecureBoot".encode("utf-16-le")
+    return told if without_secure_boot else policy
+
+
+def _of_the_stub(event: Event) -> bool:
+    tag = int.from_bytes(event.data[:4], "little")
+    return event.rtmr == 2 and event.event_type == EV_EVENT_TAG and tag in _OF_THE_STUB
