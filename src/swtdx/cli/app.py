@@ -61,6 +61,8 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - the quick way
 
+[cyan]swtdx run --html boot.html[/cyan] - the run on one page, for a browser
+
 [cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
@@ -186,6 +188,9 @@ def run(
     trace_format: Annotated[
         TraceFormat, typer.Option(help="JSON lines, or Chrome's trace format, which Perfetto opens.")
     ] = TraceFormat.jsonl,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs, console.")
+    ] = None,
     attributes: Annotated[
         str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
     ] = None,
@@ -257,6 +262,7 @@ def run(
         rng=rng,
         trace=trace,
         trace_format=trace_format,
+        html=html,
         quiet=quiet,
         verbose=verbose,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``swtdx run`` keeps of what happens inside: the trace (``--trace``).
+"""What ``swtdx run`` keeps of what happens inside: the trace (``--trace``), and the page made of it (``--html``).
 
 Events come from the moment the machine is switched on, but files are opened, and so emptied, only when all that was
 typed has proved usable (`Recording.begin`); what comes before is held back until then.
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from swtdx.cli.parameters import InputError
+from swtdx.cli.run_history import RunHistory
 from swtdx.cli.trace_file import TraceFormat, TraceWriter
 
 Event = dict[str, Any]
@@ -22,15 +23,24 @@ Event = dict[str, Any]
 class Recording:
     """Where events go; a context manager around all of the machine's life. ``record`` is set when the run is over."""
 
-    def __init__(self, trace: Path | None, form: TraceFormat, command: list[str]) -> None:
+    def __init__(self, trace: Path | None, form: TraceFormat, html: Path | None, command: list[str]) -> None:
         self.trace = trace
+        self.html = html
         self.record: dict[str, Any] | None = None
         self._form = form
         self._command = command
         self._lock = threading.Lock()
+        self._history_lock = threading.Lock()
         self._held: list[Event] | None = []
         self._sinks: list[Callable[[Event], None]] = []
         self._writer: TraceWriter | None = None
+        self._history = RunHistory() if html is not None else None
+        self._origin = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be kept, so that the machine must be watched."""
+        return self.trace is not None or self.html is not None
 
     def emit(self, event: Event) -> None:
         """Take an event, from any thread."""
@@ -44,10 +54,13 @@ class Recording:
 
     def begin(self) -> None:
         """Open the files. Raises InputError."""
+        if self._held:
+            self._origin = self._held[0]["t"]
+        if self._history is not None:
+            self._sinks.append(self._tell)
         if self.trace is not None:
             try:
-                origin = self._held[0]["t"] if self._held else None
-                self._writer = TraceWriter(self.trace, self._form, self._command, origin)
+                self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
             except OSError as error:
                 raise InputError(f"--trace {self.trace} cannot be written: {error.strerror}") from None
             self._sinks.append(self._writer.emit)
@@ -56,6 +69,13 @@ class Recording:
         for event in held:
             for sink in self._sinks:
                 sink(event)
+
+    def _tell(self, event: Event) -> None:
+        """Give an event to the history, in the units of a trace file."""
+        moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
+        with self._history_lock:
+            assert self._history is not None
+            self._history.add(moved)
 
     @property
     def events(self) -> int:
@@ -73,3 +93,17 @@ class Recording:
                 self._writer.close(self.record)
             except OSError as problem:
                 raise InputError(f"--trace {self.trace} cannot be written: {problem.strerror}") from None
+        if self._history is not None and self.html is not None and self.record is not None:
+            self._write_page(self._history, self.html, self.record)
+
+    def _write_page(self, history: RunHistory, path: Path, record: dict[str, Any]) -> None:
+        from swtdx.cli.run_page import page
+
+        with self._history_lock:
+            history.record = record
+            history.finish()
+            text = page(history)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as problem:
+            raise InputError(f"--html {path} cannot be written: {problem.strerror}") from None

@@ -1,28 +1,46 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx report parse``: a TDREPORT, taken apart, its hashes checked."""
+"""``swtdx report``: a TDREPORT taken apart, its hashes checked; a run told on one HTML page."""
 
 from __future__ import annotations
 
 import json as json_format
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from swtdx.attest.report import ReportError, parse_report
-from swtdx.cli.input import file_bytes
+from swtdx.cli.input import file_bytes, write_text
 from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
+from swtdx.cli.trace_file import TraceError
 from swtdx.cli.verdict import Failure, Verdict
+
+HTML_EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx run --html boot.html[/cyan] - at once, without keeping the trace
+
+[cyan]swtdx run --trace boot.jsonl[/cyan] - the trace first
+
+[cyan]swtdx report html boot.jsonl --output boot.html[/cyan]
+
+[bold]Exit status[/bold]
+
+0 written; 1 wrong usage; 2 the file is no such trace; 3 it cannot be read
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Take a TDREPORT apart.")
+    group = typer.Typer(help="Take a TDREPORT apart, or tell a run on one HTML page.")
     group.callback()(_report)
     group.command(name="parse")(parse)
+    group.command(name="html", epilog=HTML_EPILOG)(html)
     app.add_typer(group, name="report")
 
 
 def _report() -> None:
-    """Take a TDREPORT apart."""
+    """Take a TDREPORT apart, or tell a run on one HTML page."""
 
 
 def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
@@ -38,3 +56,34 @@ def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
     if not report.consistent:
         wrong = "TEE_INFO_HASH" if report.tee_tcb_info_hash_matches else "TEE_TCB_INFO_HASH"
         raise Failure(f"{file}: {wrong} is not the hash of what the report holds", Verdict.FAILED)
+
+
+def html(
+    trace: Annotated[
+        Path, typer.Argument(help="A trace of swtdx run --trace, as JSON lines; .gz is read too.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The page. Not given: beside the trace, as .html."),
+    ] = None,
+) -> None:
+    """Tell a run on one HTML page that needs nothing else: memory by state over time, Secure EPT, exits, console."""
+    from swtdx.cli.run_history import RunHistory
+    from swtdx.cli.run_page import page
+    from swtdx.cli.trace import with_progress
+
+    history = RunHistory()
+    try:
+        for event in with_progress(trace, "reading"):
+            history.add(event)
+    except TraceError as error:
+        raise Failure(str(error), Verdict.FAILED) from None
+    except (KeyError, ValueError, TypeError):
+        text = f"{trace} lacks operands that a page needs: was it written by swtdx run --trace?"
+        raise Failure(text, Verdict.FAILED) from None
+    except OSError as error:
+        raise Failure(f"{trace} cannot be read: {error.strerror or error}", Verdict.NO_INPUT) from None
+    history.finish()
+    target = output or trace.with_name(trace.name.removesuffix(".gz")).with_suffix(".html")
+    write_text("--output", target, page(history))
+    print(target)

@@ -74,6 +74,7 @@ class Options:
     rng: bool = False
     trace: Path | None = None
     trace_format: TraceFormat = TraceFormat.jsonl
+    html: Path | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -119,10 +120,12 @@ def run(options: Options) -> int:
         _check_writable("--json", options.json)
     if options.trace is not None:
         _check_writable("--trace", options.trace)
+    if options.html is not None:
+        _check_writable("--html", options.html)
     with ExitStack() as files:
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
-        recording = files.enter_context(Recording(options.trace, options.trace_format, sys.argv))
-        device = files.enter_context(_open_device(options, recording.emit if options.trace else None))
+        recording = files.enter_context(Recording(options.trace, options.trace_format, options.html, sys.argv))
+        device = files.enter_context(_open_device(options, recording.emit if recording.wanted else None))
         # These are emptied by being opened, so only when all that was typed has proved usable.
         recording.begin()
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None

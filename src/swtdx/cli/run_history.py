@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of a run, condensed from the events of its trace: what a page can show, and no more.
+
+Everything follows from events, so that a trace of long ago and a run that is going on give the same history:
+
+* **guest memory** from the slots (KVM_SET_USER_MEMORY_REGION*), the attributes (KVM_SET_MEMORY_ATTRIBUTES, or MapGPA
+  where there are none), TDH.MEM.PAGE.ADD, .AUG and .REMOVE, and TDG.MEM.PAGE.ACCEPT: one state for each 4 KiB page, and
+  now and then a snapshot of all of them;
+* **the Secure EPT** from TDH.MEM.SEPT.ADD, TDH.MEM.PAGE.DEMOTE and the same;
+* **the measurement** from TDH.MEM.PAGE.ADD, TDH.MR.EXTEND, TDH.MR.FINALIZE and TDG.MR.RTMR.EXTEND;
+* **counts over time** from all of them.
+
+Memory and Secure EPT are kept as they were when the first vCPU was closed: what follows is the taking down.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from itertools import pairwise
+from typing import Any
+
+from swtdx.seam.status import ERROR
+
+PAGE_SHIFT = 12
+ROWS = 64
+"""Rows of a memory snapshot, over all slots."""
+MOST_SNAPSHOTS = 240
+_FIRST_INTERVAL = 5_000.0
+_BIN = 10_000.0
+_PRIVATE = 0x8
+_SHARED_BITS = 1 << 47 | 1 << 51
+Event = dict[str, Any]
+
+
+class PageState(IntEnum):
+    """What a frame of guest memory is."""
+
+    UNMAPPED = 0
+    """Private by attribute, and nothing is there yet."""
+    PENDING = 1
+    """The host has put a page there, the guest has not accepted it."""
+    PRIVATE = 2
+    SHARED = 3
+
+
+@dataclass
+class Slot:
+    """A memory slot. ``states`` has a byte for each page."""
+
+    gpa: int
+    states: bytearray
+
+    @property
+    def pages(self) -> int:
+        """How many pages of 4 KiB."""
+        return len(self.states)
+
+
+@dataclass
+class Added:
+    """A run of pages that were added one after the other, and how many pieces of 256 bytes of them were measured."""
+
+    gpa: int
+    pages: int
+    extended: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row of the memory map stands for."""
+
+    gpa: int
+    slot: int
+    first: int
+    last: int
+
+
+@dataclass
+class Snapshot:
+    """Memory at ``time`` (µs): for each row of `RunHistory.rows` the number of pages in each state."""
+
+    time: float
+    rows: list[tuple[int, int, int, int]]
+
+
+def _counters() -> dict[str, Counter[int]]:
+    return defaultdict(Counter)
+
+
+@dataclass
+class RunHistory:
+    """Feed it with `add`, in the order of the trace; times are microseconds."""
+
+    head: Event = field(default_factory=dict)
+    record: dict[str, Any] | None = None
+    slots: dict[int, Slot] = field(default_factory=dict)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    added: list[Added] = field(default_factory=list)
+    extensions: list[tuple[float, int]] = field(default_factory=list)
+    """(time, register) of each TDG.MR.RTMR.EXTEND that succeeded."""
+    finalized: float | None = None
+    tables: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Secure EPT tables: (level of the entries in it, GPA) -> number of leaves in it. Level 0 has 4 KiB leaves."""
+    counts: dict[str, dict[str, Counter[int]]] = field(default_factory=lambda: defaultdict(_counters))
+    """kind -> name -> number in each bin of 10 ms."""
+    last: float = 0.0
+    events: int = 0
+    frozen: bool = False
+    _interval: float = _FIRST_INTERVAL
+    _next: float = 0.0
+    _changed: bool = True
+    _attributes: bool = False
+    _rows: list[Row] | None = None
+
+    def add(self, event: Event) -> None:
+        """Take one event."""
+        kind = event["kind"]
+        if kind == "trace":
+            self.head = event
+            return
+        if kind == "end":
+            self.record = event.get("record")
+            return
+        self.events += 1
+        end = event["t"] + event["dur"]
+        self.last = max(self.last, end)
+        name = event["name"]
+        shown = _reason(event) if name == "TDG.VP.VMCALL" else name
+        self.counts[kind][shown][int(event["t"] // _BIN)] += 1
+        handler = _HANDLERS.get(name)
+        if handler is not None and _succeeded(event) and not self.frozen:
+            handler(self, event)
+        if self._changed and self.slots and not self.frozen and end >= self._next:
+            self._snapshot(end)
+
+    def finish(self) -> None:
+        """The last snapshot, if something changed after the one before."""
+        if self._changed and self.slots:
+            self._snapshot(self.last)
+
+    @property
+    def rows(self) -> list[Row]:
+        """What each row of a snapshot stands for: slots one after the other, each with its share of `ROWS`."""
+        if self._rows is None:
+            self._rows = []
+            total = sum(slot.pages for slot in self.slots.values()) or 1
+            for number, slot in sorted(self.slots.items(), key=lambda item: item[1].gpa):
+                share = max(2, round(ROWS * slot.pages / total))
+                edges = [slot.pages * part // share for part in range(share + 1)]
+                for first, last in pairwise(edges):
+                    if last > first:
+                        self._rows.append(Row(slot.gpa + (first << PAGE_SHIFT), number, first, last))
+        return self._rows
+
+    def _snapshot(self, time: float) -> None:
+        self._changed = False
+        self._next = time + self._interval
+        rows = []
+        for row in self.rows:
+            part = self.slots[row.slot].states[row.first : row.last]
+            rows.append((part.count(0), part.count(1), part.count(2), part.count(3)))
+        self.snapshots.append(Snapshot(time, rows))
+        if len(self.snapshots) > MOST_SNAPSHOTS:
+            self.snapshots = self.snapshots[::2]
+            self._interval *= 2
+
+    # Memory
+
+    def _set(self, gpa: int, pages: int, state: PageState, only: PageState | None = None) -> None:
+        gpa &= ~_SHARED_BITS
+        for slot in self.slots.values():
+            first = max(0, (gpa - slot.gpa) >> PAGE_SHIFT)
+            last = min(slot.pages, ((gpa - slot.gpa) >> PAGE_SHIFT) + pages)
+            if first < last:
+                if only is None:
+                    slot.states[first:last] = bytes([state]) * (last - first)
+                else:
+                    slot.states[first:last] = slot.states[first:last].replace(bytes([only]), bytes([state]))
+                self._changed = True
+
+    def _region(self, event: Event) -> None:
+        args = event["args"]
+        slot, size = int(args["slot"], 16), int(args["memory_size"], 16)
+        self._rows = None
+        self.snapshots.clear()  # their rows are others
+        if size:
+            self.slots[slot] = Slot(int(args["guest_phys_addr"], 16), bytearray(size >> PAGE_SHIFT))
+        else:
+            self.slots.pop(slot, None)
+        self._changed = True
+
+    def _attribute(self, event: Event) -> None:
+        args = event["args"]
+        self._attributes = True
+        gpa, pages = int(args["address"], 16), int(args["size"], 16) >> PAGE_SHIFT
+        if int(args["attributes"], 16) & _PRIVATE:
+            self._set(gpa, pages, PageState.UNMAPPED, only=PageState.SHARED)
+        else:
+            self._set(gpa, pages, PageState.SHARED)
+
+    def _vmcall(self, event: Event) -> None:
+        """v10 has no attributes: there the guest's request is what converts."""
+        args = event["args"]
+        if self._attributes or args.get("function") != "MapGPA" or int(event["out"]["result"], 16):
+            return
+        gpa, pages = int(args["gpa"], 16), int(args["size"], 16) >> PAGE_SHIFT
+        if gpa & _SHARED_BITS:
+            self._set(gpa, pages, PageState.SHARED)
+        else:
+            self._set(gpa, pages, PageState.UNMAPPED, only=PageState.SHARED)
+
+    def _map(self, event: Event, state: PageState, change: int) -> tuple[int, int]:
+        args = event["args"]
+        gpa, level = int(args["gpa"], 16), args["level"]
+        self._set(gpa, 512**level, state)
+        if change:
+            table = (level, gpa & -(1 << PAGE_SHIFT + 9 * (level + 1)))
+            self.tables[table] = self.tables.get(table, 0) + change
+        return gpa, level
+
+    def _page_add(self, event: Event) -> None:
+        gpa, _ = self._map(event, PageState.PRIVATE, 1)
+        run = self.added[-1] if self.added else None
+        # A page begins a run of its own where the addresses do not follow, or where measuring begins or ends.
+        follows = run is not None and run.gpa + (run.pages << PAGE_SHIFT) == gpa
+        if run is not None and follows and run.extended in (0, run.pages * 16):
+            run.pages += 1
+        else:
+            self.added.append(Added(gpa, 1, 0))
+
+    def _extend(self, event: Event) -> None:
+        gpa = int(event["args"]["gpa"], 16)
+        for run in reversed(self.added):
+            if run.gpa <= gpa < run.gpa + (run.pages << PAGE_SHIFT):
+                if run.extended == 0 and run.pages > 1 and gpa >> PAGE_SHIFT == (run.gpa >> PAGE_SHIFT) + run.pages - 1:
+                    run.pages -= 1  # the pages before were not measured: this one is another run
+                    run = Added(gpa & -4096, 1, 0)
+                    self.added.append(run)
+                run.extended += 1
+                return
+
+    def _page_aug(self, event: Event) -> None:
+        self._map(event, PageState.PENDING, 1)
+
+    def _accept(self, event: Event) -> None:
+        self._map(event, PageState.PRIVATE, 0)
+
+    def _page_remove(self, event: Event) -> None:
+        self._map(event, PageState.UNMAPPED, -1)
+
+    def _sept_add(self, event: Event) -> None:
+        self.tables.setdefault((event["args"]["level"] - 1, int(event["args"]["gpa"], 16)), 0)
+
+    def _sept_remove(self, event: Event) -> None:
+        self.tables.pop((event["args"]["level"] - 1, int(event["args"]["gpa"], 16)), None)
+
+    def _demote(self, event: Event) -> None:
+        gpa, level = int(event["args"]["gpa"], 16), event["args"]["level"]
+        above = (level, gpa & -(1 << PAGE_SHIFT + 9 * (level + 1)))
+        self.tables[above] = self.tables.get(above, 0) - 1
+        self.tables[level - 1, gpa] = 512
+
+    def _finalize(self, event: Event) -> None:
+        self.finalized = event["t"]
+
+    def _rtmr(self, event: Event) -> None:
+        self.extensions.append((event["t"], int(event["args"]["rtmr"], 16)))
+
+    def _close(self, event: Event) -> None:
+        if str(event.get("on", "")).startswith("vCPU"):
+            if self._changed and self.slots:
+                self._snapshot(event["t"])
+            self.frozen = True
+
+    def _terminate(self, event: Event) -> None:
+        if event["args"].get("command") == "KVM_TDX_TERMINATE_VM":
+            self.frozen = True
+
+
+def _succeeded(event: Event) -> bool:
+    if "errno" in event:
+        return False
+    status = event.get("status")
+    # A TDCALL without a status has not been carried out: it comes again.
+    return not int(status, 16) & ERROR if status is not None else event["kind"] not in ("seamcall", "tdcall")
+
+
+def _reason(event: Event) -> str:
+    return f"TDVMCALL {event['args'].get('function', '')}"
+
+
+_HANDLERS: dict[str, Callable[[RunHistory, Event], None]] = {
+    "KVM_SET_USER_MEMORY_REGION": RunHistory._region,
+    "KVM_SET_USER_MEMORY_REGION2": RunHistory._region,
+    "KVM_SET_MEMORY_ATTRIBUTES": RunHistory._attribute,
+    "KVM_MEMORY_ENCRYPT_OP": RunHistory._terminate,
+    "TDH.MEM.PAGE.ADD": RunHistory._page_add,
+    "TDH.MEM.PAGE.AUG": RunHistory._page_aug,
+    "TDH.MEM.PAGE.REMOVE": RunHistory._page_remove,
+    "TDH.MEM.PAGE.DEMOTE": RunHistory._demote,
+    "TDH.MEM.SEPT.ADD": RunHistory._sept_add,
+    "TDH.MEM.SEPT.REMOVE": RunHistory._sept_remove,
+    "TDH.MR.EXTEND": RunHistory._extend,
+    "TDH.MR.FINALIZE": RunHistory._finalize,
+    "TDG.MEM.PAGE.ACCEPT": RunHistory._accept,
+    "TDG.MR.RTMR.EXTEND": RunHistory._rtmr,
+    "TDG.VP.VMCALL": RunHistory._vmcall,
+    "close": RunHistory._close,
+}
