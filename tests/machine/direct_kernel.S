@@ -2,7 +2,8 @@
 /*
  * A kernel in the sense of the 64-bit boot protocol, for tests: it prints its command line and its initrd, reads the
  * first and last bytes of every page of RAM that it is told of, wakes the other processors through the mailbox that
- * MAILBOX names (0: there is none), each of which prints its letter, and powers off. With TD defined it talks by
+ * MAILBOX names (0: there is none), each of which prints its letter and goes off line through COME_BACK, asks each
+ * whether it is back, wakes them all once more, and powers off. With TD defined it talks by
  * TDVMCALLs, else by OUT. Position-independent; it begins at the 64-bit entry point.
  */
 
@@ -76,9 +77,10 @@ next_range:
 
 	/* The others, one after the other: APIC ids 1 to CPUS - 1. */
 #if MAILBOX
-	movl	$1, %ebx
+	xorl	%ebp, %ebp
+again:	movl	$1, %ebx
 wake:	cmpl	$CPUS, %ebx
-	jae	woken
+	jae	test
 	movl	$MAILBOX, %esi
 	movl	%ebx, 4(%rsi)
 	leaq	other(%rip), %rax
@@ -92,7 +94,24 @@ wake:	cmpl	$CPUS, %ebx
 	cmpl	%ebx, running(%rip)		/* so that letters come in order */
 	jne	1b
 	jmp	wake
-woken:
+test:	testl	%ebp, %ebp
+	jnz	done
+	incl	%ebp
+	movl	$1, %ebx
+2:	cmpl	$CPUS, %ebx
+	jae	3f
+	movl	%ebx, 4(%rsi)
+	movw	$2, (%rsi)
+1:	pause
+	cmpw	$0, (%rsi)
+	jne	1b
+	movl	$'t', %edi
+	call	print
+	incl	%ebx
+	jmp	2b
+3:	movl	$1, running(%rip)
+	jmp	again
+done:
 #endif
 	movl	$SLEEP_S5, %edi
 #ifdef TD
@@ -115,9 +134,9 @@ other:
 	leaq	stack_end(%rip), %rsp		/* one at a time */
 	subq	$512, %rsp
 	call	print
+	movl	$COME_BACK, %ecx
 	incl	running(%rip)
-1:	pause
-	jmp	1b
+	jmp	*%rcx
 
 print:	/* RDI: a character; keeps RBX, RSI, R8, R9 */
 #ifdef TD

@@ -19,7 +19,7 @@ from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.boot_protocol import MAILBOX
+from swtdx.vmm.boot_protocol import COME_BACK, MAILBOX
 from swtdx.vmm.initial_memory import td_hob
 from swtdx.vmm.launch import Plan, TdParameters, check_plan, direct_boot, launch
 from swtdx.vmm.linux_image import LinuxBoot, parse
@@ -38,7 +38,12 @@ Assembler = Callable[..., bytes]
 def kernel_code(tmp_path: Path, skip_loudly: Callable[[str], NoReturn]) -> Assembler:
     def assemble(*, td: bool, cpus: int) -> bytes:
         compiled, linked = tmp_path / "kernel.o", tmp_path / "kernel.bin"
-        definitions = [f"-DCPUS={cpus}", f"-DMAILBOX={MAILBOX if td else 0:#x}", *(["-DTD"] if td else [])]
+        definitions = [
+            f"-DCPUS={cpus}",
+            f"-DMAILBOX={MAILBOX if td else 0:#x}",
+            f"-DCOME_BACK={COME_BACK:#x}",
+            *(["-DTD"] if td else []),
+        ]
         try:
             subprocess.run(["gcc", "-m64", *definitions, "-c", "-o", compiled, SOURCE], check=True)
             subprocess.run(["objcopy", "-O", "binary", "-j", ".text", compiled, linked], check=True)
@@ -98,9 +103,13 @@ def test_pages_of_4_kib_are_accepted_where_the_kernel_maps_no_larger_ones(kernel
     assert printed == "console=ttyS0 quiet|an initrd|rr|"
 
 
-def test_the_other_vcpus_wait_at_the_mailbox_and_come_when_called(kernel_code: Assembler) -> None:
-    printed, _ = run_directly(kernel_code(td=True, cpus=4), TdParameters(), Dialect.UPSTREAM, cpus=4)
-    assert printed == "console=ttyS0 quiet|an initrd|rr|bcd"
+@pytest.mark.parametrize("gpa_width", [48, 52])
+def test_the_other_vcpus_wait_at_the_mailbox_come_when_called_and_go_back(
+    gpa_width: int, kernel_code: Assembler
+) -> None:
+    td = TdParameters(gpa_width=gpa_width)
+    printed, _ = run_directly(kernel_code(td=True, cpus=4), td, Dialect.UPSTREAM, cpus=4)
+    assert printed == "console=ttyS0 quiet|an initrd|rr|bcdtttbcd"
 
 
 def test_an_ordinary_vm_starts_at_the_entry_point(kernel_code: Assembler) -> None:

@@ -102,11 +102,12 @@ def test_the_acpi_tables_are_placed_and_a_td_has_its_mailbox_in_them(td: bool, c
         structures.append(madt[position : position + madt[position + 1]])
         position += madt[position + 1]
     assert [one[3] for one in structures if one[0] == 0] == list(range(cpus))  # local APIC ids
-    wakeups = [one for one in structures if one[0] == 0x10]  # ACPI 6.5, 5.2.12.19
+    wakeups = [one for one in structures if one[0] == 0x10]  # ACPI 6.6, 5.2.12.19
     assert len(wakeups) == (1 if td else 0)
     for wakeup in wakeups:
-        length, version, mailbox = struct.unpack("<xBHxxxxQ", wakeup)
-        assert (length, version, mailbox % 4096) == (16, 0, 0)
+        length, version, mailbox, reset_vector = struct.unpack("<xBHxxxxQQ", wakeup)
+        assert (length, version, mailbox % 4096) == (24, 1, 0)
+        assert any(start <= reset_vector < end for start, end, kind in e820(boot) if kind == 2)
         assert any(start <= mailbox and mailbox + 4096 <= end for start, end, kind in e820(boot) if kind == NVS)
 
 

@@ -26,14 +26,17 @@ from typing import NamedTuple
 
 from swtdx.vmm.board import acpi_tables
 from swtdx.vmm.linux_image import BzImage, LinuxBoot, LinuxImageError
-from swtdx.vmm.memory_map import E820_RAM, E820_RESERVED, MIB, PAGE_SIZE, MemoryMap
+from swtdx.vmm.memory_map import E820_RAM, E820_RESERVED, FOUR_GIB, MIB, PAGE_SIZE, MemoryMap
 
 SYSTEM_AREA = 0x10_0000
 TD_HOB = SYSTEM_AREA  # of a TD: two pages
 MAILBOX = SYSTEM_AREA + 0x2000  # of a TD: where vCPUs other than the first wait
 DESCRIPTORS = SYSTEM_AREA + 0x2000  # of an ordinary VM
 PAGE_TABLES = SYSTEM_AREA + 0x3000
-PAGE_TABLES_SIZE = 6 * PAGE_SIZE
+PAGE_TABLES_SIZE = 7 * PAGE_SIZE
+SHIM = FOUR_GIB - PAGE_SIZE  # of a TD: what it has instead of firmware
+METADATA_ROOM = 0x400  # at its start
+COME_BACK = SHIM + METADATA_ROOM  # there vCPUs go that are put off line
 PARAMETERS = SYSTEM_AREA + 0x1_0000
 BOOT_PARAMS = PARAMETERS
 
@@ -111,7 +114,7 @@ def lay_out(linux: LinuxBoot, layout: MemoryMap, cpus: int, *, td: bool) -> Dire
             f"and the guest has {layout.memory_size // MIB} MiB"
             + (": give it more memory" if top == layout.low_size else f", of which an initrd may use {top // MIB} MiB")
         )
-    tables = acpi_tables.build(layout, cpus, level_interrupts=not td, wakeup_mailbox=MAILBOX if td else None)
+    tables = acpi_tables.build(layout, cpus, level_interrupts=not td, wakeup=(MAILBOX, COME_BACK) if td else None)
     initrd = Piece(initrd_at, linux.initrd) if linux.initrd else None
     return DirectBoot(
         linux,

@@ -94,18 +94,18 @@ def build(
     *,
     level_interrupts: bool,
     ecam_base: int = ECAM_BASE,
-    wakeup_mailbox: int | None = None,
+    wakeup: tuple[int, int] | None = None,
 ) -> AcpiTables:
     """The tables of a board with ``cpus`` vCPUs. ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
 
-    ``ecam_base`` is what the firmware has programmed into PCIEXBAR; ``wakeup_mailbox`` the page through which further
-    processors are started, where the tables are to say so.
+    ``ecam_base`` is what the firmware has programmed into PCIEXBAR; ``wakeup``, where the tables are to say so, the
+    mailbox through which further processors are started, and the address to which they return when put off line.
     """
     result = AcpiTables()
     facs = result.add(struct.pack("<4sIIIIIQB", b"FACS", 64, 0, 0, 0, 0, 0, 2).ljust(64, b"\0"), checksum=False)
     dsdt = result.add(_table(b"DSDT", 2, _dsdt(layout, cpus, level_interrupts, ecam_base)))
     fadt = result.add(_fadt(facs, dsdt), [(_FADT_FACS, 4), (_FADT_DSDT, 4), (_FADT_X_DSDT, 8)])
-    madt = result.add(_table(b"APIC", 5, _madt(cpus, level_interrupts, wakeup_mailbox)))
+    madt = result.add(_table(b"APIC", 5, _madt(cpus, level_interrupts, wakeup)))
     mcfg = result.add(_table(b"MCFG", 1, bytes(8) + struct.pack("<QHBB4x", ecam_base, 0, 0, (ECAM_SIZE >> 20) - 1)))
     listed = [fadt, madt, mcfg]
     xsdt = result.add(
@@ -156,7 +156,7 @@ def _port(port: int, length: int) -> bytes:
     return struct.pack("<BBBBQ", 1, 8 * length, 0, access, port)
 
 
-def _madt(cpus: int, level_interrupts: bool, wakeup_mailbox: int | None) -> bytes:
+def _madt(cpus: int, level_interrupts: bool, wakeup: tuple[int, int] | None) -> bytes:
     """Local APICs, the I/O APIC, and what differs from the ISA's interrupts (5.2.12)."""
     body = struct.pack("<II", LOCAL_APIC_BASE, 1)  # there are 8259s too
     for number in range(cpus):
@@ -165,8 +165,8 @@ def _madt(cpus: int, level_interrupts: bool, wakeup_mailbox: int | None) -> byte
     body += _override(0, 2, 0)
     body += _override(_SCI_LINE, _SCI_LINE, 0x0D if level_interrupts else 0x05)  # active high; level or edge
     body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)  # NMI at LINT1 of all
-    if wakeup_mailbox is not None:
-        body += struct.pack("<BBHIQ", 16, 16, 0, 0, wakeup_mailbox)  # multiprocessor wake-up, version 0 (5.2.12.19)
+    if wakeup is not None:
+        body += struct.pack("<BBHIQQ", 16, 24, 1, 0, *wakeup)  # multiprocessor wake-up, version 1 (ACPI 6.6, 5.2.12.19)
     return body
 
 

@@ -22,7 +22,16 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from swtdx.vmm.boot_protocol import MAILBOX, PAGE_TABLES, PAGE_TABLES_SIZE, TD_HOB, DirectBoot, Piece
+from swtdx.vmm.boot_protocol import (
+    MAILBOX,
+    METADATA_ROOM,
+    PAGE_TABLES,
+    PAGE_TABLES_SIZE,
+    SHIM,
+    TD_HOB,
+    DirectBoot,
+    Piece,
+)
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.tdvf import (
     DESCRIPTOR_SIGNATURE,
@@ -38,10 +47,7 @@ from swtdx.vmm.tdvf import (
 NAME = "none"
 """What stands for "no firmware" where a firmware is named."""
 
-SIZE = PAGE_SIZE
-METADATA_ROOM = 0x400
-"""Bytes at the start of the page that the assembler leaves to the metadata."""
-
+SIZE = FOUR_GIB - SHIM
 WHY = "a kernel is entered directly"
 
 
@@ -56,7 +62,7 @@ def assembled() -> bytes:
 
 def image(boot: DirectBoot) -> bytes:
     """The TDVF image for this kernel: the page with its section table."""
-    rows = [(0, SIZE, FOUR_GIB - SIZE, SIZE, SectionType.BFV)]
+    rows = [(0, SIZE, SHIM, SIZE, SectionType.BFV)]
     rows += [(0, 0, address, size, kind) for kind, address, size, _ in _sections(boot)]
     length = 16 + 32 * len(rows)
     metadata = struct.pack("<4sIII", DESCRIPTOR_SIGNATURE, length, DESCRIPTOR_VERSION, len(rows))

@@ -11,9 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from swtdx.vmm.boot_protocol import BOOT_PARAMS, MAILBOX, PAGE_TABLES
-from swtdx.vmm.shim import METADATA_ROOM, SIZE
-from swtdx.vmm.tdvf import FOUR_GIB, PAGE_SIZE
+from swtdx.vmm.boot_protocol import BOOT_PARAMS, MAILBOX, METADATA_ROOM, PAGE_TABLES, SHIM
+from swtdx.vmm.tdvf import PAGE_SIZE
 
 SOURCE = Path(__file__).with_name("shim.S")
 _DEFINITIONS = {
@@ -31,7 +30,7 @@ def assemble(source: Path = SOURCE) -> bytes:
         compiled, linked = Path(folder, "shim.o"), Path(folder, "shim.bin")
         definitions = [f"-D{name}={value:#x}" for name, value in _DEFINITIONS.items()]
         subprocess.run(["gcc", "-m64", *definitions, "-c", "-o", compiled, source], check=True)
-        layout = ["-m", "elf_x86_64", "--oformat", "binary", "-e", "0", f"-Ttext={FOUR_GIB - SIZE:#x}"]
+        layout = ["-m", "elf_x86_64", "--oformat", "binary", "-e", "0", f"-Ttext={SHIM:#x}"]
         subprocess.run(["ld", *layout, "-o", linked, compiled], check=True)
         return linked.read_bytes()
 

@@ -6,14 +6,15 @@
  * the memory map, command line, ACPI tables, kernel and initrd. Left to do is what only the TD can do:
  *
  *	vCPU 0		page tables, long mode; accept the memory that the TD HOB calls unaccepted; enter the kernel
- *	the others	wait at the mailbox of ACPI's multiprocessor wake-up structure (ACPI 6.5, 5.2.12.19)
+ *	the others	wait at the mailbox of ACPI's multiprocessor wake-up structure (ACPI 6.6, 5.2.12.19), and come
+ *			back there, through its reset vector, when the system puts them off line
  *
  * A TD's vCPU starts (TDH.VP.INIT) in flat 32-bit protected mode without paging, EFER.LME and CR4.MCE already set:
  * ECX the address of the TD HOB, ESI the number of the vCPU. There is no stack here, and no IDT: nothing that is
  * executed here gives a #VE.
  *
- * Addresses come from the command line of the assembler (swtdx.vmm.shim.assemble): MAILBOX, PAGE_TABLES (six zeroed
- * pages), BOOT_PARAMS, PAGE_SIZE, METADATA_ROOM.
+ * Addresses come from the command line of the assembler (swtdx.vmm.shim.assemble): MAILBOX, PAGE_TABLES (seven zeroed
+ * pages), BOOT_PARAMS, PAGE_SIZE, METADATA_ROOM. The reset vector of the wake-up structure is where the metadata end.
  */
 
 #define TDG_VP_VMCALL		0
@@ -29,15 +30,20 @@
 #define HOB_END			0xffff
 #define RESOURCE_UNACCEPTED	7
 
+#define MAILBOX_WAKE_UP		1
+#define MAILBOX_TEST		2
+
 #define CODE_SEGMENT		0x10	/* __BOOT_CS and __BOOT_DS of the boot protocol */
 #define DATA_SEGMENT		0x18
 #define CODE32_START		0x214	/* in boot_params: where the protected-mode kernel is */
 #define ENTRY_64		0x200
 
+#define FIFTH_LEVEL		(PAGE_TABLES + 6 * PAGE_SIZE)
 #define LARGE_PAGE		0x200000
 #define PRESENT_WRITABLE	0x003
 #define PRESENT_WRITABLE_LARGE	0x083
 #define CR4_PAE			0x20
+#define CR4_LA57		0x1000
 #define CR0_PG			0x80000000
 
 .macro tdcall
@@ -71,6 +77,23 @@ page:
 	/* Here the VMM writes the TDVF metadata. */
 	.fill	METADATA_ROOM, 1, 0
 
+	/*
+	 * The reset vector of the wake-up structure. Whoever comes back from the system is in 64-bit mode, with interrupts
+	 * off, and has of our memory nothing mapped but this page.
+	 */
+	.code64
+come_back:
+	cli
+	cld
+	movl	$PAGE_TABLES, %ecx
+	movq	%cr4, %rax
+	testl	$CR4_LA57, %eax
+	jz	1f
+	movl	$FIFTH_LEVEL, %ecx
+1:	movq	%rcx, %cr3
+	lgdt	gdt_pointer(%rip)
+	ljmpl	*waiting(%rip)
+
 	.code32
 start:
 	cli
@@ -78,8 +101,8 @@ start:
 	testl	%esi, %esi
 	jnz	other_vcpu
 
-	/* The first 4 GiB, one to one, in pages of 2 MiB: a root, a second level, four third levels. */
-	movl	$(PAGE_TABLES + PAGE_SIZE + PRESENT_WRITABLE), PAGE_TABLES
+	/* The first 4 GiB, one to one, in pages of 2 MiB: a root, a second level, four third levels; a root above it. */
+	movl	$(PAGE_TABLES + PRESENT_WRITABLE), FIFTH_LEVEL
 	movl	$(PAGE_TABLES + PAGE_SIZE), %edi
 	movl	$(PAGE_TABLES + 2 * PAGE_SIZE + PRESENT_WRITABLE), %eax
 1:	movl	%eax, (%edi)
@@ -93,25 +116,37 @@ start:
 	addl	$8, %edi
 	addl	$LARGE_PAGE, %eax
 	jnc	1b
+	movl	$(PAGE_TABLES + PAGE_SIZE + PRESENT_WRITABLE), PAGE_TABLES	/* last: the others wait for it */
 	long_mode first_vcpu_64
 
 other_vcpu:
-	movl	$1, %eax
-	cpuid
-	shrl	$24, %ebx		/* the APIC id, which for a TD is the number of the vCPU */
-1:	pause
-	cmpw	$1, MAILBOX		/* command: wake up */
-	jne	1b
-	cmpl	%ebx, MAILBOX + 4	/* APIC id: me? */
-	jne	1b
-	long_mode other_vcpu_64		/* vCPU 0 has made the page tables before it started whoever asks */
+	pause
+	cmpl	$0, PAGE_TABLES
+	je	other_vcpu
+	long_mode other_vcpu_64
 
 	.code64
 other_vcpu_64:
 	data_segments
-	movl	$MAILBOX, %ebx
-	movq	8(%rbx), %rax		/* wake-up vector */
-	movw	$0, (%rbx)		/* "taken": the system may use the mailbox for the next one */
+	movl	$1, %eax
+	cpuid
+	shrl	$24, %ebx		/* EBX: the APIC id, which for a TD is the number of the vCPU */
+	movl	$MAILBOX, %esi
+1:	pause
+	movq	(%rsi), %rax		/* command and APIC id at once: the next one's are not to be mixed with these */
+	movq	%rax, %rcx
+	shrq	$32, %rcx
+	cmpl	%ebx, %ecx		/* me? */
+	jne	1b
+	movzwl	%ax, %eax
+	cmpl	$MAILBOX_WAKE_UP, %eax
+	je	2f
+	cmpl	$MAILBOX_TEST, %eax
+	jne	1b
+	movw	$0, (%rsi)		/* "here I am" */
+	jmp	1b
+2:	movq	8(%rsi), %rax		/* wake-up vector */
+	movw	$0, (%rsi)		/* "taken": the system may use the mailbox for the next one */
 	jmp	*%rax
 
 first_vcpu_64:
@@ -203,7 +238,10 @@ gdt:
 	.quad	0x00cf93000000ffff	/* data, flat */
 gdt_pointer:
 	.word	gdt_pointer - gdt - 1
-	.long	gdt
+	.quad	gdt
+waiting:
+	.long	other_vcpu_64
+	.word	CODE_SEGMENT
 message:
 	.ascii	"swtdx shim: TDG.MEM.PAGE.ACCEPT failed"
 	.fill	64 - (. - message), 1, 0
