@@ -15,8 +15,10 @@
 #include <signal.h>
 #include <time.h>
 #include "swtdx_internal.h"
+#include <sys/prctl.h>
 
 #define SLICE_NS 2000000
+#define SPIN_SLICE_NS 20000
 #define LINGER_NS 100000
 #define WAIT_NS 200000
 #define CODE_BUFFER_BYTES (256u << 20)
@@ -273,6 +275,12 @@ void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count
  * exits before the slice is over it usually comes back at once (its caller has dealt with the exit), so it keeps the
  * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which a
  * guest executes while it waits for somebody else.
+ *
+ * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
+ * registers at the end of a slice are what they were at the end of an earlier one, without an exit in between, is taken
+ * for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to look, and soon leaves as if an
+ * interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop exiting for the same reason; with as
+ * many processors as virtual CPUs it does not matter there.)
  */
 
 static uint64_t now_ns(void)
@@ -283,12 +291,12 @@ static uint64_t now_ns(void)
     return now.tv_sec * 1000000000ull + now.tv_nsec;
 }
 
-static void wait_a_little(swtdx_engine *engine)
+static void wait_a_little(swtdx_engine *engine, uint64_t ns)
 {
     struct timespec until;
 
     clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += WAIT_NS;
+    until.tv_nsec += ns;
     if (until.tv_nsec >= 1000000000) {
         until.tv_sec++, until.tv_nsec -= 1000000000;
     }
@@ -303,23 +311,39 @@ void swtdx_acquire(swtdx_engine *engine)
     while (engine->busy) {
         engine->preempt = 1;
         cpu_exit(engine->uc->cpu);
-        wait_a_little(engine);
+        wait_a_little(engine, WAIT_NS);
     }
     engine->short_waiters--;
     engine->busy = true;
     pthread_mutex_unlock(&engine->mutex);
 }
 
-/* The processor to run this virtual CPU. */
-static void acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
+/* The processor to run this virtual CPU. False: somebody wants it to leave, so it need not even enter. */
+static bool acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
 {
-    pthread_mutex_lock(&engine->mutex);
-    if (engine->busy || (engine->next_ticket != engine->serving && engine->slice_owner != cpu)) {
-        uint64_t ticket = engine->next_ticket++, now;
+    bool admitted = true;
 
+    pthread_mutex_lock(&engine->mutex);
+    if (engine->busy || (engine->waiters && engine->slice_owner != cpu)) {
+        uint64_t now = now_ns();
+        struct swtdx_waiter self, **link = &engine->waiters;
+
+        if (!cpu->waiting_since) {
+            cpu->waiting_since = now;
+        }
+        self.since = cpu->waiting_since;
+        while (*link && (*link)->since <= self.since) {
+            link = &(*link)->next;
+        }
+        self.next = *link;
+        *link = &self;
         for (;;) {
+            if (__atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
+                admitted = false;
+                break;
+            }
             now = now_ns();
-            if (!engine->busy && engine->serving == ticket &&
+            if (!engine->busy && engine->waiters == &self &&
                 (!engine->slice_owner || engine->slice_owner == cpu || now >= engine->linger_end)) {
                 break;
             }
@@ -327,16 +351,22 @@ static void acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
                 engine->preempt = 1;
                 cpu_exit(engine->uc->cpu);
             }
-            wait_a_little(engine);
+            wait_a_little(engine, now < engine->slice_end && engine->slice_end - now < WAIT_NS ? engine->slice_end - now : WAIT_NS);
         }
-        engine->serving++;
+        for (link = &engine->waiters; *link != &self; link = &(*link)->next) {
+        }
+        *link = self.next;
     }
-    engine->busy = true;
-    if (engine->slice_owner != cpu) {
-        engine->slice_owner = cpu;
-        engine->slice_end = now_ns() + SLICE_NS;
+    if (admitted) {
+        cpu->waiting_since = 0;
+        engine->busy = true;
+        if (engine->slice_owner != cpu) {
+            engine->slice_owner = cpu;
+            engine->slice_end = now_ns() + (cpu->spins ? SPIN_SLICE_NS : SLICE_NS);
+        }
     }
     pthread_mutex_unlock(&engine->mutex);
+    return admitted;
 }
 
 static void release(swtdx_engine *engine, bool keep_slice)
@@ -344,7 +374,7 @@ static void release(swtdx_engine *engine, bool keep_slice)
     pthread_mutex_lock(&engine->mutex);
     engine->busy = false;
     engine->preempt = 0;
-    if (engine->next_ticket != engine->serving) {
+    if (engine->waiters) {
         uint64_t now = now_ns();
 
         if (keep_slice && now < engine->slice_end) {
@@ -364,9 +394,33 @@ void swtdx_release(swtdx_engine *engine)
     release(engine, true);
 }
 
+/* At the end of a stay: does this virtual CPU get anywhere? */
+static void note_progress(swtdx_cpu *cpu, bool exited)
+{
+    uint64_t place = cpu->rip;
+    unsigned i;
+
+    if (exited) {
+        cpu->spins = 0;
+        memset(cpu->places, 0, sizeof(cpu->places));
+        return;
+    }
+    for (i = 0; i < 16; i++) { /* FNV-1a over words */
+        place = (place ^ cpu->gpr[i]) * 0x100000001b3ull;
+    }
+    for (i = 0; i < SWTDX_PLACES; i++) {
+        if (cpu->places[i] == place) {
+            cpu->spins++;
+            return;
+        }
+    }
+    cpu->spins = 0;
+    cpu->places[cpu->next_place++ % SWTDX_PLACES] = place;
+}
+
 static bool others_wait(const swtdx_engine *engine)
 {
-    return __atomic_load_n(&engine->next_ticket, __ATOMIC_RELAXED) != __atomic_load_n(&engine->serving, __ATOMIC_RELAXED);
+    return __atomic_load_n(&engine->waiters, __ATOMIC_RELAXED) != NULL;
 }
 
 /* ---- running ---- */
@@ -376,6 +430,8 @@ void swtdx_kick(swtdx_cpu *cpu)
     __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
     if (cpu->engine->running == cpu) {
         cpu_exit(cpu->engine->uc->cpu);
+    } else {
+        pthread_cond_broadcast(&cpu->engine->turn); /* it may stand in the queue; a lost wake-up costs WAIT_NS */
     }
 }
 
@@ -542,18 +598,33 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;
+    note_progress(cpu, outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT);
     return outcome;
 }
 
 uint32_t swtdx_run(swtdx_cpu *cpu)
 {
+    static __thread bool exact_timers;
     swtdx_engine *engine = cpu->engine;
     enum outcome outcome;
 
+    if (!exact_timers) { /* those who wait for a turn wait in tens of microseconds; Linux adds 50 unless told */
+        exact_timers = true;
+        prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
+    }
+
     do {
-        acquire_to_run(engine, cpu);
+        if (!acquire_to_run(engine, cpu)) {
+            memset(&cpu->exit, 0, sizeof(cpu->exit));
+            cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
+            break;
+        }
         outcome = run_once(engine, cpu);
         release(engine, outcome != YIELDED);
+        if (outcome != EXITED && cpu->spins >= SWTDX_PATIENCE && others_wait(engine)) {
+            cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
+            break;
+        }
     } while (outcome != EXITED);
     return cpu->exit.reason;
 }

@@ -28,6 +28,11 @@ struct swtdx_snapshot {
     uint8_t content[4096];
 };
 
+struct swtdx_waiter {
+    struct swtdx_waiter *next;
+    uint64_t since;
+};
+
 struct swtdx_engine {
     struct uc_struct *uc;
     uint8_t *ram, *scratch;
@@ -41,7 +46,7 @@ struct swtdx_engine {
     pthread_mutex_t mutex;
     pthread_cond_t turn;
     bool busy;
-    uint64_t next_ticket, serving; /* those who wait, in order of arrival */
+    struct swtdx_waiter *waiters;  /* those who want to run a guest, the longest first */
     unsigned short_waiters;
     swtdx_cpu *slice_owner;        /* whose slice it is, while slice_end has not come */
     uint64_t slice_end, linger_end;

@@ -27,6 +27,7 @@ cdef extern from "swtdx.h" nogil:
     ctypedef struct swtdx_cpu:
         uint64_t gpr[16]
         uint64_t rip
+        uint32_t spins
         uint64_t eptp, shared_eptp, shared_bit
         uint64_t cr0_mask, cr0_shadow, cr4_mask, cr4_shadow
         uint64_t tsc_offset, tsc_multiplier
@@ -524,6 +525,11 @@ cdef class GuestContext:
     @pkru.setter
     def pkru(self, value):
         self._set(SWTDX_PKRU, value)
+
+    @property
+    def spins(self) -> int:
+        """At how many ends of slices in a row its registers were those of an earlier one: it polls for somebody else."""
+        return self.cpu.spins
 
     @property
     def interruptibility(self) -> int:

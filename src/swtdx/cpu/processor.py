@@ -77,6 +77,7 @@ class Processor:
         self._engine: _engine.Engine | None = None
         self._engine_lock = threading.Lock()
         self._on_lp: dict[int, GuestContext] = {}
+        self._left_lp: dict[int, GuestContext] = {}
         self._interrupted: set[int] = set()
         self.context_class: type[GuestContext] = GuestContext
         """What `new_context` makes; `traced` puts another in its place."""
@@ -109,7 +110,14 @@ class Processor:
 
     def leave_lp(self, lp: int) -> None:
         """Nothing of a guest runs on ``lp`` any more."""
-        self._on_lp.pop(lp, None)
+        context = self._on_lp.pop(lp, None)
+        if context is not None:
+            self._left_lp[lp] = context
+
+    def spins(self, lp: int) -> int:
+        """How often in a row the guest that left ``lp`` last was found where it had been: it polls for another one."""
+        context = self._left_lp.get(lp)
+        return 0 if context is None else context.spins
 
     def send_ipi(self, lp: int) -> None:
         """An interrupt for the host on ``lp``: a guest there exits; if none is there yet, the next one does at once."""
@@ -169,5 +177,6 @@ class Processor:
         """Switch off. Contexts keep what they need until they are closed themselves."""
         self._module = None
         self._on_lp.clear()
+        self._left_lp.clear()
         self.memory.detach()
         self._engine = None

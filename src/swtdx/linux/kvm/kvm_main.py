@@ -181,16 +181,16 @@ class Kvm:
 
     def kick_all_outside_guest(self) -> None:
         """kvm_make_all_cpus_request(KVM_REQ_OUTSIDE_GUEST_MODE): whoever was in the guest has left it once."""
-        for vcpu in self.vcpus:
-            if not vcpu.in_guest:
-                continue
-            entries = vcpu.entries
+        inside = [(vcpu, vcpu.entries) for vcpu in self.vcpus if vcpu.in_guest]
+        for vcpu, _ in inside:
+            vcpu.kick()
+        for vcpu, entries in inside:
             patience = 0
             while vcpu.is_in_guest(entries):
+                patience += 1
                 if patience % 50 == 0:  # an interrupt that came before the entry had begun is sent again
                     vcpu.kick()
-                patience += 1
-                time.sleep(0.0001)
+                time.sleep(0.00002)
 
     def flush_tlbs(self) -> None:
         """kvm_flush_remote_tlbs: no processor keeps a translation of a changed entry."""

@@ -41,6 +41,7 @@ _UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), i
 _IMMEDIATE_EXIT = run_page.IMMEDIATE_EXIT
 _EXIT_REASON = run_page.EXIT_REASON
 _RUNNABLE = KVM_MP_STATE_RUNNABLE
+_SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.004
 
 
 class Vcpu:
@@ -67,6 +68,8 @@ class Vcpu:
         self.blocking = False
         self.kicked = False
         self._wait = threading.Condition(threading.Lock())
+        self.spin_seconds = 0.0  # how long to sleep before the next entry
+        self._spin_backoff = 0.0
         self.sigset: int | None = None
         self.has_run = False
 
@@ -204,6 +207,11 @@ class Vcpu:
                     vcpu_run(self, cpu)
                     if not handle_exit(self):
                         return
+                    if self.spin_seconds:
+                        cpus.put_cpu(cpu)
+                        cpu = -1
+                        self._spin_block()
+                        cpu = self._load()
                 else:
                     cpus.put_cpu(cpu)
                     cpu = -1
@@ -303,6 +311,25 @@ class Vcpu:
                 self.blocking = False
         if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
             self.mp_state = KVM_MP_STATE_RUNNABLE
+
+    def external_interrupt(self) -> int:
+        """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
+        if self.kvm.processor.spins(self.cpu):
+            self._spin_backoff = self.spin_seconds = min(2 * self._spin_backoff or _SPIN_SECONDS, _SPIN_SECONDS_MAX)
+        else:
+            self._spin_backoff = 0.0
+        return 1
+
+    def _spin_block(self) -> None:
+        """kvm_vcpu_on_spin: let others run, unless there is something to do."""
+        seconds, self.spin_seconds = self.spin_seconds, 0.0
+        with self._wait:
+            self.blocking = True
+            try:
+                if not (self.has_events() or self.signal_pending() or self.kvm.dead):
+                    self._wait.wait(seconds)
+            finally:
+                self.blocking = False
 
     def _accept_apic_events(self) -> None:
         """kvm_apic_accept_events: INIT and SIPI."""

@@ -294,7 +294,7 @@ def tdx_handle_exit(vcpu: "Vcpu") -> int:
     if status == _EPT_VIOLATION:
         return _handle_ept_violation(vcpu)
     if status == _EXTERNAL:
-        return 1
+        return vcpu.external_interrupt()
     if status & _BAD_STATUS or status & TDX_SEAMCALL_STATUS_MASK:
         return _handle_failure(vcpu, status)
     return _handle_rare_exit(vcpu, status)

@@ -63,6 +63,10 @@ def _again(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 1
 
 
+def _external_interrupt(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return vcpu.external_interrupt()
+
+
 def _interrupt_window(vcpu: "Vcpu", context: "GuestContext") -> int:
     context.interrupt_window_exiting = False
     return 1
@@ -291,7 +295,7 @@ def _entry_failure(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 _HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {
     ExitReason.EXCEPTION_NMI: _exception,
-    ExitReason.EXTERNAL_INTERRUPT: _again,
+    ExitReason.EXTERNAL_INTERRUPT: _external_interrupt,
     ExitReason.TRIPLE_FAULT: _triple_fault,
     ExitReason.INTERRUPT_WINDOW: _interrupt_window,
     ExitReason.NMI_WINDOW: _nmi_window,
