@@ -9,13 +9,14 @@
 #include "qemu/osdep.h"
 #include "cpu.h"
 #include "exec/exec-all.h"
+#include "exec/tb-hash.h"
 #include "exec/ram_addr.h"
 #include "exec/memory.h"
 #include <errno.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include "swtdx_internal.h"
-#include <sys/prctl.h>
 
 #define SLICE_NS 2000000
 #define SPIN_SLICE_NS 20000
@@ -277,8 +278,8 @@ void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count
  * guest executes while it waits for somebody else.
  *
  * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
- * registers at the end of a slice are what they were at the end of an earlier one, without an exit in between, is taken
- * for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to look, and soon leaves as if an
+ * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that stores
+ * in between, is taken for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to look, and soon leaves as if an
  * interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop exiting for the same reason; with as
  * many processors as virtual CPUs it does not matter there.)
  */
@@ -394,13 +395,23 @@ void swtdx_release(swtdx_engine *engine)
     release(engine, true);
 }
 
+/* Whether the block at which it stopped, and goes on, only looks: the last one that TCG ran from there. */
+static bool only_looks(CPUState *cs)
+{
+    CPUX86State *env = cs->env_ptr;
+    target_ulong pc = env->segs[R_CS].base + env->eip;
+    TranslationBlock *block = cs->tb_jmp_cache[tb_jmp_cache_hash_func(env->uc, pc)];
+
+    return block && block->pc == pc && !block->swtdx_stores;
+}
+
 /* At the end of a stay: does this virtual CPU get anywhere? */
-static void note_progress(swtdx_cpu *cpu, bool exited)
+static void note_progress(swtdx_engine *engine, swtdx_cpu *cpu, bool exited)
 {
     uint64_t place = cpu->rip;
     unsigned i;
 
-    if (exited) {
+    if (exited || !only_looks(engine->uc->cpu)) {
         cpu->spins = 0;
         memset(cpu->places, 0, sizeof(cpu->places));
         return;
@@ -598,7 +609,7 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;
-    note_progress(cpu, outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT);
+    note_progress(engine, cpu, outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT);
     return outcome;
 }
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
-from tests.cpu.guest import CODE, PAGE_TABLES, Guest
+from tests.cpu.guest import CODE, PAGE_TABLES, Guest, assemble
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 = range(12)
 
@@ -293,3 +294,79 @@ def test_power_on_state_is_the_reset_vector() -> None:
         0x60000010,
         2,
     )
+
+
+def neighbour(source: str, processor: Processor, address: int) -> Guest:
+    """A second virtual CPU with code of its own; the first one's stays where it is."""
+    kept = processor.memory.read(CODE, 256)
+    guest = Guest(processor=processor)
+    processor.memory.write(CODE, kept)
+    processor.memory.write(address, assemble(source, address))
+    guest.context.rip = address
+    return guest
+
+
+def test_a_virtual_cpu_that_polls_for_another_leaves_so_that_it_can_sleep() -> None:
+    poller = Guest("wait: cmp dword ptr [0x300000], 0; je wait; hlt")
+    worker = neighbour("again: inc rax; jmp again", poller.processor, 0x140000)
+    poller.memory.raw[0x300000:0x300004] = bytes(4)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # nobody has kicked it
+        assert poller.context.spins
+        poller.memory.raw[0x300000] = 1
+        while (reason := poller.run()) == ExitReason.EXTERNAL_INTERRUPT:
+            pass
+        assert reason == ExitReason.HLT
+        assert poller.context.spins == 0
+    finally:
+        worker.context.kick()
+        thread.join(10)
+    assert worker.context.spins == 0  # its registers have changed from slice to slice
+
+
+def test_one_that_counts_in_memory_is_not_taken_for_polling() -> None:
+    first = Guest("again: inc dword ptr [0x300000]; cmp dword ptr [0x300008], 0; je again; hlt")
+    second = neighbour("again: inc dword ptr [0x300004]; jmp again", first.processor, 0x140000)
+    first.memory.raw[0x300000:0x30000C] = bytes(12)
+    thread = threading.Thread(target=second.run)
+    thread.start()
+    threading.Timer(0.15, lambda: first.memory.raw.__setitem__(0x300008, 1)).start()
+    assert first.run() == ExitReason.HLT
+    assert thread.is_alive()
+    second.context.kick()
+    thread.join(10)
+    assert (first.context.spins, second.context.spins) == (0, 0)
+
+
+def test_one_that_polls_alone_is_left_alone() -> None:
+    guest = Guest("wait: cmp dword ptr [0x300000], 0; je wait; hlt")
+    guest.memory.raw[0x300000:0x300004] = bytes(4)
+
+    def disturb() -> None:
+        for _ in range(20):
+            time.sleep(0.005)
+            guest.memory.set_key(0x400000, 0)  # something short on the processor, which makes the guest pause
+        guest.memory.raw[0x300000] = 1
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert guest.run() == ExitReason.HLT
+    thread.join(10)
+
+
+def test_who_waits_for_a_turn_need_not_get_it_to_be_called_out() -> None:
+    busy = Guest("again: inc rax; jmp again")
+    others = [Guest("again: inc rax; jmp again", processor=busy.processor) for _ in range(3)]
+    reasons: list[int] = []
+    threads = [threading.Thread(target=lambda guest=guest: reasons.append(guest.run())) for guest in (busy, *others)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    for guest in (busy, *others):
+        guest.context.kick()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert reasons == [ExitReason.EXTERNAL_INTERRUPT] * 4

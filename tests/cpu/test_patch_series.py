@@ -35,6 +35,7 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_debug_registers.py::test_an_instruction_breakpoint_is_a_linear_address",
         "test_debug_registers.py::test_a_data_breakpoint_traps_after_the_store",
     ],
+    "11-stores": ["test_execution.py::test_one_that_counts_in_memory_is_not_taken_for_polling"],
     "08-vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 
