@@ -28,14 +28,18 @@ def _given(*seeds: Seed) -> tuple[Seed, ...]:
 def images() -> tuple[Seed, ...]:
     """TDVF images; the structure is the descriptor near the end and the table of GUIDs behind it."""
     made = image_with()
-    hot = ((DESCRIPTOR_AT, DESCRIPTOR_AT + 0xA0), (SIZE - 0x80, SIZE))
-    seeds = [Seed("made", made, hot)]
+    return (Seed("made", made, ((DESCRIPTOR_AT, DESCRIPTOR_AT + 0xA0), (SIZE - 0x80, SIZE))),)
+
+
+@cache
+def firmware() -> tuple[Seed, ...]:
+    """The installed firmware, whose decompression takes its time; without one, an image made here."""
     real = firmware_image()
-    if real.is_file():
-        image = real.read_bytes()
-        at = image.rfind(b"TDVF")
-        seeds.append(Seed("OVMF.fd", image, ((at - 16, at + 0x100), (len(image) - 0x100, len(image)))))
-    return tuple(seeds)
+    if not real.is_file():
+        return images()
+    image = real.read_bytes()
+    at = image.rfind(b"TDVF")
+    return (Seed("OVMF.fd", image, ((at - 16, at + 0x100), (len(image) - 0x100, len(image)), (0, 0x100))),)
 
 
 @cache

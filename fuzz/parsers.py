@@ -15,7 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ from random import Random
 from fuzz import parser_seeds
 from fuzz.mutation import Seed, mutated
 from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.build_calls import RecordError, recorded_build
 from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.divergence import compare
@@ -165,6 +166,9 @@ def _log(data: bytes) -> None:
     json.dumps([event.as_json() for event in events])
     assert all(event.words.isprintable() for event in events)
     replay(events)
+    kernel = parse_linux(uefi_image.efi_kernel(), "vmlinuz")
+    with suppress(MeasureError):  # it is the log of another machine, of another firmware, or of no direct boot
+        predict_from_log(parser_seeds.bootable_images()[0].data, LinuxBoot(kernel), events)
 
 
 def _quote(data: bytes) -> None:
@@ -191,6 +195,7 @@ def _record(data: bytes) -> None:
 _IMAGE_ERRORS = (TdvfError, MeasureError)
 KINDS = (
     Kind("image", 20, parser_seeds.images, _image, _IMAGE_ERRORS),
+    Kind("firmware", 1, parser_seeds.firmware, _image, _IMAGE_ERRORS),
     Kind("boot", 10, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
     Kind("variables", 8, parser_seeds.variables, _variables, (VariableStoreError,)),
     Kind("kernel", 8, parser_seeds.kernels, _kernel, (LinuxImageError, PeError)),
