@@ -17,7 +17,10 @@ from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.traced import watch
 from swtdx.linux.kernel import EmulatedKernel
+from swtdx.linux.kvm.kvm_main import Kvm
+from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
 from swtdx.linux.kvm.vm_ioctl import VmFile
+from swtdx.linux.kvm.x86.tdx_debug import TdxDebug
 from swtdx.linux.traced import told
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced import SeamTracer
@@ -46,8 +49,9 @@ class MachineKernel(EmulatedKernel):
         enable_tdx: bool,
         no_rbp_mod: bool,
         tdx_huge_page: bool,
+        debug_tds: bool,
     ) -> None:
-        super().__init__(processor, dialect, enable_tdx, no_rbp_mod, tdx_huge_page)
+        super().__init__(processor, dialect, enable_tdx, no_rbp_mod, tdx_huge_page, debug_tds)
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
         """Tell what a trace still holds back: of each vCPU its last exit."""
@@ -60,10 +64,7 @@ class MachineKernel(EmulatedKernel):
         TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is
         no TD.
         """
-        file = self.files.by_fd.get(vm_fd)
-        if not isinstance(file, VmFile):
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        kvm_tdx = file.kvm.tdx if file.kvm is not None else None
+        kvm_tdx = self._kvm_of(vm_fd).tdx
         td = self.module.tds.get(kvm_tdx.tdr) if kvm_tdx is not None else None
         if td is None:
             raise OSError(errno.ENOENT, "the TDX module knows no TD for this VM")
@@ -74,6 +75,30 @@ class MachineKernel(EmulatedKernel):
             "passes_rbp": td.passes_rbp,
         }
 
+    def debug_td(self, vm_fd: int) -> TdxDebug:
+        """The door to the memory and the vCPUs of the debug TD behind a VM's descriptor.
+
+        No real kernel has it: it stands for the SEAMCALLs themselves. Raises OSError(EBADF) for anything but a VM's
+        descriptor, ENOENT where there is no TD; a TD without ATTRIBUTES.DEBUG answers every call with EACCES.
+        """
+        kvm = self._kvm_of(vm_fd)
+        if kvm.tdx is None:
+            raise OSError(errno.ENOENT, "the VM is no TD")
+        return TdxDebug(
+            kvm,
+            {
+                fd: file.vcpu
+                for fd, file in self.files.by_fd.items()
+                if isinstance(file, VcpuFile) and file.vcpu.kvm is kvm
+            },
+        )
+
+    def _kvm_of(self, vm_fd: int) -> Kvm:
+        file = self.files.by_fd.get(vm_fd)
+        if not isinstance(file, VmFile) or file.kvm is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return file.kvm
+
 
 def boot(
     dialect: Dialect = Dialect.UPSTREAM,
@@ -82,11 +107,12 @@ def boot(
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
     tdx_huge_page: bool = False,
+    debug_tds: bool = False,
     trace: Emit | None = None,
 ) -> MachineKernel:
     """Power an emulated machine on: load the TDX module, boot a kernel that speaks ``dialect``.
 
-    ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod`` and ``tdx_huge_page`` as for
+    ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod``, ``tdx_huge_page`` and ``debug_tds`` as for
     :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. ``trace`` is told
     of every SEAMCALL, TDCALL, VM exit and injected event from now on (of system calls by :func:`open_kernel` only).
     Raises ValueError for a platform that cannot be.
@@ -96,13 +122,25 @@ def boot(
     if trace is None:
         processor.load_seam_module(module)
         return MachineKernel(
-            processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page
+            processor,
+            module,
+            dialect,
+            enable_tdx=enable_tdx,
+            no_rbp_mod=no_rbp_mod,
+            tdx_huge_page=tdx_huge_page,
+            debug_tds=debug_tds,
         )
     tracer = SeamTracer(trace)
     flush = watch(processor, tracer)
     processor.load_seam_module(tracer.module(module))
     kernel = MachineKernel(
-        processor, module, dialect, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page
+        processor,
+        module,
+        dialect,
+        enable_tdx=enable_tdx,
+        no_rbp_mod=no_rbp_mod,
+        tdx_huge_page=tdx_huge_page,
+        debug_tds=debug_tds,
     )
     kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
     kernel.flush_trace = flush
@@ -117,6 +155,7 @@ def open_kernel(
     enable_tdx: bool = True,
     no_rbp_mod: bool = True,
     tdx_huge_page: bool = False,
+    debug_tds: bool = False,
     trace: Emit | None = None,
 ) -> Kernel:
     """The kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the one we run on.
@@ -129,7 +168,13 @@ def open_kernel(
         kernel = HostKernel()
     elif name == "emulated":
         kernel = boot(
-            dialect, platform, enable_tdx=enable_tdx, no_rbp_mod=no_rbp_mod, tdx_huge_page=tdx_huge_page, trace=trace
+            dialect,
+            platform,
+            enable_tdx=enable_tdx,
+            no_rbp_mod=no_rbp_mod,
+            tdx_huge_page=tdx_huge_page,
+            debug_tds=debug_tds,
+            trace=trace,
         )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")

@@ -57,7 +57,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], FakeKern
 
     def use(kernel: FakeKernel) -> FakeKernel:
         def chosen(
-            name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool, huge_pages: bool, trace: object
+            name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool, **options: object
         ) -> FakeKernel:
             kernel.dialect = dialect
             return kernel

@@ -71,6 +71,7 @@ class FakeContext:
         self.rip = self.rflags = self.cr0 = self.cr2 = self.cr3 = self.cr4 = self.cr8 = self.efer = self.xcr0 = 0
         self.exit_qualification = self.guest_linear_address = self.guest_physical_address = 0
         self.instruction_length, self.instruction_info, self.interruption_info = 4, 0, 0
+        self.exit_reason = self.interruptibility = 0
         self.ve_convertible = False
         self.nmi_window_exiting = False
         self.posted_interrupt_descriptor = 0
@@ -114,6 +115,9 @@ class FakeContext:
 
     def wrmsr(self, index, value):
         self.msrs[index] = value
+
+    def get_fpu(self):
+        return bytes(range(256)) * 2
 
     def get_dr(self, index):
         return self.dr.get(index, 0)

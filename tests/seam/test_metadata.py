@@ -182,3 +182,19 @@ def test_guest_state_of_a_debug_td(host):
     assert context.gpr[2] & 0xFF == 0x77
     host.ok("TDH.VP.WR", rcx=tdvpr, rdx=0x1020000300000002, r8=0x1100, r9=0xFF00)
     assert context.gpr[2] & 0xFFFF == 0x1177
+
+
+def test_the_host_of_a_debug_td_learns_why_it_left_and_sees_its_registers(host):
+    tdr = host.build(attributes=1)
+    tdvpr = host.vcpu(tdr)
+    context = host.module.vcpus[tdvpr].context
+    context.exit_qualification, context.exit_reason, context.interruption_info = 0x4001, 0, 0x80000301
+    for code, value in ((0x6400, 0x4001), (0x4402, 0), (0x4404, 0x80000301)):
+        assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=code).r8 == value
+        status, _ = host.call("TDH.VP.WR", rcx=tdvpr, rdx=code, r8=0, r9=0xFFFF)
+        assert status == StatusCode.METADATA_FIELD_NOT_WRITABLE
+    host.ok("TDH.VP.WR", rcx=tdvpr, rdx=0x4824, r8=1, r9=0xFFFFFFFF)
+    assert context.interruptibility == 1
+    host.ok("TDH.VP.WR", rcx=tdvpr, rdx=0x4004, r8=0xA, r9=0xA)
+    assert context.exception_bitmap == 1 << 18 | 0xA
+    assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=0x1220000300000000 + 3).r8 == 0x1F1E1D1C1B1A1918  # MXCSR and its mask

@@ -65,6 +65,10 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
 
+[cyan]swtdx run --vm-type default --gdb :1234 --gdb-wait[/cyan] - then: gdb -ex 'target remote :1234'
+
+[cyan]swtdx run --debug-td --gdb :1234[/cyan] - a debug TD under gdb
+
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
 
 [bold]Exit status[/bold]
@@ -211,6 +215,24 @@ def run(
             "--no-huge-pages", help="Map private memory in 4 KiB pages only, as merged kernels do: slower, same guest."
         ),
     ] = False,
+    debug_td: Annotated[
+        bool,
+        typer.Option(
+            "--debug-td",
+            help="A TD with ATTRIBUTES.DEBUG: the host may see and change all of it. MRTD is the same, TDREPORT tells.",
+        ),
+    ] = False,
+    gdb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST]:PORT|PATH",
+            help="Listen for gdb (target remote), on this machine only if no HOST is given, or on a unix socket. For "
+            "ordinary VMs and debug TDs.",
+        ),
+    ] = None,
+    gdb_wait: Annotated[
+        bool, typer.Option("--gdb-wait", help="Let no vCPU run before a debugger has come and says so.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False,
 ) -> None:
@@ -240,6 +262,7 @@ def run(
         mrconfigid=digest("--mrconfigid", mrconfigid),
         mrowner=digest("--mrowner", mrowner),
         mrownerconfig=digest("--mrownerconfig", mrownerconfig),
+        debug=debug_td,
     )
     options = Options(
         firmware=firmware,
@@ -253,6 +276,8 @@ def run(
         append=append,
         no_rbp_mod=no_rbp_mod,
         huge_pages=not no_huge_pages,
+        gdb=gdb,
+        gdb_wait=gdb_wait,
         until=until,
         timeout=timeout,
         json=json,

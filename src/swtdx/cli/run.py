@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from swtdx.cli import report
+from swtdx.cli import debugger, report
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.trace_file import TraceFormat
@@ -38,6 +38,8 @@ from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.firmware import FirmwareError, find_firmware
+from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.vmm.outcome import End, Outcome
@@ -65,6 +67,8 @@ class Options:
     append: str | None = None
     no_rbp_mod: bool = False
     huge_pages: bool = True
+    gdb: str | None = None  # where to listen for a debugger
+    gdb_wait: bool = False
     until: str | None = None
     timeout: float | None = None
     json: Path | None = None
@@ -116,6 +120,7 @@ def run(options: Options) -> int:
     plan = _plan(options)
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
+    debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
     if options.json is not None:
         _check_writable("--json", options.json)
     if options.trace is not None:
@@ -124,12 +129,13 @@ def run(options: Options) -> int:
         _check_writable("--html", options.html)
     with ExitStack() as files:
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
+        gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
         recording = files.enter_context(Recording(options.trace, options.trace_format, options.html, sys.argv))
         device = files.enter_context(_open_device(options, recording.emit if recording.wanted else None))
         # These are emptied by being opened, so only when all that was typed has proved usable.
         recording.begin()
         debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, plan, disks, debug, recording).run(device)
+        return _Session(options, voice, plan, disks, debug, recording, gdb).run(device)
 
 
 def _plan(options: Options) -> Plan:
@@ -163,6 +169,7 @@ def kernel_named(
     memory: int,
     no_rbp_mod: bool = False,
     huge_pages: bool = True,
+    debug_tds: bool = False,
     trace: Emit | None = None,
 ) -> Kernel:
     """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
@@ -172,8 +179,8 @@ def kernel_named(
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits for ever.
 
     With ``huge_pages`` private memory is mapped 2 MiB at a time where the guest accepts so much, which no merged kernel
-    does yet and saves 511 of 512 faults. Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a
-    TDVMCALL, as older firmware does.
+    does yet and saves 511 of 512 faults. With ``debug_tds`` TDs may have ATTRIBUTES.DEBUG, which Linux does not offer.
+    Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -183,7 +190,15 @@ def kernel_named(
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
     platform = Platform(memory_size=gib << 30, logical_processors=cpus)
-    return open_kernel("emulated", dialect, platform, no_rbp_mod=no_rbp_mod, tdx_huge_page=huge_pages, trace=trace)
+    return open_kernel(
+        "emulated",
+        dialect,
+        platform,
+        no_rbp_mod=no_rbp_mod,
+        tdx_huge_page=huge_pages,
+        debug_tds=debug_tds,
+        trace=trace,
+    )
 
 
 def _open_device(options: Options, trace: Emit | None) -> Kvm:
@@ -195,6 +210,7 @@ def _open_device(options: Options, trace: Emit | None) -> Kvm:
         memory=options.memory,
         no_rbp_mod=options.no_rbp_mod,
         huge_pages=options.huge_pages,
+        debug_tds=options.td is not None and options.td.is_debug,
         trace=trace,
     )
     try:
@@ -229,15 +245,17 @@ class _Session:
         disks: Sequence[DiskImage],
         debug: BinaryIO | None,
         recording: Recording,
+        gdb: GdbServer | None,
     ) -> None:
         self.options = options
+        self.gdb = gdb
         self.recording = recording
         self.voice = voice
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._run: Run | None = None
         text = options.until
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
-        if text is None and not self.interactive and not (plan.linux or plan.direct):
+        if text is None and not self.interactive and not (plan.linux or plan.direct or gdb):
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
@@ -277,8 +295,17 @@ class _Session:
             self.voice.say(_announcement(machine, built - started))
             if self.interactive:
                 self.voice.say(HELP)
-            run = self._run = Run(machine)
+            execution = None
+            if self.gdb is not None:
+                execution = Execution(len(machine.vcpus), stopped=self.options.gdb_wait)
+            run = self._run = Run(machine, execution)
+            if self.gdb is not None and execution is not None:
+                debugger.serve(self.gdb, machine, run, execution)
+                stands = ", the machine waits for it" if self.options.gdb_wait else ""
+                self.voice.say(f"for a debugger: target remote {self.gdb.where}{stands}")
             outcome = self._attend(run, machine)
+            if self.gdb is not None:
+                self.gdb.close()
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
             kept = report.record(machine, run, outcome, seconds, bytes(self.output.record))
             self.recording.record = kept
@@ -289,7 +316,7 @@ class _Session:
         """Stay with the run until it is over, whatever ends it."""
         options = self.options
         limit = options.timeout
-        if limit is None and not self.interactive and options.until is None:
+        if limit is None and not self.interactive and options.until is None and options.gdb is None:
             limit = UNATTENDED_SECONDS
         previous = signal.signal(signal.SIGTERM, lambda number, frame: run.finish(_INTERRUPTED))
         try:

@@ -45,6 +45,9 @@ class EmulatedKernel:
 
     ``tdx_huge_page``: private memory comes 2 MiB at a time where a TD accepts so much at once, as in the series "KVM:
     TDX huge page support for private memory". Merged kernels map 4 KiB pages only, which is the default.
+
+    ``debug_tds``: upstream's INIT_VM takes ATTRIBUTES.DEBUG too, which Linux leaves out of what it supports (v10 hands
+    the module's own masks on, DEBUG among them).
     """
 
     name = "emulated"
@@ -56,10 +59,12 @@ class EmulatedKernel:
         enable_tdx: bool = True,
         no_rbp_mod: bool = True,
         tdx_huge_page: bool = False,
+        debug_tds: bool = False,
     ) -> None:
         self.processor = processor
         self.no_rbp_mod = no_rbp_mod
         self.tdx_huge_page = tdx_huge_page
+        self.debug_tds = debug_tds
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
         self.last_reason = ""

@@ -226,6 +226,7 @@ _VCPU: dict[str, Callable[[Vcpu, int], int]] = {
     "XFAM": lambda vcpu, _: vcpu.td.xfam,
     "LAST_TD_EXIT": lambda vcpu, _: vcpu.last_td_exit,
     "IA32_XSS": lambda vcpu, _: vcpu.msrs[0xDA0],
+    "XBUFF": lambda vcpu, n: _word(vcpu.context.get_fpu(), n),  # x87 and SSE; other components are not kept here
 }
 
 

@@ -2,7 +2,8 @@
 """VMCS fields as metadata: what a host reads and writes of a TD's VMCS by VMX encoding.
 
 A production host has the posted-interrupt fields, the shared EPT pointer, a pin-based and two secondary controls and
-the instruction timeout; the host of a debug TD also has the guest state. Encodings: SDM volume 3D, appendix B.
+the instruction timeout; the host of a debug TD also has the guest state and what the last exit said. Encodings: SDM
+volume 3D, appendix B.
 """
 
 from __future__ import annotations
@@ -55,10 +56,14 @@ _REGISTERS = {
     0x6800: "cr0", 0x6802: "cr3", 0x6804: "cr4", 0x681E: "rip", 0x6820: "rflags", 0x2806: "efer",
     0x6000: "cr0_guest_host_mask", 0x6002: "cr4_guest_host_mask", 0x6004: "cr0_read_shadow", 0x6006: "cr4_read_shadow",
     Encoding.EXCEPTION_BITMAP: "exception_bitmap", Encoding.TSC_OFFSET: "tsc_offset",
-    Encoding.TSC_MULTIPLIER: "tsc_multiplier",
+    Encoding.TSC_MULTIPLIER: "tsc_multiplier", 0x4824: "interruptibility",
 }  # fmt: skip
 _MSRS = {0x2804: 0x277, 0x482A: 0x174, 0x6824: 0x175, 0x6826: 0x176}
 _SAVED_MSRS = {0x2802: 0x1D9, 0x2808: 0x38F}
+_EXIT_INFORMATION = {
+    0x2400: "guest_physical_address", 0x4402: "exit_reason", 0x4404: "interruption_info", 0x440C: "instruction_length",
+    0x440E: "instruction_info", 0x6400: "exit_qualification", 0x640A: "guest_linear_address",
+}  # fmt: skip
 _RSP, _DR7 = 0x681C, 0x681A
 
 
@@ -81,8 +86,9 @@ def read(vcpu: Vcpu, code: int) -> int:
     if code in fixed:
         return fixed[code]
     context = vcpu.context
-    if code in _REGISTERS:
-        value: int = getattr(context, _REGISTERS[code])
+    name = _REGISTERS.get(code) or _EXIT_INFORMATION.get(code)
+    if name is not None:
+        value: int = getattr(context, name)
         return value
     if code in _MSRS:
         return context.rdmsr(_MSRS[code])

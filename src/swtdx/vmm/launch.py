@@ -28,7 +28,7 @@ from pathlib import Path
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
-from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
+from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_DEBUG, TDX_TD_ATTR_SEPT_VE_DISABLE
 from swtdx.vmm import shim
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
@@ -65,13 +65,23 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True)
 class TdParameters:
-    """What the owner of a TD decides. ``attributes`` None: SEPT_VE_DISABLE where offered, and what must be set."""
+    """What the owner of a TD decides. ``attributes`` None: SEPT_VE_DISABLE where offered, and what must be set.
+
+    ``debug``: ATTRIBUTES.DEBUG too, with which the host may read and write all of the TD. MRTD does not tell, TDREPORT
+    does.
+    """
 
     attributes: int | None = None
     gpa_width: int = 48
     mrconfigid: bytes = bytes(SHA384_SIZE)
     mrowner: bytes = bytes(SHA384_SIZE)
     mrownerconfig: bytes = bytes(SHA384_SIZE)
+    debug: bool = False
+
+    @property
+    def is_debug(self) -> bool:
+        """Whether the TD has ATTRIBUTES.DEBUG, by whichever of the two members."""
+        return self.debug or bool((self.attributes or 0) & TDX_TD_ATTR_DEBUG)
 
 
 @dataclass(frozen=True)
@@ -255,6 +265,8 @@ def _init_td(device: Kvm, vm: Vm, plan: Plan, td: TdParameters, capabilities: Td
     attributes = td.attributes
     if attributes is None:
         attributes = TDX_TD_ATTR_SEPT_VE_DISABLE & capabilities.attributes_allowed | capabilities.attributes_required
+    if td.debug:
+        attributes |= TDX_TD_ATTR_DEBUG
     if refused := attributes & ~capabilities.attributes_allowed:
         raise LaunchError(
             f"attributes {attributes:#x} have bits that this kernel does not offer ({refused:#x}); "

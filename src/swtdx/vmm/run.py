@@ -23,6 +23,7 @@ from swtdx.uapi import kvm
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.board.acpi_pm import PowerEvent
+from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error
@@ -41,6 +42,7 @@ _IO_PORT_16 = (_UNION + 2) // 2
 _IO_COUNT_32 = (_UNION + 4) // 4
 _IO_OFFSET_64 = (_UNION + 8) // 8
 _EXIT_IO = int(Exit.IO)
+_DEBUG_VECTORS = (1, 3)  # #DB and #BP
 _COUNTED_REASONS = 64
 
 # A fault on the same page that conversion does not cure, so many times in a row, will not be cured.
@@ -60,10 +62,14 @@ class Run:
     """One run of a machine.
 
     `start` it, `wait` for its outcome, `stop` it in any case. ``exits`` counts by reason, ``port_exits`` by port.
+    ``execution``: who may run when, where a debugger decides that.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, execution: Execution | None = None) -> None:
         self.machine = machine
+        self.execution = execution
+        if execution is not None:
+            execution.kick = self._kick
         self.outcome: Outcome | None = None
         self.started_at = 0.0
         self.ended_at = 0.0
@@ -126,6 +132,8 @@ class Run:
                 self.outcome = outcome
                 self.ended_at = time.monotonic()
         self._done.set()
+        if self.execution is not None:
+            self.execution.finish()
         self.machine.board.stop()
         self._kick()
 
@@ -167,6 +175,8 @@ class Run:
         self._threads[vcpu.id] = threading.get_ident()
         page = memoryview(vcpu.mapping)
         try:
+            if self.execution is not None:
+                self.execution.gate(vcpu.id)
             self._loop(vcpu, page)
         finally:
             del self._threads[vcpu.id]
@@ -223,7 +233,9 @@ class Run:
             counts[Exit.INTR] += 1
             if not self._done.is_set():
                 vcpu.kvm_run.immediate_exit = 0
-                if self._done.is_set():  # finish() came between the two lines
+                if self.execution is not None:
+                    self.execution.gate(vcpu.id)
+                if self._done.is_set():  # finish() came between the lines
                     vcpu.kvm_run.immediate_exit = 1
             return faults
         if error.errno in (errno.EFAULT, EHWPOISON) and vcpu.kvm_run.exit_reason == Exit.MEMORY_FAULT:
@@ -336,8 +348,16 @@ class Run:
         text = f"vCPU {vcpu.id} could not enter the guest: hardware reason {reason:#x}"
         self.finish(Outcome(End.INTERNAL_ERROR, text, {"hardware_entry_failure_reason": reason}))
 
+    def _debug(self, vcpu: Vcpu) -> None:
+        if self.execution is not None:
+            self.execution.hit(vcpu.id, vcpu.kvm_run.debug.arch.exception)
+
     def _exception(self, vcpu: Vcpu) -> None:
+        """An exception that KVM does not know what to do with: of a debug TD, #DB or #BP for the debugger."""
         exception = vcpu.kvm_run.ex.exception
+        if self.execution is not None and exception in _DEBUG_VECTORS:
+            self.execution.hit(vcpu.id, exception)
+            return
         text = f"vCPU {vcpu.id} had exception {exception}, which nobody handles"
         self.finish(Outcome(End.CRASH, text, {"exception": exception}))
 
@@ -366,6 +386,7 @@ _HANDLERS: dict[int, Callable[[Run, Vcpu], None]] = {
     Exit.INTERNAL_ERROR: Run._internal_error,
     Exit.FAIL_ENTRY: Run._fail_entry,
     Exit.EXCEPTION: Run._exception,
+    Exit.DEBUG: Run._debug,
 }
 
 

@@ -27,6 +27,8 @@ TDH_MNG_KEY_CONFIG = 8
 TDH_MNG_CREATE = 9
 TDH_VP_CREATE = 10
 TDH_MNG_RD = 11
+TDH_MEM_RD = 12
+TDH_MEM_WR = 14
 TDH_MR_EXTEND = 16
 TDH_MR_FINALIZE = 17
 TDH_VP_FLUSH = 18
@@ -218,6 +220,14 @@ class Seamcall:
             status, args = self._call_ret(TDH_MEM_PAGE_DEMOTE, gpa | level, tdr, table)
             if status_class(status) != TDX_INTERRUPTED_RESTARTABLE:
                 return status, args.rcx, args.rdx
+
+    def tdh_mem_rd(self, tdr: int, gpa: int) -> tuple[int, int]:
+        """(status, 8 bytes of a debug TD)."""
+        status, args = self._call_ret(TDH_MEM_RD, gpa, tdr)
+        return status, args.r8
+
+    def tdh_mem_wr(self, tdr: int, gpa: int, value: int) -> int:
+        return self._call(TDH_MEM_WR, gpa, tdr, value)
 
     def tdh_mem_track(self, tdr: int) -> int:
         return self._call(TDH_MEM_TRACK, tdr)

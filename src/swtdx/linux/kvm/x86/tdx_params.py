@@ -88,9 +88,13 @@ def _td_params(
 # Upstream
 
 
-def supported_attributes(info: SysInfo) -> int:
-    """ATTRIBUTES bits that INIT_VM may set; 0 if KVM cannot give what the module demands."""
-    supported = KVM_SUPPORTED_TD_ATTRS & info.attributes_fixed0
+def supported_attributes(info: SysInfo, debug_tds: bool = False) -> int:
+    """ATTRIBUTES bits that INIT_VM may set; 0 if KVM cannot give what the module demands.
+
+    ``debug_tds``: with DEBUG, which upstream leaves out.
+    """
+    wanted = KVM_SUPPORTED_TD_ATTRS | (tdx_upstream.TDX_TD_ATTR_DEBUG if debug_tds else 0)
+    supported = wanted & info.attributes_fixed0
     return 0 if info.attributes_fixed1 & ~supported else supported
 
 
@@ -115,7 +119,7 @@ def configurable_cpuid(info: SysInfo) -> list[kvm_cpuid_entry2]:
     return entries
 
 
-def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command) -> None:
+def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
     """KVM_TDX_CAPABILITIES. Raises OSError(EINVAL, EFAULT, E2BIG, EIO)."""
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
@@ -123,7 +127,7 @@ def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command) -> None:
     nent = get_user(nent_address, 4)
     if nent < len(info.cpuid_configs):
         raise err(errno.E2BIG, f"room for {nent} CPUID entries, {len(info.cpuid_configs)} needed")
-    attributes, xfam = supported_attributes(info), supported_xfam(info, kvm_xfam)
+    attributes, xfam = supported_attributes(info, debug_tds), supported_xfam(info, kvm_xfam)
     if not attributes or not xfam:
         raise err(errno.EIO, "the module demands attributes or extended features that KVM does not support")
     capabilities = tdx_upstream.kvm_tdx_capabilities(
@@ -151,7 +155,7 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         raise err(errno.EINVAL, "cpuid.padding must be 0")
     if kvm.created_vcpus:
         raise err(errno.EBUSY, "vCPUs exist")
-    if init.attributes & ~supported_attributes(info):
+    if init.attributes & ~supported_attributes(info, kvm.kernel.debug_tds):
         raise err(errno.EINVAL, f"attributes {init.attributes:#x}: more than KVM_TDX_CAPABILITIES offers")
     if init.xfam & ~supported_xfam(info, kvm.kernel.supported_xfam):
         raise err(errno.EINVAL, f"xfam {init.xfam:#x}: more than KVM_TDX_CAPABILITIES offers")

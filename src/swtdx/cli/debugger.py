@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``--gdb``: what it needs of a machine, said before anything is built, and the server beside the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from swtdx.cli.parameters import InputError
+from swtdx.uapi.kernel import Kernel
+from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
+from swtdx.vmm.gdb.target import Target
+from swtdx.vmm.gdb.td_target import TdTarget
+from swtdx.vmm.gdb.vm_target import VmTarget
+from swtdx.vmm.launch import Machine, TdParameters
+from swtdx.vmm.run import Run
+
+_PRODUCTION = (
+    "--gdb: the TDX module lets nobody look into a production TD (TDH.MEM.RD answers TD_NON_DEBUG, TDH.VP.RD "
+    "METADATA_FIELD_NOT_READABLE); add --debug-td for a TD with ATTRIBUTES.DEBUG, which its TDREPORT tells, "
+    "or --vm-type default for an ordinary VM"
+)
+_NO_DOOR = (
+    "--gdb: KVM has no ioctl for TDH.MEM.RD and TDH.VP.RD, so the TDs of --kvm host cannot be debugged; "
+    "the embedded kernel's can (leave --kvm away), and ordinary VMs (--vm-type default)"
+)
+
+
+def check(address: str | None, wait: bool, td: TdParameters | None, kernel: str) -> None:
+    """Refuse what no debugger can be had for. Raises InputError."""
+    if address is None:
+        if wait:
+            raise InputError("--gdb-wait waits for a debugger, and --gdb does not say where one is to come")
+        return
+    if td is not None and not td.is_debug:
+        raise InputError(_PRODUCTION)
+    if td is not None and kernel == "host":
+        raise InputError(_NO_DOOR)
+
+
+@contextmanager
+def listening(address: str | None, say: Callable[[str], object]) -> Iterator[GdbServer | None]:
+    """A server that listens already, and serves nothing yet; None without an address. Raises InputError."""
+    if address is None:
+        yield None
+        return
+    try:
+        server = GdbServer(parse_address(address), say)
+    except AddressError as error:
+        raise InputError(f"--gdb: {error}") from None
+    with server:
+        yield server
+
+
+def serve(server: GdbServer, machine: Machine, run: Run, execution: Execution) -> None:
+    """Let clients at the machine."""
+    server.serve(machine, run, execution, _target(machine))
+
+
+def _target(machine: Machine) -> Target:
+    if machine.plan.td is None:
+        return VmTarget(machine)
+    kernel: Kernel = machine.vm.kernel
+    debug_td = getattr(kernel, "debug_td", None)
+    if debug_td is None:
+        raise InputError(_NO_DOOR)
+    return TdTarget(machine, debug_td(machine.vm.fd))

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A debug TD under the debugger: TDH.MEM.RD and WR for its private memory, TDH.VP.RD and WR for its vCPUs.
+
+No ioctl of any KVM leads to these SEAMCALLs, so they come through a door of the emulated machine (`DebugTd`) that a
+real one does not have.  All else is what the TDX module allows the host of a TD with ATTRIBUTES.DEBUG (metadata tables
+of the ABI specification, columns for debug TDs):
+
+- breakpoints and steps: DR0-3, DR7, RFLAGS.TF and the exception bitmap are writable; #DB and #BP then leave the TD
+  as exception exits, which KVM hands to user space as KVM_EXIT_EXCEPTION
+- why there was a #DB: the exit qualification
+- interrupts during a step: the interruptibility state is writable, so that STI's shadow keeps them out
+
+What cannot be: the VM-entry interruption field is read-only, so an INT3 of the guest's own cannot be injected.  Its
+interception is taken away for that vCPU until the machine stops again, and the guest executes it by itself.  MOV DR is
+not intercepted: a guest that writes its debug registers takes the debugger's breakpoints away until the next stop.  An
+instruction that leaves the TD or raises #VE is no boundary for a step, which ends one instruction (or handler) later.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from swtdx.vmm.gdb.breakpoints import Breakpoints
+from swtdx.vmm.gdb.registers import SELECTORS, X87_CONTROL, X87_STACK, XMM, full_tag_word
+from swtdx.vmm.gdb.target import AccessError
+from swtdx.vmm.launch import Machine
+
+MASK64 = (1 << 64) - 1
+_TDVPS_GPR, _TDVPS_STATE, _TDVPS_MSR = 0x1020_0003_0000_0000, 0x1120_0003_0000_0000, 0x1320_0003_0000_0000
+_VAPIC, _XBUFF = 0x0120_0003_0000_0000, 0x1220_0003_0000_0000
+_GPR_NUMBERS = {
+    "rax": 0,
+    "rcx": 1,
+    "rdx": 2,
+    "rbx": 3,
+    "rbp": 5,
+    "rsi": 6,
+    "rdi": 7,
+    **{f"r{n}": n for n in range(8, 16)},
+}
+_VMCS_WIDTHS = (1, 3, 2, 3)  # by bits 14:13 of an encoding: 16, 64, 32 bits and natural; log2 of the bytes
+
+
+def vmcs(encoding: int) -> int:
+    """The metadata field id of a VMCS field (class 0, context: vCPU)."""
+    return 0x0024_0000_0000_0000 | _VMCS_WIDTHS[encoding >> 13 & 3] << 32 | encoding
+
+
+_SELECTOR_CODES = {"es": 0x800, "cs": 0x802, "ss": 0x804, "ds": 0x806, "fs": 0x808, "gs": 0x80A}
+_FIELDS: dict[str, int] = {
+    **{name: _TDVPS_GPR + number for name, number in _GPR_NUMBERS.items()},
+    "rsp": vmcs(0x681C),
+    "rip": vmcs(0x681E),
+    "eflags": vmcs(0x6820),
+    **{name: vmcs(_SELECTOR_CODES[name]) for name in SELECTORS},
+    "fs_base": vmcs(0x680E),
+    "gs_base": vmcs(0x6810),
+    "k_gs_base": _TDVPS_MSR + 0x2102,
+    "cr0": vmcs(0x6800),
+    "cr2": _TDVPS_STATE + 0x28,
+    "cr3": vmcs(0x6802),
+    "cr4": vmcs(0x6804),
+    "efer": vmcs(0x2806),
+}
+_TPR = _VAPIC + 0x80 // 8
+_DR0, _DR7 = _TDVPS_STATE, vmcs(0x681A)
+_CS_BASE, _EXCEPTION_BITMAP, _QUALIFICATION = vmcs(0x6808), vmcs(0x4004), vmcs(0x6400)
+_INTERRUPTIBILITY, _STI_SHADOW = vmcs(0x4824), 1
+_RFLAGS_TF, _RFLAGS_IF = 1 << 8, 1 << 9
+_DB, _BP = 1 << 1, 1 << 3
+_FXSAVE_WORDS = 52  # 416 bytes: up to XMM15
+_CR0_PG, _CR4_LA57, _PRESENT, _LARGE = 1 << 31, 1 << 12, 1, 1 << 7
+_ADDRESS = 0x000F_FFFF_FFFF_F000
+
+
+class DebugTd(Protocol):
+    """The door. All methods raise OSError, whose text names the SEAMCALL and its status."""
+
+    def mem_rd(self, gpa: int) -> int:
+        """TDH.MEM.RD: 8 bytes at a private GPA that is a multiple of 8."""
+        ...
+
+    def mem_wr(self, gpa: int, value: int) -> None:
+        """TDH.MEM.WR."""
+        ...
+
+    def vp_rd(self, vcpu_fd: int, field: int) -> int:
+        """TDH.VP.RD."""
+        ...
+
+    def vp_wr(self, vcpu_fd: int, field: int, value: int, mask: int) -> None:
+        """TDH.VP.WR."""
+        ...
+
+
+class TdTarget:
+    """The vCPUs and the memory of a debug TD."""
+
+    gives_back = frozenset((3,))
+
+    def __init__(self, machine: Machine, door: DebugTd) -> None:
+        assert machine.plan.td is not None
+        self._vcpus = [vcpu.fd for vcpu in machine.vcpus]
+        self._shared = machine.slots.memory
+        self._shared_bit = 1 << machine.plan.td.gpa_width - 1
+        self._door = door
+        self._guest_dr: dict[int, dict[int, int]] = {}  # what DR0-3 and DR7 held before the debugger's
+        self._stepping: dict[int, int] = {}  # TF as the guest had it
+
+    def registers(self, vcpu: int) -> dict[str, int]:
+        """Raises AccessError."""
+        values = {name: self._rd(vcpu, field) for name, field in _FIELDS.items()}
+        values["cr8"] = self._rd(vcpu, _TPR) >> 4 & 0xF
+        area = b"".join(self._rd(vcpu, _XBUFF + word).to_bytes(8, "little") for word in range(_FXSAVE_WORDS))
+        return values | _fxsave(area)
+
+    def set_register(self, vcpu: int, name: str, value: int) -> None:
+        """Raises AccessError: XMM and x87 registers lie in XBUFF, which this module does not let be written."""
+        field = _FIELDS.get(name)
+        if field is None:
+            raise AccessError(f"{name} of a TD cannot be set")
+        self._wr(vcpu, field, value)
+
+    def translate(self, vcpu: int, address: int) -> int:
+        """A walk of the guest's tables, which lie in private memory. Raises AccessError where they map nothing.
+
+        A TD has EFER.LME set from the beginning, so there is no paging but that of long mode.
+        """
+        if not self._rd(vcpu, _FIELDS["cr0"]) & _CR0_PG:
+            return address & 0xFFFF_FFFF
+        levels = 5 if self._rd(vcpu, _FIELDS["cr4"]) & _CR4_LA57 else 4
+        top = 9 * levels + 11
+        if address >> top not in (0, (1 << 64 - top) - 1):
+            raise AccessError(f"{address:#x} is not canonical")
+        table = self._rd(vcpu, _FIELDS["cr3"]) & _ADDRESS
+        for level in range(levels, 0, -1):
+            shift = 9 * level + 3
+            entry = int.from_bytes(self.read(table + 8 * (address >> shift & 511), 8), "little")
+            if not entry & _PRESENT:
+                raise AccessError(f"{address:#x} is not mapped")
+            if level == 1 or (entry & _LARGE and level <= 3):
+                offset = (1 << shift) - 1
+                return entry & _ADDRESS & ~offset | address & offset
+            table = entry & _ADDRESS
+        raise AssertionError("level 1 always returns")
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Private or shared by the shared bit of ``gpa``. Raises AccessError."""
+        if gpa & self._shared_bit:
+            try:
+                return self._shared.read(gpa & ~self._shared_bit, length)
+            except ValueError as error:
+                raise AccessError(str(error)) from None
+        first = gpa & ~7
+        words = b"".join(self._mem_rd(at).to_bytes(8, "little") for at in range(first, gpa + length, 8))
+        return words[gpa - first : gpa - first + length]
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """As `read`. Raises AccessError; what precedes the failure has been written."""
+        if gpa & self._shared_bit:
+            try:
+                self._shared.write(gpa & ~self._shared_bit, data)
+            except ValueError as error:
+                raise AccessError(str(error)) from None
+            return
+        first, end = gpa & ~7, gpa + len(data) + 7 & ~7
+        words = bytearray(self.read(first, end - first))
+        words[gpa - first : gpa - first + len(data)] = data
+        for offset in range(0, len(words), 8):
+            try:
+                self._door.mem_wr(first + offset, int.from_bytes(words[offset : offset + 8], "little"))
+            except OSError as error:
+                raise AccessError(error.strerror or str(error)) from None
+
+    def reasons(self, vcpu: int) -> int:
+        """Raises AccessError."""
+        return self._rd(vcpu, _QUALIFICATION)
+
+    def linear_pc(self, vcpu: int) -> int:
+        """Raises AccessError."""
+        return self._rd(vcpu, _CS_BASE) + self._rd(vcpu, _FIELDS["rip"]) & MASK64
+
+    def arm(self, vcpu: int, breakpoints: Breakpoints, *, step: bool, give_back: int | None) -> None:
+        """Raises AccessError."""
+        intercepted = _DB if step or breakpoints.hardware else 0
+        if breakpoints.software and give_back is None:
+            intercepted |= _BP
+        self._intercept(vcpu, intercepted)
+        if breakpoints.hardware:
+            registers = breakpoints.debug_registers()
+            if vcpu not in self._guest_dr:
+                self._guest_dr[vcpu] = {field: self._rd(vcpu, field) for field in (*range(_DR0, _DR0 + 4), _DR7)}
+            for number in range(4):
+                self._wr(vcpu, _DR0 + number, registers[number])
+            self._wr(vcpu, _DR7, registers[7])
+        if step:
+            flags = self._rd(vcpu, _FIELDS["eflags"])
+            self._wr(vcpu, _FIELDS["eflags"], flags | _RFLAGS_TF)
+            if flags & _RFLAGS_IF:
+                self._wr(vcpu, _INTERRUPTIBILITY, self._rd(vcpu, _INTERRUPTIBILITY) | _STI_SHADOW)
+            self._stepping[vcpu] = flags & _RFLAGS_TF
+
+    def disarm(self, vcpu: int) -> None:
+        """Raises AccessError."""
+        self._intercept(vcpu, 0)
+        for field, value in self._guest_dr.pop(vcpu, {}).items():
+            self._wr(vcpu, field, value)
+        before = self._stepping.pop(vcpu, None)
+        if before is not None:
+            self._wr(vcpu, _FIELDS["eflags"], self._rd(vcpu, _FIELDS["eflags"]) & ~_RFLAGS_TF | before)
+
+    def _intercept(self, vcpu: int, vectors: int) -> None:
+        bitmap = self._rd(vcpu, _EXCEPTION_BITMAP)
+        wanted = bitmap & ~(_DB | _BP) | vectors
+        if wanted != bitmap:
+            self._wr(vcpu, _EXCEPTION_BITMAP, wanted, _DB | _BP)
+
+    def _mem_rd(self, gpa: int) -> int:
+        try:
+            return self._door.mem_rd(gpa)
+        except OSError as error:
+            raise AccessError(error.strerror or str(error)) from None
+
+    def _rd(self, vcpu: int, field: int) -> int:
+        try:
+            return self._door.vp_rd(self._vcpus[vcpu], field)
+        except OSError as error:
+            raise AccessError(error.strerror or str(error)) from None
+
+    def _wr(self, vcpu: int, field: int, value: int, mask: int = MASK64) -> None:
+        try:
+            self._door.vp_wr(self._vcpus[vcpu], field, value, mask)
+        except OSError as error:
+            raise AccessError(error.strerror or str(error)) from None
+
+
+def _fxsave(area: bytes) -> dict[str, int]:
+    """x87 and SSE registers out of the legacy region of XBUFF (SDM volume 1, 10.5.1)."""
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(area[offset : offset + size], "little")
+
+    stack = tuple(number(32 + 16 * n, 10) for n in range(8))
+    control = (
+        number(0, 2), number(2, 2), full_tag_word(area[4], number(2, 2), stack), number(12, 2), number(8, 4),
+        number(20, 2), number(16, 4), number(6, 2),
+    )  # fmt: skip
+    values = dict(zip(X87_STACK, stack, strict=True)) | dict(zip(X87_CONTROL, control, strict=True))
+    return values | {name: number(160 + 16 * n, 16) for n, name in enumerate(XMM)} | {"mxcsr": number(24, 4)}
