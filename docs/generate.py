@@ -60,7 +60,7 @@ def commands() -> str:
         parts.append(f"(command-{path.replace(' ', '-')})=\n\n## {path}\n")
         parts.append(_markup(command.callback.__doc__) + "\n")
         parts.append(f"```text\n{path} [OPTIONS] {arguments}".rstrip() + "\n```\n")
-        parts.append(table(("argument", "", "default"), [parameter.row for parameter in parameters]))
+        parts += [parameter.entry for parameter in parameters]
         if command.epilog:
             parts.append(_markup(command.epilog) + "\n")
     return "\n".join(parts)
@@ -96,8 +96,10 @@ class _Parameter:
             shown = f"`{name.upper()}`"
         self.usage = name.upper() if self.required else f"[{name.upper()}]"
         default = parameter.default
-        given = "" if self.required or default in (None, False) else f"`{getattr(default, 'value', default)}`"
-        self.row = (shown, _markup(info.help), given)
+        given = (
+            "" if self.required or default in (None, False) else f" Default: `{getattr(default, 'value', default)}`."
+        )
+        self.entry = f"{shown}\n: {_markup(info.help)}{given}\n"
 
 
 def _metavar(kind: Any) -> str:

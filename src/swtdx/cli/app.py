@@ -33,9 +33,12 @@ COMMANDS: dict[str, str] = {
     "replay": "swtdx.cli.replay",
     "quote": "swtdx.cli.quote",
     "report": "swtdx.cli.report_command",
+    "completion": "swtdx.cli.completion",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
 
+COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
+"""Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
 _STATUS_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
 _STATUS_INTERRUPTED = 130
 
@@ -315,6 +318,10 @@ def main() -> None:
     arguments = sys.argv[1:] or ["--help"]
     typed = next((argument for argument in arguments if not argument.startswith("-")), "")
     known = typed == "run" or typed in COMMANDS
+    if COMPLETION_VARIABLE in os.environ:  # a shell asks what may come next
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     for command in ("run", *COMMANDS):
         if typed == command or not known:
             _declare(command)

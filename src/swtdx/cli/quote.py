@@ -18,7 +18,21 @@ from swtdx.cli.input import file_bytes
 from swtdx.cli.verdict import Failure, Verdict
 
 MAXIMUM_QUOTE_SIZE = 4 << 20
+PARSE_EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx quote parse quote.bin[/cyan]
+
+[cyan]swtdx quote parse quote.bin --json | jq -r .body.mrtd[/cyan] - one field
+"""
+
 EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx quote verify quote.bin --collateral tcb.json[/cyan] - is it genuine, today?
+
+[cyan]swtdx quote verify quote.bin --collateral tcb.json --mrtd $(swtdx measure OVMF.fd)[/cyan] - and of this image?
+
 [bold]Exit status[/bold]
 
 0 genuine, and as the policy wants it; 1 wrong usage; 2 not a TD's quote, or not genuine; 3 quote or collateral not to
@@ -34,7 +48,7 @@ Json = Annotated[bool, typer.Option("--json", help="Everything as JSON.")]
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
     group = typer.Typer(help="Take a TD's quote apart, or verify it offline.", no_args_is_help=False)
-    group.command(name="parse")(parse)
+    group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="verify", epilog=EPILOG)(verify)
     app.add_typer(group, name="quote")
 

@@ -18,6 +18,12 @@ from swtdx.cli.quote import Json, Quiet
 from swtdx.cli.verdict import Failure, Verdict
 
 EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx replay /sys/firmware/acpi/tables/data/CCEL[/cyan] - inside a TD: its own log
+
+[cyan]swtdx replay ccel.bin --quote quote.bin[/cyan] - does it lead to the quote's registers?
+
 [bold]Exit status[/bold]
 
 0 read, and leads to RTMR0-2 of the quote or report, if one is given; 1 wrong usage; 2 no TD's quote or report; 3 a file

@@ -15,6 +15,14 @@ from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
 from swtdx.cli.trace_file import TraceError
 from swtdx.cli.verdict import Failure, Verdict
 
+PARSE_EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx report parse tdreport.bin[/cyan]
+
+[cyan]swtdx report parse tdreport.bin --json[/cyan]
+"""
+
 HTML_EPILOG = """
 [bold]Examples[/bold]
 
@@ -34,7 +42,7 @@ def register(app: typer.Typer) -> None:
     """Declare the commands."""
     group = typer.Typer(help="Take a TDREPORT apart, or tell a run on one HTML page.")
     group.callback()(_report)
-    group.command(name="parse")(parse)
+    group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="html", epilog=HTML_EPILOG)(html)
     app.add_typer(group, name="report")
 

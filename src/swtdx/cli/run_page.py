@@ -32,6 +32,8 @@ _NAMES = {
 _SERIES = ("#2b6cb0", "#d1495b", "#f2b134", "#3a9d5d", "#7b5ea7", "#8d99ae")
 _COLUMNS = 120
 _BIN_SECONDS = 0.01
+_THIN = 1.3
+"""Height below which a rectangle might not be seen: what is there at all is drawn as high as this."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])|[\x00-\x08\x0b-\x1f\x7f]")
 
 _STYLE = """
@@ -156,26 +158,22 @@ def _svg(width: int, height: int, label: str) -> str:
     return f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges" role="img" aria-label="{label}">'
 
 
-def _column(rows: list[tuple[int, int, int, int]], x: float, w: float, row_height: float) -> Iterator[str]:
-    """One snapshot. Neighbouring rows that are wholly in one state are one rectangle."""
+def _column(rows: list[tuple[int, int, int, int]], x: float, w: float, row_height: float) -> list[str]:
+    """One snapshot. Neighbouring rows in one state are one rectangle; what is thin is drawn last, so that it shows."""
     y = 0.0
-    run: tuple[PageState, float, float] | None = None  # state, top, height
+    runs: list[tuple[PageState, float, float]] = []  # state, top, height
     for counts in rows:
         total = sum(counts) or 1
         for state in (PageState.PRIVATE, PageState.SHARED, PageState.PENDING, PageState.UNMAPPED):
-            if not counts[state]:
-                continue
-            # What is there at all shows: half a pixel at least.
-            h = max(row_height * counts[state] / total, 0.5)
-            if run is not None and run[0] is state:
-                run = (state, run[1], y + h - run[1])
-            else:
-                if run is not None:
-                    yield _rectangle(x, w, run)
-                run = (state, y, h)
-            y += row_height * counts[state] / total
-    if run is not None:
-        yield _rectangle(x, w, run)
+            h = row_height * counts[state] / total
+            if h and runs and runs[-1][0] is state:
+                runs[-1] = (state, runs[-1][1], y + h - runs[-1][1])
+            elif h:
+                runs.append((state, y, h))
+            y += h
+    thick = [run for run in runs if run[2] >= _THIN]
+    thin = [(state, top, _THIN) for state, top, h in runs if h < _THIN and state is not PageState.UNMAPPED]
+    return [_rectangle(x, w, run) for run in (*thick, *thin)]
 
 
 def _rectangle(x: float, w: float, run: tuple[PageState, float, float]) -> str:
