@@ -15,6 +15,7 @@ from pathlib import Path
 from bench import guest, mrtd
 from bench.guest import PAGE_SIZE, Workload
 from bench.td import MeasuredTd, close, fresh_td, staged
+from bench.vm import OUT_FOR_EVER, SPIN, RealModeVm
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
@@ -76,6 +77,8 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
             yield pages_a_second(device, effort, measure)
         with MeasuredTd(device) as td:
             yield from guest_figures(td, effort)
+            yield from memory_figures(td, effort)
+        yield from normal_vm_figures(device, effort)
     yield from mrtd_figures(effort)
     if effort.boots:
         yield firmware_boot(effort)
@@ -132,6 +135,51 @@ def guest_figures(td: MeasuredTd, effort: Effort) -> Iterator[Figure]:
     instructions = guest.COMPUTE_INSTRUCTIONS / 1e6
     runs = [instructions / seconds for seconds in each(Workload.COMPUTE, effort.loop_turns)]
     yield _figure("compute loop", "MIPS", runs, 800, more_is_better=True)
+
+
+def memory_figures(td: MeasuredTd, effort: Effort) -> Iterator[Figure]:
+    """Private pages that come by faults, and conversions that the guest asks for."""
+    pages, megabytes = guest.FRESH_PAGES, guest.FRESH_PAGES * PAGE_SIZE
+
+    def emptied() -> None:
+        td.vm.set_memory_attributes(guest.FRESH, megabytes, 0)
+        td.vm.set_memory_attributes(guest.FRESH, megabytes, kvm.KVM_MEMORY_ATTRIBUTE_PRIVATE)
+
+    def accept() -> float:
+        emptied()
+        return td.seconds(Workload.ACCEPT, pages) / pages * 1e6
+
+    yield _figure("private page fault, AUG and ACCEPT", "µs", _repeated(effort, accept))
+    to_shared, back = [], []
+    for _ in range(effort.repetitions):
+        accept()
+        to_shared.append(td.seconds(Workload.MAP_SHARED, 1) * 1e3)
+        back.append(td.seconds(Workload.MAP_PRIVATE, 1) * 1e3)
+    yield _figure("MapGPA of 2 MiB to shared, all of it accepted", "ms", to_shared)
+    yield _figure("MapGPA of 2 MiB back to private", "ms", back)
+
+
+def normal_vm_figures(device: Kvm, effort: Effort) -> Iterator[Figure]:
+    """Exits of a normal VM beside TDX, and without it; how soon a spinning vCPU leaves."""
+    without_tdx = Kvm(open_kernel("emulated", enable_tdx=False))
+    with without_tdx, RealModeVm(device, OUT_FOR_EVER) as beside, RealModeVm(without_tdx, OUT_FOR_EVER) as alone:
+        ratios = []
+        for _ in range(2 * effort.repetitions + 1):
+            # By turns and in the thread's own time, the best of each: what else the machine does must not show.
+            best = dict.fromkeys((beside, alone), float("inf"))
+            for turn in range(40):
+                for vm in (beside, alone) if turn % 2 else (alone, beside):
+                    best[vm] = min(best[vm], vm.seconds_an_exit(effort.exits // 40, time.thread_time))
+            ratios.append(best[beside] / best[alone])
+        enabled = [seconds * 1e6 for seconds in _repeated(effort, lambda: beside.seconds_an_exit(effort.exits))]
+        yield _figure("normal VM: OUT, to user space and back", "µs", enabled, 15)
+        yield _figure("the same, TDX enabled to disabled", "x", ratios, 1.03)
+    with RealModeVm(device, SPIN) as vm:
+        for name, interrupt in (("immediate_exit", False), ("an interrupt", True)):
+            worst = [
+                max(vm.seconds_to_leave(interrupt=interrupt) for _ in range(10)) for _ in range(effort.repetitions)
+            ]
+            yield _figure(f"{name} reaches a spinning vCPU, worst of 10", "ms", [each * 1e3 for each in worst], 20)
 
 
 def mrtd_figures(effort: Effort) -> Iterator[Figure]:

@@ -21,6 +21,11 @@ PAGE_SIZE = 0x1000
 DATA = 0x100_0000
 DATA_PAGES = 2048
 """What `Workload.FLUSH_AND_TOUCH` touches, one byte a page."""
+FRESH = DATA + DATA_PAGES * PAGE_SIZE
+"""Private memory that is not there at first: what `Workload.ACCEPT` and the two conversions work on. 2 MiB aligned."""
+FRESH_PAGES = 1024
+SHARED_BIT = 1 << 47
+MAP_GPA_SIZE = 2 << 20
 WARM_PAGES = 64
 """What `Workload.TOUCH` touches: few enough for any TLB."""
 
@@ -42,6 +47,11 @@ class Workload(IntEnum):
     CPUID = CODE + 0x180
     TOUCH = CODE + 0x1C0
     FLUSH_AND_TOUCH = CODE + 0x200
+    ACCEPT = CODE + 0x240
+    """Accept so many pages of `FRESH`, the last first: each is a fault, TDH.MEM.PAGE.AUG, TDG.MEM.PAGE.ACCEPT."""
+    MAP_SHARED = CODE + 0x280
+    """MapGPA of the first 2 MiB of `FRESH`: to shared, and the next one back to private."""
+    MAP_PRIVATE = CODE + 0x2C0
 
 
 COMPUTE_INSTRUCTIONS = 5
@@ -59,6 +69,26 @@ def _loop(address: int, body: bytes) -> bytes:
     code = body + b"\x48\xff\xcd"  # dec rbp
     code += b"\x75" + struct.pack("<b", -(len(code) + 2))  # jnz the body
     return code + _jump(address + len(code), _DONE)
+
+
+def _map_gpa(gpa: int) -> bytes:
+    return (
+        b"\x31\xc0"  # xor eax, eax               TDG.VP.VMCALL
+        b"\xb9\x00\xfc\x00\x00"  # mov ecx, 0xfc00
+        b"\x45\x31\xd2"  # xor r10d, r10d
+        b"\x41\xbb\x01\x00\x01\x00"  # mov r11d, 0x10001          MapGPA
+        + b"\x49\xbc" + struct.pack("<Q", gpa)  # mov r12, gpa
+        + b"\x41\xbd" + struct.pack("<I", MAP_GPA_SIZE)  # mov r13d, size
+        + b"\x66\x0f\x01\xcc"  # tdcall
+    )  # fmt: skip
+
+
+def _accept() -> bytes:
+    return (
+        b"\x48\x89\xe9\x48\xc1\xe1\x0c"  # mov rcx, rbp; shl rcx, 12
+        + b"\x48\x81\xc1" + struct.pack("<I", FRESH - PAGE_SIZE)  # add rcx, FRESH - 0x1000
+        + b"\xb8\x06\x00\x00\x00\x66\x0f\x01\xcc"  # mov eax, 6; tdcall          TDG.MEM.PAGE.ACCEPT
+    )  # fmt: skip
 
 
 def _touch(pages: int) -> bytes:
@@ -82,6 +112,9 @@ def code_page() -> bytes:
         Workload.CPUID: b"\x31\xc0\x31\xc9\x0f\xa2",  # xor eax, eax; xor ecx, ecx; cpuid
         Workload.TOUCH: _touch(WARM_PAGES),
         Workload.FLUSH_AND_TOUCH: b"\x0f\x20\xd8\x0f\x22\xd8" + _touch(DATA_PAGES),  # mov rax, cr3; mov cr3, rax
+        Workload.ACCEPT: _accept(),
+        Workload.MAP_SHARED: _map_gpa(FRESH | SHARED_BIT),
+        Workload.MAP_PRIVATE: _map_gpa(FRESH),
     }
     dispatch = (
         tdvmcall_io(4, 0, Port.WORKLOAD)

@@ -6,9 +6,9 @@ KVM_RUN owns one of them, prefers the one it had (a TD's vCPU that moves costs a
 sleeps. When there are more runnable vCPUs than CPUs, the tick makes somebody yield.
 
 The tick is also what lets a signal end KVM_RUN: a guest that never exits would hold its thread in native code for ever,
-so every 10 ms a CPU that has been in the guest all the time gets an interrupt, and Python runs the handlers on the way
-through. (A handler that wants KVM_RUN to return sets ``immediate_exit``, as QEMU's does; a Python program has no other
-way to tell the kernel that a signal is pending. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen.)
+so every 10 ms a CPU that is in a guest gets an interrupt, and Python runs the handlers on the way through. (A handler
+that wants KVM_RUN to return sets ``immediate_exit``, as QEMU's does; a Python program has no other way to tell the
+kernel that a signal is pending. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen.)
 """
 
 import heapq
@@ -28,7 +28,6 @@ class Task(Protocol):
     """What the scheduler knows of a vCPU."""
 
     cpu: int
-    entries: int
     in_guest: bool
 
 
@@ -88,19 +87,16 @@ class HostCpus:
         self._work.set()
 
     def _tick_loop(self) -> None:
-        seen = [-1] * self.count
         while not self._off:
             self._work.wait()
             time.sleep(TICK_SECONDS)
             busy = False
             for cpu, task in enumerate(list(self.running)):
                 if task is None:
-                    seen[cpu] = -1
                     continue
                 busy = True
-                if task.in_guest and seen[cpu] == task.entries:
+                if task.in_guest:
                     self.processor.send_ipi(cpu)
-                seen[cpu] = task.entries
                 del task  # a vCPU that is closed while this thread waits must not live on for it
             if not busy:
                 with self._available:

@@ -53,6 +53,7 @@ class Vcpu:
     def __init__(self, kvm: Kvm, vcpu_id: int, run: memoryview) -> None:
         self.kvm = kvm
         self.ops = kvm.ops
+        self.is_td = kvm.is_td  # its registers are protected, too (guest_state_protected)
         self.vcpu_id = vcpu_id
         self.vcpu_idx = -1
         self.run = run
@@ -178,7 +179,7 @@ class Vcpu:
         return 0
 
     def _post_run_save(self) -> None:
-        ready, if_flag, cr8 = self.ops.post_run_state(self)
+        ready, if_flag, cr8 = (0, 0, 0) if self.is_td else self.ops.post_run_state(self)
         run_page.STATE.pack_into(self.run, run_page.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
 
     def _run_uninitialized(self) -> None:
@@ -260,7 +261,7 @@ class Vcpu:
         return True
 
     def _irq_window_open(self) -> bool:
-        if self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
+        if self.is_td or self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
             return False
         run_page.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
         return True

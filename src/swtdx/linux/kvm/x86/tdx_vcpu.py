@@ -372,11 +372,6 @@ def tdx_vcpu_kick(vcpu: "Vcpu") -> None:
     vcpu.kvm.processor.send_ipi(vcpu.cpu)
 
 
-def tdx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
-    """RFLAGS and CR8 of a TD cannot be read."""
-    return 0, 0, 0
-
-
 def tdx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
     """KVM_CAP_SYNC_REGS is 0 for a TD. Raises OSError(EINVAL)."""
     raise err(errno.EINVAL, "registers of a TD cannot be synchronised")
