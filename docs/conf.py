@@ -26,9 +26,11 @@ exclude_patterns = ["_build", "_generated"]
 html_theme = "furo"
 html_title = f"swtdx {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sphinx = False
 
-myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline", "fieldlist"]
 myst_heading_anchors = 3
 
 # The examples in docstrings need a VM to work on: tests/uapi/test_client_examples.py runs them with one.

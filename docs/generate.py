@@ -24,6 +24,7 @@ from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import LEAVES as TDCALLS
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
+from swtdx.seam.tdg.vmcall import vmcall
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE, Request
 from swtdx.uapi.kvm import REQUESTS
@@ -211,53 +212,81 @@ def subcommands() -> str:
 
 
 def leaves() -> str:
-    """SEAMCALL and TDCALL leaf functions: operands, states, and what serves them."""
-    states = load("op_states")["seamcall_allowed"]
+    """SEAMCALL and TDCALL leaf functions: what each does, its operands, where it is allowed, what serves it."""
+    states, moves = load("op_states")["seamcall_allowed"], load("sept_transitions")["transitions"]
     operands = load("operands")
-    seamcalls = []
-    for name, number in sorted(SEAMCALL_NUMBERS.items(), key=lambda item: item[1]):
-        versions = [fn >> 16 for fn in LEAVES if fn & 0xFFFF == number]
-        handler = next((entry.handler for fn, entry in LEAVES.items() if fn & 0xFFFF == number), None)
-        inputs, outputs = operands["seamcall"].get(name, ["", ""])
-        allowed = ", ".join(states.get(name.replace(".", "_"), []))
-        seamcalls.append((name, str(number), _versions(versions), _operands(inputs), _operands(outputs), allowed,
-                          _served(handler)))  # fmt: skip
-    tdcalls = []
-    for name, number in sorted(TDCALL_NUMBERS.items(), key=lambda item: item[1]):
-        versions = [rax >> 16 for rax in TDCALLS if rax & 0xFFFF == number]
-        found = next((entry[0] for rax, entry in TDCALLS.items() if rax & 0xFFFF == number), None)
-        inputs, outputs = operands["tdcall"].get(name, ["", ""])
-        served = "`seam.tdg.vmcall.vmcall`" if name == "TDG.VP.VMCALL" else _served(found)
-        tdcalls.append((name, str(number), _versions(versions) or "0", _operands(inputs), _operands(outputs), served))
+    parts = [f"For the TDX module {load('leaves')['version']}.\n"]
+    for title, kind, numbers, registered in (
+        ("SEAMCALL", "seamcall", SEAMCALL_NUMBERS, {fn: entry.handler for fn, entry in LEAVES.items()}),
+        ("TDCALL", "tdcall", TDCALL_NUMBERS, {rax: entry[0] for rax, entry in TDCALLS.items()}),
+    ):
+        parts.append(f"## {title}\n")
+        for name, number in sorted(numbers.items(), key=lambda item: (item[0] in NOT_REPRODUCED, item[0])):
+            handlers = {fn >> 16: handler for fn, handler in registered.items() if fn & 0xFFFF == number}
+            if name == "TDG.VP.VMCALL":
+                handlers = {0: vmcall}
+            key = name.replace(".", "_")
+            parts.append(
+                _leaf(name, number, handlers, operands[kind].get(name, ["", ""]), states.get(key), moves.get(key))
+            )
     functions = [(f"`{key}`", row[0], _operands(row[1]), _operands(row[2])) for key, row in operands["vmcall"].items()]
-    return (
-        f"For the TDX module {load('leaves')['version']}.\n\n## SEAMCALL\n\n"
-        + table(("leaf", "number", "versions", "in", "out", "OP_STATE", "served by"), seamcalls)
-        + "\n## TDCALL\n\n"
-        + table(("leaf", "number", "versions", "in", "out", "served by"), tdcalls)
-        + "\n## TDG.VP.VMCALL\n\nWith R10 = 0, R11 selects a function of the GHCI:\n\n"
-        + table(("R11", "function", "in", "out"), functions)
+    parts.append("## Functions of TDG.VP.VMCALL\n\nWith R10 = 0, R11 selects a function of the GHCI:\n")
+    parts.append(table(("R11", "function", "in", "out"), functions))
+    return "\n".join(parts)
+
+
+def _own(handler: Any) -> Any:
+    """The leaf function itself: a versioned one is bound to its version by a closure."""
+    for cell in getattr(handler, "__closure__", None) or ():
+        if inspect.isfunction(cell.cell_contents):
+            return cell.cell_contents
+    return handler
+
+
+def _not_reproduced(handler: Any) -> bool:
+    return bool(_own(handler).__module__.endswith("not_reproduced"))
+
+
+NOT_REPRODUCED = {
+    name
+    for numbers, handlers in (
+        (SEAMCALL_NUMBERS, {fn & 0xFFFF: entry.handler for fn, entry in LEAVES.items()}),
+        (TDCALL_NUMBERS, {rax & 0xFFFF: entry[0] for rax, entry in TDCALLS.items()} | {0: vmcall}),
     )
+    for name, number in numbers.items()
+    if number not in handlers or _not_reproduced(handlers[number])
+}
+"""Leaves that answer as a module without them; they come last."""
 
 
-def _versions(found: list[int]) -> str:
-    return ", ".join(str(version) for version in sorted(set(found)))
+def _leaf(
+    name: str, number: int, handlers: dict[int, Any], operands: list[str], states: Any, moves: dict[str, str] | None
+) -> str:
+    """One leaf function as a section."""
+    anchor = name.lower().replace(".", "-")
+    parts = [f"({anchor})=\n\n### {name}\n"]
+    served = "nothing: not reproduced"
+    if handlers:
+        handler = _own(next(iter(handlers.values())))
+        module = handler.__module__.removeprefix("swtdx.")
+        if not module.endswith("not_reproduced"):
+            parts.append(prose(handler.__doc__).split("\n\n")[0] + "\n")
+            served = f"`{module}.{handler.__name__}`"
+        else:
+            served = f"`{module}`: answers as a module without it"
+    versions = ", ".join(str(version) for version in sorted(handlers)) or "0"
+    rows = [("number", str(number)), ("versions", versions)]
+    rows += [(label, _operands(text)) for label, text in zip(("in", "out"), operands, strict=True) if text]
+    if states:
+        rows.append(("OP_STATE", ", ".join(states)))
+    if moves:
+        rows.append(("Secure EPT", ", ".join(f"{before} → {after}" for before, after in moves.items())))
+    rows.append(("served by", served))
+    return "\n".join(parts) + "\n" + "\n".join(f":{label}: {text}" for label, text in rows) + "\n"
 
 
 def _operands(text: str) -> str:
-    return "; ".join(f"{part.split(':')[0].upper()} {part.split(':')[1]}" for part in text.split())
-
-
-def _served(handler: Any) -> str:
-    if handler is None:
-        return "not reproduced"
-    for cell in getattr(handler, "__closure__", None) or ():  # a versioned leaf is bound to its version
-        if inspect.isfunction(cell.cell_contents):
-            handler = cell.cell_contents
-    module = handler.__module__.removeprefix("swtdx.")
-    if module.endswith("not_reproduced"):
-        return f"`{module}`: answers as a module without it"
-    return f"`{module}.{handler.__qualname__}`"
+    return ", ".join(f"{part.split(':')[0].upper()} {part.split(':')[1]}" for part in text.split())
 
 
 def statuses() -> str:
