@@ -497,6 +497,16 @@ def board(sent: bytearray) -> tuple[Board, list[Msi]]:
     return made, msis
 
 
+def test_without_firmware_the_chipset_is_where_the_tables_say() -> None:
+    made, _ = board(bytearray())
+    assert made.mmio.read(0xE000_0000, 4) == 0xFFFF_FFFF  # nobody has switched ECAM on
+    made.program_chipset()
+    assert made.mmio.read(0xE000_0000, 4) == 0x29C0_8086
+    assert made.mmio.read(0xE000_0000 + (0x1F << 15), 4) == 0x2918_8086
+    assert made.mmio.read(0xE000_0000 + (0x1F << 15) + 0x40, 4) == 0x601  # PMBASE, in port space
+    assert made.ports.read(0x604, 2) == 1  # PM1_CNT: ACPI is on
+
+
 def test_typing_raises_com1s_interrupt_through_the_io_apic() -> None:
     made, msis = board(bytearray())
     made.mmio.write(0xFEC0_0000, 4, 0x18)

@@ -351,6 +351,8 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
         signal_msi=lambda message: vm.signal_msi(*message),
         route_msis=route,
     )
+    if plan.direct is not None:
+        board.program_chipset()
     for device in plan.devices:
         board.plug(device, slots.memory, plan.say)
     return board

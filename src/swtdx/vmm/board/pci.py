@@ -30,7 +30,7 @@ Q35_HOST_BRIDGE = 0x29C0
 ICH9_LPC_BRIDGE = 0x2918
 
 PCIEXBAR = 0x60  # host bridge, 64 bits
-_PCIEXBAR_ENABLE = 1
+PCIEXBAR_ENABLE = 1
 _PCIEXBAR_SIZES = {0: 256 << 20, 1: 128 << 20, 2: 64 << 20}  # bits 2:1
 _PCIEXBAR_ADDRESS_BITS = ((1 << 36) - 1) & ~((64 << 20) - 1)
 PMBASE = 0x40  # LPC bridge
@@ -138,7 +138,7 @@ def host_bridge(bus: PciBus, ecam_moved: Callable[[int], None] = lambda base: No
     def pciexbar_changed() -> None:
         value = bridge.value(PCIEXBAR, 8)
         size = _PCIEXBAR_SIZES.get(value >> 1 & 3, 0)
-        bus.ecam.length = size if value & _PCIEXBAR_ENABLE else 0
+        bus.ecam.length = size if value & PCIEXBAR_ENABLE else 0
         bus.ecam.start = value & _PCIEXBAR_ADDRESS_BITS & ~(size - 1) if size else 0
         if bus.ecam.length:
             ecam_moved(bus.ecam.start)

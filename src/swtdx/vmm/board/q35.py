@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swtdx.vmm.board import acpi_tables
-from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
+from swtdx.vmm.board.acpi_pm import FIRMWARE_PMBASE, AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debugcon import DebugConsole
 from swtdx.vmm.board.fw_cfg import FwCfg, GuestMemoryAccess, standard_files
@@ -21,7 +21,18 @@ from swtdx.vmm.board.i8254 import I8254
 from swtdx.vmm.board.i8259 import I8259Pair
 from swtdx.vmm.board.ioapic import LENGTH as IOAPIC_LENGTH
 from swtdx.vmm.board.ioapic import IoApic, Msi
-from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
+from swtdx.vmm.board.pci import (
+    ACPI_CNTL,
+    ACPI_ENABLE,
+    HOST_BRIDGE,
+    LPC_BRIDGE,
+    PCIEXBAR,
+    PCIEXBAR_ENABLE,
+    PMBASE,
+    PciBus,
+    host_bridge,
+    lpc_bridge,
+)
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
 from swtdx.vmm.board.virtio.console import VirtioConsole
@@ -29,7 +40,7 @@ from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.pci import VirtioPci
 from swtdx.vmm.board.virtio.ring import DmaMemory
 from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import ECAM_SIZE, IOAPIC_BASE, MemoryMap
+from swtdx.vmm.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, MemoryMap
 
 FIRST_FREE_SLOT = 1
 LAST_FREE_SLOT = 24  # those above are the chipset's own
@@ -95,6 +106,12 @@ class Board:
         function.set_intx = lambda level: self._set_intx(slot, level)
         self.pci.attach((slot, 0), function)
         self._virtio.append(device)
+
+    def program_chipset(self) -> None:
+        """Do what firmware does to the chipset, where there is none: registers are where the ACPI tables say."""
+        self.pci.functions[HOST_BRIDGE].write(PCIEXBAR, 8, ECAM_BASE | PCIEXBAR_ENABLE)
+        self.pci.functions[LPC_BRIDGE].write(PMBASE, 4, FIRMWARE_PMBASE)
+        self.pci.functions[LPC_BRIDGE].write(ACPI_CNTL, 1, ACPI_ENABLE)
 
     def type(self, data: bytes) -> None:
         """Somebody types: on the virtio console once its driver listens, on the serial port before. Takes the lock."""
