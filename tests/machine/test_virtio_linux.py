@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Linux's own virtio drivers: a distribution's kernel in a TD and in an ordinary VM, its shell on the virtio console.
-
-$SWTDX_LINUX names a folder with the kernel as its package has it: ``boot/vmlinuz-*`` and ``lib/modules``.
-"""
+"""Linux's own virtio drivers: a distribution's kernel in a TD and in an ordinary VM, its shell on the virtio console."""
 
 from __future__ import annotations
 
@@ -10,12 +7,10 @@ import hashlib
 import lzma
 import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -71,20 +66,9 @@ class Shell:
 
 
 @pytest.fixture
-def kernel_folder(skip_loudly: Callable[[str], NoReturn]) -> Path:
-    named = os.environ.get("SWTDX_LINUX")
-    if not named or not list(Path(named).glob("boot/vmlinuz-*")):
-        skip_loudly("no Linux kernel in $SWTDX_LINUX (boot/vmlinuz-*, lib/modules): its virtio drivers are not shown")
-    return Path(named)
-
-
-@pytest.fixture
-def initrd(kernel_folder: Path, tmp_path: Path, skip_loudly: Callable[[str], NoReturn]) -> Path:
-    busybox = shutil.which("busybox")
-    if busybox is None:
-        skip_loudly("no busybox (package busybox-static) to make a guest of: Linux's virtio drivers are not shown")
+def initrd(kernel_folder: Path, busybox: Path, tmp_path: Path) -> Path:
     entries = [(name, DIRECTORY, b"") for name in ("bin", "dev", "proc", "sys", "mnt")]
-    entries += [("init", FILE, INIT), ("bin/busybox", FILE, Path(busybox).read_bytes())]
+    entries += [("init", FILE, INIT), ("bin/busybox", FILE, busybox.read_bytes())]
     for module in MODULES:
         (found,) = kernel_folder.glob(f"lib/modules/*/kernel/drivers/**/{module}.ko*")
         contents = found.read_bytes()
