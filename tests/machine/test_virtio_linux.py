@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Linux's own virtio drivers: a distribution's kernel in a TD and in an ordinary VM, its shell on the virtio console."""
+"""Linux's own virtio drivers: a distribution's kernel in a TD and in an ordinary VM, its shell on hvc0."""
 
 from __future__ import annotations
 
