@@ -25,6 +25,7 @@ def fresh_td(device: Kvm, private_bytes: int) -> tuple[Vm, Vcpu, int]:
     What is left to do is to put the initial memory in, and to finalize.
     """
     vm = device.create_td()
+    memfd = -1
     try:
         vm.split_irqchip()
         cpuid = device.supported_cpuid()
@@ -41,6 +42,8 @@ def fresh_td(device: Kvm, private_bytes: int) -> tuple[Vm, Vcpu, int]:
         for each in vm.vcpus:
             each.close()
         vm.close()
+        if memfd >= 0:
+            device.kernel.close(memfd)
         raise
     return vm, vcpu, memfd
 

@@ -220,6 +220,9 @@ CASES: tuple[Case, ...] = (
     Case("vm", "KVM_IOEVENTFD", E.EINVAL, "a range that wraps", struct(k.kvm_ioeventfd, len=8, addr=(1 << 64) - 4)),
     Case("vm", "KVM_IOEVENTFD", E.EINVAL, "flags", struct(k.kvm_ioeventfd, len=4, flags=32, fd=9999)),
     Case("vm", "KVM_IOEVENTFD", E.EINVAL, "a match of no length", struct(k.kvm_ioeventfd, flags=1, fd=9999)),
+    Case(
+        "vm", "KVM_IOEVENTFD", E.EINVAL, "a match of 4 GiB", struct(k.kvm_ioeventfd, flags=1, len=0xFFFFFFFF, fd=9999)
+    ),
     Case("vm", "KVM_IOEVENTFD", E.EBADF, "not an open fd", struct(k.kvm_ioeventfd, len=4, fd=9999)),
     Case(
         "vm",

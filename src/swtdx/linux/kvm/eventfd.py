@@ -94,7 +94,7 @@ class Buses:
         """KVM_IOEVENTFD. Raises OSError(EINVAL, EEXIST, ENOENT, EBADF)."""
         flags, address, length = request.flags, request.addr, request.len
         bus = self.pio if flags & IoeventfdFlag.PIO else self.mmio
-        match = request.datamatch & (1 << 8 * length) - 1 if flags & IoeventfdFlag.DATAMATCH else None
+        match = request.datamatch & (1 << 8 * min(length, 8)) - 1 if flags & IoeventfdFlag.DATAMATCH else None
         if flags & IoeventfdFlag.DEASSIGN:
             self._deassign(bus, address, length, match, request.fd)
             return

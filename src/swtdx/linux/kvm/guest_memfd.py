@@ -38,6 +38,7 @@ class GuestMemfd(File):
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()
         self.bindings: list[Memslot] = []
+        kvm.guest_memfds.add(self)
         kvm.get()
 
     def ioctl(self, request: int, arg: int) -> int:

@@ -11,6 +11,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,7 @@ class Kvm:
         self.attributes = MemoryAttributes()
         self.has_attributes = False  # user space decides what is private (a TD upstream)
         self.mmu = TdpMmu(self)
+        self.guest_memfds: weakref.WeakSet[GuestMemfd] = weakref.WeakSet()
 
         self.vcpus: list[Vcpu] = []
         self.created_vcpus = 0

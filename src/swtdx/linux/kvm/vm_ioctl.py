@@ -190,11 +190,23 @@ def _enable_cap(kvm: Kvm, arg: int) -> int:
 
 
 def _irq_line(kvm: Kvm, arg: int) -> int:
+    _set_line(kvm, arg)
+    return 0
+
+
+def _irq_line_status(kvm: Kvm, arg: int) -> int:
+    """As KVM_IRQ_LINE; ``status`` says how many vCPUs the interrupt reached, -1 if the GSI leads nowhere."""
+    request = _set_line(kvm, arg)
+    copy_to_user(arg, request)
+    return 0
+
+
+def _set_line(kvm: Kvm, arg: int) -> kvm_irq_level:
     request = struct_from_user(kvm_irq_level, arg)
     if kvm.irqchip_mode is IrqchipMode.NONE:
         raise err(errno.ENXIO, "no irqchip in the kernel")
-    kvm.irq_routing.set_irq(request.line.irq, request.level)
-    return 0
+    request.line.status = kvm.irq_routing.set_irq(request.line.irq, request.level)
+    return request
 
 
 def _set_gsi_routing(kvm: Kvm, arg: int) -> int:
@@ -322,7 +334,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_CHECK_EXTENSION": lambda kvm, arg: check_extension(kvm.kernel, kvm, arg),
         **irqchip_ioctl.HANDLERS,
         "KVM_IRQ_LINE": _irq_line,
-        "KVM_IRQ_LINE_STATUS": _irq_line,
+        "KVM_IRQ_LINE_STATUS": _irq_line_status,
         "KVM_SET_GSI_ROUTING": _set_gsi_routing,
         "KVM_SIGNAL_MSI": _signal_msi,
         "KVM_IRQFD": _irqfd,

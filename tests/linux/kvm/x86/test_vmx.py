@@ -478,3 +478,12 @@ def test_code_that_a_device_brought_is_what_runs(emulated: Kernel) -> None:
         assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_MMIO
         seen.append(machine.vcpu.kvm_run.mmio.data[0])
     assert seen == list(range(200))
+
+
+def test_the_status_of_an_interrupt_line(kernel: Kernel) -> None:
+    """KVM_IRQ_LINE_STATUS: the number of vCPUs reached; -1 for a GSI without a route."""
+    machine = Machine(kernel, lambda vm: vm.create_irqchip())
+    for gsi, level, expected in ((4000, 1, -1), (3, 0, None), (3, 1, None)):
+        request = k.kvm_irq_level(irq=gsi, level=level)
+        machine.vm.put(k.KVM_IRQ_LINE_STATUS, request)
+        assert request.status == expected or (expected is None and 0 <= request.status <= 1)

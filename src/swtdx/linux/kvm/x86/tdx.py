@@ -247,7 +247,8 @@ def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command
     tdcs: list[int] = []
     try:
         tdr = pages.alloc_page("tdr")
-        tdcs = [pages.alloc_page("tdcs") for _ in range(host.sysinfo.tdcs_pages)]
+        for _ in range(host.sysinfo.tdcs_pages):
+            tdcs.append(pages.alloc_page("tdcs"))  # one by one: what was had when one fails is given back
         with host.lock:
             status = seamcall.tdh_mng_create(tdr, hkid)
         if status:

@@ -76,14 +76,14 @@ def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) ->
     tdx = tdx_of(kvm)
     if not tdx.is_assigned:
         if not tdx_reclaim_page(kvm, page, pages_per_level(level)):
-            _orphan(kvm, tdx, gfn, page, level)
+            _orphan(kvm, tdx, page, level)
         return
     if gfn in tdx.premapped:  # in the mirror, but never added: the module knows nothing of it
         tdx.premapped.discard(gfn)
         return
     failure = _remove(kvm, tdx, gfn << PAGE_SHIFT, level - 1, page)
     if failure:
-        _orphan(kvm, tdx, gfn, page, level)
+        _orphan(kvm, tdx, page, level)
         kvm.bug(failure)
 
 
@@ -102,15 +102,10 @@ def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) ->
         raise kvm.bug(f"TDH.MEM.PAGE.DEMOTE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}")
 
 
-def _orphan(kvm: "Kvm", tdx: "KvmTdx", gfn: int, page: int, level: int) -> None:
-    slot = kvm.memslots.gfn_to_memslot(gfn)
+def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
     tdx.orphans.append((page, level))
-    if slot is not None and slot.gmem is not None:
-        slot.gmem.give_up(page)
-        return
-    for other in kvm.memslots:
-        if other.gmem is not None:
-            other.gmem.give_up(page)
+    for gmem in kvm.guest_memfds:  # not by way of the slot, which may be gone by now
+        gmem.give_up(page)
 
 
 def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:

@@ -202,7 +202,8 @@ def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
     tdvpr = pages.alloc_page("tdvpr")
     tdcx: list[int] = []
     try:
-        tdcx = [pages.alloc_page("tdcx") for _ in range(info.tdcx_pages_per_vcpu)]
+        for _ in range(info.tdcx_pages_per_vcpu):
+            tdcx.append(pages.alloc_page("tdcx"))  # one by one: what was had when one fails is given back
         status = seamcall.tdh_vp_create(td.tdr, tdvpr)
         if status:
             raise kvm.bug(f"TDH.VP.CREATE: {status:#x}")
