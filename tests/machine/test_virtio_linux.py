@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from guest.newc import DIRECTORY, FILE, newc
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
@@ -27,7 +28,6 @@ from swtdx.vmm.launch import Plan, TdParameters, launch
 from swtdx.vmm.linux_image import load
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run
-from tests.vmm.initrd import DIRECTORY, FILE, newc
 
 PATIENCE_SECONDS = 120.0
 MEMORY = 512 << 20

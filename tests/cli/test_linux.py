@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``script/run linux``'s guest, an unmodified distribution kernel, as a Trust Domain and as an ordinary VM.
+
+$SWTDX_LINUX names the folder that ``script/linux`` prints (boot/vmlinuz-*, initrd.img); script/test sets it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from swtdx.attest.report import parse_report
+from swtdx.cli.run import kernel_named
+from swtdx.machine import MachineKernel
+from swtdx.seam.report import verify
+from swtdx.uapi.client import Kvm
+from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.firmware import find_firmware
+from swtdx.vmm.launch import Plan, TdParameters, launch
+from swtdx.vmm.linux_image import load
+from swtdx.vmm.outcome import End
+from swtdx.vmm.run import Run
+
+PATIENCE_SECONDS = 180.0
+MEMORY = 512 << 20
+PROMPT = "swtdx# "
+_CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;=]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def linux_guest() -> Path:
+    named = os.environ.get("SWTDX_LINUX")
+    if not named or not (Path(named) / "initrd.img").is_file():
+        pytest.skip("NOT SHOWN: LINUX AS A GUEST: $SWTDX_LINUX does not name what script/linux makes")
+    return Path(named)
+
+
+class Console:
+    """The shell on the guest's serial console."""
+
+    def __init__(self, kernel: MachineKernel, run: Run, printed: bytearray) -> None:
+        self.kernel = kernel
+        self.run = run
+        self._printed = printed
+
+    def wait(self, start: int = 0) -> str:
+        """What was printed from ``start`` on, once the prompt stands at its end."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            seen = _CONTROL_SEQUENCE.sub("", self._printed[start:].decode("latin-1")).replace("\r", "")
+            if seen.endswith(PROMPT):
+                return seen.removesuffix(PROMPT)
+            if self.run.wait(0.02) is not None or time.monotonic() > deadline:
+                pytest.fail(f"no prompt ({self.run.outcome}): {seen[-800:]!r}")
+
+    def command(self, line: str) -> str:
+        """What a command prints."""
+        start = len(self._printed)
+        self.run.machine.board.type(line.encode() + b"\n")
+        shown = self.wait(start)
+        return shown.partition("\n")[2]  # without the echo
+
+    def bytes_of(self, line: str) -> bytes:
+        """What a command writes."""
+        return bytes.fromhex("".join(self.command(f"{line} | hexdump -v -e '1/1 \"%02x\"'; echo").split()))
+
+
+@contextmanager
+def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dialect = Dialect.UPSTREAM,
+          append: str = "console=ttyS0") -> Iterator[Console]:  # fmt: skip
+    (image,) = folder.glob("boot/vmlinuz-*")
+    kernel = kernel_named("emulated", dialect, cpus=cpus, memory=MEMORY)
+    assert isinstance(kernel, MachineKernel)
+    printed = bytearray()
+    plan = Plan(
+        firmware=find_firmware(None, tdx=True),
+        memory_size=MEMORY,
+        cpus=cpus,
+        td=td,
+        serial=printed.extend,
+        linux=load(image, folder / "initrd.img", append, MEMORY),
+    )
+    with Kvm(kernel, dialect) as device, launch(device, plan) as machine:
+        run = Run(machine)
+        run.start()
+        try:
+            console = Console(kernel, run, printed)
+            console.wait()
+            yield console
+        finally:
+            run.stop()
+
+
+def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_guest: Path) -> None:
+    owner = bytes(range(48))
+    with linux(linux_guest, td=TdParameters(mrowner=owner)) as console:
+        assert "tdx: Guest detected" in console.command("dmesg | grep -i tdx")
+        assert "Intel TDX" in console.command("dmesg | grep -i 'memory encryption'")
+        assert int(console.command("ls /sys/firmware/acpi/tables | grep -c -E 'FACP|APIC|DSDT|MCFG'")) == 4
+        tdreport = console.bytes_of("printf 0123456789abcdef | tdreport")
+        parsed = parse_report(tdreport)
+        td = next(iter(console.kernel.module.tds.values()))
+        assert parsed.reportdata == b"0123456789abcdef".ljust(64, b"\0")
+        assert parsed.mrtd.hex() == td.mrtd.hex()
+        assert parsed.mrowner == owner
+        assert parsed.consistent
+        assert verify(console.kernel.module.identity, tdreport[:256])
+        assert [value.hex() for value in parsed.rtmrs] == [value.hex() for value in td.rtmr]
+        quote = console.command(
+            "r=/sys/kernel/config/tsm/report/r; mkdir $r && printf %064d 1 > $r/inblob; cat $r/provider; "
+            "echo of $(cat $r/outblob | wc -c) bytes"
+        )
+        assert "tdx_guest" in quote
+        assert "of 0 bytes" in quote  # nobody makes quotes here: GetQuote answers "service unavailable"
+        console.run.machine.board.type(b"exit\n")
+        outcome = console.run.wait(PATIENCE_SECONDS)
+        assert outcome is not None
+        assert outcome.end is End.POWER_OFF
+
+
+def test_four_processors_come_up_by_the_mailbox(linux_guest: Path) -> None:
+    with linux(linux_guest, td=TdParameters(gpa_width=52), cpus=4) as console:
+        assert console.command("nproc").strip() == "4"
+        assert "acpi_wakeup_cpu" in console.command("dmesg | grep -i wakeup")
+        assert console.command("for n in 1 2 3 4; do (sha256sum /init &); done; sleep 1").count("  /init\n") == 4
+
+
+def test_the_same_kernel_and_initrd_as_an_ordinary_vm(linux_guest: Path) -> None:
+    with linux(linux_guest, td=None) as console:
+        assert "tdx" not in console.command("dmesg | grep -i 'guest detected'; true")
+        assert "ordinary VM" in console.command(
+            "dmesg > /dev/null; grep -qw tdx_guest /proc/cpuinfo || echo ordinary VM"
+        )
+        assert int(console.command("grep -c -E 'timer|ttyS0' /proc/interrupts")) >= 1
+
+
+def test_v10(linux_guest: Path) -> None:
+    with linux(linux_guest, td=TdParameters(), dialect=Dialect.V10) as console:
+        assert "tdx: Guest detected" in console.command("dmesg | grep -i tdx")
+
+
+@pytest.mark.parametrize(
+    ("append", "status", "words"),
+    [
+        ("console=ttyS0 quiet rdinit=/absent panic=-1", 0, ["reset"]),
+        ("console=ttyS0 quiet swtdx.run=true", 0, ["powered off"]),
+        ("console=ttyS0 quiet swtdx.run=sleep,1000", 4, ["time was up"]),
+    ],
+)
+def test_how_it_ends_is_said_and_told_apart(append: str, status: int, words: list[str], linux_guest: Path) -> None:
+    (image,) = linux_guest.glob("boot/vmlinuz-*")
+    limit = ["--timeout", "25"] if status == 4 else ["--timeout", "170"]
+    result = subprocess.run(
+        [sys.executable, "-c", "from swtdx.cli import main; main()", "run", "--kernel", image, "--memory", "512M",
+         "--initrd", linux_guest / "initrd.img", "--append", append, "--vm-type", "default", *limit],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert result.returncode == status, result.stderr
+    for word in words:
+        assert word in result.stderr
