@@ -319,10 +319,12 @@ def test_predicted_is_what_a_launch_extends(measuring_firmware: bytes, memory: i
 
 
 def test_predicted_is_what_linux_extends(measuring_firmware: bytes, skip_loudly: Callable[[str], NoReturn]) -> None:
-    named = os.environ.get("SWTDX_LINUX")
-    if named is None:
-        skip_loudly("no $SWTDX_LINUX, a bzImage of Linux 6.9 or later; not shown: RTMR2 as its EFI stub extends it")
-    kernel = linux(Path(named).read_bytes(), b"an initrd that Linux will not like", "console=ttyS0 x=\u00e4")
+    images = sorted(Path(os.environ.get("SWTDX_LINUX") or "/nonexistent").glob("boot/vmlinuz-*"))
+    if not images:
+        skip_loudly(
+            "no Linux 6.9 or later in $SWTDX_LINUX (boot/vmlinuz-*); not shown: RTMR2 as its EFI stub extends it"
+        )
+    kernel = linux(images[-1].read_bytes(), b"an initrd that Linux will not like", "console=ttyS0 x=\u00e4")
     prediction = predict_direct_boot(measuring_firmware, kernel, 512 << 20)
     assert prediction.kernel_measures
     seen, _ = seen_rtmrs(measuring_firmware, kernel, 512 << 20, 1, len(prediction.events))

@@ -76,7 +76,7 @@ class Console:
 @contextmanager
 def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dialect = Dialect.UPSTREAM,
           append: str = "console=ttyS0") -> Iterator[Console]:  # fmt: skip
-    (image,) = folder.glob("boot/vmlinuz-*")
+    image = sorted(folder.glob("boot/vmlinuz-*"))[-1]
     kernel = kernel_named("emulated", dialect, cpus=cpus, memory=MEMORY)
     assert isinstance(kernel, MachineKernel)
     printed = bytearray()
@@ -156,7 +156,7 @@ def test_v10(linux_guest: Path) -> None:
     ],
 )
 def test_how_it_ends_is_said_and_told_apart(append: str, status: int, words: list[str], linux_guest: Path) -> None:
-    (image,) = linux_guest.glob("boot/vmlinuz-*")
+    image = sorted(linux_guest.glob("boot/vmlinuz-*"))[-1]
     limit = ["--timeout", "25"] if status == 4 else ["--timeout", "170"]
     result = subprocess.run(
         [sys.executable, "-c", "from swtdx.cli import main; main()", "run", "--kernel", image, "--memory", "512M",
