@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vmm.initrd import DIRECTORY, FILE, newc
+from guest.newc import DIRECTORY, FILE, newc
 
 # Says what it sees, takes all processors but the first off line and on again, and powers off.
 INIT = b"""#!/bin/busybox sh
