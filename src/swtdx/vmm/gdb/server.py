@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 _SEND_SECONDS = 10.0
 _RECEIVE_BYTES = 4096
+_GOODBYE_SECONDS, _GOODBYE_PIECES = 0.2, 16
 
 
 class AddressError(Exception):
@@ -169,6 +170,7 @@ class GdbServer:
         finally:
             selector.unregister(client)
             self._part(stub)
+            _say_goodbye(client)
 
     def _part(self, stub: Stub) -> None:
         if self._execution.over:
@@ -226,6 +228,18 @@ class _Session:
                 case Again():
                     if not stub.no_acknowledgement and self._last:
                         self._client.sendall(self._last)
+
+
+def _say_goodbye(client: socket.socket) -> None:
+    """End the connection so that the client reads our last words: closing with its own unread would reset it."""
+    try:
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(_GOODBYE_SECONDS)
+        for _ in range(_GOODBYE_PIECES):
+            if not client.recv(_RECEIVE_BYTES):
+                return
+    except OSError:
+        return  # it is gone already
 
 
 def _listen(address: Address) -> socket.socket:
