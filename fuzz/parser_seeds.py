@@ -7,11 +7,15 @@ import hashlib
 import json
 import struct
 from functools import cache
+from uuid import UUID
 
 from fuzz.mutation import Seed
+from swtdx.attest.authenticode import authenticode_digest
 from tests.attest import uefi_image
 from tests.conftest import firmware_image, reference_directory
 from tests.vmm.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
+
+X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 
 
 def vector(name: str) -> bytes:
@@ -60,7 +64,16 @@ def variables() -> tuple[Seed, ...]:
 @cache
 def kernels() -> tuple[Seed, ...]:
     """bzImages that are PE executables."""
-    return (Seed("made", uefi_image.efi_kernel(signature=b"s" * 64), ((0x3C, 0x130), (0x1F0, 0x268))),)
+    digest = authenticode_digest(uefi_image.efi_kernel(), "sha256")
+    signature = uefi_image.certificate_table(b"\x30\x82\0\x40" + digest + b"s" * 32)
+    image = uefi_image.efi_kernel(signature=signature)
+    return (Seed("made", image, ((0x3C, 0x130), (0x1F0, 0x268), (len(image) - len(signature), len(image)))),)
+
+
+@cache
+def database() -> bytes:
+    """A ``db`` of one certificate that is none."""
+    return uefi_image.signature_list(X509, b"\x30\x82\0\x10" + bytes(16))
 
 
 @cache

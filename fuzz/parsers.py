@@ -34,6 +34,7 @@ from swtdx.attest.memory_picture import svg_picture, text_picture
 from swtdx.attest.quote import QuoteError, parse_quote
 from swtdx.attest.replay import replay
 from swtdx.attest.report import ReportError, parse_report
+from swtdx.attest.secure_boot import allowing_signature, entries
 from swtdx.attest.variable_store import VariableStoreError, parse_variables
 from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError
@@ -158,7 +159,10 @@ def _variables(data: bytes) -> None:
 
 
 def _kernel(data: bytes) -> None:
-    assert len(authenticode_digest(parse_linux(data, "vmlinuz").image)) == 48
+    image = parse_linux(data, "vmlinuz").image
+    assert len(authenticode_digest(image)) == 48
+    allowing_signature(image, parser_seeds.database(), data)
+    list(entries(data, parser_seeds.X509))
 
 
 def _log(data: bytes) -> None:

@@ -58,6 +58,35 @@ def driver(name: UUID, title: str, code: bytes = b"code") -> bytes:
     return file(name, sections(section(0x10, code), section(0x15, (title + "\0").encode("utf-16-le"))))
 
 
+def signature_list(kind: UUID, *signatures: bytes) -> bytes:
+    """EFI_SIGNATURE_LIST of signatures of one length; their owner is zero."""
+    each = 16 + len(signatures[0])
+    body = b"".join(bytes(16) + signature for signature in signatures)
+    return kind.bytes_le + struct.pack("<III", 28 + len(body), 0, each) + body
+
+
+def certificate_table(signature: bytes) -> bytes:
+    """WIN_CERTIFICATE of PKCS#7, padded."""
+    entry = struct.pack("<IHH", 8 + len(signature), 0x200, 2) + signature
+    return entry + bytes(-len(entry) % 8)
+
+
+def with_variable(image: bytes, name: str, vendor: UUID, data: bytes) -> bytes:
+    """A real image in whose store the variable has other contents: the old record is deleted, a new one appended."""
+    store = image.find(AUTHENTICATED.bytes_le)
+    at = store + 28
+    changed = bytearray(image)
+    while changed[at : at + 2] == b"\xaa\x55":
+        name_size, data_size = struct.unpack_from("<II", changed, at + 36)
+        if changed[at + 44 : at + 60 + name_size] == vendor.bytes_le + (name + "\0").encode("utf-16-le"):
+            changed[at + 2] = 0x3C
+        at += 60 + name_size + data_size
+        at += -at % 4
+    record = variable(name, vendor, data)
+    changed[at : at + len(record)] = record
+    return bytes(changed)
+
+
 def volume(contents: bytes, size: int = 0, system: UUID = FFS2, name: UUID | None = None) -> bytes:
     """A volume with its header; with a name, an extended header is put before the contents."""
     extension = 0

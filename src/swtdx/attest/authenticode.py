@@ -3,7 +3,7 @@
 
 Microsoft, "Windows Authenticode Portable Executable Signature Format": everything but the checksum, the directory entry
 that points at the signatures, and the signatures themselves, the sections in the order in which they lie in the file.
-The digest is SHA-384 here, since that is what extends an RTMR.
+The digest is SHA-384 unless asked otherwise, since that is what extends an RTMR.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _CHECKSUM_AT = 64
 _DIRECTORY_COUNT_AT = 108
 _DIRECTORIES_AT = 112
 _SECURITY = 4  # number of the directory that points at the signatures
+_CERTIFICATE = struct.Struct("<IHH")  # WIN_CERTIFICATE: length, revision, type
 MACHINE_X64 = 0x8664
 
 
@@ -30,8 +31,8 @@ class PeError(ValueError):
     """Not an executable that 64-bit firmware starts; the text is one sentence that continues "the file ..."."""
 
 
-def authenticode_digest(image: bytes) -> bytes:
-    """SHA-384 (48 bytes) of a PE32+ executable for x86-64 without its signatures. Raises `PeError`.
+def authenticode_digest(image: bytes, algorithm: str = "sha384") -> bytes:
+    """Digest of a PE32+ executable for x86-64 without its signatures. Raises `PeError`.
 
     >>> authenticode_digest(b"MZ")
     Traceback (most recent call last):
@@ -69,10 +70,30 @@ def authenticode_digest(image: bytes) -> bytes:
     if signatures > len(image) - counted:
         raise PeError("is a damaged PE executable: its signatures do not fit")
     pieces.append((counted, len(image) - signatures))
-    hashed, view = hashlib.sha384(), memoryview(image)
+    hashed, view = hashlib.new(algorithm), memoryview(image)
     for start, end in pieces:
         hashed.update(view[start:end])
     return hashed.digest()
+
+
+def signatures(image: bytes) -> list[tuple[int, bytes]]:
+    """(type, contents) of each entry of an executable's certificate table; empty where there is none, or no sense.
+
+    >>> signatures(b"MZ")
+    []
+    """
+    pe = int.from_bytes(image[_PE_POINTER_AT : _PE_POINTER_AT + 4], "little")
+    entry = pe + len(_PE_SIGNATURE) + _COFF.size + _DIRECTORIES_AT + 8 * _SECURITY
+    at, size = _number(image, entry), _number(image, entry + 4)
+    end = at + size
+    found = []
+    while at + _CERTIFICATE.size <= min(end, len(image)):
+        length, _, kind = _CERTIFICATE.unpack_from(image, at)
+        if not _CERTIFICATE.size <= length <= end - at:
+            break
+        found.append((kind, image[at + _CERTIFICATE.size : at + length]))
+        at += -(-length // 8) * 8
+    return found
 
 
 def _sections(image: bytes, at: int, count: int) -> list[tuple[int, int]]:

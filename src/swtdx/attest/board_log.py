@@ -18,12 +18,13 @@ from dataclasses import replace
 from swtdx.attest.direct_boot import (
     EV_EFI_BOOT_SERVICES_APPLICATION,
     EV_EFI_PLATFORM_FIRMWARE_BLOB2,
+    EV_EFI_VARIABLE_AUTHORITY,
     EV_EFI_VARIABLE_DRIVER_CONFIG,
     EV_EVENT_TAG,
     BootPrediction,
     PredictionError,
     cfv_extension,
-    kernel_extension,
+    kernel_extensions,
     kernel_measures,
     secure_boot_policy,
     started_variables,
@@ -69,12 +70,12 @@ def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name:
     stub = list(stub_extensions(linux)) if measures else []
     for event in events:
         if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION:
-            made.append(kernel_extension(linux))
+            made += kernel_extensions(linux, variables, name)
         elif event.event_type == EV_EFI_PLATFORM_FIRMWARE_BLOB2:
             made.append(cfv)
         elif event.event_type == EV_EFI_VARIABLE_DRIVER_CONFIG and event.rtmr == 0:
             made.append(_same_form(event, policy.get(_variable_name(event), event)))
-        elif _of_the_stub(event):
+        elif _of_the_stub(event) or event.event_type == EV_EFI_VARIABLE_AUTHORITY:
             continue
         else:
             if event.data == _EXIT_BOOT_SERVICES:

@@ -10,6 +10,7 @@ who                     register  what
 SEC                     RTMR0     the TD HOB, without its end; the CFV, which holds the variables; some items of fw_cfg
 TdTcg2Dxe               RTMR0     SecureBoot, PK, KEK, db, dbx (dbt), and a separator
 ACPI platform driver    RTMR0     the table loader's script, and each blob that it allocates, as fw_cfg gives them
+image loader            RTMR0     under Secure Boot: the key of db that allows the kernel
 image loader            RTMR1     the kernel, as an Authenticode digest
 TdTcg2Dxe               both      at "ready to boot": BootOrder and Boot####; the call of an application, a separator
 EFI stub                RTMR2     load options (UTF-16), initrd: if it knows the CC measurement protocol (Linux 6.9)
@@ -36,6 +37,7 @@ from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import Rtmrs, replay
+from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
 from swtdx.vmm.board.acpi_tables import LOADER_FILE
 from swtdx.vmm.board.acpi_tables import build as build_acpi
@@ -70,6 +72,7 @@ _LOADER_COMMAND_SIZE, _LOADER_ALLOCATE = 128, 1
 EV_SEPARATOR, EV_EVENT_TAG, EV_PLATFORM_CONFIG_FLAGS = 0x4, 0x6, 0xA
 EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT = 0x8000_0001, 0x8000_0002
 EV_EFI_BOOT_SERVICES_APPLICATION, EV_EFI_ACTION = 0x8000_0003, 0x8000_0007
+EV_EFI_VARIABLE_AUTHORITY = 0x8000_00E0
 EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EFI_HANDOFF_TABLES2 = 0x8000_000A, 0x8000_000B
 
 
@@ -138,7 +141,7 @@ def predict_direct_boot(
         *_sec(tdvf, layout, {**standard_files(layout), **acpi}, standard_items(layout, cpus)),
         *secure_boot_policy(variables),
         *_acpi(acpi),
-        kernel_extension(linux),
+        *kernel_extensions(linux, variables, name),
         *_ready_to_boot(menu),
         *(stub_extensions(linux) if measures else ()),
         _action("Exit Boot Services Invocation"),
@@ -196,15 +199,28 @@ def _acpi(acpi: Mapping[str, bytes]) -> Iterator[Event]:
             yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
 
 
-def kernel_extension(linux: LinuxBoot) -> Event:
-    """The kernel, as the image loader measures it. Raises `PredictionError` for one without an EFI stub."""
+def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str) -> Iterator[Event]:
+    """The kernel, as the image loader measures it; under Secure Boot first the key by which it may start.
+
+    Raises `PredictionError` for a kernel without an EFI stub, or one that the firmware refuses.
+    """
+    kernel = linux.kernel
     try:
-        digest = authenticode_digest(linux.kernel.image)
+        digest = authenticode_digest(kernel.image)
+        if variables.secure_boot:
+            db, dbx = (variables.get(name, IMAGE_SECURITY) or b"" for name in ("db", "dbx"))
+            key = allowing_signature(kernel.image, db, dbx)
+            if key is None:
+                raise PredictionError(
+                    f"{firmware} enforces Secure Boot, and {kernel.name} is not signed by a key of its db: it will not "
+                    "start (virt-fw-vars --add-db makes an image that knows your key, --delete PK one that starts all)"
+                )
+            yield _variable(EV_EFI_VARIABLE_AUTHORITY, "db", IMAGE_SECURITY, key)
     except PeError as error:
         raise PredictionError(
-            f"{linux.kernel.name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
+            f"{kernel.name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
         ) from None
-    return Event(0, 0, 1, EV_EFI_BOOT_SERVICES_APPLICATION, digest, b"", "kernel")
+    yield Event(0, 0, 1, EV_EFI_BOOT_SERVICES_APPLICATION, digest, b"", "kernel")
 
 
 def _ready_to_boot(menu: FirmwareFile) -> Iterator[Event]:
@@ -273,7 +289,7 @@ def _boot_manager_menu(carried: list[FirmwareFile], name: str) -> FirmwareFile:
 
 
 def started_variables(tdvf: Tdvf) -> VariableStore:
-    """The variables that the firmware starts with. Raises `PredictionError`, also where they enforce Secure Boot."""
+    """The variables that the firmware starts with. Raises `PredictionError`."""
     found = [section for section in tdvf.sections if section.type is SectionType.CFV]
     if len(found) != 1:
         raise PredictionError(f"{tdvf.name} has {len(found)} CFV sections, and what they do is predicted for one only")
@@ -281,10 +297,4 @@ def started_variables(tdvf: Tdvf) -> VariableStore:
         variables = parse_variables(bytes(tdvf.raw_contents(found[0])))
     except VariableStoreError as error:
         raise PredictionError(f"the CFV of {tdvf.name} cannot be read: {error}") from None
-    if variables.secure_boot:
-        raise PredictionError(
-            f"{tdvf.name} enforces Secure Boot (its CFV has a platform key): in a TD it starts only a kernel signed by "
-            "a key of its db, and that is not predicted; an image without the platform key starts any (virt-fw-vars "
-            "--delete PK makes one)"
-        )
     return variables

@@ -43,10 +43,11 @@ EPILOG = """
 [bold]RTMRs[/bold]
 
 RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
-kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs. What is predicted
-is edk2's build for TDs, 2025.05 and later, without Secure Boot. Firmware without a driver that measures leaves them
-zero, and that is said. On another machine they differ by its tables: with --event-log these come from a log that it has
-once written, and what the files given decide is put in place of what they were then.
+kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs. What is
+predicted is edk2's build for TDs, 2025.05 and later; under Secure Boot the kernel must be signed by a key of its db.
+Firmware without a driver that measures leaves them zero, and that is said. On another machine they differ by its
+tables: with --event-log these come from a log that it has once written, and what the files given decide is put in
+place of what they were then.
 
 [bold]Exit status[/bold]
 
