@@ -30,7 +30,6 @@ class Recording:
         self._form = form
         self._command = command
         self._lock = threading.Lock()
-        self._history_lock = threading.Lock()
         self._held: list[Event] | None = []
         self._sinks: list[Callable[[Event], None]] = []
         self._writer: TraceWriter | None = None
@@ -43,14 +42,13 @@ class Recording:
         return self.trace is not None or self.html is not None
 
     def emit(self, event: Event) -> None:
-        """Take an event, from any thread."""
-        if self._held is not None:
-            with self._lock:
-                if self._held is not None:
-                    self._held.append(event)
-                    return
-        for sink in self._sinks:
-            sink(event)
+        """Take an event, from any thread; trace and page get them in one order."""
+        with self._lock:
+            if self._held is not None:
+                self._held.append(event)
+                return
+            for sink in self._sinks:
+                sink(event)
 
     def begin(self) -> None:
         """Open the files. Raises InputError."""
@@ -66,16 +64,15 @@ class Recording:
             self._sinks.append(self._writer.emit)
         with self._lock:
             held, self._held = self._held or [], None
-        for event in held:
-            for sink in self._sinks:
-                sink(event)
+            for event in held:
+                for sink in self._sinks:
+                    sink(event)
 
     def _tell(self, event: Event) -> None:
         """Give an event to the history, in the units of a trace file."""
         moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
-        with self._history_lock:
-            assert self._history is not None
-            self._history.add(moved)
+        assert self._history is not None
+        self._history.add(moved)
 
     @property
     def events(self) -> int:
@@ -99,7 +96,7 @@ class Recording:
     def _write_page(self, history: RunHistory, path: Path, record: dict[str, Any]) -> None:
         from swtdx.cli.run_page import page
 
-        with self._history_lock:
+        with self._lock:
             history.record = record
             history.finish()
             text = page(history)

@@ -29,6 +29,11 @@ _NAMES = {
     PageState.PRIVATE: "private",
     PageState.SHARED: "shared with the host",
 }
+_NAMES_FROM_OUTSIDE = {
+    PageState.UNMAPPED: "private (which of it is mapped, only the kernel knows)",
+    PageState.SHARED: "shared with the host",
+}
+"""On a real host, where no SEAMCALL is to be seen."""
 _SERIES = ("#2b6cb0", "#d1495b", "#f2b134", "#3a9d5d", "#7b5ea7", "#8d99ae")
 _COLUMNS = 120
 _BIN_SECONDS = 0.01
@@ -127,6 +132,8 @@ def _memory(history: RunHistory) -> str:
     """Time from left to right, addresses from top to bottom; each cell is filled as far as each state goes."""
     if not history.snapshots:
         return '<p class="soft">No memory slots are in this trace.</p>'
+    if history.record and history.record["vm_type"] != "tdx":
+        return '<p class="soft">The memory of an ordinary VM is all the host\'s: there is nothing to tell apart.</p>'
     width, height, left, bottom = 640, 320, 104, 22
     rows = history.rows
     shots = history.snapshots
@@ -147,9 +154,10 @@ def _memory(history: RunHistory) -> str:
     for slot in history.slots.values():
         for state in PageState:
             pages[state] += slot.states.count(state)
+    names = _NAMES if "seamcall" in history.counts else _NAMES_FROM_OUTSIDE
     legend = "".join(
-        f'<span><i style="background:{_COLOURS[state]}"></i>{_NAMES[state]}: {_size(pages[state])} at the end</span>'
-        for state in PageState
+        f'<span><i style="background:{_COLOURS[state]}"></i>{name}: {_size(pages[state])} at the end</span>'
+        for state, name in names.items()
     )
     return "".join(parts) + f'<div class="legend">{legend}</div>'
 

@@ -190,7 +190,7 @@ def _table(found: Summary) -> Iterator[str]:
         ]
         yield "  ".join(cells).rstrip()
     total = sum(line.count for names in found.kinds.values() for line in names.values())
-    ran = f", {found.guest / 1e6:.3f} s of them in the guest" if found.guest else ""
+    ran = f"; the vCPUs were in the guest for {found.guest / 1e6:.3f} s" if found.guest else ""
     yield f"{total:,} events in {found.seconds:.3f} s{ran}"
 
 
