@@ -18,7 +18,7 @@ from typing import Any
 
 from swtdx.uapi import kvm as k
 from swtdx.uapi.dialect import Dialect
-from swtdx.uapi.layout import filled
+from swtdx.uapi.layout import filled, with_entries
 from tests.linux.conftest import Bench, boot, boot_v10
 
 PAGE_PATH = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
@@ -43,6 +43,7 @@ class Subject:
 
 KINDS = ("VM upstream", "VM v10", "TD upstream", "TD v10")
 VMS, TDS = frozenset(KINDS[:2]), frozenset(KINDS[2:])
+_UP, _OLD = frozenset({KINDS[2]}), frozenset({KINDS[3]})
 ALL, UPSTREAM, V10 = VMS | TDS, frozenset({KINDS[0], KINDS[2]}), frozenset({KINDS[1], KINDS[3]})
 
 
@@ -113,6 +114,23 @@ def header(kind: type[ctypes.Structure], **members: int) -> Callable[[Subject], 
     return lambda _: filled(kind, [], **members)
 
 
+def full(kind: type[ctypes.Structure], **counter: int) -> Callable[[Subject], Any]:
+    """A structure that has as many entries as its counter says."""
+    (count,) = counter.values()
+    return lambda _: with_entries(kind, count)(**counter)
+
+
+def slot(kind: type[ctypes.Structure]) -> Callable[[Subject], Any]:
+    """A region of one page of user memory."""
+
+    def make(on: Subject) -> Any:
+        memory = (ctypes.c_char * 8192)()
+        on.keep.append(memory)
+        return kind(memory_size=4096, userspace_addr=(ctypes.addressof(memory) + 4095) & -4096)
+
+    return make
+
+
 E = errno
 _BAD_POINTERS = {
     "device": "GET_SUPPORTED_CPUID GET_EMULATED_CPUID GET_MSR_INDEX_LIST GET_MSR_FEATURE_INDEX_LIST GET_MSRS "
@@ -158,6 +176,10 @@ CASES: tuple[Case, ...] = (
     Case("device", "KVM_CREATE_VM", E.EINVAL, "the TD type of the other dialect", 1, UPSTREAM),
     Case("device", "KVM_CREATE_VM", E.EINVAL, "the TD type of the other dialect", 5, V10),
     Case("device", "KVM_CHECK_EXTENSION", 0, "unknown is 0", 4711),
+    Case("device", "KVM_GET_SUPPORTED_CPUID", 0, "room for 200", full(k.kvm_cpuid2, nent=200)),
+    Case("device", "KVM_GET_EMULATED_CPUID", 0, "room for 10", full(k.kvm_cpuid2, nent=10)),
+    Case("device", "KVM_GET_MSR_INDEX_LIST", 0, "room for 1000", full(k.kvm_msr_list, nmsrs=1000)),
+    Case("device", "KVM_GET_MSR_FEATURE_INDEX_LIST", 0, "room for 100", full(k.kvm_msr_list, nmsrs=100)),
     Case("device", "KVM_GET_SUPPORTED_CPUID", E.E2BIG, "too little room", header(k.kvm_cpuid2, nent=0)),
     Case("device", "KVM_GET_MSR_INDEX_LIST", E.E2BIG, "too little room", header(k.kvm_msr_list, nmsrs=0)),
     Case("device", "KVM_GET_MSR_FEATURE_INDEX_LIST", E.E2BIG, "too little room", header(k.kvm_msr_list, nmsrs=0)),
@@ -272,6 +294,12 @@ CASES: tuple[Case, ...] = (
         struct(k.kvm_userspace_memory_region2, flags=4, memory_size=4096, guest_memfd=9999),
         TDS & UPSTREAM,
     ),
+    Case(
+        "vm", "KVM_SET_MEMORY_ATTRIBUTES", 0, "PRIVATE", struct(k.kvm_memory_attributes, size=4096, attributes=8), _UP
+    ),
+    Case("vm", "KVM_SET_MEMORY_ATTRIBUTES", 0, "shared as it is", struct(k.kvm_memory_attributes, size=4096), UPSTREAM),
+    Case("vm", "KVM_SET_USER_MEMORY_REGION", 0, "accepted", slot(k.kvm_userspace_memory_region)),
+    Case("vm", "KVM_SET_USER_MEMORY_REGION2", 0, "accepted", slot(k.kvm_userspace_memory_region2), UPSTREAM),
     Case("vm", "KVM_SET_MEMORY_ATTRIBUTES", E.EINVAL, "flags", struct(k.kvm_memory_attributes, flags=1), UPSTREAM),
     Case(
         "vm",
@@ -314,6 +342,7 @@ CASES: tuple[Case, ...] = (
     Case("vm", "KVM_MEMORY_ENCRYPT_UNREG_REGION", E.ENOTTY, "no such callback", room()),
     Case("vm", "KVM_MEMORY_ENCRYPT_OP", E.ENOTTY, "not a TD, before the pointer", NOWHERE, VMS),
     Case("vm", "KVM_MEMORY_ENCRYPT_OP", E.EFAULT, "a pointer to nowhere", NOWHERE, TDS),
+    Case("vm", "KVM_X86_SET_MSR_FILTER", 0, "no ranges", room()),
     Case("vm", "KVM_X86_SET_MSR_FILTER", E.EINVAL, "flags", struct(k.kvm_msr_filter, flags=2)),
     Case("vm", "KVM_HAS_DEVICE_ATTR", E.ENOTTY, "not a request here", room()),
     Case("vm", "KVM_RUN", E.ENOTTY, "not a request here"),
@@ -323,7 +352,9 @@ CASES: tuple[Case, ...] = (
     Case("vcpu", "KVM_SET_CPUID", E.E2BIG, "257 entries", header(k.kvm_cpuid, nent=257)),
     Case("vcpu", "KVM_SET_CPUID2", E.E2BIG, "257 entries", header(k.kvm_cpuid2, nent=257)),
     Case("vcpu", "KVM_SET_CPUID2", 0, "accepted", header(k.kvm_cpuid2, nent=0)),
+    Case("vcpu", "KVM_GET_CPUID2", 0, "room for 100", full(k.kvm_cpuid2, nent=100)),
     Case("vcpu", "KVM_GET_CPUID2", E.E2BIG, "too little room", header(k.kvm_cpuid2, nent=0), TDS),
+    Case("vcpu", "KVM_GET_MSRS", 0, "none", header(k.kvm_msrs, nmsrs=0)),
     Case("vcpu", "KVM_GET_MSRS", E.E2BIG, "256 at once", header(k.kvm_msrs, nmsrs=256)),
     Case("vcpu", "KVM_SET_MSRS", E.E2BIG, "256 at once", header(k.kvm_msrs, nmsrs=256)),
     Case("vcpu", "KVM_SET_MSRS", 0, "none", header(k.kvm_msrs, nmsrs=0)),
@@ -337,6 +368,7 @@ CASES: tuple[Case, ...] = (
     Case("vcpu", "KVM_INTERRUPT", E.EINVAL, "vector 256", struct(k.kvm_interrupt, irq=256)),
     Case("vcpu", "KVM_INTERRUPT", 0, "split irqchip", struct(k.kvm_interrupt, irq=32)),
     Case("vcpu", "KVM_GET_VCPU_EVENTS", 0, "accepted", room()),
+    Case("vcpu", "KVM_SET_VCPU_EVENTS", 0, "nothing pending", room()),
     Case("vcpu", "KVM_SET_VCPU_EVENTS", E.EINVAL, "flags", struct(k.kvm_vcpu_events, flags=0x40)),
     Case("vcpu", "KVM_SET_SREGS2", E.EINVAL, "protected state, before the pointer", NOWHERE, TDS),
     Case("vcpu", "KVM_SET_SREGS2", E.EFAULT, "a pointer to nowhere", NOWHERE, VMS),
@@ -391,7 +423,6 @@ class Proof:
     on: frozenset[str]
 
 
-_UP, _OLD = frozenset({"TD upstream"}), frozenset({"TD v10"})
 PROVEN = (
     Proof("device", "KVM_CREATE_VM", (E.EINVAL,), "test_kernel.py::test_vm_types", ALL),
     Proof("vm", "(any)", (E.EIO,), "test_kernel.py::test_a_child_process_cannot_use_the_vm", VMS),
@@ -504,6 +535,45 @@ PROVEN = (
     Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EINVAL,), f"{_TDX_VM}::test_finalize_before_init", _UP),
     Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EBUSY,), f"{_TDX_VM}::test_finalize_busy_can_be_repeated", _UP),
     Proof("vm", "KVM_TDX_FINALIZE_VM", (E.EIO,), f"{_TDX_VM}::test_finalize_error_kills_the_vm", _UP),
+    *(
+        Proof(fd, request, outcomes, f"test_every_errno.py::{test}", on)
+        for fd, request, outcomes, test, on in (
+            ("device", "KVM_CREATE_VM", (E.EMFILE,), "test_too_many_files_wins_over_a_bad_type", UPSTREAM),
+            ("device", "KVM_CREATE_VM", (E.ENOMEM,), "test_no_page_for_a_vm", frozenset({KINDS[0]})),
+            ("vm", "KVM_CREATE_VCPU", (E.EMFILE,), "test_too_many_files_for_a_vcpu_and_a_guest_memfd", _UP),
+            ("vm", "KVM_CREATE_GUEST_MEMFD", (E.EMFILE,), "test_too_many_files_for_a_vcpu_and_a_guest_memfd", _UP),
+            ("vm", "KVM_CREATE_VCPU", (E.EIO, E.EINVAL), "test_the_tds_state_wins_over_its_irqchip", _UP),
+            ("vm", "KVM_CREATE_VCPU", (E.ENOMEM,), "test_no_page_for_a_vcpus_descriptor", _UP),
+            ("vcpu", "(any)", (E.EIO,), "test_a_dead_vms_vcpu_answers_nothing", _UP),
+            (
+                "vm",
+                "KVM_SET_USER_MEMORY_REGION2",
+                (E.EEXIST, E.EBADF),
+                "test_an_overlap_wins_over_a_bad_guest_memfd",
+                _UP,
+            ),
+            ("vcpu", "KVM_RUN", (E.EINTR, E.EAGAIN), "test_a_vcpu_that_waits_to_be_started", frozenset({KINDS[0]})),
+            ("vcpu", "KVM_RUN", (E.ENOMEM,), "test_no_page_for_a_fault", _UP),
+            ("vcpu", "KVM_PRE_FAULT_MEMORY", (E.EINTR,), "test_a_signal_ends_pre_faulting", _UP),
+            ("vcpu", "KVM_TDX_INIT_MEM_REGION", (E.EINTR,), "test_a_signal_between_two_pages", _UP),
+            ("vcpu", "KVM_TDX_INIT_MEM_REGION", (E.EFAULT,), "test_a_region_that_cannot_be_written_back", _UP),
+            ("vcpu", "KVM_TDX_INIT_MEM_REGION", (E.ENOMEM,), "test_no_page_for_initial_memory", _UP),
+            ("vcpu", "KVM_TDX_GET_CPUID", (E.EFAULT, E.EIO), "test_get_cpuid_that_cannot_be_read_or_written", _UP),
+            ("vcpu", "KVM_TDX_GET_CPUID", (E.EINVAL,), "test_finalized_once", _UP),
+            ("vm", "KVM_TDX_FINALIZE_VM", (E.EINVAL,), "test_finalized_once", _UP),
+            ("vm", "KVM_TDX_INIT_VM", (E.EINVAL,), "test_finalized_once", _UP),
+            ("vm", "KVM_TDX_INIT_VM", (E.ENOMEM,), "test_no_page_for_a_td", _UP),
+            ("vcpu", "KVM_TDX_INIT_VCPU", (E.ENOMEM,), "test_no_page_for_a_vcpu", _UP),
+            ("vcpu", "KVM_TDX_INIT_VCPU", (E.EFAULT, E.EINVAL), "test_v10_vcpu_commands", _OLD),
+            ("vm", "KVM_TDX_FINALIZE_VM", (E.EINVAL,), "test_v10_finalized_once", _OLD),
+            ("vm", "KVM_TDX_INIT_VM", (0,), "test_a_whole_life", TDS),
+            ("vcpu", "KVM_TDX_INIT_VCPU", (0,), "test_a_whole_life", TDS),
+            ("vcpu", "KVM_TDX_INIT_MEM_REGION", (0,), "test_a_whole_life", _UP),
+            ("vm", "KVM_TDX_INIT_MEM_REGION", (0,), "test_a_whole_life", _OLD),
+            ("vm", "KVM_TDX_FINALIZE_VM", (0,), "test_a_whole_life", TDS),
+            ("vcpu", "KVM_RUN", (0,), "test_a_whole_life", TDS),
+        )
+    ),
     Proof("vm", "KVM_TDX_TERMINATE_VM", (0, E.EINVAL), f"{_TDX_VM}::test_terminate_releases_the_key_at_once", _UP),
 )
 

@@ -116,6 +116,7 @@ class TdpMmu:
         try:
             if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
                 return RetPf.FIXED
+            self._page_for(vcpu, slot, gfn)
             self.map_private(slot, gfn)
             if huge_pages and level == PG_LEVEL_4K:
                 self.split_private(gfn)
@@ -124,11 +125,18 @@ class TdpMmu:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 return RetPf.RETRY
-            if error.errno == errno.ENOMEM:
-                raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
             raise
         slot.gmem.prepared.add(gfn - slot.base_gfn + slot.gmem_pgoff)
         return RetPf.FIXED
+
+    @staticmethod
+    def _page_for(vcpu: "Vcpu", slot: "Memslot", gfn: int) -> None:
+        """kvm_gmem_get_pfn. Its failure is a memory-fault exit; that of a page for a table is not (ENOMEM alone)."""
+        assert slot.gmem is not None
+        try:
+            slot.gmem.get_page(gfn - slot.base_gfn + slot.gmem_pgoff)
+        except OSError as error:
+            raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
 
     def _map_huge(self, slot: "Memslot", gfn: int) -> bool:
         """Map the 2 MiB that the guest accepts, where slot, attributes and guest_memfd let it be one page."""
