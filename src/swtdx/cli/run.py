@@ -117,10 +117,10 @@ class Voice:
 def run(options: Options) -> int:
     """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
     voice = Voice(options.quiet)
+    debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
     plan = _plan(options)
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
-    debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
     if options.json is not None:
         _check_writable("--json", options.json)
     if options.trace is not None:
