@@ -13,6 +13,7 @@ import struct
 from bench.guest import CODE, PAGE_SIZE
 
 SHARED = 1 << 47
+TD_MEMORY = 6 << 20
 _MOV = {"rcx": "48b9", "rdx": "48ba", "r8": "49b8", "r9": "49b9", "r10": "49ba", "r11": "49bb", "r12": "49bc",
         "r13": "49bd", "r14": "49be", "r15": "49bf"}  # fmt: skip
 _TDCALL = bytes.fromhex("660f01cc")
@@ -36,6 +37,11 @@ def _operand(chance: random.Random) -> int:
     )  # fmt: skip
 
 
+def private_page(chance: random.Random) -> int:
+    """A page of a TD's memory, or just behind it; twice 2 MiB of it can be accepted at once."""
+    return chance.choice((chance.randrange(16, 70), chance.randrange(0x200, 0x604))) * PAGE_SIZE
+
+
 def _td_piece(chance: random.Random) -> bytes:
     kind = chance.randrange(10)
     if kind < 5:
@@ -43,13 +49,15 @@ def _td_piece(chance: random.Random) -> bytes:
         return _tdcall(0, rcx=0xFC00, r10=0 if chance.random() < 0.9 else chance.randrange(16),
                        r11=chance.choice(_FUNCTIONS), **registers)  # fmt: skip
     if kind == 5:  # MEM.PAGE.ACCEPT
-        return _tdcall(6, rcx=chance.randrange(64) * PAGE_SIZE)
+        if chance.random() < 0.3:
+            return _tdcall(6, rcx=chance.choice((0x20_0000, 0x40_0000)) | 1)
+        return _tdcall(6, rcx=private_page(chance))
     if kind == 6:  # MapGPA of some pages that KVM knows
-        gpa = chance.choice((0, SHARED)) | chance.randrange(16, 64) * PAGE_SIZE
+        gpa = chance.choice((0, SHARED)) | private_page(chance)
         size = chance.randrange(1, 4) * PAGE_SIZE
         return _tdcall(0, rcx=0xFC00, r10=0, r11=0x10001, r12=gpa, r13=size, r14=0, r15=0)
     if kind == 7:  # touch private or shared memory
-        gpa = chance.choice((0, 0, SHARED)) | chance.randrange(16, 70) * PAGE_SIZE
+        gpa = chance.choice((0, 0, SHARED)) | private_page(chance)
         return _set("rcx", gpa) + bytes.fromhex(chance.choice(("8a01", "c60101")))  # mov al, [rcx]; mov byte [rcx], 1
     if kind == 8:
         return bytes.fromhex(chance.choice(("31c00fa2", "b91b0000000f32", "0f31", "fb", "fa", "f4", "0f0b", "90")))

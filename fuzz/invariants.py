@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from swtdx.linux.kvm.x86.mmu.spte import pages_per_level
+from swtdx.linux.mm import HUGE_PAGE_SIZE, PAGE_SIZE
 from swtdx.seam import sept
 from swtdx.seam.pamt import PageType
 
@@ -49,18 +51,26 @@ def in_secure_ept(kernel: MachineKernel, td: Td) -> list[Page]:
     return sorted(_walk(kernel, td.sept.root, td.sept.levels - 1)) if hasattr(td, "sept") else []
 
 
+def _booked(kernel: MachineKernel) -> Iterator[tuple[int, str]]:
+    """(HPA, use) of what the kernel's allocator gave away: 2 MiB as one where the module's metadata has it as one."""
+    yield from list(kernel.pages._used.items())
+    for huge, use in list(kernel.pages._used_huge.items()):
+        small = kernel.module.pamt.index_of(huge)[1] == 0  # free, or the module was told to split what KVM keeps whole
+        yield from ((hpa, use) for hpa in range(huge, huge + HUGE_PAGE_SIZE, PAGE_SIZE if small else HUGE_PAGE_SIZE))
+
+
 def owned(kernel: MachineKernel) -> dict[int, list[Page]]:
     """What the page metadata gives to each TDR."""
     pamt, found = kernel.module.pamt, dict[int, list[Page]]()
-    for hpa, use in list(kernel.pages._used.items()):
-        index, _ = pamt.index_of(hpa)
+    for hpa, use in _booked(kernel):
+        index, size = pamt.index_of(hpa)
         kind = pamt.type_at(index)
         if kind in (PageType.NDA, PageType.RSVD, PageType.TDR):
             continue
         owner = pamt.owner_at(index)
         if use not in ("guest_memfd", "sept", "tdvpr", "tdcx", "tdcs"):
             raise Violation(f"the module holds {hpa:#x} as {kind.name}, KVM uses it as {use}")
-        found.setdefault(owner, []).append((hpa, 0, kind))
+        found.setdefault(owner, []).append((hpa, int(size), kind))
     return found
 
 
@@ -74,8 +84,9 @@ def check(kernel: MachineKernel) -> None:
         raise Violation(f"pages belong to TDs that do not exist: {strangers}")
     for tdr, td in module.tds.items():
         has = by_owner.get(tdr, [])
-        if len(has) != td.child_count:
-            raise Violation(f"TDR {tdr:#x} counts {td.child_count} pages, the metadata gives it {len(has)}")
+        count = sum(pages_per_level(level + 1) for _, level, _ in has)
+        if count != td.child_count:
+            raise Violation(f"TDR {tdr:#x} counts {td.child_count} pages, the metadata gives it {count}")
         memory = sorted(page for page in has if page[2] in (PageType.REG, PageType.EPT))
         if memory != in_secure_ept(kernel, td):
             raise Violation(f"TDR {tdr:#x}: metadata and Secure EPT differ")
@@ -94,10 +105,11 @@ def _check_mirror(kernel: MachineKernel, vm: Kvm, td: Td) -> None:
     assert tdx is not None
     if mirror is None:
         return
-    tables, leaves = set[int](), dict[int, int]()
+    tables, leaves = set[int](), dict[int, tuple[int, int]]()
 
     def walk(page: KvmMmuPage) -> None:
-        leaves.update({page.gfn + index: hpa for index, hpa in page.leaves.items()})
+        frames = pages_per_level(page.level)
+        leaves.update({page.gfn + index * frames: (hpa, page.level - 1) for index, hpa in page.leaves.items()})
         for below in page.tables.values():
             tables.add(below.external_spt)
             walk(below)
@@ -106,6 +118,7 @@ def _check_mirror(kernel: MachineKernel, vm: Kvm, td: Td) -> None:
     real = in_secure_ept(kernel, td)
     if tables != {hpa for hpa, _, kind in real if kind is PageType.EPT}:
         raise Violation(f"VM {vm.number}: the mirror has other tables than the Secure EPT")
-    added = {hpa for gfn, hpa in leaves.items() if gfn not in tdx.premapped}
-    if added != {hpa for hpa, _, kind in real if kind is PageType.REG} - set(tdx.orphans):
+    orphans = {(hpa, level - 1) for hpa, level in tdx.orphans}
+    added = {leaf for gfn, leaf in leaves.items() if gfn not in tdx.premapped}
+    if added != {(hpa, level) for hpa, level, kind in real if kind is PageType.REG} - orphans:
         raise Violation(f"VM {vm.number}: the mirror has other pages than the Secure EPT")

@@ -390,12 +390,13 @@ class Round:
             if isinstance(one, k.kvm_userspace_memory_region2):
                 one.guest_memfd_offset = chance.choice((0, 0, PAGE, 16 * PAGE))
         elif isinstance(one, k.kvm_memory_attributes):
-            one.address, one.size = chance.randrange(80) * PAGE, chance.choice((1, 4, 16, 1 << 20)) * PAGE
+            one.address = guests.private_page(chance)
+            one.size = chance.choice((1, 4, 16, 512, 1 << 20)) * PAGE
             one.attributes, one.flags = chance.choice((0, 8)), 0
         elif isinstance(one, k.kvm_create_guest_memfd):
             one.size, one.flags = chance.choice((PAGE, 16 * PAGE, 64 * PAGE)), 0
         elif isinstance(one, k.kvm_pre_fault_memory):
-            one.gpa, one.size, one.flags = chance.randrange(80) * PAGE, chance.choice((1, 4)) * PAGE, 0
+            one.gpa, one.size, one.flags = guests.private_page(chance), chance.choice((1, 4)) * PAGE, 0
         elif isinstance(one, k.kvm_irqfd):
             one.gsi, one.flags = chance.randrange(30), chance.choice((0, 0, 1))
         elif isinstance(one, k.kvm_ioeventfd):
@@ -564,7 +565,7 @@ class Round:
             self.arena[:ARENA] = guests.real_mode_code(chance).ljust(ARENA, b"\0")[:ARENA]
         elif what == 3:
             with contextlib.suppress(OSError):
-                self.line.fallocate(self.fd(), chance.choice((3, 3, 1, 0, 2)), self.scalar() & 0x3F000, PAGE)
+                self.line.fallocate(self.fd(), chance.choice((3, 3, 1, 0, 2)), guests.private_page(chance), PAGE)
         elif what == 4:
             with contextlib.suppress(OSError, OverflowError):
                 self.others.append(fd := os.dup(self.fd()))
@@ -634,7 +635,7 @@ class Round:
         vm.vcpus.clear()
 
     def new_td(self) -> None:
-        vm, vcpu, memfd = fresh_td(self.device, 64 * PAGE)
+        vm, vcpu, memfd = fresh_td(self.device, guests.TD_MEMORY)
         self.vms.append(vm)
         self.vcpus.append(vcpu)
         if memfd >= 0:
@@ -708,20 +709,21 @@ def _listening() -> Iterator[_Log]:
 
 
 def campaign(calls: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Result:
-    """At least ``calls`` system calls, in both dialects in turn, until something fails.
+    """At least ``calls`` system calls, in both dialects and with 2 MiB private pages in turn, until something fails.
 
     ``progress`` is told how many are done. A call that hangs ends the process with a trace of every thread.
     """
     result = Result()
     lines: list[Line] = []
     with _listening() as log:
-        for dialect in (Dialect.UPSTREAM, Dialect.V10):
-            lines.append(Line(boot(dialect, Platform(memory_size=1 << 30, logical_processors=4))))
+        for dialect, huge in ((Dialect.UPSTREAM, False), (Dialect.V10, False), (Dialect.UPSTREAM, True)):
+            platform = Platform(memory_size=1 << 30, logical_processors=4)
+            lines.append(Line(boot(dialect, platform, tdx_huge_page=huge)))
             _start_irqfd_thread(lines[-1])
         try:
             while result.calls < calls:
                 chance = random.Random(f"{seed}:{result.rounds}")
-                _round(lines[result.rounds % 2], chance, log, min(CALLS_PER_ROUND, calls - result.calls))
+                _round(lines[result.rounds % len(lines)], chance, log, min(CALLS_PER_ROUND, calls - result.calls))
                 result.rounds += 1
                 result.calls = sum(line.calls for line in lines)
                 progress(min(result.calls, calls))
