@@ -44,9 +44,10 @@ man_show_urls = True
 
 
 def toctree_of_the_rest() -> str:
-    """A table of contents of the pages in docs/ that index.md does not name, so that a new page is never lost."""
+    """A table of contents of the pages that index.md does not name, so that a new page is never lost."""
     named = (HERE / "index.md").read_text(encoding="utf-8")
-    rest = [path.stem for path in sorted(HERE.glob("*.md")) if path.stem != "index" and f"\n{path.stem}\n" not in named]
+    pages = [path.relative_to(HERE).with_suffix("").as_posix() for path in sorted(HERE.rglob("*.md"))]
+    rest = [page for page in pages if page != "index" and not page.startswith("_") and f"\n{page}\n" not in named]
     return "\n".join(["```{toctree}", ":maxdepth: 1", ":caption: More", "", *rest, "```", ""]) if rest else ""
 
 
