@@ -266,6 +266,22 @@ def test_a_connection_that_breaks_leaves_a_running_guest(both: Debugged) -> None
     assert "the debugger has gone, the machine goes on" in both.session.said
 
 
+def test_a_guest_that_crashes_can_be_looked_at_before_it_is_gone(both: Debugged) -> None:
+    run_to(both, "loop")
+    client = both.client
+    assert client.ask(b"Z0,%x,1" % both.at["power_off"]) == b"OK"
+    assert client.ask(b"P10=0000000001000000") == b"OK"  # RIP to 4 GiB, where nothing is mapped; no #PF handler
+    assert client.ask(b"c") == b"T06thread:01;"
+    assert client.registers()["cr2"] == 1 << 32
+    assert client.memory(both.at["loop"], 1) == 0xE8
+    assert both.session.run.outcome is None
+    assert client.ask(b"c") == b"W03"
+    outcome = both.session.run.wait(20)
+    assert outcome is not None
+    assert outcome.end is End.CRASH
+    assert "triple fault" in outcome.text
+
+
 def test_kill_ends_the_run(vm: Debugged) -> None:
     vm.client.send(b"k")
     outcome = vm.session.run.wait(20)

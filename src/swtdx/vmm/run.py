@@ -245,12 +245,13 @@ class Run:
             nature = "private" if private else "shared"
             if faults < _MEMORY_FAULT_PATIENCE and self._convert(fault.gpa, fault.size, private):
                 return faults + 1
-            self.finish(
+            self._lost(
+                vcpu,
                 Outcome(
                     End.CRASH,
                     f"vCPU {vcpu.id} accessed {fault.gpa:#x} as {nature} memory, which the guest does not have there",
                     {"gpa": fault.gpa, "nature": nature},
-                )
+                ),
             )
             return faults
         reason = getattr(vcpu.kernel, "last_reason", None)
@@ -317,16 +318,24 @@ class Run:
             registers = list(event.data)
             fatal = decode_fatal_error(registers, self.machine.slots.memory)
             details = {"code": fatal.code, "message": fatal.message, "gpa": fatal.gpa}
-            self.finish(Outcome(End.FATAL_ERROR, str(fatal), details))
+            self._lost(vcpu, Outcome(End.FATAL_ERROR, str(fatal), details))
         elif event.type == SystemEvent.SHUTDOWN:
             self._power(PowerEvent.POWER_OFF)
         elif event.type == SystemEvent.RESET:
             self._power(PowerEvent.RESET)
         else:
-            self.finish(Outcome(End.CRASH, f"the guest crashed (KVM system event {event.type})", {"event": event.type}))
+            self._lost(
+                vcpu, Outcome(End.CRASH, f"the guest crashed (KVM system event {event.type})", {"event": event.type})
+            )
+
+    def _lost(self, vcpu: Vcpu, outcome: Outcome) -> None:
+        """The guest cannot go on, and the run ends; a debugger may look at it before."""
+        if self.execution is not None:
+            self.execution.crash(vcpu.id)
+        self.finish(outcome)
 
     def _shutdown(self, vcpu: Vcpu) -> None:
-        self.finish(Outcome(End.CRASH, f"vCPU {vcpu.id} shut down: a triple fault"))
+        self._lost(vcpu, Outcome(End.CRASH, f"vCPU {vcpu.id} shut down: a triple fault"))
 
     def _internal_error(self, vcpu: Vcpu) -> None:
         internal = vcpu.kvm_run.internal
@@ -341,7 +350,7 @@ class Run:
             instruction = bytes(failure.insn_bytes[: min(failure.insn_size, len(failure.insn_bytes))]).hex(" ")
             shown = f"it cannot emulate the instruction at the start of {instruction}"
         text = f"KVM could not go on with vCPU {vcpu.id}: internal error {internal.suberror} ({shown})"
-        self.finish(Outcome(End.INTERNAL_ERROR, text, {"suberror": internal.suberror, "data": data}))
+        self._lost(vcpu, Outcome(End.INTERNAL_ERROR, text, {"suberror": internal.suberror, "data": data}))
 
     def _fail_entry(self, vcpu: Vcpu) -> None:
         reason = vcpu.kvm_run.fail_entry.hardware_entry_failure_reason
@@ -359,7 +368,7 @@ class Run:
             self.execution.hit(vcpu.id, exception)
             return
         text = f"vCPU {vcpu.id} had exception {exception}, which nobody handles"
-        self.finish(Outcome(End.CRASH, text, {"exception": exception}))
+        self._lost(vcpu, Outcome(End.CRASH, text, {"exception": exception}))
 
     def _power(self, event: PowerEvent) -> None:
         self.finish(_POWER_ENDS[event])

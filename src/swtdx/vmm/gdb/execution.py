@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _PATIENCE_SECONDS = 0.02
+CRASHED = -1
+"""In place of a vector: the vCPU cannot go on."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """KVM_RUN ended for the debugger: a #DB or #BP of ``vcpu``."""
+    """KVM_RUN ended for the debugger: a #DB or #BP of ``vcpu``, or `CRASHED`."""
 
     vcpu: int
     vector: int
@@ -34,6 +36,8 @@ class Execution:
         self.wake: Callable[[], None] = lambda: None
         """Tell the debugger's thread to look at `hits` and `over`; set by the server."""
         self.over = False
+        self.attached = False
+        """Whether there is a debugger just now."""
         self.hits: deque[Hit] = deque()
         self._allowed: frozenset[int] = frozenset() if stopped else frozenset(range(count))
         self._parked: set[int] = set()
@@ -60,6 +64,11 @@ class Execution:
         self.kick()
         self.wake()
         self.gate(vcpu)
+
+    def crash(self, vcpu: int) -> None:
+        """This vCPU cannot go on; if there is a debugger, return only when it has seen enough."""
+        if self.attached:
+            self.hit(vcpu, CRASHED)
 
     def finish(self) -> None:
         """The run is over: whoever waits may go."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from swtdx.vmm.gdb import monitor
 from swtdx.vmm.gdb.breakpoints import INT3, Breakpoints, Hardware, Kind, NoRoom, Planted
-from swtdx.vmm.gdb.execution import Execution, Hit
+from swtdx.vmm.gdb.execution import CRASHED, Execution, Hit
 from swtdx.vmm.gdb.packet import PACKET_SIZE
 from swtdx.vmm.gdb.registers import REGISTERS, RIP, target_xml
 from swtdx.vmm.gdb.target import AccessError, Target
@@ -26,7 +26,7 @@ from swtdx.vmm.memory_map import PAGE_SIZE
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 
-SIGINT, SIGTRAP = 2, 5
+SIGINT, SIGTRAP, SIGABRT = 2, 5, 6
 MASK64 = (1 << 64) - 1
 DB, BP = 1, 3
 DR6_BS = 1 << 14
@@ -74,17 +74,20 @@ class Stub:
         self._steps: dict[int, bool] = {}  # the vCPUs that run, and whether only for one instruction
         self._pending: list[Stop] = []
         self._given_back: dict[int, int] = {}
+        self._crashed: set[int] = set()
 
     # The session
 
     def attach(self) -> None:
-        """A client came: the machine stops."""
+        """A client came: the machine stops. From now on it also stops where it would end by a crash (SIGABRT)."""
+        self.execution.attached = True
         self.execution.stop()
         self.execution.hits.clear()
 
     def detach(self) -> None:
         """The client left, one way or the other: nothing of it stays, and the machine goes on."""
         self.gone = True
+        self.execution.attached = False
         self.execution.stop()
         if self.execution.over:
             return
@@ -156,7 +159,7 @@ class Stub:
             seen.add(hit.vcpu)
             stop = self._stop_of(hit)
             # A breakpoint before an instruction is met again; what is over must be told later.
-            if stop is not None and (not stops or hit.vector == DB):
+            if stop is not None and (not stops or hit.vector != BP):
                 stops.append(stop)
         if not stops:
             return None
@@ -165,6 +168,9 @@ class Stub:
 
     def _stop_of(self, hit: Hit) -> Stop | None:
         """None: it was the guest's own exception, which it shall have."""
+        if hit.vector == CRASHED:
+            self._crashed.add(hit.vcpu)
+            return Stop(SIGABRT, hit.vcpu)
         try:
             if hit.vector == BP:
                 if self.target.linear_pc(hit.vcpu) in self.breakpoints.software:
@@ -200,6 +206,8 @@ class Stub:
                 return [self._stopped(stop)]
         self._steps = dict(steps)
         for vcpu, step in steps.items():
+            if vcpu in self._crashed:
+                continue  # it only goes on to its end
             self.target.arm(vcpu, self.breakpoints, step=step, give_back=self._given_back.pop(vcpu, None))
         self.waiting = True
         self.execution.resume(steps)
