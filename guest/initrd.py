@@ -34,6 +34,7 @@ def build(folder: Path) -> bytes:
     entries.append(("bin/busybox", FILE, (folder / "busybox").read_bytes()))
     entries.append(("bin/tdreport", FILE, tdreport()))
     entries.append(("init", FILE, (HERE / "init").read_bytes()))
+    entries.append(("bin/measure", FILE, (HERE / "measure").read_bytes()))
     for name in MODULES:
         for found in sorted((folder / "lib/modules").glob(f"*/**/{name}.ko*")):
             contents = found.read_bytes()
