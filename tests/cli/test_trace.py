@@ -149,3 +149,26 @@ def test_a_run_closes_its_trace_with_the_record(
     assert result.status == 0
     *_, end = read_events(tmp_path / "t.jsonl")
     assert end["record"] == json.loads((tmp_path / "r.json").read_text())
+
+
+def test_a_full_disk_is_said_and_does_not_end_the_run(
+    command: Command, firmware: Path, scripted: Callable[[FakeKernel], FakeKernel]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("NOT SHOWN: a trace on a full disk; there is no /dev/full")
+    scripted(FakeKernel(plays={0: [port_out(0x604, struct.pack("<H", 0x2000), 2)]}))
+    result = command("run", "--firmware", firmware, "--trace", "/dev/full")
+    assert result.status == 2
+    assert "the guest powered off" in result.err
+    assert "--trace /dev/full cannot be written: No space left on device" in result.err
+
+
+def test_writing_stops_at_the_first_failure() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("NOT SHOWN: a trace on a full disk; there is no /dev/full")
+    writer = TraceWriter(Path("/dev/full"), TraceFormat.jsonl, [])
+    for _ in range(2000):  # more than the file's buffer holds
+        writer.emit(EVENTS[0])
+    assert writer.problem is not None
+    with pytest.raises(OSError, match="No space left"):
+        writer.close()

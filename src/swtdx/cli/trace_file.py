@@ -57,6 +57,8 @@ class TraceWriter:
         self._origin = time.perf_counter_ns() if origin is None else origin
         self._tracks: set[tuple[int, int]] = set()
         self._events = 0
+        self.problem: OSError | None = None
+        """Why events are not written any more."""
         head = {"kind": "trace", "version": VERSION, "swtdx": swtdx.__version__, "command": command}
         if form is TraceFormat.jsonl:
             self._write(_encode({**head, "pid": os.getpid()}) + "\n")
@@ -79,13 +81,19 @@ class TraceWriter:
         else:
             text = "".join(",\n" + _encode(slice) for slice in self._slices(event))
         with self._lock:
-            if not self._file.closed:  # a thread of the kernel may come late
-                self._write(text)
-                self._events += 1
+            if self.problem is None and not self._file.closed:  # a thread of the kernel may come late
+                try:
+                    self._write(text)
+                    self._events += 1
+                except OSError as problem:  # a full disk must not end the run
+                    self.problem = problem
 
     def close(self, record: dict[str, Any] | None = None) -> None:
-        """Finish the file; ``record`` is what is known of the run."""
+        """Finish the file; ``record`` is what is known of the run. Raises OSError if any of it could not be written."""
         with self._lock:
+            if self.problem is not None:
+                self._raw.close()
+                raise self.problem
             if self._format is TraceFormat.jsonl:
                 self._write(_encode({"kind": "end", "events": self._events, "record": record}) + "\n")
             else:
