@@ -28,6 +28,7 @@ from swtdx.linux.kvm.memory_attributes import MemoryAttributes
 from swtdx.linux.kvm.memslots import Change, Memslot, Memslots, check_region, plan
 from swtdx.linux.kvm.msrs import MsrFilter
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import TdpMmu
+from swtdx.linux.kvm.x86.tsc import TscGeneration
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import current_mm
 from swtdx.uapi.dialect import InitialMemory
@@ -103,6 +104,7 @@ class Kvm:
         self.x2apic_format = False
         self.x2apic_broadcast_quirk_disabled = False
         self.apic_bus_cycle_ns = APIC_BUS_CYCLE_NS_DEFAULT
+        self.tsc = TscGeneration()
         self.default_tsc_khz: int = kernel.processor.platform.tsc_hz // 1000
         self.hypercall_exit_enabled = 0
         self.user_space_msr_mask = 0

@@ -378,6 +378,34 @@ def test_an_application_processor_starts_by_init_and_sipi(kernel: Kernel) -> Non
     machine.close()
 
 
+def tsc_offset(vcpu: Vcpu) -> int:
+    return vcpu.get_device_attr(k.KVM_VCPU_TSC_CTRL, k.KVM_VCPU_TSC_OFFSET)
+
+
+def test_all_vcpus_have_one_time(kernel: Kernel) -> None:
+    tsc = 0x10  # IA32_TIME_STAMP_COUNTER
+    with Kvm(kernel) as device, device.create_vm() as vm:
+        vcpus = []
+        for number in range(3):
+            vcpus.append(vm.create_vcpu(number))
+            time.sleep(0.01)
+        (offset,) = {tsc_offset(vcpu) for vcpu in vcpus}
+        second = vcpus[0].get_tsc_khz() * 1000
+        # What user space restores on one after the other is meant as the same time, if it is within a second.
+        far = vcpus[0].get_msrs([tsc])[tsc] + 1000 * second
+        vcpus[0].set_msrs({tsc: far})
+        assert tsc_offset(vcpus[0]) != offset
+        time.sleep(0.01)
+        vcpus[1].set_msrs({tsc: far})
+        assert tsc_offset(vcpus[1]) == tsc_offset(vcpus[0])
+        vcpus[2].set_msrs({tsc: far + 2 * second})
+        assert tsc_offset(vcpus[2]) not in (offset, tsc_offset(vcpus[0]))
+        vcpus[0].set_msrs({tsc: 0})
+        assert tsc_offset(vcpus[0]) == tsc_offset(vcpus[2])
+        for vcpu in vcpus:
+            vcpu.close()
+
+
 def test_interrupt_window(kernel: Kernel) -> None:
     machine = Machine(kernel)  # no irqchip: user space injects
     machine.gate(0x60, OUT_99 + "cf")

@@ -106,7 +106,7 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
     vcpu.vmx = VcpuVmx(context, PostedInterruptDescriptor(kvm.pages))
     context.set_ept(kvm.mmu.eptp)
     vmx_write_tsc_multiplier(vcpu)
-    vmx_write_tsc(vcpu, 0)
+    vmx_write_tsc_offset(vcpu, kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, None))
     if kvm.irqchip_mode is not IrqchipMode.NONE:
         vcpu.apic = Lapic(vcpu, context.vapic)
         context.apicv = True
@@ -278,6 +278,8 @@ def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
             vcpu.vmx.context.wrmsr(index, value)
         except KeyError:
             vcpu.vmx.spec_ctrl = value
+    elif index == msrs.IA32_TSC and host:
+        vmx_write_tsc_offset(vcpu, vcpu.kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, value))
     elif index == msrs.IA32_TSC:
         vmx_write_tsc(vcpu, value)
     elif index == msrs.IA32_TSC_ADJUST:
