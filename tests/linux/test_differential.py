@@ -29,8 +29,6 @@ DIFFERS: dict[str, tuple[set[int], str]] = {
     "vm KVM_SET_MEMORY_ATTRIBUTES": ({errno.ENOTTY}, "a kernel without CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES"),
     "vm KVM_SET_USER_MEMORY_REGION2": ({errno.EBADF}, "6.18 takes guest_memfd for VMs without private memory, too"),
     "vm KVM_CREATE_GUEST_MEMFD": ({0}, "6.18 has flags for it: MMAP is 1"),
-    "vm KVM_REGISTER_COALESCED_MMIO": ({0}, "the emulated kernel is one without CONFIG_KVM_MMIO: the capability is 0"),
-    "vm KVM_UNREGISTER_COALESCED_MMIO": ({0}, "as for registering"),
     "vm KVM_CREATE_DEVICE": ({0}, "a kernel with VFIO makes the device"),
     "vm KVM_SET_TSC_KHZ": ({errno.EINVAL}, "a host without TSC scaling takes its own frequency only"),
     "vcpu KVM_SET_TSC_KHZ": ({0}, "a host without TSC scaling catches up in software and takes any frequency"),
@@ -46,7 +44,7 @@ CAPABILITIES_THAT_DIFFER = {  # by what the real one depends on
     "X86_SMM MULTI_ADDRESS_SPACE SMALLER_MAXPHYADDR HAS_BUS_LOCK_EXIT X86_BUS_LOCK_EXIT X86_NOTIFY_VMEXIT",
     "configuration and processor": "NR_VCPUS MAX_VCPUS MAX_VCPU_ID MEMORY_ATTRIBUTES GUEST_MEMFD GUEST_MEMFD_FLAGS "
     "VM_TYPES XSAVE2",
-    "features that the emulated kernel leaves out": "COALESCED_MMIO COALESCED_PIO ASYNC_PF ASYNC_PF_INT ONE_REG "
+    "features that the emulated kernel leaves out": "ASYNC_PF ASYNC_PF_INT ONE_REG "
     "IRQFD_RESAMPLE DEVICE_CTRL EXT_EMUL_CPUID IOAPIC_POLARITY_IGNORED PMU_EVENT_FILTER PMU_EVENT_MASKED_EVENTS "
     "HALT_POLL STEAL_TIME ENFORCE_PV_FEATURE_CPUID DIRTY_LOG_RING DIRTY_LOG_RING_ACQ_REL "
     "VM_COPY_ENC_CONTEXT_FROM VM_MOVE_ENC_CONTEXT_FROM BINARY_STATS_FD EXIT_ON_EMULATION_FAILURE "

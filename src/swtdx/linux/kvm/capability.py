@@ -9,6 +9,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from swtdx.linux.err import err
+from swtdx.linux.kvm.coalesced_mmio import KVM_COALESCED_MMIO_PAGE_OFFSET
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm
 from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
@@ -90,6 +91,8 @@ def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
     """Number to answer, for /dev/kvm."""
     table: dict[int, int] = dict.fromkeys(map(int, _ALWAYS_1), 1)
     answers: dict[Cap, int] = {
+        Cap.COALESCED_MMIO: KVM_COALESCED_MMIO_PAGE_OFFSET,
+        Cap.COALESCED_PIO: 1,
         Cap.NR_VCPUS: kernel.cpus.count,
         Cap.MAX_VCPUS: KVM_MAX_VCPUS,
         Cap.MAX_VCPU_ID: KVM_MAX_VCPU_IDS,

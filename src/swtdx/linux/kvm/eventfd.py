@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from swtdx.linux.err import err
+from swtdx.linux.kvm.coalesced_mmio import CoalescedRing, Zone
 from swtdx.uapi.kvm import (
     KVM_IOEVENTFD_VALID_FLAG_MASK,
     KVM_IRQFD_FLAG_DEASSIGN,
@@ -27,6 +28,9 @@ from swtdx.uapi.kvm import (
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
+
+
+NR_IOBUS_DEVS = 1000
 
 
 def _eventfd(fd: int) -> int:
@@ -71,24 +75,53 @@ class PortDevice(Protocol):
         ...
 
 
-class Buses:
-    """KVM_PIO_BUS and KVM_MMIO_BUS: addresses that the kernel answers itself."""
+class IoBus:
+    """Addresses whose writes somebody in the kernel takes: ioeventfds, and zones of the coalesced ring."""
 
-    def __init__(self) -> None:
-        self.pio: dict[int, list[Ioeventfd]] = {}
-        self.mmio: dict[int, list[Ioeventfd]] = {}
-        self.ports: dict[int, PortDevice] = {}
-        """Devices in the kernel, by each of their ports."""
+    def __init__(self, ring: CoalescedRing) -> None:
+        self.listeners: dict[int, list[Ioeventfd]] = {}
+        self.zones: list[Zone] = []
+        self.active = False
+        """Whether there is anybody; to be asked before `write`."""
+        self._ring = ring
 
-    @staticmethod
-    def write(bus: dict[int, list[Ioeventfd]], address: int, length: int, value: int) -> bool:
+    def write(self, address: int, length: int, value: int) -> bool:
         """Offer a write; True if somebody took it."""
-        for listener in bus.get(address, ()):
+        for listener in self.listeners.get(address, ()):
             if listener.matches(length, value):
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_write(listener.eventfd, 1)
                 return True
-        return False
+        return any(zone.holds(address, length) and self._ring.put(zone, address, length, value) for zone in self.zones)
+
+    def settle(self) -> None:
+        """What is on the bus has changed."""
+        self.active = bool(self.listeners or self.zones)
+
+
+class Buses:
+    """KVM_PIO_BUS and KVM_MMIO_BUS: addresses that the kernel answers itself."""
+
+    def __init__(self) -> None:
+        self.ring = CoalescedRing()
+        self.pio = IoBus(self.ring)
+        self.mmio = IoBus(self.ring)
+        self.ports: dict[int, PortDevice] = {}
+        """Devices in the kernel, by each of their ports."""
+
+    def register_zone(self, zone: Zone) -> None:
+        """KVM_REGISTER_COALESCED_MMIO. Raises OSError(ENOSPC) when the bus is full."""
+        bus = self.pio if zone.pio else self.mmio
+        if len(bus.zones) + sum(map(len, bus.listeners.values())) >= NR_IOBUS_DEVS:
+            raise err(errno.ENOSPC, f"{NR_IOBUS_DEVS} devices on the bus")
+        bus.zones.append(zone)
+        bus.settle()
+
+    def unregister_zone(self, zone: Zone) -> None:
+        """KVM_UNREGISTER_COALESCED_MMIO: every zone that holds all of ``zone`` goes; none is no error."""
+        bus = self.pio if zone.pio else self.mmio
+        bus.zones = [other for other in bus.zones if not other.holds(zone.address, zone.size)]
+        bus.settle()
 
     def ioeventfd(self, request: kvm_ioeventfd) -> None:
         """KVM_IOEVENTFD. Raises OSError(EINVAL, EEXIST, ENOENT, EBADF)."""
@@ -107,22 +140,24 @@ class Buses:
         if not length and match is not None:
             raise err(errno.EINVAL, "a match needs a length")
         eventfd = _eventfd(request.fd)
-        listeners = bus.setdefault(address, [])
+        listeners = bus.listeners.setdefault(address, [])
         for other in listeners:
             if not other.length or not length or other.length == length:
                 if other.datamatch is None or match is None or other.datamatch == match:
                     os.close(eventfd)
                     raise err(errno.EEXIST, f"an ioeventfd at {address:#x} exists")
         listeners.append(Ioeventfd(address, length, match, request.fd, eventfd))
+        bus.settle()
 
     @staticmethod
-    def _deassign(bus: dict[int, list[Ioeventfd]], address: int, length: int, match: int | None, fd: int) -> None:
+    def _deassign(bus: IoBus, address: int, length: int, match: int | None, fd: int) -> None:
         os.close(_eventfd(fd))
-        for listener in bus.get(address, []):
+        for listener in bus.listeners.get(address, []):
             if (listener.length, listener.datamatch, listener.fd) == (length, match, fd):
-                bus[address].remove(listener)
-                if not bus[address]:
-                    del bus[address]
+                bus.listeners[address].remove(listener)
+                if not bus.listeners[address]:
+                    del bus.listeners[address]
+                bus.settle()
                 os.close(listener.eventfd)
                 return
         raise err(errno.ENOENT, f"no such ioeventfd at {address:#x}")
@@ -130,10 +165,13 @@ class Buses:
     def release(self) -> None:
         """The VM ends."""
         for bus in (self.pio, self.mmio):
-            for listeners in bus.values():
+            for listeners in bus.listeners.values():
                 for listener in listeners:
                     os.close(listener.eventfd)
-            bus.clear()
+            bus.listeners.clear()
+            bus.zones.clear()
+            bus.settle()
+        self.ring.release()
 
 
 class IrqfdThread:

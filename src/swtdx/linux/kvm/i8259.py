@@ -28,20 +28,25 @@ class Pic:
 
     # Lines
 
-    def set_irq(self, line: int, level: int) -> None:
-        """Raise or lower a line."""
+    def set_irq(self, line: int, level: int) -> int:
+        """Raise or lower a line. As pic_set_irq1: 1 taken (or lowered), 0 it was pending already, -1 masked."""
         with self._lock:
-            self._set_line(self.chips[line >> 3], line & 7, bool(level))
+            result = self._set_line(self.chips[line >> 3], line & 7, bool(level))
             self.update()
+        return result
 
     @staticmethod
-    def _set_line(chip: kvm_pic_state, line: int, level: bool) -> None:
+    def _set_line(chip: kvm_pic_state, line: int, level: bool) -> int:
         mask = 1 << line
+        taken = 1
         if chip.elcr & mask:
+            taken = int(not level or not chip.irr & mask)
             chip.irr = chip.irr | mask if level else chip.irr & ~mask
         elif level and not chip.last_irr & mask:
+            taken = int(not chip.irr & mask)
             chip.irr |= mask
         chip.last_irr = chip.last_irr | mask if level else chip.last_irr & ~mask
+        return -1 if chip.imr & mask else taken
 
     @staticmethod
     def _priority(chip: kvm_pic_state, mask: int) -> int:

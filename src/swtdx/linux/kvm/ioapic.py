@@ -37,13 +37,13 @@ class IoApic:
         return base <= gpa < base + IOAPIC_MEM_LENGTH
 
     def set_irq(self, pin: int, level: int) -> int:
-        """Raise or lower a pin. The number of vCPUs interrupted."""
+        """Raise or lower a pin. As kvm_ioapic_set_irq: vCPUs reached, 0 coalesced, -1 masked, 1 when lowered."""
         with self._lock:
             mask = 1 << pin
             old = self.state.irr & mask
             if not level:
                 self.state.irr &= ~mask
-                return 0
+                return 1
             self.state.irr |= mask
             if old and not self.state.redirtbl[pin] & REDIR_LEVEL:
                 return 0
@@ -52,7 +52,7 @@ class IoApic:
     def _service(self, pin: int) -> int:
         entry = int(self.state.redirtbl[pin])
         if entry & REDIR_MASKED or (entry & REDIR_LEVEL and entry & REDIR_REMOTE_IRR):
-            return 0
+            return -1
         delivered = irq_delivery_to_apic(
             self._kvm,
             None,

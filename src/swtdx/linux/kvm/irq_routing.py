@@ -69,14 +69,12 @@ class IrqRouting:
         self.routes, self.pins = routes, pins
 
     def set_irq(self, gsi: int, level: int) -> int:
-        """kvm_set_irq: raise the line. The number of vCPUs reached; -1 if the GSI has no route."""
-        routes, pins = self.routes.get(gsi), self.pins.get(gsi)
-        if routes is None and pins is None:
-            return -1
-        reached = sum(self._set_pin(chip, pin, level) for chip, pin in pins or ())
-        if level:
-            reached += sum(max(0, self.send_msi(*route)) for route in routes or ())
-        return reached
+        """kvm_set_irq: raise or lower the line. The sum of what the chips say; -1 if each says so, or none is there."""
+        answers = [self._set_pin(chip, pin, level) for chip, pin in self.pins.get(gsi, ())]
+        # An MSI has no level to lower: kvm_set_msi answers -1.
+        answers += [self.send_msi(*route) if level else -1 for route in self.routes.get(gsi, ())]
+        taken = [answer for answer in answers if answer >= 0]
+        return sum(taken) if taken else -1
 
     def _set_pin(self, chip: int, pin: int, level: int) -> int:
         kvm = self._kvm
@@ -84,8 +82,7 @@ class IrqRouting:
             return 0
         if chip == KVM_IRQCHIP_IOAPIC:
             return kvm.ioapic.set_irq(pin, level)
-        kvm.pic.set_irq(chip << 3 | pin, level)
-        return 1
+        return kvm.pic.set_irq(chip << 3 | pin, level)
 
     def send_msi(self, address_lo: int, address_hi: int, data: int) -> int:
         """Deliver a message. The number of vCPUs that took it, -1 if none is addressed."""

@@ -78,6 +78,8 @@ class VcpuFile(File):
             if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
                 vcpu.free()  # the kernel asks only now, too
                 raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")
+            if not kvm.vcpus:
+                kvm.buses.ring.settle(vcpu.run, fd)
         except BaseException:
             file.release = lambda: None  # type: ignore[method-assign]
             files.close(fd)
@@ -117,7 +119,10 @@ class VcpuFile(File):
     def mmap(self, length: int, offset: int) -> mmap.mmap:
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
-        return mmap.mmap(self.placeholder, length, offset=offset)
+        mapping = mmap.mmap(self.placeholder, length, offset=offset)
+        if self.vcpu.vcpu_idx:
+            self.vcpu.kvm.buses.ring.show_in(mapping, offset)
+        return mapping
 
     def bug(self, reason: str) -> None:
         self.vcpu.kvm.bug(reason)

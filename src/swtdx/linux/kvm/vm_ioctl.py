@@ -15,6 +15,7 @@ from swtdx.linux.err import err
 from swtdx.linux.files import File
 from swtdx.linux.kvm import irqchip_ioctl
 from swtdx.linux.kvm.capability import check_extension, enable_cap
+from swtdx.linux.kvm.coalesced_mmio import zone_of
 from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
@@ -30,6 +31,7 @@ from swtdx.uapi.kvm import (
     REQUESTS,
     kvm_clear_dirty_log,
     kvm_clock_data,
+    kvm_coalesced_mmio_zone,
     kvm_create_device,
     kvm_create_guest_memfd,
     kvm_dirty_log,
@@ -251,6 +253,20 @@ def _ioeventfd(kvm: Kvm, arg: int) -> int:
     return 0
 
 
+def _register_coalesced_mmio(kvm: Kvm, arg: int) -> int:
+    zone = zone_of(struct_from_user(kvm_coalesced_mmio_zone, arg))
+    with kvm.slots_lock:
+        kvm.buses.register_zone(zone)
+    return 0
+
+
+def _unregister_coalesced_mmio(kvm: Kvm, arg: int) -> int:
+    zone = zone_of(struct_from_user(kvm_coalesced_mmio_zone, arg))
+    with kvm.slots_lock:
+        kvm.buses.unregister_zone(zone)
+    return 0
+
+
 def _set_tss_addr(kvm: Kvm, arg: int) -> int:
     if arg > (1 << 32) - 3 * PAGE_SIZE:
         raise err(errno.EINVAL, f"address {arg:#x}")
@@ -339,6 +355,8 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SIGNAL_MSI": _signal_msi,
         "KVM_IRQFD": _irqfd,
         "KVM_IOEVENTFD": _ioeventfd,
+        "KVM_REGISTER_COALESCED_MMIO": _register_coalesced_mmio,
+        "KVM_UNREGISTER_COALESCED_MMIO": _unregister_coalesced_mmio,
         "KVM_SET_TSS_ADDR": _set_tss_addr,
         "KVM_SET_IDENTITY_MAP_ADDR": _set_identity_map_addr,
         "KVM_SET_BOOT_CPU_ID": _set_boot_cpu_id,

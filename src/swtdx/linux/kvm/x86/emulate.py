@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.kvm import run_page
-from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.kvm.x86 import arithmetic
 from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
@@ -405,8 +404,8 @@ def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
             return ioapic.read(access.gpa, access.size) & (1 << 8 * access.size) - 1
         ioapic.write(access.gpa, access.size, access.value)
         return 0
-    if access.value is not None and vcpu.kvm.buses.mmio:
-        if Buses.write(vcpu.kvm.buses.mmio, access.gpa, access.size, access.value):
+    if access.value is not None and vcpu.kvm.buses.mmio.active:
+        if vcpu.kvm.buses.mmio.write(access.gpa, access.size, access.value):
             return 0
     return None
 

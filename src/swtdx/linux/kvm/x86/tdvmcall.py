@@ -12,7 +12,6 @@ otherwise the kernel itself drops the mappings of the side that the guest gives 
 from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm import run_page
-from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.x86 import msr_exit
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
@@ -94,7 +93,7 @@ def _io(vcpu: "Vcpu") -> int:
     if write:
         value = args.r15 & (1 << 8 * size) - 1
         bus = vcpu.kvm.buses.pio
-        if bus and Buses.write(bus, port & 0xFFFF, size, value):
+        if bus.active and bus.write(port & 0xFFFF, size, value):
             return 1
         data.pack_into(run, _PIO_DATA, value)
     else:
@@ -121,7 +120,7 @@ def _mmio(vcpu: "Vcpu") -> int:
     if write:
         value = args.r15 & (1 << 8 * size) - 1
         bus = vcpu.kvm.buses.mmio
-        if bus and Buses.write(bus, gpa, size, value):
+        if bus.active and bus.write(gpa, size, value):
             return 1
         data = value.to_bytes(8, "little")
     else:

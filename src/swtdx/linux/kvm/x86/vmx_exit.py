@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason
 from swtdx.linux.kvm import run_page
-from swtdx.linux.kvm.eventfd import Buses
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
 from swtdx.linux.kvm.x86.guest_debug import CR4_DE, guest_get_dr, guest_set_dr, handle_debug_exception, handle_emulated
@@ -145,7 +144,7 @@ def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
     else:
         value = context.gpr[RAX] & (1 << 8 * size) - 1
         bus = vcpu.kvm.buses.pio
-        if bus and Buses.write(bus, port, size, value):
+        if bus.active and bus.write(port, size, value):
             return _skip(context)
 
         def complete_out() -> None:
@@ -165,10 +164,10 @@ def _ept_violation(vcpu: "Vcpu", context: "GuestContext") -> int:
     write = bool(context.exit_qualification & EPT_VIOLATION_ACC_WRITE)
     if kvm.mmu.page_fault(vcpu, gpa, write) is not RetPf.EMULATE:
         return 1
-    if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio:
-        listeners = kvm.buses.mmio.get(gpa)
+    if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio.listeners:
+        listeners = kvm.buses.mmio.listeners.get(gpa)
         if write and listeners and not listeners[0].length and listeners[0].datamatch is None:
-            Buses.write(kvm.buses.mmio, gpa, 0, 0)  # KVM_FAST_MMIO_BUS: a doorbell, whatever is written
+            kvm.buses.mmio.write(gpa, 0, 0)  # KVM_FAST_MMIO_BUS: a doorbell, whatever is written
             return emulate.skip_instruction(vcpu, context)
     return emulate.emulate_instruction(vcpu, context)
 

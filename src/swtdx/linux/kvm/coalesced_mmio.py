@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Coalesced MMIO and port writes: queued for user space in a ring instead of exiting (virt/kvm/coalesced_mmio.c).
+
+The ring is a page of the VM; every vCPU's mapping shows it as its third page. Here it is the third page of the memory
+of the VM's first vCPU, and what mmap(2) gives for the others is made to show that one. The kernel fills at ``last``,
+user space takes from ``first``; when the ring is full the write exits as any other, so that nothing is lost.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import struct
+import threading
+from dataclasses import dataclass
+
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SIZE
+from swtdx.uapi.kvm import kvm_coalesced_mmio_zone
+from swtdx.uapi.layout import address_of
+
+KVM_COALESCED_MMIO_PAGE_OFFSET = 2
+_OFFSET = KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
+_MAP_FIXED = 0x10
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_size_t
+_mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_HEADER = struct.Struct("<II")  # first, last
+_ENTRY = struct.Struct("<QII8s")  # phys_addr, len, pio, data
+KVM_COALESCED_MMIO_MAX = (PAGE_SIZE - _HEADER.size) // _ENTRY.size
+
+
+@dataclass(frozen=True)
+class Zone:
+    """Addresses whose writes are queued; ``size`` in bytes."""
+
+    address: int
+    size: int
+    pio: int
+
+    def holds(self, address: int, length: int) -> bool:
+        """coalesced_mmio_in_range."""
+        end = address + length
+        return end < 1 << 64 and self.address <= address and end <= self.address + self.size
+
+
+class CoalescedRing:
+    """``page``: the 4096 bytes that user space maps, from the first vCPU on; until then nothing can be queued."""
+
+    def __init__(self) -> None:
+        self.page: memoryview | None = None
+        self._fd = -1
+        self._lock = threading.Lock()
+
+    def settle(self, run: memoryview, fd: int) -> None:
+        """``run`` is the first vCPU's memory, ``fd`` its descriptor. Raises OSError(EMFILE)."""
+        self._fd = os.dup(fd)
+        self.page = run[_OFFSET : _OFFSET + PAGE_SIZE]
+
+    def show_in(self, mapping: mmap.mmap, offset: int) -> None:
+        """Let a mapping of a vCPU's memory from ``offset`` on have the VM's ring as the vCPU's third page."""
+        if self._fd < 0 or not offset <= _OFFSET < offset + len(mapping):
+            return
+        address = address_of(mapping) + _OFFSET - offset
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        if _mmap(address, PAGE_SIZE, protection, flags, self._fd, _OFFSET) != address:
+            raise err(errno.ENOMEM, "the ring cannot be mapped")
+
+    def release(self) -> None:
+        """The VM ends."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def put(self, zone: Zone, address: int, length: int, value: int) -> bool:
+        """Queue a write; False if there is no room."""
+        page = self.page
+        if page is None:
+            return False
+        with self._lock:
+            first, last = _HEADER.unpack_from(page, 0)
+            if last >= KVM_COALESCED_MMIO_MAX or (last + 1) % KVM_COALESCED_MMIO_MAX == first:
+                return False
+            data = (value & (1 << 64) - 1).to_bytes(8, "little")
+            _ENTRY.pack_into(page, _HEADER.size + last * _ENTRY.size, address, length, zone.pio, data)
+            struct.pack_into("<I", page, 4, (last + 1) % KVM_COALESCED_MMIO_MAX)
+        return True
+
+
+def zone_of(request: kvm_coalesced_mmio_zone) -> Zone:
+    """Raises OSError(EINVAL) for a zone that is neither memory nor ports."""
+    if request.pio > 1:
+        raise err(errno.EINVAL, f"pio {request.pio}")
+    return Zone(request.addr, request.size, request.pio)
