@@ -45,6 +45,20 @@ _STATUS_INTERRUPTED = 130
 HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
 # Each paragraph becomes one line of the help.
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx probe[/cyan] - what does this machine offer?
+
+[cyan]swtdx run[/cyan] - the installed firmware as a Trust Domain
+
+[cyan]swtdx run --html boot.html[/cyan] - and what happened inside, on one page
+
+[cyan]swtdx measure OVMF.fd[/cyan] - the MRTD that it will have
+
+[cyan]swtdx COMMAND --help[/cyan] - more of each
+"""
+
 RUN_EPILOG = """
 [bold]Examples[/bold]
 
@@ -113,6 +127,7 @@ class GpaWidth(StrEnum):
 app = typer.Typer(
     name="swtdx",
     help=HELP,
+    epilog=EPILOG,
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

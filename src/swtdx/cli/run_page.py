@@ -291,7 +291,8 @@ def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
         rows.append(("MRTD", record["mrtd"], source))
     for number, digest in enumerate(record.get("rtmr") or []):
         times = sum(1 for _, register in history.extensions if register == number)
-        rows.append((f"RTMR{number}", digest, f"{times} extension{'s' if times != 1 else ''}"))
+        shown = digest if digest.strip("0") else "all zero"
+        rows.append((f"RTMR{number}", shown, f"{times} extension{'s' if times != 1 else ''}"))
     digests = "".join(
         f'<tr><th>{name}</th><td><span class="hex">{_text(digest)}</span>'
         f'<div class="soft">{_text(source)}</div></td></tr>'
