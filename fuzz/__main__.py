@@ -15,6 +15,7 @@ CASES = 100_000
 KINDS = {
     "parsers": "images, kernels, event logs, quotes, TDREPORTs and records, damaged",
     "kvm": "random ioctls, good and bad, while guests run",
+    "gdb": "what a debugger's stub may be sent",
     "seam": "random sequences of SEAMCALLs and TDCALLs (a test of tests/seam, made long)",
 }
 SEAM_CALLS = 200_000

@@ -49,6 +49,8 @@ def test_broken_packets_are_told_and_forgotten(data: bytes) -> None:
 
 def test_a_packet_that_begins_anew_drops_what_there_was() -> None:
     assert read(b"$abc$g#67") == [b"g"]
+    assert read(b"$abc#$g#67") == [Broken, b"g"]
+    assert read(b"$abc#9$g#67") == [Broken, b"g"]
 
 
 def test_no_more_than_a_packet_is_kept() -> None:

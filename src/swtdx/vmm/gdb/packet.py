@@ -49,13 +49,16 @@ class PacketReader:
     def feed(self, received: bytes) -> Iterator[Packet | Interrupt | Again | Broken]:
         """What ``received`` completes, in order."""
         for byte in received:
-            if self._tail or (self._inside and byte == _END):
+            if byte == _START:  # also inside: what came before was cut off
+                if self._tail:
+                    yield Broken()
+                self._data.clear()
+                self._tail.clear()
+                self._inside, self._too_long = True, False
+            elif self._tail or (self._inside and byte == _END):
                 self._tail.append(byte)
                 if len(self._tail) == 3:
                     yield self._complete()
-            elif byte == _START:  # also inside: what came before was cut off
-                self._data.clear()
-                self._inside, self._too_long = True, False
             elif self._inside:
                 if len(self._data) < PACKET_SIZE:
                     self._data.append(byte)

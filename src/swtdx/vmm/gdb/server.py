@@ -181,7 +181,7 @@ class GdbServer:
             self._say("the debugger has gone, the machine goes on")
 
     def _converse(self, client: socket.socket, stub: Stub, selector: selectors.BaseSelector) -> None:
-        session = _Session(client, stub)
+        session = Conversation(client, stub)
         while not stub.gone and not self._closing:
             ready = {key.fileobj for key, _ in selector.select()}
             if self._wake_read in ready:
@@ -196,7 +196,7 @@ class GdbServer:
                 session.receive(received)
 
 
-class _Session:
+class Conversation:
     """Packets of one connection."""
 
     def __init__(self, client: socket.socket, stub: Stub) -> None:
