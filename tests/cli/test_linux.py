@@ -153,6 +153,7 @@ def test_v10(linux_guest: Path) -> None:
         ("console=ttyS0 quiet rdinit=/absent panic=-1", 0, ["reset"]),
         ("console=ttyS0 quiet swtdx.run=true", 0, ["powered off"]),
         ("console=ttyS0 quiet swtdx.run=sleep,1000", 4, ["time was up"]),
+        ("console=ttyS0 quiet rdinit=/absent", 3, ["kernel panicked", "VFS"]),
     ],
 )
 def test_how_it_ends_is_said_and_told_apart(append: str, status: int, words: list[str], linux_guest: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
+from swtdx.vmm.board.debug_exit import DebugExit, exit_status
 from swtdx.vmm.board.debugcon import DebugConsole
 from swtdx.vmm.board.fw_cfg import FwCfg, standard_files
 from swtdx.vmm.board.i8042 import ResetLine
@@ -525,3 +526,25 @@ def test_a_pm_timer_read_is_quick() -> None:
     for _ in range(20_000):
         read(0x608, 4)
     assert (time.perf_counter() - started) / 20_000 < 50e-6
+
+
+# --- debug exit -------------------------------------------------------------------------------------------------------
+
+
+def test_debug_exit_ends_with_twice_the_value_plus_one_as_qemus_does() -> None:
+    left: list[int] = []
+    ports = PortBus()
+    DebugExit(ports, 0xF4, left.append)
+    ports.write(0xF4, 4, 0x10)
+    ports.write(0xF4, 1, 0)
+    assert left == [0x10, 0]
+    assert ports.read(0xF4, 4) == 0
+    # QEMU: exit((val << 1) | 1), of which the caller sees eight bits.
+    assert [exit_status(value) for value in (0, 1, 0x10, 0x7F, 0x80)] == [1, 3, 33, 255, 1]
+
+
+def test_debug_exit_does_not_take_another_devices_port() -> None:
+    ports = PortBus()
+    ports.attach([0x402], lambda port, size: 0xE9)
+    with pytest.raises(ValueError, match="0x402"):
+        DebugExit(ports, 0x400, lambda value: None)

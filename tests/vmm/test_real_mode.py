@@ -63,3 +63,19 @@ def test_a_few_real_mode_instructions(kernel: Kernel, cpus: int) -> None:
     assert outcome.end is End.POWER_OFF, outcome.text
     assert printed == b"hello\n\xc0\x29"
     assert run.port_exits[0x3F8] == 8
+
+
+@pytest.mark.parametrize("port", [0xF4, 0x501])
+def test_the_guest_chooses_the_exit_status_by_the_debug_exit_port(port: int) -> None:
+    code = b"\xba" + port.to_bytes(2, "little") + b"\x66\xb8\x15\x00\x00\x00\x66\xef\xf4"  # mov eax, 0x15; out dx, eax
+    built = bytearray(b"\xf4" * SIZE)
+    built[: len(code)] = code
+    built[0xFFF0:0xFFF3] = b"\xe9" + (-0xFFF3 & 0xFFFF).to_bytes(2, "little")
+    plan = Plan(Firmware(Path("x.bin"), "a test made it", bytes(built)), 16 << 20, 1, None, debug_exit=port)
+    with Kvm(open_kernel("emulated")) as device, launch(device, plan) as machine:
+        run = Run(machine)
+        run.start()
+        outcome = run.wait(30)
+        run.stop()
+    assert outcome is not None
+    assert (outcome.end, outcome.status) == (End.DEBUG_EXIT, 0x15 * 2 + 1)

@@ -183,6 +183,11 @@ def run(
         typer.Option(metavar="SECONDS", help="End after so long (0: never). Unattended without --until: 300."),
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep everything about the run in FILE.")] = None,
+    log: Annotated[Path | None, typer.Option(metavar="FILE", help="What the console shows, to FILE too.")] = None,
+    debug_exit: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="QEMU's isa-debug-exit: a write of N to PORT ends with status 2 N + 1."),
+    ] = None,
     debugcon: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The firmware's debug port (0x402) to FILE.")
     ] = None,
@@ -259,7 +264,7 @@ def run(
     The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
     ends the run. Without one the run ends by itself at the UEFI shell's prompt.
     """
-    from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size
+    from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size, port
     from swtdx.cli.run import Options
     from swtdx.cli.run import run as carry_out
     from swtdx.uapi.dialect import Dialect
@@ -300,6 +305,8 @@ def run(
         timeout=timeout,
         json=json,
         debugcon=debugcon,
+        log=log,
+        debug_exit=None if debug_exit is None else port("--debug-exit", debug_exit),
         disks=tuple(disk or ()),
         virtio_console=virtio_console,
         rng=rng,

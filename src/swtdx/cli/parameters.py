@@ -55,6 +55,14 @@ def bit_mask(option: str, text: str) -> int:
     return value
 
 
+def port(option: str, text: str) -> int:
+    """The number of an I/O port. Raises `InputError`."""
+    value = bit_mask(option, text)
+    if value > 0xFFFC:
+        raise InputError(f"{option} {text} is no I/O port: 0xf4 and 0x501 are the usual ones")
+    return value
+
+
 def readable_size(size: int) -> str:
     """A size as one would type it."""
     for unit in ("T", "G", "M", "K"):

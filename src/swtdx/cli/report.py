@@ -101,7 +101,7 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
         "cpus": plan.cpus,
         "devices": [device.as_json() for device in plan.devices],
         "outcome": outcome.end.label,
-        "status": outcome.end.status,
+        "status": outcome.status,
         "text": outcome.text,
         "details": outcome.details,
         "seconds": {name: round(value, 6) for name, value in seconds.items()},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -49,6 +50,8 @@ from swtdx.vmm.tdvf import TdvfError
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
+_PANIC_SECONDS = 1.0
+PANIC = "Kernel panic - not syncing"
 _LEAST_PLATFORM_GIB = 8
 
 
@@ -73,6 +76,8 @@ class Options:
     timeout: float | None = None
     json: Path | None = None
     debugcon: Path | None = None
+    log: Path | None = None
+    debug_exit: int | None = None
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
     virtio_console: bool = False
     rng: bool = False
@@ -134,8 +139,9 @@ def run(options: Options) -> int:
         device = files.enter_context(_open_device(options, recording.emit if recording.wanted else None))
         # These are emptied by being opened, so only when all that was typed has proved usable.
         recording.begin()
-        debug = files.enter_context(_open_debug(options.debugcon)) if options.debugcon else None
-        return _Session(options, voice, plan, disks, debug, recording, gdb).run(device)
+        debug = files.enter_context(_open_output("--debugcon", options.debugcon)) if options.debugcon else None
+        log = files.enter_context(_open_output("--log", options.log)) if options.log else None
+        return _Session(options, voice, plan, disks, debug, log, recording, gdb).run(device)
 
 
 def _plan(options: Options) -> Plan:
@@ -244,6 +250,7 @@ class _Session:
         plan: Plan,
         disks: Sequence[DiskImage],
         debug: BinaryIO | None,
+        log: BinaryIO | None,
         recording: Recording,
         gdb: GdbServer | None,
     ) -> None:
@@ -259,11 +266,16 @@ class _Session:
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
-        self.output = GuestOutput(sys.stdout.buffer, watch, self._text_found, self._reader_lost)
+        self.output = GuestOutput(sys.stdout.buffer, watch, self._text_found, self._reader_lost, log=log)
+        # A panicked kernel waits for somebody to look: without a terminal nobody does.
+        self._panic = None if self.interactive or gdb else TextWatch(PANIC)
+        if self._panic is not None:
+            self.output.watch_too(self._panic, self._panicked)
         self.plan = replace(
             plan,
             serial=self.output.put,
             debug=debug.write if debug is not None else None,
+            debug_exit=options.debug_exit,
             progress=voice.step,
             devices=tuple(self._devices(disks)),
             say=self._say_from_device,
@@ -310,7 +322,7 @@ class _Session:
             kept = report.record(machine, run, outcome, seconds, bytes(self.output.record))
             self.recording.record = kept
         self._report(kept, outcome)
-        return outcome.end.status
+        return outcome.status
 
     def _attend(self, run: Run, machine: Machine) -> Outcome:
         """Stay with the run until it is over, whatever ends it."""
@@ -366,6 +378,19 @@ class _Session:
         if self._run is not None:
             self._run.finish(self._found)
 
+    def _panicked(self) -> None:
+        """Let it say why, then end the run, unless it resets by itself."""
+
+        def end() -> None:
+            if self._run is not None:
+                shown = bytes(self.output.record).decode("utf-8", "replace")
+                said = shown.partition(PANIC)[2].partition("\n")[0].strip(" :\r")
+                self._run.finish(Outcome(End.PANIC, f"the guest's kernel panicked: {said or 'it did not say why'}"))
+
+        timer = threading.Timer(_PANIC_SECONDS, end)
+        timer.daemon = True
+        timer.start()
+
     def _reader_lost(self) -> None:
         if self._run is not None:
             self._run.finish(Outcome(End.INTERRUPTED, "nobody reads the console any more"))
@@ -381,7 +406,7 @@ class _Session:
             if self.options.verbose:
                 ports = ", ".join(f"{port} {count:,}" for port, count in list(kept["port_exits"].items())[:12])
                 self.voice.say(f"port I/O: {ports or 'none'}")
-        elif outcome.end.status:
+        elif outcome.status:
             print(f"swtdx: {outcome.text}", file=sys.stderr)
         if self.options.json is not None:
             try:
@@ -399,11 +424,11 @@ def _announcement(machine: Machine, seconds: float) -> str:
     return f"the TD is built and measured ({seconds:.2f} s), running"
 
 
-def _open_debug(path: Path) -> BinaryIO:
+def _open_output(option: str, path: Path) -> BinaryIO:
     try:
         return path.open("wb", buffering=0)
     except OSError as error:
-        raise InputError(f"--debugcon {path} cannot be written: {error.strerror}") from None
+        raise InputError(f"{option} {path} cannot be written: {error.strerror}") from None
 
 
 def _check_writable(option: str, path: Path) -> None:

@@ -84,10 +84,13 @@ class GuestOutput:
         watch: TextWatch | None = None,
         on_found: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
+        log: BinaryIO | None = None,
     ) -> None:
         self._stream = stream
-        self._watch = watch
-        self._on_found = on_found
+        self._log = log
+        self._watches: list[tuple[TextWatch, Callable[[], object]]] = []
+        if watch is not None:
+            self.watch_too(watch, on_found)
         self._on_lost = on_lost
         self._pending = bytearray()
         self._lock = threading.Lock()
@@ -101,9 +104,13 @@ class GuestOutput:
             self._pending += data
         if b"\n" in data:
             self.flush()
-        if self._watch is not None and self._watch.feed(data):
-            self._watch = None
-            self._on_found()
+        for pair in [pair for pair in self._watches if pair[0].feed(data)]:
+            self._watches.remove(pair)
+            pair[1]()
+
+    def watch_too(self, watch: TextWatch, on_found: Callable[[], object]) -> None:
+        """Look for one more text; ``on_found`` is called once."""
+        self._watches.append((watch, on_found))
 
     def flush(self) -> None:
         """Write out what waits."""
@@ -113,6 +120,11 @@ class GuestOutput:
             data = bytes(self._pending)
             self._pending.clear()
             self.ends_in_newline = data.endswith(b"\n")
+            if self._log is not None:
+                try:
+                    self._log.write(data)
+                except OSError:  # the disk is full: the run goes on, the console still shows it
+                    self._log = None
             if self._stream is None:
                 return
             try:

@@ -101,6 +101,7 @@ class Plan:
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
     linux: LinuxBoot | None = None
+    debug_exit: int | None = None  # a port, if there is to be one
     direct: DirectBoot | None = None
     devices: tuple[VirtioDevice, ...] = ()
     say: Callable[[str], object] = lambda text: None
@@ -340,17 +341,21 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
     def route(messages: Sequence[Msi | None]) -> None:
         vm.set_gsi_routing([msi_route(pin, *message) for pin, message in enumerate(messages) if message is not None])
 
-    board = Board(
-        plan.layout,
-        slots.memory,
-        plan.cpus,
-        serial=plan.serial,
-        debug=plan.debug,
-        linux=plan.linux,
-        level_interrupts=plan.td is None,
-        signal_msi=lambda message: vm.signal_msi(*message),
-        route_msis=route,
-    )
+    try:
+        board = Board(
+            plan.layout,
+            slots.memory,
+            plan.cpus,
+            serial=plan.serial,
+            debug=plan.debug,
+            debug_exit=plan.debug_exit,
+            linux=plan.linux,
+            level_interrupts=plan.td is None,
+            signal_msi=lambda message: vm.signal_msi(*message),
+            route_msis=route,
+        )
+    except ValueError as error:  # the debug exit is the only device that has not a place of its own
+        raise LaunchError(f"there can be no debug exit at port {plan.debug_exit or 0:#x}: {error}") from None
     if plan.direct is not None:
         board.program_chipset()
     for device in plan.devices:

@@ -9,6 +9,7 @@ status  meaning
 2       bad input, or a kernel that cannot do what was asked
 3       the guest reported a fatal error, or crashed
 4       time was up
+odd     what the guest wrote to the debug exit port (``--debug-exit``), times 2 plus 1
 130     interrupted (SIGINT, or nobody reads the console any more)
 ======  =====================================================================================
 """
@@ -34,6 +35,8 @@ class End(Enum):
     CRASH = ("crash", 3)
     TIMEOUT = ("timeout", 4)
     INTERRUPTED = ("interrupted", 130)
+    PANIC = ("panic", 3)
+    DEBUG_EXIT = ("debug-exit", 1)
 
     @property
     def label(self) -> str:
@@ -51,3 +54,9 @@ class Outcome:
     end: End
     text: str
     details: dict[str, object] = field(default_factory=dict)
+    chosen_status: int | None = None  # by the guest, where it may
+
+    @property
+    def status(self) -> int:
+        """The exit status of the command."""
+        return self.end.status if self.chosen_status is None else self.chosen_status

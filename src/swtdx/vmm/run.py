@@ -23,6 +23,7 @@ from swtdx.uapi import kvm
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.board.acpi_pm import PowerEvent
+from swtdx.vmm.board.debug_exit import exit_status
 from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
@@ -371,6 +372,11 @@ class Run:
         self._lost(vcpu, Outcome(End.CRASH, text, {"exception": exception}))
 
     def _power(self, event: PowerEvent) -> None:
+        if event is PowerEvent.DEBUG_EXIT:
+            value = self.machine.board.debug_exit_value
+            text = f"the guest wrote {value:#x} to the debug exit port"
+            self.finish(Outcome(End.DEBUG_EXIT, text, {"value": value}, exit_status(value)))
+            return
         self.finish(_POWER_ENDS[event])
 
     def _convert(self, gpa: int, length: int, private: bool) -> bool:

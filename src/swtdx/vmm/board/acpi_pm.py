@@ -39,6 +39,7 @@ class PowerEvent(Enum):
 
     POWER_OFF = "power off"
     RESET = "reset"
+    DEBUG_EXIT = "debug exit"
 
 
 class AcpiPm:

@@ -14,6 +14,7 @@ from functools import partial
 from swtdx.vmm.board import acpi_tables
 from swtdx.vmm.board.acpi_pm import FIRMWARE_PMBASE, AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
+from swtdx.vmm.board.debug_exit import DebugExit
 from swtdx.vmm.board.debugcon import DebugConsole
 from swtdx.vmm.board.fw_cfg import FwCfg, GuestMemoryAccess, standard_files
 from swtdx.vmm.board.i8042 import ResetLine
@@ -68,6 +69,7 @@ class Board:
         debug: Callable[[bytes], object] | None = None,
         linux: LinuxBoot | None = None,
         level_interrupts: bool = True,
+        debug_exit: int | None = None,
         signal_msi: Callable[[Msi], object],
         route_msis: Callable[[Sequence[Msi | None]], object],
     ) -> None:
@@ -75,6 +77,7 @@ class Board:
         self.ports = PortBus()
         self.mmio = MmioBus()
         self.power_event: PowerEvent | None = None
+        self.debug_exit_value = 0
 
         self.ioapic = IoApic(signal_msi, route_msis)
         self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
@@ -92,6 +95,9 @@ class Board:
         self.pci = PciBus(self.ports, self.mmio)
         self.pci.attach(HOST_BRIDGE, host_bridge(self.pci, self._ecam_moved))
         self.pci.attach(LPC_BRIDGE, lpc_bridge(self.pm.move))
+
+        if debug_exit is not None:
+            DebugExit(self.ports, debug_exit, self._leave)
 
         self._signal_msi = signal_msi
         self._virtio: list[VirtioDevice] = []
@@ -145,6 +151,10 @@ class Board:
     def _set_isa_irq(self, line: int, level: bool) -> None:
         self.pic.set_irq(line, level)
         self.ioapic.set_irq(line, level)
+
+    def _leave(self, value: int) -> None:
+        self.debug_exit_value = value
+        self._request(PowerEvent.DEBUG_EXIT)
 
     def _request(self, event: PowerEvent) -> None:
         self.power_event = event

@@ -117,7 +117,7 @@ class Stub:
         if self.execution.over:
             self.waiting = False
             outcome = self.run.outcome
-            return [b"W%02x" % (outcome.end.status if outcome is not None else 0)]
+            return [b"W%02x" % (outcome.status if outcome is not None else 0)]
         if not self.execution.hits:
             return []
         self.execution.stop()
