@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from swtdx.machine import boot
+from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.gdb.execution import Execution
@@ -285,10 +285,10 @@ def target_of(machine: Machine) -> Target:
 
 
 @contextmanager
-def debugged(*, td: bool = False, cpus: int = 1, wait: bool = True) -> Iterator[Session]:
-    """The guest on an emulated machine, with a debug server."""
+def debugged(*, td: bool = False, cpus: int = 1, wait: bool = True, host: bool = False) -> Iterator[Session]:
+    """The guest on an emulated machine, or on this one's own KVM, with a debug server."""
     built = build(td=td)
-    kernel = boot(debug_tds=True)
+    kernel = open_kernel("host") if host else boot(debug_tds=True)
     plan = Plan(
         Firmware(Path("debugged.fd"), "a test made it", built.image),
         MEMORY,
@@ -314,4 +314,5 @@ def debugged(*, td: bool = False, cpus: int = 1, wait: bool = True) -> Iterator[
                 client.close()
             run.stop()
             server.close()
-    kernel.shutdown()
+    if isinstance(kernel, MachineKernel):
+        kernel.shutdown()

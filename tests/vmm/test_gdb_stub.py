@@ -374,6 +374,23 @@ def test_vcpus_are_threads() -> None:
         assert met == {1, 2}
 
 
+@pytest.mark.parametrize("host", [False, True], ids=["emulated", "host"])
+def test_the_same_on_any_kvm(host: bool, request: pytest.FixtureRequest) -> None:
+    """Only what every KVM does: some of those without hardware virtualization have no breakpoints."""
+    if host:
+        request.getfixturevalue("host_kvm")
+    with debugged(host=host) as session:
+        client = session.connect()
+        assert client.registers()["rip"] == 0xFFF0
+        assert client.ask(b"s") == TRAP
+        assert client.registers()["rip"] == session.symbols["start"] & 0xFFFF
+        assert client.ask(b"s") == TRAP
+        assert client.registers()["rip"] == (session.symbols["start"] & 0xFFFF) + 1, "behind CLI"
+        assert client.ask(b"P0=1122334455667788") == b"OK"
+        assert client.registers()["rax"] == 0x8877665544332211
+        assert client.memory(BASE + 0xFFF0, 1) in (0xE9, 0xEB)
+
+
 def test_acknowledgements_can_be_left_out_and_repeats_asked_for(vm: Debugged) -> None:
     client = vm.client
     first = client.ask(b"qC")
