@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import UUID
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
 
 
 def reference_directory() -> Path:
@@ -106,3 +108,30 @@ def machines_go_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for machine in booted:
         machine.shutdown()
+
+
+def measuring_firmware_image() -> bytes:
+    """edk2's TDX build as Debian's ovmf-inteltdx has it; skips the test where there is none."""
+    named = os.environ.get("SWTDX_TDX_FIRMWARE")
+    paths = (
+        [Path(named)]
+        if named
+        else [*(REPOSITORY / ".cache").glob("*.fd"), *firmware_image().parent.glob("*.inteltdx*.fd")]
+    )
+    if not paths:
+        pytest.skip(
+            "no firmware that measures: script/tdx-firmware fetches it, $SWTDX_TDX_FIRMWARE names one; not shown: "
+            "predicted RTMRs are those of a launch"
+        )
+    return paths[0].read_bytes()
+
+
+@pytest.fixture(scope="session")
+def measuring_firmware() -> bytes:
+    """The same with its platform key deleted: with it no kernel starts but a signed one."""
+    image = bytearray(measuring_firmware_image())
+    name = "PK\0".encode("utf-16-le")
+    at = image.find(_GLOBAL_VARIABLE.bytes_le + name)
+    if at >= 0 and image[at - 44 : at - 41] == b"\xaa\x55\x3f":
+        image[at - 42] = 0x3C  # the state of a deleted variable
+    return bytes(image)

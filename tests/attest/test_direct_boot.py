@@ -30,12 +30,11 @@ from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 from tests.attest import uefi_image
 from tests.attest.uefi_image import DXE_VOLUME, GLOBAL, IMAGE_SECURITY, MENU, UI_APP, driver, edk2_like, efi_kernel
-from tests.conftest import REPOSITORY, firmware_image
+from tests.conftest import firmware_image
 
 MEMORY = 64 << 20
 CC_MEASUREMENT_PROTOCOL = bytes.fromhex("3d1a7596f472a641a794ed5d0e67ae6b")  # UEFI 2.10, 38.2.2, as it lies in memory
 ZERO = bytes(48)
-USR_SHARE_OVMF = firmware_image().parent
 
 
 def sha384(data: bytes) -> bytes:
@@ -255,29 +254,6 @@ def test_a_log_that_does_not_serve(damage: Callable[[list[Event]], list[Event]],
 
 
 # --- against the firmware itself --------------------------------------------------------------------------------------
-
-
-def measuring_firmware_image() -> bytes:
-    """edk2's TDX build as Debian's ovmf-inteltdx has it; skips the test where there is none."""
-    named = os.environ.get("SWTDX_TDX_FIRMWARE")
-    paths = [Path(named)] if named else [*(REPOSITORY / ".cache").glob("*.fd"), *USR_SHARE_OVMF.glob("*.inteltdx*.fd")]
-    if not paths:
-        pytest.skip(
-            "no firmware that measures: script/tdx-firmware fetches it, $SWTDX_TDX_FIRMWARE names one; not shown: "
-            "predicted RTMRs are those of a launch"
-        )
-    return paths[0].read_bytes()
-
-
-@pytest.fixture(scope="session")
-def measuring_firmware() -> bytes:
-    """The same with its platform key deleted: with it no kernel starts but a signed one."""
-    image = bytearray(measuring_firmware_image())
-    name = "PK\0".encode("utf-16-le")
-    at = image.find(GLOBAL.bytes_le + name)
-    if at >= 0 and image[at - 44 : at - 41] == b"\xaa\x55\x3f":
-        image[at - 42] = 0x3C  # the state of a deleted variable
-    return bytes(image)
 
 
 def event_log(kernel: MachineKernel) -> list[Event]:

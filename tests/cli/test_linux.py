@@ -17,13 +17,15 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.attest.event_log import parse_event_log
+from swtdx.attest.replay import replay
 from swtdx.attest.report import parse_report
 from swtdx.cli.run import kernel_named
 from swtdx.machine import MachineKernel
 from swtdx.seam.report import verify
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.firmware import find_firmware
+from swtdx.vmm.firmware import Firmware, find_firmware
 from swtdx.vmm.launch import Plan, TdParameters, launch
 from swtdx.vmm.linux_image import load
 from swtdx.vmm.outcome import End
@@ -70,18 +72,19 @@ class Console:
 
     def bytes_of(self, line: str) -> bytes:
         """What a command writes."""
-        return bytes.fromhex("".join(self.command(f"{line} | hexdump -v -e '1/1 \"%02x\"'; echo").split()))
+        self.command("h() { hexdump -v -e '1/1 \"%02x\"'; echo; }")  # a line beyond 80 columns is echoed as two
+        return bytes.fromhex("".join(self.command(f"{line} | h").split()))
 
 
 @contextmanager
 def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dialect = Dialect.UPSTREAM,
-          append: str = "console=ttyS0") -> Iterator[Console]:  # fmt: skip
+          append: str = "console=ttyS0", firmware: Firmware | None = None) -> Iterator[Console]:  # fmt: skip
     image = sorted(folder.glob("boot/vmlinuz-*"))[-1]
     kernel = kernel_named("emulated", dialect, cpus=cpus, memory=MEMORY)
     assert isinstance(kernel, MachineKernel)
     printed = bytearray()
     plan = Plan(
-        firmware=find_firmware(None, tdx=True),
+        firmware=firmware or find_firmware(None, tdx=True),
         memory_size=MEMORY,
         cpus=cpus,
         td=td,
@@ -124,6 +127,17 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         outcome = console.run.wait(PATIENCE_SECONDS)
         assert outcome is not None
         assert outcome.end is End.POWER_OFF
+
+
+def test_the_event_log_that_linux_shows_leads_to_the_rtmrs(linux_guest: Path, measuring_firmware: bytes) -> None:
+    firmware = Firmware(Path("OVMF.inteltdx.fd"), "a test", measuring_firmware)
+    with linux(linux_guest, td=TdParameters(), firmware=firmware) as console:
+        parsed = parse_report(console.bytes_of("tdreport < /dev/null"))
+        table = console.bytes_of("cat /sys/firmware/acpi/tables/CCEL")
+        log = console.bytes_of("head -c 40000 /sys/firmware/acpi/tables/data/CCEL")
+        events = parse_event_log(log, table)
+        assert [index for index in range(4) if parsed.rtmrs[index].strip(b"\0")] == [0, 1, 2]
+        assert tuple(replay(events))[:3] == parsed.rtmrs[:3]
 
 
 def test_four_processors_come_up_by_the_mailbox(linux_guest: Path) -> None:
