@@ -578,6 +578,13 @@ PROVEN = (
             ("vcpu", "KVM_RUN", (0,), "test_a_whole_life", TDS),
         )
     ),
+    Proof(
+        "vcpu",
+        "KVM_SET_VCPU_EVENTS",
+        (0, E.EINVAL),
+        "kvm/test_vcpu_events.py::test_a_td_shows_nothing_and_takes_nmis",
+        _UP,
+    ),
     Proof("vm", "KVM_TDX_TERMINATE_VM", (0, E.EINVAL), f"{_TDX_VM}::test_terminate_releases_the_key_at_once", _UP),
 )
 

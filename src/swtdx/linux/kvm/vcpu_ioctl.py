@@ -22,6 +22,7 @@ from swtdx.linux.kvm.run_page import RUN_SIZE
 from swtdx.linux.kvm.sregs2 import get_sregs2, set_sregs2
 from swtdx.linux.kvm.vcpu import Vcpu
 from swtdx.linux.kvm.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
+from swtdx.linux.kvm.vcpu_events import get_vcpu_events, set_vcpu_events
 from swtdx.linux.kvm.vcpu_memory import pre_fault_memory
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
 from swtdx.uapi.kvm import (
@@ -29,8 +30,6 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_SIPI_RECEIVED,
     KVM_RUN,
-    KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SIPI_VECTOR,
     KVMIO,
     REQUESTS,
     kvm_cpuid_entry,
@@ -47,7 +46,6 @@ from swtdx.uapi.kvm import (
     kvm_sregs,
     kvm_tpr_access_ctl,
     kvm_translation,
-    kvm_vcpu_events,
     kvm_xcrs,
     kvm_xsave,
 )
@@ -270,26 +268,6 @@ def _interrupt(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
-def _get_vcpu_events(vcpu: Vcpu, arg: int) -> int:
-    events = kvm_vcpu_events(flags=KVM_VCPUEVENT_VALID_NMI_PENDING)
-    events.nmi.pending = min(vcpu.nmi_pending, 1)
-    copy_to_user(arg, events)
-    return 0
-
-
-def _set_vcpu_events(vcpu: Vcpu, arg: int) -> int:
-    events = struct_from_user(kvm_vcpu_events, arg)
-    if events.flags & ~0x3F:
-        raise err(errno.EINVAL, f"flags {events.flags:#x}")
-    if events.exception.injected and events.exception.nr > 31:
-        raise err(errno.EINVAL, f"exception {events.exception.nr}")
-    if events.flags & KVM_VCPUEVENT_VALID_NMI_PENDING:
-        vcpu.nmi_pending = events.nmi.pending
-    if events.flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.apic is not None:
-        vcpu.apic.sipi_vector = events.sipi_vector or None
-    return 0
-
-
 def _translate(vcpu: Vcpu, arg: int) -> int:
     request = struct_from_user(kvm_translation, arg)
     address = vcpu.ops.translate(vcpu, request.linear_address)
@@ -411,8 +389,8 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_MP_STATE": _set_mp_state,
         "KVM_NMI": _nmi,
         "KVM_SMI": _refuse(errno.ENOTTY, "there is no SMM"),
-        "KVM_GET_VCPU_EVENTS": _get_vcpu_events,
-        "KVM_SET_VCPU_EVENTS": _set_vcpu_events,
+        "KVM_GET_VCPU_EVENTS": get_vcpu_events,
+        "KVM_SET_VCPU_EVENTS": set_vcpu_events,
         "KVM_TRANSLATE": _translate,
         "KVM_SET_SIGNAL_MASK": _set_signal_mask,
         "KVM_X86_SETUP_MCE": _setup_mce,
