@@ -201,4 +201,4 @@ def _conclusion(td: dict[str, Any]) -> str:
     where = "this machine's own kernel" if td["kernel"] == "host" else "the embedded kernel"
     if td["firmware"] is None:
         return f"yes, on {where}, but swtdx run needs a firmware: name one with --firmware"
-    return f"yes, on {where}: swtdx run{' --kernel host' if td['kernel'] == 'host' else ''}"
+    return f"yes, on {where}: swtdx run{' --kvm host' if td['kernel'] == 'host' else ''}"
