@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "replay": "swtdx.cli.replay",
     "quote": "swtdx.cli.quote",
     "report": "swtdx.cli.report_command",
+    "explain": "swtdx.cli.explain",
     "completion": "swtdx.cli.completion",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
