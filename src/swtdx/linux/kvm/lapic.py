@@ -50,6 +50,7 @@ _LVT_WRITABLE = {
     LVTT: 0x700FF, LVTTHMR: 0x107FF, LVTPC: 0x107FF, LVT0: 0x1E7FF, LVT1: 0x1E7FF, LVTERR: 0x100FF,
 }  # fmt: skip
 MIN_PERIOD_NS = 200_000  # kvm.min_timer_period_us
+ICR_ASSERT, ICR_LEVEL_TRIGGERED = 1 << 14, 1 << 15
 
 
 class Lapic:
@@ -302,7 +303,9 @@ class Lapic:
         return True
 
     def send_ipi(self, icr: int, destination: int) -> None:
-        """Deliver what the ICR says."""
+        """Deliver what the ICR says. INIT's de-assertion (level-triggered, not asserted) starts nobody anew."""
+        if icr >> 8 & 7 == APIC_DM_INIT and icr & ICR_LEVEL_TRIGGERED and not icr & ICR_ASSERT:
+            return
         irq_delivery_to_apic(
             self.vcpu.kvm,
             self,
