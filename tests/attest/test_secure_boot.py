@@ -22,8 +22,9 @@ from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY
 from swtdx.vmm.linux_image import LinuxBoot, parse
-from tests.attest.test_direct_boot import measuring_firmware_image, seen_rtmrs
+from tests.attest.test_direct_boot import seen_rtmrs
 from tests.attest.uefi_image import certificate_table, edk2_like, efi_kernel, signature_list, with_variable
+from tests.conftest import measuring_firmware_image
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 SHA256 = UUID("c1c41626-504c-4092-aca9-41f936934328")
