@@ -285,6 +285,27 @@ def test_flags_set_from_outside_are_those_that_the_guest_sees(flags: int) -> Non
     assert guest.context.gpr[RBX] == flags
 
 
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize(
+    "compare", ["cmpxchg8b [rdi]", "lock cmpxchg8b [rdi]", "cmpxchg16b [rdi]", "lock cmpxchg16b [rdi]"]
+)
+def test_comparing_wide_operands_changes_zf_alone(compare: str, equal: bool) -> None:
+    """SDM, volume 2, CMPXCHG8B/16B: ZF says whether they were equal, CF, PF, AF, SF and OF are unaffected.
+
+    They are those of an addition before it, which is of the block that an entry starts with.
+    """
+    guest = Guest(f"add r8, r9\n {compare}\n cpuid\n pushf\n pop r10\n hlt")
+    gpr = guest.context.gpr
+    gpr[R8], gpr[R9], gpr[RDI] = 1, 0x7FFF_FFFF_FFFF_FFFF, 0x50_0000
+    gpr[RAX], gpr[RDX] = (0, 0) if equal else (1, 2)
+    expected = 0x896 | (0x40 if equal else 0)  # 0x8000_0000_0000_0000: PF, AF, SF, OF; bit 1 is always 1
+    assert guest.run() == ExitReason.CPUID
+    assert guest.context.rflags == expected
+    guest.skip()
+    assert guest.run() == ExitReason.HLT
+    assert gpr[R10] == expected
+
+
 def test_power_on_state_is_the_reset_vector() -> None:
     """SDM table 10-1: CS base 0xFFFF0000, EIP 0xFFF0, CR0 0x60000010."""
     context = Guest().processor.new_context()

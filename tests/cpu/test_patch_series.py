@@ -36,6 +36,7 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_debug_registers.py::test_a_data_breakpoint_traps_after_the_store",
     ],
     "11-stores": ["test_execution.py::test_one_that_counts_in_memory_is_not_taken_for_polling"],
+    "12-compare-exchange": ["test_execution.py::test_comparing_wide_operands_changes_zf_alone"],
     "08-vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 
