@@ -6,9 +6,10 @@
  * the process that owns it, with plain stores that nobody announces: a VMM that loads a kernel, plants a breakpoint, runs
  * the next test. Real processors are coherent. Here each page of user memory with code in it is remembered as it was when
  * the code was translated, and compared when the owner lets the virtual CPU run again: the page of the next instruction
- * always, all the others every 20 ms, and at once when told so: after a doorbell the owner, as the devices of a VM, may
- * have read code from a disk. What is left out: code changed elsewhere and for no reason that the guest gave, and reached
- * within 20 ms of running.
+ * always, all the others every 20 ms or when told so. And each page when a translation of its address is put into the
+ * TLB: so a page that was code, was given up, and was read from a disk anew runs as it now is, since it has been mapped
+ * anew. What is left out: code changed elsewhere, behind a translation that the guest already uses, and reached within
+ * 20 ms of running.
  *
  * RAM of the machine needs none of this: whoever writes it (the TDX module, the kernel) says so.
  */
@@ -75,6 +76,7 @@ void swtdx_code_page(struct uc_struct *uc, void *page)
         engine->nsnapshots++;
     }
     memcpy((*slot)->content, host, 4096);
+    (*slot)->live = true;
 }
 
 void swtdx_drop_snapshots(swtdx_engine *engine)
@@ -92,13 +94,24 @@ static void check_page(swtdx_engine *engine, struct swtdx_snapshot *snapshot)
 {
     ram_addr_t ram_addr;
 
-    if (!memcmp(snapshot->content, snapshot->host, 4096)) {
+    if (!snapshot->live || !memcmp(snapshot->content, snapshot->host, 4096)) {
         return;
     }
     ram_addr = qemu_ram_addr_from_host(engine->uc, snapshot->host);
     if (ram_addr != RAM_ADDR_INVALID) {
         tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + 4096);
-        memcpy(snapshot->content, snapshot->host, 4096);
+        snapshot->live = false;
+    }
+}
+
+/* A translation to this page of user memory is being put into the TLB (under the engine's turn). */
+void swtdx_check_code_page(swtdx_engine *engine, uint64_t hpa)
+{
+    uint8_t *host = swtdx_host_pointer(engine, hpa & ~4095ull, 4096);
+    struct swtdx_snapshot *here = host && engine->nsnapshots ? *slot_of(engine, host) : NULL;
+
+    if (unlikely(here)) {
+        check_page(engine, here);
     }
 }
 

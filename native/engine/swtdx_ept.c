@@ -118,6 +118,9 @@ hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot)
         if (prot) {
             *prot &= (allowed & EPT_READ ? PAGE_READ : 0) | (allowed & EPT_WRITE ? PAGE_WRITE : 0) |
                      (allowed & EPT_EXECUTE ? PAGE_EXEC : 0);
+            if (entry >= engine->size && engine->nsnapshots) {
+                swtdx_check_code_page(engine, entry);
+            }
         }
         return entry;
     }

@@ -25,6 +25,7 @@ struct swtdx_region {
 /* A page of user memory with translated code in it, as it was when the first block was translated. */
 struct swtdx_snapshot {
     uint8_t *host;
+    bool live; /* nothing has been forgotten of it since */
     uint8_t content[4096];
 };
 
@@ -104,6 +105,7 @@ void swtdx_sync_posted(swtdx_cpu *cpu);
 bool swtdx_apic_read(swtdx_cpu *cpu, uint32_t index, uint64_t *value);
 bool swtdx_apic_write(CPUX86State *env, swtdx_cpu *cpu, uint32_t index, uint64_t value, uintptr_t retaddr);
 void swtdx_code_page(struct uc_struct *uc, void *host);
+void swtdx_check_code_page(swtdx_engine *engine, uint64_t hpa);
 void swtdx_drop_snapshots(swtdx_engine *engine);
 int swtdx_highest(const uint8_t *vapic, unsigned base);
 void swtdx_request_block_end(CPUState *cs);

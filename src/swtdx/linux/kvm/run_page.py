@@ -26,7 +26,6 @@ U64 = struct.Struct("<Q")
 STATE = struct.Struct("<BBHQQ")  # from READY_FOR_INTERRUPT: ready, if_flag, flags, cr8, apic_base
 IO = struct.Struct("<BBHIQ")  # direction, size, port, count, data_offset
 MMIO = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
-MMIO_IS_WRITE = UNION + MMIO.size - 1
 HYPERCALL = struct.Struct("<Q6QQQ")  # nr, args, ret, flags
 SYSTEM_EVENT = struct.Struct("<II16Q")  # type, ndata, data
 INTERNAL = struct.Struct("<IIQQ")  # suberror, ndata, data

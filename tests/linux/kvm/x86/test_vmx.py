@@ -500,11 +500,12 @@ def test_triple_fault(kernel: Kernel) -> None:
 
 
 def test_code_that_a_device_brought_is_what_runs(emulated: Kernel) -> None:
-    """A doorbell, then DMA by the VMM into a page whose code has run: no time may pass before the guest sees it."""
+    """DMA by the VMM into a page whose code has run, which the guest maps anew: no time may pass before it sees it."""
     machine = Machine(emulated)
     routine, immediate = 0x5000, 0x5001
     machine.load("b800000000c3", routine)  # mov eax, N; ret
-    machine.load(f"bb{address(routine)} ffd3 a3{address(MMIO)} ebf7")  # 1: mov ebx, routine; call ebx; mov [MMIO], eax
+    # mov ebx, routine; 1: invlpg [ebx]; mov ecx, [ebx]; call ebx; mov [MMIO], eax; jmp 1b
+    machine.load(f"bb{address(routine)} 0f013b 8b0b ffd3 a3{address(MMIO)} ebf2")
     flat(machine.vcpu)
     seen = []
     for number in range(200):

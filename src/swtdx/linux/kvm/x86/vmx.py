@@ -17,7 +17,6 @@ from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
 from swtdx.linux.kvm.msrs import Invalid
 from swtdx.linux.kvm.posted_interrupt import PostedInterruptDescriptor
 from swtdx.linux.kvm.x86.guest_debug import before_entry
-from swtdx.uapi.kvm import KVM_EXIT_MMIO
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -35,7 +34,6 @@ PASSED_THROUGH = (
 )  # fmt: skip
 CONTEXT_MSRS = (*PASSED_THROUGH, msrs.IA32_SPEC_CTRL)
 _MASK64 = (1 << 64) - 1
-_EXIT_MMIO = int(KVM_EXIT_MMIO)
 _READ_LOW, _READ_HIGH, _WRITE_LOW, _WRITE_HIGH = 0, 1024, 2048, 3072
 
 
@@ -162,12 +160,8 @@ def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
 
 
 def vmx_vcpu_pre_run(vcpu: "Vcpu") -> None:
-    """User space may have written code; without a local APIC here, CR8 comes from it at every entry.
-
-    A write to a device is what makes devices write to memory, code among the rest, so then all of it is looked at.
-    """
-    doorbell = vcpu.run[run_page.EXIT_REASON] == _EXIT_MMIO and vcpu.run[run_page.MMIO_IS_WRITE] != 0
-    vcpu.vmx.context.check_code(doorbell)
+    """User space may have written code; without a local APIC here, CR8 comes from it at every entry."""
+    vcpu.vmx.context.check_code()
     if vcpu.apic is None:
         cr8 = run_page.U64.unpack_from(vcpu.run, run_page.CR8)[0]
         if cr8 > 15:
