@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 
 from swtdx.attest.authenticode import authenticode_digest
-from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
+from swtdx.attest.direct_boot import PredictionError, kernel_refusal, predict_direct_boot
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY
 from swtdx.vmm.linux_image import LinuxBoot, parse
@@ -93,6 +93,17 @@ def test_the_key_is_measured_before_the_kernel_or_the_kernel_refused(leaf: Key) 
     assert authority.data_measured
     with pytest.raises(PredictionError, match="not signed by a key of its db"):
         predict_direct_boot(image, LinuxBoot(parse(efi_kernel(), "vmlinuz")), 64 << 20)
+
+
+def test_a_launch_knows_beforehand_which_kernel_will_not_start(leaf: Key) -> None:
+    """Without a forbidding key, or where nobody can tell, there is nothing to say."""
+    db = signature_list(X509, der(leaf))
+    image = edk2_like({("PK", GLOBAL): b"key", ("db", IMAGE_SECURITY): db})
+    stranger, known = (LinuxBoot(parse(each, "vmlinuz")) for each in (efi_kernel(), signed(efi_kernel(), leaf)))
+    assert "firmware.fd enforces Secure Boot, and vmlinuz is not" in str(kernel_refusal(image, stranger, "firmware.fd"))
+    assert kernel_refusal(image, known, "firmware.fd") is None
+    for other in (edk2_like(), edk2_like(cfv=b"\xff" * 0x4000), bytes(4096)):
+        assert kernel_refusal(other, stranger, "firmware.fd") is None
 
 
 def test_real_firmware_measures_that_key(

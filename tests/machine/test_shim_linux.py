@@ -45,10 +45,7 @@ def initrd(busybox: Path, tmp_path: Path) -> Path:
         (["--cpus", "4", "--memory", "512M"], 4),
         (["--cpus", "2", "--memory", "256M", "--gpaw", "52", "--no-huge-pages", "--no-rbp-mod"], 2),
         (["--dialect", "v10", "--gpaw", "52", "--memory", "256M"], 1),
-        (
-            ["--vm-type", "default", "--memory", "256M"],
-            1,
-        ),  # a second vCPU does not always come up in an ordinary VM yet
+        (["--vm-type", "default", "--cpus", "2", "--memory", "256M"], 2),
     ],
     ids=["td", "td-52", "td-v10", "default"],
 )

@@ -45,7 +45,7 @@ from swtdx.vmm.board.fw_cfg import Key, standard_files, standard_items
 from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.tdvf import SectionType, Tdvf, check_memory
+from swtdx.vmm.tdvf import SectionType, Tdvf, TdvfError, check_memory
 
 _BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 _OTHER_BOOT_OPTIONS = (
@@ -78,6 +78,10 @@ EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EFI_HANDOFF_TABLES2 = 0x8000_000A, 0x8000_000
 
 class PredictionError(MeasureError):
     """These RTMRs cannot be told without a launch; the text is one sentence for a person that says why."""
+
+
+class KernelRefusedError(PredictionError):
+    """Secure Boot keeps the firmware from starting this kernel."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,22 @@ def _extension(rtmr: int, event_type: int, measured: bytes, data: bytes = b"", n
     return Event(0, 0, rtmr, event_type, hashlib.sha384(measured).digest(), data, name)
 
 
+def kernel_refusal(image: bytes, linux: LinuxBoot, name: str) -> str | None:
+    """Why the firmware ``image`` called ``name`` will not start this kernel; None if it will, or if that is not known.
+
+    What is looked at are Secure Boot's variables, whatever the kind of VM and of firmware.
+    """
+    try:
+        variables = started_variables(checked(image, name))
+        if variables.secure_boot:
+            list(kernel_extensions(linux, variables, name))
+    except KernelRefusedError as error:
+        return str(error)
+    except (MeasureError, TdvfError):
+        pass
+    return None
+
+
 def _sec(tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes], numbered: Mapping[int, bytes]) -> Iterator[Event]:
     """``named`` and ``numbered``: fw_cfg's files and items."""
     try:
@@ -211,7 +231,7 @@ def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str)
             db, dbx = (variables.get(name, IMAGE_SECURITY) or b"" for name in ("db", "dbx"))
             key = allowing_signature(kernel.image, db, dbx)
             if key is None:
-                raise PredictionError(
+                raise KernelRefusedError(
                     f"{firmware} enforces Secure Boot, and {kernel.name} is not signed by a key of its db: it will not "
                     "start (virt-fw-vars --add-db makes an image that knows your key, --delete PK one that starts all)"
                 )

@@ -126,6 +126,12 @@ def run(options: Options) -> int:
     plan = _plan(options)
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
+    if plan.linux is not None:
+        from swtdx.attest.direct_boot import kernel_refusal
+
+        refusal = kernel_refusal(plan.firmware.image, plan.linux, str(plan.firmware.path))
+        if refusal is not None:
+            voice.say(f"warning: {refusal}")
     if options.json is not None:
         _check_writable("--json", options.json)
     if options.trace is not None:
