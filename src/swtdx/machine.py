@@ -61,8 +61,8 @@ class MachineKernel(EmulatedKernel):
 
         ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``rtmr_events``
         what they were extended with, in order, as [register, hex], ``passes_rbp``: the guest has passed RBP in a
-        TDVMCALL. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT where there is
-        no TD.
+        TDVMCALL, ``module_version``: the module's. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT
+        where there is no TD.
         """
         kvm_tdx = self._kvm_of(vm_fd).tdx
         td = self.module.tds.get(kvm_tdx.tdr) if kvm_tdx is not None else None
@@ -73,6 +73,7 @@ class MachineKernel(EmulatedKernel):
             "rtmr": [value.hex() for value in td.rtmr],
             "rtmr_events": [[index, data.hex()] for index, data in td.rtmr_events],
             "passes_rbp": td.passes_rbp,
+            "module_version": td.version.name,
         }
 
     def debug_td(self, vm_fd: int) -> TdxDebug:

@@ -11,7 +11,8 @@
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` say what ``td`` is to be (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
-dialect="v10", no_rbp_mod=False, processors=4)`` says which kernel, on a machine with how many processors. A firmware
+dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0")`` says which kernel, on a machine with how many
+processors and which TDX module. A firmware
 wants as many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
 ``td(firmware=...)`` that is the default.
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
     config.addinivalue_line("markers", "td(code, firmware, memory, cpus): what the fixture td is made of (swtdx)")
-    kernel = "tdx(dialect, no_rbp_mod, processors): which kernel the fixture tdx_kernel boots (swtdx)"
+    kernel = "tdx(dialect, no_rbp_mod, processors, module_version): which kernel the fixture tdx_kernel boots (swtdx)"
     config.addinivalue_line("markers", kernel)
 
 
@@ -70,7 +72,7 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """A kernel that makes TDs. On the host's, a test is skipped where it does not make them, with the reason."""
     from swtdx.uapi.dialect import Dialect
 
-    options = _marker(request, "tdx", ("dialect", "no_rbp_mod", "processors"))
+    options = _marker(request, "tdx", ("dialect", "no_rbp_mod", "processors", "module_version"))
     dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
     if request.config.getoption("--tdx-kernel") == "host":
         yield _host_kernel(dialect if "dialect" in options else None)
@@ -81,6 +83,8 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     planned = _marker(request, "td", _TD_PARAMETERS)
     processors = options.get("processors") or (planned.get("cpus", 1) if planned.get("firmware") else 4)
     platform = Platform(logical_processors=processors)
+    if "module_version" in options:
+        platform = replace(platform, module_version=options["module_version"])
     kernel = boot(dialect, platform, no_rbp_mod=options.get("no_rbp_mod", False))
     try:
         yield kernel

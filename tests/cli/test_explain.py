@@ -18,3 +18,9 @@ def test_an_operand_and_what_it_is_to_the_leaf(command: Command) -> None:
 def test_what_is_no_status_is_refused(command: Command) -> None:
     assert command("explain", "nonsense").status == 1
     assert command("explain", "0x1" + "0" * 16).status == 1
+
+
+def test_a_status_of_module_1_0(command: Command) -> None:
+    """Values without the FATAL bit, and names that 1.5 has no more."""
+    for value, name in (("0xc000060200000000", "TD_NOT_FINALIZED"), ("0xc000060400000000", "TD_FATAL")):
+        assert json.loads(command("explain", value, "--json").out)["name"] == name

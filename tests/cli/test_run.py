@@ -112,13 +112,15 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
         def inspect_td(self, vm_fd: int) -> dict[str, object]:
             assert self.names[vm_fd] == "vm"
             registers = [f"{number}" * 96 for number in range(4)]
-            return {"mrtd": "ab" * 48, "rtmr": registers, "rtmr_events": [], "passes_rbp": True}
+            window = {"mrtd": "ab" * 48, "rtmr": registers, "rtmr_events": []}
+            return window | {"passes_rbp": True, "module_version": "1.0"}
 
     scripted(Open(plays={0: PROMPT}))
     result = command("run", "--firmware", firmware, "--json", tmp_path / "r.json")
     kept = json.loads((tmp_path / "r.json").read_text())
     assert (kept["mrtd"], kept["mrtd_source"]) == ("ab" * 48, "TDX module")
     assert kept["rtmr"][3] == "3" * 96
+    assert kept["module_version"] == "1.0"
     assert "3" * 96 in result.err
     assert "NOT what the calls of this launch predict" in result.err
     assert "passes RBP in TDVMCALLs" in result.err

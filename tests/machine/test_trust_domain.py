@@ -22,9 +22,13 @@ from swtdx.uapi.kvm import KVM_CAP_VM_TYPES
 PAGE = 4096
 
 
-@pytest.fixture(params=list(Dialect), ids=lambda dialect: dialect.value)
+KERNELS = [(Dialect.V10, "1.0"), *((dialect, "1.5.06") for dialect in Dialect)]
+
+
+@pytest.fixture(params=KERNELS, ids=lambda param: f"{param[0].value} over module {param[1]}")
 def kernel(request: pytest.FixtureRequest) -> MachineKernel:
-    return boot(request.param, Platform(memory_size=2 << 30))
+    dialect, version = request.param
+    return boot(dialect, Platform(memory_size=2 << 30, module_version=version))
 
 
 @pytest.fixture

@@ -293,6 +293,8 @@ class Host:
         slots = changes.pop("cpuid", {})
         tail = changes.pop("reserved_3", b"")
         assert not set(changes) - set(fields), changes
+        if not self.module.version.exact:
+            fields["config_flags"] = 0
         fields |= changes
         data = bytearray(struct.pack("<QQHBB4sQQH38s48s48s48sQ24s", *fields.values()))
         for slot in range(18):
@@ -310,13 +312,13 @@ class Host:
             self.ok("TDH.MNG.KEY.CONFIG", rcx=tdr, lp=package * platform.logical_processors // platform.packages)
         return tdr
 
-    def uninitialized(self, pages=6):
+    def uninitialized(self, pages=None):
         tdr = self.create()
-        for _ in range(pages):
+        for _ in range(self.module.version.min_tdcx if pages is None else pages):
             self.ok("TDH.MNG.ADDCX", rcx=self.page(), rdx=tdr)
         return tdr
 
-    def build(self, pages=6, **params):
+    def build(self, pages=None, **params):
         """A TD in OP_STATE INITIALIZED."""
         tdr = self.uninitialized(pages)
         self.ok("TDH.MNG.INIT", rcx=tdr, rdx=self.write(self.td_params(**params)))
@@ -328,7 +330,7 @@ class Host:
         self.ok("TDH.VP.CREATE", rcx=tdvpr, rdx=tdr)
         for _ in range(pages):
             self.ok("TDH.VP.ADDCX", rcx=self.page(), rdx=tdvpr)
-        version = int(x2apic_id is not None)
+        version = int(x2apic_id is not None and self.module.version.leaf_versions)
         self.ok("TDH.VP.INIT", version=version, rcx=tdvpr, rdx=rcx, r8=x2apic_id or 0, lp=lp)
         return tdvpr
 

@@ -162,7 +162,7 @@ STATES = {
 
 def test_save_areas_follow_xfam_and_xcr0(host, processor, ask):
     processor.cpuid_overrides |= STATES
-    host.module.td_rules = type(host.module.td_rules)(processor)
+    host.module.td_rules = type(host.module.td_rules)(processor, host.module.version)
     _, tdvpr, context = host.runnable(xfam=3 | 4 | 1 << 9)
     eax, ebx, ecx, edx = ask(tdvpr, context, 0xD, 0)
     assert (eax, ecx, edx) == (0x207, 2696, 0)

@@ -8,6 +8,7 @@ import pytest
 from swtdx.seam.dispatch import BEFORE_READY, LEAVES, SEAMCALL_NUMBERS, refuse
 from swtdx.seam.lifecycle import SysState
 from swtdx.seam.status import StatusCode
+from swtdx.seam.version import module_version
 
 BAD_RAX = 0xC000010000000000
 UNKNOWN = 0x1FF
@@ -53,7 +54,7 @@ def test_every_published_leaf_function_is_there(host):
 
 @pytest.mark.parametrize("number", [0, 9, 33, 44, UNKNOWN])
 def test_after_shutdown_only_lp_shutdown_is_accepted(number):
-    refused = refuse(number, SysState.SHUTDOWN)
+    refused = refuse(number, SysState.SHUTDOWN, module_version("1.5.06"))
     assert refused == (None if number == 44 else StatusCode.SYS_SHUTDOWN)
 
 

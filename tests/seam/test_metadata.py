@@ -8,7 +8,9 @@ import pytest
 from swtdx.seam import metadata
 from swtdx.seam.metadata import Accessor
 from swtdx.seam.status import StatusCode
+from swtdx.seam.version import module_version
 
+CURRENT = module_version("1.5.06")
 NONE = (1 << 64) - 1
 FULL = NONE
 POSTED_NV, POSTED_DESCRIPTOR, SHARED_EPTP, PIN = 0x0002, 0x2016, 0x203C, 0x4000
@@ -25,7 +27,7 @@ def context_of(context):
 
 
 def test_every_field_is_found_by_its_id_and_by_class_and_code():
-    for table in (metadata.system_fields(), metadata.td_fields(), metadata.vcpu_fields()):
+    for table in (metadata.system_fields(), metadata.td_fields(CURRENT), metadata.vcpu_fields(CURRENT)):
         for field in table.fields:
             assert table.find(field.field_id)[0] is field
             short = field.field_id & 0x3F00000000FFFFFF
@@ -40,7 +42,7 @@ def test_td_fields_follow_their_masks(host, debug):
     """Each of the 86 fields, read: allowed by the table's mask, or METADATA_FIELD_NOT_READABLE."""
     tdr = host.build(attributes=int(debug))
     accessor = Accessor.DEBUG if debug else Accessor.PRODUCTION
-    for field in metadata.td_fields().fields:
+    for field in metadata.td_fields(CURRENT).fields:
         if field.name == metadata.CPUID_VALUES:
             continue
         status, args = host.call("TDH.MNG.RD", rcx=tdr, rdx=field.field_id)
@@ -54,7 +56,7 @@ def test_vcpu_fields_follow_their_masks(host, debug):
     tdr = host.build(attributes=int(debug))
     tdvpr = host.vcpu(tdr)
     accessor = Accessor.DEBUG if debug else Accessor.PRODUCTION
-    for field in metadata.vcpu_fields().fields:
+    for field in metadata.vcpu_fields(CURRENT).fields:
         status, args = host.call("TDH.VP.RD", rcx=tdvpr, rdx=field.field_id)
         mask = field.masks[accessor][0]
         assert status == (0 if mask else StatusCode.METADATA_FIELD_NOT_READABLE), field.name
@@ -95,7 +97,7 @@ def test_version_1_walks_all_readable_fields(host):
         seen.append(field)
         field = host.ok("TDH.MNG.RD", version=1, rcx=tdr, rdx=field).rdx
     assert len(seen) == len(set(seen))
-    readable = [f for f in metadata.td_fields().fields if f.masks[Accessor.PRODUCTION][0]]
+    readable = [f for f in metadata.td_fields(CURRENT).fields if f.masks[Accessor.PRODUCTION][0]]
     cpuid = 2 * len(host.module.tds[tdr].cpuid.values)
     assert len(seen) == cpuid + sum(f.count for f in readable if f.name != metadata.CPUID_VALUES)
 

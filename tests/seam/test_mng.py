@@ -177,7 +177,7 @@ FEATURES = {(0xD, 0): (0x602E7, 0, 0, 0), (0xD, 1): (0x1F, 0, 0xD900, 0)}
 )
 def test_xfam_combinations_on_a_processor_that_has_them(host, processor, xfam, good):
     processor.cpuid_overrides |= FEATURES
-    host.module.td_rules = type(host.module.td_rules)(processor)
+    host.module.td_rules = type(host.module.td_rules)(processor, host.module.version)
     tdr = host.uninitialized()
     status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(xfam=xfam)))
     assert status == (0 if good else INVALID | 65)

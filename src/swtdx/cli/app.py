@@ -71,6 +71,8 @@ RUN_EPILOG = """
 
 [cyan]swtdx run --dialect v10[/cyan] - by the ioctls of November 2022
 
+[cyan]swtdx run --dialect v10 --module-version 1.0[/cyan] - and on a TDX module of that time
+
 [cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
 [cyan]swtdx run --disk disk.img --disk seed.img,ro --rng[/cyan] - with virtio devices
@@ -116,6 +118,13 @@ class DialectChoice(StrEnum):
 
     upstream = "upstream"
     v10 = "v10"
+
+
+class ModuleVersionChoice(StrEnum):
+    """Which TDX module, of `swtdx.cpu.platform.MODULE_VERSIONS`."""
+
+    v1_5 = "1.5.06"
+    v1_0 = "1.0"
 
 
 class GpaWidth(StrEnum):
@@ -178,6 +187,10 @@ def run(
     dialect: Annotated[
         DialectChoice, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
     ] = DialectChoice.upstream,
+    module_version: Annotated[
+        ModuleVersionChoice,
+        typer.Option(help="The TDX module of the embedded kernel's machine. 1.0 is of the v10 dialect's time."),
+    ] = ModuleVersionChoice.v1_5,
     until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None,
     timeout: Annotated[
         float | None,
@@ -280,6 +293,13 @@ def run(
         raise InputError(f"--timeout {timeout:g} is no number of seconds")
     if until == "":
         raise InputError("--until needs a text to wait for")
+    if module_version is ModuleVersionChoice.v1_0:
+        if kvm is KvmChoice.host:
+            raise InputError("--module-version 1.0 is for the embedded kernel: this machine has the module that it has")
+        if dialect is DialectChoice.upstream and vm_type is VmType.tdx:
+            raise InputError(
+                "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10"
+            )
     td = TdParameters(
         attributes=None if attributes is None else bit_mask("--attributes", attributes),
         gpa_width=int(gpaw.value),
@@ -295,6 +315,7 @@ def run(
         td=td if vm_type is VmType.tdx else None,
         dialect=Dialect(dialect.value) if kvm is KvmChoice.emulated else None,
         kvm=kvm.value,
+        module_version=module_version.value,
         kernel=kernel,
         initrd=initrd,
         append=append,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.seam.status import DETAILS_L2_MASK, ERROR, FATAL, NON_RECOVERABLE, Operand, StatusCode
+from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, Operand, decode
 from swtdx.seam.tables import load
 
 EPILOG = """
@@ -47,13 +47,12 @@ def explain(
 
 def explained(value: int, leaf: str | None = None) -> dict[str, Any]:
     """What a 64-bit status says; ``leaf`` names the SEAMCALL, for the meaning of a register."""
-    code, detail = value & ~DETAILS_L2_MASK, value & DETAILS_L2_MASK
-    known = code in set(StatusCode)
-    found: dict[str, Any] = {"status": f"{value:#018x}", "name": StatusCode(code).name if known else "unknown"}
+    code, detail = decode(value)
+    found: dict[str, Any] = {"status": f"{value:#018x}", "name": code.name if code is not None else "unknown"}
     found["error"] = bool(value & ERROR)
     found["recoverable"] = not value & NON_RECOVERABLE
     found["fatal"] = bool(value & FATAL)
-    if not value & ERROR or not known:
+    if not value & ERROR or code is None:
         return found
     if value >> 40 & 0xFF in (1, 2) and detail in set(Operand):
         found["operand"] = Operand(detail).name

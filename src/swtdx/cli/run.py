@@ -65,6 +65,7 @@ class Options:
     td: TdParameters | None = field(default_factory=TdParameters)
     dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
     kvm: str = "emulated"
+    module_version: str | None = None  # of the TDX module; None: the platform's default
     kernel: Path | None = None
     initrd: Path | None = None
     append: str | None = None
@@ -179,6 +180,7 @@ def kernel_named(
     *,
     cpus: int,
     memory: int,
+    module_version: str | None = None,
     no_rbp_mod: bool = False,
     huge_pages: bool = True,
     debug_tds: bool = False,
@@ -193,6 +195,7 @@ def kernel_named(
     With ``huge_pages`` private memory is mapped 2 MiB at a time where the guest accepts so much, which no merged kernel
     does yet and saves 511 of 512 faults. With ``debug_tds`` TDs may have ATTRIBUTES.DEBUG, which Linux does not offer.
     Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
+    ``module_version`` is the TDX module's (1.5.06 unless told).
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -202,6 +205,8 @@ def kernel_named(
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
     platform = Platform(memory_size=gib << 30, logical_processors=cpus)
+    if module_version is not None:
+        platform = replace(platform, module_version=module_version)
     return open_kernel(
         "emulated",
         dialect,
@@ -220,6 +225,7 @@ def _open_device(options: Options, trace: Emit | None) -> Kvm:
         options.dialect or Dialect.UPSTREAM,
         cpus=options.cpus,
         memory=options.memory,
+        module_version=options.module_version,
         no_rbp_mod=options.no_rbp_mod,
         huge_pages=options.huge_pages,
         debug_tds=options.td is not None and options.td.is_debug,

@@ -6,8 +6,8 @@ bits of ``allow_direct`` are cleared unless TD_PARAMS sets them, and bits of ext
 withhold are cleared. A few bits follow the running virtual CPU (OSXSAVE, APIC id, save-area sizes) and are filled in
 when the guest asks.
 
-A leaf above the highest basic or extended one is answered as leaf 0x23 with the same sub-leaf; 0x4000_0000-0x4FFF_FFFF
-and everything the table does not know raises #VE, so that the guest asks the host.
+A leaf above the highest basic or extended one is answered as leaf 0x23 (0x21 in module 1.0) with the same sub-leaf;
+0x4000_0000-0x4FFF_FFFF and everything the table does not know raises #VE, so that the guest asks the host.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from swtdx.seam.td import (
     Td,
 )
 from swtdx.seam.vcpu import AR_LONG, CR4_OSXSAVE, CR4_PKE, MSR_XSS, Vcpu
+from swtdx.seam.version import ModuleVersion
 
 Registers = tuple[int, int, int, int]
 Key = tuple[int, int | None]
 """(leaf, sub-leaf), sub-leaf None where the leaf has none."""
 
-HIGHEST_BASIC = 0x23
 HIGHEST_EXTENDED = 0x8000_0008
 HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)
 NO_SUBLEAF = 0xFFFF_FFFF
@@ -58,34 +58,34 @@ class Row:
 
 
 @cache
-def rows() -> Mapping[Key, Row]:
-    """The table by (leaf, sub-leaf)."""
+def rows(version: str = "") -> Mapping[Key, Row]:
+    """The table by (leaf, sub-leaf); ``version`` is what the names of that version's tables end with."""
     result = {}
-    for leaf, subleaf, config, lookup, ve_always, *masks in load("cpuid")["leaves"]:
+    for leaf, subleaf, config, lookup, ve_always, *masks in load(f"cpuid{version}")["leaves"]:
         key = (int(leaf, 16), subleaf)
         result[key] = Row(key, config, lookup, ve_always, *(registers(text) for text in masks[:6]))
     return result
 
 
 @cache
-def config_order() -> tuple[Key, ...]:
+def config_order(version: str = "") -> tuple[Key, ...]:
     """The configurable leaves in the order of TD_PARAMS.CPUID_CONFIG."""
-    return tuple((int(leaf, 16), subleaf) for leaf, subleaf in load("cpuid")["config_order"])
+    return tuple((int(leaf, 16), subleaf) for leaf, subleaf in load(f"cpuid{version}")["config_order"])
 
 
 @cache
-def _xfam_clear() -> Mapping[Key, tuple[tuple[int, Registers], ...]]:
+def _xfam_clear(version: str) -> Mapping[Key, tuple[tuple[int, Registers], ...]]:
     result = {}
-    for name, bits in load("cpuid")["xfam_clear"].items():
+    for name, bits in load(f"cpuid{version}")["xfam_clear"].items():
         leaf, _, subleaf = name.partition("_")
         key = (int(leaf, 16), None if int(subleaf, 16) == NO_SUBLEAF else int(subleaf, 16))
         result[key] = tuple((int(bit), registers(masks)) for bit, masks in bits.items())
     return result
 
 
-def config_mask(processor: Processor, key: Key) -> Registers:
+def config_mask(processor: Processor, key: Key, version: str = "") -> Registers:
     """Bits of a configurable leaf that TD_PARAMS may set: config_direct | (allow_direct & native)."""
-    row, native = rows()[key], processor.cpuid(key[0], key[1] or 0)
+    row, native = rows(version)[key], processor.cpuid(key[0], key[1] or 0)
     eax, ebx, ecx, edx = (
         direct | (allow & value)
         for direct, allow, value in zip(row.config_direct, row.allow_direct, native, strict=True)
@@ -93,12 +93,14 @@ def config_mask(processor: Processor, key: Key) -> Registers:
     return eax, ebx, ecx, edx
 
 
-def unverified(processor: Processor, waived: Mapping[Key, Registers]) -> tuple[Key, Registers, Registers] | None:
+def unverified(
+    processor: Processor, waived: Mapping[Key, Registers], module: ModuleVersion
+) -> tuple[Key, Registers, Registers] | None:
     """The first native leaf that is not as the module demands: leaf, mask and value; None when all are.
 
     ``waived`` are bits not held against the processor.
     """
-    for key, row in rows().items():
+    for key, row in rows(module.tables).items():
         native = processor.cpuid(key[0], key[1] or 0)
         excused = waived.get(key, (0, 0, 0, 0))
         for value, mask, wanted, excuse in zip(native, row.verify_mask, row.verify_value, excused, strict=True):
@@ -113,8 +115,9 @@ class VirtualCpuid:
     def __init__(self, td: Td, processor: Processor, config: Mapping[Key, Registers], maxpa: int) -> None:
         self._td = td
         self._processor = processor
+        self._version = td.version
         self.values: dict[Key, Registers] = {}
-        for key, row in rows().items():
+        for key, row in rows(self._version.tables).items():
             if not row.ve_always:
                 self.values[key] = self._value(row, config.get(key))
         self._complete(config, maxpa)
@@ -131,7 +134,7 @@ class VirtualCpuid:
                 value = (value & ~row.config_direct[i]) | (config[i] & row.config_direct[i])
                 value &= ~row.allow_direct[i] | config[i]
             result.append(value & 0xFFFF_FFFF)
-        for bit, masks in _xfam_clear().get(row.key, ()):
+        for bit, masks in _xfam_clear(self._version.tables).get(row.key, ()):
             if not self._td.xfam >> bit & 1:
                 result = [value & ~mask for value, mask in zip(result, masks, strict=True)]
         eax, ebx, ecx, edx = result
@@ -203,10 +206,11 @@ class VirtualCpuid:
         return value
 
     def _slow(self, vcpu: Vcpu, leaf: int, subleaf: int) -> Registers | None:
-        if HIGHEST_BASIC < leaf < 0x8000_0000 or leaf > HIGHEST_EXTENDED:
+        highest_basic = self._version.highest_basic_cpuid
+        if highest_basic < leaf < 0x8000_0000 or leaf > HIGHEST_EXTENDED:
             if leaf in HYPERVISOR_LEAVES:
                 return None
-            leaf = HIGHEST_BASIC
+            leaf = highest_basic
         key: Key = (leaf, subleaf)
         value = self.values.get(key)
         if value is None:
@@ -215,7 +219,7 @@ class VirtualCpuid:
         if value is None:
             return None
         if any(vcpu.cpuid_control):
-            control = vcpu.cpuid_control[rows()[key].lookup_index]
+            control = vcpu.cpuid_control[rows(self._version.tables)[key].lookup_index]
             if control & (2 if vcpu.cpl else 1):
                 return None
         return self._dynamic(vcpu, leaf, subleaf, value)
@@ -252,6 +256,13 @@ class VirtualCpuid:
         return eax, ebx, ecx, edx
 
     # --- metadata -------------------------------------------------------------------------------------------------
+
+    def indexed(self, element: int) -> int:
+        """One register of a leaf by its place in the table: row * 4 + register, as the metadata of 1.0 has it."""
+        place, register = divmod(element, 4)
+        by_place = {row.lookup_index: key for key, row in rows(self._version.tables).items()}
+        key = by_place.get(place)
+        return self.values[key][register] if key in self.values else 0
 
     def metadata_codes(self) -> list[int]:
         """Field codes of CPUID_VALUES, ascending."""

@@ -11,6 +11,7 @@ in ``clears`` are then 0 unless the status defines them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from swtdx.seam.hardware import Args
@@ -20,6 +21,7 @@ from swtdx.seam.tables import load
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
+    from swtdx.seam.version import ModuleVersion
 
 Handler = Callable[["TdxModule", Args, int], int]
 """A leaf function: module, registers, number of the logical processor; returns RAX."""
@@ -29,6 +31,8 @@ _H = TypeVar("_H", Handler, VersionedHandler)
 LEAF_MASK = 0xFFFF
 VERSION_SHIFT = 16
 SUCCESS = 0
+VMFAIL_INVALID = 0x8000_FF00_FFFF_0000
+"""What the processor's door answers (in Linux's words) for a SEAMCALL that cannot enter the module at all."""
 
 SEAMCALL_NUMBERS: dict[str, int] = {name: number for number, name, _ in load("leaves")["seamcall"]}
 _VERSIONS: dict[int, tuple[int, ...]] = {number: tuple(v) for number, _, v in load("leaves")["seamcall"]}
@@ -84,17 +88,29 @@ def _bind(handler: VersionedHandler, version: int) -> Handler:
     return call
 
 
-def refuse(fn: int, state: SysState) -> int | None:
+@cache
+def leaves_of(module: ModuleVersion) -> dict[int, Entry]:
+    """The leaf functions that a version of the module has, by RAX."""
+    if module.seamcalls is None:
+        return LEAVES
+    return {SEAMCALL_NUMBERS[name]: LEAVES[SEAMCALL_NUMBERS[name]] for name in module.seamcalls}
+
+
+def refuse(fn: int, state: SysState, module: ModuleVersion) -> int | None:
     """The entry checks for a RAX value: the status that refuses it, or None if a leaf function may run."""
-    number, version = fn & LEAF_MASK, fn >> VERSION_SHIFT & 0xFF
     bad_rax = StatusCode.OPERAND_INVALID | Operand.RAX
-    if fn >> 24 or (version and version not in _VERSIONS.get(number, (0,)) and not _tolerates_versions(number)):
-        return bad_rax
+    number = fn
+    if module.leaf_versions:
+        number, version = fn & LEAF_MASK, fn >> VERSION_SHIFT & 0xFF
+        if fn >> 24 or (version and version not in _VERSIONS.get(number, (0,)) and not _tolerates_versions(number)):
+            return bad_rax
     if state is SysState.SHUTDOWN and number != LP_SHUTDOWN:
         return StatusCode.SYS_SHUTDOWN
-    if state is not SysState.SYS_READY and number not in BEFORE_READY and number != LP_SHUTDOWN:
+    there = leaves_of(module)
+    early = number in BEFORE_READY and (module.seamcalls is None or number in there)
+    if state is not SysState.SYS_READY and not early:
         return StatusCode.SYS_NOT_READY
-    if fn not in LEAVES:
+    if fn not in there:
         return bad_rax
     return None
 

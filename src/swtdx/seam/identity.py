@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the module and the platform say they are: version, limits, feature bits, and test values of the TCB.
 
-The limits and fixed bits are those of module 1.5.06. The security version numbers, MRSEAM and the report key belong to
-no real platform: they are test values, so that nobody takes a report of this module for one of real hardware.
+The limits and fixed bits here are those that versions of the module share. The security version numbers, MRSEAM and the
+report key belong to no real platform: they are test values, so that nobody takes a report of this module for one of
+real hardware.
 """
 
 from __future__ import annotations
@@ -12,32 +13,28 @@ import secrets
 from dataclasses import dataclass, field
 
 from swtdx.seam.hardware import Processor
+from swtdx.seam.version import ModuleVersion
 
 VENDOR_INTEL = 0x8086
-MAJOR_VERSION, MINOR_VERSION, UPDATE_VERSION, INTERNAL_VERSION = 1, 5, 6, 0
-BUILD_DATE = 20240407
-BUILD_NUM = 744
 HANDOFF_VERSION = 0
 
 MAX_TDMRS = 64
 MAX_RESERVED_PER_TDMR = 16
 PAMT_ENTRY_SIZE = 16
 TDR_BASE_SIZE = 4096
-TDCS_BASE_SIZE = 24576
 TDCS_SIZE_PER_L2_VM = 4096
 TDVPS_BASE_SIZE = 24576
 TDVPS_SIZE_PER_L2_VM = 12288
-MAX_VCPUS_PER_TD = 576
 MIN_VIRT_MAXPA = 45
 MAX_CMRS = 32
 MAX_CPUID_CONFIG_SLOTS = 32
+FORMER_SVN = bytes.fromhex("01000400000000000000000000000000")
+"""TEE_TCB_SVN of modules before 1.5, which have a major SVN of 0."""
 
-ATTRIBUTES_FIXED0 = 0x8000_0000_7801_0001
 ATTRIBUTES_FIXED1 = 0
 ATTRIBUTE_LASS = 1 << 27
 XFAM_FIXED0 = 0x6DBE7
 XFAM_FIXED1 = 3
-CONFIG_FLAGS_FIXED0 = 0xF
 CONFIG_FLAGS_FIXED1 = 0
 ARCH_CAPABILITIES_CONFIG_MASK = 0x118_0010
 HP_LOCK_TIMEOUT_DEFAULT = 1_000_000
@@ -61,10 +58,25 @@ class Identity:
 
     cpu_svn: bytes = bytes.fromhex("03000000000000000000000000000000")
     tee_tcb_svn: bytes = bytes.fromhex("06010400000000000000000000000000")
+    tee_tcb_svn2: bytes = tee_tcb_svn
+    tcb_info_valid: int = 0x301FF
+    """TEE_TCB_INFO.VALID: what reports of real 1.5 modules show (of 1.0: 0x1FF)."""
     mrseam: bytes = hashlib.sha384(b"swtdx test TDX module 1.5.06").digest()
     mrsignerseam: bytes = bytes(48)
     report_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     """HMAC-SHA-256 key of REPORTMACSTRUCT; inside the processor on real hardware."""
+
+    @classmethod
+    def of(cls, version: ModuleVersion) -> Identity:
+        """The test identity of a version of the module."""
+        if version.exact:
+            return cls()
+        return cls(
+            tee_tcb_svn=FORMER_SVN,
+            tee_tcb_svn2=FORMER_SVN if version.has_svn2 else bytes(len(FORMER_SVN)),
+            tcb_info_valid=version.tcb_info_valid,
+            mrseam=hashlib.sha384(f"swtdx test TDX module {version.name}".encode()).digest(),
+        )
 
 
 def xfam_native(processor: Processor) -> int:
@@ -78,7 +90,7 @@ def xfam_fixed0(processor: Processor) -> int:
     return XFAM_FIXED0 & xfam_native(processor)
 
 
-def attributes_fixed0(processor: Processor) -> int:
+def attributes_fixed0(processor: Processor, version: ModuleVersion) -> int:
     """ATTRIBUTES bits a TD may be given on this processor: LASS only where it is native (CPUID 7.1 EAX bit 6)."""
     lass = processor.cpuid(7, 1)[0] >> 6 & 1
-    return ATTRIBUTES_FIXED0 if lass else ATTRIBUTES_FIXED0 & ~ATTRIBUTE_LASS
+    return version.attributes_fixed0 if lass else version.attributes_fixed0 & ~ATTRIBUTE_LASS

@@ -34,6 +34,7 @@ from functools import cache
 
 from swtdx.seam.status import Status, StatusCode
 from swtdx.seam.tables import load
+from swtdx.seam.version import ModuleVersion
 
 CODE_MASK = 0xFF_FFFF
 CLASS_SHIFT, CLASS_MASK = 56, 0x3F
@@ -44,7 +45,8 @@ RESERVED_BITS = 0x4080_8000_FF00_0000
 NONE = (1 << 64) - 1
 """The identifier before the first and after the last field."""
 CONTEXT_SHIFT = 52
-VCPU_CONTEXT = 2
+NON_ARCHITECTURAL = 1 << 63
+EXACT_BITS = NON_ARCHITECTURAL | CLASS_MASK << CLASS_SHIFT | CODE_MASK
 CPUID_VALUES = "CPUID_VALUES"
 
 
@@ -66,6 +68,8 @@ class Field:
     num_fields: int
     num_elements: int
     masks: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    stride: int = 1
+    """Field codes from one element to the next: VMCS encodings go by two, the odd ones name upper halves."""
 
     @property
     def code(self) -> int:
@@ -78,11 +82,6 @@ class Field:
         return self.field_id >> CLASS_SHIFT & CLASS_MASK
 
     @property
-    def stride(self) -> int:
-        """Field codes from one element to the next: VMCS encodings go by two, the odd ones name upper halves."""
-        return 2 if self.class_code == 0 and self.field_id >> CONTEXT_SHIFT & 7 == VCPU_CONTEXT else 1
-
-    @property
     def count(self) -> int:
         """Elements altogether."""
         return self.num_fields * self.num_elements
@@ -91,8 +90,10 @@ class Field:
 class FieldTable:
     """The fields of one context, found by class and code."""
 
-    def __init__(self, fields: list[Field]) -> None:
+    def __init__(self, fields: list[Field], *, exact: bool = False) -> None:
         self.fields = fields
+        self.exact = exact
+        """Identifiers have no size and no context, and must be right in every bit (module 1.0)."""
         self._by_class: dict[int, list[Field]] = {}
         for field in fields:
             self._by_class.setdefault(field.class_code, []).append(field)
@@ -102,6 +103,8 @@ class FieldTable:
 
     def find(self, identifier: int) -> tuple[Field, int] | None:
         """(field, element) of an identifier, or None. Of CPUID_VALUES the element is the field code."""
+        if self.exact and identifier & ~EXACT_BITS:
+            return None
         group = self._by_class.get(identifier >> CLASS_SHIFT & CLASS_MASK)
         if group is None:
             return None
@@ -110,6 +113,8 @@ class FieldTable:
         if position < 0:
             return None
         field = group[position]
+        if self.exact and (field.field_id ^ identifier) & NON_ARCHITECTURAL:
+            return None
         if field.name == CPUID_VALUES:
             return field, code
         element, rest = divmod(code - field.code, field.stride)
@@ -131,23 +136,23 @@ def system_fields() -> FieldTable:
 
 
 @cache
-def td_fields() -> FieldTable:
+def td_fields(version: ModuleVersion) -> FieldTable:
     """Fields of a TD."""
-    return FieldTable(_rows("TD"))
+    return FieldTable(_rows(version, "TD"), exact=version.exact_field_ids)
 
 
 @cache
-def vcpu_fields() -> FieldTable:
+def vcpu_fields(version: ModuleVersion) -> FieldTable:
     """Fields of a virtual CPU, its VMCS among them (class 0)."""
-    return FieldTable(_rows("VP_VMCS") + _rows("VP"))
+    return FieldTable(_rows(version, "VP_VMCS") + _rows(version, "VP"), exact=version.exact_field_ids)
 
 
-def _rows(key: str) -> list[Field]:
-    fields = []
-    for name, field_id, size, num_fields, num_elements, *masks in load("metadata")[key]:
+def _rows(version: ModuleVersion, key: str) -> list[Field]:
+    fields, stride = [], 2 if key == "VP_VMCS" else 1
+    for name, field_id, size, num_fields, num_elements, *masks in load(f"metadata{version.tables}")[key]:
         guest = _masks(masks[4:6]) if len(masks) == 6 else (0, 0)
         both = (_masks(masks[0:2]), _masks(masks[2:4]), guest)
-        fields.append(Field(name, int(field_id, 16), size, num_fields, num_elements, both))
+        fields.append(Field(name, int(field_id, 16), size, num_fields, num_elements, both, stride))
     return fields
 
 
@@ -182,10 +187,13 @@ def _checked(table: FieldTable, identifier: int) -> tuple[Field, int]:
     return found
 
 
-def merge(field: Field, accessor: Accessor, old: int, value: int, mask: int) -> int:
-    """The new value of a field; raises METADATA_FIELD_VALUE_NOT_VALID when a bit that may not change would."""
+def merge(table: FieldTable, field: Field, accessor: Accessor, old: int, value: int, mask: int) -> int:
+    """The new value of a field; raises METADATA_FIELD_VALUE_NOT_VALID when a bit that may not change would.
+
+    Module 1.0 leaves such bits as they are.
+    """
     writable = field.masks[accessor][1]
-    if (old ^ value) & mask & ~writable & ((1 << 8 * field.size) - 1):
+    if not table.exact and (old ^ value) & mask & ~writable & ((1 << 8 * field.size) - 1):
         raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
     effective = mask & writable
     return (old & ~effective) | (value & effective)

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.seam import cpuid, identity, vcpu_vmcs
+from swtdx.seam.lifecycle import OpState
 from swtdx.seam.metadata import CPUID_VALUES, Field
+from swtdx.seam.sept import FREE
 from swtdx.seam.status import Status, StatusCode
 from swtdx.seam.td import (
     CONFIG_FLEXIBLE_PENDING_VE,
@@ -21,7 +23,6 @@ from swtdx.seam.td import (
 )
 
 if TYPE_CHECKING:
-    from swtdx.seam.hardware import Processor
     from swtdx.seam.module import TdxModule
     from swtdx.seam.vcpu import Vcpu
 
@@ -39,19 +40,19 @@ def _word(data: bytes, element: int) -> int:
 # --- module ---------------------------------------------------------------------------------------------------------
 
 
-def _config_leaf(processor: Processor, slot: int) -> int:
-    order = cpuid.config_order()
+def _config_leaf(module: TdxModule, slot: int) -> int:
+    order = cpuid.config_order(module.version.tables)
     if slot >= len(order):
         return NO_LEAF
     leaf, subleaf = order[slot]
     return leaf | (cpuid.NO_SUBLEAF if subleaf is None else subleaf) << 32
 
 
-def _config_value(processor: Processor, element: int) -> int:
-    order, slot = cpuid.config_order(), element >> 1
+def _config_value(module: TdxModule, element: int) -> int:
+    order, slot = cpuid.config_order(module.version.tables), element >> 1
     if slot >= len(order):
         return NO_LEAF
-    eax, ebx, ecx, edx = cpuid.config_mask(processor, order[slot])
+    eax, ebx, ecx, edx = cpuid.config_mask(module.processor, order[slot], module.version.tables)
     return ecx | edx << 32 if element & 1 else eax | ebx << 32
 
 
@@ -64,12 +65,12 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
     "NUM_PKGS": lambda module, _: module.platform.packages,
     "PKG_FMS": lambda module, n: module.processor.cpuid(1)[0] if n < module.platform.packages else 0,
     "VENDOR_ID": identity.VENDOR_INTEL,
-    "BUILD_DATE": identity.BUILD_DATE,
-    "BUILD_NUM": identity.BUILD_NUM,
-    "MINOR_VERSION": identity.MINOR_VERSION,
-    "MAJOR_VERSION": identity.MAJOR_VERSION,
-    "UPDATE_VERSION": identity.UPDATE_VERSION,
-    "INTERNAL_VERSION": identity.INTERNAL_VERSION,
+    "BUILD_DATE": lambda module, _: module.version.build_date,
+    "BUILD_NUM": lambda module, _: module.version.build_num,
+    "MINOR_VERSION": lambda module, _: module.version.number[1],
+    "MAJOR_VERSION": lambda module, _: module.version.number[0],
+    "UPDATE_VERSION": lambda module, _: module.version.number[2],
+    "INTERNAL_VERSION": lambda module, _: module.version.number[3],
     "NUM_TDX_FEATURES": 1,
     "TDX_FEATURES0": identity.TDX_FEATURES0,
     "NUM_CMRS": lambda module, _: len(module.platform.cmrs),
@@ -81,21 +82,21 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
     "PAMT_2M_ENTRY_SIZE": identity.PAMT_ENTRY_SIZE,
     "PAMT_1G_ENTRY_SIZE": identity.PAMT_ENTRY_SIZE,
     "TDR_BASE_SIZE": identity.TDR_BASE_SIZE,
-    "TDCS_BASE_SIZE": identity.TDCS_BASE_SIZE,
+    "TDCS_BASE_SIZE": lambda module, _: module.version.tdcs_base_size,
     "TDCS_SIZE_PER_L2_VM": identity.TDCS_SIZE_PER_L2_VM,
     "TDVPS_BASE_SIZE": identity.TDVPS_BASE_SIZE,
     "TDVPS_SIZE_PER_L2_VM": identity.TDVPS_SIZE_PER_L2_VM,
-    "ATTRIBUTES_FIXED0": lambda module, _: identity.attributes_fixed0(module.processor),
+    "ATTRIBUTES_FIXED0": lambda module, _: identity.attributes_fixed0(module.processor, module.version),
     "ATTRIBUTES_FIXED1": identity.ATTRIBUTES_FIXED1,
     "XFAM_FIXED0": lambda module, _: identity.xfam_fixed0(module.processor),
     "XFAM_FIXED1": identity.XFAM_FIXED1,
-    "NUM_CPUID_CONFIG": lambda _, __: len(cpuid.config_order()),
-    "CONFIG_FLAGS_FIXED0": identity.CONFIG_FLAGS_FIXED0,
+    "NUM_CPUID_CONFIG": lambda module, _: len(cpuid.config_order(module.version.tables)),
+    "CONFIG_FLAGS_FIXED0": lambda module, _: module.version.config_flags_fixed0,
     "CONFIG_FLAGS_FIXED1": identity.CONFIG_FLAGS_FIXED1,
-    "MAX_VCPUS_PER_TD": identity.MAX_VCPUS_PER_TD,
+    "MAX_VCPUS_PER_TD": lambda module, _: module.version.max_vcpus,
     "MIN_VIRT_MAXPA": identity.MIN_VIRT_MAXPA,
-    "CPUID_CONFIG_LEAVES": lambda module, n: _config_leaf(module.processor, n),
-    "CPUID_CONFIG_VALUES": lambda module, n: _config_value(module.processor, n),
+    "CPUID_CONFIG_LEAVES": _config_leaf,
+    "CPUID_CONFIG_VALUES": _config_value,
     "IA32_ARCH_CAPABILITIES_CONFIG_MASK": identity.ARCH_CAPABILITIES_CONFIG_MASK,
 }
 
@@ -107,6 +108,12 @@ def read_system(module: TdxModule, field: Field, element: int) -> int:
 
 
 # --- TD -------------------------------------------------------------------------------------------------------------
+
+
+def _root_entry(td: Td, number: int) -> int:
+    entry: int = td.sept.qwords[(td.sept.root >> 3) + number]
+    return td.version.free_entry if entry == FREE else entry
+
 
 _TD: dict[str, Callable[[Td, int], int]] = {
     "FATAL": lambda td, _: int(td.fatal),
@@ -149,8 +156,15 @@ _TD: dict[str, Callable[[Td, int], int]] = {
     "SERVTD_HASH": lambda td, n: _word(td.servtd_hash, n),
     "VIRTUAL_IA32_ARCH_CAPABILITIES": lambda td, _: td.arch_capabilities,
     "X2APIC_IDS": lambda td, n: td.vcpus[n].x2apic_id if n < len(td.vcpus) else 0xFFFF_FFFF,
-    "SEPT_ROOT": lambda td, n: td.sept.qwords[(td.sept.root >> 3) + n],
+    "SEPT_ROOT": _root_entry,
     "MSR_BITMAPS": lambda td, n: _word(td.msrs.bitmap, n),
+}
+
+
+_TD |= {  # fields of module 1.0 alone
+    "INIT": lambda td, _: int(td.op_state is not OpState.UNINITIALIZED),
+    "FINALIZED": lambda td, _: int(td.op_state is OpState.RUNNABLE),
+    "CPUID_VALUES_BY_INDEX": lambda td, n: td.cpuid.indexed(n),
 }
 
 
@@ -214,6 +228,9 @@ _VCPU: dict[str, Callable[[Vcpu, int], int]] = {
     "VCPU_STATE_DETAILS": lambda vcpu, _: int(vcpu_vmcs.interrupt_pending(vcpu)),
     "VCPU_STATE": lambda vcpu, _: vcpu.state,
     "VCPU_INDEX": lambda vcpu, _: vcpu.index,
+    "NUM_TDVPX": lambda vcpu, _: len(vcpu.pages) - 1,
+    "ASSOC_HKID": lambda vcpu, _: vcpu.td.hkid,
+    "IS_SHARED_EPTP_VALID": lambda vcpu, _: int(vcpu.shared_eptp != 0),
     "NUM_TDVPS_PAGES": lambda vcpu, _: len(vcpu.pages),
     "TDVPS_PAGE_PA": lambda vcpu, n: vcpu.pages[n] if n < len(vcpu.pages) else 0,
     "ASSOC_LPID": lambda vcpu, _: vcpu.lp & 0xFFFF_FFFF,

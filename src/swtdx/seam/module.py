@@ -18,10 +18,11 @@ from swtdx.seam.lifecycle import SysState
 from swtdx.seam.operands import HostAddresses
 from swtdx.seam.pamt import PageType, Pamt
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.tables import MODULE_VERSION
 from swtdx.seam.td import Td
 from swtdx.seam.td_params import Rules
+from swtdx.seam.tdg.tdcall import tdcalls_of
 from swtdx.seam.vcpu import Vcpu
+from swtdx.seam.version import ModuleVersion, module_version
 
 assert tdh.LOADED
 
@@ -33,16 +34,18 @@ class TdxModule:
     """
 
     def __init__(self, processor: Processor, identity: Identity | None = None) -> None:
-        version = processor.platform.module_version
-        if version != MODULE_VERSION:
-            raise ValueError(f"TDX module {version} is not available; this is {MODULE_VERSION}")
+        self.version: ModuleVersion = module_version(processor.platform.module_version)
+        self.leaves = dispatch.leaves_of(self.version)
+        self.tdcalls = tdcalls_of(self.version)
         self.processor: Processor = processor
         self.memory: Memory = processor.memory
         self.platform: Platform = processor.platform
-        self.identity: Identity = identity or Identity()
+        self.identity: Identity = identity or Identity.of(self.version)
         self.lock = threading.Lock()
         self.state = SysState.SYSINIT_PENDING
         self.initialized_lps: set[int] = set()
+        self.shut_down_lps: set[int] = set()
+        """Logical processors that TDH.SYS.LP.SHUTDOWN of module 1.0 has taken out: SEAMCALL fails there."""
         self.packages_configured: set[int] = set()
         self.global_hkid = 0
         self.tsc_adjust = 0
@@ -50,7 +53,7 @@ class TdxModule:
         self.host = HostAddresses(processor.platform)
         self.kot = KeyOwnershipTable(processor.platform)
         self.pamt = Pamt(processor.memory, self.host.hkid_shift)
-        self.td_rules = Rules(processor)
+        self.td_rules = Rules(processor, self.version)
         self.tds: dict[int, Td] = {}
         """By HPA of the TDR. A TDR is in here exactly as long as its page is PT_TDR."""
         self.vcpus: dict[int, Vcpu] = {}
@@ -62,15 +65,26 @@ class TdxModule:
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
         """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
         with self.lock:
-            if self.state is not SysState.SYS_READY or fn not in dispatch.LEAVES:
-                refused = dispatch.refuse(fn, self.state)
+            leaves = self.leaves
+            if self.state is not SysState.SYS_READY or fn not in leaves:
+                if lp in self.shut_down_lps:
+                    return dispatch.VMFAIL_INVALID
+                refused = dispatch.refuse(fn, self.state, self.version)
                 if refused is not None:
                     return refused
-            handler, clears = dispatch.LEAVES[fn]
+            handler, clears = leaves[fn]
             try:
-                return handler(self, args, lp)
-            except Status as status:
-                return dispatch.failed(status, args, clears)
+                status = handler(self, args, lp)
+            except Status as failure:
+                status = dispatch.failed(failure, args, clears)
+            return status if self.version.exact else self._as_said(status, fn, args)
+
+    def _as_said(self, status: int, fn: int, args: Args) -> int:
+        """A status in the words of a version other than 1.5.06."""
+        said, shows = self.version.present(status, fn)
+        if not shows:
+            args.rcx = args.rdx = 0
+        return said
 
     def package_of(self, lp: int) -> int:
         """The package of a logical processor; they are numbered package by package."""

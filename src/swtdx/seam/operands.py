@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import sept
 from swtdx.seam.hardware import Platform
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.seam.version import is_mapped
 
 if TYPE_CHECKING:
     from swtdx.seam.pamt import Pamt
@@ -67,19 +68,38 @@ def walk(td: Td, gpa: int, level: int, *, exclusive: bool = False) -> tuple[int,
         td.check_lock(Operand.SEPT_TREE)
     index, entry, reached = td.sept.walk(gpa, level)
     if reached != level:
-        raise sept.walk_failed(entry, reached)
+        raise walk_failed(td, entry, reached)
     return index, entry
 
 
-def check_entry(leaf: str, entry: int, level: int) -> None:
+def walk_failed(td: Td, entry: int, level: int) -> Status:
+    """EPT_WALK_FAILED with the entry at which the walk stopped."""
+    return Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, **td.version.entry_info(entry, level))
+
+
+def check_entry(td: Td, leaf: str, entry: int, level: int) -> None:
     """ENTRY(leaf): the entry is not locked, and ``tables/sept_transitions.json`` allows its state.
 
-    Raises OPERAND_BUSY|RCX and EPT_ENTRY_STATE_INCORRECT, both with the entry.
+    Raises OPERAND_BUSY|RCX and EPT_ENTRY_STATE_INCORRECT, both with the entry; module 1.0 has other statuses.
     """
     if entry & sept.ENTRY_LOCK:
         raise sept.locked(entry, level)
-    if entry & sept.STATE_MASK not in sept.ALLOWED[leaf]:
-        raise sept.wrong_state(entry, level)
+    td.version.check_entry(leaf, entry, level)
+
+
+def check_leaf(td: Td, entry: int, level: int) -> None:
+    """The entry at which a walk to level 0 ended maps a page, whatever its size.
+
+    Raises EPT_ENTRY_NOT_PRESENT with the entry at which the walk ended; in module 1.0 EPT_WALK_FAILED where it ended
+    early, and EPT_ENTRY_NOT_PRESENT for a page that the guest cannot use.
+    """
+    if td.version.exact:
+        if not entry & sept.LEAF:
+            raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
+    elif level and not entry & sept.LEAF:
+        raise walk_failed(td, entry, level)
+    elif not is_mapped(entry):
+        raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **td.version.entry_info(entry, level))
 
 
 def check_tracked(td: Td, pamt: Pamt, entry: int, level: int, pamt_index: int) -> None:

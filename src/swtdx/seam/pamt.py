@@ -41,7 +41,7 @@ GIB = 1 << 30
 
 
 class PageType(IntEnum):
-    """Page types (PT). 2 is not used; 7 was the VCPU extension page of module 1.0."""
+    """Page types (PT). 2 is not used; TDVPX pages, those of a virtual CPU, are module 1.0's: 1.5 has TDCX for both."""
 
     NDA = 0
     RSVD = 1
@@ -49,6 +49,7 @@ class PageType(IntEnum):
     TDR = 4
     TDCX = 5
     TDVPR = 6
+    TDVPX = 7
     EPT = 8
 
 

@@ -22,8 +22,6 @@ REPORTDATA_SIZE = 64
 MAC_STRUCT_SIZE = 256
 MACED_SIZE = 224
 REPORT_TYPE_TDX = 0x81
-TCB_INFO_VALID = 0x301FF
-"""The value that reports of real 1.5 modules show."""
 _MAC_STRUCT = struct.Struct("<BBBB12x16s48s48s64s32x")
 _TCB_INFO = struct.Struct("<Q16s48s48sQ16s95x")
 _TD_INFO = struct.Struct("<QQ48s48s48s48s48s48s48s48s48s64x")
@@ -40,7 +38,12 @@ def td_info(td: Td) -> bytes:
 def tee_tcb_info(identity: Identity) -> bytes:
     """TEE_TCB_INFO, 239 bytes."""
     return _TCB_INFO.pack(
-        TCB_INFO_VALID, identity.tee_tcb_svn, identity.mrseam, identity.mrsignerseam, 0, identity.tee_tcb_svn
+        identity.tcb_info_valid,
+        identity.tee_tcb_svn,
+        identity.mrseam,
+        identity.mrsignerseam,
+        0,
+        identity.tee_tcb_svn2,
     )
 
 

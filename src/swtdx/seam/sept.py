@@ -86,6 +86,8 @@ TRANSITIONS: Mapping[str, Mapping[int, int]] = {
     leaf: {SeptState[old]: SeptState[new] for old, new in moves.items()}
     for leaf, moves in _TABLE["transitions"].items()
 }
+FORMER_STATES = 7
+"""The bits of a state number that module 1.0 has: it does not tell tables from pages."""
 TLB_TRACKING_REQUIRED = _having("tlb_tracking_required")
 ANY_BLOCKED = _having("any_blocked")
 ANY_PENDING = _having("any_pending")
@@ -129,6 +131,23 @@ def extended_info(entry: int, level: int) -> dict[str, int]:
     return {"rcx": shown, "rdx": level | ARCH_STATE[state] << 8}
 
 
+def former_info(entry: int, level: int) -> dict[str, int]:
+    """RCX and RDX of a Secure-EPT error as module 1.0 gives them.
+
+    Permissions show as 7 whatever they are, and the HPA of a table shows; there are five states, of pages and tables
+    alike: FREE 0, BLOCKED 1, PENDING 2, PENDING_BLOCKED 3, PRESENT 4.
+    """
+    state = entry & STATE_MASK
+    if state == SeptState.FREE:
+        return {"rcx": SUPPRESS_VE | READ_WRITE_EXECUTE, "rdx": level}
+    shown = entry & HPA_MASK | READ_WRITE_EXECUTE
+    if entry & LEAF:
+        shown |= SUPPRESS_VE | MAPPED_LEAF
+        if state in ANY_PENDING and level:
+            shown &= ~ACCEPT_COUNTER
+    return {"rcx": shown, "rdx": level | (ARCH_STATE[state] & FORMER_STATES) << 8}
+
+
 def wrong_state(entry: int, level: int) -> Status:
     """EPT_ENTRY_STATE_INCORRECT with the entry that was found."""
     return Status(StatusCode.EPT_ENTRY_STATE_INCORRECT, Operand.RCX, **extended_info(entry, level))
@@ -137,11 +156,6 @@ def wrong_state(entry: int, level: int) -> Status:
 def locked(entry: int, level: int) -> Status:
     """OPERAND_BUSY with the entry that another holds locked."""
     return Status(StatusCode.OPERAND_BUSY, Operand.RCX, **extended_info(entry, level))
-
-
-def walk_failed(entry: int, level: int) -> Status:
-    """EPT_WALK_FAILED with the entry at which the walk stopped."""
-    return Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, **extended_info(entry, level))
 
 
 class SecureEpt:

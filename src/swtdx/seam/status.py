@@ -274,12 +274,29 @@ class StatusCode(IntEnum):
     GLA_NOT_CANONICAL = 0xC000116000000000
 
 
-def decode(value: int) -> tuple[StatusCode | None, int]:
-    """Split a RAX value into its code (None when unknown) and DETAILS_L2."""
-    try:
-        return StatusCode(value & ~DETAILS_L2_MASK), value & DETAILS_L2_MASK
-    except ValueError:
-        return None, value & DETAILS_L2_MASK
+class FormerStatus(IntEnum):
+    """Status values that module 1.0 has and 1.5.06 no more, DETAILS_L2 zero."""
+
+    NON_RECOVERABLE_TD_FATAL = 0x4000000500000000
+    TD_NOT_INITIALIZED = 0xC000060000000000
+    TD_INITIALIZED = 0xC000060100000000
+    TD_NOT_FINALIZED = 0xC000060200000000
+    TD_FINALIZED = 0xC000060300000000
+    TDVPX_NUM_INCORRECT = 0xC000070300000000
+    FIELD_NOT_WRITABLE = 0xC000072000000000
+    FIELD_NOT_READABLE = 0xC000072100000000
+
+
+_NAMED: dict[int, StatusCode | FormerStatus] = {
+    **{code & ~FATAL: code for code in StatusCode},  # module 1.0 has no FATAL bit
+    **{code.value: code for code in FormerStatus},
+    **{code.value: code for code in StatusCode},
+}
+
+
+def decode(value: int) -> tuple[StatusCode | FormerStatus | None, int]:
+    """Split a RAX value, of either version of the module, into its code (None when unknown) and DETAILS_L2."""
+    return _NAMED.get(value & ~DETAILS_L2_MASK), value & DETAILS_L2_MASK
 
 
 def describe(value: int) -> str:

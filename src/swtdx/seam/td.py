@@ -28,15 +28,13 @@ if TYPE_CHECKING:
     from swtdx.seam.msr import MsrPolicy
     from swtdx.seam.td_params import TdParams
     from swtdx.seam.vcpu import Vcpu
+    from swtdx.seam.version import ModuleVersion
 
 _NUMBERS = {name: number for number, name, _ in load("leaves")["seamcall"]}
 WITHOUT_OP_STATE_LOCK = frozenset(
     _NUMBERS[name] for name in ("TDH.MNG.INIT", "TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND", "TDH.MR.FINALIZE")
 )
 """Leaf functions that hold the TDR exclusively and need no lock for the OP_STATE."""
-MIN_TDCX = 6
-"""TDCX pages without which there is no TDCS."""
-MAX_TDCX = 9
 HASH_SIZE = 48
 NUM_RTMRS = 4
 MIGRATION_FORM = 1 << 63
@@ -60,7 +58,9 @@ CTLS_VIRT_CPUID2 = 1 << 2
 class Td:
     """One TD, from TDH.MNG.CREATE until its TDR is reclaimed."""
 
-    def __init__(self, hpa: int, hkid: int, pamt_index: int) -> None:
+    def __init__(self, hpa: int, hkid: int, pamt_index: int, version: ModuleVersion) -> None:
+        self.version = version
+        """That of the module which made it."""
         # TDR
         self.hpa = hpa
         self.hkid = hkid
@@ -147,7 +147,7 @@ class Td:
     @op_state.setter
     def op_state(self, state: OpState) -> None:
         self._op_state = state
-        self.tlb_tracking = state in TLB_TRACKING_REQUIRED
+        self.tlb_tracking = state in TLB_TRACKING_REQUIRED or self.version.always_tracks
         self.admit()
 
     def die(self) -> None:
@@ -157,7 +157,7 @@ class Td:
 
     def admit(self) -> None:
         """Recompute which leaf functions pass; also to be called when a TDCX page has been added."""
-        alive = not self.fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and len(self.tdcx) >= MIN_TDCX
+        alive = not self.fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and self._has_tdcs()
         self.allowed = LEAVES_ALLOWED[self._op_state] if alive and not self._locks else NO_LEAVES
 
     def check_state(self, leaf: int) -> None:
@@ -168,12 +168,17 @@ class Td:
             raise Status(StatusCode.TD_FATAL)
         if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
             raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
-        if len(self.tdcx) < MIN_TDCX:
+        if not self._has_tdcs() and self.version.exact:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
         if leaf not in WITHOUT_OP_STATE_LOCK:
             self.check_lock(Operand.OP_STATE, shared=True)
         if leaf not in LEAVES_ALLOWED[self._op_state]:
-            raise Status(StatusCode.OP_STATE_INCORRECT)
+            raise self.version.wrong_op_state(leaf, self._op_state)
+        if not self._has_tdcs():
+            raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+
+    def _has_tdcs(self) -> bool:
+        return len(self.tdcx) >= self.version.min_tdcx
 
     # --- locks ----------------------------------------------------------------------------------------------------
 

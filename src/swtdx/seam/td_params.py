@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from swtdx.seam import identity
-from swtdx.seam.cpuid import NO_SUBLEAF, Key, Registers, check_topology, config_mask, config_order
+from swtdx.seam.cpuid import NO_SUBLEAF, Key, Registers, check_topology, config_mask, config_order, rows
 from swtdx.seam.hardware import Processor
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td import (
@@ -27,12 +27,15 @@ from swtdx.seam.td import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swtdx.seam.version import ModuleVersion
+
 SIZE = 1024
 ALIGNMENT = 1024
 CPUID_CONFIG_OFFSET = 256
 ATTRIBUTE_ICSSD = 1 << 16
 MAX_L2_VMS = 3
 WRITE_BACK = 6
+FOUR_LEVELS, FIVE_LEVELS = 4, 5
 TSC_FREQUENCIES = range(4, 401)
 """Units of 25 MHz."""
 TSC_UNIT_HZ = 25_000_000
@@ -72,10 +75,10 @@ class TdParams:
         return (self.eptp_controls >> 3 & 7) + 1
 
 
-def parse(data: bytes) -> TdParams:
+def parse(data: bytes, version: ModuleVersion) -> TdParams:
     """TD_PARAMS from its 1024 bytes."""
     config, offset = {}, CPUID_CONFIG_OFFSET
-    for key in config_order():
+    for key in config_order(version.tables):
         config[key] = _ENTRY.unpack_from(data, offset)
         offset += _ENTRY.size
     return TdParams(*_HEADER.unpack_from(data), cpuid_config=config, reserved_3=data[offset:SIZE])
@@ -83,18 +86,25 @@ def parse(data: bytes) -> TdParams:
 
 @dataclass
 class Checked:
-    """What the checks work out on the way."""
+    """What the checks start from, and what they work out on the way."""
 
     cpuid_config: dict[Key, Registers]
     virt_maxpa: int
+    num_tdcx: int
+    tsc_adjust: int
+    """IA32_TSC_ADJUST at SYS.INIT."""
+
+
+Rule: TypeAlias = "Callable[[Rules, TdParams, Checked], None]"
 
 
 class Rules:
     """The rules of TDH.MNG.INIT on one processor."""
 
-    def __init__(self, processor: Processor) -> None:
+    def __init__(self, processor: Processor, version: ModuleVersion) -> None:
         self._processor = processor
-        self._attributes = identity.attributes_fixed0(processor)
+        self._version = version
+        self._attributes = identity.attributes_fixed0(processor, version)
         self._xfam = identity.xfam_fixed0(processor)
 
     def check(self, params: TdParams, num_tdcx: int, tsc_adjust: int = 0) -> Checked:
@@ -102,34 +112,50 @@ class Rules:
 
         ``tsc_adjust``: IA32_TSC_ADJUST at SYS.INIT.
         """
-        self._check_attributes(params.attributes)
-        self._check_xfam(params.xfam)
-        if not 1 <= params.max_vcpus <= identity.MAX_VCPUS_PER_TD:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.MAX_VCPUS)
-        if params.num_l2_vms > MAX_L2_VMS:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.NUM_L2_VMS)
-        if num_tdcx < 6 + params.num_l2_vms:
-            raise Status(StatusCode.TDCS_NOT_ALLOCATED)
-        _zero(params.reserved_0)
-        if params.config_flags & ~identity.CONFIG_FLAGS_FIXED0:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
-        self._check_eptp(params)
-        if params.tsc_frequency not in TSC_FREQUENCIES:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.TSC_FREQUENCY)
-        check_tsc_adjust(self._processor.rdmsr, tsc_adjust)
-        _zero(params.reserved_1)
-        if params.msr_config_ctls & ~CONTROL_ARCH_CAPABILITIES:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-        _zero(params.reserved_2)
-        checked = Checked(self._check_cpuid(params), self._check_maxpa(params))
-        self._check_topology(checked)
-        _zero(params.reserved_3)
-        self._check_arch_capabilities(params)
-        if params.attributes & ATTRIBUTE_MIGRATABLE and params.num_l2_vms:
-            raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+        checked = Checked(
+            dict(params.cpuid_config), self._processor.platform.physical_address_bits, num_tdcx, tsc_adjust
+        )
+        for name in self._version.td_params_checks:
+            _RULES[name](self, params, checked)
         return checked
 
-    def _check_attributes(self, attributes: int) -> None:
+    def _check_max_vcpus(self, params: TdParams, checked: Checked) -> None:
+        if not 1 <= params.max_vcpus <= self._version.max_vcpus:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.MAX_VCPUS)
+
+    def _check_l2_vms(self, params: TdParams, checked: Checked) -> None:
+        if params.num_l2_vms > MAX_L2_VMS:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.NUM_L2_VMS)
+        if checked.num_tdcx < 6 + params.num_l2_vms:
+            raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+
+    def _check_config_flags(self, params: TdParams, checked: Checked) -> None:
+        if params.config_flags & ~self._version.config_flags_fixed0:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
+
+    def _check_gpaw(self, params: TdParams, checked: Checked) -> None:
+        """The 52-bit address width needs a fifth level; no other flags."""
+        if params.config_flags & CONFIG_GPAW_52 and params.sept_levels != FIVE_LEVELS:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
+        self._check_config_flags(params, checked)
+
+    def _check_tsc_frequency(self, params: TdParams, checked: Checked) -> None:
+        if params.tsc_frequency not in TSC_FREQUENCIES:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.TSC_FREQUENCY)
+
+    def _check_tsc_adjust(self, params: TdParams, checked: Checked) -> None:
+        check_tsc_adjust(self._processor.rdmsr, checked.tsc_adjust)
+
+    def _check_msr_config_ctls(self, params: TdParams, checked: Checked) -> None:
+        if params.msr_config_ctls & ~CONTROL_ARCH_CAPABILITIES:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+
+    def _check_migratable(self, params: TdParams, checked: Checked) -> None:
+        if params.attributes & ATTRIBUTE_MIGRATABLE and params.num_l2_vms:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+
+    def _check_attributes(self, params: TdParams, checked: Checked) -> None:
+        attributes = params.attributes
         migratable, perfmon = attributes & ATTRIBUTE_MIGRATABLE, attributes & ATTRIBUTE_PERFMON
         if (
             attributes & ~self._attributes
@@ -139,7 +165,8 @@ class Rules:
         ):
             raise Status(StatusCode.OPERAND_INVALID, Operand.ATTRIBUTES)
 
-    def _check_xfam(self, xfam: int) -> None:
+    def _check_xfam(self, params: TdParams, checked: Checked) -> None:
+        xfam = params.xfam
         avx512 = xfam >> 5 & 7
         cet, amx = xfam >> 11 & 3, xfam >> 17 & 3
         if (
@@ -152,44 +179,55 @@ class Rules:
         ):
             raise Status(StatusCode.OPERAND_INVALID, Operand.XFAM)
 
-    def _check_eptp(self, params: TdParams) -> None:
-        controls, length = params.eptp_controls, params.eptp_controls >> 3 & 7
-        five_levels = length == 4 and self._processor.platform.physical_address_bits >= 49
-        if (
-            controls & ~0x3F
-            or controls & 7 != WRITE_BACK
-            or not (length == 3 or five_levels)
-            or (params.config_flags & CONFIG_GPAW_52 and length != 4)
-        ):
+    def _check_eptp(self, params: TdParams, checked: Checked) -> None:
+        self._check_eptp_alone(params, checked)
+        if params.config_flags & CONFIG_GPAW_52 and params.sept_levels != FIVE_LEVELS:
             raise Status(StatusCode.OPERAND_INVALID, Operand.EPTP_CONTROLS)
 
-    def _check_cpuid(self, params: TdParams) -> dict[Key, Registers]:
+    def _check_eptp_alone(self, params: TdParams, checked: Checked) -> None:
+        controls, levels = params.eptp_controls, params.sept_levels
+        five_levels = levels == FIVE_LEVELS and self._processor.platform.physical_address_bits >= 49
+        if controls & ~0x3F or controls & 7 != WRITE_BACK or not (levels == FOUR_LEVELS or five_levels):
+            raise Status(StatusCode.OPERAND_INVALID, Operand.EPTP_CONTROLS)
+
+    def _check_cpuid(self, params: TdParams, checked: Checked) -> None:
         for key, value in params.cpuid_config.items():
-            mask = config_mask(self._processor, key)
+            mask = config_mask(self._processor, key, self._version.tables)
             if any(bits & ~allowed for bits, allowed in zip(value, mask, strict=True)):
                 raise _cpuid_fault(key)
+
+    def _check_cpuid_wide(self, params: TdParams, checked: Checked) -> None:
+        """As module 1.0: a bit that the processor lacks may be asked for, and stays 0."""
+        for key, value in params.cpuid_config.items():
+            row = rows(self._version.tables)[key]
+            masks = zip(value, row.config_direct, row.allow_direct, strict=True)
+            if any(bits & ~(direct | allow) for bits, direct, allow in masks):
+                raise _cpuid_fault(key)
+
+    def _check_model(self, params: TdParams, checked: Checked) -> None:
         model = params.cpuid_config[1, None][0]
         # Only the native model is in the list for migratable TDs, as nothing can be migrated here.
         if model and model != self._processor.cpuid(1)[0]:
             raise _cpuid_fault((1, None))
+
+    def _check_tsx(self, params: TdParams, checked: Checked) -> None:
         tsx = params.cpuid_config[7, 0][1] & (HLE | RTM)
         if tsx not in (0, HLE | RTM):
             raise _cpuid_fault((7, 0))
         if tsx and not native_msr(self._processor.rdmsr, MSR_ARCH_CAPABILITIES) & ARCH_CAPABILITIES_TSX_CTRL:
             raise Status(StatusCode.INCORRECT_MSR_VALUE, MSR_ARCH_CAPABILITIES)
-        return dict(params.cpuid_config)
 
-    def _check_maxpa(self, params: TdParams) -> int:
-        native = self._processor.platform.physical_address_bits
+    def _check_maxpa(self, params: TdParams, checked: Checked) -> None:
+        native = checked.virt_maxpa
         if not params.config_flags & CONFIG_MAXPA_VIRT:
-            return native
+            return
         wanted = params.cpuid_config[0x8000_0008, None][0] & 0xFF
         gpaw = 52 if params.config_flags & CONFIG_GPAW_52 else 48
         if not identity.MIN_VIRT_MAXPA <= wanted <= min(native, gpaw):
             raise Status(StatusCode.OPERAND_INVALID, Operand.CPUID_CONFIG, rcx=0)
-        return wanted
+        checked.virt_maxpa = wanted
 
-    def _check_topology(self, checked: Checked) -> None:
+    def _check_topology(self, params: TdParams, checked: Checked) -> None:
         keys = [(0x1F, level) for level in range(6)]
         levels = [checked.cpuid_config[key] for key in keys]
         if not any(any(level) for level in levels):
@@ -198,13 +236,43 @@ class Rules:
             return
         check_topology(levels)
 
-    def _check_arch_capabilities(self, params: TdParams) -> None:
+    def _check_arch_capabilities(self, params: TdParams, checked: Checked) -> None:
         value = params.arch_capabilities_config
         if value & ~identity.ARCH_CAPABILITIES_CONFIG_MASK or (
             value and not params.msr_config_ctls & CONTROL_ARCH_CAPABILITIES
         ):
             raise Status(StatusCode.OPERAND_INVALID, Operand.IA32_ARCH_CAPABILITIES_CONFIG)
 
+
+def _reserved(*fields: str) -> Rule:
+    """Members that must be zero."""
+
+    def check(rules: Rules, params: TdParams, checked: Checked) -> None:
+        for name in fields:
+            value = getattr(params, name)
+            if any(value) if isinstance(value, bytes) else value:
+                raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+
+    return check
+
+
+_RULES: Mapping[str, Rule] = {
+    **{
+        name: getattr(Rules, f"_check_{name}")
+        for name in (
+            "attributes", "xfam", "max_vcpus", "l2_vms", "config_flags", "gpaw", "eptp", "eptp_alone", "tsc_frequency",
+            "tsc_adjust", "msr_config_ctls", "cpuid", "cpuid_wide", "model", "tsx", "maxpa", "topology",
+            "arch_capabilities", "migratable",
+        )
+    },
+    "reserved_0": _reserved("reserved_0"),
+    "reserved_1": _reserved("reserved_1"),
+    "reserved_2": _reserved("reserved_2"),
+    "reserved_3": _reserved("reserved_3"),
+    "reserved_16": _reserved("num_l2_vms", "msr_config_ctls", "reserved_0"),
+    "reserved_224": _reserved("arch_capabilities_config", "reserved_2"),
+}  # fmt: skip
+"""The rules by the names that ``tables/versions.json`` puts in order; the last two are of members that 1.0 lacks."""
 
 MSR_TSC_ADJUST = 0x3B
 
@@ -221,11 +289,6 @@ def native_msr(read: Callable[[int], int], index: int) -> int:
         return read(index)
     except KeyError:
         return 0
-
-
-def _zero(reserved: bytes) -> None:
-    if any(reserved):
-        raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
 
 
 def _cpuid_fault(key: Key) -> Status:

@@ -3,8 +3,9 @@
 
 Facts restated from the public TDX module 1.5.06: leaf functions (``leaves``), which leaf is allowed in which OP_STATE
 (``op_states``), Secure-EPT entry states and transitions (``sept_transitions``), metadata fields (``metadata``), CPUID
-and MSR virtualization (``cpuid``, ``msr``), what each register means to each leaf (``operands``). Numbers that do not
-fit a JSON reader's habits are hexadecimal strings; four-register values are ``"eax ebx ecx edx"`` without prefix.
+and MSR virtualization (``cpuid``, ``msr``), what each register means to each leaf (``operands``). Where module 1.0
+differs is in ``versions``; its own CPUID rows and metadata fields are ``cpuid-1.0`` and ``metadata-1.0``. Numbers that
+do not fit a JSON reader's habits are hexadecimal strings; four-register values are ``"eax ebx ecx edx"``, no prefix.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def load(name: str) -> dict[str, Any]:
     Raises TableError with the first thing found wrong.
     """
     table: dict[str, Any] = json.loads(files(__package__).joinpath(f"{name}.json").read_text("ascii"))
-    if table.get("version") != MODULE_VERSION:
-        raise TableError(f"{name}.json is for module version {table.get('version')}, not {MODULE_VERSION}")
+    wanted = name.partition("-")[2] or MODULE_VERSION
+    if table.get("version") != wanted:
+        raise TableError(f"{name}.json is for module version {table.get('version')}, not {wanted}")
     for key, rows in table.items():
         columns = table.get(f"{key}_columns", table.get("columns") if isinstance(rows, list) else None)
         if key in ("columns", "config_order", "conditions") or not isinstance(rows, list) or columns is None:
@@ -37,7 +39,7 @@ def load(name: str) -> dict[str, Any]:
         for row in rows:
             if isinstance(row, list) and len(row) != len(columns):
                 raise TableError(f"{name}.json: {key}: row {row[:2]} has {len(row)} columns, not {len(columns)}")
-    _CHECKS.get(name, _nothing)(table)
+    _CHECKS.get(name.partition("-")[0], _nothing)(table)
     return table
 
 

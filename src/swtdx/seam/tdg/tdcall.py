@@ -9,6 +9,7 @@ its status and the instruction is stepped over, unless the guest has to leave or
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from swtdx.seam.hardware import Args
@@ -20,6 +21,7 @@ from swtdx.seam.tdg.vmcall import vmcall
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
     from swtdx.seam.vcpu import Vcpu
+    from swtdx.seam.version import ModuleVersion
 
 Handler: TypeAlias = "Callable[[TdxModule, Vcpu, Args], int]"
 """A leaf function: returns its status; raises Status or Interrupted."""
@@ -48,6 +50,15 @@ def tdcall_leaf(name: str, *, clears: tuple[int, ...] = ()) -> Callable[[Handler
     return register
 
 
+@cache
+def tdcalls_of(version: ModuleVersion) -> dict[int, tuple[Handler, tuple[int, ...]]]:
+    """The leaf functions that a version of the module has, by RAX; TDG.VP.VMCALL, which all have, is not in here."""
+    if version.tdcalls is None:
+        return LEAVES
+    numbers = {TDCALL_NUMBERS[name] for name in version.tdcalls}
+    return {number: LEAVES[number] for number in numbers & set(LEAVES)}
+
+
 def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """A TDCALL exit."""
     context = vcpu.context
@@ -55,7 +66,7 @@ def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     rax = gpr[RAX]
     if rax == VP_VMCALL:
         return vmcall(vcpu, args)
-    found = LEAVES.get(rax)
+    found = module.tdcalls.get(rax)
     if found is None:
         status = BAD_RAX
     else:
@@ -70,6 +81,6 @@ def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
                 gpr[REGISTERS[name]] = value
         except Interrupted as interrupted:
             return interrupted.result
-    gpr[RAX] = status
+    gpr[RAX] = status if module.version.exact else module.version.present(status, None)[0]
     context.rip += context.instruction_length
     return None

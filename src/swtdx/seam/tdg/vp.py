@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
     from swtdx.seam.vcpu import Vcpu
 
-SYS_RD_AVAILABLE = 1
 CPUID_VE_SUPERVISOR, CPUID_VE_USER = 1, 2
 GUEST = Accessor.GUEST
 
@@ -29,7 +28,7 @@ def tdg_vp_info(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     td, gpr = vcpu.td, vcpu.context.gpr
     gpr[RCX], gpr[RDX] = td.gpaw, td.attributes
     gpr[R8], gpr[R9] = td.num_vcpus | td.max_vcpus << 32, vcpu.index
-    gpr[R10], gpr[R11] = SYS_RD_AVAILABLE, 0
+    gpr[R10], gpr[R11] = int(td.version.sys_rd), 0
     return 0
 
 
@@ -76,7 +75,7 @@ def _readable(vcpu: Vcpu, table: FieldTable) -> tuple[Field, int]:
 def tdg_vm_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Read a field of the TD into R8; version 1: RDX becomes the next field's id."""
     _own_vm(vcpu)
-    gpr, td, table = vcpu.context.gpr, vcpu.td, metadata.td_fields()
+    gpr, td, table = vcpu.context.gpr, vcpu.td, metadata.td_fields(vcpu.td.version)
     version = gpr[RAX] >> VERSION_SHIFT
     if version:
         field, element = _readable(vcpu, table)
@@ -92,9 +91,10 @@ def tdg_vm_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Write a field of the TD under a mask; R8: its old value."""
     _own_vm(vcpu)
     gpr, td = vcpu.context.gpr, vcpu.td
-    field, element = metadata.lookup_writable(metadata.td_fields(), gpr[RDX], GUEST, gpr[R9])
+    table = metadata.td_fields(td.version)
+    field, element = metadata.lookup_writable(table, gpr[RDX], GUEST, gpr[R9])
     old = read_td(td, field, element)
-    write_td(td, field, element, metadata.merge(field, GUEST, old, gpr[R8], gpr[R9]), gpr[R9])
+    write_td(td, field, element, metadata.merge(table, field, GUEST, old, gpr[R8], gpr[R9]), gpr[R9])
     gpr[R8] = old & field.masks[GUEST][0]
     return 0
 
@@ -103,7 +103,7 @@ def tdg_vm_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 def tdg_vp_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Read a field of this virtual CPU into R8; RDX becomes the next field's id."""
     _own_vm(vcpu)
-    gpr, table = vcpu.context.gpr, metadata.vcpu_fields()
+    gpr, table = vcpu.context.gpr, metadata.vcpu_fields(vcpu.td.version)
     field, element = _readable(vcpu, table)
     gpr[R8] = read_vcpu(vcpu, field, element) & field.masks[GUEST][0]
     gpr[RDX] = metadata.following(table, field, element, GUEST, [])
@@ -114,10 +114,10 @@ def tdg_vp_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 def tdg_vp_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Write a field of this virtual CPU under a mask; R8: its old value."""
     _own_vm(vcpu)
-    gpr = vcpu.context.gpr
-    field, element = metadata.lookup_writable(metadata.vcpu_fields(), gpr[RDX], GUEST, gpr[R9])
+    gpr, table = vcpu.context.gpr, metadata.vcpu_fields(vcpu.td.version)
+    field, element = metadata.lookup_writable(table, gpr[RDX], GUEST, gpr[R9])
     old = read_vcpu(vcpu, field, element)
-    write_vcpu(module, vcpu, field, element, metadata.merge(field, GUEST, old, gpr[R8], gpr[R9]))
+    write_vcpu(module, vcpu, field, element, metadata.merge(table, field, GUEST, old, gpr[R8], gpr[R9]))
     gpr[R8] = old & field.masks[GUEST][0]
     return 0
 

@@ -13,7 +13,7 @@ from swtdx.seam import measurement, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Args
 from swtdx.seam.lifecycle import OpState
-from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, gpa_and_level, walk
+from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
 from swtdx.seam.pamt import PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
@@ -25,7 +25,6 @@ SEPT_ADD, PAGE_ADD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.ADD"], SEAMCALL_NUMBERS["TDH
 PAGE_AUG = SEAMCALL_NUMBERS["TDH.MEM.PAGE.AUG"]
 MR_EXTEND, MR_FINALIZE = SEAMCALL_NUMBERS["TDH.MR.EXTEND"], SEAMCALL_NUMBERS["TDH.MR.FINALIZE"]
 
-ALLOW_EXISTING = 1
 TDR_RESERVED = 0xFFF0_0000_0000_0FFE
 NULL_PAGE = (1 << 64) - 1
 PAGE_NOT_USED = 1 << 63
@@ -43,12 +42,12 @@ def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> in
     """
     if args.rdx & TDR_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-    allow_existing = args.rdx & ALLOW_EXISTING
-    td = module.td(args.rdx & ~ALLOW_EXISTING, Operand.RDX)
+    allow_existing = args.rdx & module.version.tdr_flags
+    td = module.td(args.rdx & ~allow_existing, Operand.RDX)
     td.check_state(SEPT_ADD)
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_SEPT_ADD", entry, level)
+    check_entry(td, "TDH_MEM_SEPT_ADD", entry, level)
     existing = entry & STATE_MASK != SeptState.FREE
     no_page = args.r8 == NULL_PAGE
     if no_page:
@@ -84,9 +83,9 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     entry_index, entry, level = td.sept.walk(gpa, 0)
     if level:
-        raise sept.walk_failed(entry, level)
+        raise walk_failed(td, entry, level)
     if entry & STATE_MASK != SeptState.FREE:
-        raise sept.wrong_state(entry, 0)
+        check_entry(td, "TDH_MEM_PAGE_ADD", entry, 0)
     source = module.host.shared(args.r9, PAGE_SIZE, Operand.R9)
     page = module.pamt.free_page(hpa, Operand.R8)
     content = module.read_host(source, PAGE_SIZE)
@@ -110,9 +109,8 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     if gpa & CHUNK_MASK or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     _, entry, level = td.sept.walk(gpa, 0)
-    if not entry & sept.LEAF:
-        raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
     if entry & STATE_MASK != SeptState.MAPPED:
+        check_leaf(td, entry, level)
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
     offset = (1 << (12 + 9 * level)) - 1
     hpa = entry & HPA_MASK & ~offset | gpa & offset
@@ -126,7 +124,7 @@ def tdh_mr_finalize(module: TdxModule, args: Args, lp: int) -> int:
     """The initial image is complete: MRTD is final and the TD can run."""
     td = module.td_exclusive(args.rcx, Operand.RCX)
     td.check_state(MR_FINALIZE)
-    if not td.num_vcpus:
+    if not td.num_vcpus and td.version.finalize_needs_vcpus:
         raise Status(StatusCode.NO_VCPUS)
     measurement.finish(td)
     td.op_state = OpState.RUNNABLE
@@ -151,9 +149,9 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
         raise td.cannot_walk(gpa)
     entry_index, entry, reached = td.sept.walk(gpa, level)
     if reached != level:
-        raise sept.walk_failed(entry, reached)
+        raise walk_failed(td, entry, reached)
     if entry != FREE:
-        check_entry("TDH_MEM_PAGE_AUG", entry, level)
+        check_entry(td, "TDH_MEM_PAGE_AUG", entry, level)
     pamt = module.pamt
     if level:
         page = pamt.free_large_page(hpa, Operand.R8)

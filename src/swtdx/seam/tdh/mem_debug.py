@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.operands import check_entry
+from swtdx.seam.operands import check_entry, check_leaf
 from swtdx.seam.status import Operand, Status, StatusCode
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def _locate(module: TdxModule, args: Args, number: int, name: str) -> int:
     if gpa >= td.gpa_limit:
         raise td.cannot_walk(gpa)
     _, entry, level = td.sept.walk(gpa, 0)
-    if not entry & sept.LEAF:
-        raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
-    check_entry(name, entry, level)
+    check_leaf(td, entry, level)
+    if td.version.exact:
+        check_entry(td, name, entry, level)
     offset = (1 << (12 + 9 * level)) - 1
     return (entry & sept.HPA_MASK & ~offset | gpa & offset) >> 3

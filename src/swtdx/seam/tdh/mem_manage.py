@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 RANGE_BLOCK, RANGE_UNBLOCK = SEAMCALL_NUMBERS["TDH.MEM.RANGE.BLOCK"], SEAMCALL_NUMBERS["TDH.MEM.RANGE.UNBLOCK"]
 MEM_TRACK, PAGE_REMOVE = SEAMCALL_NUMBERS["TDH.MEM.TRACK"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.REMOVE"]
 SEPT_REMOVE, SEPT_RD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.REMOVE"], SEAMCALL_NUMBERS["TDH.MEM.SEPT.RD"]
-READ_L2_ATTRIBUTES = 1
 MAX_PAGE_LEVEL = 2
 
 
@@ -43,9 +42,9 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     entry_index, entry = walk(td, gpa, level, exclusive=True)
     if entry & sept.ENTRY_LOCK:
         raise sept.locked(entry, level)
-    if entry & STATE_MASK in ANY_BLOCKED:
+    if entry & STATE_MASK in ANY_BLOCKED and td.version.exact:
         raise Status(StatusCode.GPA_RANGE_ALREADY_BLOCKED, Operand.RCX, **sept.extended_info(entry, level))
-    check_entry("TDH_MEM_RANGE_BLOCK", entry, level)
+    check_entry(td, "TDH_MEM_RANGE_BLOCK", entry, level)
     hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     module.pamt.block_at(page, td.epoch)
@@ -61,7 +60,7 @@ def tdh_mem_range_unblock(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(RANGE_UNBLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level, exclusive=True)
-    check_entry("TDH_MEM_RANGE_UNBLOCK", entry, level)
+    check_entry(td, "TDH_MEM_RANGE_UNBLOCK", entry, level)
     page, _ = module.pamt.index_of(mapped_page(entry, level))
     if td.tlb_tracking and not td.tracked(module.pamt.epoch_at(page)):
         raise Status(StatusCode.TLB_TRACKING_NOT_DONE, Operand.RCX)
@@ -89,7 +88,7 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(PAGE_REMOVE)
     gpa, level = gpa_and_level(args.rcx, 0, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_PAGE_REMOVE", entry, level)
+    check_entry(td, "TDH_MEM_PAGE_REMOVE", entry, level)
     hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     if module.pamt.locked(page):
@@ -110,7 +109,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     td.check_state(SEPT_REMOVE)
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level, exclusive=True)
-    check_entry("TDH_MEM_SEPT_REMOVE", entry, level)
+    check_entry(td, "TDH_MEM_SEPT_REMOVE", entry, level)
     hpa = entry & HPA_MASK
     page, _ = module.pamt.index_of(hpa)
     if module.pamt.locked(page):
@@ -131,17 +130,17 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
 @leaf("TDH.MEM.SEPT.RD", clears=("rcx", "rdx"))
 def tdh_mem_sept_rd(module: TdxModule, args: Args, lp: int) -> int:
     """Read a Secure-EPT entry; RCX: the entry as the host may see it, RDX: level and state."""
-    attributes = args.rdx & READ_L2_ATTRIBUTES
+    attributes = args.rdx & module.version.tdr_flags
     if args.rdx & TDR_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-    td = module.td(args.rdx & ~READ_L2_ATTRIBUTES, Operand.RDX)
+    td = module.td(args.rdx & ~attributes, Operand.RDX)
     td.check_state(SEPT_RD)
     if attributes and not td.debug:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
     _, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_SEPT_RD", entry, level)
-    info = sept.extended_info(entry, level)
+    check_entry(td, "TDH_MEM_SEPT_RD", entry, level)
+    info = td.version.entry_info(entry, level)
     args.rcx, args.rdx = info["rcx"], info["rdx"]
     if attributes:
         args.r8 = 0  # there are no L2 virtual machines

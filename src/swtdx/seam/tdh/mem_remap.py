@@ -22,10 +22,10 @@ from swtdx.seam.tdh.mem_manage import MAX_PAGE_LEVEL, mapped_page
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
+    from swtdx.seam.td import Td
 
 RELOCATE, PROMOTE = SEAMCALL_NUMBERS["TDH.MEM.PAGE.RELOCATE"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.PROMOTE"]
 DEMOTE = SEAMCALL_NUMBERS["TDH.MEM.PAGE.DEMOTE"]
-L2_ADD_MODE = 1
 
 
 @leaf("TDH.MEM.PAGE.RELOCATE", clears=("rcx", "rdx"))
@@ -35,7 +35,7 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(RELOCATE)
     gpa, level = gpa_and_level(args.rcx, 0, 0)
     entry_index, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_PAGE_RELOCATE", entry, level)
+    check_entry(td, "TDH_MEM_PAGE_RELOCATE", entry, level)
     old, new = entry & HPA_MASK, args.r8
     if new == old:
         raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
@@ -60,14 +60,14 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
     td.check_state(PROMOTE)
     gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_PAGE_PROMOTE", entry, level)
+    check_entry(td, "TDH_MEM_PAGE_PROMOTE", entry, level)
     table = entry & HPA_MASK
     table_page, _ = pamt.index_of(table)
     if pamt.locked(table_page):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, pamt, entry, level, table_page)
-    merged = _merged(module, table, entry, level)
-    if module.contention.interrupted(lp):
+    merged = _merged(module, td, table, entry, level)
+    if td.version.interrupts_remapping and module.contention.interrupted(lp):
         raise Status(StatusCode.INTERRUPTED_RESTARTABLE, rcx=args.rcx, rdx=args.rdx)
     hpa = merged & HPA_MASK
     if pamt.any_locked(hpa, PageSize(level)):
@@ -83,7 +83,7 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
     return SUCCESS
 
 
-def _merged(module: TdxModule, table: int, entry: int, level: int) -> int:
+def _merged(module: TdxModule, td: Td, table: int, entry: int, level: int) -> int:
     """The leaf that replaces a table of 512 leaves which are alike and lie side by side.
 
     Raises OPERAND_BUSY for a locked one, EPT_INVALID_PROMOTE_CONDITIONS with the parent's entry.
@@ -93,8 +93,9 @@ def _merged(module: TdxModule, table: int, entry: int, level: int) -> int:
         raise sept.locked(entry, level)
     first: int = children[0]
     size = 1 << sept.level_shift(level - 1)
+    mergeable = (SeptState.MAPPED, SeptState.PENDING) if td.version.exact else (SeptState.MAPPED,)
     if (
-        first & STATE_MASK not in (SeptState.MAPPED, SeptState.PENDING)
+        first & STATE_MASK not in mergeable
         or first & HPA_MASK & (size * sept.ENTRIES - 1)
         or children != [first + number * size for number in range(sept.ENTRIES)]
     ):
@@ -110,17 +111,18 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     """
     if args.rdx & TDR_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-    td, pamt, memory = module.td(args.rdx & ~L2_ADD_MODE, Operand.RDX), module.pamt, module.memory
+    tdr = args.rdx & ~module.version.tdr_flags
+    td, pamt, memory = module.td(tdr, Operand.RDX), module.pamt, module.memory
     td.check_state(DEMOTE)
     gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry("TDH_MEM_PAGE_DEMOTE", entry, level)
+    check_entry(td, "TDH_MEM_PAGE_DEMOTE", entry, level)
     hpa = mapped_page(entry, level)
     page, _ = pamt.index_of(hpa)
     check_tracked(td, pamt, entry, level, page)
     table = args.r8
     table_page = pamt.free_page(table, Operand.R8)
-    if module.contention.interrupted(lp):
+    if td.version.interrupts_remapping and module.contention.interrupted(lp):
         raise Status(StatusCode.INTERRUPTED_RESTARTABLE, rcx=args.rcx, rdx=args.rdx)
     first = (sept.PENDING_LEAF if entry & STATE_MASK in ANY_PENDING else sept.MAPPED_LEAF) | hpa
     size = 1 << sept.level_shift(level - 1)
@@ -131,7 +133,7 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     td.child_count += 1
     memory.qwords[entry_index] = sept.NL_MAPPED | table
     args.rcx = args.rdx = 0
-    for register in L2_REGISTERS:
+    for register in L2_REGISTERS if td.version.exact else ():
         offered = getattr(args, register)
         setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
     return SUCCESS

@@ -21,8 +21,6 @@ from swtdx.seam.td import (
     ATTRIBUTE_SEPT_VE_DISABLE,
     CONFIG_MAXPA_VIRT,
     CTLS_PENDING_VE_DISABLE,
-    MAX_TDCX,
-    MIN_TDCX,
     Td,
 )
 from swtdx.seam.td_params import TSC_UNIT_HZ, Checked, TdParams, native_msr
@@ -47,11 +45,12 @@ def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
     index = module.pamt.free_page(hpa, Operand.RCX)
     module.contention.check(Operand.KOT)
     module.kot.check_free(hkid)
-    module.contention.check_entropy()
+    if module.version.entropy_checks:
+        module.contention.check_entropy()
     module.take_page(hpa, module.global_hkid, ZERO_PAGE)
     module.kot.set_state(hkid, HkidState.ASSIGNED)
     module.pamt.assign(index, PageType.TDR, 0)
-    module.tds[hpa] = Td(hpa, hkid, index)
+    module.tds[hpa] = Td(hpa, hkid, index, module.version)
     return SUCCESS
 
 
@@ -84,13 +83,15 @@ def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.TD_FATAL)
     if td.lifecycle is not LifecycleState.KEYS_CONFIGURED:
         raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
-    number = len(td.tdcx)
-    if number >= MAX_TDCX:
+    number, version = len(td.tdcx), td.version
+    if td.op_state is not OpState.UNINITIALIZED and not version.exact:
+        raise version.wrong_op_state(MNG_INIT, td.op_state)
+    if number >= version.max_tdcx:
         raise Status(StatusCode.TDCX_NUM_INCORRECT)
     index = module.pamt.free_page(hpa, Operand.RCX)
-    if number == MIN_TDCX - 1:  # it completes the minimum: the TD gets its random identities
+    if number == version.min_tdcx - 1 and version.entropy_checks:  # complete: the TD gets its random identities
         module.contention.check_entropy()
-    if number >= MIN_TDCX and td.op_state is not OpState.UNINITIALIZED:
+    if number >= version.min_tdcx and td.op_state is not OpState.UNINITIALIZED:
         raise Status(StatusCode.OP_STATE_INCORRECT)
     contents = {MSR_BITMAPS_TDCX_INDEX: b"\xff" * PAGE_SIZE, sept.ROOT_TDCX_INDEX: sept.FREE_PAGE}
     module.take_page(hpa, td.hkid, contents.get(number, ZERO_PAGE))
@@ -109,7 +110,7 @@ def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td_exclusive(args.rcx, Operand.RCX)
     td.check_state(MNG_INIT)
     source = module.host.shared(args.rdx, td_params.ALIGNMENT, Operand.RDX)
-    params = td_params.parse(module.read_host(source, td_params.SIZE))
+    params = td_params.parse(module.read_host(source, td_params.SIZE), module.version)
     checked = module.td_rules.check(params, len(td.tdcx), module.tsc_adjust)
     configure(module, td, params, checked)
     td.op_state = OpState.INITIALIZED

@@ -36,7 +36,7 @@ def tdh_mng_rd(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Read a TD's field into R8; version 1: RDX becomes the next field's id."""
     td = module.td(args.rcx, Operand.RCX)
     td.check_state(MNG_RD)
-    table = metadata.td_fields()
+    table = metadata.td_fields(td.version)
     if version and args.rdx == metadata.NONE:
         raise _first(table, td)
     field, element = metadata.lookup(table, args.rdx, _host(td))
@@ -52,9 +52,10 @@ def tdh_mng_wr(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td(args.rcx, Operand.RCX)
     td.check_state(MNG_WR)
     accessor = _host(td)
-    field, element = metadata.lookup_writable(metadata.td_fields(), args.rdx, accessor, args.r9)
+    table = metadata.td_fields(td.version)
+    field, element = metadata.lookup_writable(table, args.rdx, accessor, args.r9)
     old = read_td(td, field, element)
-    value = metadata.merge(field, accessor, old, args.r8, args.r9)
+    value = metadata.merge(table, field, accessor, old, args.r8, args.r9)
     td.check_lock(Operand.METADATA_FIELD)
     write_td(td, field, element, value, args.r9)
     args.r8 = old & field.masks[accessor][0]
@@ -66,7 +67,7 @@ def tdh_vp_rd(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Read a virtual CPU's field into R8; version 1: RDX becomes the next field's id. Associates the vCPU."""
     vcpu = module.vcpu(args.rcx, Operand.RCX)
     check_accessible(vcpu, VP_RD, lp, (VcpuState.READY, VcpuState.DISABLED))
-    td, table = vcpu.td, metadata.vcpu_fields()
+    td, table = vcpu.td, metadata.vcpu_fields(vcpu.td.version)
     if version and args.rdx == metadata.NONE:
         raise _first(table, td)
     field, element = metadata.lookup(table, args.rdx, _host(td))
@@ -83,9 +84,10 @@ def tdh_vp_wr(module: TdxModule, args: Args, lp: int) -> int:
     vcpu = module.vcpu(args.rcx, Operand.RCX)
     check_accessible(vcpu, VP_WR, lp, (VcpuState.READY,))
     accessor = _host(vcpu.td)
-    field, element = metadata.lookup_writable(metadata.vcpu_fields(), args.rdx, accessor, args.r9)
+    table = metadata.vcpu_fields(vcpu.td.version)
+    field, element = metadata.lookup_writable(table, args.rdx, accessor, args.r9)
     old = read_vcpu(vcpu, field, element)
-    value = metadata.merge(field, accessor, old, args.r8, args.r9)
+    value = metadata.merge(table, field, accessor, old, args.r8, args.r9)
     write_vcpu(module, vcpu, field, element, value)
     vcpu.associate(lp)
     args.r8 = old & field.masks[accessor][0]

@@ -29,11 +29,12 @@ WAIVED_CPUID: dict[cpuid.Key, cpuid.Registers] = {
     (1, None): (0, 0, 1 << 2 | 1 << 4 | 1 << 15 | 1 << 17, 1 << 21 | 1 << 22 | 1 << 27),
     # leaf 4: inclusiveness of the last level
     (4, 3): (0, 0, 0, 1),
-    # INVPCID, FDP_EXCPTN_ONLY, FCS/FDS deprecation, SHA; MOVDIRI/MOVDIR64B/bus lock; fast short REP, arch perfmon
-    (7, 0): (0, 1 << 6 | 1 << 10 | 1 << 13 | 1 << 29 | 1 << 1, 0x9900_0000, 0xFC08_2600),
+    # INVPCID, FDP_EXCPTN_ONLY, FCS/FDS deprecation, SHA; MOVDIRI/MOVDIR64B/bus lock; fast short REP, arch perfmon; RTM
+    # is module 1.0's demand, as are all of leaf 0xA but its first byte
+    (7, 0): (0, 1 << 6 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 29 | 1 << 1, 0x9900_0000, 0xFC08_2600),
     # PSFD, IPRED_CTRL, RRSBA_CTRL, BHI_CTRL
     (7, 2): (0, 0, 0, 0x17),
-    (0xA, None): (0xFF00, 0, 0, 1 << 15),
+    (0xA, None): (0xFFFF, 0, 0xF, 0x801F),
     # XSAVEC, XSAVES; CET states
     (0xD, 1): (0xF, 0, 0x1800, 0),
     (0x14, 0): (0xFFFF_FFFF, 0, 0, 0),
@@ -68,7 +69,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
 
 def check_native_cpuid(module: TdxModule) -> None:
     """INCORRECT_CPUID_VALUE with leaf, mask and value when the processor is not fit for TDs."""
-    fault = cpuid.unverified(module.processor, WAIVED_CPUID)
+    fault = cpuid.unverified(module.processor, WAIVED_CPUID, module.version)
     if fault is not None:
         (number, subleaf), mask, value = fault
         where = number | (cpuid.NO_SUBLEAF if subleaf is None else subleaf) << 32
@@ -163,7 +164,11 @@ def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.LP.SHUTDOWN")
 def tdh_sys_lp_shutdown(module: TdxModule, args: Args, lp: int) -> int:
-    """Nothing, since module 1.5."""
+    """Nothing, since module 1.5; 1.0 shuts down for good, and the logical processor cannot enter it any more."""
+    if module.version.lp_shutdown_shuts_down:
+        module.contention.check(Operand.SYS)
+        module.state = SysState.SHUTDOWN
+        module.shut_down_lps.add(lp)
     return SUCCESS
 
 

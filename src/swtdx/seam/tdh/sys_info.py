@@ -26,19 +26,20 @@ _CPUID_CONFIG = struct.Struct("<6I")
 def tdsysinfo(module: TdxModule) -> bytes:
     """TDSYSINFO_STRUCT, 1024 bytes."""
     processor = module.processor
-    order = cpuid.config_order()
+    version = module.version
+    order = cpuid.config_order(version.tables)
     header = _HEADER.pack(
-        0, identity.VENDOR_INTEL, identity.BUILD_DATE, identity.BUILD_NUM,
-        identity.MINOR_VERSION, identity.MAJOR_VERSION, 1,
+        0, identity.VENDOR_INTEL, version.build_date, version.build_num,
+        version.number[1], version.number[0], version.sys_rd,
         identity.MAX_TDMRS, identity.MAX_RESERVED_PER_TDMR, identity.PAMT_ENTRY_SIZE,
-        identity.TDCS_BASE_SIZE, identity.TDVPS_BASE_SIZE, 0,
-        identity.attributes_fixed0(processor), identity.ATTRIBUTES_FIXED1,
+        version.tdcs_base_size, identity.TDVPS_BASE_SIZE, 0,
+        identity.attributes_fixed0(processor, version), identity.ATTRIBUTES_FIXED1,
         identity.xfam_fixed0(processor), identity.XFAM_FIXED1,
         len(order),
     )  # fmt: skip
     leaves = b"".join(
-        _CPUID_CONFIG.pack(key[0], cpuid.NO_SUBLEAF if key[1] is None else key[1], *cpuid.config_mask(processor, key))
-        for key in order
+        _CPUID_CONFIG.pack(leaf, cpuid.NO_SUBLEAF if subleaf is None else subleaf, *mask)
+        for (leaf, subleaf), mask in ((key, cpuid.config_mask(processor, key, version.tables)) for key in order)
     )
     return (header + leaves).ljust(TDSYSINFO_SIZE, b"\0")
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 VP_CREATE, VP_ADDCX = SEAMCALL_NUMBERS["TDH.VP.CREATE"], SEAMCALL_NUMBERS["TDH.VP.ADDCX"]
 VP_INIT = SEAMCALL_NUMBERS["TDH.VP.INIT"]
-MAX_TDVPS_PAGES = 15
 MAX_X2APIC_ID = 0xFFFF_FFFF
 
 
@@ -46,11 +45,11 @@ def tdh_vp_addcx(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(VP_ADDCX)
     if vcpu.state is not VcpuState.UNINITIALIZED:
         raise Status(StatusCode.VCPU_STATE_INCORRECT)
-    if len(vcpu.pages) >= MAX_TDVPS_PAGES:
+    if len(vcpu.pages) >= td.version.max_tdvps_pages:
         raise Status(StatusCode.TDCX_NUM_INCORRECT)
     index = module.pamt.free_page(hpa, Operand.RCX)
     module.take_page(hpa, td.hkid, ZERO_PAGE)
-    module.pamt.assign(index, PageType.TDCX, td.hpa)
+    module.pamt.assign(index, PageType(td.version.vcpu_page_type), td.hpa)
     td.child_count += 1
     vcpu.pages.append(hpa)
     return SUCCESS

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Versions of the TDX module, and in what they differ: 1.5.06, and 1.0 as hosts of the year 2022 knew it.
+
+A machine is made with one of them (``Platform.module_version``). The leaf functions are written for 1.5.06; what a
+caller of 1.0 sees otherwise is in ``tables/versions.json``, ``cpuid-1.0.json`` and ``metadata-1.0.json``:
+
+* Which leaf functions there are. RAX has no version field, and there is no TDH.SYS.RD.
+* Sizes and limits: a TDCS of exactly four pages, virtual CPUs of TDVPX pages, six configurable CPUID leaves.
+* A TD has two flags in place of OP_STATE: TD_NOT_INITIALIZED, TD_INITIALIZED, TD_NOT_FINALIZED, TD_FINALIZED.
+* Secure-EPT entries: 1.0 asks one question after the other (``entry_conditions``), each with a status of its own, and
+  shows the entry to the host only when the walk to it failed. The questions: free, used, leaf (an entry of a 4 KiB page
+  always is one), table, blocked, unblocked.
+* A mapping is blocked and tracked before it goes, also while the TD is still being built.
+* Status values have no FATAL bit, and some other names (``renamed``: by status, or by leaf function and status).
+
+Source: TDX module 1.0, its public source; build date and number as the Linux of its time documents them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from swtdx.seam import sept
+from swtdx.seam.lifecycle import OpState
+from swtdx.seam.sept import ANY_BLOCKED, FREE, LEAF, STATE_MASK, SeptState
+from swtdx.seam.status import DETAILS_L2_MASK, FATAL, FormerStatus, Operand, Status, StatusCode
+from swtdx.seam.tables import MODULE_VERSION, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_NUMBERS = {name: number for number, name, _ in load("leaves")["seamcall"]}
+_UNREADABLE = frozenset({"EPT_PAGE_NOT_FREE", "EPT_INVALID_PROMOTE_CONDITIONS"})
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleVersion:
+    """What is particular to one version of the module. Sizes in bytes."""
+
+    name: str
+    number: tuple[int, int, int, int]
+    """Major, minor, update, internal."""
+    build_date: int
+    build_num: int
+    sys_rd: bool
+    """Whether there is TDH.SYS.RD."""
+    leaf_versions: bool
+    """Whether RAX 23:16 is the version of a leaf function; else it is a part of the leaf number."""
+    tables: str
+    """What the names of this version's CPUID and metadata tables end with."""
+    exact_field_ids: bool
+    """Metadata fields go by class, code and the non-architectural bit alone, which must all be right."""
+    seamcalls: frozenset[str] | None
+    """Leaf functions that there are; None: all."""
+    tdcalls: frozenset[str] | None
+    fatal_bit: bool
+    entropy_checks: bool
+    """Whether TDs get random identities, for which there may be no entropy."""
+    interrupts_remapping: bool
+    """Whether PROMOTE and DEMOTE look for a pending interrupt."""
+    tdr_flags: int
+    """Bits of a TDR operand that are a flag to SEPT.ADD, SEPT.RD and DEMOTE."""
+    min_tdcx: int
+    max_tdcx: int
+    tdcs_base_size: int
+    max_tdvps_pages: int
+    vcpu_page_type: int
+    attributes_fixed0: int
+    config_flags_fixed0: int
+    max_vcpus: int
+    highest_basic_cpuid: int
+    free_entry: int
+    """What a free Secure-EPT entry is, to a debugger who reads the root."""
+    tcb_info_valid: int
+    """TEE_TCB_INFO.VALID of reports."""
+    has_svn2: bool
+    always_tracks: bool
+    """Whether BLOCK and TRACK come before every removal, not only once the TD can run."""
+    finalize_needs_vcpus: bool
+    lp_shutdown_shuts_down: bool
+    td_params_checks: tuple[str, ...]
+    """The rules of TDH.MNG.INIT in their order (`td_params`)."""
+    op_state_errors: Mapping[str, int]
+    """What is said in place of OP_STATE_INCORRECT, by leaf function or by state."""
+    renamed: Mapping[tuple[int | None, int], tuple[int, int | None]]
+    """(leaf number or None, status) of 1.5 -> status here, and its operand where that is another."""
+    entry_conditions: Mapping[str, tuple[tuple[str, int], ...]]
+
+    @cached_property
+    def exact(self) -> bool:
+        """Whether this is the version that the leaf functions are written for."""
+        return self.name == MODULE_VERSION
+
+    def wrong_op_state(self, leaf: int, state: OpState) -> Status:
+        """Why a leaf function does not pass in this OP_STATE."""
+        errors = self.op_state_errors
+        if not errors:
+            return Status(StatusCode.OP_STATE_INCORRECT)
+        return Status(errors[_NAMES[leaf]] if _NAMES[leaf] in errors else errors[state.name])
+
+    def check_entry(self, leaf: str, entry: int, level: int) -> None:
+        """Whether a leaf function may act on an entry that nobody holds locked; raises the Status of a failed check."""
+        if not self.entry_conditions:
+            if entry & STATE_MASK not in sept.ALLOWED[leaf]:
+                raise sept.wrong_state(entry, level)
+            return
+        answers = _answers(entry, level)
+        for question, status in self.entry_conditions[leaf]:
+            if not answers[question]:
+                raise Status(status, Operand.RCX)
+
+    def entry_info(self, entry: int, level: int) -> dict[str, int]:
+        """RCX and RDX for an entry that is shown to the host."""
+        return sept.extended_info(entry, level) if self.exact else sept.former_info(entry, level)
+
+    def present(self, status: int, leaf: int | None) -> tuple[int, bool]:
+        """A status of 1.5 as this version says it, and whether it still shows an entry in RCX and RDX."""
+        code, details = status & ~DETAILS_L2_MASK, status & DETAILS_L2_MASK
+        new = self.renamed.get((leaf, code)) or self.renamed.get((None, code))
+        shows = True
+        if new is not None:
+            shows = code not in _HIDDEN
+            code = new[0]
+            details = details if new[1] is None else new[1]
+        if not self.fatal_bit and code != StatusCode.SUCCESS:
+            code &= ~FATAL
+        return code | details, shows
+
+
+def _answers(entry: int, level: int) -> dict[str, bool]:
+    free, blocked = entry == FREE, entry & STATE_MASK in ANY_BLOCKED
+    leaf = bool(entry & LEAF) or level == 0
+    return {"free": free, "used": not free, "leaf": leaf, "table": not leaf, "blocked": blocked,
+            "unblocked": not blocked}  # fmt: skip
+
+
+def is_mapped(entry: int) -> bool:
+    """Whether the guest can use what a leaf entry points to."""
+    return entry & STATE_MASK == SeptState.MAPPED
+
+
+_NAMES = {number: name for name, number in _NUMBERS.items()}
+_HIDDEN = frozenset(int(StatusCode[name]) for name in _UNREADABLE)
+
+
+def _code(name: str) -> int:
+    codes: tuple[type[IntEnum], ...] = (StatusCode, FormerStatus)
+    return next(int(enum[name]) for enum in codes if name in enum.__members__)
+
+
+def _renamed(rows: Mapping[str, list[str | None]]) -> Mapping[tuple[int | None, int], tuple[int, int | None]]:
+    result: dict[tuple[int | None, int], tuple[int, int | None]] = {}
+    for old, (new, operand) in rows.items():
+        leaf, _, status = old.rpartition(" ")
+        assert new is not None
+        result[_NUMBERS[leaf] if leaf else None, int(StatusCode[status])] = (
+            _code(new),
+            None if operand is None else int(Operand[operand]),
+        )
+    return MappingProxyType(result)
+
+
+@cache
+def module_version(name: str) -> ModuleVersion:
+    """The version called ``name``; raises ValueError when there is none."""
+    rows: dict[str, dict[str, Any]] = load("versions")["versions"]
+    if name not in rows:
+        raise ValueError(f"TDX module {name} is not available; there are {', '.join(rows)}")
+    row: dict[str, Any] = {
+        key: int(value, 16) if isinstance(value, str) and value[:2] == "0x" else value
+        for key, value in rows[name].items()
+    }
+    names = {key: None if row[key] is None else frozenset(row[key]) for key in ("seamcalls", "tdcalls")}
+    parsed: dict[str, Any] = names | {
+        "number": tuple(row["number"]),
+        "td_params_checks": tuple(row["td_params_checks"]),
+        "op_state_errors": {key: _code(value) for key, value in row["op_state_errors"].items()},
+        "renamed": _renamed(row["renamed"]),
+        "entry_conditions": {
+            leaf: tuple((question, _code(status)) for question, status in conditions)
+            for leaf, conditions in row["entry_conditions"].items()
+        },
+    }
+    values: dict[str, Any] = row | parsed
+    return ModuleVersion(name=name, **values)
