@@ -55,6 +55,9 @@ from tests.vmm.tdvf_image import HOB, TEMP, image_with
         (["run", "--disk", "/dev/null,ro"], ["/dev/null", "neither a file nor a block device"]),
         (["run", "--disk", "disk.img,format=qcow2"], ["disk.img", "raw"]),
         (["run", "--disk", ""], ["--disk", "names no file"]),
+        (["run", "--smbios", "product=x"], ["--smbios", "product=x", "type=1"]),
+        (["run", "--smbios", "type=1,colour=red"], ["type 1", "colour", "manufacturer, product"]),
+        (["run", "--firmware", "none", "--kernel", "x", "--smbios", "type=1"], ["--smbios", "--firmware none"]),
     ],
 )
 def test_one_sentence_and_status_2(arguments: list[str], words: list[str], command: Command, firmware: Path) -> None:

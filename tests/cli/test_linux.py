@@ -25,6 +25,7 @@ from swtdx.machine import MachineKernel
 from swtdx.seam.report import verify
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.board.smbios import SmbiosFields, parse_smbios
 from swtdx.vmm.firmware import Firmware, find_firmware
 from swtdx.vmm.launch import Plan, TdParameters, launch
 from swtdx.vmm.linux_image import load
@@ -78,7 +79,8 @@ class Console:
 
 @contextmanager
 def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dialect = Dialect.UPSTREAM,
-          append: str = "console=ttyS0", firmware: Firmware | None = None) -> Iterator[Console]:  # fmt: skip
+          append: str = "console=ttyS0", firmware: Firmware | None = None,
+          smbios: SmbiosFields | None = None) -> Iterator[Console]:  # fmt: skip
     image = sorted(folder.glob("boot/vmlinuz-*"))[-1]
     kernel = kernel_named("emulated", dialect, cpus=cpus, memory=MEMORY)
     assert isinstance(kernel, MachineKernel)
@@ -90,6 +92,7 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
         td=td,
         serial=printed.extend,
         linux=load(image, folder / "initrd.img", append, MEMORY),
+        smbios=smbios,
     )
     with Kvm(kernel, dialect) as device, launch(device, plan) as machine:
         run = Run(machine)
@@ -154,6 +157,15 @@ def test_the_same_kernel_and_initrd_as_an_ordinary_vm(linux_guest: Path) -> None
             "dmesg > /dev/null; grep -qw tdx_guest /proc/cpuinfo || echo ordinary VM"
         )
         assert int(console.command("grep -c -E 'timer|ttyS0' /proc/interrupts")) >= 1
+
+
+def test_linux_reads_the_smbios_tables_that_were_asked_for(linux_guest: Path) -> None:
+    asked = parse_smbios(["type=1,product=Product,serial=S7", "type=11,value=io.systemd.credential:a=b"])
+    with linux(linux_guest, td=TdParameters(), smbios=asked) as console:
+        console.command("cd /sys/class/dmi/id")
+        seen = console.command("cat sys_vendor product_name product_serial chassis_vendor")
+        assert seen.split() == ["swtdx", "Product", "S7", "swtdx"]
+        assert b"io.systemd.credential:a=b\0" in console.bytes_of("cat /sys/firmware/dmi/tables/DMI")
 
 
 def test_v10(linux_guest: Path) -> None:

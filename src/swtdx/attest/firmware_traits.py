@@ -18,6 +18,7 @@ from swtdx.vmm.tdvf import Section, SectionType
 
 TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
 DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")
+SMBIOS_MEASUREMENT_DXE = UUID("d27fed59-abb4-4fed-bead-2a878c7e4a7e")
 HOB_EVENT = b"TdxTable"
 
 
@@ -34,6 +35,15 @@ def extends_rtmrs(carried: Sequence[FirmwareFile]) -> bool | None:
     if any(each.name == TD_TCG2_DXE or HOB_EVENT in each.executable for each in carried):
         return True
     return False if any(each.name == DXE_CORE for each in carried) else None
+
+
+def measures_smbios(image: bytes) -> bool:
+    """Whether the image has edk2's driver that extends RTMR0 with SMBIOS tables, where there are any.
+
+    >>> measures_smbios(bytes(4096))
+    False
+    """
+    return any(each.name == SMBIOS_MEASUREMENT_DXE for each in files(image))
 
 
 def firmware_traits(image: bytes, sections: Iterable[Section]) -> FirmwareTraits:

@@ -211,6 +211,13 @@ def run(
             metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); more than one may be given."
         ),
     ] = None,
+    smbios: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="type=N,NAME=TEXT",
+            help="SMBIOS tables for the firmware, with this in them, as for QEMU; may be given more than once.",
+        ),
+    ] = None,
     virtio_console: Annotated[
         bool,
         typer.Option(
@@ -330,6 +337,7 @@ def run(
         log=log,
         debug_exit=None if debug_exit is None else port("--debug-exit", debug_exit),
         disks=tuple(disk or ()),
+        smbios=tuple(smbios or ()),
         virtio_console=virtio_console,
         rng=rng,
         trace=trace,

@@ -66,10 +66,13 @@ def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> d
     """What ``swtdx measure --kernel`` says of this boot, and whether it came so."""
     from swtdx.attest.boot_agreement import agreement
     from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
+    from swtdx.attest.firmware_traits import measures_smbios
 
     assert plan.linux is not None
     firmware = plan.firmware
     try:
+        if plan.smbios is not None and measures_smbios(firmware.image):
+            raise PredictionError(f"{firmware.path} measures the SMBIOS tables into RTMR0, and those are not modelled")
         prediction = predict_direct_boot(
             firmware.image, plan.linux, plan.memory_size, plan.cpus, name=str(firmware.path)
         )
@@ -100,6 +103,7 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
         },
         "memory": plan.memory_size,
         "cpus": plan.cpus,
+        "smbios": list(plan.smbios.texts) if plan.smbios else [],
         "devices": [device.as_json() for device in plan.devices],
         "outcome": outcome.end.label,
         "status": outcome.status,

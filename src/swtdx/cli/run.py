@@ -32,6 +32,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.traced import Emit, TracedKernel
+from swtdx.vmm.board.smbios import SmbiosError, parse_smbios
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -79,6 +80,7 @@ class Options:
     debugcon: Path | None = None
     log: Path | None = None
     debug_exit: int | None = None
+    smbios: tuple[str, ...] = ()  # type=N[,NAME=VALUE]...
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
     virtio_console: bool = False
     rng: bool = False
@@ -152,11 +154,14 @@ def run(options: Options) -> int:
 
 
 def _plan(options: Options) -> Plan:
-    """What to build, before there are devices. Raises InputError, FirmwareError, LinuxImageError."""
+    """What to build, before there are devices. Raises InputError, SmbiosError, FirmwareError, LinuxImageError."""
     tdx = options.td is not None
+    smbios = parse_smbios(options.smbios) if options.smbios else None
     if str(options.firmware) != NO_FIRMWARE:
         firmware = find_firmware(options.firmware, tdx=tdx)
-        return Plan(firmware, options.memory, options.cpus, options.td, linux=_linux(options))
+        return Plan(firmware, options.memory, options.cpus, options.td, linux=_linux(options), smbios=smbios)
+    if smbios is not None:
+        raise InputError("--smbios goes through a firmware, and --firmware none is none")
     linux = _linux(options)
     if linux is None:
         raise InputError("--firmware none starts a kernel without firmware, and --kernel names none")
@@ -453,4 +458,4 @@ def _check_writable(option: str, path: Path) -> None:
         raise InputError(f"{option} {path} cannot be written: the folder {path.parent} is not writable")
 
 
-BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError)
+BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError, SmbiosError)

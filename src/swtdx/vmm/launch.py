@@ -32,6 +32,7 @@ from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_DEBUG, TDX_TD_ATTR_SEPT_VE_DISAB
 from swtdx.vmm import shim
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
+from swtdx.vmm.board.smbios import SmbiosFields
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.boot_protocol import DirectBoot, lay_out
 from swtdx.vmm.firmware import Firmware
@@ -101,6 +102,7 @@ class Plan:
     debug: Callable[[bytes], object] | None = None
     progress: Callable[[str], object] = lambda step: None
     linux: LinuxBoot | None = None
+    smbios: SmbiosFields | None = None
     debug_exit: int | None = None  # a port, if there is to be one
     direct: DirectBoot | None = None
     devices: tuple[VirtioDevice, ...] = ()
@@ -350,6 +352,7 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
             debug=plan.debug,
             debug_exit=plan.debug_exit,
             linux=plan.linux,
+            smbios=plan.smbios,
             level_interrupts=plan.td is None,
             signal_msi=lambda message: vm.signal_msi(*message),
             route_msis=route,

@@ -35,6 +35,7 @@ from swtdx.vmm.board.pci import (
     lpc_bridge,
 )
 from swtdx.vmm.board.rtc import Rtc
+from swtdx.vmm.board.smbios import SmbiosFields
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -54,7 +55,8 @@ class Board:
     """A q35 with a serial port, and whatever is plugged into it.
 
     ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug port.
-    ``linux`` is what the firmware is to start.  ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
+    ``linux`` is what the firmware is to start, ``smbios`` what it is to say of the machine.  ``level_interrupts``:
+    whether ends of interrupt reach the I/O APIC.
     ``signal_msi`` and ``route_msis`` are KVM's side of interrupts.  After each device access the run loop looks at
     ``power_event``: None, or what the guest has asked for.
     """
@@ -68,6 +70,7 @@ class Board:
         serial: Callable[[bytes], object],
         debug: Callable[[bytes], object] | None = None,
         linux: LinuxBoot | None = None,
+        smbios: SmbiosFields | None = None,
         level_interrupts: bool = True,
         debug_exit: int | None = None,
         signal_msi: Callable[[Msi], object],
@@ -87,6 +90,8 @@ class Board:
         self._build_acpi = partial(acpi_tables.build, layout, cpus, level_interrupts=level_interrupts)
         self.acpi = self._build_acpi()
         self._other_files = standard_files(layout)
+        if smbios is not None:
+            self._other_files |= smbios.files(layout, cpus)
         self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, {**self._other_files, **self.acpi.files()}, linux)
         self.debug_console = DebugConsole(self.ports, debug)
         self.com1 = Uart16550(self.ports, serial, lambda level: self._set_isa_irq(COM1_IRQ, level))
