@@ -18,6 +18,9 @@ from typing import Any, get_args
 import typer
 
 from swtdx.cli.app import whole_app
+from swtdx.cli.explanation import leaves as rules_of_leaves
+from swtdx.cli.explanation import refusals
+from swtdx.cli.explanation import table as explanations
 from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
 from swtdx.seam.module import TdxModule
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
@@ -203,9 +206,21 @@ def subcommands() -> str:
         )
         parts.append(table(("sub-command", "id", "descriptor", "data"), rows))
         parts.append("")
+        parts += [_refusals_of(command, dialect) for command in sorted(dialect.commands)]
         for structure in (dialect.cmd, *(getattr(dialect, member) for member in MEMBERS.values())):
             parts.append(layout(structure, suffix))
     return "\n".join(parts)
+
+
+def _refusals_of(command: TdxCommand, dialect: Dialect) -> str:
+    """A sub-command's rules, each with the errno of a call that breaks it."""
+    name = f"KVM_TDX_{command.name}"
+    rows = [
+        (f"`{each.errno}`", each.rule, ", ".join(f"`{leaf}`" for leaf in each.seamcalls), each.remedy)
+        for each in refusals(name, dialect)
+    ]
+    head = ("errno", "what must hold", "SEAMCALLs", "what to do")
+    return f"### {name}, {dialect.value}\n\n{table(head, rows)}\n"
 
 
 # The module
@@ -282,7 +297,9 @@ def _leaf(
     if moves:
         rows.append(("Secure EPT", ", ".join(f"{before} → {after}" for before, after in moves.items())))
     rows.append(("served by", served))
-    return "\n".join(parts) + "\n" + "\n".join(f":{label}: {text}" for label, text in rows) + "\n"
+    fields = "\n".join(parts) + "\n" + "\n".join(f":{label}: {text}" for label, text in rows) + "\n"
+    rules = [(f"`{rule.answer}`", rule.text) for rule in rules_of_leaves()[name]]
+    return fields + ("\n" + table(("status", "unless"), rules) if rules else "")
 
 
 def _operands(text: str) -> str:
@@ -292,11 +309,12 @@ def _operands(text: str) -> str:
 def statuses() -> str:
     """Every completion status that the module knows."""
     assert TdxModule  # every leaf is registered
+    words = explanations("statuses")["statuses"]
     rows = [
-        (f"`{code.name}`", f"`{code.value:#018x}`", _nature(code.value))
+        (f"`{code.name}`", f"`{code.value:#018x}`", _nature(code.value), *words[code.name])
         for code in sorted(StatusCode, key=lambda code: (code.value >> 40 & 0xFF, code.value >> 32 & 0xFF))
     ]
-    return table(("status", "value", ""), rows)
+    return table(("status", "value", "", "meaning", "what to do"), rows)
 
 
 def _nature(status: int) -> str:

@@ -424,7 +424,7 @@ class Host:
 
 def pytest_collection_modifyitems(items):
     """What looks back on the other tests of this directory comes after them."""
-    items.sort(key=lambda item: item.path.name == "test_status_coverage.py")
+    items.sort(key=lambda item: item.path.name in ("test_status_coverage.py", "test_status_rules.py"))
 
 
 @pytest.fixture

@@ -409,8 +409,12 @@ def _complain_of(error: Exception) -> int:
     from swtdx.vmm.outcome import End
 
     if isinstance(error, KvmError):
-        return _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
-    return _complain(str(error), _STATUS_BAD_INPUT)
+        status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
+    else:
+        status = _complain(str(error), _STATUS_BAD_INPUT)
+    for line in getattr(error, "__notes__", ()):  # what the refusal means: swtdx.cli.explanation.run
+        print(f"  {line}", file=sys.stderr)
+    return status
 
 
 # What typer raises for anything wrong on the command line; it has no public name that all its versions share.

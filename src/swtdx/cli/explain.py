@@ -1,24 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx explain``: a status of the TDX module (RAX, hw_error) in words, and what its operand is to a leaf."""
+"""``swtdx explain``: an errno with hw_error, or a status of the TDX module, in words: which rule, and what to do."""
 
 from __future__ import annotations
 
 import json as json_format
+import shutil
+import sys
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from swtdx.cli.explanation import known_ioctls, refusals, words
+from swtdx.cli.explanation.failure import Failed, explain_failure, parse_errno, parse_ioctl, parse_line
+from swtdx.cli.explanation.status import explain_status, is_name_alone, parse_leaf, parse_status
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, Operand, decode
-from swtdx.seam.tables import load
+from swtdx.uapi.dialect import Dialect
 
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx explain 0xc000010000000001[/cyan] - OPERAND_INVALID, operand RCX
+[cyan]swtdx explain 0xc000010000000041 --leaf TDH.MNG.INIT[/cyan] - which rule of that leaf, what to do
 
-[cyan]swtdx explain 0xc000010000000001 --leaf TDH.MEM.PAGE.ADD[/cyan] - and what RCX is to that leaf
+[cyan]swtdx explain EBUSY --command KVM_TDX_INIT_VM[/cyan] - an errno that KVM gives by itself
+
+[cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040[/cyan] - a failed ioctl
+
+[cyan]swtdx explain 'SEAMCALL TDH_MEM_PAGE_ADD failed: 0xc0000b0d00000001'[/cyan] - a line of an error message or log
+
+[cyan]swtdx explain 0x30 --qualification 0x2 --extended 6 --gpa 0x1000[/cyan] - a TD exit, with RCX, RDX and R8
+
+[cyan]swtdx explain OPERAND_BUSY --leaf TDG.MR.REPORT --json[/cyan]
+
+[bold]Exit status[/bold]
+
+0 explained; 1 wrong usage
 """
+
+
+SHOWN_IOCTLS = 10
 
 
 def register(app: typer.Typer) -> None:
@@ -27,38 +47,124 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    status: Annotated[str, typer.Argument(help="The status, as in 0xc000010000000001.", show_default=False)],
-    leaf: Annotated[str | None, typer.Option(metavar="NAME", help="The SEAMCALL that answered it.")] = None,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="A status, by number or name; an errno; or a line of an error message.", show_default=False
+        ),
+    ] = None,
+    errno: Annotated[str | None, typer.Option(metavar="ERRNO", help="What an ioctl failed with, as EIO.")] = None,
+    hw_error: Annotated[
+        str | None, typer.Option(metavar="STATUS", help="What it left in hw_error (in v10: error).")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(metavar="IOCTL", help="Which one failed, as KVM_TDX_INIT_VM or KVM_RUN.")
+    ] = None,
+    dialect: Annotated[
+        Dialect, typer.Option(help="Whose rules: Linux 6.16 and later, or Nov 2022.")
+    ] = Dialect.UPSTREAM,
+    leaf: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The SEAMCALL or TDCALL that answered the status.")
+    ] = None,
+    qualification: Annotated[str | None, typer.Option(metavar="RCX", help="Of a TD exit: its qualification.")] = None,
+    extended: Annotated[str | None, typer.Option(metavar="RDX", help="Of a TD exit: its extended one.")] = None,
+    gpa: Annotated[str | None, typer.Option(metavar="R8", help="Of a TD exit: the guest physical address.")] = None,
+    interruption: Annotated[
+        str | None, typer.Option(metavar="R9", help="Of a TD exit: interruption information.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Take a status of the TDX module apart: name, operand, whether trying again can help."""
-    try:
-        value = int(status, 0)
-    except ValueError:
-        raise Failure(f"{status!r} is not a number", Verdict.USAGE) from None
-    if not 0 <= value < 1 << 64:
-        raise Failure(f"{status}: a status has 64 bits", Verdict.USAGE)
-    operands = load("operands")["seamcall"]
-    if leaf is not None and leaf not in operands:
-        raise Failure(f"--leaf {leaf!r}: there is no such SEAMCALL", Verdict.USAGE)
-    found = explained(value, leaf)
-    print(json_format.dumps(found, indent=2) if json else "\n".join(f"{key}: {text}" for key, text in found.items()))
+    """Say what a failed ioctl or a status of the TDX module means: which SEAMCALL, which rule, what to do.
+
+    The status is what SEAMCALL and TDCALL leave in RAX, KVM in hw_error, and TDH.VP.ENTER for a TD exit.
+    """
+    failed = _failed(what, errno, hw_error, command, leaf)
+    registers = {"rcx": qualification, "rdx": extended, "r8": gpa, "r9": interruption}
+    names = {"rcx": "--qualification", "rdx": "--extended", "r8": "--gpa", "r9": "--interruption"}
+    outputs = {key: _number(names[key], text) for key, text in registers.items() if text is not None}
+    if failed.errno and not failed.ioctl and len(givers := _givers(failed.errno, dialect)) == 1:
+        failed = replace(failed, ioctl=givers[0])
+    if failed.errno or failed.ioctl:
+        if outputs:
+            raise Failure(f"{names[next(iter(outputs))]} is for a TD exit, and an errno is none", Verdict.USAGE)
+        found = explain_failure(failed, dialect)
+    else:
+        found = explain_status(failed.hw_error, failed.leaf or None, outputs, any_operand=failed.any_operand)
+    if not found.get("rules") and "status" not in found:
+        raise Failure(_unexplained(failed, dialect), Verdict.USAGE)
+    if json:
+        print(json_format.dumps(found, indent=2))
+        return
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(words.text(found, columns)))
 
 
-def explained(value: int, leaf: str | None = None) -> dict[str, Any]:
-    """What a 64-bit status says; ``leaf`` names the SEAMCALL, for the meaning of a register."""
-    code, detail = decode(value)
-    found: dict[str, Any] = {"status": f"{value:#018x}", "name": code.name if code is not None else "unknown"}
-    found["error"] = bool(value & ERROR)
-    found["recoverable"] = not value & NON_RECOVERABLE
-    found["fatal"] = bool(value & FATAL)
-    if not value & ERROR or code is None:
-        return found
-    if value >> 40 & 0xFF in (1, 2) and detail in set(Operand):
-        found["operand"] = Operand(detail).name
-        if leaf is not None:
-            inputs = (part.partition(":") for part in load("operands")["seamcall"][leaf][-2].split())
-            found["operand_of_leaf"] = {name: meaning for name, _, meaning in inputs}.get(found["operand"].lower())
-    elif detail:
-        found["detail"] = f"{detail:#x}"
+def _failed(what: str | None, errno: str | None, hw_error: str | None, command: str | None, leaf: str | None) -> Failed:
+    """All that was given, checked and put together. Raises `Failure`."""
+    told = Failed()
+    if what is not None:
+        told = _told(what)
+    name = _known("--errno", errno, parse_errno, "errno") or told.errno
+    ioctl = _known("--command", command, parse_ioctl, "ioctl or sub-command") or told.ioctl
+    function = _known("--leaf", leaf, parse_leaf, "SEAMCALL or TDCALL") or told.leaf
+    status, any_operand = told.hw_error, told.any_operand
+    given = what is not None and not told.errno and not told.ioctl
+    if hw_error is not None:
+        status, given, any_operand = _number("--hw-error", hw_error), True, is_name_alone(hw_error)
+    if not (given or name or ioctl):
+        raise Failure("give a status, an errno with --command, or a line of an error message", Verdict.USAGE)
+    return Failed(name, ioctl, status, function, any_operand=any_operand)
+
+
+def _unexplained(failed: Failed, dialect: Dialect) -> str:
+    if failed.ioctl:
+        served = any(refusals(failed.ioctl, dialect))
+        why = f"gives no {failed.errno} that is known here" if served else f"does not exist in dialect {dialect.value}"
+        return f"{failed.ioctl} {why}"
+    givers = _givers(failed.errno, dialect)
+    if not givers:
+        return f"{failed.errno}: no ioctl that is known here gives it"
+    more = f" and {len(givers) - SHOWN_IOCTLS} more" if len(givers) > SHOWN_IOCTLS else ""
+    return f"{failed.errno}: say with --command which ioctl gave it: {', '.join(givers[:SHOWN_IOCTLS])}{more}"
+
+
+def _givers(errno: str, dialect: Dialect) -> list[str]:
+    """The ioctls that can fail with an errno."""
+    return [name for name in known_ioctls(dialect) if any(each.errno == errno for each in refusals(name, dialect))]
+
+
+def _told(what: str) -> Failed:
+    status = parse_status(what)
+    if status is not None:
+        if not 0 <= status < 1 << 64:
+            raise Failure(f"{what}: a status has 64 bits", Verdict.USAGE)
+        return Failed(hw_error=status, any_operand=is_name_alone(what))
+    if name := parse_errno(what):
+        return Failed(name)
+    line = parse_line(what)
+    if line == Failed() or (line == Failed(leaf=line.leaf)):
+        raise Failure(f"{what!r} is neither a status nor an errno, and no line that has one", Verdict.USAGE)
+    return line
+
+
+def _known(option: str, text: str | None, parse: Any, kind: str) -> str:
+    if text is None:
+        return ""
+    found: str | None = parse(text)
+    if found is None:
+        raise Failure(f"{option} {text!r}: there is no such {kind}", Verdict.USAGE)
     return found
+
+
+def _number(option: str, text: str) -> int:
+    value = parse_status(text) if option == "--hw-error" else _integer(text)
+    if value is None or not 0 <= value < 1 << 64:
+        raise Failure(f"{option} {text!r} is not a number of 64 bits", Verdict.USAGE)
+    return value
+
+
+def _integer(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None

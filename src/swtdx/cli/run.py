@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from swtdx.cli import debugger, report
+from swtdx.cli.explanation.run import explained, outcome_explained
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.trace_file import TraceFormat
@@ -145,7 +146,9 @@ def run(options: Options) -> int:
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
         gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
         recording = files.enter_context(Recording(options.trace, options.trace_format, options.html, sys.argv))
-        device = files.enter_context(_open_device(options, recording.emit if recording.wanted else None))
+        kernel = _kernel(options, recording.emit if recording.wanted else None)
+        files.enter_context(explained(kernel, options.dialect))
+        device = files.enter_context(_open_device(options, kernel))
         # These are emptied by being opened, so only when all that was typed has proved usable.
         recording.begin()
         debug = files.enter_context(_open_output("--debugcon", options.debugcon)) if options.debugcon else None
@@ -223,9 +226,8 @@ def kernel_named(
     )
 
 
-def _open_device(options: Options, trace: Emit | None) -> Kvm:
-    """/dev/kvm of the chosen kernel, which can make what was asked for."""
-    kernel = kernel_named(
+def _kernel(options: Options, trace: Emit | None) -> Kernel:
+    return kernel_named(
         options.kvm,
         options.dialect or Dialect.UPSTREAM,
         cpus=options.cpus,
@@ -236,11 +238,15 @@ def _open_device(options: Options, trace: Emit | None) -> Kvm:
         debug_tds=options.td is not None and options.td.is_debug,
         trace=trace,
     )
+
+
+def _open_device(options: Options, kernel: Kernel) -> Kvm:
+    """/dev/kvm of the chosen kernel, which can make what was asked for."""
     try:
         device = Kvm(kernel, options.dialect)
     except KvmError as error:
         if options.kvm == "host":
-            raise InputError(f"--kvm host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from None
+            raise InputError(f"--kvm host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from error
         raise
     try:
         if options.td is not None:
@@ -425,6 +431,8 @@ class _Session:
                 self.voice.say(f"port I/O: {ports or 'none'}")
         elif outcome.status:
             print(f"swtdx: {outcome.text}", file=sys.stderr)
+        for line in outcome_explained(outcome, self.options.dialect, td=self.options.td is not None):
+            print(f"  {line}", file=sys.stderr)
         if self.options.json is not None:
             try:
                 report.write_json(self.options.json, kept)

@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from swtdx.uapi import kvm
 from swtdx.uapi.client import KvmError, Vcpu
+from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.board.acpi_pm import PowerEvent
 from swtdx.vmm.board.debug_exit import exit_status
@@ -258,7 +259,8 @@ class Run:
         reason = getattr(vcpu.kernel, "last_reason", None)
         said = f" ({reason})" if reason else ""
         failure = KvmError(error.errno or errno.EIO, "KVM_RUN")
-        self.finish(Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}"))
+        details = {"errno": errno_name(failure.errno or 0), "reason": reason or ""}
+        self.finish(Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details))
         return faults
 
     def _handle(self, vcpu: Vcpu, reason: int) -> None:

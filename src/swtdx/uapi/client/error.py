@@ -5,6 +5,15 @@ import errno as _errno
 import os
 
 
+def errno_name(errno: int) -> str:
+    """The kernel's name of an errno: Python prefers ENOTSUP to it, which is the same number.
+
+    >>> errno_name(95), errno_name(22), errno_name(4000)
+    ('EOPNOTSUPP', 'EINVAL', '4000')
+    """
+    return "EOPNOTSUPP" if errno == _errno.EOPNOTSUPP else _errno.errorcode.get(errno, str(errno))
+
+
 class KvmError(OSError):
     """An ioctl failed.
 
@@ -24,6 +33,6 @@ class KvmError(OSError):
         return type(self), (self.errno or 0, self.ioctl, self.hw_error)
 
     def __str__(self) -> str:
-        name = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        name = errno_name(self.errno or 0)
         status = f", SEAMCALL status 0x{self.hw_error:016x}" if self.hw_error else ""
         return f"{self.ioctl}: {name} ({self.strerror}){status}"

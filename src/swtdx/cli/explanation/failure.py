@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A failed ioctl: errno, hw_error, and where a kernel told it, its own reason; also out of a line that somebody pasted.
+
+Three lines are understood: those of swtdx and of its client, QEMU's (``TDX ioctl TDX_INIT_VM failed, hw_errors: ...``)
+and the kernel log's (``SEAMCALL TDH_MNG_INIT failed: 0x...``).
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from swtdx.cli.explanation import Refusal, known_ioctls, refusals
+from swtdx.cli.explanation.status import explain_status, parse_leaf
+from swtdx.uapi.client.error import errno_name
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import REQUESTS
+
+_STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
+_IOCTL = re.compile(r"\bKVM_[A-Z0-9_]+\b")
+_TDX_COMMAND = re.compile(
+    r"\bTDX_(CAPABILITIES|INIT_VM|INIT_VCPU|INIT_MEM_REGION|FINALIZE_VM|GET_CPUID|TERMINATE_VM)\b"
+)
+_LEAF = re.compile(r"\bTD[HG][._][A-Za-z0-9._]+\b", re.IGNORECASE)
+_ERRNO = re.compile(r"\bE[A-Z0-9]{2,}\b")
+_BY_TEXT = {os.strerror(number): errno_name(number) for number in errnos.errorcode}
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What is known of a failure; anything may be missing."""
+
+    errno: str = ""
+    ioctl: str = ""
+    hw_error: int = 0
+    leaf: str = ""
+    reason: str = ""
+    """In the kernel's own words, where it told."""
+    any_operand: bool = False
+    """``hw_error`` is the name of a status alone: its low 32 bits are not known."""
+
+
+def parse_errno(text: str) -> str | None:
+    """An errno as people write it, or None.
+
+    >>> parse_errno("einval"), parse_errno("-22"), parse_errno("Device or resource busy"), parse_errno("0xc0")
+    ('EINVAL', 'EINVAL', 'EBUSY', None)
+    """
+    if re.fullmatch(r"-?\d{1,3}", text):
+        number = abs(int(text))
+        return errno_name(number) if number in errnos.errorcode else None
+    named = getattr(errnos, text.upper(), None) if _ERRNO.fullmatch(text.upper()) else None
+    return errno_name(named) if named is not None else _BY_TEXT.get(text)
+
+
+def parse_ioctl(text: str) -> str | None:
+    """An ioctl or sub-command as people write it: ``KVM_TDX_INIT_VM``, ``init_vm``, ``KVM_RUN``; or None."""
+    known = {name for dialect in Dialect for name in known_ioctls(dialect)} | set(REQUESTS)
+    name = text.upper()
+    return next((each for each in (name, f"KVM_{name}", f"KVM_TDX_{name}", name.lower()) if each in known), None)
+
+
+def parse_line(text: str) -> Failed:
+    """What a line of an error message or a log says."""
+    names = [name for word in _ERRNO.findall(text) if (name := parse_errno(word))]
+    names += [name for words, name in _BY_TEXT.items() if words in text]
+    ioctls = [name for word in _IOCTL.findall(text) if (name := parse_ioctl(word))]
+    ioctls += [f"KVM_TDX_{name}" for name in _TDX_COMMAND.findall(text)]
+    functions = [name for word in _LEAF.findall(text) if (name := parse_leaf(word.rstrip(".")))]
+    statuses = [int(word, 16) for word in _STATUS.findall(text)]
+    return Failed(_first(names), _first(ioctls), next(iter(statuses), 0), _first(functions))
+
+
+def _first(found: list[str]) -> str:
+    return next(iter(found), "")
+
+
+def explain_failure(failed: Failed, dialect: Dialect) -> dict[str, Any]:
+    """What is known and follows, as a dictionary for JSON. Without ``ioctl`` there is only the status to explain."""
+    found: dict[str, Any] = {}
+    if failed.ioctl:
+        found["command"] = failed.ioctl
+    if failed.errno:
+        found["errno"] = failed.errno
+        found["errno_text"] = os.strerror(getattr(errnos, failed.errno))
+    if failed.reason:
+        found["reason"] = failed.reason
+    matching = _matching(failed, dialect)
+    status, leaf = failed.hw_error, failed.leaf
+    if not status and failed.reason:  # Linux writes it to its log, the emulated kernel into its reason
+        told = parse_line(failed.reason)
+        status, leaf = told.hw_error, told.leaf or leaf
+    if status:
+        seamcalls = tuple(dict.fromkeys(name for each in matching for name in each.seamcalls))
+        found["status"] = explain_status(status, leaf or None, candidates=seamcalls, any_operand=failed.any_operand)
+    if not status or (not leaf and not seamcalls):
+        found["rules"] = [_rule(each) for each in matching]
+    return found
+
+
+def _matching(failed: Failed, dialect: Dialect) -> list[Refusal]:
+    """The rules that this errno can mean. With a status in hw_error it is one that the module broke off."""
+    rules = [each for each in refusals(failed.ioctl, dialect) if not failed.errno or each.errno == failed.errno]
+    if failed.hw_error:
+        return [each for each in rules if each.hw_error] or [each for each in rules if each.seamcalls]
+    return rules
+
+
+def _rule(refusal: Refusal) -> dict[str, Any]:
+    found: dict[str, Any] = {"errno": refusal.errno, "rule": refusal.rule, "remedy": refusal.remedy}
+    if refusal.seamcalls:
+        found["seamcalls"] = list(refusal.seamcalls)
+    return found

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``swtdx run`` says by itself when a launch or a run fails: the explanation, and how to ask for more.
+
+`explained` puts it on the exception, as notes, where the command line finds it when it has said its sentence. A kernel
+that tells its reason (the embedded one) makes a list of all rules that could be meant superfluous.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from swtdx.cli.explanation import words
+from swtdx.cli.explanation.failure import Failed, explain_failure
+from swtdx.cli.explanation.status import explain_status
+from swtdx.uapi import kvm
+from swtdx.uapi.client import KvmError
+from swtdx.uapi.client.error import errno_name
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kernel import Kernel
+from swtdx.vmm.outcome import End, Outcome
+
+SHOWN_RULES = 3
+"""With more rules than these, and a reason, the rules are left to ``swtdx explain``."""
+VP_ENTER = "TDH.VP.ENTER"
+
+
+@contextmanager
+def explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
+    """An error that comes of a failed ioctl leaves with its explanation as notes."""
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, KvmError) else error.__cause__
+        if isinstance(cause, KvmError):
+            reason = str(getattr(kernel, "last_reason", ""))
+            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, reason):
+                error.add_note(line)
+        raise
+
+
+def failure_lines(error: KvmError, dialect: Dialect, reason: str = "") -> list[str]:
+    """A refused ioctl in lines for a person, the sentence itself left away."""
+    ioctl = error.ioctl.partition(" ")[0]  # "open /dev/kvm"
+    failed = Failed(errno_name(error.errno or 0), ioctl, error.hw_error, reason=reason)
+    found = explain_failure(failed, dialect)
+    if reason and len(found.get("rules", ())) > SHOWN_RULES:
+        del found["rules"]
+    rows = [row for row in words.lines(found) if row[0] != "failed"]
+    return words.aligned([*rows, ("more", _command(failed, dialect))])
+
+
+def outcome_explained(outcome: Outcome, dialect: Dialect | None, *, td: bool) -> list[str]:
+    """The end of a run that KVM itself brought about, in lines for a person; none for other ends."""
+    if outcome.end is not End.INTERNAL_ERROR:
+        return []
+    details: dict[str, Any] = outcome.details
+    if "errno" in details:
+        error = KvmError(getattr(errnos, details["errno"]), "KVM_RUN")
+        lines = failure_lines(error, dialect or Dialect.UPSTREAM, details["reason"])
+        return [line for line in lines if not line.startswith("reason ")]  # the outcome's own sentence has it
+    if td and details.get("suberror") == kvm.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON and details["data"]:
+        return words.text(explain_status(details["data"][0], VP_ENTER))
+    return []
+
+
+def _command(failed: Failed, dialect: Dialect) -> str:
+    words_of = ["swtdx", "explain", failed.errno, "--command", failed.ioctl]
+    if failed.hw_error:
+        words_of += ["--hw-error", f"{failed.hw_error:#x}"]
+    if dialect is not Dialect.UPSTREAM:
+        words_of += ["--dialect", dialect.value]
+    return shlex.join(words_of)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tables behind swtdx explain: whole, and in agreement with the specification, the kernel and the module."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from swtdx.cli.explanation import known_ioctls, leaves, refusals, table
+from swtdx.cli.explanation.failure import parse_errno
+from swtdx.seam.status import Operand, StatusCode
+from swtdx.seam.tables import load
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import REQUESTS
+from tests.linux.conformance import PAGE_PATH
+from tests.seam.test_status_coverage import listed
+
+
+def test_every_status_and_operand_has_its_words() -> None:
+    statuses = table("statuses")
+    assert set(statuses["statuses"]) >= set(StatusCode.__members__)
+    assert all(len(row) == 2 and all(text.endswith(".") for text in row) for row in statuses["statuses"].values())
+    assert set(statuses["operands"]) <= set(Operand.__members__)
+    assert set(statuses["details"]) <= set(StatusCode.__members__)
+
+
+def test_statuses_of_other_modules_are_the_published_ones(shared_reference: Path) -> None:
+    published = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())["codes"]
+    others = {(row[0], int(code, 16)) for code, row in table("statuses")["other_versions"].items()}
+    expected = set()
+    for name, row in published.items():
+        name = name.removeprefix("TDX_")
+        values = {row["value"], *row.get("differs_in", {}).values()}
+        expected |= {(name, int(value, 16)) for value in values if int(value, 16) not in set(StatusCode)}
+    assert others == expected
+
+
+def test_every_leaf_has_its_rules_and_no_placeholder_is_left() -> None:
+    wanted = {row[1] for kind in ("seamcall", "tdcall") for row in load("leaves")[kind]}
+    assert set(leaves()) == wanted
+    for leaf, rules in leaves().items():
+        for rule in rules:
+            assert rule.status in StatusCode.__members__, leaf
+            assert not rule.operand or rule.operand in Operand.__members__, leaf
+            assert rule.text, leaf
+            assert not re.search(r"[{}@]|\|\|", rule.text + rule.remedy), (leaf, rule)
+
+
+def test_rules_name_every_status_of_the_published_checks(shared_reference: Path) -> None:
+    published = json.loads((shared_reference / "tdx-module" / "leaves.json").read_text())
+    missing = {
+        (leaf, status)
+        for leaf, statuses in listed(published).items()
+        for status in statuses - {rule.status for rule in leaves()[leaf]}
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("dialect", list(Dialect))
+def test_every_sub_command_and_only_what_exists(dialect: Dialect) -> None:
+    assert {f"KVM_TDX_{each.name}" for each in dialect.commands} <= set(known_ioctls(dialect))
+    assert set(known_ioctls(dialect)) - set(REQUESTS) - {"open"} == {
+        f"KVM_TDX_{each.name}" for each in dialect.commands
+    }
+    for ioctl in known_ioctls(dialect):
+        for refusal in refusals(ioctl, dialect):
+            assert hasattr(errno, refusal.errno) or refusal.errno == "EHWPOISON", ioctl
+            assert set(refusal.seamcalls) <= set(leaves()), ioctl
+            assert refusal.rule, ioctl
+            assert refusal.remedy.endswith("."), ioctl
+
+
+def test_every_errno_that_the_emulated_kernel_is_shown_to_give_is_explained() -> None:
+    """The conformance page has, for each ioctl and dialect, the errno that tests bring about."""
+    checked, missing = 0, []
+    for line in PAGE_PATH.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 6 or not cells[0].startswith("KVM_"):
+            continue
+        for dialect, outcomes in zip((Dialect.UPSTREAM, Dialect.V10), cells[3:5], strict=True):
+            known = {refusal.errno for refusal in refusals(cells[0], dialect)}
+            if not known:
+                continue
+            for name in re.findall(r"\bE[A-Z0-9]+\b", outcomes):
+                checked += 1
+                if parse_errno(name) not in known:
+                    missing.append((cells[0], dialect.value, name))
+    assert missing == [], missing
+    assert checked > 100
