@@ -140,9 +140,9 @@ _BAD_POINTERS = {
     "GET_CLOCK SET_CLOCK MEMORY_ENCRYPT_REG_REGION MEMORY_ENCRYPT_UNREG_REGION "
     "X86_SET_MSR_FILTER GET_IRQCHIP SET_IRQCHIP GET_PIT SET_PIT SET_PIT2 CREATE_PIT2 CREATE_DEVICE REINJECT_CONTROL",
     "vcpu": "SET_CPUID SET_CPUID2 GET_CPUID2 GET_MSRS SET_MSRS GET_MP_STATE SET_MP_STATE INTERRUPT GET_VCPU_EVENTS "
-    "SET_VCPU_EVENTS TRANSLATE SET_SIGNAL_MASK X86_SETUP_MCE TPR_ACCESS_REPORTING SET_VAPIC_ADDR ENABLE_CAP "
-    "HAS_DEVICE_ATTR GET_DEVICE_ATTR SET_DEVICE_ATTR SET_REGS SET_SREGS SET_FPU SET_XSAVE SET_XCRS SET_DEBUGREGS "
-    "SET_LAPIC SET_GUEST_DEBUG",
+    "SET_VCPU_EVENTS TRANSLATE SET_SIGNAL_MASK X86_SETUP_MCE X86_SET_MCE TPR_ACCESS_REPORTING SET_VAPIC_ADDR "
+    "ENABLE_CAP HAS_DEVICE_ATTR GET_DEVICE_ATTR SET_DEVICE_ATTR SET_REGS SET_SREGS SET_FPU SET_XSAVE SET_XCRS "
+    "SET_DEBUGREGS SET_LAPIC SET_GUEST_DEBUG",
 }
 _REGISTERS = "REGS SREGS FPU XSAVE XCRS DEBUGREGS LAPIC"
 _NEW_IN_UPSTREAM = "SET_USER_MEMORY_REGION2 SET_MEMORY_ATTRIBUTES CREATE_GUEST_MEMFD"
@@ -385,6 +385,7 @@ CASES: tuple[Case, ...] = (
     Case("vcpu", "KVM_X86_SETUP_MCE", E.EINVAL, "no banks", room()),
     Case("vcpu", "KVM_X86_SETUP_MCE", E.EINVAL, "33 banks", lambda _: ctypes.c_uint64(33)),
     Case("vcpu", "KVM_X86_SETUP_MCE", 0, "10 banks", lambda _: ctypes.c_uint64(10)),
+    Case("vcpu", "KVM_X86_SET_MCE", E.EINVAL, "a status without VAL", room()),
     Case("vcpu", "KVM_SET_TSC_KHZ", E.EINVAL, "2^32-1 kHz", 0xFFFFFFFF),
     Case("vcpu", "KVM_SET_TSC_KHZ", E.EINVAL, "the module's to say", 1_000_000, TDS),
     Case("vcpu", "KVM_GET_TSC_KHZ", 0, "accepted"),
@@ -470,6 +471,17 @@ PROVEN = (
             ("vm", "KVM_CLEAR_DIRTY_LOG", (E.EINVAL,), "test_ranges_that_are_refused"),
             ("vcpu", "KVM_SET_SREGS2", (0,), "test_sregs2_is_sregs_without_pending_interrupts"),
             ("vcpu", "KVM_SET_CPUID", (0,), "test_cpuid_of_old_has_no_sub_leaves"),
+        )
+    ),
+    *(
+        Proof(fd, request, outcomes, f"kvm/{test}", frozenset({"VM upstream"}))
+        for fd, request, outcomes, test in (
+            ("vm", "KVM_GET_CLOCK", (0,), "test_pvclock.py::test_flags"),
+            ("vm", "KVM_SET_CLOCK", (0, E.EINVAL), "test_pvclock.py::test_flags"),
+            ("vcpu", "KVM_KVMCLOCK_CTRL", (0, E.EINVAL), "test_pvclock.py::test_a_guest_is_told_that_it_was_stopped"),
+            ("vcpu", "KVM_GET_MSRS", (0,), "test_msrs.py::test_values"),
+            ("vcpu", "KVM_SET_MSRS", (0, E.E2BIG), "test_msrs.py::test_it_stops_at_the_first_that_is_refused"),
+            ("vcpu", "KVM_X86_SET_MCE", (0,), "test_msrs.py::test_the_guest_gets_a_machine_check"),
         )
     ),
     Proof(

@@ -20,10 +20,18 @@ def _measure_tsc() -> int:
     """The host's TSC frequency in Hz, to the nearest 25 MHz: the unit in which TDX expresses a guest's."""
     from swtdx.cpu import _engine
 
-    started, ticks = time.perf_counter_ns(), _engine.host_tsc()
+    def moment() -> tuple[int, int]:
+        """(ns, TSC) of one moment: of a few tries that in which nobody came between the two readings."""
+        tries = []
+        for _ in range(5):
+            before, ticks, after = time.perf_counter_ns(), _engine.host_tsc(), time.perf_counter_ns()
+            tries.append((after - before, (before + after) // 2, ticks))
+        return min(tries)[1:]
+
+    started, ticks = moment()
     time.sleep(0.02)
-    elapsed = time.perf_counter_ns() - started
-    hertz = (_engine.host_tsc() - ticks) * 1_000_000_000 // elapsed
+    ended, ticks_then = moment()
+    hertz = (ticks_then - ticks) * 1_000_000_000 // (ended - started)
     return (
         max(1, round(hertz / 25_000_000)) * 25_000_000 if abs(hertz % 25_000_000 - 12_500_000) > 12_000_000 else hertz
     )

@@ -22,7 +22,6 @@ from swtdx.linux.kvm.eventfd import IrqfdThread
 from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
 from swtdx.linux.kvm.x86.main import vt_x86_ops
 from swtdx.linux.kvm.x86.tdx_params import supported_attributes, supported_xfam
-from swtdx.linux.kvm.x86.vmx import CONTEXT_MSRS
 from swtdx.linux.mm import PageAllocator
 from swtdx.linux.sched import HostCpus, TimerQueue
 from swtdx.linux.virt.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
@@ -79,7 +78,6 @@ class EmulatedKernel:
         self.supported_xcr0 = self._xcr0()
         self.supported_xfam = self.supported_xcr0  # no supervisor states
         self.arch_capabilities = self.feature_msr(msrs.IA32_ARCH_CAPABILITIES) or 0
-        self.msr_index_list = (*CONTEXT_MSRS, msrs.IA32_TSC, msrs.IA32_TSC_ADJUST, *msrs.EMULATED)
 
         self.tdx: TdxHost | None = None
         if enable_tdx and processor.module_loaded:

@@ -44,7 +44,7 @@ from swtdx.vmm.memory import staged
 from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
 from swtdx.vmm.slots import MemorySlots
 from swtdx.vmm.tdvf import Section, Tdvf, check_memory, parse, unfilled
-from swtdx.vmm.vcpu_model import td_model, td_xfam, vcpu_cpuid
+from swtdx.vmm.vcpu_model import td_model, td_xfam, vcpu_cpuid, without_shared_pages
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells
 # 25 MHz, which is what QEMU sets (40 ns), and then every timer of the firmware is 40 times too slow: a key takes 0.8 s.
@@ -298,7 +298,8 @@ def _vcpus(device: Kvm, vm: Vm, plan: Plan, undo: ExitStack) -> list[Vcpu]:
     vcpus = []
     for number in range(plan.cpus):
         vcpu = undo.enter_context(vm.create_vcpu(number))
-        vcpu.set_cpuid2(vcpu_cpuid(supported, number, plan.cpus))
+        model = vcpu_cpuid(supported, number, plan.cpus)
+        vcpu.set_cpuid2(model if plan.td is None else without_shared_pages(model))
         vcpus.append(vcpu)
     return vcpus
 

@@ -19,6 +19,7 @@ LEAF_EXTENDED_FEATURES = 0x7
 LEAF_TOPOLOGY = 0xB
 LEAF_EXTENDED_STATE = 0xD
 LEAF_TOPOLOGY_V2 = 0x1F
+LEAF_KVM_FEATURES = 0x4000_0001
 LEAF_ADDRESS_SIZES = 0x8000_0008
 LEAF_AMD_TOPOLOGY = 0x8000_001E
 
@@ -27,6 +28,8 @@ ECX_TSC_DEADLINE = 1 << 24
 ECX_HYPERVISOR = 1 << 31
 ECX_LA57 = 1 << 16
 EDX_HTT = 1 << 28
+KVM_FEATURES_OF_A_TD = 0xBA82
+"""NOP_IO_DELAY, PV_UNHALT, PV_TLB_FLUSH, PV_SEND_IPI, POLL_CONTROL, PV_SCHED_YIELD, MSI_EXT_DEST_ID."""
 _LEVEL_SMT = 1 << 8
 _LEVEL_CORE = 2 << 8
 _TOPOLOGY_LEAVES = (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2)
@@ -55,6 +58,18 @@ def td_model(model: Sequence[kvm_cpuid_entry2], gpa_width: int) -> list[kvm_cpui
     for entry in entries:
         if entry.function == LEAF_EXTENDED_FEATURES and entry.index == 0 and gpa_width < 52:
             entry.ecx &= ~ECX_LA57
+    return entries
+
+
+def without_shared_pages(model: Sequence[kvm_cpuid_entry2]) -> list[kvm_cpuid_entry2]:
+    """The model for a TD's vCPU: of KVM's own features those that need no page which KVM writes, as QEMU leaves them.
+
+    kvmclock for one is not for a TD: KVM cannot reach its private memory, and has no such MSR for it.
+    """
+    entries = [kvm_cpuid_entry2.from_buffer_copy(entry) for entry in model]
+    for entry in entries:
+        if entry.function == LEAF_KVM_FEATURES:
+            entry.eax &= KVM_FEATURES_OF_A_TD
     return entries
 
 

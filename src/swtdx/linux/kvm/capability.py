@@ -182,6 +182,10 @@ def _disable_quirks2(kvm: Kvm, args: Any) -> None:
     kvm.disabled_quirks |= args[0]
 
 
+def _msr_platform_info(kvm: Kvm, args: Any) -> None:
+    kvm.guest_can_read_platform_info = bool(args[0])
+
+
 def _exception_payload(kvm: Kvm, args: Any) -> None:
     kvm.exception_payload_enabled = bool(args[0])
 
@@ -224,6 +228,7 @@ _ENABLE = {
     int(Cap.DISABLE_QUIRKS): _disable_quirks,
     int(Cap.DISABLE_QUIRKS2): _disable_quirks2,
     int(Cap.EXCEPTION_PAYLOAD): _exception_payload,
+    int(Cap.MSR_PLATFORM_INFO): _msr_platform_info,
     int(Cap.MANUAL_DIRTY_LOG_PROTECT2): _manual_dirty_log_protect2,
     int(Cap.MAX_VCPU_ID): _max_vcpu_id,
     int(Cap.MAX_VCPUS): _max_vcpus,

@@ -27,9 +27,23 @@ _INDEXED = {0x4, 0x7, 0xB, 0xD, 0x12, 0x14, 0x17, 0x18, 0x1D, 0x1E, 0x1F, 0x23, 
 F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 1 << 21
 F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
 F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
-F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 4, 1 << 11, 1 << 5
+F7_EBX_TSC_ADJUST, F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 1, 1 << 4, 1 << 11, 1 << 5
+F7_EDX_SPEC_CTRL, F7_EDX_STIBP, F7_EDX_FLUSH_L1D = 1 << 26, 1 << 27, 1 << 28
+F7_EDX_ARCH_CAPABILITIES, F7_EDX_SSBD = 1 << 29, 1 << 31
+FD1_EAX_XSAVES = 1 << 3
 KVM_CPUID_SIGNATURE, KVM_CPUID_FEATURES = 0x40000000, 0x40000001
-KVM_FEATURE_CLOCKSOURCE_STABLE_BIT = 24
+KVM_FEATURES = (
+    1 << 0  # CLOCKSOURCE
+    | 1 << 1  # NOP_IO_DELAY
+    | 1 << 3  # CLOCKSOURCE2
+    | 1 << 7  # PV_UNHALT
+    | 1 << 11  # PV_SEND_IPI
+    | 1 << 12  # POLL_CONTROL
+    | 1 << 13  # PV_SCHED_YIELD
+    | 1 << 24  # CLOCKSOURCE_STABLE_BIT
+)
+"""What KVM's paravirtual leaf offers: what is implemented (Documentation/virt/kvm/x86/cpuid.rst)."""
+_MAXPHYADDR_UNTOLD = 36
 
 Registers = tuple[int, int, int, int]
 
@@ -65,7 +79,7 @@ def supported_cpuid(processor: "Processor") -> list[kvm_cpuid_entry2]:
                     break
                 index += 1
         elif leaf == 7:
-            add(7, 0, (eax, ebx & ~(F7_EBX_HLE | F7_EBX_RTM), ecx & ~F7_ECX_WAITPKG, edx))
+            add(7, 0, (eax, ebx & ~(F7_EBX_HLE | F7_EBX_RTM) | F7_EBX_TSC_ADJUST, ecx & ~F7_ECX_WAITPKG, edx))
             for index in range(1, eax + 1):
                 add(7, index, processor.cpuid(7, index))
         elif leaf == 0xD:
@@ -84,7 +98,7 @@ def supported_cpuid(processor: "Processor") -> list[kvm_cpuid_entry2]:
         else:
             add(leaf, 0, (eax, ebx, ecx, edx))
     add(KVM_CPUID_SIGNATURE, 0, (KVM_CPUID_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D))  # "KVMKVMKVM"
-    add(KVM_CPUID_FEATURES, 0, (1 << KVM_FEATURE_CLOCKSOURCE_STABLE_BIT, 0, 0, 0))
+    add(KVM_CPUID_FEATURES, 0, (KVM_FEATURES, 0, 0, 0))
     max_extended = min(max(processor.cpuid(0x80000000)[0], 0x80000000), 0x80000008)
     for leaf in range(0x80000000, max_extended + 1):
         eax, ebx, ecx, edx = processor.cpuid(leaf)
@@ -109,6 +123,20 @@ class CpuidTable:
         self._max_basic = basic[0] if basic else 0
         extended = self.find(0x80000000)
         self._max_extended = extended[0] if extended else 0
+        self._features7 = self.find(7) or (0, 0, 0, 0)
+        state = self.find(0xD, 1)
+        self.has_xsaves = bool(state and state[0] & FD1_EAX_XSAVES)
+        width = self.find(0x80000008) if self._max_extended >= 0x80000008 else None
+        self.reserved_gpa_bits = (1 << 64) - (1 << min((width[0] if width else _MAXPHYADDR_UNTOLD) & 0xFF, 64))
+        """Bits of a guest-physical address that the guest's CPUID leaves out."""
+
+    def has_7_ebx(self, bit: int) -> bool:
+        """Whether the guest is told of any of these features of leaf 7, EBX."""
+        return bool(self._features7[1] & bit)
+
+    def has_7_edx(self, bits: int) -> bool:
+        """Whether the guest is told of any of these features of leaf 7, EDX."""
+        return bool(self._features7[3] & bits)
 
     def find(self, function: int, index: int = 0) -> Registers | None:
         """The entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""

@@ -4,18 +4,25 @@
 By VMCALL from a normal VM, by TDVMCALL with R10 != 0 from a TD. Results are negative KVM_E* numbers or 0.
 """
 
+import struct
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm.lapic import ICR_LEVEL_TRIGGERED
+from swtdx.linux.kvm.pvclock import NSEC_PER_SEC
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kvm import KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERCALL_LONG_MODE, KVM_HC_MAP_GPA_RANGE
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.vcpu import Vcpu
 
-KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_SEND_IPI, KVM_HC_SCHED_YIELD = 1, 5, 10, 11
-KVM_ENOSYS, KVM_EINVAL = 1000, 22
+KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_CLOCK_PAIRING, KVM_HC_SEND_IPI, KVM_HC_SCHED_YIELD = 1, 5, 9, 10, 11
+KVM_CLOCK_PAIRING_WALLCLOCK = 0
+KVM_ENOSYS, KVM_EFAULT, KVM_EINVAL, KVM_EOPNOTSUPP = 1000, 14, 22, 95
+_PAIRING = struct.Struct("<qqQI36x")  # seconds, nanoseconds, guest TSC, flags
+_ICR_LOGICAL_OR_SHORTHAND = 1 << 11 | 3 << 18
 _MASK64 = (1 << 64) - 1
 
 
@@ -28,15 +35,17 @@ def kvm_emulate_hypercall(
     elif nr == KVM_HC_KICK_CPU:
         for other in vcpu.kvm.vcpus:
             if other.apic is not None and other.apic.apic_id == args[1]:
-                other.kick()
+                other.pv_kick()
         done(0)
+    elif nr == KVM_HC_CLOCK_PAIRING:
+        done(_clock_pairing(vcpu, args[0], args[1]) & _MASK64)
     elif nr == KVM_HC_SEND_IPI and vcpu.apic is not None:
-        done(_send_ipi(vcpu, *args))
+        done(_send_ipi(vcpu, *args, cluster=64 if long_mode else 32) & _MASK64)
     elif nr == KVM_HC_SCHED_YIELD:
         done(0)
     elif nr == KVM_HC_MAP_GPA_RANGE and vcpu.kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE:
         gpa, pages, attributes = args[:3]
-        if gpa % PAGE_SIZE or not pages or (gpa >> PAGE_SHIFT) + pages >= 1 << 64 - PAGE_SHIFT:
+        if gpa % PAGE_SIZE or not pages or (gpa >> PAGE_SHIFT) + pages >= 1 << 64:
             done(-KVM_EINVAL & _MASK64)
             return 1
         run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HYPERCALL))
@@ -49,14 +58,30 @@ def kvm_emulate_hypercall(
     return 1
 
 
-def _send_ipi(vcpu: "Vcpu", low: int, high: int, first: int, icr: int) -> int:
-    """The APIC ids first.. as a 128-bit map; the number of vCPUs reached."""
+def _clock_pairing(vcpu: "Vcpu", address: int, kind: int) -> int:
+    """Wall-clock time and the guest's TSC of one moment, to guest memory (of a TD: to shared memory)."""
+    if kind != KVM_CLOCK_PAIRING_WALLCLOCK:
+        return -KVM_EOPNOTSUPP
+    now, host_tsc = time.time_ns(), vcpu.kvm.processor.rdtsc()
+    seconds, nanoseconds = divmod(now, NSEC_PER_SEC)
+    try:
+        vcpu.kvm.write_guest(address, _PAIRING.pack(seconds, nanoseconds, vcpu.ops.read_l1_tsc(vcpu, host_tsc), 0))
+    except OSError:
+        return -KVM_EFAULT
+    return 0
+
+
+def _send_ipi(vcpu: "Vcpu", low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
+    """The APIC ids first.. as two maps of ``cluster`` bits; the number of vCPUs reached."""
+    if icr & _ICR_LOGICAL_OR_SHORTHAND:
+        return -KVM_EINVAL
     count = 0
-    bits = low | high << 64
+    bits = low | high << cluster
+    first &= 0xFFFFFFFF
     for other in vcpu.kvm.vcpus:
         if other.apic is None:
             continue
         position = other.apic.apic_id - first
-        if 0 <= position < 128 and bits >> position & 1:
-            count += other.apic.accept_irq(icr >> 8 & 7, icr & 0xFF, False)
+        if 0 <= position < 2 * cluster and bits >> position & 1:
+            count += other.apic.accept_irq(icr >> 8 & 7, icr & 0xFF, bool(icr & ICR_LEVEL_TRIGGERED))
     return count

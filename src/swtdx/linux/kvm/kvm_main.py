@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,12 @@ from swtdx.linux.kvm.ioapic import IoApic
 from swtdx.linux.kvm.irq_routing import IrqRouting
 from swtdx.linux.kvm.memory_attributes import MemoryAttributes
 from swtdx.linux.kvm.memslots import Change, Memslot, Memslots, check_region, plan
-from swtdx.linux.kvm.msrs import MsrFilter
+from swtdx.linux.kvm.msr_filter import MsrFilter
+from swtdx.linux.kvm.pvclock import KvmClock
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import TdpMmu
 from swtdx.linux.kvm.x86.tsc import TscGeneration
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
-from swtdx.linux.uaccess import current_mm
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm
 from swtdx.uapi.dialect import InitialMemory
 from swtdx.uapi.kvm import (
     KVM_MEM_GUEST_MEMFD,
@@ -113,7 +115,8 @@ class Kvm:
         self.disabled_exits = 0
         self.exception_payload_enabled = False
         self.manual_dirty_log_protect = False
-        self.clock_base = time.monotonic_ns()
+        self.guest_can_read_platform_info = True
+        self.clock = KvmClock(self)
         self.ops.vm_init(self)
 
     # Life
@@ -329,13 +332,29 @@ class Kvm:
                     self.mmu.zap_private(start, end)
                 self.attributes.store(start, end, attributes)
 
-    # Guest memory as KVM itself sees it (kvm_read_guest): shared memory only
+    # Guest memory as KVM itself sees it: shared memory only
 
     def read_guest(self, gpa: int, length: int) -> bytes:
-        """Bytes of the slot's user memory. Raises OSError(EFAULT)."""
-        from swtdx.linux.uaccess import copy_from_user
+        """kvm_read_guest: bytes of the slots' user memory. Raises OSError(EFAULT)."""
+        return b"".join(copy_from_user(hva, size) for _, _, hva, size in self._pieces(gpa, length))
 
-        slot = self.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
-        if slot is None:
-            raise err(errno.EFAULT, f"no slot at {gpa:#x}")
-        return copy_from_user(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT), length)
+    def write_guest(self, gpa: int, data: bytes) -> None:
+        """kvm_write_guest: into the slots' user memory, noted in the dirty log. Raises OSError(EFAULT)."""
+        done = 0
+        for slot, gfn, hva, size in self._pieces(gpa, len(data)):
+            if slot.flags & int(KVM_MEM_READONLY):
+                raise err(errno.EFAULT, f"the slot at {gfn << PAGE_SHIFT:#x} is read-only")
+            copy_to_user(hva, data[done : done + size])
+            self.mark_dirty(slot, gfn)
+            done += size
+
+    def _pieces(self, gpa: int, length: int) -> Iterator[tuple[Memslot, int, int, int]]:
+        """(slot, gfn, user address, bytes) of each page of the range."""
+        while length:
+            size = min(length, PAGE_SIZE - gpa % PAGE_SIZE)
+            slot = self.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+            if slot is None:
+                raise err(errno.EFAULT, f"no slot at {gpa:#x}")
+            yield slot, gpa >> PAGE_SHIFT, slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT), size
+            gpa += size
+            length -= size

@@ -15,15 +15,25 @@ from swtdx.linux.err import err
 from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.cpuid import CpuidTable
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
-from swtdx.linux.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, Lapic
+from swtdx.linux.kvm.lapic import (
+    APIC_DEFAULT_PHYS_BASE,
+    APICBASE_BSP,
+    APICBASE_ENABLE,
+    APICBASE_RESERVED,
+    APICBASE_X2APIC,
+    Lapic,
+)
 from swtdx.linux.kvm.msrs import EmulatedMsrs
+from swtdx.linux.kvm.pvclock import PvTime
 from swtdx.linux.sched import TICK_SECONDS
 from swtdx.uapi.kvm import (
+    KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_INTR,
     KVM_EXIT_IOAPIC_EOI,
     KVM_EXIT_IRQ_WINDOW_OPEN,
     KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_SHUTDOWN,
     KVM_EXIT_UNKNOWN,
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
     KVM_MEMORY_EXIT_FLAG_PRIVATE,
@@ -76,12 +86,15 @@ class Vcpu:
 
         self.complete_userspace_io: Callable[[], int | None] | None = None
         self.nmi_pending = 0
+        self.triple_fault_pending = False
+        self.pv_unhalted = False  # another vCPU asks by hypercall that a HLT end
         self.pending_external_vector = -1
         self.apic: Lapic | None = None
         self._apic_base = APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | (APICBASE_BSP if self.is_bsp else 0)
         self.cpuid = CpuidTable()
         self.virtual_tsc_khz = kvm.default_tsc_khz
         self.msrs = EmulatedMsrs(self)
+        self.pv_time = PvTime(self)
         self.ops.vcpu_create(self)
 
     def free(self) -> None:
@@ -97,8 +110,18 @@ class Vcpu:
         """IA32_APIC_BASE."""
         return self.apic.base if self.apic is not None else self._apic_base
 
-    def set_apic_base(self, value: int) -> None:
-        """Raises OSError(EINVAL)."""
+    def set_apic_base(self, value: int, *, host: bool = True) -> None:
+        """kvm_apic_set_base; the guest may not change modes as it likes. Raises OSError(EINVAL)."""
+        old = self.apic_base
+        if value == old:
+            return
+        both = APICBASE_ENABLE | APICBASE_X2APIC
+        old_mode, mode = old & both, value & both
+        x2apic = 0 if self.guest_cpuid_has_x2apic() else APICBASE_X2APIC
+        if value & (self.cpuid.reserved_gpa_bits | APICBASE_RESERVED | x2apic) or mode == APICBASE_X2APIC:
+            raise err(errno.EINVAL, f"IA32_APIC_BASE {value:#x}: reserved bits, or no mode that the vCPU has")
+        if not host and (old_mode, mode) in ((both, APICBASE_ENABLE), (0, both)):
+            raise err(errno.EINVAL, f"IA32_APIC_BASE {value:#x}: not a way into or out of x2APIC mode")
         if self.apic is not None:
             self.apic.set_base(value)
         else:
@@ -111,7 +134,7 @@ class Vcpu:
 
     def guest_tsc(self) -> int:
         """The guest's TSC now."""
-        return self.ops.read_l1_tsc(self)
+        return self.ops.read_l1_tsc(self, self.kvm.processor.rdtsc())
 
     # Interrupts
 
@@ -147,6 +170,13 @@ class Vcpu:
         run_page.INTERNAL.pack_into(self.run, run_page.UNION, suberror, 2, data0, self.cpu)
         return 0
 
+    def fail_entry(self, reason: int) -> int:
+        """KVM_EXIT_FAIL_ENTRY with the hardware's reason and the CPU; 0."""
+        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
+        run_page.U64.pack_into(self.run, run_page.UNION, reason)
+        run_page.U32.pack_into(self.run, run_page.UNION + 8, self.cpu)
+        return 0
+
     # KVM_RUN
 
     def ioctl_run(self) -> int:
@@ -169,7 +199,14 @@ class Vcpu:
         if run[_IMMEDIATE_EXIT]:
             self._post_run_save()
             raise err(errno.EINTR, "immediate_exit")
-        self.ops.vcpu_pre_run(self)
+        if not self.ops.vcpu_pre_run(self):
+            self._post_run_save()
+            return 0
+        if self.triple_fault_pending:
+            self.triple_fault_pending = False
+            run_page.U32.pack_into(run, _EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+            self._post_run_save()
+            return 0
         try:
             self._vcpu_run()
         finally:
@@ -281,6 +318,11 @@ class Vcpu:
         self.mp_state = KVM_MP_STATE_HALTED
         return 1
 
+    def pv_kick(self) -> None:
+        """KVM_HC_KICK_CPU: end the HLT in which the vCPU is, or the next one."""
+        self.pv_unhalted = True
+        self.kick()
+
     def _runnable(self) -> bool:
         """kvm_arch_vcpu_runnable."""
         if self.mp_state == KVM_MP_STATE_RUNNABLE:
@@ -288,7 +330,7 @@ class Vcpu:
         apic = self.apic
         if self.mp_state == KVM_MP_STATE_UNINITIALIZED or self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
             return apic is not None and (apic.pending_init or apic.sipi_vector is not None)
-        return self.has_events()
+        return self.pv_unhalted or self.has_events()
 
     def has_events(self) -> bool:
         """kvm_vcpu_has_events: something that ends a HLT."""
@@ -311,7 +353,7 @@ class Vcpu:
             finally:
                 self.blocking = False
         if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
-            self.mp_state = KVM_MP_STATE_RUNNABLE
+            self.set_mp_state_here(KVM_MP_STATE_RUNNABLE)
 
     def external_interrupt(self) -> int:
         """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
@@ -348,9 +390,15 @@ class Vcpu:
                 self.ops.vcpu_deliver_sipi_vector(self, vector)
                 self.mp_state = KVM_MP_STATE_RUNNABLE
 
+    def set_mp_state_here(self, state: int) -> None:
+        """kvm_set_mp_state: a vCPU that runs has taken notice of who wanted its HLT to end."""
+        self.mp_state = state
+        if state == KVM_MP_STATE_RUNNABLE:
+            self.pv_unhalted = False
+
     def set_mp_state(self, state: int) -> None:
         """KVM_SET_MP_STATE's effect, from another thread or this one."""
-        self.mp_state = state
+        self.set_mp_state_here(state)
         self.kick()
 
 

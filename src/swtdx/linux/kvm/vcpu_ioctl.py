@@ -17,6 +17,7 @@ from swtdx.linux.files import File
 from swtdx.linux.kvm import msrs
 from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_user, entries_from_user
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.mce import set_mce
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.linux.kvm.run_page import RUN_SIZE
 from swtdx.linux.kvm.sregs2 import get_sregs2, set_sregs2
@@ -46,6 +47,7 @@ from swtdx.uapi.kvm import (
     kvm_sregs,
     kvm_tpr_access_ctl,
     kvm_translation,
+    kvm_x86_mce,
     kvm_xcrs,
     kvm_xsave,
 )
@@ -199,32 +201,54 @@ def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
-def _msr_entries(arg: int) -> tuple[int, list[kvm_msr_entry]]:
-    count = get_user(arg, 4)
+def _msr_entries(arg: int) -> list[kvm_msr_entry]:
+    count = int.from_bytes(copy_from_user(arg, 8)[:4], "little")
     if count >= MAX_IO_MSRS:
         raise err(errno.E2BIG, f"{count} MSRs at once")
     data = copy_from_user(arg + 8, 16 * count)
-    return count, [kvm_msr_entry.from_buffer_copy(data, 16 * number) for number in range(count)]
+    return [kvm_msr_entry.from_buffer_copy(data, 16 * number) for number in range(count)]
+
+
+def _do_get_msr(vcpu: Vcpu, index: int) -> int:
+    """What KVM advertises and this vCPU does not have reads as 0 for user space. Raises Unsupported or Invalid."""
+    try:
+        return vcpu.ops.get_msr(vcpu, index, True)
+    except Unsupported:
+        if index in msrs.MSR_INDEX_LIST:
+            return 0
+        raise
 
 
 def _get_msrs(vcpu: Vcpu, arg: int) -> int:
-    _, entries = _msr_entries(arg)
+    entries = _msr_entries(arg)
     done = 0
     for entry in entries:
         try:
-            entry.data = vcpu.ops.get_msr(vcpu, entry.index)
+            entry.data = _do_get_msr(vcpu, entry.index)
         except (Unsupported, Invalid):
+            entry.data = 0
             break
         done += 1
     copy_to_user(arg + 8, b"".join(bytes(entry) for entry in entries))
     return done
 
 
+def _do_set_msr(vcpu: Vcpu, index: int, value: int) -> None:
+    """Raises Unsupported or Invalid: also when the model of a vCPU that has run is to change."""
+    if vcpu.has_run and index in msrs.IMMUTABLE and _do_get_msr(vcpu, index) != value:
+        raise Invalid
+    try:
+        vcpu.ops.set_msr(vcpu, index, value, True)
+    except Unsupported:
+        if value or index not in msrs.MSR_INDEX_LIST:
+            raise
+
+
 def _set_msrs(vcpu: Vcpu, arg: int) -> int:
-    _, entries = _msr_entries(arg)
+    entries = _msr_entries(arg)
     for done, entry in enumerate(entries):
         try:
-            vcpu.ops.set_msr(vcpu, entry.index, entry.data, True)
+            _do_set_msr(vcpu, entry.index, entry.data)
         except (Unsupported, Invalid):
             return done
     return len(entries)
@@ -289,11 +313,12 @@ def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
 
 
 def _setup_mce(vcpu: Vcpu, arg: int) -> int:
-    mcg_cap = get_user(arg, 8)
-    banks = mcg_cap & 0xFF
-    if not banks or banks > msrs.KVM_MAX_MCE_BANKS or mcg_cap & ~(msrs.MCG_CAP_SUPPORTED | 0xFF | 0xFF0000):
-        raise err(errno.EINVAL, f"mcg_cap {mcg_cap:#x}")
-    vcpu.msrs.mcg_cap = mcg_cap
+    vcpu.msrs.mce.setup(get_user(arg, 8))
+    return 0
+
+
+def _set_mce(vcpu: Vcpu, arg: int) -> int:
+    set_mce(vcpu, struct_from_user(kvm_x86_mce, arg))
     return 0
 
 
@@ -335,7 +360,12 @@ def _enable_cap(vcpu: Vcpu, arg: int) -> int:
 
 
 def _kvmclock_ctrl(vcpu: Vcpu, arg: int) -> int:
-    raise err(errno.EINVAL, "the guest uses no kvmclock")
+    """Tell the guest, by a flag in its page, that user space had stopped it."""
+    if not vcpu.pv_time.active:
+        raise err(errno.EINVAL, "the guest uses no kvmclock")
+    vcpu.pv_time.guest_stopped = True
+    vcpu.pv_time.update()
+    return 0
 
 
 def _refuse(code: int, reason: str) -> Handler:
@@ -394,6 +424,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_TRANSLATE": _translate,
         "KVM_SET_SIGNAL_MASK": _set_signal_mask,
         "KVM_X86_SETUP_MCE": _setup_mce,
+        "KVM_X86_SET_MCE": _set_mce,
         "KVM_SET_GUEST_DEBUG": _set_guest_debug,
         "KVM_SET_TSC_KHZ": _set_tsc_khz,
         "KVM_GET_TSC_KHZ": _get_tsc_khz,

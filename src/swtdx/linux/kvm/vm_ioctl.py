@@ -8,7 +8,6 @@ interrupt controllers are in `irqchip_ioctl`.
 import ctypes
 import errno
 import logging
-import time
 from collections.abc import Callable
 
 from swtdx.linux.err import err
@@ -20,11 +19,12 @@ from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
 from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
-from swtdx.linux.kvm.msrs import msr_filter_from_user
+from swtdx.linux.kvm.msr_filter import msr_filter_from_user
 from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
 from swtdx.linux.mm import PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
 from swtdx.uapi.kvm import (
+    KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME,
     KVM_CLOCK_TSC_STABLE,
     KVM_MSI_VALID_DEVID,
@@ -299,23 +299,15 @@ def _set_tsc_khz(kvm: Kvm, arg: int) -> int:
 
 
 def _get_clock(kvm: Kvm, arg: int) -> int:
-    clock = kvm_clock_data(
-        clock=time.monotonic_ns() - kvm.clock_base,
-        flags=KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME,
-        realtime=time.time_ns(),
-    )
-    copy_to_user(arg, clock)
+    copy_to_user(arg, kvm.clock.read())
     return 0
 
 
 def _set_clock(kvm: Kvm, arg: int) -> int:
     clock = struct_from_user(kvm_clock_data, arg)
-    if clock.flags & ~(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | 8):
+    if clock.flags & ~(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC):
         raise err(errno.EINVAL, f"flags {clock.flags:#x}")
-    now = clock.clock
-    if clock.flags & KVM_CLOCK_REALTIME:
-        now += max(0, time.time_ns() - clock.realtime)
-    kvm.clock_base = time.monotonic_ns() - now
+    kvm.clock.set(clock)
     return 0
 
 

@@ -39,7 +39,7 @@ class KvmX86Ops:
     vcpu_free: "Callable[[Vcpu], None]"
     vcpu_reset: "Callable[[Vcpu, bool], None]"
     vcpu_load: "Callable[[Vcpu, int], None]"
-    vcpu_pre_run: "Callable[[Vcpu], None]"
+    vcpu_pre_run: "Callable[[Vcpu], int]"
     vcpu_run: "Callable[[Vcpu, int], None]"
     handle_exit: "Callable[[Vcpu], int]"
     vcpu_kick: "Callable[[Vcpu], None]"
@@ -48,7 +48,7 @@ class KvmX86Ops:
     sync_regs_store: "Callable[[Vcpu, int], None]"
 
     has_emulated_msr: "Callable[[Kvm | None, int], bool]"
-    get_msr: "Callable[[Vcpu, int], int]"
+    get_msr: "Callable[[Vcpu, int, bool], int]"
     set_msr: "Callable[[Vcpu, int, int, bool], None]"
     get_regs: "Callable[[Vcpu], bytes]"
     set_regs: "Callable[[Vcpu, bytes], None]"
@@ -68,10 +68,11 @@ class KvmX86Ops:
     set_guest_debug: "Callable[[Vcpu, kvm_guest_debug], None]"
     get_tsc_offset: "Callable[[Vcpu], int]"
     write_tsc_offset: "Callable[[Vcpu, int], None]"
-    read_l1_tsc: "Callable[[Vcpu], int]"
+    read_l1_tsc: "Callable[[Vcpu, int], int]"
     write_tsc_multiplier: "Callable[[Vcpu], None]"
     vcpu_after_set_cpuid: "Callable[[Vcpu], None]"
 
+    inject_machine_check: "Callable[[Vcpu], bool]"
     deliver_interrupt: "Callable[[Vcpu, int], None]"
     has_interrupt: "Callable[[Vcpu], bool]"
     interrupt_allowed: "Callable[[Vcpu], bool]"
@@ -132,6 +133,7 @@ VMX_OPS = KvmX86Ops(
     read_l1_tsc=vmx.vmx_read_l1_tsc,
     write_tsc_multiplier=vmx.vmx_write_tsc_multiplier,
     vcpu_after_set_cpuid=vmx.vmx_vcpu_after_set_cpuid,
+    inject_machine_check=vmx.vmx_inject_machine_check,
     deliver_interrupt=vmx.vmx_deliver_interrupt,
     has_interrupt=vmx.vmx_has_interrupt,
     interrupt_allowed=vmx.vmx_interrupt_allowed,
@@ -156,12 +158,9 @@ VMX_OPS = KvmX86Ops(
 # normal VM beside TDs would feel (script/bench shows what is left).
 
 
-def vt_vcpu_pre_run(vcpu: "Vcpu") -> None:
-    """Before the first entry of a KVM_RUN."""
-    if vcpu.is_td:
-        tdx_vcpu_pre_run(vcpu)
-    else:
-        vmx_vcpu_pre_run(vcpu)
+def vt_vcpu_pre_run(vcpu: "Vcpu") -> int:
+    """Before the first entry of a KVM_RUN. 1: go on; 0: to user space."""
+    return tdx_vcpu_pre_run(vcpu) if vcpu.is_td else vmx_vcpu_pre_run(vcpu)
 
 
 def vt_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
@@ -229,6 +228,7 @@ VT_OPS = replace(
             "read_l1_tsc",
             "write_tsc_multiplier",
             "vcpu_after_set_cpuid",
+            "inject_machine_check",
             "deliver_interrupt",
             "has_interrupt",
             "interrupt_allowed",

@@ -28,7 +28,7 @@ def read(vcpu: "Vcpu", index: int, done: Callable[[int | None], None]) -> int:
     reason = KVM_MSR_EXIT_REASON_FILTER
     if msr_filter is None or msr_filter.allows(index, write=False):
         try:
-            done(vcpu.ops.get_msr(vcpu, index))
+            done(vcpu.ops.get_msr(vcpu, index, False))
         except Unsupported:
             reason = KVM_MSR_EXIT_REASON_UNKNOWN
         except Invalid:

@@ -6,8 +6,8 @@ All others are the module's, or nobody's. x2APIC registers are KVM's but for tho
 
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm import msrs
-from swtdx.linux.kvm.msrs import Invalid, Unsupported
+from swtdx.linux.kvm import mce, msrs
+from swtdx.linux.kvm.msrs import Invalid
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.vcpu import Vcpu
@@ -29,15 +29,10 @@ _EMULATED = frozenset(
         msrs.IA32_APIC_BASE,
         msrs.IA32_EFER,
         msrs.IA32_FEAT_CTL,
-        msrs.IA32_MCG_CAP,
-        msrs.IA32_MCG_STATUS,
-        msrs.IA32_MCG_CTL,
-        msrs.IA32_MCG_EXT_CTL,
-        *range(msrs.IA32_MC0_CTL, msrs.IA32_MC0_CTL + 4 * msrs.KVM_MAX_MCE_BANKS),
-        *range(msrs.IA32_MC0_CTL2, msrs.IA32_MC0_CTL2 + msrs.KVM_MAX_MCE_BANKS),
         msrs.MSR_KVM_POLL_CONTROL,
+        *mce.MSRS,
     ]
-)
+) - {mce.IA32_P5_MC_ADDR, mce.IA32_P5_MC_TYPE}
 _READ_ONLY = frozenset([msrs.IA32_APIC_BASE, msrs.IA32_EFER, msrs.IA32_FEAT_CTL])
 _X2APIC_PROCESSOR = frozenset([0x808, 0x80A, 0x80B, *range(0x810, 0x828)])  # TPR, PPR, EOI, ISR, TMR, IRR
 EFER_OF_A_TD = 0xD01  # SCE, LME, LMA, NXE
@@ -50,22 +45,19 @@ def has_emulated_msr(index: int) -> bool:
     return index in _EMULATED
 
 
-def get_msr(vcpu: "Vcpu", index: int) -> int:
-    """Raises Unsupported or Invalid."""
+def get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+    """Raises Invalid, also for what is not emulated; Unsupported for what the vCPU's CPUID does not have."""
     if not has_emulated_msr(index):
-        raise Unsupported
+        raise Invalid
     if index == msrs.IA32_FEAT_CTL:
-        lmce = vcpu.msrs.mcg_cap & msrs.LMCE_ENABLED
-        return msrs.FEAT_CTL_LOCKED | (msrs.FEAT_CTL_LMCE if lmce else 0)
+        return msrs.FEAT_CTL_LOCKED | (msrs.FEAT_CTL_LMCE if vcpu.msrs.mce.lmce else 0)
     if index == msrs.IA32_EFER:
         return EFER_OF_A_TD
-    return vcpu.msrs.get(index)
+    return vcpu.msrs.get(index, host)
 
 
 def set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
-    """Raises Unsupported or Invalid."""
-    if not has_emulated_msr(index):
-        raise Unsupported
-    if index in _READ_ONLY:
+    """Raises Invalid, also for what is not emulated; Unsupported for what the vCPU's CPUID does not have."""
+    if index in _READ_ONLY or not has_emulated_msr(index):
         raise Invalid
     vcpu.msrs.set(index, value, host=host)

@@ -45,7 +45,6 @@ from swtdx.linux.virt.tdx import FEATURE_TOPOLOGY_ENUM
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.kvm import (
     KVM_EXIT_EXCEPTION,
-    KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_SHUTDOWN,
     KVM_MP_STATE_RUNNABLE,
 )
@@ -248,10 +247,11 @@ def _get_cpuid(vcpu: "Vcpu", address: int) -> None:
 # Running
 
 
-def tdx_vcpu_pre_run(vcpu: "Vcpu") -> None:
-    """Raises OSError(EINVAL) unless TD and vCPU are ready."""
+def tdx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+    """1. Raises OSError(EINVAL) unless TD and vCPU are ready."""
     if not vcpu.tdx.initialized or tdx_of(vcpu.kvm).state is not TdState.RUNNABLE:
         raise err(errno.EINVAL, "KVM_RUN needs KVM_TDX_INIT_VCPU and KVM_TDX_FINALIZE_VM")
+    return 1
 
 
 def tdx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
@@ -310,7 +310,7 @@ def _handle_failure(vcpu: "Vcpu", status: int) -> int:
     reason = status & _EXIT_BASIC
     if not status & TDX_ERROR:
         if status & _FAILED_VMENTRY:
-            return _failed_vmentry(vcpu, status)
+            return vcpu.fail_entry(status)
         if reason == ExitReason.TRIPLE_FAULT:
             run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
             return 0
@@ -318,16 +318,9 @@ def _handle_failure(vcpu: "Vcpu", status: int) -> int:
     return vcpu.internal_error(status)
 
 
-def _failed_vmentry(vcpu: "Vcpu", status: int) -> int:
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
-    run_page.U64.pack_into(vcpu.run, run_page.UNION, status)
-    run_page.U32.pack_into(vcpu.run, run_page.UNION + 8, vcpu.cpu)
-    return 0
-
-
 def _handle_rare_exit(vcpu: "Vcpu", status: int) -> int:
     if status & _FAILED_VMENTRY:
-        return _failed_vmentry(vcpu, status)
+        return vcpu.fail_entry(status)
     reason = status & _EXIT_BASIC
     if reason == ExitReason.TRIPLE_FAULT:
         run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
@@ -395,9 +388,9 @@ def tdx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
     return tdx_msrs.has_emulated_msr(index)
 
 
-def tdx_get_msr(vcpu: "Vcpu", index: int) -> int:
+def tdx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
     """Raises Unsupported or Invalid."""
-    return tdx_msrs.get_msr(vcpu, index)
+    return tdx_msrs.get_msr(vcpu, index, host)
 
 
 def tdx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
@@ -405,10 +398,10 @@ def tdx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
     tdx_msrs.set_msr(vcpu, index, value, host)
 
 
-def tdx_read_l1_tsc(vcpu: "Vcpu") -> int:
+def tdx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
     """The TD's TSC, from the offset and multiplier that the module chose."""
     td = tdx_of(vcpu.kvm)
-    return (vcpu.kvm.processor.rdtsc() * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
+    return (host_tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
 
 
 def tdx_get_tsc_offset(vcpu: "Vcpu") -> int:
@@ -453,6 +446,11 @@ def tdx_has_interrupt(vcpu: "Vcpu") -> bool:
         return False
     status, details = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_rd(tdx.tdvpr, MD_VCPU_STATE_DETAILS, tdx.associated_cpu)
     return not status and bool(details & STATE_DETAILS_INTR_PENDING)
+
+
+def tdx_inject_machine_check(vcpu: "Vcpu") -> bool:
+    """KVM cannot: the guest's exceptions are the module's. False."""
+    return False
 
 
 def tdx_interrupt_allowed(vcpu: "Vcpu") -> bool:

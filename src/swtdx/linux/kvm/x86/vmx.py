@@ -9,9 +9,10 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swtdx.cpu.vmx import EventType, Segment
+from swtdx.cpu.vmx import EventType, ExitReason, Segment
 from swtdx.linux.err import err
 from swtdx.linux.kvm import msrs, run_page
+from swtdx.linux.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, F7_EDX_SSBD, F7_EDX_STIBP
 from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
 from swtdx.linux.kvm.msrs import Invalid
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
     from swtdx.linux.kvm.vcpu import Vcpu
 
+ENTRY_FAILURE_GUEST_STATE = 1 << 31 | int(ExitReason.ENTRY_FAILURE)
+POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated processor must not see: vmx_state.TSS_BUSY
 RFLAGS_IF = 1 << 9
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
+CR4_MCE, MC_VECTOR = 1 << 6, 18
 
 # MSRs that the guest processor holds: reads and writes need no exit
 PASSED_THROUGH = (
@@ -32,7 +36,10 @@ PASSED_THROUGH = (
     0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,  # FS base, GS base, KERNEL_GS_BASE, TSC_AUX
     0x174, 0x175, 0x176, msrs.IA32_PAT,
 )  # fmt: skip
-CONTEXT_MSRS = (*PASSED_THROUGH, msrs.IA32_SPEC_CTRL)
+_CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
+EFER_VALID, EFER_LMA = 0xD01, 1 << 10  # SCE, LME, LMA, NXE
+_SPEC_CTRL_FEATURES, _SPEC_CTRL_BITS = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD, 0b111  # IBRS, STIBP, SSBD
+_DEBUGCTL_DROPPED = 0b11  # LBR, BTF: taken and not done, as KVM does
 _MASK64 = (1 << 64) - 1
 _READ_LOW, _READ_HIGH, _WRITE_LOW, _WRITE_HIGH = 0, 1024, 2048, 3072
 
@@ -46,8 +53,8 @@ class VcpuVmx:
     exit_reason: int = 0
     tsc_offset: int = 0
     tsc_multiplier: int = 1 << 48
-    smbase: int = 0x30000
     spec_ctrl: int = 0
+    entry_fails: bool = False  # user space set a state with which no processor enters a guest
     guest_debug: int = 0
     singlestep_rip: int = 0
     guest_dr: dict[int, int] | None = None  # the guest's DR0-3 and DR7 while a debugger's are loaded
@@ -112,6 +119,7 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
         context.apicv = True
         context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
     vmx_set_virtual_apic_mode(vcpu)
+    context.set_segment(*POWER_ON_TR)
     context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
     context.rflags = 2
 
@@ -136,7 +144,8 @@ def vmx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
         context.set_segment(segment, 0, 0, 0xFFFF, 0x93)
     context.set_segment(Segment.CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
     context.set_segment(Segment.LDTR, 0, 0, 0xFFFF, 0x82)
-    context.set_segment(Segment.TR, 0, 0, 0xFFFF, 0x8B)
+    context.set_segment(*POWER_ON_TR)
+    vcpu.vmx.entry_fails = False
     context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
     context.set_segment(Segment.IDTR, 0, 0, 0xFFFF, 0)
     context.rip = 0xFFF0
@@ -159,14 +168,16 @@ def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
     """The context is not bound to a CPU."""
 
 
-def vmx_vcpu_pre_run(vcpu: "Vcpu") -> None:
-    """User space may have written code; without a local APIC here, CR8 comes from it at every entry."""
-    vcpu.vmx.context.check_code()
+def vmx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+    """User space may have written code; without a local APIC here, CR8 comes from it at every entry. 1, or 0: exit."""
+    vmx = vcpu.vmx
+    vmx.context.check_code()
     if vcpu.apic is None:
         cr8 = run_page.U64.unpack_from(vcpu.run, run_page.CR8)[0]
         if cr8 > 15:
             raise err(errno.EINVAL, f"cr8 {cr8:#x}")
-        vcpu.vmx.context.cr8 = cr8
+        vmx.context.cr8 = cr8
+    return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE) if vmx.entry_fails else 1
 
 
 def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
@@ -257,58 +268,85 @@ def vmx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
     return index != msrs.IA32_SMBASE
 
 
-def vmx_get_msr(vcpu: "Vcpu", index: int) -> int:
+def vmx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
     """Raises Unsupported or Invalid."""
-    if index in CONTEXT_MSRS:
-        try:
-            return vcpu.vmx.context.rdmsr(index)
-        except KeyError:
-            return vcpu.vmx.spec_ctrl
+    if index in PASSED_THROUGH:
+        return vcpu.vmx.context.rdmsr(index)
+    if index == msrs.IA32_SPEC_CTRL:
+        if not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES):
+            raise Invalid
+        return vcpu.vmx.spec_ctrl
     if index == msrs.IA32_TSC:
-        return vmx_read_l1_tsc(vcpu)
-    if index == msrs.IA32_TSC_ADJUST or index in (0x9B, 0x1D9, msrs.IA32_XSS):
-        return vcpu.msrs.banks.get(index, 0)
-    return vcpu.msrs.get(index)
+        return vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
+    if index == msrs.IA32_DEBUGCTL:
+        return 0
+    if index == msrs.IA32_XSS:
+        if not host and not vcpu.cpuid.has_xsaves:
+            raise Invalid
+        return 0
+    return vcpu.msrs.get(index, host)
 
 
 def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
     """Raises Unsupported or Invalid."""
-    if index in CONTEXT_MSRS:
-        try:
-            vcpu.vmx.context.wrmsr(index, value)
-        except KeyError:
-            vcpu.vmx.spec_ctrl = value
+    if index in PASSED_THROUGH:
+        _set_context_msr(vcpu, index, value)
+    elif index == msrs.IA32_SPEC_CTRL:
+        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES)):
+            raise Invalid
+        vcpu.vmx.spec_ctrl = value
     elif index == msrs.IA32_TSC and host:
         vmx_write_tsc_offset(vcpu, vcpu.kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, value))
     elif index == msrs.IA32_TSC:
+        old = vcpu.vmx.tsc_offset
         vmx_write_tsc(vcpu, value)
+        vcpu.msrs.tsc_adjust = vcpu.msrs.tsc_adjust + vcpu.vmx.tsc_offset - old & _MASK64
     elif index == msrs.IA32_TSC_ADJUST:
+        if not vcpu.cpuid.has_7_ebx(F7_EBX_TSC_ADJUST):
+            return
         if not host:
-            change = value - vcpu.msrs.banks.get(index, 0)
-            vcpu.vmx.tsc_offset = vcpu.vmx.tsc_offset + change & _MASK64
-            vcpu.vmx.context.tsc_offset = vcpu.vmx.tsc_offset
-        vcpu.msrs.banks[index] = value
-    elif index in (msrs.IA32_BIOS_UPDT_TRIG, msrs.IA32_PRED_CMD, 0x10B):
-        return  # commands that mean nothing to an emulated processor
-    elif index in (0x9B, 0x1D9, msrs.IA32_XSS):
-        if value:
+            vmx_write_tsc_offset(vcpu, vcpu.vmx.tsc_offset + value - vcpu.msrs.tsc_adjust & _MASK64)
+        vcpu.msrs.tsc_adjust = value
+    elif index == msrs.IA32_DEBUGCTL:
+        if value & ~_DEBUGCTL_DROPPED:
             raise Invalid
-        vcpu.msrs.banks[index] = value
+    elif index == msrs.IA32_XSS:
+        if value or (not host and not vcpu.cpuid.has_xsaves):
+            raise Invalid
     else:
         vcpu.msrs.set(index, value, host=host)
 
 
-def vmx_read_l1_tsc(vcpu: "Vcpu") -> int:
-    """The guest's TSC."""
+def _set_context_msr(vcpu: "Vcpu", index: int, value: int) -> None:
+    """An MSR that the processor holds, written by user space or by a guest whose VMM filters it."""
+    context = vcpu.vmx.context
+    if index in _CANONICAL:
+        if (value + (1 << 47) & _MASK64) >> 48:
+            raise Invalid
+    elif index in (msrs.SYSENTER_ESP, msrs.SYSENTER_EIP):
+        value = (value & (1 << 48) - 1 ^ 1 << 47) - (1 << 47) & _MASK64  # made canonical, not refused
+    elif index == msrs.TSC_AUX:
+        if value >> 32:
+            raise Invalid
+    elif index == msrs.IA32_PAT:
+        vcpu.msrs.set(index, value, host=True)
+    elif index == msrs.IA32_EFER:
+        if value & ~EFER_VALID:
+            raise Invalid
+        value = value & ~EFER_LMA | context.efer & EFER_LMA
+    context.wrmsr(index, value)
+
+
+def vmx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
+    """The guest's TSC when the host's is ``host_tsc``."""
     vmx = vcpu.vmx
-    return (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) + vmx.tsc_offset & _MASK64
+    return (host_tsc * vmx.tsc_multiplier >> 48) + vmx.tsc_offset & _MASK64
 
 
 def vmx_write_tsc(vcpu: "Vcpu", value: int) -> None:
     """Let the guest's TSC read ``value`` now."""
     vmx = vcpu.vmx
-    vmx.tsc_offset = value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64
-    vmx.context.tsc_offset = vmx.tsc_offset
+    vmx_write_tsc_offset(vcpu, value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64)
 
 
 def vmx_get_tsc_offset(vcpu: "Vcpu") -> int:
@@ -319,12 +357,13 @@ def vmx_get_tsc_offset(vcpu: "Vcpu") -> int:
 def vmx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
     """Set the offset."""
     vcpu.vmx.tsc_offset = vcpu.vmx.context.tsc_offset = offset
+    vcpu.kvm.clock.tsc_changed()
 
 
 def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
     """Follow the vCPU's TSC frequency, the counter's value kept."""
     vmx = vcpu.vmx
-    now = vmx_read_l1_tsc(vcpu)
+    now = vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
     host_khz = vcpu.kvm.processor.platform.tsc_hz // 1000
     vmx.tsc_multiplier = (vcpu.virtual_tsc_khz << 48) // host_khz
     vmx.context.tsc_multiplier = vmx.tsc_multiplier
@@ -360,6 +399,15 @@ def msr_bitmap(vcpu: "Vcpu") -> bytes:
 
 
 # Interrupts
+
+
+def vmx_inject_machine_check(vcpu: "Vcpu") -> bool:
+    """#MC at the next entry; False if the guest has not enabled it."""
+    context = vcpu.vmx.context
+    if not context.cr4 & CR4_MCE:
+        return False
+    context.inject(MC_VECTOR, EventType.HARDWARE_EXCEPTION)
+    return True
 
 
 def vmx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:

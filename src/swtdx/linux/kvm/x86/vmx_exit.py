@@ -16,12 +16,11 @@ from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
 from swtdx.linux.kvm.x86.guest_debug import CR4_DE, guest_get_dr, guest_set_dr, handle_debug_exception, handle_emulated
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import RetPf
-from swtdx.linux.kvm.x86.vmx import BLOCKED_BY_STI_OR_MOV_SS
+from swtdx.linux.kvm.x86.vmx import BLOCKED_BY_STI_OR_MOV_SS, ENTRY_FAILURE_GUEST_STATE
 from swtdx.linux.kvm.x86.vmx_state import xcr0_valid
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.uapi.kvm import (
     KVM_EXIT_EXCEPTION,
-    KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_HLT,
     KVM_EXIT_IO,
     KVM_EXIT_SHUTDOWN,
@@ -37,7 +36,6 @@ CR4_OSXSAVE = 1 << 18
 _F1_ECX_OSXSAVE, _F7_ECX_OSPKE, _CR4_PKE = 1 << 27, 1 << 4, 1 << 22
 _EXIT_IO = int(KVM_EXIT_IO)
 _IO_STRING = 1 << 4
-VMX_EXIT_REASONS_FAILED_VMENTRY = 1 << 31
 _DATA = {size: run_page.DATA[size] for size in (1, 2, 4)}
 
 
@@ -96,6 +94,8 @@ def _nothing(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 def _cpuid(vcpu: "Vcpu", context: "GuestContext") -> int:
     gpr = context.gpr
+    if vcpu.msrs.cpuid_fault and context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
+        return queue_exception(context, Vector.GP, 0)
     function, index = gpr[RAX] & 0xFFFFFFFF, gpr[RCX] & 0xFFFFFFFF
     eax, ebx, ecx, edx = vcpu.cpuid.query(function, index)
     if function == 1:
@@ -285,11 +285,7 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 
 def _entry_failure(vcpu: "Vcpu", context: "GuestContext") -> int:
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
-    reason = int(ExitReason.ENTRY_FAILURE) | VMX_EXIT_REASONS_FAILED_VMENTRY
-    run_page.U64.pack_into(vcpu.run, run_page.UNION, reason)
-    run_page.U32.pack_into(vcpu.run, run_page.UNION + 8, vcpu.cpu)
-    return 0
+    return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE)
 
 
 _HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {

@@ -13,6 +13,7 @@ from swtdx.linux.err import err
 from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.x86.guest_debug import RFLAGS_TF, guest_get_dr, guest_set_dr, linear_rip
 from swtdx.linux.kvm.x86.guest_walk import walk
+from swtdx.linux.kvm.x86.vmx import EFER_LMA, EFER_VALID
 from swtdx.uapi.kvm import (
     KVM_GUESTDBG_SINGLESTEP,
     KVM_SYNC_X86_EVENTS,
@@ -39,8 +40,8 @@ _SEGMENTS = (
 _TABLES = (("gdt", Segment.GDTR), ("idt", Segment.IDTR))
 _SYNC_REGS = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
 CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
-EFER_VALID = 0xD01  # SCE, LME, LMA, NXE
 _XSAVE_LEGACY = 512
+TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 
 
 def vmx_get_regs(vcpu: "Vcpu") -> bytes:
@@ -68,6 +69,8 @@ def vmx_set_regs(vcpu: "Vcpu", data: bytes) -> None:
 
 def _segment_to_user(context: "GuestContext", number: int) -> kvm_segment:
     selector, base, limit, rights = context.segment(number)
+    if number == Segment.TR:
+        rights |= TSS_BUSY
     unusable = bool(rights & 1 << 16) or not rights & 0x80
     return kvm_segment(
         base=base,
@@ -85,8 +88,16 @@ def _segment_to_user(context: "GuestContext", number: int) -> kvm_segment:
     )
 
 
+def task_register_refused(tr: kvm_segment, efer: int) -> bool:
+    """Whether VM entry refuses such a task register (SDM vol. 3, "Checks on Guest Segment Registers")."""
+    types = (11,) if efer & EFER_LMA else (3, 11)  # busy TSS of 64, or of 16 and 32 bits
+    return bool(tr.unusable or not tr.present or tr.s or tr.type not in types)
+
+
 def _segment_from_user(context: "GuestContext", number: int, segment: kvm_segment) -> None:
-    if segment.unusable or not segment.present:
+    if number == Segment.TR and (segment.unusable or not segment.present or segment.type & ~2 not in (1, 9)):
+        rights = TSS_AVAILABLE  # the entry fails before anything makes use of it
+    elif segment.unusable or not segment.present:
         rights = 1 << 16
     else:
         rights = (
@@ -99,6 +110,8 @@ def _segment_from_user(context: "GuestContext", number: int, segment: kvm_segmen
             | (segment.db & 1) << 14
             | (segment.g & 1) << 15
         )
+        if number == Segment.TR:
+            rights &= ~TSS_BUSY  # the emulated processor takes a stack from none that is marked busy
     context.set_segment(number, segment.selector, segment.base, segment.limit, rights)
 
 
@@ -166,6 +179,7 @@ def vmx_set_sregs(vcpu: "Vcpu", data: bytes) -> None:
     context.efer = sregs.efer
     for name, number in _SEGMENTS:
         _segment_from_user(context, number, getattr(sregs, name))
+    vcpu.vmx.entry_fails = task_register_refused(sregs.tr, sregs.efer)
     pending = [word * 64 + bits.bit_length() - 1 for word, bits in enumerate(sregs.interrupt_bitmap) if bits]
     if pending and vcpu.apic is None:
         vcpu.pending_external_vector = pending[-1]
