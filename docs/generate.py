@@ -18,16 +18,11 @@ from typing import Any, get_args
 import typer
 
 from swtdx.cli.app import whole_app
-from swtdx.cli.explanation import leaves as rules_of_leaves
 from swtdx.cli.explanation import refusals
 from swtdx.cli.explanation import table as explanations
-from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
-from swtdx.seam.module import TdxModule
+from swtdx.cli.explanation.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load
-from swtdx.seam.tdg.tdcall import LEAVES as TDCALLS
-from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
-from swtdx.seam.tdg.vmcall import vmcall
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE, Request
 from swtdx.uapi.kvm import REQUESTS
@@ -228,77 +223,37 @@ def _refusals_of(command: TdxCommand, dialect: Dialect) -> str:
 
 def leaves() -> str:
     """SEAMCALL and TDCALL leaf functions: what each does, its operands, where it is allowed, what serves it."""
-    states, moves = load("op_states")["seamcall_allowed"], load("sept_transitions")["transitions"]
-    operands = load("operands")
     parts = [f"For the TDX module {load('leaves')['version']}.\n"]
-    for title, kind, numbers, registered in (
-        ("SEAMCALL", "seamcall", SEAMCALL_NUMBERS, {fn: entry.handler for fn, entry in LEAVES.items()}),
-        ("TDCALL", "tdcall", TDCALL_NUMBERS, {rax: entry[0] for rax, entry in TDCALLS.items()}),
-    ):
-        parts.append(f"## {title}\n")
-        for name, number in sorted(numbers.items(), key=lambda item: (item[0] in NOT_REPRODUCED, item[0])):
-            handlers = {fn >> 16: handler for fn, handler in registered.items() if fn & 0xFFFF == number}
-            if name == "TDG.VP.VMCALL":
-                handlers = {0: vmcall}
-            key = name.replace(".", "_")
-            parts.append(
-                _leaf(name, number, handlers, operands[kind].get(name, ["", ""]), states.get(key), moves.get(key))
-            )
-    functions = [(f"`{key}`", row[0], _operands(row[1]), _operands(row[2])) for key, row in operands["vmcall"].items()]
+    for kind in (SEAMCALL, TDCALL):
+        parts.append(f"## {kind.upper()}\n")
+        of_kind = [leaf for leaf in all_leaves().values() if leaf.kind == kind]
+        # Those that answer as a module without them come last.
+        parts += [_leaf(leaf) for leaf in sorted(of_kind, key=lambda leaf: (not leaf.reproduced, leaf.name))]
+    functions = [
+        (f"`{key}`", row[0], _operands(row[1]), _operands(row[2])) for key, row in load("operands")["vmcall"].items()
+    ]
     parts.append("## Functions of TDG.VP.VMCALL\n\nWith R10 = 0, R11 selects a function of the GHCI:\n")
     parts.append(table(("R11", "function", "in", "out"), functions))
     return "\n".join(parts)
 
 
-def _own(handler: Any) -> Any:
-    """The leaf function itself: a versioned one is bound to its version by a closure."""
-    for cell in getattr(handler, "__closure__", None) or ():
-        if inspect.isfunction(cell.cell_contents):
-            return cell.cell_contents
-    return handler
-
-
-def _not_reproduced(handler: Any) -> bool:
-    return bool(_own(handler).__module__.endswith("not_reproduced"))
-
-
-NOT_REPRODUCED = {
-    name
-    for numbers, handlers in (
-        (SEAMCALL_NUMBERS, {fn & 0xFFFF: entry.handler for fn, entry in LEAVES.items()}),
-        (TDCALL_NUMBERS, {rax & 0xFFFF: entry[0] for rax, entry in TDCALLS.items()} | {0: vmcall}),
-    )
-    for name, number in numbers.items()
-    if number not in handlers or _not_reproduced(handlers[number])
-}
-"""Leaves that answer as a module without them; they come last."""
-
-
-def _leaf(
-    name: str, number: int, handlers: dict[int, Any], operands: list[str], states: Any, moves: dict[str, str] | None
-) -> str:
+def _leaf(leaf: Leaf) -> str:
     """One leaf function as a section."""
-    anchor = name.lower().replace(".", "-")
-    parts = [f"({anchor})=\n\n### {name}\n"]
-    served = "nothing: not reproduced"
-    if handlers:
-        handler = _own(next(iter(handlers.values())))
-        module = handler.__module__.removeprefix("swtdx.")
-        if not module.endswith("not_reproduced"):
-            parts.append(prose(handler.__doc__).split("\n\n")[0] + "\n")
-            served = f"`{module}.{handler.__name__}`"
-        else:
-            served = f"`{module}`: answers as a module without it"
-    versions = ", ".join(str(version) for version in sorted(handlers)) or "0"
-    rows = [("number", str(number)), ("versions", versions)]
-    rows += [(label, _operands(text)) for label, text in zip(("in", "out"), operands, strict=True) if text]
-    if states:
-        rows.append(("OP_STATE", ", ".join(states)))
-    if moves:
-        rows.append(("Secure EPT", ", ".join(f"{before} → {after}" for before, after in moves.items())))
-    rows.append(("served by", served))
-    fields = "\n".join(parts) + "\n" + "\n".join(f":{label}: {text}" for label, text in rows) + "\n"
-    rules = [(f"`{rule.answer}`", rule.text) for rule in rules_of_leaves()[name]]
+    anchor = leaf.name.lower().replace(".", "-")
+    parts = [f"({anchor})=\n\n### {leaf.name}\n", *([leaf.description + "\n"] if leaf.description else [])]
+    served = f"`{leaf.served_by}`" if leaf.reproduced else "not reproduced: answers as a module without it"
+    rows = [
+        ("number", str(leaf.number)),
+        ("versions", ", ".join(map(str, leaf.versions))),
+        ("in", ", ".join(map(str, leaf.inputs))),
+        ("out", ", ".join(map(str, leaf.outputs))),
+        ("OP_STATE", ", ".join(leaf.op_states)),
+        ("Secure EPT", ", ".join(f"{before} → {after}" for before, after in leaf.moves)),
+        ("modules", ", ".join(leaf.module_versions)),
+        ("served by", served),
+    ]
+    fields = "\n".join(parts) + "\n" + "\n".join(f":{label}: {text}" for label, text in rows if text) + "\n"
+    rules = [(f"`{rule.answer}`", rule.text) for rule in leaf.rules]
     return fields + ("\n" + table(("status", "unless"), rules) if rules else "")
 
 
@@ -308,7 +263,6 @@ def _operands(text: str) -> str:
 
 def statuses() -> str:
     """Every completion status that the module knows."""
-    assert TdxModule  # every leaf is registered
     words = explanations("statuses")["statuses"]
     rows = [
         (f"`{code.name}`", f"`{code.value:#018x}`", _nature(code.value), *words[code.name])

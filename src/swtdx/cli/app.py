@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "quote": "swtdx.cli.quote",
     "report": "swtdx.cli.report_command",
     "explain": "swtdx.cli.explain",
+    "seamcall": "swtdx.cli.seamcall",
     "completion": "swtdx.cli.completion",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""

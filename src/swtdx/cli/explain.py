@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from swtdx.cli.explanation import known_ioctls, refusals, words
-from swtdx.cli.explanation.failure import Failed, explain_failure, parse_errno, parse_ioctl, parse_line
-from swtdx.cli.explanation.status import explain_status, is_name_alone, parse_leaf, parse_status
+from swtdx.cli.explanation.failure import Failed, complete_ioctl, explain_failure, parse_errno, parse_ioctl, parse_line
+from swtdx.cli.explanation.status import complete_leaf, explain_status, is_name_alone, parse_leaf, parse_status
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.uapi.dialect import Dialect
 
@@ -58,13 +58,19 @@ def explain(
         str | None, typer.Option(metavar="STATUS", help="What it left in hw_error (in v10: error).")
     ] = None,
     command: Annotated[
-        str | None, typer.Option(metavar="IOCTL", help="Which one failed, as KVM_TDX_INIT_VM or KVM_RUN.")
+        str | None,
+        typer.Option(
+            metavar="IOCTL", help="Which one failed, as KVM_TDX_INIT_VM or KVM_RUN.", autocompletion=complete_ioctl
+        ),
     ] = None,
     dialect: Annotated[
         Dialect, typer.Option(help="Whose rules: Linux 6.16 and later, or Nov 2022.")
     ] = Dialect.UPSTREAM,
     leaf: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The SEAMCALL or TDCALL that answered the status.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The SEAMCALL or TDCALL that answered the status.", autocompletion=complete_leaf
+        ),
     ] = None,
     qualification: Annotated[str | None, typer.Option(metavar="RCX", help="Of a TD exit: its qualification.")] = None,
     extended: Annotated[str | None, typer.Option(metavar="RDX", help="Of a TD exit: its extended one.")] = None,

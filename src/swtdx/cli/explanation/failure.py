@@ -63,6 +63,12 @@ def parse_ioctl(text: str) -> str | None:
     return next((each for each in (name, f"KVM_{name}", f"KVM_TDX_{name}", name.lower()) if each in known), None)
 
 
+def complete_ioctl(incomplete: str) -> list[str]:
+    """For a shell: the ioctls and sub-commands that begin so."""
+    known = {name for dialect in Dialect for name in known_ioctls(dialect)}
+    return sorted(name for name in known if name.startswith(incomplete.upper()))
+
+
 def parse_line(text: str) -> Failed:
     """What a line of an error message or a log says."""
     names = [name for word in _ERRNO.findall(text) if (name := parse_errno(word))]

@@ -67,6 +67,11 @@ def parse_leaf(text: str) -> str | None:
     return next((name for name in leaves() if wanted in (name, name.partition(".")[2])), None)
 
 
+def complete_leaf(incomplete: str) -> list[str]:
+    """For a shell: the leaf functions that begin so."""
+    return [name for name in leaves() if name.startswith(incomplete.upper().replace("_", "."))]
+
+
 def explain_status(
     value: int,
     leaf: str | None = None,
