@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
-import subprocess
 import sys
 import time
 from importlib import import_module
+from typing import Any
+
+from swtdx.cpu.platform import MODULE_VERSIONS
 
 CASES = 100_000
 KINDS = {
     "parsers": "images, kernels, event logs, quotes, TDREPORTs and records, damaged",
     "kvm": "random ioctls, good and bad, while guests run",
     "gdb": "what a debugger's stub may be sent",
-    "seam": "random sequences of SEAMCALLs and TDCALLs (a test of tests/seam, made long)",
+    "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
 SEAM_CALLS = 200_000
 _EVERY_SECONDS = 5.0
@@ -28,22 +29,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="script/fuzz",
         description="Feed swtdx what nobody in his right mind would.",
-        epilog=f"kinds:\n{kinds}\n\nexample: script/fuzz parsers --cases 1000 --seed 7",
+        epilog=f"kinds:\n{kinds}\n\nexamples: script/fuzz parsers --cases 1000 --seed 7\n"
+        "          script/fuzz seam --minutes 30 --module-version 1.0",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--cases", type=int, help=f"inputs or calls (not given: {CASES:,}; seam: {SEAM_CALLS:,})")
+    parser.add_argument(
+        "--cases", "--calls", type=int, help=f"inputs or calls (not given: {CASES:,}; seam: {SEAM_CALLS:,})"
+    )
     parser.add_argument("--seed", type=int, help="the same number gives the same cases (not given: a random one)")
+    parser.add_argument("--minutes", type=float, help="seam: for so long, unless --calls come first")
+    parser.add_argument(
+        "--module-version", choices=MODULE_VERSIONS, help=f"seam: which TDX module (not given: {MODULE_VERSIONS[0]})"
+    )
     options = parser.parse_args()
     if options.cases is not None and options.cases < 1:
         parser.error("--cases wants a positive number")
-    if options.kind == "seam":
-        if options.seed is not None:
-            parser.error("--seed is not for seam: hypothesis chooses, and keeps what failed")
-        return _seam(options.cases or SEAM_CALLS)
+    more: dict[str, Any] = {}
+    if options.minutes is not None:
+        more["minutes"] = options.minutes
+    if options.module_version is not None:
+        more["version"] = options.module_version
+    if more and options.kind != "seam":
+        parser.error("--minutes and --module-version are for seam")
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
-    cases = options.cases or CASES
-    print(f"{options.kind}: {cases:,} cases, seed {seed}", flush=True)
+    cases = options.cases or (CASES if options.kind != "seam" else sys.maxsize if options.minutes else SEAM_CALLS)
+    amount = f"{cases:,} cases" if cases < sys.maxsize else f"{options.minutes:g} minutes"
+    print(f"{options.kind}: {amount}, seed {seed}", flush=True)
     started = told = time.monotonic()
 
     def progress(done: int) -> None:
@@ -51,19 +63,14 @@ def main() -> int:
         now = time.monotonic()
         if now - told >= _EVERY_SECONDS:
             told = now
-            print(f"{done:,} of {cases:,}", file=sys.stderr, flush=True)
+            print(f"{done:,} of {amount}", file=sys.stderr, flush=True)
 
-    result = import_module(f"fuzz.{options.kind}").campaign(cases, seed, progress)
+    result = import_module(f"fuzz.{options.kind}").campaign(cases, seed, progress, **more)
     print("\n".join(result.lines()))
-    print(f"{len(result.failures)} failed, {time.monotonic() - started:.0f} s; again: --cases {cases} --seed {seed}")
+    again = ["--seed", str(seed), *(f"--cases {cases}" for _ in (1,) if cases < sys.maxsize)]
+    again += [f"--module-version {more['version']}"] if "version" in more else []
+    print(f"{len(result.failures)} failed, {time.monotonic() - started:.0f} s; again: {' '.join(again)}")
     return 1 if result.failures else 0
-
-
-def _seam(calls: int) -> int:
-    environment = {**os.environ, "SWTDX_RANDOM_CALLS": str(calls)}
-    tests = "tests/seam/test_random_calls.py"
-    command = [sys.executable, "-m", "pytest", "-q", "--timeout=0", "-p", "no:cacheprovider", tests]
-    return subprocess.run(command, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ class FakePlatform(Platform):
 class FakeContext:
     """A virtual CPU whose guest is a script."""
 
-    def __init__(self):
+    def __init__(self, counts=True):
+        self.counts = counts
         self._gpr = memoryview(bytearray(128)).cast("Q")
         self._vapic = memoryview(bytearray(4096))
         self.script = []
@@ -94,9 +95,9 @@ class FakeContext:
 
     def note(self):
         """The TDCALL before, if there was one, is done: note what came of it."""
-        if self.called is not None:
+        if self.called is not None and self.counts:
             SEEN.add((GUEST_NAMES.get(self.called, ""), self.gpr[0]))
-            self.called = None
+        self.called = None
 
     def inject(self, vector, kind, error_code=None, instruction_length=0):
         self.injected.append((int(vector), int(kind), error_code))
@@ -169,7 +170,7 @@ class FakeProcessor:
         return self.tsc
 
     def new_context(self):
-        self.contexts.append(FakeContext())
+        self.contexts.append(FakeContext(self.platform.module_version == "1.5.06"))
         return self.contexts[-1]
 
     def enter_lp(self, lp, context):
@@ -219,7 +220,8 @@ class Host:
         args = Args(**registers)
         number = SEAMCALL_NUMBERS.get(name, name)
         status = self.module.seamcall(number | version << 16, args, lp)
-        SEEN.add((NAMES.get(number & 0xFFFF, ""), status))
+        if self.module.version.exact:
+            SEEN.add((NAMES.get(number & 0xFFFF, ""), status))
         return status, args
 
     def ok(self, name, **keywords):
@@ -273,6 +275,10 @@ class Host:
         self.start()
         status, _ = self.config(self.default_tdmr())
         assert status == 0, describe(status)
+        return self.complete()
+
+    def complete(self):
+        """After SYS.CONFIG: SYS.KEY.CONFIG on each package, and the TDMR at 0 initialised."""
         platform = self.processor.platform
         for package in range(platform.packages):
             self.ok("TDH.SYS.KEY.CONFIG", lp=package * platform.logical_processors // platform.packages)
