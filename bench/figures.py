@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import guest, mrtd
+from bench import guest, mrtd, tracing
 from bench.guest import PAGE_SIZE, Workload
 from bench.td import MeasuredTd, close, fresh_td, staged
 from bench.vm import OUT_FOR_EVER, SPIN, RealModeVm
@@ -79,6 +79,7 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
             yield from guest_figures(td, effort)
             yield from memory_figures(td, effort)
         yield from normal_vm_figures(device, effort)
+    yield from tracing_figures(effort)
     yield from mrtd_figures(effort)
     if effort.boots:
         yield firmware_boot(effort)
@@ -180,6 +181,13 @@ def normal_vm_figures(device: Kvm, effort: Effort) -> Iterator[Figure]:
                 max(vm.seconds_to_leave(interrupt=interrupt) for _ in range(10)) for _ in range(effort.repetitions)
             ]
             yield _figure(f"{name} reaches a spinning vCPU, worst of 10", "ms", [each * 1e3 for each in worst], 20)
+
+
+def tracing_figures(effort: Effort) -> Iterator[Figure]:
+    """What tracing costs while it is off, and for comparison while it is on."""
+    for found in tracing.ratios(effort.repetitions, effort.ioctls, effort.exits):
+        yield _figure(f"tracing off to none at all: {found.name}", "x", found.off, 1.03)
+        yield _figure("  tracing on, for comparison", "x", found.on)
 
 
 def mrtd_figures(effort: Effort) -> Iterator[Figure]:
