@@ -47,6 +47,16 @@ def test_relocate_moves_content_mapping_and_metadata(host):
     assert host.module.tds[tdr].child_count == children
 
 
+def test_relocate_does_not_heal_what_the_host_has_broken(host):
+    """The integrity of a page's lines is gone with a write under another KeyID; moving them does not bring it back."""
+    tdr = host.build()
+    hpa = host.add(tdr, GPA, b"x" * 4096)
+    host.memory.write(hpa, b"vandalism")
+    new = host.page()
+    host.ok("TDH.MEM.PAGE.RELOCATE", rcx=GPA, rdx=tdr, r8=new)
+    assert host.memory.poison[new >> 12]
+
+
 def test_relocate_of_a_pending_page_moves_no_content(host):
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA)

@@ -236,6 +236,27 @@ def test_a_report_is_verified_only_where_it_was_made(host, td, call, make_host):
     assert data
 
 
+@pytest.mark.parametrize(
+    ("number", "registers"),
+    [
+        (2, {"rcx": BUFFER, "rdx": 0}),
+        (4, {"rcx": BUFFER, "rdx": BUFFER, "r8": 0}),
+        (22, {"rcx": BUFFER}),
+        (12, {"rcx": 0, "rdx": BUFFER, "r8": NONE}),
+    ],
+    ids=["RTMR.EXTEND", "REPORT", "VERIFYREPORT", "SYS.RDALL"],
+)
+def test_a_page_whose_integrity_the_host_has_broken_ends_the_td(host, td, call, number, registers):
+    """As when the guest touches it itself: a machine check, and the TD is not accessible any more."""
+    tdr, tdvpr, context, hpa = td
+    host.memory.write(hpa + 64, b"vandalism")
+    context.queue(call(number, **registers))
+    status, args = host.enter(tdvpr)
+    assert (status, args.r9) == (StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE, 0x80000312)
+    assert host.enter(tdvpr)[0] == StatusCode.TD_FATAL
+    assert host.module.tds[tdr].rtmr == [bytes(48)] * 4
+
+
 def test_report_data_from_shared_memory(host, td, call):
     """The walk of the host's own EPT: four levels made by hand."""
     _, tdvpr, _, _ = td

@@ -159,11 +159,20 @@ class PhysicalMemory:
         seen[offset : offset + len(data)] = data
         dram = self._crypt(bytes(seen), hkid, page, encrypt=True)
         self.raw[page << 12 : (page + 1) << 12] = self._crypt(dram, owner, page, encrypt=False)
-        if owner in self._keys and not self.poison[page]:
-            self.poison[page] = 1
-            self._tell_poison(1)
+        if owner in self._keys:
+            self.break_integrity(page << 12)
         if self._engine is not None:
             self._engine.forget_code(page << 12, PAGE_SIZE)
+
+    def integrity_broken(self, hpa: int) -> bool:
+        """Whether whoever reads the page at ``hpa`` with its KeyID takes a machine check."""
+        return bool(self.poison[hpa >> 12])
+
+    def break_integrity(self, hpa: int) -> None:
+        """The page at ``hpa`` is poisoned from now on, until it is completely written."""
+        if not self.poison[hpa >> 12]:
+            self.poison[hpa >> 12] = 1
+            self._tell_poison(1)
 
     def clear_page(self, pa: int) -> None:
         """Fill a page with zeros by full-line direct stores (MOVDIR64B) under the KeyID in ``pa``."""

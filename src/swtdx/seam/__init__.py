@@ -8,12 +8,13 @@ stand the objects of the architecture, one file each: the physical address metad
 virtualization, measurement and report.
 
 Where the real module is driven by tables, so is this one: ``tables/*.json`` is the project's copy, and ``tables``
-checks it when it is loaded. The version reproduced is 1.5.06.
+checks it when it is loaded. The version reproduced is 1.5.06; ``version`` says what 1.0 has otherwise.
 
 The host may reach this package by SEAMCALL only, that is through ``Processor.seamcall``; the package in turn touches
 memory and virtual CPUs only through the processor (``hardware`` says what it asks of it).
 
 Not reproduced: migration, TD partitioning, service TDs, TD preserving update, host-priority locks, the single- and
-zero-step defence, page relocation, promotion and demotion. Their leaf functions answer as an unknown leaf does, and
-TDX_FEATURES0 does not offer them.
+zero-step defence. Their leaf functions make the checks that come before the missing feature and answer as a module
+does for which it is not enabled (``tdh/not_reproduced.py``, ``tdg/not_reproduced.py``); TDX_FEATURES0 does not offer
+them.
 """

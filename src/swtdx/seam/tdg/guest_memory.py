@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import sept
 from swtdx.seam.hardware import Args, EventType, ExitReason, Vector
+from swtdx.seam.status import StatusCode
 from swtdx.seam.td_exit import (
     PRIVATE_QUALIFICATION,
     QUALIFICATION_GLA_VALID,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 READ, WRITE, EXECUTE = 1, 2, 4
 """Access bits of an EPT-violation qualification; the same of an EPT entry's permissions."""
 PF_PRESENT, PF_WRITE, PF_USER, PF_RESERVED, PF_FETCH = 1, 2, 4, 8, 16
+MACHINE_CHECK = 1 << 31 | EventType.HARDWARE_EXCEPTION << 8 | Vector.MC
+"""#MC as interruption information."""
 PENDING_EXIT = int(ExtendedType.PENDING_EPT_VIOLATION)
 
 
@@ -86,16 +89,29 @@ def ept_misconfiguration(module: TdxModule, vcpu: Vcpu, args: Args) -> int | Non
     return asynchronous(vcpu, args, ExitReason.EPT_MISCONFIG, gpa=vcpu.context.guest_physical_address)
 
 
-def private_hpa(vcpu: Vcpu, args: Args, gpa: int, access: int) -> int:
+def private_hpa(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int, access: int) -> int:
     """Where the module finds private memory that a TDCALL names (the caller has checked that the GPA is private).
 
-    Raises Interrupted when the guest itself could not access it: then it is as if the guest had tried.
+    Raises Interrupted when the guest itself could not access it: then it is as if the guest had tried. That ends the
+    TD where the host has broken the page's integrity (the real module takes the machine check itself, and is lost).
     """
     _, entry, level = vcpu.td.sept.walk(gpa, 0)
     if not entry & sept.LEAF or entry & access != access:
         raise Interrupted(private_violation(vcpu, args, gpa, access | (entry & 7) << 3, 0))
     offset = (1 << (12 + 9 * level)) - 1
-    return entry & sept.HPA_MASK & ~offset | gpa & offset
+    hpa = entry & sept.HPA_MASK & ~offset | gpa & offset
+    if module.memory.integrity_broken(hpa):
+        raise Interrupted(machine_check(vcpu, args, MACHINE_CHECK))
+    return hpa
+
+
+def machine_check(vcpu: Vcpu, args: Args, interruption: int, qualification: int = 0) -> int:
+    """The TD has met a line whose integrity is broken: it is dead, and the host is told."""
+    vcpu.td.die()
+    dead = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
+    return asynchronous(
+        vcpu, args, ExitReason.EXCEPTION_NMI, status=dead, qualification=qualification, interruption=interruption
+    )
 
 
 def shared_hpa(vcpu: Vcpu, args: Args, gpa: int, access: int, qwords: memoryview) -> int:

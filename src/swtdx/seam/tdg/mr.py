@@ -37,7 +37,7 @@ def tdg_mr_rtmr_extend(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Extend RTMR[RDX] by the 48 bytes at RCX."""
     gpr = vcpu.context.gpr
     gpa = _private(vcpu, _aligned(gpr[RCX], RTMR_ALIGNMENT, Operand.RCX), Operand.RCX)
-    hpa = private_hpa(vcpu, args, gpa, READ)
+    hpa = private_hpa(module, vcpu, args, gpa, READ)
     index = gpr[RDX]
     if index >= NUM_RTMRS:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
@@ -56,7 +56,7 @@ def tdg_mr_report(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     if gpr[R8]:
         raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
     vcpu.td.check_lock(Operand.RTMR)
-    hpa = private_hpa(vcpu, args, target, WRITE)
+    hpa = private_hpa(module, vcpu, args, target, WRITE)
     pa = hpa | vcpu.td.hkid << module.host.hkid_shift
     module.memory.write(pa, report.make(vcpu.td, module.identity, data))
     return 0
@@ -68,7 +68,7 @@ def _read(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int) -> bytes:
     if gpa >= td.shared_bit << 1:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     if not gpa & td.shared_bit:
-        hpa = private_hpa(vcpu, args, _private(vcpu, gpa, Operand.RDX), READ)
+        hpa = private_hpa(module, vcpu, args, _private(vcpu, gpa, Operand.RDX), READ)
         return memory.raw[hpa : hpa + report.REPORTDATA_SIZE].tobytes()
     hpa = shared_hpa(vcpu, args, gpa, READ, memory.qwords)
     if hpa >= memory.size:
@@ -83,7 +83,7 @@ def _read(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int) -> bytes:
 def tdg_mr_verifyreport(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Check the REPORTMACSTRUCT at RCX: was it made on this machine, with this processor's security version?"""
     gpa = _aligned(vcpu.context.gpr[RCX], report.MAC_STRUCT_SIZE, Operand.RCX)
-    hpa = private_hpa(vcpu, args, _private(vcpu, gpa, Operand.RCX), READ)
+    hpa = private_hpa(module, vcpu, args, _private(vcpu, gpa, Operand.RCX), READ)
     mac_struct = module.memory.raw[hpa : hpa + report.MAC_STRUCT_SIZE].tobytes()
     if not report.verify(module.identity, mac_struct):
         raise Status(StatusCode.INVALID_REPORTMACSTRUCT)

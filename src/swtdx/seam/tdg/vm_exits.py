@@ -17,7 +17,7 @@ from swtdx.seam.msr import Access, Refused
 from swtdx.seam.status import StatusCode
 from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inject_ve
 from swtdx.seam.tdg import mem, mem_attr, mr, not_reproduced, vp
-from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation
+from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation, machine_check
 from swtdx.seam.tdg.tdcall import tdcall
 from swtdx.seam.vcpu import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR4_MCE, CR4_SMXE, CR4_VMXE, forbidden_cr4
 
@@ -148,20 +148,13 @@ def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """NMI: the host's. #MC: the TD touched a line whose integrity is broken, and is dead."""
     context = vcpu.context
     info = context.interruption_info
-    status = 0
     if info >> INTERRUPTION_TYPE_SHIFT & 7 != EventType.NMI:
         if info & 0xFF == Vector.MC:
-            vcpu.td.die()
-            status = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
-        elif not vcpu.td.debug:
+            return machine_check(vcpu, args, info, context.exit_qualification)
+        if not vcpu.td.debug:
             return unexpected(module, vcpu, args, ExitReason.EXCEPTION_NMI)
     return asynchronous(
-        vcpu,
-        args,
-        ExitReason.EXCEPTION_NMI,
-        status=status,
-        qualification=context.exit_qualification,
-        interruption=info,
+        vcpu, args, ExitReason.EXCEPTION_NMI, qualification=context.exit_qualification, interruption=info
     )
 
 

@@ -137,7 +137,7 @@ def tdg_sys_rdall(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     gpa = gpr[RDX]
     if gpa % PAGE_SIZE or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-    hpa = private_hpa(vcpu, args, gpa, WRITE)
+    hpa = private_hpa(module, vcpu, args, gpa, WRITE)
     content, rest = dump_system(module, gpr[R8], GUEST)
     module.memory.write(hpa | td.hkid << module.host.hkid_shift, content)
     gpr[R8] = rest

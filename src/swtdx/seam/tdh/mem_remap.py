@@ -46,6 +46,8 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
     new_page = pamt.free_page(new, Operand.R8)
     if entry & STATE_MASK not in ANY_PENDING:
         module.take_page(new, td.hkid, memory.raw[old : old + PAGE_SIZE].tobytes())
+        if memory.integrity_broken(old):  # the real module takes the machine check itself; here whoever reads it next
+            memory.break_integrity(new)
     memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_RELOCATE", entry & ~HPA_MASK | new)
     pamt.assign(new_page, PageType.REG, td.hpa)
     pamt.release(old_page)
