@@ -481,6 +481,8 @@ PROVEN = (
             ("vcpu", "KVM_KVMCLOCK_CTRL", (0, E.EINVAL), "test_pvclock.py::test_a_guest_is_told_that_it_was_stopped"),
             ("vcpu", "KVM_GET_MSRS", (0,), "test_msrs.py::test_values"),
             ("vcpu", "KVM_SET_MSRS", (0, E.E2BIG), "test_msrs.py::test_it_stops_at_the_first_that_is_refused"),
+            ("vm", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
+            ("vcpu", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
             ("vcpu", "KVM_X86_SET_MCE", (0,), "test_msrs.py::test_the_guest_gets_a_machine_check"),
         )
     ),
@@ -491,6 +493,8 @@ PROVEN = (
         "test_refusals_by_state.py::test_v10_a_td_with_vcpus_cannot_be_initialised",
         _OLD,
     ),
+    Proof("vm", "KVM_GET_STATS_FD", (0,), "kvm/test_stats.py::test_a_tds_statistics", _UP),
+    Proof("vcpu", "KVM_GET_STATS_FD", (0,), "kvm/test_stats.py::test_a_tds_statistics", _UP),
     Proof("vm", "KVM_TDX_CAPABILITIES", (0,), f"{_TDX_VM}::test_capabilities_are_what_kvm_and_module_share", _UP),
     Proof(
         "vm", "KVM_TDX_CAPABILITIES", (E.E2BIG,), f"{_TDX_VM}::test_too_little_room_is_e2big_and_writes_nothing", _UP

@@ -55,11 +55,15 @@ class FileTable:
         self._inodes: dict[tuple[int, int], File] = {}
         self._lock = threading.RLock()
 
-    def install(self, file: File) -> int:
-        """A new descriptor for ``file`` (anon_inode_getfd). Raises OSError(EMFILE) when there are too many."""
-        fd = os.memfd_create(file.name, os.MFD_CLOEXEC)
-        if file.size:
-            os.ftruncate(fd, file.size)
+    def install(self, file: File, fd: int | None = None) -> int:
+        """A new descriptor for ``file`` (anon_inode_getfd). Raises OSError(EMFILE) when there are too many.
+
+        ``fd``: a memfd that there is already, and that is the table's from now on.
+        """
+        if fd is None:
+            fd = os.memfd_create(file.name, os.MFD_CLOEXEC)
+            if file.size:
+                os.ftruncate(fd, file.size)
         stat = os.fstat(fd)
         with self._lock:
             stale = self.by_fd.pop(fd, None)
@@ -67,6 +71,20 @@ class FileTable:
             file.references = 1
             self.by_fd[fd] = file
             self._inodes[stat.st_dev, stat.st_ino] = file
+        if stale is not None:
+            self._put(stale)
+        return fd
+
+    def open_again(self, file: File) -> int:
+        """One more descriptor, read-only, its position its own; -1 if none is left. Raises OSError(EMFILE)."""
+        with self._lock:
+            known = next((fd for fd, other in self.by_fd.items() if other is file), -1)
+            if known < 0:
+                return -1
+            fd = os.open(f"/proc/self/fd/{known}", os.O_RDONLY | os.O_CLOEXEC)
+            stale = self.by_fd.pop(fd, None)
+            self.by_fd[fd] = file
+            file.references += 1
         if stale is not None:
             self._put(stale)
         return fd

@@ -355,6 +355,13 @@ class kvm_reg_list(ctypes.Structure):
     _fields_ = [("n", u64), ("reg", u64 * 0)]
 
 
+KVM_STATS_TYPE_CUMULATIVE, KVM_STATS_TYPE_INSTANT, KVM_STATS_TYPE_PEAK = 0x0, 0x1, 0x2
+KVM_STATS_TYPE_LINEAR_HIST, KVM_STATS_TYPE_LOG_HIST = 0x3, 0x4
+KVM_STATS_UNIT_NONE, KVM_STATS_UNIT_BYTES, KVM_STATS_UNIT_SECONDS = 0x0 << 4, 0x1 << 4, 0x2 << 4
+KVM_STATS_UNIT_CYCLES, KVM_STATS_UNIT_BOOLEAN = 0x3 << 4, 0x4 << 4
+KVM_STATS_BASE_POW10, KVM_STATS_BASE_POW2 = 0x0 << 8, 0x1 << 8
+
+
 class kvm_stats_header(ctypes.Structure):
     """What one reads first from a KVM_GET_STATS_FD descriptor; offsets in bytes from its beginning."""
 

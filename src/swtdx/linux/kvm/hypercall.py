@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.lapic import ICR_LEVEL_TRIGGERED
 from swtdx.linux.kvm.pvclock import NSEC_PER_SEC
+from swtdx.linux.kvm.stats import HYPERCALLS
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kvm import KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERCALL_LONG_MODE, KVM_HC_MAP_GPA_RANGE
 
@@ -30,6 +31,7 @@ def kvm_emulate_hypercall(
     vcpu: "Vcpu", nr: int, args: tuple[int, int, int, int], done: Callable[[int], None], *, long_mode: bool
 ) -> int:
     """Serve hypercall ``nr``; ``done`` receives the result, now or at the next KVM_RUN. 1: go on; 0: to user space."""
+    vcpu.stat.values[HYPERCALLS] += 1
     if nr == KVM_HC_VAPIC_POLL_IRQ:
         done(0)
     elif nr == KVM_HC_KICK_CPU:

@@ -9,6 +9,7 @@ not have; the VM is dead, every later ioctl is EIO, running vCPUs leave.
 import errno
 import itertools
 import logging
+import os
 import threading
 import time
 import weakref
@@ -29,6 +30,7 @@ from swtdx.linux.kvm.memory_attributes import MemoryAttributes
 from swtdx.linux.kvm.memslots import Change, Memslot, Memslots, check_region, plan
 from swtdx.linux.kvm.msr_filter import MsrFilter
 from swtdx.linux.kvm.pvclock import KvmClock
+from swtdx.linux.kvm.stats import REMOTE_TLB_FLUSH, REMOTE_TLB_FLUSH_REQUESTS, VM_STATISTICS, Statistics
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import TdpMmu
 from swtdx.linux.kvm.x86.tsc import TscGeneration
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
@@ -92,6 +94,7 @@ class Kvm:
 
         self.vcpus: list[Vcpu] = []
         self.created_vcpus = 0
+        self.stat = Statistics(f"kvm-{os.getpid()}", VM_STATISTICS)
         self.max_vcpus = KVM_MAX_VCPUS
         self.max_vcpu_ids = KVM_MAX_VCPU_IDS
         self.bsp_vcpu_id = 0
@@ -201,6 +204,9 @@ class Kvm:
 
     def flush_tlbs(self) -> None:
         """kvm_flush_remote_tlbs: no processor keeps a translation of a changed entry."""
+        values = self.stat.values
+        values[REMOTE_TLB_FLUSH_REQUESTS] += 1
+        values[REMOTE_TLB_FLUSH] += 1
         self.processor.invept()
 
     # Memory

@@ -6,13 +6,15 @@ it answers 0. An exit that user space must complete leaves a callback in ``compl
 """
 
 import errno
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_page, stats
 from swtdx.linux.kvm.cpuid import CpuidTable
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
 from swtdx.linux.kvm.lapic import (
@@ -25,6 +27,7 @@ from swtdx.linux.kvm.lapic import (
 )
 from swtdx.linux.kvm.msrs import EmulatedMsrs
 from swtdx.linux.kvm.pvclock import PvTime
+from swtdx.linux.kvm.stats import EXITS, HOST_STATE_RELOAD, VCPU_STATISTICS, Statistics
 from swtdx.linux.sched import TICK_SECONDS
 from swtdx.uapi.kvm import (
     KVM_EXIT_FAIL_ENTRY,
@@ -95,6 +98,7 @@ class Vcpu:
         self.virtual_tsc_khz = kvm.default_tsc_khz
         self.msrs = EmulatedMsrs(self)
         self.pv_time = PvTime(self)
+        self.stat = Statistics(f"kvm-{os.getpid()}/vcpu-{vcpu_id}", VCPU_STATISTICS)
         self.ops.vcpu_create(self)
 
     def free(self) -> None:
@@ -143,6 +147,7 @@ class Vcpu:
         if self.in_guest:
             self.ops.vcpu_kick(self)
         elif self.blocking:
+            self.stat.values[stats.HALT_WAKEUP] += 1
             with self._wait:
                 self._wait.notify_all()
 
@@ -225,15 +230,14 @@ class Vcpu:
             raise err(errno.EINTR, "immediate_exit")
         self._block()
         if self.signal_pending():
-            run_page.U32.pack_into(self.run, _EXIT_REASON, _INTR)
-            raise err(errno.EINTR, "a signal while the vCPU waits to be started")
+            raise self._signal_exit()
         self._accept_apic_events()
         raise err(errno.EAGAIN, "the vCPU was waiting to be started; run it again")
 
     def _vcpu_run(self) -> None:
         run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
         run_page.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
-        vcpu_run, handle_exit = ops.vcpu_run, ops.handle_exit
+        vcpu_run, handle_exit, stat = ops.vcpu_run, ops.handle_exit, self.stat
         cpu = self._load()
         self.has_run = True
         try:
@@ -243,6 +247,7 @@ class Vcpu:
                         raise err(errno.EIO, "the VM is dead")
                     self.entries += 1
                     vcpu_run(self, cpu)
+                    stat.values[EXITS] += 1
                     if not handle_exit(self):
                         return
                     if self.spin_seconds:
@@ -263,8 +268,7 @@ class Vcpu:
                 if run[run_page.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
                 if run[_IMMEDIATE_EXIT] or (self.sigset is not None and self.signal_pending()):
-                    run_page.U32.pack_into(run, _EXIT_REASON, _INTR)
-                    raise err(errno.EINTR, "a signal is pending")
+                    raise self._signal_exit()
                 if cpus.waiters:
                     cpus.put_cpu(cpu)
                     cpu = -1
@@ -272,6 +276,12 @@ class Vcpu:
         finally:
             if cpu >= 0:
                 cpus.put_cpu(cpu)
+
+    def _signal_exit(self) -> OSError:
+        """kvm_handle_signal_exit."""
+        run_page.U32.pack_into(self.run, _EXIT_REASON, _INTR)
+        self.stat.values[stats.SIGNAL_EXITS] += 1
+        return err(errno.EINTR, "a signal is pending")
 
     def _load(self) -> int:
         cpu = self.kvm.cpus.get_cpu(self)
@@ -282,6 +292,7 @@ class Vcpu:
                 self.kvm.cpus.put_cpu(cpu)
                 raise
             self.cpu = cpu
+        self.stat.values[HOST_STATE_RELOAD] += 1
         return cpu
 
     def _ioapic_eoi_exit(self) -> bool:
@@ -300,6 +311,7 @@ class Vcpu:
     def _irq_window_open(self) -> bool:
         if self.is_td or self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
             return False
+        self.stat.values[stats.REQUEST_IRQ_EXITS] += 1
         run_page.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
         return True
 
@@ -315,6 +327,7 @@ class Vcpu:
 
     def halt(self) -> int:
         """The guest halted: sleep in the kernel if it has a local APIC here. 1."""
+        self.stat.values[stats.HALT_EXITS] += 1
         self.mp_state = KVM_MP_STATE_HALTED
         return 1
 
@@ -343,8 +356,10 @@ class Vcpu:
     def _block(self) -> None:
         """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state."""
         self.in_guest = False
+        started = time.monotonic_ns()
         with self._wait:
             self.blocking = True
+            self.stat.values[stats.BLOCKING] = 1
             try:
                 while not self._runnable() and not self.kvm.dead:
                     if self.signal_pending():
@@ -352,11 +367,16 @@ class Vcpu:
                     self._wait.wait(2 * TICK_SECONDS)
             finally:
                 self.blocking = False
+                self.stat.values[stats.BLOCKING] = 0
+        waited = time.monotonic_ns() - started
+        self.stat.values[stats.HALT_WAIT_NS] += waited
+        self.stat.log_hist(stats.HALT_WAIT_HIST, waited)
         if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
             self.set_mp_state_here(KVM_MP_STATE_RUNNABLE)
 
     def external_interrupt(self) -> int:
         """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
+        self.stat.values[stats.IRQ_EXITS] += 1
         if self.kvm.processor.spins(self.cpu):
             self._spin_backoff = self.spin_seconds = min(2 * self._spin_backoff or _SPIN_SECONDS, _SPIN_SECONDS_MAX)
         else:

@@ -368,6 +368,11 @@ def _kvmclock_ctrl(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
+def _get_stats_fd(vcpu: Vcpu, arg: int) -> int:
+    kvm = vcpu.kvm
+    return vcpu.stat.open(kvm.kernel.files, f"anon_inode:kvm-vcpu-stats:{vcpu.vcpu_id}", kvm.get, kvm.put)
+
+
 def _refuse(code: int, reason: str) -> Handler:
     def refuse(vcpu: Vcpu, arg: int) -> int:
         raise err(code, reason)
@@ -432,6 +437,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_VAPIC_ADDR": _set_vapic_addr,
         "KVM_ENABLE_CAP": _enable_cap,
         "KVM_KVMCLOCK_CTRL": _kvmclock_ctrl,
+        "KVM_GET_STATS_FD": _get_stats_fd,
         "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,
         "KVM_PRE_FAULT_MEMORY": _pre_fault_memory,
         "KVM_HAS_DEVICE_ATTR": has_device_attr,

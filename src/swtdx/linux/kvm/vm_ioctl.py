@@ -311,6 +311,11 @@ def _set_clock(kvm: Kvm, arg: int) -> int:
     return 0
 
 
+def _get_stats_fd(kvm: Kvm, arg: int) -> int:
+    with kvm.lock:
+        return kvm.stat.open(kvm.kernel.files, "anon_inode:kvm-vm-stats", kvm.get, kvm.put)
+
+
 def _mem_enc_op(kvm: Kvm, arg: int) -> int:
     return kvm.ops.mem_enc_ioctl(kvm, arg)
 
@@ -354,6 +359,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_BOOT_CPU_ID": _set_boot_cpu_id,
         "KVM_SET_TSC_KHZ": _set_tsc_khz,
         "KVM_GET_TSC_KHZ": lambda kvm, arg: kvm.default_tsc_khz,
+        "KVM_GET_STATS_FD": _get_stats_fd,
         "KVM_GET_CLOCK": _get_clock,
         "KVM_SET_CLOCK": _set_clock,
         "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,

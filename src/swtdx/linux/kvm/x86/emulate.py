@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
+from swtdx.linux.kvm.stats import INSN_EMULATION, INSN_EMULATION_FAIL, MMIO_EXITS
 from swtdx.linux.kvm.x86 import arithmetic
 from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
 from swtdx.linux.mm import PAGE_SHIFT
@@ -350,6 +351,7 @@ def _names() -> dict[int, str]:
 
 def emulate_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
     """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
+    vcpu.stat.values[INSN_EMULATION] += 1
     try:
         instruction = _Instruction(vcpu, context)
     except GuestPageFault as fault:
@@ -413,6 +415,7 @@ def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
 def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Access) -> int:
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
+    vcpu.stat.values[MMIO_EXITS] += 1
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_MMIO))
     run_page.MMIO.pack_into(vcpu.run, run_page.UNION, access.gpa, data, access.size, write)
 
@@ -434,6 +437,7 @@ def inject_page_fault(context: "GuestContext", address: int) -> int:
 
 
 def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
+    vcpu.stat.values[INSN_EMULATION_FAIL] += 1
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
     run_page.INTERNAL.pack_into(
         vcpu.run, run_page.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,

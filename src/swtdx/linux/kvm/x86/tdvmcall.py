@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
+from swtdx.linux.kvm.stats import IO_EXITS
 from swtdx.linux.kvm.x86 import msr_exit
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.dialect import Dialect
@@ -86,6 +87,7 @@ def _hlt(vcpu: "Vcpu") -> int:
 def _io(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
     size, write, port = args.r12, args.r13, args.r14
+    vcpu.stat.values[IO_EXITS] += 1
     data = _PIO_STRUCTS.get(size)
     if data is None or write > 1:
         return _invalid(vcpu)

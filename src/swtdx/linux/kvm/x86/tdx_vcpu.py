@@ -19,6 +19,7 @@ from swtdx.linux.kvm import run_page
 from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
 from swtdx.linux.kvm.posted_interrupt import POSTED_INTR_VECTOR, PostedInterruptDescriptor
+from swtdx.linux.kvm.stats import NMI_INJECTIONS
 from swtdx.linux.kvm.x86 import tdvmcall, tdx_msrs
 from swtdx.linux.kvm.x86.mmu.spte import (
     EPT_VIOLATION_ACC_INSTR,
@@ -266,6 +267,7 @@ def tdx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         tdx.shared_eptp_written = True
     if vcpu.nmi_pending:
         vcpu.nmi_pending = 0
+        vcpu.stat.values[NMI_INJECTIONS] += 1
         _vp_write(vcpu, MD_PEND_NMI, 1, 0xFF, cpu)
     args = tdx.vp_enter_args
     args.rcx = tdx.tdvpr

@@ -17,6 +17,7 @@ from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
 from swtdx.linux.kvm.msrs import Invalid
 from swtdx.linux.kvm.posted_interrupt import PostedInterruptDescriptor
+from swtdx.linux.kvm.stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.kvm.x86.guest_debug import before_entry
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
         context.nmi_window_exiting = True
         return
     vcpu.nmi_pending -= 1
+    vcpu.stat.values[NMI_INJECTIONS] += 1
     context.inject(2, EventType.NMI)
 
 
@@ -233,6 +235,7 @@ def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
         pic = vcpu.kvm.pic
         assert pic is not None
         vector = pic.read_irq()
+    vcpu.stat.values[IRQ_INJECTIONS] += 1
     context.inject(vector, EventType.EXTERNAL)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_page, stats
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
+from swtdx.linux.kvm.stats import IO_EXITS
 from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
 from swtdx.linux.kvm.x86.guest_debug import CR4_DE, guest_get_dr, guest_set_dr, handle_debug_exception, handle_emulated
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
@@ -65,11 +66,13 @@ def _external_interrupt(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 
 def _interrupt_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+    vcpu.stat.values[stats.IRQ_WINDOW_EXITS] += 1
     context.interrupt_window_exiting = False
     return 1
 
 
 def _nmi_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+    vcpu.stat.values[stats.NMI_WINDOW_EXITS] += 1
     context.nmi_window_exiting = False
     return 1
 
@@ -111,12 +114,14 @@ def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
     if vcpu.apic is not None:
         context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
         return vcpu.halt()
+    vcpu.stat.values[stats.HALT_EXITS] += 1
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HLT))
     return 0
 
 
 def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
     qualification = context.exit_qualification
+    vcpu.stat.values[IO_EXITS] += 1
     if qualification & _IO_STRING:
         return pio.string_io(vcpu, context, qualification)
     size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF

@@ -15,6 +15,7 @@ from swtdx.linux.kvm.x86.mmu.spte import (
     EPT_RWX,
     PG_LEVEL_4K,
     SHADOW_NONPRESENT_VALUE,
+    TDX_MMIO_VALUE,
     pages_per_level,
 )
 
@@ -32,6 +33,8 @@ class DirectRoot:
         self._qwords = pages.memory.qwords
         self.levels = levels
         self._tables: list[int] = []
+        self.leaves = [0] * (levels + 1)
+        """Present leaves, by level."""
         self.root = self._alloc_table()
 
     def _alloc_table(self) -> int:
@@ -52,7 +55,10 @@ class DirectRoot:
             link = qwords[index]
             if not link & EPT_RWX or link & EPT_LARGE:
                 flush |= bool(link & EPT_RWX)
-                link = self._alloc_table() | EPT_RWX
+                below = self._alloc_table()
+                if link & EPT_LARGE and link & EPT_RWX:
+                    self.leaves[walk] -= 1
+                link = below | EPT_RWX
                 qwords[index] = link
             table = link & EPT_ADDRESS
             walk -= 1
@@ -61,6 +67,7 @@ class DirectRoot:
         if old == entry:
             return flush
         qwords[index] = entry
+        self.leaves[level] += bool(entry & EPT_RWX) - bool(old & EPT_RWX)
         return flush or bool(old & EPT_RWX)
 
     def level_for(self, gfn: int, level: int) -> int:
@@ -100,13 +107,16 @@ class DirectRoot:
         if level == PG_LEVEL_4K:
             entries = qwords[here + first : here + last].tolist()
             qwords[here + first : here + last] = _EMPTY[first:last]
-            return any(entry & EPT_RWX for entry in entries)
+            present = len(entries) - entries.count(SHADOW_NONPRESENT_VALUE) - entries.count(TDX_MMIO_VALUE)
+            self.leaves[PG_LEVEL_4K] -= present
+            return present > 0
         flush = False
         for index, entry in enumerate(qwords[here + first : here + last].tolist(), first):
             if not entry & EPT_RWX:
                 continue
             if entry & EPT_LARGE:
                 qwords[here + index] = SHADOW_NONPRESENT_VALUE
+                self.leaves[level] -= 1
                 flush = True
             else:
                 flush |= self._zap(entry & EPT_ADDRESS, level - 1, base + index * span, start, end)

@@ -41,7 +41,8 @@ class MirrorRoot:
         self._kvm = kvm
         self.levels = levels
         self.root = KvmMmuPage(levels, 0, -1)  # the Secure EPT's root is one of the TDCS pages
-        self.mapped = 0
+        self.mapped = 0  # 4 KiB pages
+        self.huge = 0  # leaves of 2 MiB
 
     def lookup(self, gfn: int) -> int | None:
         """HPA mapped at ``gfn``, or None."""
@@ -88,6 +89,7 @@ class MirrorRoot:
         kvm.ops.set_external_spte(kvm, gfn, target, hpa)
         page.leaves[index] = hpa
         self.mapped += pages_per_level(target)
+        self.huge += target == PG_LEVEL_2M
 
     def split(self, gfn: int) -> None:
         """Make 4 KiB leaves of the 2 MiB leaf around ``gfn``, if there is one. Raises OSError as `map`, ENOMEM."""
@@ -113,6 +115,7 @@ class MirrorRoot:
         below = KvmMmuPage(PG_LEVEL_4K, gfn, external_spt)
         below.leaves = {number: huge + (number << 12) for number in range(512)}
         del page.leaves[index]
+        self.huge -= 1
         page.tables[index] = below
 
     def _link(self, page: KvmMmuPage, index: int, gfn: int, level: int) -> KvmMmuPage:
@@ -154,6 +157,7 @@ class MirrorRoot:
             if start <= gfn and gfn + 512 <= end:
                 hpa = page.leaves.pop(index)
                 self.mapped -= 512
+                self.huge -= 1
                 kvm.ops.remove_external_spte(kvm, gfn, PG_LEVEL_2M, hpa)
             elif gfn < end and start < gfn + 512:
                 self._split(page, index)
@@ -171,7 +175,7 @@ class MirrorRoot:
         """free_external_spt for every table, lowest first. The TD's key must be gone."""
         self._free(self.root)
         self.root = KvmMmuPage(self.levels, 0, -1)
-        self.mapped = 0
+        self.mapped = self.huge = 0
 
     def _free(self, page: KvmMmuPage) -> None:
         kvm = self._kvm

@@ -21,6 +21,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
+from swtdx.linux.kvm.stats import PAGES_2M, PAGES_4K, PF_EMULATE, PF_FIXED, PF_TAKEN
 from swtdx.linux.kvm.x86.mmu.direct import DirectRoot
 from swtdx.linux.kvm.x86.mmu.mirror import MirrorRoot
 from swtdx.linux.kvm.x86.mmu.spte import (
@@ -88,8 +89,23 @@ class TdpMmu:
 
         Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
         """
+        values = vcpu.stat.values
+        values[PF_TAKEN] += 1
         with self.lock:  # slot, attribute and page must still be so when the entry is written
-            return self._page_fault(vcpu, gpa, write, level)
+            result = self._page_fault(vcpu, gpa, write, level)
+            self._count_pages()
+        if result is RetPf.FIXED:
+            values[PF_FIXED] += 1
+        elif result is RetPf.EMULATE:
+            values[PF_EMULATE] += 1
+        return result
+
+    def _count_pages(self) -> None:
+        """kvm_update_page_stats, for both roots."""
+        values, leaves, mirror = self.kvm.stat.values, self.direct.leaves, self.mirror
+        huge = mirror.huge if mirror is not None else 0
+        values[PAGES_4K] = leaves[PG_LEVEL_4K] + (mirror.mapped - _2M_FRAMES * huge if mirror is not None else 0)
+        values[PAGES_2M] = leaves[PG_LEVEL_2M] + huge
 
     def _page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None) -> RetPf:
         kvm = self.kvm
@@ -235,12 +251,14 @@ class TdpMmu:
         with self.lock:
             if self.direct.zap(start | self.direct_bits, end + self.direct_bits):
                 self.kvm.flush_tlbs()
+            self._count_pages()
 
     def zap_private(self, start: int, end: int) -> None:
         """Take the private pages of [start, end) out of the Secure EPT; their contents are lost."""
         if self.mirror is not None:
             with self.lock:
                 self.mirror.zap(start, end)
+                self._count_pages()
 
     def drop_private(self, start: int, end: int) -> None:
         """v10's conversion to shared: the private pages of [start, end) are zapped and freed."""
