@@ -81,3 +81,8 @@ def test_linux_comes_to_user_space(
     )
     assert measured.stdout.strip() == kept["mrtd"]
     assert (kept["mrtd_source"], set("".join(kept["rtmr"]))) == ("TDX module", {"0"})
+    differ = [*COMMAND, "diff", str(record), "none", *boot]  # memory and vCPUs are those of the launch
+    assert subprocess.run(differ, capture_output=True, timeout=60, check=False).returncode == 0
+    other = subprocess.run([*differ[:-1], "console=hvc0"], capture_output=True, text=True, timeout=60, check=False)
+    assert other.returncode == 2
+    assert "PAYLOAD_PARAM" in other.stdout

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swtdx.attest.event_words import type_name
-from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_image
+from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_tdvf
 from swtdx.vmm.initial_memory import AddedRegion, unpadded_contents
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.memory_map import MemoryMap
@@ -110,14 +110,19 @@ def predicted_build(
     image: bytes, name: str = "the image", order: Order = Order.PER_PAGE, memory_size: int | None = None
 ) -> Build:
     """The build that an image leads to. Parameters and errors are those of `swtdx.attest.measure.measure_image`."""
-    mrtd = measure_image(image, name, order, memory_size).mrtd
-    tdvf, ram = checked(image, name), MemoryMap(memory_size or 0, len(image)).ram
+    return build_of(checked(image, name), order, memory_size)
+
+
+def build_of(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | None = None) -> Build:
+    """The same for what is `swtdx.attest.measure.checked` already, or stands in for an image."""
+    mrtd = measure_tdvf(tdvf, order, memory_size).mrtd
+    ram = MemoryMap(memory_size or 0, len(tdvf.image)).ram
     regions = tuple(
         AddedRegion.of(section, unpadded_contents(tdvf, section, ram) if section.measured else b"")
         for section in tdvf.sections
         if section.added
     )
-    return Build(name, False, regions, order, mrtd, None, tdvf, ram, memory_size=memory_size)
+    return Build(tdvf.name, False, regions, order, mrtd, None, tdvf, ram, memory_size=memory_size)
 
 
 def with_direct_boot(build: Build, prediction: BootPrediction) -> Build:

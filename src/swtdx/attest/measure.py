@@ -92,11 +92,15 @@ def measure_direct(linux: LinuxBoot, memory_size: int, cpus: int, order: Order =
     It is all in MRTD: shim, kernel, initrd, command line, memory map and ACPI tables. Raises
     `swtdx.vmm.linux_image.LinuxImageError` for a kernel that does not fit, `MeasureError` for one that is too large.
     """
+    return measure_tdvf(direct_tdvf(linux, memory_size, cpus), order, memory_size)
+
+
+def direct_tdvf(linux: LinuxBoot, memory_size: int, cpus: int) -> Tdvf:
+    """The shim with all that it brings, as an image would be parsed. Raises as `measure_direct` does."""
     from swtdx.vmm import shim  # only here: who hashes a firmware image does not wait for the board
     from swtdx.vmm.boot_protocol import lay_out
 
-    boot = lay_out(linux, MemoryMap(memory_size, shim.SIZE), cpus, td=True)
-    return measure_tdvf(_measurable(shim.tdvf(boot)), order, memory_size)
+    return _measurable(shim.tdvf(lay_out(linux, MemoryMap(memory_size, shim.SIZE), cpus, td=True)))
 
 
 def measure_tdvf(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | None = None) -> Measurement:

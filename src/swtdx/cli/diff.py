@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from swtdx.attest.build_calls import Build, RecordError, predicted_build, recorded_build, with_direct_boot
+from swtdx.attest.build_calls import Build, RecordError, build_of, recorded_build, with_direct_boot
 from swtdx.attest.divergence import Comparison, compare
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
 from swtdx.cli.input import file_bytes
@@ -19,7 +19,8 @@ from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.vmm.measurement import Order
-from swtdx.vmm.tdvf import TdvfError
+from swtdx.vmm.shim import NAME as NO_FIRMWARE
+from swtdx.vmm.tdvf import Tdvf, TdvfError
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -29,6 +30,8 @@ EPILOG = """
 [cyan]swtdx run --json run.json; swtdx diff run.json OVMF.fd[/cyan] - a launch against the prediction
 
 [cyan]swtdx diff run.json TDX.fd --kernel vmlinuz --append console=ttyS0[/cyan] - RTMR0-2 too, to the first event
+
+[cyan]swtdx diff run.json none --kernel vmlinuz[/cyan] - a launch of --firmware none against the prediction
 
 [cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
 
@@ -44,7 +47,13 @@ def register(app: typer.Typer) -> None:
 
 
 def diff(
-    one: Annotated[Path, typer.Argument(metavar="A", help="Firmware image, or record of swtdx run --json.")],
+    one: Annotated[
+        Path,
+        typer.Argument(
+            metavar="A",
+            help="Firmware image, record of swtdx run --json, or none: --kernel is entered without firmware.",
+        ),
+    ],
     other: Annotated[Path, typer.Argument(metavar="B", help="The same.")],
     order: Annotated[
         OrderChoice | None,
@@ -75,7 +84,9 @@ def diff(
         for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
             if value is not None:
                 raise Failure(f"{option} cannot change anything; it is for --kernel, which names none", Verdict.USAGE)
-    given = [(file_bytes(path), str(path)) for path in (one, other)]
+    given = [(b"" if str(path) == NO_FIRMWARE else file_bytes(path), str(path)) for path in (one, other)]
+    if kernel is None and any(name == NO_FIRMWARE for _, name in given):
+        raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
     boot = None if kernel is None else DirectBoot(kernel, initrd, append or "", cpus)
     try:
         comparison = compare(*_builds(given, order, memory, boot))
@@ -99,12 +110,27 @@ class DirectBoot:
     append: str
     cpus: int | None
 
-    def of(self, build: Build, image: bytes, memory: int, cpus: int) -> Build:
+    def tdvf(self, memory: int, cpus: int) -> Tdvf:
+        """What stands in for firmware that there is not, with the kernel in it. Raises `Failure`, `MeasureError`."""
+        from swtdx.attest.measure import direct_tdvf
+        from swtdx.vmm.linux_image import LinuxImageError
+
+        try:
+            linux = linux_files(self.kernel, self.initrd, self.append, memory)
+            return direct_tdvf(linux, memory, self.cpus or cpus)
+        except LinuxImageError as error:
+            raise Failure(str(error), Verdict.FAILED) from None
+
+    def of(self, build: Build, memory: int, cpus: int) -> Build:
         """The image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
         from swtdx.attest.direct_boot import predict_direct_boot
 
+        if build.name == NO_FIRMWARE:  # nobody is there to extend them
+            return replace(build, rtmr=(bytes(48),) * 4, events=())
+        assert build.tdvf is not None
         linux = linux_files(self.kernel, self.initrd, self.append, memory)
-        return with_direct_boot(build, predict_direct_boot(image, linux, memory, self.cpus or cpus, build.name))
+        prediction = predict_direct_boot(bytes(build.tdvf.image), linux, memory, self.cpus or cpus, build.name)
+        return with_direct_boot(build, prediction)
 
 
 def _builds(
@@ -112,8 +138,16 @@ def _builds(
 ) -> tuple[Build, Build]:
     """Records first, as they know the order in which an image beside them is to be measured."""
     records = {name: recorded_build(contents, name) for contents, name in given if _is_json(contents)}
-    images = [(contents, name) for contents, name in given if name not in records]
-    tdvfs = [checked(contents, name) for contents, name in images]
+    launch = next(iter(records.values()), None)
+    size = None if memory is None else memory_size(memory)
+    machine_memory = size or (launch.memory_size if launch else None) or memory_size(DEFAULT_MEMORY)
+    machine_cpus = (launch.cpus if launch else None) or 1
+    images = {
+        name: boot.tdvf(machine_memory, machine_cpus) if boot and name == NO_FIRMWARE else checked(contents, name)
+        for contents, name in given
+        if name not in records
+    }
+    tdvfs = images.values()
     if choice is not None and not any(map(order_matters, tdvfs)):
         raise Failure("--order cannot change anything: it is for images, whose calls were not made yet", Verdict.USAGE)
     if boot is not None and not images:
@@ -122,14 +156,11 @@ def _builds(
         raise Failure("--memory cannot change anything: it is for images whose TD HOB is measured", Verdict.USAGE)
     known = next((build.order for build in records.values() if build.order is not None), Order.PER_PAGE)
     order = known if choice is None else ORDERS[choice]
-    size = None if memory is None else memory_size(memory)
-    builds = {name: predicted_build(contents, name, order, size) for contents, name in images} | records
+    known_size = machine_memory if boot is not None else size
+    builds = {name: build_of(tdvf, order, known_size) for name, tdvf in images.items()} | records
     if boot is not None:
-        launch = next(iter(records.values()), None)
-        machine_memory = size or (launch.memory_size if launch else None) or memory_size(DEFAULT_MEMORY)
-        machine_cpus = (launch.cpus if launch else None) or 1
-        for contents, name in images:
-            builds[name] = boot.of(builds[name], contents, machine_memory, machine_cpus)
+        for name in images:
+            builds[name] = boot.of(builds[name], machine_memory, machine_cpus)
     return builds[given[0][1]], builds[given[1][1]]
 
 
