@@ -19,6 +19,7 @@ author = "the swtdx contributors"
 copyright = f"2025, {author}"
 version = release = swtdx.__version__
 language = "en"
+smartquotes_action = "qe"  # quotes and ellipses; two hyphens stay two: options begin so
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}

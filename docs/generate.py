@@ -178,7 +178,7 @@ def _type(kind: Any) -> str:
 def subcommands() -> str:
     """KVM_MEMORY_ENCRYPT_OP's sub-commands in both dialects."""
     parts = []
-    for dialect in Dialect:
+    for dialect in (Dialect.UPSTREAM, Dialect.V10):
         suffix = f"-{dialect.value}"
         rows = []
         for command in sorted(dialect.commands):
@@ -210,11 +210,11 @@ def subcommands() -> str:
 def _refusals_of(command: TdxCommand, dialect: Dialect) -> str:
     """A sub-command's rules, each with the errno of a call that breaks it."""
     name = f"KVM_TDX_{command.name}"
-    rows = [
-        (f"`{each.errno}`", each.rule, ", ".join(f"`{leaf}`" for leaf in each.seamcalls), each.remedy)
-        for each in refusals(name, dialect)
-    ]
-    head = ("errno", "what must hold", "SEAMCALLs", "what to do")
+    rows = []
+    for each in refusals(name, dialect):
+        seamcalls = f" ({', '.join(f'`{leaf}`' for leaf in each.seamcalls)})" if each.seamcalls else ""
+        rows.append((f"`{each.errno}`", each.rule + seamcalls, each.remedy))
+    head = ("errno", "what must hold", "what to do")
     return f"### {name}, {dialect.value}\n\n{table(head, rows)}\n"
 
 
@@ -265,10 +265,10 @@ def statuses() -> str:
     """Every completion status that the module knows."""
     words = explanations("statuses")["statuses"]
     rows = [
-        (f"`{code.name}`", f"`{code.value:#018x}`", _nature(code.value), *words[code.name])
+        (f"`{code.name}` `{code.value:#018x}` {_nature(code.value)}", *words[code.name])
         for code in sorted(StatusCode, key=lambda code: (code.value >> 40 & 0xFF, code.value >> 32 & 0xFF))
     ]
-    return table(("status", "value", "", "meaning", "what to do"), rows)
+    return table(("status", "meaning", "what to do"), rows)
 
 
 def _nature(status: int) -> str:

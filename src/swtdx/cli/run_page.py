@@ -37,6 +37,9 @@ _NAMES_FROM_OUTSIDE = {
 _SERIES = ("#2b6cb0", "#d1495b", "#f2b134", "#3a9d5d", "#7b5ea7", "#8d99ae")
 _COLUMNS = 120
 _BIN_SECONDS = 0.01
+_SHOWN_NAMES = 12
+_LONG = 20
+"""Characters from which a text in the table of measurements has the line to itself."""
 _THIN = 1.3
 """Height below which a rectangle might not be seen: what is there at all is drawn as high as this."""
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])|[\x00-\x08\x0b-\x1f\x7f]")
@@ -53,6 +56,7 @@ margin:auto}
 section{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:10px 14px;min-width:0}
 section.wide{grid-column:1/-1}
 h2{margin:0 0 6px;font-size:15px}
+h3{margin:6px 0 0;font-size:13px;font-weight:600;color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-size:13px}
 th{text-align:left;color:var(--soft);font-weight:600}
 th,td{padding:2px 10px 2px 0;vertical-align:top}
@@ -80,7 +84,7 @@ def page(history: RunHistory) -> str:
             _section("Guest memory over time", _memory(history)),
             _section(
                 "VM exits and SEAMCALLs over time",
-                _chart(history, ("exit",), "exits") + _chart(history, ("seamcall",), "SEAMCALLs"),
+                _chart(history, ("exit",), "VM exits") + _chart(history, ("seamcall",), "SEAMCALLs"),
             ),
             _section("Measurement", _measurement(history, record)),
             _section("Secure EPT", _secure_ept(history)),
@@ -120,8 +124,7 @@ def _subtitle(history: RunHistory, record: dict[str, Any]) -> str:
     seconds = record["seconds"]
     return (
         f"{record['firmware']['path']} on the {record['kernel']} kernel{dialect}, {readable_size(record['memory'])}, "
-        f"{cpus}; {seconds['build']:.2f} s to build, {seconds['run']:.2f} s running; {record['outcome']}, "
-        f"exit status {record['status']}"
+        f"{cpus}; {seconds['build']:.2f} s to build, {seconds['run']:.2f} s running; exit status {record['status']}"
     )
 
 
@@ -245,7 +248,7 @@ def _chart(history: RunHistory, kinds: tuple[str, ...], what: str) -> str:
     peak = max(sum(column) for column in zip(*heights, strict=True)) or 1
     width, height, left, bottom, head = 640, 150, 60, 20, 12
     bar = (width - left - 4) / columns
-    parts = [_svg(width, height, f"{what} over time")]
+    parts = [f"<h3>{what} a second</h3>", _svg(width, height, f"{what} over time")]
     for column in range(columns):
         y = float(height - bottom)
         for series, values in enumerate(heights):
@@ -292,10 +295,9 @@ def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
     for number, digest in enumerate(record.get("rtmr") or []):
         times = sum(1 for _, register in history.extensions if register == number)
         shown = digest if digest.strip("0") else "all zero"
-        rows.append((f"RTMR{number}", shown, f"{times} extension{'s' if times != 1 else ''}"))
+        rows.append((f"RTMR{number}", shown, _counted(times, "extension")))
     digests = "".join(
-        f'<tr><th>{name}</th><td><span class="hex">{_text(digest)}</span>'
-        f'<div class="soft">{_text(source)}</div></td></tr>'
+        f'<tr><th>{name}</th><td><span class="hex">{_text(digest)}</span>{_beside(digest, source)}</td></tr>'
         for name, digest, source in rows
     )
     operations = "".join(
@@ -309,6 +311,17 @@ def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
         f'<tr><th>GPA</th><th class="n">pages added</th><th class="n">pieces measured</th></tr>{operations}</table>'
     )
     return (f"<table>{digests}</table>" if digests else "") + (table if operations else "")
+
+
+def _beside(digest: str, source: str) -> str:
+    """What is said of a digest: under it, or after it where that is a word or two."""
+    if len(digest) < _LONG:
+        return f'<span class="soft">; {_text(source)}</span>'
+    return f'<div class="soft">{_text(source)}</div>'
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
 # Secure EPT
@@ -338,12 +351,12 @@ def _tree(tables: dict[tuple[int, int], int], level: int, gpa: int, depth: int) 
     own = tables.get((level, gpa), 0)
     size = _SPANS[level] if level < len(_SPANS) else ""
     if depth == 0:
-        label = f"root (in the TDCS): {len(below)} tables"
+        label = f"root (in the TDCS): {_counted(len(below), 'table')}"
     elif level == 0:
         return f'<div class="hex" style="margin-left:14px">{gpa:#x}: {own} of 512 pages</div>'
     else:
         leaves = f", {own} leaves" if own else ""
-        label = f"{gpa:#x}, {size}: {len(below)} tables{leaves}"
+        label = f"{gpa:#x}, {size}: {_counted(len(below), 'table')}{leaves}"
     inner = "".join(_tree(tables, level - 1, start, depth + 1) for start in below)
     opened = " open" if level > 1 or len(below) <= 8 else ""
     return f'<details{opened}><summary class="hex">{label}</summary>{inner}</details>'
@@ -356,10 +369,11 @@ def _totals(history: RunHistory) -> str:
     cells = []
     for kind in ("ioctl", "exit", "tdcall", "seamcall", "event"):
         names = {name: sum(counter.values()) for name, counter in history.counts.get(kind, {}).items()}
-        rows = "".join(
-            f'<tr><td>{_text(name)}</td><td class="n">{count:,}</td></tr>'
-            for name, count in sorted(names.items(), key=lambda item: -item[1])[:12]
-        )
+        ordered = sorted(names.items(), key=lambda item: -item[1])
+        shown, rest = ordered[:_SHOWN_NAMES], ordered[_SHOWN_NAMES:]
+        if rest:
+            shown.append((_counted(len(rest), "other"), sum(count for _, count in rest)))
+        rows = "".join(f'<tr><td>{_text(name)}</td><td class="n">{count:,}</td></tr>' for name, count in shown)
         if rows:
             total = sum(names.values())
             cells.append(f'<td><table><tr><th>{kind}</th><th class="n">{total:,}</th></tr>{rows}</table></td>')
