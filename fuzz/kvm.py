@@ -49,6 +49,13 @@ from swtdx.uapi.layout import address_of, with_entries
 PAGE = 4096
 ARENA = 64 * PAGE
 NOWHERE = 0x10
+MACHINES = (
+    (Dialect.UPSTREAM, False, "1.5.06"),
+    (Dialect.V10, False, "1.5.06"),
+    (Dialect.UPSTREAM, True, "1.5.06"),
+    (Dialect.V10, False, "1.0"),
+)
+"""Dialect, whether private pages are of 2 MiB where they can be, TDX module."""
 CALLS_PER_ROUND = 2500
 PATIENCE = 20.0
 """Seconds after which a call is taken to hang."""
@@ -709,15 +716,15 @@ def _listening() -> Iterator[_Log]:
 
 
 def campaign(calls: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Result:
-    """At least ``calls`` system calls, in both dialects and with 2 MiB private pages in turn, until something fails.
+    """At least ``calls`` system calls, on each of `MACHINES` in turn, until something fails.
 
     ``progress`` is told how many are done. A call that hangs ends the process with a trace of every thread.
     """
     result = Result()
     lines: list[Line] = []
     with _listening() as log:
-        for dialect, huge in ((Dialect.UPSTREAM, False), (Dialect.V10, False), (Dialect.UPSTREAM, True)):
-            platform = Platform(memory_size=1 << 30, logical_processors=4)
+        for dialect, huge, module in MACHINES:
+            platform = Platform(memory_size=1 << 30, logical_processors=4, module_version=module)
             lines.append(Line(boot(dialect, platform, tdx_huge_page=huge)))
             _start_irqfd_thread(lines[-1])
         try:
