@@ -22,6 +22,7 @@ from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 
 GIB = 1 << 30
 TDCALL, CPUID = 77, 10
+POWER_ON_MSRS = {0x10A: 0x1180179, 0x1A0: 1}
 REGISTERS = ("rcx", "rdx", "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 
 
@@ -153,7 +154,7 @@ class FakeProcessor:
         self.platform = platform
         self.memory = PhysicalMemory(platform.memory_size, platform.keyid_shift)
         self.cpuid_overrides = {}
-        self.msrs = {0x10A: 0x1180179, 0x1A0: 1}
+        self.msrs = dict(POWER_ON_MSRS)
         self.tsc = 1_000_000
         self.contexts = []
         self.on_lp = {}
@@ -164,6 +165,10 @@ class FakeProcessor:
 
     def rdmsr(self, index):
         return self.msrs[index]
+
+    @property
+    def msrs_changed(self):
+        return self.msrs != POWER_ON_MSRS
 
     def rdtsc(self):
         self.tsc += 1

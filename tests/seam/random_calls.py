@@ -9,8 +9,8 @@ A step is one SEAMCALL, chosen in one of four ways:
   tables and GPAs that have not;
 * anything at all: unknown leaf functions, versions, addresses that no platform has.
 
-Now and then another logical processor holds a lock meanwhile, an interrupt is pending, or there is no entropy. A guest
-that is entered makes TDCALLs and VM exits of its own.
+Now and then another logical processor holds a lock meanwhile, an interrupt is pending, the host has moved its
+time-stamp counter, or there is no entropy. A guest that is entered makes TDCALLs and VM exits of its own.
 
 After each call the world is looked at whole. One that failed must have changed nothing (`LATE` has the exceptions,
 which the real module has, too); after one that passed the `invariants` hold. Every status has a name.
@@ -42,6 +42,7 @@ PER_WORLD = 4000
 """Calls before a new world is made."""
 LATE = {
     (SEAMCALL_NUMBERS["TDH.VP.INIT"], StatusCode.X2APIC_ID_NOT_UNIQUE),  # NUM_VCPUS is counted before
+    (SEAMCALL_NUMBERS["TDH.VP.INIT"], StatusCode.INCONSISTENT_MSR),
     (SEAMCALL_NUMBERS["TDH.PHYMEM.CACHE.WB"], StatusCode.INTERRUPTED_RESUMABLE),  # it remembers where it was
 }
 LOCKS = (Operand.OP_STATE, Operand.SEPT_TREE, Operand.TD_EPOCH, Operand.RTMR, Operand.METADATA_FIELD)
@@ -99,9 +100,9 @@ class Trial(InhabitedWorld):
             self.dying.discard(tdr)
 
     def in_the_way(self, stack: contextlib.ExitStack, lp: int) -> None:
-        """Another logical processor holds a lock, an interrupt is pending, or there is no entropy."""
+        """Another logical processor holds a lock, an interrupt is pending, an MSR changed, or there is no entropy."""
         chance, contention = self.chance, self.module.contention
-        kind = chance.randrange(5)
+        kind = chance.randrange(6)
         if kind == 0 and self.tdrs:
             td = chance.choice(self.tdrs)
             stack.enter_context(contention.hold(chance.choice(LOCKS), td, shared=chance.random() < 0.5))
@@ -113,6 +114,9 @@ class Trial(InhabitedWorld):
         elif kind == 3:
             contention.interrupt(lp)
             stack.callback(contention.interrupted, lp)
+        elif kind == 4:
+            self.host.processor.msrs[0x3B] = 1  # IA32_TSC_ADJUST
+            stack.callback(self.host.processor.msrs.pop, 0x3B)
         else:
             contention.entropy = False
             stack.callback(setattr, contention, "entropy", True)

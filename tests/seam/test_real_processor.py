@@ -140,3 +140,14 @@ def test_an_interrupt_for_the_host_ends_the_entry(real):
     real.processor.send_ipi(0)
     status, _ = real.enter(tdvpr)
     assert status == 1
+
+
+def test_a_host_that_moves_its_time_stamp_counter_is_found_out(real):
+    _, tdvpr, _ = start(real, tdcall(0, rcx=0xFC00) * 3)
+    assert real.enter(tdvpr)[0] == 77
+    real.processor.wrmsr(0x3B, 1000)
+    assert real.enter(tdvpr)[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    real.processor.wrmsr(0x3B, 0)
+    assert real.enter(tdvpr)[0] == 77
+    with pytest.raises(KeyError):
+        real.processor.wrmsr(0x12345, 0)

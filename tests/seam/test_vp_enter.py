@@ -7,6 +7,7 @@ import pytest
 
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.status import StatusCode
+from tests.seam.conftest import POWER_ON_MSRS
 
 TDCALL = 77
 INVALID = StatusCode.OPERAND_INVALID
@@ -37,6 +38,31 @@ def test_reserved_bits_of_rcx(host, bit):
 def test_hints_need_their_occasion(host, bit):
     _, tdvpr, _ = host.runnable()
     assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | 1
+
+
+@pytest.mark.parametrize(
+    ("msr", "value", "status", "rcx"),
+    [
+        (0x1A0, 1 | 1 << 22, StatusCode.LIMIT_CPUID_MAXVAL_SET, 1),  # before RCX is looked at
+        (0x3B, 5, StatusCode.OPERAND_INVALID | 1, 1 << 53),  # after RESUME_L1
+        (0x3B, 5, StatusCode.INCONSISTENT_MSR | 0x3B, 0),
+    ],
+)
+@pytest.mark.parametrize("entered", [False, True])
+def test_msrs_that_the_host_has_changed(host, processor, msr, value, status, rcx, entered):
+    """Also when the virtual CPU has run on this logical processor before."""
+    _, tdvpr, context = host.runnable()
+    if entered:
+        context.queue(1)
+        assert host.enter(tdvpr)[0] == 1
+    before = host.snapshot()
+    processor.msrs[msr] = value
+    assert host.call("TDH.VP.ENTER", rcx=tdvpr | rcx)[0] == status
+    assert host.snapshot() == before
+    del processor.msrs[msr]
+    processor.msrs |= POWER_ON_MSRS
+    context.queue(1)
+    assert host.enter(tdvpr)[0] == 1
 
 
 def test_before_finalize(host):

@@ -79,6 +79,9 @@ class Processor:
         self._on_lp: dict[int, GuestContext] = {}
         self._left_lp: dict[int, GuestContext] = {}
         self._interrupted: set[int] = set()
+        self._msrs = dict(_MSRS)
+        self.msrs_changed = False
+        """Host software has written an MSR since power-on."""
         self.context_class: type[GuestContext] = GuestContext
         """What `new_context` makes; `traced` puts another in its place."""
 
@@ -141,7 +144,18 @@ class Processor:
 
     def rdmsr(self, index: int) -> int:
         """RDMSR executed by the host. Raises KeyError where the real one would be #GP."""
-        return _MSRS[index]
+        return self._msrs[index]
+
+    def wrmsr(self, index: int, value: int) -> None:
+        """WRMSR executed by the host, of any register that `rdmsr` reads. Raises KeyError for others.
+
+        The emulated kernel writes none. Whoever wants to know what the TDX module says of a host that limits CPUID or
+        moves IA32_TSC_ADJUST does it here.
+        """
+        if index not in self._msrs:
+            raise KeyError(index)
+        self._msrs[index] = value
+        self.msrs_changed = True
 
     def rdtsc(self) -> int:
         """The time-stamp counter."""

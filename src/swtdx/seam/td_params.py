@@ -274,7 +274,14 @@ _RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 """The rules by the names that ``tables/versions.json`` puts in order; the last two are of members that 1.0 lacks."""
 
-MSR_TSC_ADJUST = 0x3B
+MSR_TSC_ADJUST, MSR_MISC_ENABLE = 0x3B, 0x1A0
+LIMIT_CPUID_MAXVAL = 1 << 22
+
+
+def check_limit_cpuid_maxval(read: Callable[[int], int]) -> None:
+    """IA32_MISC_ENABLE does not limit CPUID; raises LIMIT_CPUID_MAXVAL_SET."""
+    if native_msr(read, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
+        raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
 
 
 def check_tsc_adjust(read: Callable[[int], int], at_init: int) -> None:

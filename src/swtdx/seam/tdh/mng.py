@@ -23,7 +23,7 @@ from swtdx.seam.td import (
     CTLS_PENDING_VE_DISABLE,
     Td,
 )
-from swtdx.seam.td_params import TSC_UNIT_HZ, Checked, TdParams, native_msr
+from swtdx.seam.td_params import TSC_UNIT_HZ, Checked, TdParams, check_limit_cpuid_maxval, native_msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -33,8 +33,6 @@ MSR_BITMAPS_TDCX_INDEX = 2
 ZERO_PAGE = bytes(PAGE_SIZE)
 TSC_FRACTION_BITS = 48
 MAX_GPA_BITS = 52
-MSR_MISC_ENABLE = 0x1A0
-LIMIT_CPUID_MAXVAL = 1 << 22
 
 
 @leaf("TDH.MNG.CREATE")
@@ -105,8 +103,7 @@ def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.MNG.INIT", clears=("rcx",))
 def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
     """Initialise the TD from TD_PARAMS."""
-    if native_msr(module.processor.rdmsr, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
-        raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
+    check_limit_cpuid_maxval(module.processor.rdmsr)
     td = module.td_exclusive(args.rcx, Operand.RCX)
     td.check_state(MNG_INIT)
     source = module.host.shared(args.rdx, td_params.ALIGNMENT, Operand.RDX)

@@ -15,13 +15,11 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import HkidState, SysState, VcpuState
 from swtdx.seam.pamt import GIB, Tdmr
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.td_params import MSR_TSC_ADJUST, check_tsc_adjust, native_msr
+from swtdx.seam.td_params import MSR_TSC_ADJUST, check_limit_cpuid_maxval, check_tsc_adjust, native_msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
 
-MSR_MISC_ENABLE = 0x1A0
-LIMIT_CPUID_MAXVAL = 1 << 22
 TDMR_POINTER_SIZE = 8
 
 WAIVED_CPUID: dict[cpuid.Key, cpuid.Registers] = {
@@ -55,8 +53,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     if module.state is not SysState.SYSINIT_PENDING:
         raise Status(StatusCode.SYS_INIT_NOT_PENDING)
-    if native_msr(module.processor.rdmsr, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
-        raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
+    check_limit_cpuid_maxval(module.processor.rdmsr)
     check_native_cpuid(module)
     if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
         raise Status(StatusCode.CMR_LIST_INVALID)

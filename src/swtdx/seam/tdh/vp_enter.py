@@ -14,6 +14,7 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import LastTdExit, VcpuState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import asynchronous
+from swtdx.seam.td_params import check_limit_cpuid_maxval, check_tsc_adjust
 from swtdx.seam.tdg.vm_exits import HANDLERS, unexpected
 from swtdx.seam.tdg.vmcall import resume
 from swtdx.seam.vcpu import NO_LP
@@ -33,8 +34,14 @@ _TDVMCALL = LastTdExit.TDVMCALL
 @leaf("TDH.VP.ENTER")
 def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     """Run until a TD exit; after a TDVMCALL the host's registers that the guest selected are inputs."""
-    vcpu = module.vcpus.get(args.rcx)
-    if vcpu is None or vcpu.state is not _READY or vcpu.lp != lp or VP_ENTER not in vcpu.td.allowed:
+    vcpu, processor = module.vcpus.get(args.rcx), module.processor
+    if (
+        vcpu is None
+        or vcpu.state is not _READY
+        or vcpu.lp != lp
+        or VP_ENTER not in vcpu.td.allowed
+        or processor.msrs_changed
+    ):
         vcpu = _check(module, args.rcx, lp)
         vcpu.associate(lp)
     td, context = vcpu.td, vcpu.context
@@ -45,14 +52,14 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     td.refcount[epoch & 1] += 1
     vcpu.state = _ACTIVE
     if vcpu.epoch != epoch or vcpu.flush_needed:
-        module.processor.invept()
+        processor.invept()
         vcpu.epoch, vcpu.flush_needed = epoch, False
     if vcpu.last_td_exit is _TDVMCALL:
         resume(vcpu, args)
     if vcpu.pending_nmi and not vcpu.ve.valid:
         context.nmi_window_exiting = True
     lock = module.lock
-    module.processor.enter_lp(lp, context)
+    processor.enter_lp(lp, context)
     result: int | None = None
     try:
         while result is None:
@@ -70,7 +77,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
             else:
                 result = handler(module, vcpu, args)
     finally:
-        module.processor.leave_lp(lp)
+        processor.leave_lp(lp)
         td.refcount[epoch & 1] -= 1
         qwords[td_lock] -= 1
         qwords[vcpu_lock] -= 1
@@ -82,9 +89,10 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
 def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
     """The checks of TDH.VP.ENTER in order; raises the Status of the first that fails.
 
-    IA32_TSC_ADJUST, the TSC and the monitor setting cannot change on this processor; there is no zero-step defence that
-    would need the Secure EPT.
+    Left out: a time-stamp counter that went back (here it is the machine's own), the monitor setting (no TD is given
+    MONITOR and MWAIT), and the zero-step defence, which would need the Secure EPT.
     """
+    check_limit_cpuid_maxval(module.processor.rdmsr)
     if rcx & RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     vcpu = module.vcpu(rcx & ~(RECOVERABILITY_HINT | RESUME_L1), Operand.RCX)
@@ -99,5 +107,6 @@ def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     if rcx & RESUME_L1:  # there is no L2 virtual machine, so CURR_VM is 0
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
     vcpu.td.check_lock(Operand.TD_EPOCH, shared=True)
     return vcpu
