@@ -71,5 +71,17 @@ def test_every_command_shows_examples() -> None:
         assert group.typer_instance is not None
         commands += group.typer_instance.registered_commands
     assert len(commands) > 8
-    without = [each.callback.__name__ for each in commands if each.callback and "Examples" not in (each.epilog or "")]
-    assert without == []
+    for heading in ("Examples", "Exit status"):
+        without = [each.callback.__name__ for each in commands if each.callback and heading not in (each.epilog or "")]
+        assert without == [], heading
+
+
+def test_a_switch_says_nothing_of_a_value_to_give(command: Command) -> None:
+    for name in ("", "run", "explain", "quote"):
+        shown = command(*filter(None, [name]), "--help").out
+        assert not re.search(r"--(help|json|quiet|version|rng)\b.*<bool>", shown)
+
+
+def test_leaf_functions_and_ioctls_are_completed() -> None:
+    assert completed("swtdx seamcall show TDG.MR.R") == ["TDG.MR.RTMR.EXTEND", "TDG.MR.REPORT"]
+    assert "KVM_TDX_INIT_VM" in completed("swtdx explain EIO --command KVM_TDX_INI")

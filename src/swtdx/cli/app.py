@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 import swtdx
+from swtdx.cli.help import Group, dress
 from swtdx.cli.trace_file import TraceFormat
 from swtdx.cli.verdict import Failure, Verdict
 
@@ -57,6 +58,8 @@ EPILOG = """
 [cyan]swtdx run --html boot.html[/cyan] - and what happened inside, on one page
 
 [cyan]swtdx measure OVMF.fd[/cyan] - the MRTD that it will have
+
+[cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000041[/cyan] - why a launch failed
 
 [cyan]swtdx COMMAND --help[/cyan] - more of each
 """
@@ -137,6 +140,7 @@ class GpaWidth(StrEnum):
 
 app = typer.Typer(
     name="swtdx",
+    cls=Group,
     help=HELP,
     epilog=EPILOG,
     add_completion=False,
@@ -357,6 +361,7 @@ def _declare(command: str) -> None:
         app.command(epilog=RUN_EPILOG)(run)
     else:
         import_module(COMMANDS[command]).register(app)
+    dress(app)
 
 
 def whole_app() -> typer.Typer:

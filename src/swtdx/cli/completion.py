@@ -17,6 +17,10 @@ EPILOG = """
 [cyan]swtdx completion zsh > ~/.zfunc/_swtdx[/cyan] - where fpath has ~/.zfunc
 
 [cyan]swtdx completion fish > ~/.config/fish/completions/swtdx.fish[/cyan]
+
+[bold]Exit status[/bold]
+
+0 printed; 1 wrong usage
 """
 
 

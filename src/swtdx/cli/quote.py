@@ -24,6 +24,10 @@ PARSE_EPILOG = """
 [cyan]swtdx quote parse quote.bin[/cyan]
 
 [cyan]swtdx quote parse quote.bin --json | jq -r .body.mrtd[/cyan] - one field
+
+[bold]Exit status[/bold]
+
+0 shown; 1 wrong usage; 2 not a TD's quote; 3 it cannot be read
 """
 
 EPILOG = """

@@ -21,6 +21,10 @@ PARSE_EPILOG = """
 [cyan]swtdx report parse tdreport.bin[/cyan]
 
 [cyan]swtdx report parse tdreport.bin --json[/cyan]
+
+[bold]Exit status[/bold]
+
+0 shown; 1 wrong usage; 2 no TDREPORT, or its hashes are wrong; 3 it cannot be read
 """
 
 HTML_EPILOG = """
@@ -74,6 +78,7 @@ def html(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="The page. Not given: beside the trace, as .html."),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Tell a run on one HTML page that needs nothing else: memory by state over time, Secure EPT, exits, console."""
     from swtdx.cli.run_history import RunHistory
@@ -82,7 +87,7 @@ def html(
 
     history = RunHistory()
     try:
-        for event in with_progress(trace, "reading"):
+        for event in with_progress(trace, "reading", quiet=quiet):
             history.add(event)
     except TraceError as error:
         raise Failure(str(error), Verdict.FAILED) from None
@@ -94,4 +99,5 @@ def html(
     history.finish()
     target = output or trace.with_name(trace.name.removesuffix(".gz")).with_suffix(".html")
     write_text("--output", target, page(history))
-    print(target)
+    if not quiet:
+        print(target)

@@ -26,6 +26,10 @@ LIST_EPILOG = """
 [cyan]swtdx seamcall list --tdcall[/cyan] - what a guest can call
 
 [cyan]swtdx seamcall list --json | jq -r '.[].name'[/cyan]
+
+[bold]Exit status[/bold]
+
+0 shown; 1 wrong usage, or there is none
 """
 
 SHOW_EPILOG = """
@@ -40,6 +44,10 @@ SHOW_EPILOG = """
 [cyan]swtdx seamcall show TDG.MR.REPORT --json[/cyan]
 
 [cyan]swtdx explain 0xc0000b0d00000001 --leaf TDH.MEM.PAGE.ADD[/cyan] - the rule behind a status
+
+[bold]Exit status[/bold]
+
+0 shown; 1 wrong usage, or there is none
 """
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]

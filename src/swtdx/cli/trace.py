@@ -130,6 +130,7 @@ def summary(
         list[str] | None, typer.Option(metavar="KIND", help=f"Only this kind: {', '.join(KINDS)}. Can be repeated.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in place of the table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result, and errors.")] = False,
 ) -> None:
     """Count what a trace holds, and the time it took, by kind and name.
 
@@ -140,18 +141,18 @@ def summary(
     for name in wanted:
         if name not in KINDS:
             raise Failure(f"--kind {name!r}: there are {', '.join(KINDS)}", Verdict.USAGE)
-    found = summarise(file, wanted)
+    found = summarise(file, wanted, quiet=quiet)
     if json:
         print(json_format.dumps(found.as_json(), indent=2))
     else:
         print("\n".join(_table(found)))
 
 
-def summarise(path: Path, kinds: tuple[str, ...] = KINDS) -> Summary:
+def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False) -> Summary:
     """Read a trace. Raises `Failure`."""
     found = Summary({kind: {} for kind in kinds})
     try:
-        for event in with_progress(path, "reading"):
+        for event in with_progress(path, "reading", quiet=quiet):
             found.add(event)
     except TraceError as error:
         raise Failure(str(error), Verdict.FAILED) from None
@@ -160,12 +161,12 @@ def summarise(path: Path, kinds: tuple[str, ...] = KINDS) -> Summary:
     return found
 
 
-def with_progress(path: Path, doing: str) -> Iterator[dict[str, Any]]:
+def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
     """The events of a trace; on a terminal a line tells how many have come. Raises as `read_events`."""
     console = Console(stderr=True)
     with Progress(
         TextColumn(f"{doing} {path.name}"), BarColumn(), TextColumn("{task.completed:,} events"),
-        console=console, transient=True, disable=not console.is_terminal,
+        console=console, transient=True, disable=quiet or not console.is_terminal,
     ) as progress:  # fmt: skip
         task = progress.add_task("", total=None)
         for number, event in enumerate(read_events(path), 1):

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How help looks: a switch takes nothing, and says nothing of what it would take.
+
+Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+
+def _plain(option: Any) -> Any:
+    if getattr(option, "is_flag", False) and option.metavar is None:
+        option.metavar = ""
+    return option
+
+
+class Command(TyperCommand):
+    """A command, its switches without a type."""
+
+    def get_params(self, *arguments: Any, **named: Any) -> Any:
+        """All parameters, the option for help among them."""
+        return [_plain(each) for each in super().get_params(*arguments, **named)]
+
+
+class Group(TyperGroup):
+    """The same for a group of commands."""
+
+    def get_params(self, *arguments: Any, **named: Any) -> Any:
+        """All parameters, the option for help among them."""
+        return [_plain(each) for each in super().get_params(*arguments, **named)]
+
+
+def dress(app: typer.Typer) -> None:
+    """Have every command that ``app`` knows so far show itself like that."""
+    for command in app.registered_commands:
+        command.cls = Command
+    for group in app.registered_groups:
+        group.cls = Group
+        if group.typer_instance is not None:
+            dress(group.typer_instance)
