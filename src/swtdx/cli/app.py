@@ -390,7 +390,8 @@ def main() -> None:
     except _UsageError as error:
         name = f"swtdx {typed}" if known else "swtdx"
         status = Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
-        status = _complain(f"{error.format_message()} ({name} --help says what there is)", status)
+        words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
+        status = _complain(f"{words} ({name} --help says what there is)", status)
     except (KeyboardInterrupt, typer.Abort):
         status = _STATUS_INTERRUPTED
     except _foreseen() as error:  # evaluated only when something else was raised

@@ -120,10 +120,11 @@ def _vm_types(bits: int) -> list[str]:
 def _embedded() -> dict[str, Any]:
     """Boot it, in both dialects, and ask. An engine that is not built is a finding and not an error."""
     try:
+        from swtdx.cpu.platform import MODULE_VERSIONS
         from swtdx.machine import boot
     except ImportError as error:
         why = f"the native engine cannot be loaded: {error}"
-        return {"tdx": False, "dialects": [], "tdx_module": None, "no_tdx_because": [why]}
+        return {"tdx": False, "dialects": [], "tdx_module": None, "tdx_modules": [], "no_tdx_because": [why]}
     dialects, reasons, module = [], [], None
     for dialect in Dialect:
         kernel = boot(dialect)
@@ -136,7 +137,13 @@ def _embedded() -> dict[str, Any]:
                 reasons.append(f"{dialect.value}: {kernel.last_reason or offer}")
         finally:
             kernel.shutdown()
-    return {"tdx": bool(dialects), "dialects": sorted(dialects), "tdx_module": module, "no_tdx_because": reasons}
+    return {
+        "tdx": bool(dialects),
+        "dialects": sorted(dialects),
+        "tdx_module": module,
+        "tdx_modules": list(MODULE_VERSIONS),
+        "no_tdx_because": reasons,
+    }
 
 
 def _firmware() -> list[dict[str, Any]]:
@@ -178,10 +185,8 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if host["errno"] == 13:  # EACCES
         yield "", f"/dev/kvm: it usually takes the group kvm (uid is {os.geteuid()})"
     if embedded["tdx"]:
-        yield (
-            "embedded",
-            f"makes VMs and TDs ({', '.join(embedded['dialects'])}), TDX module {embedded['tdx_module']} emulated",
-        )
+        modules = " or ".join(embedded["tdx_modules"])
+        yield "embedded", f"makes VMs and TDs ({', '.join(embedded['dialects'])}), TDX module {modules} emulated"
     for reason in embedded["no_tdx_because"]:
         yield "embedded", f"no TDs: {reason}"
     for image in found["firmware"]:
