@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +162,123 @@ def _generated() -> Iterator[Case]:
         yield Case("vcpu", f"KVM_GET_{name}", 0, "accepted", room(), VMS)
     for name in (*_REGISTERS.split(), "GUEST_DEBUG"):
         yield Case("vcpu", f"KVM_SET_{name}", E.EINVAL, "protected state, after the pointer", room(), TDS)
+
+
+def routes(*entries: tuple[int, int, int]) -> Callable[[Subject], Any]:
+    """KVM_SET_GSI_ROUTING of (gsi, type, flags)."""
+    made = [k.kvm_irq_routing_entry(gsi=gsi, type=kind, flags=flags) for gsi, kind, flags in entries]
+    return lambda _: filled(k.kvm_irq_routing, made, nr=len(made))
+
+
+def read_only(kind: type[ctypes.Structure], **members: int) -> Callable[[Subject], Any]:
+    """The address of a structure in memory that cannot be written."""
+
+    def make(on: Subject) -> int:
+        page = mmap.mmap(-1, 4096)
+        data = bytes(kind(**members))
+        page[: len(data)] = data
+        on.keep.append(page)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), 4096, 1)
+        return address
+
+    return make
+
+
+def at_the_end(entries: int, length: int) -> Callable[[Subject], Any]:
+    """A kvm_msrs of ``entries``, of which ``length`` bytes are there."""
+
+    def make(on: Subject) -> int:
+        page = mmap.mmap(-1, 8192)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        on.keep.append(page)
+        assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + 4096), 4096, 0)
+        page[4096 - length : 4100 - length] = entries.to_bytes(4, "little")
+        return address + 4096 - length
+
+    return make
+
+
+def _cpuid_of_width(bits: int) -> Callable[[Subject], Any]:
+    return lambda _: filled(k.kvm_cpuid2, [k.kvm_cpuid_entry2(function=0x80000008, eax=bits << 8 | 46)], nent=1)
+
+
+def _as_the_source_has_it() -> Iterator[Case]:
+    """Orders and limits that no table states, by the function of Linux 6.16 that has them."""
+    cap_rows: tuple[tuple[int, str, k.Cap, int], ...] = (
+        (E.EINVAL, "INITIALLY_SET without PROTECT_ENABLE", k.Cap.MANUAL_DIRTY_LOG_PROTECT2, 2),
+        (0, "PROTECT_ENABLE and INITIALLY_SET", k.Cap.MANUAL_DIRTY_LOG_PROTECT2, 3),
+        (E.EINVAL, "HALT_POLL of more than 32 bits", k.Cap.HALT_POLL, 1 << 32),
+        (0, "HALT_POLL", k.Cap.HALT_POLL, 200_000),
+        (E.EINVAL, "EXIT_ON_EMULATION_FAILURE 2", k.Cap.EXIT_ON_EMULATION_FAILURE, 2),
+        (0, "EXIT_ON_EMULATION_FAILURE 1", k.Cap.EXIT_ON_EMULATION_FAILURE, 1),
+        (0, "TRIPLE_FAULT_EVENT", k.Cap.X86_TRIPLE_FAULT_EVENT, 1),
+        (E.EINVAL, "BUS_LOCK_EXIT both modes", k.Cap.X86_BUS_LOCK_EXIT, 3),
+        (0, "BUS_LOCK_EXIT off", k.Cap.X86_BUS_LOCK_EXIT, 1),
+        (0, "MAX_VCPU_ID as the first vCPU settled it", k.Cap.MAX_VCPU_ID, 4096),
+        (E.EINVAL, "MAX_VCPU_ID after the first vCPU", k.Cap.MAX_VCPU_ID, 10),
+        (0, "MSR_PLATFORM_INFO off", k.Cap.MSR_PLATFORM_INFO, 0),
+    )
+    for outcome, why, number, value in cap_rows:  # kvm_vm_ioctl_enable_cap_generic, kvm_vm_ioctl_enable_cap
+        yield Case("vm", "KVM_ENABLE_CAP", outcome, why, cap(int(number), value))
+    msi = int(k.KVM_IRQ_ROUTING_MSI)
+    for outcome, why, entries in (  # kvm_set_irq_routing, setup_routing_entry
+        (0, "an MSI route with VALID_DEVID", ((5, msi, 1),)),
+        (E.EINVAL, "an MSI route with unknown flags", ((5, msi, 2),)),
+        (E.EINVAL, "one GSI, two MSI routes", ((5, msi, 0), (5, msi, 0))),
+        (0, "two GSIs", ((5, msi, 0), (6, msi, 0))),
+        (E.EINVAL, "GSI 4096", ((4096, msi, 0),)),
+    ):
+        yield Case("vm", "KVM_SET_GSI_ROUTING", outcome, why, routes(*entries))
+    # kvm_irqfd_deassign asks for the eventfd and nothing else
+    yield Case("vm", "KVM_IRQFD", E.EBADF, "deassigned, not an open fd", struct(k.kvm_irqfd, flags=1, fd=9999))
+    yield Case("vm", "KVM_IRQFD", 0, "deassigned though not assigned", lambda s: irqfd(s, 1))
+    # ioeventfd_check_collision, kvm_deassign_ioeventfd_idx: the match is 64 bits, whatever the length
+    yield Case("vm", "KVM_IOEVENTFD", 0, "a match beyond the length", lambda s: ioeventfd(s, 1, 1 << 40))
+    # kvm_arch_vm_ioctl, KVM_SET_TSC_KHZ; kvm_caps.max_guest_tsc_khz
+    yield Case("vm", "KVM_SET_TSC_KHZ", E.EINVAL, "2^31-1 kHz", 0x7FFFFFFF)
+    yield Case("vcpu", "KVM_SET_TSC_KHZ", E.EINVAL, "2^31-1 kHz", 0x7FFFFFFF)
+    # kvm_vcpu_ioctl_enable_cap
+    yield Case("vcpu", "KVM_ENABLE_CAP", E.EINVAL, "flags", cap(int(k.Cap.ENFORCE_PV_FEATURE_CPUID), 1, flags=1))
+    yield Case("vcpu", "KVM_ENABLE_CAP", 0, "ENFORCE_PV_FEATURE_CPUID", cap(int(k.Cap.ENFORCE_PV_FEATURE_CPUID), 1))
+    # kvm_check_cpuid
+    yield Case("vcpu", "KVM_SET_CPUID2", E.EINVAL, "40 bits of linear address", _cpuid_of_width(40))
+    yield Case("vcpu", "KVM_SET_CPUID2", 0, "57 bits of linear address", _cpuid_of_width(57))
+    # kvm_lapic_set_vapic_addr
+    yield Case("vcpu", "KVM_SET_VAPIC_ADDR", E.EINVAL, "no slot there", struct(k.kvm_vapic_addr, vapic_addr=0x1000))
+    # kvm_vcpu_ioctl_x86_set_vcpu_events
+    yield Case(
+        "vcpu", "KVM_SET_VCPU_EVENTS", E.EINVAL, "a triple fault without its capability",
+        struct(k.kvm_vcpu_events, flags=int(k.KVM_VCPUEVENT_VALID_TRIPLE_FAULT)),
+    )  # fmt: skip
+    # kvm_is_valid_sregs: CR0 of more than 32 bits, paging without protection, NW without CD; LMA without LME
+    for why, members in (
+        ("cr0 above bit 31", {"cr0": 1 << 32}),
+        ("cr0 PG without PE", {"cr0": 1 << 31}),
+        ("cr0 NW without CD", {"cr0": 1 << 29}),
+        ("efer LMA without LME", {"efer": 1 << 10}),
+        ("cr4 of a reserved bit", {"cr4": 1 << 63}),
+        ("cr3 beyond the address width", {"cr0": 1 << 31 | 1, "efer": 0x500, "cr4": 0x20, "cr3": 1 << 60}),
+    ):
+        yield Case("vcpu", "KVM_SET_SREGS", E.EINVAL, why, struct(k.kvm_sregs, **members), VMS)
+    # kvm_vcpu_ioctl, KVM_PRE_FAULT_MEMORY: the rest of the range is written back in any case
+    yield Case(
+        "vcpu", "KVM_PRE_FAULT_MEMORY", E.EFAULT, "flags, in memory that cannot be written",
+        read_only(k.kvm_pre_fault_memory, flags=1), UPSTREAM,
+    )  # fmt: skip
+    # msr_io copies all entries before it looks at one; kvm_dev_ioctl_get_cpuid wants room for one
+    for fd in ("device", "vcpu"):
+        yield Case(fd, "KVM_GET_MSRS", E.EFAULT, "the second entry is not there", at_the_end(2, 24))
+    yield Case("device", "KVM_GET_EMULATED_CPUID", E.E2BIG, "no room", header(k.kvm_cpuid2, nent=0))
+
+
+def irqfd(on: Subject, flags: int) -> k.kvm_irqfd:
+    """An eventfd for GSI 1."""
+    return k.kvm_irqfd(fd=on.bench.kernel.eventfd(), gsi=1, flags=flags)
+
+
+def ioeventfd(on: Subject, flags: int, match: int) -> k.kvm_ioeventfd:
+    return k.kvm_ioeventfd(fd=on.bench.kernel.eventfd(), addr=0x1000, len=4, flags=flags, datamatch=match)
 
 
 CASES: tuple[Case, ...] = (
@@ -410,6 +528,7 @@ CASES: tuple[Case, ...] = (
         struct(k.kvm_pre_fault_memory, size=4096),
         TDS & UPSTREAM,
     ),
+    *_as_the_source_has_it(),
     *_generated(),
 )
 

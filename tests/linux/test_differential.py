@@ -21,7 +21,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from tests.linux.conformance import CASES, Case, E, Subject, header, name_of, room, struct
+from tests.linux.conformance import CASES, Case, E, Subject, cap, header, irqfd, name_of, room, struct
 from tests.linux.conftest import Bench, ScriptedModule, boot
 
 DIFFERS: dict[str, tuple[set[int], str]] = {
@@ -45,11 +45,11 @@ CAPABILITIES_THAT_DIFFER = {  # by what the real one depends on
     "configuration and processor": "NR_VCPUS MAX_VCPUS MAX_VCPU_ID MEMORY_ATTRIBUTES GUEST_MEMFD GUEST_MEMFD_FLAGS "
     "VM_TYPES XSAVE2",
     "features that the emulated kernel leaves out": "ASYNC_PF ASYNC_PF_INT ONE_REG "
-    "IRQFD_RESAMPLE DEVICE_CTRL EXT_EMUL_CPUID IOAPIC_POLARITY_IGNORED PMU_EVENT_FILTER PMU_EVENT_MASKED_EVENTS "
-    "HALT_POLL STEAL_TIME ENFORCE_PV_FEATURE_CPUID DIRTY_LOG_RING DIRTY_LOG_RING_ACQ_REL "
-    "VM_COPY_ENC_CONTEXT_FROM VM_MOVE_ENC_CONTEXT_FROM EXIT_ON_EMULATION_FAILURE "
-    "X86_TRIPLE_FAULT_EVENT VM_DISABLE_NX_HUGE_PAGES PCI_SEGMENT MMU_SHADOW_CACHE_CONTROL SYNC_REGS LAST_CPU "
-    "MANUAL_DIRTY_LOG_PROTECT2",
+    "DEVICE_CTRL EXT_EMUL_CPUID IOAPIC_POLARITY_IGNORED PMU_EVENT_FILTER PMU_EVENT_MASKED_EVENTS "
+    "STEAL_TIME DIRTY_LOG_RING DIRTY_LOG_RING_ACQ_REL "
+    "VM_COPY_ENC_CONTEXT_FROM VM_MOVE_ENC_CONTEXT_FROM "
+    "VM_DISABLE_NX_HUGE_PAGES PCI_SEGMENT MMU_SHADOW_CACHE_CONTROL SYNC_REGS LAST_CPU "
+    "",
     "version": "X2APIC_API DISABLE_QUIRKS2 X86_GUEST_MODE",
 }
 
@@ -120,6 +120,10 @@ BARE = (
     Case("vm", "KVM_CREATE_PIT2", E.ENOENT, "no irqchip", room()),
     Case("vm", "KVM_SET_IDENTITY_MAP_ADDR", 0, "accepted", room()),
     Case("vm", "KVM_SET_BOOT_CPU_ID", 0, "accepted", 0),
+    Case("vm", "KVM_SET_BOOT_CPU_ID", E.EINVAL, "beyond KVM_MAX_VCPU_IDS", 4097),
+    Case("vm", "KVM_IRQFD", 0, "deassigned without an irqchip", lambda on: irqfd(on, 1)),
+    Case("vm", "KVM_ENABLE_CAP", 0, "MAX_VCPU_ID", cap(int(k.Cap.MAX_VCPU_ID), 7)),
+    Case("vm", "KVM_ENABLE_CAP", 0, "MAX_VCPU_ID 0, which is none yet", cap(int(k.Cap.MAX_VCPU_ID), 0)),
     Case("vm", "KVM_CREATE_VCPU", 0, "accepted", 0),
     Case("vm", "KVM_CREATE_VCPU", E.EINVAL, "an id beyond the limit", 4096),
     Case("vm", "KVM_GET_IRQCHIP", E.ENXIO, "no irqchip", room()),

@@ -148,6 +148,9 @@ class EmulatedKernel:
         except OSError as error:
             self.last_reason = reason_of(error)
             raise
+        except MemoryError as error:
+            self.last_reason = "the host has no memory left"
+            raise err(errno.ENOMEM, self.last_reason) from error
         except Exception as error:
             log.exception("internal error in ioctl %#010x", request)
             self.last_reason = f"internal error: {error!r}"

@@ -16,9 +16,12 @@ from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.linux.kvm.msrs import KVM_MAX_MCE_BANKS
 from swtdx.linux.kvm.x86.guest_debug import KVM_GUESTDBG_VALID_MASK
 from swtdx.uapi.kvm import (
+    KVM_BUS_LOCK_DETECTION_EXIT,
+    KVM_BUS_LOCK_DETECTION_OFF,
     KVM_CLOCK_HOST_TSC,
     KVM_CLOCK_REALTIME,
     KVM_CLOCK_TSC_STABLE,
+    KVM_DIRTY_LOG_INITIALLY_SET,
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
     KVM_HC_MAP_GPA_RANGE,
     KVM_MEMORY_ATTRIBUTE_PRIVATE,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from swtdx.linux.kernel import EmulatedKernel
 
 XSAVE_SIZE = 4096
+KVM_DIRTY_LOG_MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 VALID_QUIRKS = 0x3FF
 X2APIC_API_VALID = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 _ALWAYS_1 = (
@@ -46,7 +50,9 @@ _ALWAYS_1 = (
     Cap.ENABLE_CAP_VM, Cap.SPLIT_IRQCHIP, Cap.IOEVENTFD_ANY_LENGTH, Cap.IMMEDIATE_EXIT, Cap.GET_MSR_FEATURES,
     Cap.MSR_PLATFORM_INFO, Cap.EXCEPTION_PAYLOAD, Cap.X86_MSR_FILTER, Cap.SYS_ATTRIBUTES, Cap.VM_TSC_CONTROL,
     Cap.SYSTEM_EVENT_DATA, Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.VCPU_ATTRIBUTES,
-    Cap.CLOCKSOURCE, Cap.SREGS2, Cap.SET_GUEST_DEBUG, Cap.DISABLE_QUIRKS, Cap.X86_USER_SPACE_MSR, Cap.BINARY_STATS_FD,
+    Cap.CLOCKSOURCE, Cap.SREGS2, Cap.SET_GUEST_DEBUG, Cap.DISABLE_QUIRKS, Cap.X86_USER_SPACE_MSR,
+    Cap.BINARY_STATS_FD, Cap.IRQFD_RESAMPLE, Cap.HALT_POLL, Cap.X86_TRIPLE_FAULT_EVENT,
+    Cap.EXIT_ON_EMULATION_FAILURE, Cap.ENFORCE_PV_FEATURE_CPUID,
 )  # fmt: skip
 
 
@@ -65,8 +71,6 @@ def check_extension(kernel: "EmulatedKernel", kvm: Kvm | None, cap: int) -> int:
         return 0
     if cap == Cap.MAX_VCPUS and kvm is not None:
         return kvm.max_vcpus
-    if cap == Cap.MAX_VCPU_ID and kvm is not None:
-        return kvm.max_vcpu_ids
     if cap == Cap.MEMORY_ATTRIBUTES and kvm is not None:
         return kvm.supported_attributes()
     if cap == Cap.GUEST_MEMFD and kvm is not None:
@@ -108,7 +112,7 @@ def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
         Cap.SET_GUEST_DEBUG2: KVM_GUESTDBG_VALID_MASK,
         Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
         Cap.XSAVE2: XSAVE_SIZE,
-        Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+        Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_CAPS,
         Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE if kernel.tdx is not None else 0,
         Cap.GUEST_MEMFD: int(kernel.tdx is not None),
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
@@ -157,7 +161,7 @@ def _exit_hypercall(kvm: Kvm, args: Any) -> None:
 
 
 def _apic_bus_cycles_ns(kvm: Kvm, args: Any) -> None:
-    if not args[0] or args[0] * 128 * 0xFFFFFFFF >= 1 << 63:
+    if not args[0] or args[0] * 128 * 0xFFFFFFFF >= 1 << 64:
         raise err(errno.EINVAL, f"{args[0]} ns")
     if kvm.irqchip_mode is IrqchipMode.NONE:
         raise err(errno.ENXIO, "no irqchip in the kernel")
@@ -191,19 +195,45 @@ def _exception_payload(kvm: Kvm, args: Any) -> None:
 
 
 def _manual_dirty_log_protect2(kvm: Kvm, args: Any) -> None:
-    if args[0] & ~KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE:
+    protect = args[0] & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
+    if args[0] & ~(KVM_DIRTY_LOG_MANUAL_CAPS if protect else KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE):
         raise err(errno.EINVAL, f"dirty log modes {args[0]:#x}")
-    kvm.manual_dirty_log_protect = bool(args[0])
+    kvm.manual_dirty_log_protect = bool(protect)
+    kvm.dirty_log_initially_set = bool(args[0] & KVM_DIRTY_LOG_INITIALLY_SET)
 
 
 def _max_vcpu_id(kvm: Kvm, args: Any) -> None:
-    if args[0] > KVM_MAX_VCPU_IDS:
-        raise err(errno.EINVAL, f"{args[0]} vCPU ids")
-    if kvm.max_vcpu_ids != KVM_MAX_VCPU_IDS and kvm.max_vcpu_ids != args[0]:
-        raise err(errno.EINVAL, "the number of vCPU ids was set already")
-    if kvm.created_vcpus:
-        raise err(errno.EINVAL, "vCPUs exist")
-    kvm.max_vcpu_ids = args[0] or KVM_MAX_VCPU_IDS
+    """Once, unless it is what it is; the first vCPU settles it, too."""
+    wanted = args[0]
+    if wanted > KVM_MAX_VCPU_IDS or kvm.bsp_vcpu_id > wanted:
+        raise err(errno.EINVAL, f"{wanted} vCPU ids")
+    if wanted != kvm.max_vcpu_ids:
+        if kvm.max_vcpu_ids:
+            raise err(errno.EINVAL, "the number of vCPU ids is settled")
+        kvm.max_vcpu_ids = wanted
+
+
+def _halt_poll(kvm: Kvm, args: Any) -> None:
+    """How long at most a vCPU may poll before it sleeps: none does."""
+    if args[0] >> 32:
+        raise err(errno.EINVAL, f"{args[0]} ns")
+
+
+def _triple_fault_event(kvm: Kvm, args: Any) -> None:
+    kvm.triple_fault_event = bool(args[0])
+
+
+def _exit_on_emulation_failure(kvm: Kvm, args: Any) -> None:
+    if args[0] & ~1:
+        raise err(errno.EINVAL, f"{args[0]:#x}")
+    kvm.exit_on_emulation_error = bool(args[0])
+
+
+def _bus_lock_exit(kvm: Kvm, args: Any) -> None:
+    """Taken, and without effect: the processor does not detect bus locks (KVM_CAP_X86_BUS_LOCK_EXIT answers 0)."""
+    both = KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT
+    if args[0] & ~both or args[0] == both:
+        raise err(errno.EINVAL, f"bus lock detection {args[0]:#x}")
 
 
 def _max_vcpus(kvm: Kvm, args: Any) -> None:
@@ -229,6 +259,10 @@ _ENABLE = {
     int(Cap.DISABLE_QUIRKS2): _disable_quirks2,
     int(Cap.EXCEPTION_PAYLOAD): _exception_payload,
     int(Cap.MSR_PLATFORM_INFO): _msr_platform_info,
+    int(Cap.HALT_POLL): _halt_poll,
+    int(Cap.X86_TRIPLE_FAULT_EVENT): _triple_fault_event,
+    int(Cap.EXIT_ON_EMULATION_FAILURE): _exit_on_emulation_failure,
+    int(Cap.X86_BUS_LOCK_EXIT): _bus_lock_exit,
     int(Cap.MANUAL_DIRTY_LOG_PROTECT2): _manual_dirty_log_protect2,
     int(Cap.MAX_VCPU_ID): _max_vcpu_id,
     int(Cap.MAX_VCPUS): _max_vcpus,

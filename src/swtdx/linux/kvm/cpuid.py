@@ -124,6 +124,7 @@ class CpuidTable:
         extended = self.find(0x80000000)
         self._max_extended = extended[0] if extended else 0
         self._features7 = self.find(7) or (0, 0, 0, 0)
+        self.pv_features = (self.find(KVM_CPUID_FEATURES) or (0, 0, 0, 0))[0]
         state = self.find(0xD, 1)
         self.has_xsaves = bool(state and state[0] & FD1_EAX_XSAVES)
         width = self.find(0x80000008) if self._max_extended >= 0x80000008 else None

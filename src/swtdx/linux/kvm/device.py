@@ -11,6 +11,7 @@ from swtdx.linux.kvm.capability import check_extension
 from swtdx.linux.kvm.cpuid import cpuid2_to_user, supported_cpuid
 from swtdx.linux.kvm.kvm_main import Kvm
 from swtdx.linux.kvm.run_page import RUN_SIZE
+from swtdx.linux.kvm.vcpu_ioctl import msr_entries_from_user
 from swtdx.linux.kvm.vm_ioctl import VmFile
 from swtdx.linux.uaccess import copy_to_user, get_user, put_user, struct_from_user
 from swtdx.uapi.kvm import (
@@ -30,14 +31,10 @@ from swtdx.uapi.kvm import (
     KVM_X86_GRP_SYSTEM,
     KVM_X86_XCOMP_GUEST_SUPP,
     kvm_device_attr,
-    kvm_msr_entry,
 )
 
 if TYPE_CHECKING:
     from swtdx.linux.kernel import EmulatedKernel
-
-MSR_ENTRY_SIZE = 16
-MAX_IO_MSRS = 256
 
 
 class KvmDevice(File):
@@ -95,12 +92,19 @@ class KvmDevice(File):
         return fd
 
     def _get_supported_cpuid(self, arg: int) -> int:
+        self._check_room(arg)
         cpuid2_to_user(arg, supported_cpuid(self.kernel.processor))
         return 0
 
     def _get_emulated_cpuid(self, arg: int) -> int:
+        self._check_room(arg)
         cpuid2_to_user(arg, [])
         return 0
+
+    @staticmethod
+    def _check_room(arg: int) -> None:
+        if not get_user(arg, 4):
+            raise err(errno.E2BIG, "room for no CPUID entry")
 
     def _msr_list(self, arg: int, indices: tuple[int, ...]) -> int:
         room = get_user(arg, 4)
@@ -111,18 +115,17 @@ class KvmDevice(File):
         return 0
 
     def _get_feature_msrs(self, arg: int) -> int:
-        count = get_user(arg, 4)
-        if count >= MAX_IO_MSRS:
-            raise err(errno.E2BIG, f"{count} MSRs at once")
-        for number in range(count):
-            address = arg + 8 + MSR_ENTRY_SIZE * number
-            entry = struct_from_user(kvm_msr_entry, address)
+        """What is advertised to be a vCPU's is 0 here."""
+        entries = msr_entries_from_user(arg)
+        done = 0
+        for entry in entries:
             value = self.kernel.feature_msr(entry.index)
-            if value is None:
-                return number
-            entry.data = value
-            copy_to_user(address, entry)
-        return count
+            entry.data = value or 0
+            if value is None and entry.index not in msrs.MSR_INDEX_LIST:
+                break
+            done += 1
+        copy_to_user(arg + 8, b"".join(bytes(entry) for entry in entries))
+        return done
 
     def _get_mce_cap(self, arg: int) -> int:
         put_user(arg, msrs.MCG_CAP_SUPPORTED | msrs.KVM_MAX_MCE_BANKS, 8)

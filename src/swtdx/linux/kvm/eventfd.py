@@ -3,7 +3,9 @@
 
 An ioeventfd swallows a guest's write to an address and counts it in an eventfd. An irqfd turns a count in an eventfd
 into an interrupt; one thread waits for all of them. The caller's descriptor is duplicated, as the kernel takes a
-reference. Two descriptors are taken for the same eventfd when their numbers are equal.
+reference; which descriptors are the same eventfd /proc tells (a kernel before 5.2 does not: there their numbers must be
+equal). A line whose irqfd has a resampling eventfd stays up until the guest has ended the interrupt, and then counts
+there, so that whoever raised it can look whether it is still needed.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import os
 import selectors
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,21 +34,42 @@ if TYPE_CHECKING:
 
 
 NR_IOBUS_DEVS = 1000
+USERSPACE_SOURCE, IRQFD_RESAMPLE_SOURCE = 0, 2
+"""Who holds a line up (KVM_USERSPACE_IRQ_SOURCE_ID, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID): it is up while anybody does."""
 
 
-def _eventfd(fd: int) -> int:
-    """A duplicate of an eventfd. Raises OSError(EBADF, EINVAL)."""
-    try:
-        copy = os.dup(fd)
-    except (OSError, OverflowError) as error:
-        raise err(errno.EBADF, f"fd {fd} is not open") from error
-    try:
-        if "eventfd" not in os.readlink(f"/proc/self/fd/{copy}"):
-            raise err(errno.EINVAL, f"fd {fd} is not an eventfd")
-    except BaseException:
-        os.close(copy)
-        raise
-    return copy
+@dataclass(frozen=True)
+class Eventfd:
+    """A reference to an eventfd: ``fd`` is ours, ``context`` tells which eventfd it is (struct eventfd_ctx)."""
+
+    fd: int
+    context: int
+
+    @classmethod
+    def get(cls, fd: int) -> "Eventfd":
+        """eventfd_ctx_fdget. Raises OSError(EBADF, EINVAL)."""
+        try:
+            copy = os.dup(fd)
+        except (OSError, OverflowError) as error:
+            raise err(errno.EBADF, f"fd {fd} is not open") from error
+        try:
+            with open(f"/proc/self/fdinfo/{copy}", "rb") as info:
+                told = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
+            if b"eventfd-count" not in told:
+                raise err(errno.EINVAL, f"fd {fd} is not an eventfd")
+        except BaseException:
+            os.close(copy)
+            raise
+        return cls(copy, int(told.get(b"eventfd-id", -fd)))
+
+    def put(self) -> None:
+        """eventfd_ctx_put."""
+        os.close(self.fd)
+
+    def signal(self) -> None:
+        """eventfd_signal: count one; a full one stays full."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self.fd, 1)
 
 
 @dataclass(eq=False)
@@ -55,8 +79,7 @@ class Ioeventfd:
     address: int
     length: int
     datamatch: int | None
-    fd: int
-    eventfd: int
+    eventfd: Eventfd
 
     def matches(self, length: int, value: int) -> bool:
         """Whether a write of ``value`` is this one's."""
@@ -89,8 +112,7 @@ class IoBus:
         """Offer a write; True if somebody took it."""
         for listener in self.listeners.get(address, ()):
             if listener.matches(length, value):
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_write(listener.eventfd, 1)
+                listener.eventfd.signal()
                 return True
         return any(zone.holds(address, length) and self._ring.put(zone, address, length, value) for zone in self.zones)
 
@@ -106,13 +128,14 @@ class Buses:
         self.ring = CoalescedRing()
         self.pio = IoBus(self.ring)
         self.mmio = IoBus(self.ring)
+        self.ccw = IoBus(self.ring)  # s390's notifications, which x86 takes and never hears of
         self.ports: dict[int, PortDevice] = {}
         """Devices in the kernel, by each of their ports."""
 
     def register_zone(self, zone: Zone) -> None:
         """KVM_REGISTER_COALESCED_MMIO. Raises OSError(ENOSPC) when the bus is full."""
         bus = self.pio if zone.pio else self.mmio
-        if len(bus.zones) + sum(map(len, bus.listeners.values())) >= NR_IOBUS_DEVS:
+        if len(bus.zones) >= NR_IOBUS_DEVS:  # ioeventfds do not count: descriptors limit them
             raise err(errno.ENOSPC, f"{NR_IOBUS_DEVS} devices on the bus")
         bus.zones.append(zone)
         bus.settle()
@@ -126,8 +149,14 @@ class Buses:
     def ioeventfd(self, request: kvm_ioeventfd) -> None:
         """KVM_IOEVENTFD. Raises OSError(EINVAL, EEXIST, ENOENT, EBADF)."""
         flags, address, length = request.flags, request.addr, request.len
-        bus = self.pio if flags & IoeventfdFlag.PIO else self.mmio
-        match = request.datamatch & (1 << 8 * min(length, 8)) - 1 if flags & IoeventfdFlag.DATAMATCH else None
+        bus = (
+            self.pio
+            if flags & IoeventfdFlag.PIO
+            else self.ccw
+            if flags & IoeventfdFlag.VIRTIO_CCW_NOTIFY
+            else self.mmio
+        )
+        match = request.datamatch if flags & IoeventfdFlag.DATAMATCH else None
         if flags & IoeventfdFlag.DEASSIGN:
             self._deassign(bus, address, length, match, request.fd)
             return
@@ -139,35 +168,36 @@ class Buses:
             raise err(errno.EINVAL, f"flags {flags:#x}")
         if not length and match is not None:
             raise err(errno.EINVAL, "a match needs a length")
-        eventfd = _eventfd(request.fd)
+        eventfd = Eventfd.get(request.fd)
         listeners = bus.listeners.setdefault(address, [])
         for other in listeners:
             if not other.length or not length or other.length == length:
                 if other.datamatch is None or match is None or other.datamatch == match:
-                    os.close(eventfd)
+                    eventfd.put()
                     raise err(errno.EEXIST, f"an ioeventfd at {address:#x} exists")
-        listeners.append(Ioeventfd(address, length, match, request.fd, eventfd))
+        listeners.append(Ioeventfd(address, length, match, eventfd))
         bus.settle()
 
     @staticmethod
     def _deassign(bus: IoBus, address: int, length: int, match: int | None, fd: int) -> None:
-        os.close(_eventfd(fd))
+        eventfd = Eventfd.get(fd)
+        eventfd.put()
         for listener in bus.listeners.get(address, []):
-            if (listener.length, listener.datamatch, listener.fd) == (length, match, fd):
+            if (listener.length, listener.datamatch, listener.eventfd.context) == (length, match, eventfd.context):
                 bus.listeners[address].remove(listener)
                 if not bus.listeners[address]:
                     del bus.listeners[address]
                 bus.settle()
-                os.close(listener.eventfd)
+                listener.eventfd.put()
                 return
         raise err(errno.ENOENT, f"no such ioeventfd at {address:#x}")
 
     def release(self) -> None:
         """The VM ends."""
-        for bus in (self.pio, self.mmio):
+        for bus in (self.pio, self.mmio, self.ccw):
             for listeners in bus.listeners.values():
                 for listener in listeners:
-                    os.close(listener.eventfd)
+                    listener.eventfd.put()
             bus.listeners.clear()
             bus.zones.clear()
             bus.settle()
@@ -233,9 +263,9 @@ class IrqfdThread:
 class Irqfd:
     """An assigned irqfd."""
 
-    fd: int
     gsi: int
-    eventfd: int
+    eventfd: Eventfd
+    resample: Eventfd | None
 
 
 class Irqfds:
@@ -247,34 +277,63 @@ class Irqfds:
 
     def irqfd(self, request: kvm_irqfd) -> None:
         """KVM_IRQFD. Raises OSError(EINVAL, EBADF, EBUSY)."""
-        if request.flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
-            raise err(errno.EINVAL, f"flags {request.flags:#x}")
-        thread = self._kvm.kernel.irqfd_thread
-        if request.flags & KVM_IRQFD_FLAG_DEASSIGN:
-            os.close(_eventfd(request.fd))
-            for irqfd in [i for i in self._irqfds if (i.fd, i.gsi) == (request.fd, request.gsi)]:
-                self._irqfds.remove(irqfd)
-                thread.remove(irqfd.eventfd)
-                os.close(irqfd.eventfd)
+        kvm, flags = self._kvm, request.flags
+        if flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
+            raise err(errno.EINVAL, f"flags {flags:#x}")
+        if flags & KVM_IRQFD_FLAG_DEASSIGN:
+            self._deassign(request.fd, request.gsi)
             return
-        if request.flags & KVM_IRQFD_FLAG_RESAMPLE:
+        if flags & KVM_IRQFD_FLAG_RESAMPLE and kvm.ioapic is None:
             raise err(errno.EINVAL, "resampling needs the I/O APIC in the kernel")
-        eventfd = _eventfd(request.fd)
-        if any(irqfd.fd == request.fd for irqfd in self._irqfds):
-            os.close(eventfd)
-            raise err(errno.EBUSY, f"eventfd {request.fd} is an irqfd already")
-        gsi, kvm = request.gsi, self._kvm
-        self._irqfds.append(Irqfd(request.fd, gsi, eventfd))
+        if not kvm.irqchip_in_kernel:
+            raise err(errno.EINVAL, "no irqchip in the kernel")
+        with ExitStack() as undo:
+            eventfd = Eventfd.get(request.fd)
+            undo.callback(eventfd.put)
+            resample = None
+            if flags & KVM_IRQFD_FLAG_RESAMPLE:
+                resample = Eventfd.get(request.resamplefd)
+                undo.callback(resample.put)
+            if any(irqfd.eventfd.context == eventfd.context for irqfd in self._irqfds):
+                raise err(errno.EBUSY, f"eventfd {request.fd} is an irqfd already")
+            irqfd = Irqfd(request.gsi, eventfd, resample)
+            self._irqfds.append(irqfd)
+            undo.pop_all()
+        kvm.kernel.irqfd_thread.add(eventfd.fd, lambda: self._inject(irqfd))
 
-        def inject() -> None:
-            kvm.irq_routing.set_irq(gsi, 1)
-            kvm.irq_routing.set_irq(gsi, 0)
+    def _inject(self, irqfd: Irqfd) -> None:
+        routing = self._kvm.irq_routing
+        if irqfd.resample is not None:
+            routing.set_irq(irqfd.gsi, 1, IRQFD_RESAMPLE_SOURCE)
+        else:
+            routing.set_irq(irqfd.gsi, 1)
+            routing.set_irq(irqfd.gsi, 0)
 
-        thread.add(eventfd, inject)
+    def acked(self, gsi: int) -> None:
+        """irqfd_resampler_ack: the guest has ended the interrupt of a line."""
+        resamplers = [irqfd for irqfd in self._irqfds if irqfd.gsi == gsi and irqfd.resample is not None]
+        if resamplers:
+            self._kvm.irq_routing.set_irq(gsi, 0, IRQFD_RESAMPLE_SOURCE)
+        for irqfd in resamplers:
+            if irqfd.resample is not None:
+                irqfd.resample.signal()
+
+    def _deassign(self, fd: int, gsi: int) -> None:
+        eventfd = Eventfd.get(fd)
+        eventfd.put()
+        for irqfd in [i for i in self._irqfds if (i.eventfd.context, i.gsi) == (eventfd.context, gsi)]:
+            self._shutdown(irqfd)
+
+    def _shutdown(self, irqfd: Irqfd) -> None:
+        self._irqfds.remove(irqfd)
+        self._kvm.kernel.irqfd_thread.remove(irqfd.eventfd.fd)
+        irqfd.eventfd.put()
+        if irqfd.resample is not None:
+            irqfd.resample.put()
+            if not any(other.gsi == irqfd.gsi and other.resample is not None for other in self._irqfds):
+                self._kvm.irq_routing.set_irq(irqfd.gsi, 0, IRQFD_RESAMPLE_SOURCE)
 
     def release(self) -> None:
         """The VM ends."""
-        for irqfd in self._irqfds:
-            self._kvm.kernel.irqfd_thread.remove(irqfd.eventfd)
-            os.close(irqfd.eventfd)
-        self._irqfds.clear()
+        for irqfd in list(self._irqfds):
+            self._shutdown(irqfd)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KVM_HC_VAPIC_POLL_IRQ, KVM_HC_KICK_CPU, KVM_HC_CLOCK_PAIRING, KVM_HC_SEND_IPI, KVM_HC_SCHED_YIELD = 1, 5, 9, 10, 11
 KVM_CLOCK_PAIRING_WALLCLOCK = 0
+PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD = 7, 11, 13  # KVM_FEATURE_*
 KVM_ENOSYS, KVM_EFAULT, KVM_EINVAL, KVM_EOPNOTSUPP = 1000, 14, 22, 95
 _PAIRING = struct.Struct("<qqQI36x")  # seconds, nanoseconds, guest TSC, flags
 _ICR_LOGICAL_OR_SHORTHAND = 1 << 11 | 3 << 18
@@ -34,16 +35,16 @@ def kvm_emulate_hypercall(
     vcpu.stat.values[HYPERCALLS] += 1
     if nr == KVM_HC_VAPIC_POLL_IRQ:
         done(0)
-    elif nr == KVM_HC_KICK_CPU:
+    elif nr == KVM_HC_KICK_CPU and vcpu.guest_pv_has(PV_UNHALT):
         for other in vcpu.kvm.vcpus:
             if other.apic is not None and other.apic.apic_id == args[1]:
                 other.pv_kick()
         done(0)
     elif nr == KVM_HC_CLOCK_PAIRING:
         done(_clock_pairing(vcpu, args[0], args[1]) & _MASK64)
-    elif nr == KVM_HC_SEND_IPI and vcpu.apic is not None:
+    elif nr == KVM_HC_SEND_IPI and vcpu.apic is not None and vcpu.guest_pv_has(PV_SEND_IPI):
         done(_send_ipi(vcpu, *args, cluster=64 if long_mode else 32) & _MASK64)
-    elif nr == KVM_HC_SCHED_YIELD:
+    elif nr == KVM_HC_SCHED_YIELD and vcpu.guest_pv_has(PV_SCHED_YIELD):
         done(0)
     elif nr == KVM_HC_MAP_GPA_RANGE and vcpu.kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE:
         gpa, pages, attributes = args[:3]

@@ -88,6 +88,7 @@ class Pic:
             if chip.rotate_on_auto_eoi:
                 chip.priority_add = line + 1 & 7
             chip.isr &= ~(1 << line)
+            self._kvm.irq_routing.acked(number, line)
 
     def read_irq(self) -> int:
         """The processor acknowledges: the vector."""
@@ -140,7 +141,11 @@ class Pic:
             if value & 0x40:
                 chip.special_mask = value >> 5 & 1
         else:
+            served = chip.isr
             self._end_of_interrupt(chip, value >> 5, value & 7)
+            for line in range(8):
+                if served & ~chip.isr & 1 << line:
+                    self._kvm.irq_routing.acked(number, line)
 
     def _end_of_interrupt(self, chip: kvm_pic_state, command: int, line: int) -> None:
         if command in (0, 4):

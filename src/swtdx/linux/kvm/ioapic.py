@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm.irq_routing import APIC_DM_LOWEST, irq_delivery_to_apic
-from swtdx.uapi.kvm import KVM_IOAPIC_NUM_PINS, kvm_ioapic_state
+from swtdx.uapi.kvm import KVM_IOAPIC_NUM_PINS, KVM_IRQCHIP_IOAPIC, kvm_ioapic_state
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
@@ -70,6 +70,9 @@ class IoApic:
 
     def update_eoi(self, vector: int) -> None:
         """A local APIC ended ``vector``, which was level-triggered."""
+        for pin in range(KVM_IOAPIC_NUM_PINS):
+            if int(self.state.redirtbl[pin]) & 0xFF == vector:
+                self._kvm.irq_routing.acked(KVM_IRQCHIP_IOAPIC, pin)  # before the level is looked at again
         with self._lock:
             for pin in range(KVM_IOAPIC_NUM_PINS):
                 entry = int(self.state.redirtbl[pin])

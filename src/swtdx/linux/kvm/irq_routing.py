@@ -7,16 +7,18 @@ irqchip here it can also be pins of the PICs and the I/O APIC, at first those of
 """
 
 import errno
+import threading
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.kvm.eventfd import Irqfds
+from swtdx.linux.kvm.eventfd import USERSPACE_SOURCE, Irqfds
 from swtdx.uapi.kvm import (
     KVM_IOAPIC_NUM_PINS,
     KVM_IRQ_ROUTING_IRQCHIP,
     KVM_IRQ_ROUTING_MSI,
     KVM_IRQCHIP_IOAPIC,
     KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MSI_VALID_DEVID,
     kvm_irq_routing_entry,
 )
 
@@ -38,6 +40,8 @@ class IrqRouting:
         self.routes: dict[int, list[tuple[int, int, int]]] = {}  # gsi -> (address_lo, address_hi, data)
         self.pins: dict[int, list[tuple[int, int]]] = {}  # gsi -> (chip, pin)
         self.irqfds = Irqfds(kvm)
+        self._lock = threading.Lock()
+        self._sources: dict[tuple[int, int], int] = {}  # who holds a pin up, as a bit mask
 
     def set_default_routes(self) -> None:
         """KVM_CREATE_IRQCHIP: GSI n is I/O APIC pin n, and for the first 16 the PICs' line n."""
@@ -50,14 +54,18 @@ class IrqRouting:
         routes: dict[int, list[tuple[int, int, int]]] = {}
         pins: dict[int, list[tuple[int, int]]] = {}
         for entry in entries:
-            if entry.flags:
+            if entry.flags & ~(KVM_MSI_VALID_DEVID if entry.type == KVM_IRQ_ROUTING_MSI else 0):
                 raise err(errno.EINVAL, f"routing flags {entry.flags:#x}")
             if entry.gsi >= KVM_MAX_IRQ_ROUTES:
                 raise err(errno.EINVAL, f"gsi {entry.gsi}")
+            if entry.gsi in routes or (entry.gsi in pins and entry.type != KVM_IRQ_ROUTING_IRQCHIP):
+                raise err(errno.EINVAL, f"gsi {entry.gsi} is routed twice")
             if entry.type == KVM_IRQ_ROUTING_IRQCHIP and self._kvm.ioapic is not None:
                 chip, pin = entry.u.irqchip.irqchip, entry.u.irqchip.pin
                 if chip > KVM_IRQCHIP_IOAPIC or pin >= (8 if chip <= KVM_IRQCHIP_PIC_SLAVE else KVM_IOAPIC_NUM_PINS):
                     raise err(errno.EINVAL, f"chip {chip}, pin {pin}")
+                if any(chip == other for other, _ in pins.get(entry.gsi, ())):
+                    raise err(errno.EINVAL, f"gsi {entry.gsi} leads twice to chip {chip}")
                 pins.setdefault(entry.gsi, []).append((chip, pin))
                 continue
             if entry.type != KVM_IRQ_ROUTING_MSI:
@@ -68,18 +76,32 @@ class IrqRouting:
             routes.setdefault(entry.gsi, []).append((message.address_lo, message.address_hi, message.data))
         self.routes, self.pins = routes, pins
 
-    def set_irq(self, gsi: int, level: int) -> int:
-        """kvm_set_irq: raise or lower the line. The sum of what the chips say; -1 if each says so, or none is there."""
-        answers = [self._set_pin(chip, pin, level) for chip, pin in self.pins.get(gsi, ())]
+    def set_irq(self, gsi: int, level: int, source: int = USERSPACE_SOURCE) -> int:
+        """kvm_set_irq: raise or lower the line. The sum of what the chips say; -1 if each says so, or none is there.
+
+        A pin is up while any ``source`` holds it up.
+        """
+        answers = [self._set_pin(chip, pin, level, source) for chip, pin in self.pins.get(gsi, ())]
         # An MSI has no level to lower: kvm_set_msi answers -1.
         answers += [self.send_msi(*route) if level else -1 for route in self.routes.get(gsi, ())]
         taken = [answer for answer in answers if answer >= 0]
         return sum(taken) if taken else -1
 
-    def _set_pin(self, chip: int, pin: int, level: int) -> int:
+    def acked(self, chip: int, pin: int) -> None:
+        """kvm_notify_acked_irq: the guest has ended the interrupt of a pin."""
+        for gsi, pins in list(self.pins.items()):
+            if (chip, pin) in pins:
+                self.irqfds.acked(gsi)
+
+    def _set_pin(self, chip: int, pin: int, level: int, source: int) -> int:
         kvm = self._kvm
         if kvm.ioapic is None or kvm.pic is None:
             return 0
+        with self._lock:
+            held = self._sources.get((chip, pin), 0)
+            held = held | 1 << source if level else held & ~(1 << source)
+            self._sources[chip, pin] = held
+        level = int(held != 0)
         if chip == KVM_IRQCHIP_IOAPIC:
             return kvm.ioapic.set_irq(pin, level)
         return kvm.pic.set_irq(chip << 3 | pin, level)

@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 KVM_MAX_VCPUS = 1024
 KVM_MAX_VCPU_IDS = 4 * KVM_MAX_VCPUS
+MAX_TSC_KHZ = 0x7FFFFFFF  # what scaling by VMX's largest ratio leaves (kvm_caps.max_guest_tsc_khz)
 APIC_BUS_CYCLE_NS_DEFAULT = 1
 _vm_numbers = itertools.count(1)
 
@@ -96,7 +97,7 @@ class Kvm:
         self.created_vcpus = 0
         self.stat = Statistics(f"kvm-{os.getpid()}", VM_STATISTICS)
         self.max_vcpus = KVM_MAX_VCPUS
-        self.max_vcpu_ids = KVM_MAX_VCPU_IDS
+        self.max_vcpu_ids = 0  # not said yet: KVM_MAX_VCPU_IDS
         self.bsp_vcpu_id = 0
 
         self.irqchip_mode = IrqchipMode.NONE
@@ -118,9 +119,17 @@ class Kvm:
         self.disabled_exits = 0
         self.exception_payload_enabled = False
         self.manual_dirty_log_protect = False
+        self.dirty_log_initially_set = False
+        self.triple_fault_event = False
+        self.exit_on_emulation_error = False
         self.guest_can_read_platform_info = True
         self.clock = KvmClock(self)
         self.ops.vm_init(self)
+
+    @property
+    def irqchip_in_kernel(self) -> bool:
+        """Whether the kernel has at least the local APICs."""
+        return self.irqchip_mode is not IrqchipMode.NONE
 
     # Life
 
@@ -232,10 +241,10 @@ class Kvm:
                 assert old is not None
                 self._delete_slot(old)
                 return
-            self._check_last_gfn(region)
             if change is Change.CREATE:
                 self._create_slot(region)
             elif old is not None:
+                self._check_last_gfn(region)
                 with self.mmu.lock:
                     if change is Change.MOVE:
                         self.mmu.zap_slot(old)
@@ -250,7 +259,7 @@ class Kvm:
         end = (region.guest_phys_addr + region.memory_size - 1) >> PAGE_SHIFT
         if self.mmu.direct_bits and end >= self.mmu.direct_bits:
             raise err(errno.EINVAL, "the slot reaches frames with the shared bit set")
-        if end >> 52 - PAGE_SHIFT:
+        if end >> (self.processor.cpuid(0x80000008)[0] & 0xFF) - PAGE_SHIFT:
             raise err(errno.EINVAL, "the slot reaches beyond the host's physical address width")
 
     def _create_slot(self, region: kvm_userspace_memory_region2) -> None:
@@ -265,8 +274,16 @@ class Kvm:
             hva=HvaMapping(self.processor.memory, region.userspace_addr, size),
         )
         if region.flags & int(KVM_MEM_GUEST_MEMFD):
-            self._gmem_of(region.guest_memfd).bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
-        elif self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
+            gmem = self._gmem_of(region.guest_memfd)
+            gmem.bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
+            try:
+                self._check_last_gfn(region)  # the kernel asks only now
+            except OSError:
+                gmem.unbind(slot)
+                raise
+        else:
+            self._check_last_gfn(region)
+        if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
             gmem = GuestMemfd(self, size)  # v10: the slot's own private memory
             self.put()  # which is no reason for the VM to live
             gmem.bind(slot, 0)
@@ -305,6 +322,11 @@ class Kvm:
             slot.dirty_bitmap = None
         elif slot.dirty_bitmap is None:
             slot.dirty_bitmap = bytearray((slot.npages + 63) // 64 * 8)
+            if self.dirty_log_initially_set:
+                full, rest = divmod(slot.npages, 8)
+                slot.dirty_bitmap[:full] = b"\xff" * full
+                if rest:
+                    slot.dirty_bitmap[full] = (1 << rest) - 1
 
     def mark_dirty(self, slot: Memslot, gfn: int) -> None:
         """Note that the frame may have been written."""

@@ -8,10 +8,12 @@ KVM keeps one of its own for the timer, the ICR and the LVTs, and knows nothing 
 Interrupts are not written into IRR here but posted (`Vcpu.post_interrupt`): they reach IRR at the next entry.
 """
 
+import errno
 import struct
 import time
 from typing import TYPE_CHECKING
 
+from swtdx.linux.err import err
 from swtdx.linux.kvm.irq_routing import (
     APIC_DM_FIXED,
     APIC_DM_INIT,
@@ -20,6 +22,7 @@ from swtdx.linux.kvm.irq_routing import (
     APIC_DM_STARTUP,
     irq_delivery_to_apic,
 )
+from swtdx.uapi.kvm import KVM_X86_QUIRK_LINT0_REENABLED
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.vcpu import Vcpu
@@ -65,7 +68,8 @@ class Lapic:
         self._period = 0
         self.tsc_deadline = 0
         self.pending_init = False
-        self.sipi_vector: int | None = None
+        self.pending_sipi = False
+        self.sipi_vector = 0
         self.pending_ioapic_eoi: int | None = None
         self.reset()
 
@@ -82,8 +86,8 @@ class Lapic:
         self._set(LVR, VERSION)
         for lvt in LVTS:
             self._set(lvt, LVT_MASKED)
-        if vcpu.is_bsp:
-            self._set(LVT0, 0x700)  # ExtINT, unmasked: KVM_X86_QUIRK_LINT0_REENABLED
+        if vcpu.is_bsp and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_LINT0_REENABLED:
+            self._set(LVT0, 0x700)  # ExtINT, unmasked
         self._set(DFR, 0xFFFFFFFF)
         self._set(SPIV, 0xFF)
         self.tsc_deadline = 0
@@ -174,9 +178,9 @@ class Lapic:
             if vcpu.kvm.ops.apic_init_signal_blocked(vcpu):
                 return 1
             if delivery_mode == APIC_DM_INIT:
-                self.pending_init, self.sipi_vector = True, None
+                self.pending_init, self.pending_sipi = True, False
             else:
-                self.sipi_vector = vector
+                self.pending_sipi, self.sipi_vector = True, vector
             vcpu.kick()
         else:
             return 0
@@ -368,17 +372,23 @@ class Lapic:
     # KVM_GET_LAPIC, KVM_SET_LAPIC
 
     def get_state(self) -> bytes:
-        """The first KiB of the page."""
+        """The first KiB of the page; in x2APIC mode the id as the VM's API format has it."""
         self._set(TMCCT, self._current_count())
-        return bytes(self.page[:0x400])
+        state = bytearray(self.page[:0x400])
+        if self.x2apic and not self.vcpu.kvm.x2apic_format:
+            struct.pack_into("<I", state, ID, self.vcpu.vcpu_id << 24 & 0xFFFFFFFF)
+        return bytes(state)
 
     def set_state(self, state: bytes) -> None:
-        """Load the registers and restart the timer."""
+        """Load the registers and restart the timer. The x2APIC id cannot be set. Raises OSError(EINVAL) if it differs.
+
+        Without KVM_X2APIC_API_USE_32BIT_IDS another id is not refused, but ignored.
+        """
+        if self.x2apic and self.vcpu.kvm.x2apic_format and struct.unpack_from("<I", state, ID)[0] != self.vcpu.vcpu_id:
+            raise err(errno.EINVAL, f"the x2APIC id is {self.vcpu.vcpu_id} and cannot be set")
         self.page[:0x400] = state
         if self.x2apic:
-            x2apic_id = struct.unpack_from("<I", state, ID)[0]
-            if not self.vcpu.kvm.x2apic_format:
-                x2apic_id >>= 24
+            x2apic_id = self.vcpu.vcpu_id
             self._set(ID, x2apic_id)
             self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
         self._set(LVR, VERSION)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.kvm import mce
 from swtdx.linux.kvm.cpuid import F7_EDX_ARCH_CAPABILITIES, F7_EDX_FLUSH_L1D, F7_EDX_SPEC_CTRL
+from swtdx.uapi.kvm import KVM_X86_QUIRK_STUFF_FEATURE_MSRS
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.vcpu import Vcpu
@@ -32,6 +33,13 @@ MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW = 0x4B564D00, 0x4B564D01
 MSR_KVM_STEAL_TIME, MSR_KVM_POLL_CONTROL = 0x4B564D03, 0x4B564D05
 WALL_CLOCKS = (MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW)
 SYSTEM_TIMES = (MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW)
+_PV_FEATURES = {  # KVM_FEATURE_CLOCKSOURCE, CLOCKSOURCE2, POLL_CONTROL
+    MSR_KVM_WALL_CLOCK: 0,
+    MSR_KVM_SYSTEM_TIME: 0,
+    MSR_KVM_WALL_CLOCK_NEW: 3,
+    MSR_KVM_SYSTEM_TIME_NEW: 3,
+    MSR_KVM_POLL_CONTROL: 12,
+}
 FEAT_CTL_LOCKED, FEAT_CTL_VMX, FEAT_CTL_SGX, FEAT_CTL_LMCE = 1 << 0, 0x6, 1 << 17 | 1 << 18, 1 << 20
 PLATFORM_INFO_CPUID_FAULT, CPUID_FAULT_ENABLE = 1 << 31, 1 << 0
 PAT_RESET = 0x0007040600070406
@@ -113,6 +121,8 @@ class EmulatedMsrs:
         self.vcpu = vcpu
         self.values = dict(_PLAIN_DEFAULTS)
         self.arch_capabilities: int = vcpu.kvm.kernel.arch_capabilities
+        if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_STUFF_FEATURE_MSRS:
+            self.arch_capabilities = self.values[PLATFORM_INFO] = 0
         self.feat_ctl = 0
         self.mce = mce.MachineCheck()
         self.tsc_adjust = 0
@@ -125,6 +135,7 @@ class EmulatedMsrs:
     def get(self, index: int, host: bool) -> int:
         """Raises Unsupported or Invalid."""
         vcpu = self.vcpu
+        self._check_pv_feature(index)
         if index == PLATFORM_INFO and not host and not vcpu.kvm.guest_can_read_platform_info:
             raise Invalid
         value: int | None = self.values.get(index)
@@ -160,6 +171,12 @@ class EmulatedMsrs:
             return value
         raise Invalid if _is_refused(index) else Unsupported
 
+    def _check_pv_feature(self, index: int) -> None:
+        """Raises Invalid for a paravirtual MSR that the guest's CPUID lacks, where that is enforced."""
+        feature = _PV_FEATURES.get(index)
+        if feature is not None and not self.vcpu.guest_pv_has(feature):
+            raise Invalid
+
     def _get_mce(self, index: int, host: bool) -> int:
         if index == mce.IA32_MCG_EXT_CTL:
             if not host and not self._lmce_enabled():
@@ -177,6 +194,7 @@ class EmulatedMsrs:
     def set(self, index: int, value: int, *, host: bool) -> None:
         """Raises Unsupported or Invalid."""
         vcpu = self.vcpu
+        self._check_pv_feature(index)
         if index == IA32_TSC_DEADLINE:
             if vcpu.apic is not None:
                 vcpu.apic.set_tsc_deadline(value)

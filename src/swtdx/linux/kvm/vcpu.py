@@ -43,6 +43,7 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED,
     KVM_MP_STATE_UNINITIALIZED,
 )
 
@@ -90,6 +91,7 @@ class Vcpu:
         self.complete_userspace_io: Callable[[], int | None] | None = None
         self.nmi_pending = 0
         self.triple_fault_pending = False
+        self.pv_features_enforced = False
         self.pv_unhalted = False  # another vCPU asks by hypercall that a HLT end
         self.pending_external_vector = -1
         self.apic: Lapic | None = None
@@ -135,6 +137,10 @@ class Vcpu:
         """Whether the guest's CPUID offers x2APIC."""
         leaf = self.cpuid.find(1)
         return leaf is not None and bool(leaf[2] & 1 << 21)
+
+    def guest_pv_has(self, feature: int) -> bool:
+        """Whether the guest may use a paravirtual feature: any, unless user space wants its CPUID to be asked."""
+        return not self.pv_features_enforced or bool(self.cpuid.pv_features & 1 << feature)
 
     def guest_tsc(self) -> int:
         """The guest's TSC now."""
@@ -194,6 +200,8 @@ class Vcpu:
         dirty = run_page.U64.unpack_from(run, run_page.VALID_REGS + 8)[0]
         if valid or dirty:
             self.ops.sync_regs_load(self, valid, dirty)
+        if self.apic is None:
+            self.ops.set_cr8(self, run_page.U64.unpack_from(run, run_page.CR8)[0])
         complete = self.complete_userspace_io
         if complete is not None:
             self.complete_userspace_io = None
@@ -342,7 +350,7 @@ class Vcpu:
             return True
         apic = self.apic
         if self.mp_state == KVM_MP_STATE_UNINITIALIZED or self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
-            return apic is not None and (apic.pending_init or apic.sipi_vector is not None)
+            return apic is not None and (apic.pending_init or apic.pending_sipi)
         return self.pv_unhalted or self.has_events()
 
     def has_events(self) -> bool:
@@ -404,10 +412,10 @@ class Vcpu:
             self.ops.vcpu_reset(self, True)
             apic.reset()
             self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_INIT_RECEIVED
-        if apic.sipi_vector is not None:
-            vector, apic.sipi_vector = apic.sipi_vector, None
+        if apic.pending_sipi:
+            apic.pending_sipi = False
             if self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
-                self.ops.vcpu_deliver_sipi_vector(self, vector)
+                self.ops.vcpu_deliver_sipi_vector(self, apic.sipi_vector)
                 self.mp_state = KVM_MP_STATE_RUNNABLE
 
     def set_mp_state_here(self, state: int) -> None:
@@ -418,6 +426,8 @@ class Vcpu:
 
     def set_mp_state(self, state: int) -> None:
         """KVM_SET_MP_STATE's effect, from another thread or this one."""
+        if state == KVM_MP_STATE_SIPI_RECEIVED and self.apic is not None:
+            state, self.apic.pending_sipi = KVM_MP_STATE_INIT_RECEIVED, True
         self.set_mp_state_here(state)
         self.kick()
 

@@ -51,6 +51,10 @@ def get_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
     if vcpu.kvm.exception_payload_enabled:
         events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD
     events.nmi.pending = min(vcpu.nmi_pending, 255)
+    if vcpu.kvm.triple_fault_event:
+        events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+        events.triple_fault.pending = vcpu.triple_fault_pending
+    events.smi.latched_init = vcpu.apic is not None and vcpu.apic.pending_init
     if not vcpu.is_td:
         _get_from_processor(vcpu, events)
     copy_to_user(arg, events)
@@ -92,14 +96,18 @@ def set_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
     smi = events.smi
     if flags & KVM_VCPUEVENT_VALID_SMM and (smi.smm or smi.pending or smi.smm_inside_nmi):
         raise err(errno.EINVAL, "there is no SMM")
-    if flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
+    if flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT and not vcpu.kvm.triple_fault_event:
         raise err(errno.EINVAL, "KVM_CAP_X86_TRIPLE_FAULT_EVENT was not enabled")
     if not vcpu.is_td:
         _set_in_processor(vcpu, events)
     if flags & KVM_VCPUEVENT_VALID_NMI_PENDING:
         vcpu.nmi_pending = events.nmi.pending
+    if flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
+        vcpu.triple_fault_pending = bool(events.triple_fault.pending)
+    if flags & KVM_VCPUEVENT_VALID_SMM and vcpu.apic is not None:
+        vcpu.apic.pending_init = bool(smi.latched_init)
     if flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.apic is not None:
-        vcpu.apic.sipi_vector = events.sipi_vector & 0xFF or None
+        vcpu.apic.sipi_vector = events.sipi_vector & 0xFF
     return 0
 
 

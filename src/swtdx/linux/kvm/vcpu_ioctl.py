@@ -16,7 +16,7 @@ from swtdx.linux.err import err
 from swtdx.linux.files import File
 from swtdx.linux.kvm import msrs
 from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_user, entries_from_user
-from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
 from swtdx.linux.kvm.mce import set_mce
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.linux.kvm.run_page import RUN_SIZE
@@ -25,17 +25,22 @@ from swtdx.linux.kvm.vcpu import Vcpu
 from swtdx.linux.kvm.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
 from swtdx.linux.kvm.vcpu_events import get_vcpu_events, set_vcpu_events
 from swtdx.linux.kvm.vcpu_memory import pre_fault_memory
+from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
 from swtdx.uapi.kvm import (
     KVM_MP_STATE_AP_RESET_HOLD,
+    KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED,
     KVM_RUN,
     KVMIO,
     REQUESTS,
+    Cap,
     kvm_cpuid_entry,
     kvm_cpuid_entry2,
     kvm_debugregs,
+    kvm_enable_cap,
     kvm_fpu,
     kvm_guest_debug,
     kvm_interrupt,
@@ -69,15 +74,14 @@ class VcpuFile(File):
     @classmethod
     def create(cls, kvm: Kvm, vcpu_id: int) -> int:
         """KVM_CREATE_VCPU, once the VM has agreed. Raises OSError(EEXIST, ENOMEM, EMFILE). Returns the fd."""
+        if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
+            raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")  # the descriptor comes after that: EMFILE does not win
         file = cls()
         files = kvm.kernel.files
         fd = files.install(file)
         try:
             file.map = mmap.mmap(fd, RUN_SIZE)
             vcpu = Vcpu(kvm, vcpu_id, memoryview(file.map))
-            if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
-                vcpu.free()  # the kernel asks only now, too
-                raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")
             if not kvm.vcpus:
                 kvm.buses.ring.settle(vcpu.run, fd)
         except BaseException:
@@ -107,9 +111,6 @@ class VcpuFile(File):
                 return vcpu.ioctl_run()
         if request >> 8 & 0xFF != KVMIO:
             raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
-        handler = _UNLOCKED.get(request)
-        if handler is not None:
-            return handler(vcpu, arg)
         with vcpu.mutex:
             handler = _HANDLERS.get(request)
             if handler is None or (request == _PRE_FAULT and not kvm.kernel.upstream):
@@ -175,11 +176,15 @@ def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
 
 
 def _use_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
+    table = CpuidTable(entries)
+    address_sizes = table.find(0x80000008)
+    if address_sizes is not None and address_sizes[0] >> 8 & 0xFF not in (0, 48, 57) and not vcpu.has_run:
+        raise err(errno.EINVAL, f"CPUID 0x80000008: {address_sizes[0] >> 8 & 0xFF} bits of linear address")
     if vcpu.has_run:
         if [bytes(entry) for entry in entries] != [bytes(entry) for entry in vcpu.cpuid.entries]:
             raise err(errno.EINVAL, "CPUID cannot change after the first KVM_RUN")
         return 0
-    vcpu.cpuid = CpuidTable(entries)
+    vcpu.cpuid = table
     vcpu.ops.vcpu_after_set_cpuid(vcpu)
     return 0
 
@@ -201,7 +206,8 @@ def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
-def _msr_entries(arg: int) -> list[kvm_msr_entry]:
+def msr_entries_from_user(arg: int) -> list[kvm_msr_entry]:
+    """The entries of a kvm_msrs. Raises OSError(EFAULT, E2BIG)."""
     count = int.from_bytes(copy_from_user(arg, 8)[:4], "little")
     if count >= MAX_IO_MSRS:
         raise err(errno.E2BIG, f"{count} MSRs at once")
@@ -220,7 +226,7 @@ def _do_get_msr(vcpu: Vcpu, index: int) -> int:
 
 
 def _get_msrs(vcpu: Vcpu, arg: int) -> int:
-    entries = _msr_entries(arg)
+    entries = msr_entries_from_user(arg)
     done = 0
     for entry in entries:
         try:
@@ -245,7 +251,7 @@ def _do_set_msr(vcpu: Vcpu, index: int, value: int) -> None:
 
 
 def _set_msrs(vcpu: Vcpu, arg: int) -> int:
-    entries = _msr_entries(arg)
+    entries = msr_entries_from_user(arg)
     for done, entry in enumerate(entries):
         try:
             _do_set_msr(vcpu, entry.index, entry.data)
@@ -258,7 +264,8 @@ def _set_msrs(vcpu: Vcpu, arg: int) -> int:
 
 
 def _get_mp_state(vcpu: Vcpu, arg: int) -> int:
-    copy_to_user(arg, kvm_mp_state(mp_state=vcpu.mp_state))
+    woken = vcpu.mp_state == KVM_MP_STATE_HALTED and vcpu.pv_unhalted
+    copy_to_user(arg, kvm_mp_state(mp_state=KVM_MP_STATE_RUNNABLE if woken else vcpu.mp_state))
     return 0
 
 
@@ -284,6 +291,9 @@ def _interrupt(vcpu: Vcpu, arg: int) -> int:
     vector = struct_from_user(kvm_interrupt, arg).irq
     if vector >= 256:
         raise err(errno.EINVAL, f"vector {vector}")
+    if vcpu.kvm.irqchip_mode is IrqchipMode.NONE:
+        vcpu.pending_external_vector = vector  # also over one that waits
+        return 0
     if vcpu.kvm.irqchip_mode is IrqchipMode.KERNEL:
         raise err(errno.ENXIO, "the PIC is in the kernel")
     if vcpu.pending_external_vector >= 0:
@@ -330,7 +340,7 @@ def _set_guest_debug(vcpu: Vcpu, arg: int) -> int:
 
 def _set_tsc_khz(vcpu: Vcpu, arg: int) -> int:
     khz = arg & 0xFFFFFFFF or vcpu.kvm.processor.platform.tsc_hz // 1000
-    if khz >= (1 << 32) - 1:
+    if arg & 0xFFFFFFFF >= MAX_TSC_KHZ:
         raise err(errno.EINVAL, f"{khz} kHz")
     if vcpu.kvm.is_td:
         vcpu.ops.write_tsc_multiplier(vcpu)
@@ -350,13 +360,20 @@ def _tpr_access_reporting(vcpu: Vcpu, arg: int) -> int:
 def _set_vapic_addr(vcpu: Vcpu, arg: int) -> int:
     if vcpu.apic is None:
         raise err(errno.EINVAL, "the local APIC is in user space")
-    get_user(arg, 8)
+    address = get_user(arg, 8)
+    if address and vcpu.kvm.memslots.gfn_to_memslot(address >> PAGE_SHIFT) is None:
+        raise err(errno.EINVAL, f"no slot at {address:#x}")
     return 0
 
 
 def _enable_cap(vcpu: Vcpu, arg: int) -> int:
-    copy_from_user(arg, 104)
-    raise err(errno.EINVAL, "no capability can be enabled on a vCPU")
+    request = struct_from_user(kvm_enable_cap, arg)
+    if request.flags:
+        raise err(errno.EINVAL, "flags must be 0")
+    if request.cap != Cap.ENFORCE_PV_FEATURE_CPUID:
+        raise err(errno.EINVAL, f"capability {request.cap} cannot be enabled on a vCPU")
+    vcpu.pv_features_enforced = bool(request.args[0])
+    return 0
 
 
 def _kvmclock_ctrl(vcpu: Vcpu, arg: int) -> int:
@@ -394,7 +411,6 @@ def _pre_fault_memory(vcpu: Vcpu, arg: int) -> int:
 
 
 _PRE_FAULT = int(REQUESTS["KVM_PRE_FAULT_MEMORY"])
-_UNLOCKED: dict[int, Handler] = {int(REQUESTS["KVM_INTERRUPT"]): _interrupt}  # kvm_arch_vcpu_async_ioctl
 _HANDLERS: dict[int, Handler] = {
     int(REQUESTS[name]): handler
     for name, handler in {
@@ -422,6 +438,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_LAPIC": _set_lapic,
         "KVM_GET_MP_STATE": _get_mp_state,
         "KVM_SET_MP_STATE": _set_mp_state,
+        "KVM_INTERRUPT": _interrupt,
         "KVM_NMI": _nmi,
         "KVM_SMI": _refuse(errno.ENOTTY, "there is no SMM"),
         "KVM_GET_VCPU_EVENTS": get_vcpu_events,

@@ -22,28 +22,29 @@ if TYPE_CHECKING:
 def pre_fault_memory(vcpu: "Vcpu", arg: int) -> None:
     """Raises OSError: EFAULT, EINVAL, EOPNOTSUPP, EINTR, ENOENT; nothing if at least one page was mapped."""
     request = struct_from_user(kvm_pre_fault_memory, arg)
+    try:
+        _pre_fault(vcpu, request)
+    finally:  # what is left of the range goes back, whatever became of it; if that fails it is EFAULT
+        copy_to_user(arg, memoryview(request).cast("B")[: ctypes.sizeof(kvm_pre_fault_memory)])
+
+
+def _pre_fault(vcpu: "Vcpu", request: kvm_pre_fault_memory) -> None:
     if request.flags:
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
-    gpa, size = request.gpa, request.size
-    if gpa % PAGE_SIZE or size % PAGE_SIZE or not size or gpa + size >= 1 << 64:
+    if request.gpa % PAGE_SIZE or request.size % PAGE_SIZE or not request.size or request.gpa + request.size >= 1 << 64:
         raise err(errno.EINVAL, "the range is unaligned, empty or wraps")
-    done = False
-    error: OSError | None = None
-    while size:
+    whole = request.size
+    while request.size:
         try:
             if vcpu.signal_pending():
                 raise err(errno.EINTR, "a signal is pending")
-            _map_page(vcpu, gpa)
-        except OSError as failure:
-            error = failure
-            break
-        done = True
-        gpa += PAGE_SIZE
-        size -= PAGE_SIZE
-    request.gpa, request.size = gpa, size
-    copy_to_user(arg, memoryview(request).cast("B")[: ctypes.sizeof(kvm_pre_fault_memory)])
-    if error is not None and not done:
-        raise error
+            _map_page(vcpu, request.gpa)
+        except OSError:
+            if request.size == whole:
+                raise
+            return
+        request.gpa += PAGE_SIZE
+        request.size -= PAGE_SIZE
 
 
 def _map_page(vcpu: "Vcpu", gpa: int) -> None:

@@ -17,7 +17,7 @@ from swtdx.linux.kvm.capability import check_extension, enable_cap
 from swtdx.linux.kvm.coalesced_mmio import zone_of
 from swtdx.linux.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
-from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, MAX_TSC_KHZ, IrqchipMode, Kvm
 from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.linux.kvm.msr_filter import msr_filter_from_user
 from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
@@ -50,7 +50,6 @@ from swtdx.uapi.kvm import (
 
 log = logging.getLogger(__name__)
 
-MAX_TSC_KHZ = (1 << 32) - 1
 MIN_ALLOC_MMU_PAGES = 64
 
 
@@ -94,6 +93,7 @@ def _create_vcpu(kvm: Kvm, vcpu_id: int) -> int:
     with kvm.lock:
         if kvm.created_vcpus >= kvm.max_vcpus:
             raise err(errno.EINVAL, f"the VM has {kvm.max_vcpus} vCPUs already")
+        kvm.max_vcpu_ids = kvm.max_vcpu_ids or KVM_MAX_VCPU_IDS  # settled by the first try
         if vcpu_id >= kvm.max_vcpu_ids:
             raise err(errno.EINVAL, f"vCPU id {vcpu_id}")
         kvm.ops.vcpu_precreate(kvm)
@@ -173,7 +173,7 @@ def _clear_dirty_log(kvm: Kvm, arg: int) -> int:
 
 
 def _set_nr_mmu_pages(kvm: Kvm, arg: int) -> int:
-    if arg & 0xFFFFFFFF < MIN_ALLOC_MMU_PAGES:
+    if arg < MIN_ALLOC_MMU_PAGES:
         raise err(errno.EINVAL, f"{arg} pages of page tables; at least {MIN_ALLOC_MMU_PAGES}")
     return 0  # a limit of the shadow MMU; the TDP MMU has none
 
@@ -231,6 +231,8 @@ def _signal_msi(kvm: Kvm, arg: int) -> int:
     message = struct_from_user(kvm_msi, arg)
     if kvm.irqchip_mode is IrqchipMode.NONE or message.flags & ~KVM_MSI_VALID_DEVID:
         raise err(errno.EINVAL, "no irqchip in the kernel, or flags")
+    if kvm.x2apic_format and message.address_hi & 0xFF:
+        raise err(errno.EINVAL, "the low byte of address_hi must be 0 with 32-bit APIC ids")
     delivered = kvm.irq_routing.send_msi(message.address_lo, message.address_hi, message.data)
     if delivered < 0:
         raise err(errno.EPERM, "the message reaches nobody")  # the bare -1 that the kernel returns
@@ -239,8 +241,6 @@ def _signal_msi(kvm: Kvm, arg: int) -> int:
 
 def _irqfd(kvm: Kvm, arg: int) -> int:
     request = struct_from_user(kvm_irqfd, arg)
-    if kvm.irqchip_mode is IrqchipMode.NONE:
-        raise err(errno.EINVAL, "no irqchip in the kernel")
     with kvm.lock:
         kvm.irq_routing.irqfds.irqfd(request)
     return 0
@@ -286,6 +286,8 @@ def _set_boot_cpu_id(kvm: Kvm, arg: int) -> int:
     with kvm.lock:
         if kvm.created_vcpus:
             raise err(errno.EBUSY, "vCPUs exist")
+        if arg > (kvm.max_vcpu_ids or KVM_MAX_VCPU_IDS):
+            raise err(errno.EINVAL, f"vCPU id {arg}")
         kvm.bsp_vcpu_id = arg
     return 0
 

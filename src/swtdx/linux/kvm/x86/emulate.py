@@ -437,7 +437,12 @@ def inject_page_fault(context: "GuestContext", address: int) -> int:
 
 
 def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
+    """handle_emulation_failure: what a guest's user programs do is their trouble, unless user space wants to know."""
     vcpu.stat.values[INSN_EMULATION_FAIL] += 1
+    context = vcpu.vmx.context
+    if not vcpu.kvm.exit_on_emulation_error and context.segment(Segment.SS)[3] >> 5 & 3:
+        context.inject(Vector.UD, EventType.HARDWARE_EXCEPTION)
+        return 1
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
     run_page.INTERNAL.pack_into(
         vcpu.run, run_page.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,

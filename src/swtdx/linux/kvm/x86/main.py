@@ -39,6 +39,7 @@ class KvmX86Ops:
     vcpu_free: "Callable[[Vcpu], None]"
     vcpu_reset: "Callable[[Vcpu, bool], None]"
     vcpu_load: "Callable[[Vcpu, int], None]"
+    set_cr8: "Callable[[Vcpu, int], None]"
     vcpu_pre_run: "Callable[[Vcpu], int]"
     vcpu_run: "Callable[[Vcpu, int], None]"
     handle_exit: "Callable[[Vcpu], int]"
@@ -102,6 +103,7 @@ VMX_OPS = KvmX86Ops(
     vcpu_free=vmx.vmx_vcpu_free,
     vcpu_reset=vmx.vmx_vcpu_reset,
     vcpu_load=vmx.vmx_vcpu_load,
+    set_cr8=vmx.vmx_set_cr8,
     vcpu_pre_run=vmx.vmx_vcpu_pre_run,
     vcpu_run=vmx.vmx_vcpu_run,
     handle_exit=vmx_exit.vmx_handle_exit,

@@ -170,15 +170,17 @@ def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
 
 
 def vmx_vcpu_pre_run(vcpu: "Vcpu") -> int:
-    """User space may have written code; without a local APIC here, CR8 comes from it at every entry. 1, or 0: exit."""
+    """User space may have written code. 1, or 0: exit."""
     vmx = vcpu.vmx
     vmx.context.check_code()
-    if vcpu.apic is None:
-        cr8 = run_page.U64.unpack_from(vcpu.run, run_page.CR8)[0]
-        if cr8 > 15:
-            raise err(errno.EINVAL, f"cr8 {cr8:#x}")
-        vmx.context.cr8 = cr8
     return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE) if vmx.entry_fails else 1
+
+
+def vmx_set_cr8(vcpu: "Vcpu", cr8: int) -> None:
+    """Without a local APIC here CR8 comes from user space at every KVM_RUN. Raises OSError(EINVAL)."""
+    if cr8 > 15:
+        raise err(errno.EINVAL, f"cr8 {cr8:#x}")
+    vcpu.vmx.context.cr8 = cr8
 
 
 def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:

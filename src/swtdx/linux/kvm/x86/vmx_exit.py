@@ -25,6 +25,7 @@ from swtdx.uapi.kvm import (
     KVM_EXIT_HLT,
     KVM_EXIT_IO,
     KVM_EXIT_SHUTDOWN,
+    KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     Vector,
 )
 
@@ -92,6 +93,14 @@ def _general_protection(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 
 def _nothing(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return _skip(context)
+
+
+def _monitor_or_mwait(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """They do nothing; with the quirk of that disabled a guest without the feature gets #UD (handle_monitor_trap)."""
+    features = vcpu.cpuid.find(1)
+    if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS and not (features and features[2] & 1 << 3):
+        return queue_exception(context, Vector.UD)
     return _skip(context)
 
 
@@ -314,8 +323,8 @@ _HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {
     ExitReason.RDMSR: _rdmsr,
     ExitReason.WRMSR: _wrmsr,
     ExitReason.ENTRY_FAILURE: _entry_failure,
-    ExitReason.MWAIT: _nothing,
-    ExitReason.MONITOR: _nothing,
+    ExitReason.MWAIT: _monitor_or_mwait,
+    ExitReason.MONITOR: _monitor_or_mwait,
     ExitReason.PAUSE: _nothing,
     ExitReason.VIRTUALIZED_EOI: _virtualized_eoi,
     ExitReason.EPT_VIOLATION: _ept_violation,

@@ -39,7 +39,8 @@ _SEGMENTS = (
 )  # fmt: skip
 _TABLES = (("gdt", Segment.GDTR), ("idt", Segment.IDTR))
 _SYNC_REGS = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
-CR0_RESERVED = ~0xE005003F & (1 << 64) - 1
+CR0_DEFINED = 0xE005003F
+CR4_VALID = 0x10773FFF  # what KVM lets a guest have: no SMXE, CET, PKS, UINTR
 _XSAVE_LEGACY = 512
 TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 
@@ -143,13 +144,17 @@ def vmx_get_sregs(vcpu: "Vcpu") -> bytes:
 
 def _check_sregs(vcpu: "Vcpu", sregs: kvm_sregs) -> None:
     efer, cr0, cr4 = sregs.efer, sregs.cr0, sregs.cr4
-    if cr0 & CR0_RESERVED or cr0 >> 32 or (cr0 & 1 << 31 and not cr0 & 1) or cr0 >> 29 & 3 == 1:
+    if cr0 >> 32 or (cr0 & 1 << 31 and not cr0 & 1) or cr0 >> 29 & 3 == 1:
         raise err(errno.EINVAL, f"cr0 {cr0:#x}")
+    if cr4 & ~CR4_VALID:
+        raise err(errno.EINVAL, f"cr4 {cr4:#x}")
     if efer & ~EFER_VALID:
         raise err(errno.EINVAL, f"efer {efer:#x}")
     if efer & 1 << 8 and cr0 & 1 << 31:
         if not cr4 & 1 << 5 or not efer & 1 << 10:
             raise err(errno.EINVAL, "long mode needs CR4.PAE and EFER.LMA")
+        if sregs.cr3 & vcpu.cpuid.reserved_gpa_bits:
+            raise err(errno.EINVAL, f"cr3 {sregs.cr3:#x}")
         if sregs.cs.db and sregs.cs.l:
             raise err(errno.EINVAL, "CS.D and CS.L are both set")
     elif efer & 1 << 10 or sregs.cs.l:
@@ -175,7 +180,7 @@ def vmx_set_sregs(vcpu: "Vcpu", data: bytes) -> None:
     context.cr4 = sregs.cr4
     context.cr3 = sregs.cr3
     context.efer = sregs.efer & ~(1 << 10)
-    context.cr0 = sregs.cr0
+    context.cr0 = sregs.cr0 & CR0_DEFINED
     context.efer = sregs.efer
     for name, number in _SEGMENTS:
         _segment_from_user(context, number, getattr(sregs, name))
