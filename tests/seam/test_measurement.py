@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from swtdx.seam import report
+from swtdx.seam.identity import Identity
 from swtdx.seam.status import StatusCode
 
 # Source of the digests: reference vectors of the module's facts (test_vectors.json), restated.
@@ -16,6 +20,8 @@ MRTD_PAGE_0 = "8f3e9a8aca6784eab874f7aa4dda5d49104a88047f1f86695ef2a88f5691a90e3
 MRTD_PAGE_TOP = "8d411e4377a0da03b249acbe9a7939b44b4483b5a6c81341f00d60c1f417257f9a5c1c03f2f223c59f010f4933f238b8"
 MRTD_EXTENDED = "3796b423cf484928f5a91b2e3bb5b0b686dbcb5d0dcb336919cd44feb3b7160487d97c5c1f1039410a4f3d4cff7b68cf"
 RTMR_ONES = "b2cdfa15c3fdc5772b099d6e1a5acb8a2eb8b94adb63393a7ae3068c8b4bd8cdad83d6eb649d8178d0fe7a8135d0a003"
+TEE_INFO_OF_ZEROS = "d83d9a38c238ef3b7bc207bbea3287a8b37b37e731480a8d240d2a6953086c5ecbdf7ee4c72fec3a3e9d4a87f4f9b4fe"
+DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
 TOP = 0xFFFFF000
 PATTERN = bytes((7 * i + i // 256) & 255 for i in range(4096))
 
@@ -23,7 +29,8 @@ PATTERN = bytes((7 * i + i // 256) & 255 for i in range(4096))
 def test_the_literals_are_the_published_vectors(shared_reference):
     vectors = json.loads((shared_reference / "tdx-module" / "test_vectors.json").read_text())
     published = {vector["sha384"] for vector in vectors}
-    assert {MRTD_NO_PAGES, MRTD_PAGE_0, MRTD_PAGE_TOP, MRTD_EXTENDED, RTMR_ONES} < published
+    mine = {MRTD_NO_PAGES, MRTD_PAGE_0, MRTD_PAGE_TOP, MRTD_EXTENDED, RTMR_ONES, TEE_INFO_OF_ZEROS}
+    assert mine == published
 
 
 def finalized(host, td):
@@ -54,6 +61,36 @@ def test_a_page_and_its_sixteen_chunks(host):
     for offset in range(0, 4096, 256):
         extend(host, td, TOP + offset)
     assert finalized(host, td) == MRTD_EXTENDED
+
+
+def test_the_hash_of_an_empty_tdinfo():
+    td = SimpleNamespace(attributes=0, xfam=0, rtmr=[bytes(48)] * 4)
+    td.mrtd = td.mrconfigid = td.mrowner = td.mrownerconfig = td.servtd_hash = bytes(48)
+    assert report.make(td, Identity(), bytes(64))[80:128].hex() == TEE_INFO_OF_ZEROS
+
+
+@pytest.mark.skipif(not DEBIAN_OVMF.exists(), reason=f"{DEBIAN_OVMF} is not installed (package ovmf)")
+@pytest.mark.parametrize("order", ["per_page", "per_region"])
+def test_debian_12s_firmware_in_either_order(host, shared_reference, order):
+    """By SEAMCALLs, from the sections that the published vector lists."""
+    image = DEBIAN_OVMF.read_bytes()
+    vectors = json.loads((shared_reference / "vectors" / "tdvf_metadata_and_mrtd.json").read_text()).values()
+    known = {vector["sha256"]: vector for vector in vectors}.get(hashlib.sha256(image).hexdigest())
+    if known is None:
+        pytest.skip(f"{DEBIAN_OVMF} is another build than the published ones")
+    td = host.build()
+    for section in known["sections"]:
+        start, size = section["data_offset"], section["mem_size"]
+        data = image[start : start + section["raw_size"]].ljust(size, b"\0")
+        measured = section["attributes"] & 1
+        for offset in range(0, size, 4096):
+            host.add(td, section["gpa"] + offset, data[offset : offset + 4096])
+            for chunk in range(0, 4096, 256) if measured and order == "per_page" else ():
+                extend(host, td, section["gpa"] + offset + chunk)
+        for offset in range(0, size, 256) if measured and order == "per_region" else ():
+            extend(host, td, section["gpa"] + offset)
+    assert finalized(host, td) == known[f"mrtd_{order}"]
+    assert known[f"mrtd_{order}"].startswith({"per_page": "4c7206f0", "per_region": "acccbcc8"}[order])
 
 
 def predicted(pages, *, page_by_page):

@@ -318,6 +318,25 @@ def test_entry_states_follow_the_table(host, name, state):
     assert args.rdx == level | sept.ARCH_STATE[SeptState[state]] << 8
 
 
+@pytest.mark.parametrize("how", ["removed", "blocked", "blocked above", "promoted"])
+def test_a_table_that_is_gone_is_not_walked_any_more(host, td, how):
+    """However often the walks before came to it."""
+    host.tables(td, GPA)
+    first, source = host.page(1 << 21), host.page()
+    if how == "promoted":
+        for offset in range(0, 1 << 21, 4096):
+            host.ok("TDH.MEM.PAGE.ADD", rcx=GPA + offset, rdx=td, r8=first + offset, r9=source)
+    host.ok("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)
+    host.ok("TDH.MEM.SEPT.RD", rcx=GPA + 4096, rdx=td)
+    name, level = {
+        "removed": ("TDH.MEM.SEPT.REMOVE", 1), "blocked": ("TDH.MEM.RANGE.BLOCK", 1),
+        "blocked above": ("TDH.MEM.RANGE.BLOCK", 2), "promoted": ("TDH.MEM.PAGE.PROMOTE", 1),
+    }[how]  # fmt: skip
+    host.ok(name, rcx=GPA | level, rdx=td)
+    status, args = host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)
+    assert (status, args.rdx & 7) == (StatusCode.EPT_WALK_FAILED | 1, level)
+
+
 # --- debug access ---------------------------------------------------------------------------------------------------
 
 

@@ -93,6 +93,7 @@ def test_a_planted_fault_is_found(monkeypatch, fault, words):
             return status
 
         world.module.leaves = world.module.leaves | {number: (leaf, clears)}
+        world.module.state = world.module.state
         return world
 
     monkeypatch.setattr("tests.seam.random_calls.new_world", faulty)

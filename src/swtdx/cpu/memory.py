@@ -123,6 +123,8 @@ class PhysicalMemory:
         Raises ValueError outside RAM (a kernel bug, not something that a guest or a user can cause).
         """
         hpa, hkid = self._split(pa, length)
+        if 0 < length <= PAGE_SIZE - (hpa & 4095) and self._keyid[hpa >> 12] == hkid:
+            return self.raw[hpa : hpa + length].tobytes()
         pieces = []
         while length:
             page, offset = hpa >> 12, hpa & 4095

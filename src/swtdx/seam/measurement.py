@@ -11,6 +11,7 @@ RTMR[i] is extended by the guest: SHA-384 of the old value followed by 48 bytes.
 from __future__ import annotations
 
 import hashlib
+import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ BLOCK_SIZE = 128
 CHUNK_SIZE = 256
 _PAGE_ADD = b"MEM.PAGE.ADD".ljust(16, b"\0")
 _EXTEND = b"MR.EXTEND".ljust(16, b"\0")
-_PADDING = bytes(BLOCK_SIZE - 24)
+_ADDED = struct.Struct(f"<16sQ{BLOCK_SIZE - 24}x")
+_EXTENDED = struct.Struct(f"<16sQ{BLOCK_SIZE - 24}x{CHUNK_SIZE}s")
 
 
 MAX_EVENTS = 65536
@@ -34,12 +36,12 @@ def start(td: Td) -> None:
 
 def page_added(td: Td, gpa: int) -> None:
     """Measure TDH.MEM.PAGE.ADD."""
-    td.mrtd_context.update(_PAGE_ADD + gpa.to_bytes(8, "little") + _PADDING)
+    td.mrtd_context.update(_ADDED.pack(_PAGE_ADD, gpa))
 
 
 def extended(td: Td, gpa: int, chunk: bytes) -> None:
     """Measure TDH.MR.EXTEND of the 256 bytes at ``gpa``."""
-    td.mrtd_context.update(_EXTEND + gpa.to_bytes(8, "little") + _PADDING + chunk)
+    td.mrtd_context.update(_EXTENDED.pack(_EXTEND, gpa, chunk))
 
 
 def finish(td: Td) -> None:

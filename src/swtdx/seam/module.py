@@ -8,6 +8,7 @@ OPERAND_BUSY except on what a running virtual CPU holds: its TD and itself. `con
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from swtdx.seam import dispatch, tdh
 from swtdx.seam.contention import Contention
@@ -43,6 +44,7 @@ class TdxModule:
         self.identity: Identity = identity or Identity.of(self.version)
         self.lock = threading.Lock()
         self.state = SysState.SYSINIT_PENDING
+        self._said: Callable[[int, int], tuple[int, bool]] | None = None if self.version.exact else self.version.present
         self.initialized_lps: set[int] = set()
         self.shut_down_lps: set[int] = set()
         """Logical processors that TDH.SYS.LP.SHUTDOWN of module 1.0 has taken out: SEAMCALL fails there."""
@@ -65,26 +67,35 @@ class TdxModule:
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
         """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
         with self.lock:
-            leaves = self.leaves
-            if self.state is not SysState.SYS_READY or fn not in leaves:
+            found = self._open.get(fn)
+            if found is None:
                 if lp in self.shut_down_lps:
                     return dispatch.VMFAIL_INVALID
-                refused = dispatch.refuse(fn, self.state, self.version)
+                refused = dispatch.refuse(fn, self._state, self.version)
                 if refused is not None:
                     return refused
-            handler, clears = leaves[fn]
+                found = self.leaves[fn]
+            handler, clears = found
             try:
                 status = handler(self, args, lp)
             except Status as failure:
                 status = dispatch.failed(failure, args, clears)
-            return status if self.version.exact else self._as_said(status, fn, args)
+            if self._said is not None:  # not 1.5.06: in its own words
+                status, shows = self._said(status, fn)
+                if not shows:
+                    args.rcx = args.rdx = 0
+            return status
 
-    def _as_said(self, status: int, fn: int, args: Args) -> int:
-        """A status in the words of a version other than 1.5.06."""
-        said, shows = self.version.present(status, fn)
-        if not shows:
-            args.rcx = args.rdx = 0
-        return said
+    @property
+    def state(self) -> SysState:
+        """SYS_STATE."""
+        return self._state
+
+    @state.setter
+    def state(self, state: SysState) -> None:
+        self._state = state
+        # Without SYS_READY every call takes the way past the checks of the dispatcher.
+        self._open = self.leaves if state is SysState.SYS_READY else {}
 
     def package_of(self, lp: int) -> int:
         """The package of a logical processor; they are numbered package by package."""

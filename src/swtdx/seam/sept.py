@@ -47,6 +47,7 @@ FREE_PAGE = FREE.to_bytes(8, "little") * ENTRIES
 MAPPED_LEAF = SUPPRESS_VE | 0xC0 | WRITE_BACK | READ_WRITE_EXECUTE
 PENDING_LEAF = SUPPRESS_VE | 1 << 56 | 0xC0 | WRITE_BACK
 NL_MAPPED = SUPPRESS_VE | READ_WRITE_EXECUTE
+NOWHERE = -1
 ROOT_TDCX_INDEX = 3
 """Which TDCX page is the root of the Secure EPT."""
 
@@ -161,12 +162,20 @@ def locked(entry: int, level: int) -> Status:
 class SecureEpt:
     """One TD's Secure EPT: a root page and the number of levels (4 or 5)."""
 
-    __slots__ = ("levels", "qwords", "root")
+    __slots__ = ("_range", "_table", "levels", "qwords", "root")
 
     def __init__(self, qwords: memoryview, root: int, levels: int) -> None:
         self.qwords = qwords
         self.root = root
         self.levels = levels
+        self._range, self._table = NOWHERE, 0
+
+    def forget(self) -> None:
+        """A table is about to be taken out of the tree: forget the last one that a walk came to.
+
+        The counterpart of the processor's paging-structure cache, for walks that go to the same 2 MiB again and again.
+        """
+        self._range = NOWHERE
 
     @property
     def eptp(self) -> int:
@@ -179,13 +188,18 @@ class SecureEpt:
         The walk goes down through present non-leaf entries and stops early at anything else.
         """
         qwords = self.qwords
+        if gpa >> 21 == self._range and not level:
+            known = self._table + (gpa >> 12 & 511)
+            return known, qwords[known], 0
         reached = self.levels - 1
         shift = 12 + 9 * reached
-        index: int = (self.root >> 3) + ((gpa >> shift) & 511)
+        index: int = self.root >> 3 | gpa >> shift & 511
         entry: int = qwords[index]
         while reached > level and 0 < entry & PRESENT_OR_LEAF < LEAF:  # present, and no leaf
             reached -= 1
             shift -= 9
-            index = ((entry & HPA_MASK) >> 3) + ((gpa >> shift) & 511)
+            index = (entry & HPA_MASK) >> 3 | gpa >> shift & 511
             entry = qwords[index]
+        if not reached:
+            self._range, self._table = gpa >> 21, index & ~511
         return index, entry, reached

@@ -13,8 +13,9 @@ from swtdx.seam import measurement, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Args
 from swtdx.seam.lifecycle import OpState
+from swtdx.seam.measurement import CHUNK_SIZE, extended
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
-from swtdx.seam.pamt import PageType
+from swtdx.seam.pamt import LOCK_MASK, PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 
@@ -25,6 +26,7 @@ SEPT_ADD, PAGE_ADD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.ADD"], SEAMCALL_NUMBERS["TDH
 PAGE_AUG = SEAMCALL_NUMBERS["TDH.MEM.PAGE.AUG"]
 MR_EXTEND, MR_FINALIZE = SEAMCALL_NUMBERS["TDH.MR.EXTEND"], SEAMCALL_NUMBERS["TDH.MR.FINALIZE"]
 
+MAPPED = int(SeptState.MAPPED)
 TDR_RESERVED = 0xFFF0_0000_0000_0FFE
 NULL_PAGE = (1 << 64) - 1
 PAGE_NOT_USED = 1 << 63
@@ -102,19 +104,21 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.MR.EXTEND", clears=("rcx", "rdx"))
 def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     """Measure 256 bytes of a page that was added."""
-    td = module.td_exclusive(args.rdx, Operand.RDX)
+    td, memory = module.tds.get(args.rdx), module.memory
+    if td is None or memory.qwords[td.pamt_index] & LOCK_MASK:
+        td = module.td_exclusive(args.rdx, Operand.RDX)
     if MR_EXTEND not in td.allowed:
         td.check_state(MR_EXTEND)
     gpa = args.rcx
     if gpa & CHUNK_MASK or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     _, entry, level = td.sept.walk(gpa, 0)
-    if entry & STATE_MASK != SeptState.MAPPED:
+    if entry & STATE_MASK != MAPPED:
         check_leaf(td, entry, level)
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
     offset = (1 << (12 + 9 * level)) - 1
     hpa = entry & HPA_MASK & ~offset | gpa & offset
-    measurement.extended(td, gpa, module.memory.raw[hpa : hpa + measurement.CHUNK_SIZE].tobytes())
+    extended(td, gpa, memory.raw[hpa : hpa + CHUNK_SIZE].tobytes())
     args.rcx = args.rdx = 0
     return SUCCESS
 

@@ -49,6 +49,7 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     page, _ = module.pamt.index_of(hpa)
     module.pamt.block_at(page, td.epoch)
     module.memory.qwords[entry_index] = sept.after("TDH_MEM_RANGE_BLOCK", entry & ~HPA_MASK | hpa)
+    td.sept.forget()
     args.rcx = args.rdx = 0
     return SUCCESS
 
@@ -118,6 +119,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     if module.memory.raw[hpa : hpa + 4096].tobytes() != sept.FREE_PAGE:
         raise Status(StatusCode.EPT_PAGE_NOT_FREE, Operand.RCX, **sept.extended_info(entry, level))
     module.memory.qwords[entry_index] = FREE
+    td.sept.forget()
     module.pamt.release(page)
     td.child_count -= 1
     args.rcx, args.rdx = hpa, 0

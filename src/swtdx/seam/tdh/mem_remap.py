@@ -76,6 +76,7 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     pamt.merge(hpa, PageSize(level), td.hpa)
     module.memory.qwords[entry_index] = merged
+    td.sept.forget()
     pamt.release(table_page)
     td.child_count -= 1
     args.rcx, args.rdx = table, 0
