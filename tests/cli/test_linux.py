@@ -6,14 +6,16 @@ $SWTDX_LINUX names the folder that ``script/linux`` prints (boot/vmlinuz-*, init
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -141,6 +143,23 @@ def test_the_event_log_that_linux_shows_leads_to_the_rtmrs(linux_guest: Path, me
         events = parse_event_log(log, table)
         assert [index for index in range(4) if parsed.rtmrs[index].strip(b"\0")] == [0, 1, 2]
         assert tuple(replay(events))[:3] == parsed.rtmrs[:3]
+
+
+def test_linux_extends_an_rtmr_through_sysfs(linux_guest: Path, skip_loudly: Callable[[str], NoReturn]) -> None:
+    """Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest: what is written to rtmr3 extends it."""
+    with linux(linux_guest, td=TdParameters()) as console:
+        registers = "/sys/class/misc/tdx_guest/measurements"
+        if "rtmr3" not in console.command(f"ls {registers}"):
+            skip_loudly("$SWTDX_LINUX is older than Linux 6.16; not shown: its guest extends RTMR3 through sysfs")
+        td = next(iter(console.kernel.module.tds.values()))
+        console.command(f"cd {registers}")
+        assert console.bytes_of("cat mrtd:sha384").hex() == td.mrtd.hex()
+        before, digest = console.bytes_of("cat rtmr3:sha384"), hashlib.sha384(b"an event").digest()
+        for half in (digest[:24], digest[24:]):
+            console.command(f"echo {half.hex()} | xxd -r -p >> /tmp/d")
+        console.command("cat /tmp/d > rtmr3:sha384")
+        assert td.rtmr[3] == hashlib.sha384(before + digest).digest()
+        assert console.bytes_of("cat rtmr3:sha384") == td.rtmr[3]
 
 
 def test_four_processors_come_up_by_the_mailbox(linux_guest: Path) -> None:
