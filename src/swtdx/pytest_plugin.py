@@ -9,20 +9,23 @@
 ``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``
 ================  ====================================================================================================
 
+A test that fails with a refused ioctl shows the embedded kernel's reason, and the ``swtdx explain`` to type.
+
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` say what ``td`` is to be (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
 dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0")`` says which kernel, on a machine with how many
-processors and which TDX module. A firmware
-wants as many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
-``td(firmware=...)`` that is the default.
+processors and which TDX module. A firmware wants as many processors as it gets vCPUs (one from before
+edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that is the default.
 
 Nothing is imported before a fixture is asked for, so that the plugin costs a session without TDs nothing.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +68,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "td(code, firmware, memory, cpus): what the fixture td is made of (swtdx)")
     kernel = "tdx(dialect, no_rbp_mod, processors, module_version): which kernel the fixture tdx_kernel boots (swtdx)"
     config.addinivalue_line("markers", kernel)
+
+
+@pytest.hookimpl(hookwrapper=True)  # older versions of pytest know no other kind
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    """Beside a test that failed with an ioctl: what the embedded kernel says about it, and how to ask for more."""
+    made = yield
+    client = sys.modules.get("swtdx.uapi.client.error")  # not there: no ioctl has failed
+    if client is None or call.excinfo is None or not isinstance(call.excinfo.value, client.KvmError):
+        return
+    error = call.excinfo.value
+    asked = ["swtdx", "explain", client.errno_name(error.errno or 0), "--command", error.ioctl.partition(" ")[0]]
+    if error.hw_error:
+        asked += ["--hw-error", f"{error.hw_error:#x}"]
+    kernel = getattr(item, "funcargs", {}).get("tdx_kernel")
+    if (dialect := getattr(kernel, "dialect", None)) is not None and dialect.value != "upstream":
+        asked += ["--dialect", dialect.value]
+    reason = getattr(kernel, "last_reason", "")
+    text = f"reason  {reason}\n" if reason else ""
+    made.get_result().sections.append((f"KVM refused {error.ioctl}", f"{text}more    {shlex.join(asked)}"))
 
 
 @pytest.fixture

@@ -140,6 +140,30 @@ def test_markers_that_say_nonsense_are_errors(pytester: pytest.Pytester) -> None
     result.stdout.fnmatch_lines(["*takes code, firmware, memory, cpus, not size*", "*not of both*", "*processors=1*"])
 
 
+def test_a_refused_ioctl_shows_the_kernels_reason_and_how_to_ask_for_more(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.tdx(dialect="v10")
+        def test_it(kvm):
+            with kvm.create_td() as td:
+                td.split_irqchip()
+                capabilities = td.tdx_capabilities()
+                td.tdx_init(1 << 29 | 1, 3, capabilities.configure(kvm.supported_cpuid()))
+        """,
+    )
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*KVM refused KVM_TDX_INIT_VM*",
+            "reason  TDH.MNG.INIT: 0xc000010000000040",
+            "more    swtdx explain EIO --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040 --dialect v10",
+        ]
+    )
+
+
 def test_a_session_without_tds_imports_nothing(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
