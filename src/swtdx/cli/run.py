@@ -25,6 +25,7 @@ from rich.status import Status
 
 from swtdx.cli import debugger, report
 from swtdx.cli.explanation.run import explained, outcome_explained
+from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.trace_file import TraceFormat
@@ -146,6 +147,7 @@ def run(options: Options) -> int:
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
         gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
         recording = files.enter_context(Recording(options.trace, options.trace_format, options.html, sys.argv))
+        files.enter_context(kernel_log(voice.say))
         kernel = _kernel(options, recording.emit if recording.wanted else None)
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,10 @@ def test_run_explains_why_the_kernel_stopped_the_guest(command: Command, firmwar
     assert result.status == 1
     for words in ("KVM_RUN: EIO", "before accepting it", "TDG.MEM.PAGE.ACCEPT", "swtdx explain EIO --command KVM_RUN"):
         assert words in result.err
+
+
+def test_the_kernels_log_is_the_commands_own_line(command: Command, firmware: Path) -> None:
+    said = command("run", "--firmware", firmware).err
+    assert re.search(r"^swtdx: kernel: VM \d+ is dead: the guest touched", said, re.MULTILINE)
+    quiet = command("run", "--firmware", firmware, "--quiet").err
+    assert quiet.startswith("swtdx: the kernel stopped vCPU 0: KVM_RUN: EIO")
