@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 import pytest
@@ -33,6 +34,43 @@ def test_sys_init_refuses_a_processor_without_its_features(processor, cold):
     assert args.r9 == 0x756E6547 << 32  # EBX "Genu" wanted
     processor.cpuid_overrides.clear()
     cold.ok("TDH.SYS.INIT")
+
+
+@pytest.mark.parametrize(
+    ("leaf", "registers", "status"),
+    [
+        ((0, 0), (0x1E, 0x756E6547, 0x6C65746E, 0x49656E69), StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x1F),
+        ((0x8000_0000, 0), (0x8000_0007, 0, 0, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x8000_0008),
+        ((0x1F, 0), (0, 0, 0, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),
+        ((0x1F, 1), (0, 0, 1, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),  # threads, and no cores
+        ((0x1F, 0), (0, 1, 2 << 8, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # then cores come twice
+        ((0x1F, 2), (0, 1, 6 << 8 | 2, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # a level without a meaning
+    ],
+)
+def test_sys_init_refuses_a_processor_that_it_cannot_describe(processor, cold, leaf, registers, status):
+    processor.cpuid_overrides[leaf] = registers
+    assert cold.call("TDH.SYS.INIT")[0] == status
+    processor.cpuid_overrides.clear()
+    cold.ok("TDH.SYS.INIT")
+
+
+def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(processor, cold, shared_reference):
+    """The leaves that TD_PARAMS configures come first there."""
+    published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.5.06"]
+    order = {
+        int(leaf["leaf"], 16): leaf["lookup_index"] for leaf in published["leaves"] if leaf["subleaf"] in (None, 0)
+    }
+    assert order[1] < order[0]
+    processor.cpuid_overrides |= {(0, 0): (0x23, 0, 0, 0), (1, 0): (0, 0, 0, 0)}
+    status, args = cold.call("TDH.SYS.INIT")
+    assert (status, args.rcx & 0xFFFFFFFF) == (StatusCode.INCORRECT_CPUID_VALUE, 1)
+
+
+@pytest.mark.parametrize(("version", "most"), [("1.5.06", 2048), ("1.0", 128)])
+def test_sys_init_knows_so_many_keyids(make_host, version, most):
+    for private, status in ((most - 1 - 60, 0), (most - 60, StatusCode.NUM_ACTIVATED_HKIDS_NOT_SUPPORTED | most)):
+        platform = {"keyid_bits": 12, "mktme_keyids": 60, "tdx_keyids": private, "module_version": version}
+        assert make_host(**platform).call("TDH.SYS.INIT")[0] == status
 
 
 def test_sys_init_refuses_a_limited_cpuid(processor, cold):

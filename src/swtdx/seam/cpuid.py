@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from swtdx.seam.hardware import Processor, Segment
-from swtdx.seam.status import Status, StatusCode
+from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load, registers
 from swtdx.seam.td import (
     ATTRIBUTE_LASS,
@@ -37,6 +37,9 @@ Key = tuple[int, int | None]
 HIGHEST_EXTENDED = 0x8000_0008
 HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)
 NO_SUBLEAF = 0xFFFF_FFFF
+TOPOLOGY, CORE_LEVEL, LEVEL_TYPES = 0x1F, 2, 6
+HIGHEST_NEEDED = {0: TOPOLOGY, 0x8000_0000: HIGHEST_EXTENDED}
+"""The leaves that tell the highest one, and what that must be at least."""
 CRYSTAL_HZ = 25_000_000
 TOPOLOGY_LEAVES = (0xB, 0x1F)
 
@@ -93,20 +96,47 @@ def config_mask(processor: Processor, key: Key, version: str = "") -> Registers:
     return eax, ebx, ecx, edx
 
 
-def unverified(
-    processor: Processor, waived: Mapping[Key, Registers], module: ModuleVersion
-) -> tuple[Key, Registers, Registers] | None:
-    """The first native leaf that is not as the module demands: leaf, mask and value; None when all are.
+def check_native(processor: Processor, waived: Mapping[Key, Registers], module: ModuleVersion) -> None:
+    """Whether the processor is fit for TDs: each native leaf as the module demands, in the order of its table.
 
-    ``waived`` are bits not held against the processor.
+    ``waived`` are bits not held against the processor. Raises INCORRECT_CPUID_VALUE with leaf, mask and value,
+    CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F tells of no cores), and
+    CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise.
     """
-    for key, row in rows(module.tables).items():
-        native = processor.cpuid(key[0], key[1] or 0)
-        excused = waived.get(key, (0, 0, 0, 0))
+    for row in sorted(rows(module.tables).values(), key=lambda row: row.lookup_index):
+        leaf, subleaf = row.key
+        native = processor.cpuid(leaf, subleaf or 0)
+        excused = waived.get(row.key, (0, 0, 0, 0))
         for value, mask, wanted, excuse in zip(native, row.verify_mask, row.verify_value, excused, strict=True):
             if (value ^ wanted) & mask & ~excuse:
-                return key, row.verify_mask, row.verify_value
-    return None
+                raise _incorrect(row)
+        if leaf in HIGHEST_NEEDED and native[0] < HIGHEST_NEEDED[leaf]:
+            raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, HIGHEST_NEEDED[leaf])
+        if leaf == TOPOLOGY:
+            _check_level(processor, subleaf or 0)
+
+
+def _incorrect(row: Row) -> Status:
+    leaf, subleaf = row.key
+    mask, value = row.verify_mask, row.verify_value
+    return Status(
+        StatusCode.INCORRECT_CPUID_VALUE,
+        rcx=leaf | (NO_SUBLEAF if subleaf is None else subleaf) << 32,
+        rdx=mask[0] | mask[1] << 32,
+        r8=mask[2] | mask[3] << 32,
+        r9=value[0] | value[1] << 32,
+        r10=value[2] | value[3] << 32,
+    )
+
+
+def _check_level(processor: Processor, subleaf: int) -> None:
+    """A sub-leaf of the native leaf 0x1F, whose types rise from SMT until there is none."""
+    types = [processor.cpuid(TOPOLOGY, number)[2] >> 8 & 0xFF for number in range(subleaf + 1)]
+    before, here = types[:-1], types[-1]
+    if here and (here <= max(before, default=0) or here >= LEVEL_TYPES):
+        raise Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+    if not here and CORE_LEVEL not in before:
+        raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, Operand.RAX)
 
 
 class VirtualCpuid:

@@ -72,6 +72,8 @@ class ModuleVersion:
     attributes_fixed0: int
     config_flags_fixed0: int
     max_vcpus: int
+    max_hkids: int
+    """KeyIDs of any kind that there may be."""
     highest_basic_cpuid: int
     free_entry: int
     """What a free Secure-EPT entry is, to a debugger who reads the root."""

@@ -54,7 +54,9 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     if module.state is not SysState.SYSINIT_PENDING:
         raise Status(StatusCode.SYS_INIT_NOT_PENDING)
     check_limit_cpuid_maxval(module.processor.rdmsr)
-    check_native_cpuid(module)
+    cpuid.check_native(module.processor, WAIVED_CPUID, module.version)
+    if module.platform.mktme_keyids + module.platform.tdx_keyids >= module.version.max_hkids:
+        raise Status(StatusCode.NUM_ACTIVATED_HKIDS_NOT_SUPPORTED, module.version.max_hkids)
     if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
         raise Status(StatusCode.CMR_LIST_INVALID)
     module.contention.check_entropy()
@@ -62,22 +64,6 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     module.state = SysState.SYSINIT_DONE
     args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
     return SUCCESS
-
-
-def check_native_cpuid(module: TdxModule) -> None:
-    """INCORRECT_CPUID_VALUE with leaf, mask and value when the processor is not fit for TDs."""
-    fault = cpuid.unverified(module.processor, WAIVED_CPUID, module.version)
-    if fault is not None:
-        (number, subleaf), mask, value = fault
-        where = number | (cpuid.NO_SUBLEAF if subleaf is None else subleaf) << 32
-        raise Status(
-            StatusCode.INCORRECT_CPUID_VALUE,
-            rcx=where,
-            rdx=mask[0] | mask[1] << 32,
-            r8=mask[2] | mask[3] << 32,
-            r9=value[0] | value[1] << 32,
-            r10=value[2] | value[3] << 32,
-        )
 
 
 @leaf("TDH.SYS.LP.INIT", clears=("rcx", "rdx", "r8"))
