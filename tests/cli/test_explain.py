@@ -66,6 +66,15 @@ def test_lines_that_people_have(line: str, command_name: str | None, leaf: str, 
     assert (status["leaf"], status["name"]) == (leaf, name)
 
 
+def test_an_address_in_a_line_is_no_status(command: Command) -> None:
+    line = "KVM_TDX_INIT_MEM_REGION: EINVAL (Invalid argument): no slot with private memory at 0x100000000"
+    found = json.loads(command("explain", line, "--json").out)
+    assert "status" not in found
+    assert any("guest_memfd" in rule["rule"] for rule in found["rules"])
+    line = "SEAMCALL TDH_MEM_PAGE_ADD failed: 0xc0000b0d00000001 entry 0x8000000123456000"
+    assert json.loads(command("explain", line, "--json").out)["name"] == "EPT_ENTRY_STATE_INCORRECT"
+
+
 def test_a_td_exit_with_its_qualification(command: Command) -> None:
     """A write to a page that the guest has not accepted, with SEPT_VE_DISABLE: extended type 6."""
     arguments = ("0x30", "--qualification", "0x2", "--extended", "0x6", "--gpa", "0x80001000")

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.cli.explanation import Refusal, known_ioctls, refusals
-from swtdx.cli.explanation.status import explain_status, parse_leaf
+from swtdx.cli.explanation.status import explain_status, is_known, parse_leaf
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
 
 _STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
+_CALLED_STATUS = re.compile(r"hw_error|status|failed: 0x", re.IGNORECASE)
 _IOCTL = re.compile(r"\bKVM_[A-Z0-9_]+\b")
 _TDX_COMMAND = re.compile(
     r"\bTDX_(CAPABILITIES|INIT_VM|INIT_VCPU|INIT_MEM_REGION|FINALIZE_VM|GET_CPUID|TERMINATE_VM)\b"
@@ -76,7 +77,9 @@ def parse_line(text: str) -> Failed:
     ioctls = [name for word in _IOCTL.findall(text) if (name := parse_ioctl(word))]
     ioctls += [f"KVM_TDX_{name}" for name in _TDX_COMMAND.findall(text)]
     functions = [name for word in _LEAF.findall(text) if (name := parse_leaf(word.rstrip(".")))]
-    statuses = [int(word, 16) for word in _STATUS.findall(text)]
+    # Addresses are long numbers, too: a status is one that is known, or called one.
+    numbers = [int(word, 16) for word in _STATUS.findall(text)]
+    statuses = [number for number in numbers if is_known(number)] or (numbers if _CALLED_STATUS.search(text) else [])
     return Failed(_first(names), _first(ioctls), next(iter(statuses), 0), _first(functions))
 
 

@@ -129,6 +129,11 @@ def explain_status(
     return found
 
 
+def is_known(value: int) -> bool:
+    """Whether a number is a status of some module, of Linux or of the GHCI, a TD exit's included."""
+    return known_status(value & ~DETAILS_L2_MASK)[0] != UNKNOWN or _of_others(value, None) is not None
+
+
 def _of_others(value: int, leaf: str | None) -> dict[str, Any] | None:
     """A status that is not the module's: the result of a TDVMCALL, or one that Linux made up."""
     row = table("statuses")["tdvmcall"].get(f"{value:#x}") if leaf == VP_VMCALL or value >> 60 == 8 else None
