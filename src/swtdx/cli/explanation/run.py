@@ -49,7 +49,9 @@ def failure_lines(error: KvmError, dialect: Dialect, reason: str = "") -> list[s
     found = explain_failure(failed, dialect)
     if reason and len(found.get("rules", ())) > SHOWN_RULES:
         del found["rules"]
-    rows = [row for row in words.lines(found) if row[0] != "failed"]
+    rows = list(words.lines(found))
+    left_out = {"failed"} | ({"class", "meaning", "operand"} if "rule" in dict(rows) else set())
+    rows = [row for row in rows if row[0] not in left_out]
     return words.aligned([*rows, ("more", _command(failed, dialect))])
 
 
