@@ -21,7 +21,7 @@ CODES_BY_VALUE = {code.value for code in StatusCode}
 PARTITIONING = "TD partitioning is not reproduced: there is no L2 virtual machine and no Secure EPT for one"
 SERVICE_TD = "service TDs are not reproduced: no binding handle is right, and the handle is checked first"
 NO_SUCH_HARDWARE = "the emulated processor has nothing of the kind that could be wrong"
-ALIKE = "the emulated logical processors are alike, and their packages are numbered from 0 to at most 7"
+ALIKE = "the emulated logical processors are alike"
 NO_MONITOR = "the check is of a setting for TDs that may use MONITOR and MWAIT, and no TD here may"
 OWN_CLOCK = (
     "the time-stamp counter does not go back; a host that writes it changes IA32_TSC_ADJUST, which is found first"
@@ -49,8 +49,7 @@ CANNOT = {
         [
             ("TDH.SYS.INIT", status)
             for status in (
-                "INCOMPATIBLE_SEAM_CAPABILITIES", "INCORRECT_MSR_VALUE", "INVALID_WBINVD_SCOPE",
-                "SYS_INCOMPATIBLE_SIGSTRUCT",
+                "INCOMPATIBLE_SEAM_CAPABILITIES", "INCORRECT_MSR_VALUE", "SYS_INCOMPATIBLE_SIGSTRUCT",
             )
         ],
         NO_SUCH_HARDWARE,
@@ -58,7 +57,7 @@ CANNOT = {
     **dict.fromkeys(
         [
             ("TDH.SYS.LP.INIT", status)
-            for status in ("INCOMPATIBLE_SEAM_CAPABILITIES", "INCONSISTENT_CPUID_FIELD", "INVALID_PKG_ID")
+            for status in ("INCOMPATIBLE_SEAM_CAPABILITIES", "INCONSISTENT_CPUID_FIELD")
         ],
         ALIKE,
     ),

@@ -44,6 +44,7 @@ def test_sys_init_refuses_a_processor_without_its_features(processor, cold):
         ((0x1F, 0), (0, 0, 0, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),
         ((0x1F, 1), (0, 0, 1, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),  # threads, and no cores
         ((0x1F, 0), (0, 1, 2 << 8, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # then cores come twice
+        ((4, 3), (0x04000163, 0x0380003F, 0x6FFF, 4), StatusCode.INVALID_WBINVD_SCOPE),  # a cache for each processor
         ((0x1F, 2), (0, 1, 6 << 8 | 2, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # a level without a meaning
     ],
 )
@@ -84,6 +85,14 @@ def test_lp_init_follows_sys_init_and_happens_once_each(cold):
     cold.ok("TDH.SYS.LP.INIT", lp=0)
     assert cold.call("TDH.SYS.LP.INIT", lp=0)[0] == StatusCode.SYS_LP_INIT_DONE
     cold.ok("TDH.SYS.LP.INIT", lp=1)
+
+
+def test_lp_init_knows_eight_packages(make_host):
+    host = make_host(packages=9, logical_processors=9)
+    host.ok("TDH.SYS.INIT")
+    for lp in range(8):
+        host.ok("TDH.SYS.LP.INIT", lp=lp)
+    assert host.call("TDH.SYS.LP.INIT", lp=8)[0] == StatusCode.INVALID_PKG_ID | 8
 
 
 def test_config_needs_every_logical_processor(cold):

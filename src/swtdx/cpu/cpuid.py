@@ -55,7 +55,7 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
             return 0x00FEFF01, 0, 0, 0
         case 4 if subleaf < len(_CACHE):
             eax, ebx, ecx, edx = _CACHE[subleaf]
-            return eax | (min(threads, 64) - 1 << 14 if subleaf == 3 else 0), ebx, ecx, edx
+            return eax | (min(threads, 4096) - 1 << 14 if subleaf == 3 else 0), ebx, ecx, edx
         case 5:
             return 0, 0, 0, 0
         case 6:

@@ -38,6 +38,7 @@ HIGHEST_EXTENDED = 0x8000_0008
 HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)
 NO_SUBLEAF = 0xFFFF_FFFF
 TOPOLOGY, CORE_LEVEL, LEVEL_TYPES = 0x1F, 2, 6
+LAST_LEVEL_CACHE = 4, 3
 HIGHEST_NEEDED = {0: TOPOLOGY, 0x8000_0000: HIGHEST_EXTENDED}
 """The leaves that tell the highest one, and what that must be at least."""
 CRYSTAL_HZ = 25_000_000
@@ -101,7 +102,7 @@ def check_native(processor: Processor, waived: Mapping[Key, Registers], module: 
 
     ``waived`` are bits not held against the processor. Raises INCORRECT_CPUID_VALUE with leaf, mask and value,
     CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F tells of no cores), and
-    CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise.
+    CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise, INVALID_WBINVD_SCOPE.
     """
     for row in sorted(rows(module.tables).values(), key=lambda row: row.lookup_index):
         leaf, subleaf = row.key
@@ -130,13 +131,22 @@ def _incorrect(row: Row) -> Status:
 
 
 def _check_level(processor: Processor, subleaf: int) -> None:
-    """A sub-leaf of the native leaf 0x1F, whose types rise from SMT until there is none."""
-    types = [processor.cpuid(TOPOLOGY, number)[2] >> 8 & 0xFF for number in range(subleaf + 1)]
+    """A sub-leaf of the native leaf 0x1F, whose types rise from SMT until there is none.
+
+    All logical processors of a package share the last-level cache, so that WBINVD writes back all of it.
+    """
+    levels = [processor.cpuid(TOPOLOGY, number) for number in range(subleaf + 1)]
+    types = [level[2] >> 8 & 0xFF for level in levels]
     before, here = types[:-1], types[-1]
     if here and (here <= max(before, default=0) or here >= LEVEL_TYPES):
         raise Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
     if not here and CORE_LEVEL not in before:
         raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, Operand.RAX)
+    if not here and before[-1]:  # the first that is none: of the last level the shift to the package's number is told
+        shift = levels[-2][0] & 0x1F
+        sharing = processor.cpuid(*LAST_LEVEL_CACHE)[0] >> 14 & 0xFFF
+        if shift and sharing >> shift - 1 != 1:  # without a shift there is but one
+            raise Status(StatusCode.INVALID_WBINVD_SCOPE)
 
 
 class VirtualCpuid:

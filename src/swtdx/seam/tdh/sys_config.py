@@ -75,6 +75,8 @@ def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
     if lp in module.initialized_lps:
         raise Status(StatusCode.SYS_LP_INIT_DONE)
     module.contention.check_entropy()
+    if module.package_of(lp) >= identity.MAX_PACKAGES:
+        raise Status(StatusCode.INVALID_PKG_ID, module.package_of(lp))
     check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
     module.initialized_lps.add(lp)
     args.rcx = args.rdx = args.r8 = 0
