@@ -18,7 +18,7 @@ from typing import Any, get_args
 import typer
 
 from swtdx.cli.app import whole_app
-from swtdx.cli.explanation import refusals
+from swtdx.cli.explanation import general_refusals, known_ioctls, refusals
 from swtdx.cli.explanation import table as explanations
 from swtdx.cli.explanation.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
@@ -126,7 +126,18 @@ def ioctls() -> str:
         if argument is not None and issubclass(argument, ctypes.Structure):
             structures.setdefault(argument.__name__, argument)
     head = table(("request", "number", "direction", "argument", "bytes"), rows)
-    return head + "\n\n## Structures\n\n" + "\n".join(layout(s) for _, s in sorted(structures.items()))
+    layouts = "\n".join(layout(s) for _, s in sorted(structures.items()))
+    return f"{head}\n\n## Rules\n\n{_rules_of_ioctls()}\n\n## Structures\n\n{layouts}"
+
+
+def _rules_of_ioctls() -> str:
+    """What ioctls check, each with the errno of a call where it does not hold."""
+    rows = []
+    for name in sorted(set(REQUESTS) & set(known_ioctls(Dialect.UPSTREAM))):
+        own = [each for each in refusals(name, Dialect.UPSTREAM) if each not in general_refusals()]
+        rows += [(f"`{name}`", f"`{each.errno}`", each.rule, each.remedy) for each in own]
+    general = [("every ioctl", f"`{each.errno}`", each.rule, each.remedy) for each in general_refusals()]
+    return table(("request", "errno", "what must hold", "what to do"), general + rows)
 
 
 def _request(name: str, request: Request) -> tuple[str, ...]:

@@ -130,7 +130,13 @@ def refusals(ioctl: str, dialect: Dialect) -> tuple[Refusal, ...]:
         return ()
     own = _refusals(rows or [])
     said = {refusal.errno for refusal in own}
-    return tuple(own + [refusal for refusal in _refusals(["@every ioctl"]) if refusal.errno not in said])
+    return tuple(own + [refusal for refusal in general_refusals() if refusal.errno not in said])
+
+
+@cache
+def general_refusals() -> tuple[Refusal, ...]:
+    """The rules that hold for every ioctl."""
+    return tuple(_refusals(["@every ioctl"]))
 
 
 def known_ioctls(dialect: Dialect) -> list[str]:
