@@ -72,8 +72,12 @@ def explain(
             metavar="NAME", help="The SEAMCALL or TDCALL that answered the status.", autocompletion=complete_leaf
         ),
     ] = None,
-    qualification: Annotated[str | None, typer.Option(metavar="RCX", help="Of a TD exit: its qualification.")] = None,
-    extended: Annotated[str | None, typer.Option(metavar="RDX", help="Of a TD exit: its extended one.")] = None,
+    qualification: Annotated[
+        str | None, typer.Option(metavar="RCX", help="Of a TD exit: the exit qualification.")
+    ] = None,
+    extended: Annotated[
+        str | None, typer.Option(metavar="RDX", help="Of a TD exit: the extended qualification.")
+    ] = None,
     gpa: Annotated[str | None, typer.Option(metavar="R8", help="Of a TD exit: the guest physical address.")] = None,
     interruption: Annotated[
         str | None, typer.Option(metavar="R9", help="Of a TD exit: interruption information.")

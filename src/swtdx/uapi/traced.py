@@ -15,12 +15,12 @@ import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from errno import errorcode
 from time import perf_counter_ns
 from typing import Any
 
 from swtdx.uapi import kvm
 from swtdx.uapi.capability import Cap
+from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE
 from swtdx.uapi.kernel import Kernel
@@ -139,7 +139,7 @@ class TracedKernel:
                 event["result"] = result
                 self._learn(fd, request, arg, result)
             else:
-                event["errno"] = errorcode.get(number, str(number))
+                event["errno"] = errno_name(number)
             out = self._after(fd, request, arg, args, number is None)
             if out:
                 event["out"] = out
@@ -153,7 +153,7 @@ class TracedKernel:
         try:
             result = call(*operands)
         except OSError as error:
-            event["errno"] = errorcode.get(error.errno or 0, str(error.errno))
+            event["errno"] = errno_name(error.errno or 0)
             raise
         else:
             if isinstance(result, int):
