@@ -52,6 +52,68 @@ def test_a_dup_keeps_the_vm_alive(bench: Bench) -> None:
     assert not bench.kernel.vms
 
 
+def test_a_vm_lives_while_its_vcpu_is_open_or_mapped(bench: Bench) -> None:
+    """kvm_get_kvm for every vCPU; and a mapping keeps the file that it is of (vm_area_struct.vm_file)."""
+    vm = bench.vm(0)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    mapping = bench.kernel.mmap(vcpu, 0x3000)
+    bench.kernel.close(vm)
+    assert bench.ioctl(vcpu, k.KVM_GET_TSC_KHZ) > 0  # the vCPU is as good as ever
+    bench.kernel.close(vcpu)
+    assert bench.kernel.vms
+    assert k.kvm_run.from_buffer_copy(mapping).exit_reason == 0
+    mapping.close()
+    assert not bench.kernel.vms
+
+
+def test_a_forgotten_mapping_keeps_nothing(bench: Bench) -> None:
+    vm = bench.vm(0)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    mappings = [bench.kernel.mmap(vcpu, 0x1000), bench.kernel.mmap(vcpu, 0x1000, 0x1000)]
+    bench.kernel.close(vm)
+    bench.kernel.close(vcpu)
+    del mappings[0]
+    assert bench.kernel.vms
+    mappings.clear()
+    assert not bench.kernel.vms
+
+
+def test_switching_off_ends_what_is_mapped(bench: Bench) -> None:
+    vcpu = bench.ioctl(bench.vm(0), k.KVM_CREATE_VCPU, 0)
+    mapping = bench.kernel.mmap(vcpu, 0x3000)
+    bench.kernel.shutdown()
+    assert not bench.kernel.vms
+    mapping.close()
+
+
+_NUMBERS = (0, -1, 1, -(1 << 31), 1 << 31, 1 << 32, -(1 << 63), 1 << 63, (1 << 64) - 1, 1 << 64, 1 << 100, -(1 << 100))
+
+
+def test_numbers_beyond_every_type_get_an_errno(bench: Bench) -> None:
+    """A caller in C cannot pass them; one in Python can, and is told by an OSError like anybody."""
+    kernel = bench.kernel
+    vm = bench.td()
+    kinds = [bench.device(), vm, bench.vcpu(vm), bench.memfd(vm), bench.ioctl(vm, k.KVM_GET_STATS_FD), *_NUMBERS[1:]]
+    calls = [
+        *((kernel.ioctl, (fd, request, arg)) for fd in kinds for request in (0xAE80, -1, 1 << 70) for arg in _NUMBERS),
+        *((kernel.ioctl, (fd, request, 0)) for fd in kinds for request in _NUMBERS),
+        *((kernel.mmap, (fd, length, offset)) for fd in kinds for length in _NUMBERS for offset in _NUMBERS),
+        *((kernel.fallocate, (fd, 3, offset, length)) for fd in kinds for offset in _NUMBERS for length in _NUMBERS),
+        *((kernel.fallocate, (fd, mode, 0, 4096)) for fd in kinds for mode in _NUMBERS),
+        *((kernel.eventfd, (value, flags)) for value in _NUMBERS for flags in _NUMBERS[1:]),
+        *((kernel.close, (fd,)) for fd in _NUMBERS if fd < 0 or fd > 1 << 20),
+    ]
+    outcomes = set()
+    for function, arguments in calls:
+        try:
+            function(*arguments)  # type: ignore[operator]
+        except OSError as error:
+            outcomes.add(error.errno)
+    assert None not in outcomes
+    assert errno.EIO not in outcomes
+    assert errno.EBADF in outcomes
+
+
 def test_closed_and_foreign_descriptors(bench: Bench) -> None:
     fd = bench.device()
     bench.kernel.close(fd)

@@ -12,7 +12,9 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from swtdx.linux.err import err
 
@@ -47,12 +49,23 @@ class File:
         """The last reference is gone."""
 
 
+class Mapping(Protocol):
+    """A mapping that keeps its file."""
+
+    @property
+    def release(self) -> Callable[[], object]:
+        """To be called to keep it no longer."""
+        ...
+
+
 class FileTable:
     """Descriptor numbers of this process that are ours."""
 
     def __init__(self) -> None:
         self.by_fd: dict[int, File] = {}
         self._inodes: dict[tuple[int, int], File] = {}
+        self.mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
+        """What is mapped and keeps its file (`File.mmap`)."""
         self._lock = threading.RLock()
 
     def install(self, file: File, fd: int | None = None) -> int:
@@ -72,7 +85,7 @@ class FileTable:
             self.by_fd[fd] = file
             self._inodes[stat.st_dev, stat.st_ino] = file
         if stale is not None:
-            self._put(stale)
+            self.put(stale)
         return fd
 
     def open_again(self, file: File) -> int:
@@ -86,7 +99,7 @@ class FileTable:
             self.by_fd[fd] = file
             file.references += 1
         if stale is not None:
-            self._put(stale)
+            self.put(stale)
         return fd
 
     def get(self, fd: int) -> File | None:
@@ -113,9 +126,15 @@ class FileTable:
                 del self.by_fd[fd]
             os.close(fd)
         if file is not None:
-            self._put(file)
+            self.put(file)
 
-    def _put(self, file: File) -> None:
+    def hold(self, file: File) -> None:
+        """One more reference (get_file)."""
+        with self._lock:
+            file.references += 1
+
+    def put(self, file: File) -> None:
+        """One reference less; the last one releases (fput)."""
         with self._lock:
             file.references -= 1
             last = file.references == 0

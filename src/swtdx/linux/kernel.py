@@ -158,7 +158,9 @@ class EmulatedKernel:
             raise err(errno.EIO, self.last_reason) from error
 
     def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
-        """Raises OSError(ENODEV, EINVAL, EBADF)."""
+        """Raises OSError(ENODEV, EINVAL, EBADF). A mapping of a vCPU keeps it, and its VM, until it is closed."""
+        if not (0 < length < 1 << 63 and 0 <= offset < 1 << 63):
+            raise err(errno.EINVAL, f"{length:#x} bytes at {offset:#x}")
         file = self.files.get(fd)
         if file is not None:
             return file.mmap(length, offset)
@@ -174,6 +176,8 @@ class EmulatedKernel:
             self.files.close(fd)
         except OSError:
             raise
+        except OverflowError as error:
+            raise err(errno.EBADF, f"fd {fd}") from error
         except Exception as error:
             log.exception("internal error in close")
             raise err(errno.EIO, f"internal error: {error!r}") from error
@@ -186,13 +190,18 @@ class EmulatedKernel:
         for fd in list(self.files.by_fd):
             with contextlib.suppress(OSError):
                 self.close(fd)
+        for mapping in list(self.files.mappings):
+            mapping.release()
         self.irqfd_thread.stop()
         self.timers.stop()
         self.cpus.stop()
 
     def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
-        """A real one."""
-        return os.eventfd(initval, flags)
+        """A real one. Raises OSError(EINVAL, EMFILE)."""
+        try:
+            return os.eventfd(initval, flags)
+        except (OverflowError, ValueError) as error:
+            raise err(errno.EINVAL, f"eventfd of {initval}, flags {flags:#x}") from error
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """Raises OSError: EBADF, EOPNOTSUPP, EINVAL."""

@@ -9,11 +9,12 @@ they ask whether the state may be touched, as the kernel does, so for a TD a bad
 import ctypes
 import errno
 import mmap
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.files import File
+from swtdx.linux.files import File, FileTable
 from swtdx.linux.kvm import msrs
 from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_user, entries_from_user
 from swtdx.linux.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
@@ -62,6 +63,22 @@ if TYPE_CHECKING:
 
 MAX_IO_MSRS = 256
 _KVM_RUN = int(KVM_RUN)
+
+
+class RunMapping(mmap.mmap):
+    """What mmap(2) of a vCPU gives. The vCPU is open while it is mapped (vm_area_struct.vm_file)."""
+
+    def hold(self, files: FileTable, file: File) -> None:
+        """Keep ``file`` until the mapping is closed or forgotten."""
+        files.hold(file)
+        self.release = weakref.finalize(self, files.put, file)
+        self.release.atexit = False
+        files.mappings.add(self)
+
+    def close(self) -> None:
+        """munmap(2)."""
+        super().close()
+        self.release()
 
 
 class VcpuFile(File):
@@ -120,7 +137,8 @@ class VcpuFile(File):
     def mmap(self, length: int, offset: int) -> mmap.mmap:
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
-        mapping = mmap.mmap(self.placeholder, length, offset=offset)
+        mapping = RunMapping(self.placeholder, length, offset=offset)
+        mapping.hold(self.vcpu.kvm.kernel.files, self)
         if self.vcpu.vcpu_idx:
             self.vcpu.kvm.buses.ring.show_in(mapping, offset)
         return mapping

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A vCPU: its shared page, KVM_RUN, its registers."""
 
+import contextlib
 import errno
 from collections.abc import Iterable, Mapping
 
@@ -16,7 +17,7 @@ KERNEL_SIGSET_SIZE = 8  # bytes, on x86-64
 
 class Vcpu(TdVcpu):
     """Made by `Vm.create_vcpu`. ``kvm_run`` lies over the shared page, not a copy: read and write its members.
-    The mapping goes with the last reference to it, which may be later than `close`.
+    After `close` it is a copy of what was there last. Whoever still looks at the page keeps it mapped, and so the VM.
 
     Registers of a TD's vCPU belong to the TD: their getters and setters are EINVAL.
     """
@@ -30,6 +31,15 @@ class Vcpu(TdVcpu):
             self.close()
             raise KvmError(error.errno or errno.EIO, "mmap of a vCPU") from None
         self.kvm_run = kvm.kvm_run.from_buffer(self.mapping)
+
+    def close(self) -> None:
+        """close(2), and munmap(2) of what was mapped unless somebody else looks at it."""
+        mapped = self.fd >= 0 and hasattr(self, "kvm_run")
+        super().close()
+        if mapped:
+            self.kvm_run = kvm.kvm_run.from_buffer_copy(self.mapping)
+            with contextlib.suppress(BufferError):
+                self.mapping.close()
 
     def run(self) -> None:
         """KVM_RUN: run the guest until ``kvm_run.exit_reason`` says why not.

@@ -571,6 +571,7 @@ def test_a_page_that_cannot_be_removed_comes_back_at_the_end(
     assert bench.vm_object().dead
     for fd in (vcpu, vm, bench.gmem):
         bench.kernel.close(fd)
+    bench.mapping.close()
     assert not bench.kernel.pages.in_use
 
 
