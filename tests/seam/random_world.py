@@ -18,7 +18,9 @@ MIB2 = 1 << 21
 SMALL_PAGES, LARGE_PAGES = 200, 2
 MANY_TDS = 4
 NONE = (1 << 64) - 1
-ANY = (*(1 << bit for bit in range(64)), 0, NONE, 0xFFF)
+METADATA_BITS = (20, 21, 22)
+"""Of addresses in the PAMT. A host that has the module write its answer there gets a machine check, not a status."""
+ANY = (*(1 << bit for bit in range(64) if bit not in METADATA_BITS), 0, NONE, 0xFFF)
 WRITABLE = {
     field.field_id: mask
     for version in ("1.5.06", "1.0")
