@@ -10,7 +10,8 @@ A step is one SEAMCALL, chosen in one of four ways:
 * anything at all: unknown leaf functions, versions, addresses that no platform has.
 
 Now and then another logical processor holds a lock meanwhile, an interrupt is pending, the host has moved its
-time-stamp counter, or there is no entropy. A guest that is entered makes TDCALLs and VM exits of its own.
+time-stamp counter, or there is no entropy; or the host has written to a page that a TD has mapped. A guest that is
+entered makes TDCALLs and VM exits of its own.
 
 After each call the world is looked at whole. One that failed must have changed nothing (`LATE` has the exceptions,
 which the real module has, too); after one that passed the `invariants` hold. Every status has a name.
@@ -29,10 +30,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from swtdx.seam import sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.status import ERROR, Operand, StatusCode, decode, describe
 from tests.seam.conftest import GIB, REGISTERS, Args, FakePlatform, FakeProcessor, Host
-from tests.seam.invariants import Violation, check, difference, picture
+from tests.seam.invariants import Violation, check, difference, entries, picture
 from tests.seam.random_guest import InhabitedWorld
 from tests.seam.random_world import LIKELY, MIB2
 
@@ -63,6 +65,8 @@ class Trial(InhabitedWorld):
     def step(self) -> None:
         """One call and all that must hold afterwards; raises Violation."""
         chance = self.chance
+        if chance.random() < 0.002:
+            self.vandalise()
         fn, registers, lp = self.choose()
         guest = fn == SEAMCALL_NUMBERS["TDH.VP.ENTER"] and registers["rcx"] in self.module.vcpus
         if guest:
@@ -89,6 +93,14 @@ class Trial(InhabitedWorld):
             check(self)
             self.keep_count(fn, registers)
         self.picture = now
+
+    def vandalise(self) -> None:
+        """The host writes to a page that a TD has mapped, and breaks its integrity."""
+        able = [td for td in self.module.tds.values() if hasattr(td, "sept")]
+        pages = [entry & sept.HPA_MASK for td in able for _, _, entry in entries(self.host, td) if entry & sept.LEAF]
+        if pages:
+            self.host.memory.write(self.chance.choice(pages), b"vandalism")
+            self.picture = picture(self)
 
     def keep_count(self, fn: int, registers: dict[str, int]) -> None:
         """Keep the list of TDRs."""

@@ -13,7 +13,7 @@ from swtdx.seam.status import ERROR, decode, describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from tests.seam.conftest import GPR, TDCALL
 from tests.seam.invariants import Violation, difference, entries, picture
-from tests.seam.random_world import ANY, WRITABLE, World
+from tests.seam.random_world import ANY, NONE, SYSTEM_FIELDS, WRITABLE, World
 
 EXITS = (1, 10, 12, 14, 18, 30, 31, 32, 36, 48, 48, 48, 49, 54, 55)
 LETHAL_EXITS = (0, 2, 28, 43)
@@ -83,8 +83,11 @@ class InhabitedWorld(World):
             gpr[GPR["rcx"]] &= ~0xFFF
         elif name.startswith(("TDG.V", "TDG.SYS")):
             gpr[GPR["rcx"]] = 0
-        fields = name.startswith(("TDG.VM", "TDG.VP", "TDG.SYS"))
-        if fields:
+        if name == "TDG.SYS.RD":
+            registers = chance.choice((NONE, *SYSTEM_FIELDS)), 0, 0
+        elif name == "TDG.SYS.RDALL":
+            registers = (chance.choice(there) & ~7 if there else 0), chance.choice((NONE, *SYSTEM_FIELDS)), 0
+        elif name.startswith(("TDG.VM", "TDG.VP")):
             field, mask = chance.choice(sorted(WRITABLE.items()))
             registers = field, chance.getrandbits(64) & mask, mask
         else:

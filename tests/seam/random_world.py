@@ -30,6 +30,7 @@ WRITABLE = {
     if mask
 }
 """Fields of TDs and virtual CPUs that somebody may write, and the bits."""
+SYSTEM_FIELDS = tuple(field.field_id for field in metadata.system_fields().fields)
 FIELDS = (NONE, 0x9100000100000008, 0x1110000300000000, *WRITABLE)
 SKIPPED = {"TDH.SYS.SHUTDOWN", "TDH.SYS.LP.SHUTDOWN"}
 """They end the world."""
@@ -140,7 +141,7 @@ class World:
             registers |= {"rcx": self.buffer, "rdx": chance.choice((1024, self.buffer))}
             registers["r8"] = chance.choice((self.source, NONE))
         elif name == "TDH.SYS.RD":
-            registers["rdx"] = chance.choice(FIELDS)
+            registers["rdx"] = chance.choice((*FIELDS, *SYSTEM_FIELDS))
         return registers
 
     # --- the next call on a TD's way --------------------------------------------------------------------------------
