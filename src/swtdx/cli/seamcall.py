@@ -15,6 +15,7 @@ from swtdx.cli.explanation import words
 from swtdx.cli.explanation.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
 from swtdx.cli.explanation.status import complete_leaf, parse_leaf
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.seam.tables import MODULE_VERSION
 
 LIST_EPILOG = """
 [bold]Examples[/bold]
@@ -100,7 +101,7 @@ def show(
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(words.aligned(list(_lines(found)), columns)))
     if found.rules:
-        print("\nChecked in this order; the first that does not hold decides the status:\n")
+        print(f"\nModule {MODULE_VERSION} checks in this order; the first that does not hold decides the status:\n")
         print("\n".join(words.aligned([(rule.answer, rule.text) for rule in found.rules], columns)))
 
 
