@@ -18,9 +18,10 @@ MIB2 = 1 << 21
 SMALL_PAGES, LARGE_PAGES = 200, 2
 MANY_TDS = 4
 NONE = (1 << 64) - 1
-METADATA_BITS = (20, 21, 22)
-"""Of addresses in the PAMT. A host that has the module write its answer there gets a machine check, not a status."""
-ANY = (*(1 << bit for bit in range(64) if bit not in METADATA_BITS), 0, NONE, 0xFFF)
+ANY = (*(1 << bit for bit in range(64)), 0, NONE, 0xFFF)
+NOWHERE = (*(1 << bit for bit in range(34, 64)), 0, NONE, 0xFFF)
+ANSWERED_IN_MEMORY = {"TDH.SYS.INFO", "TDH.SYS.RDALL"}
+"""A host that has them write over the PAMT or a TD's pages gets a machine check later, not a status."""
 WRITABLE = {
     field.field_id: mask
     for version in ("1.5.06", "1.0")
@@ -287,4 +288,7 @@ class World:
         fn = SEAMCALL_NUMBERS[chance.choice(LEAVES)] | chance.choice((0, 0, 0, *ANY))
         if fn & 0xFFFF in {SEAMCALL_NUMBERS[name] for name in SKIPPED}:
             fn |= 1 << 40
-        return fn, {name: chance.choice((self.page(), self.tdr(), *ANY)) for name in ("rcx", "rdx", "r8", "r9")}, lp
+        values = (self.page(), self.tdr(), *ANY)
+        if fn & 0xFFFF in {SEAMCALL_NUMBERS[name] for name in ANSWERED_IN_MEMORY}:
+            values = (self.buffer, *NOWHERE)
+        return fn, {name: chance.choice(values) for name in ("rcx", "rdx", "r8", "r9")}, lp
