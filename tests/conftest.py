@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 _GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
@@ -39,6 +40,15 @@ def why_no_host_kvm() -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+settings.register_profile("repeatable", derandomize=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The same commit gets the same verdict: new cases are for script/fuzz and ``--hypothesis-profile=default``."""
+    if not config.getoption("--hypothesis-profile", None):
+        settings.load_profile("repeatable")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
