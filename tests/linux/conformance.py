@@ -602,6 +602,15 @@ PROVEN = (
             ("vcpu", "KVM_SET_MSRS", (0, E.E2BIG), "test_msrs.py::test_it_stops_at_the_first_that_is_refused"),
             ("vm", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
             ("vcpu", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
+            ("vcpu", "KVM_GET_NESTED_STATE", (0,), "test_nested_state.py::test_there_is_a_header_that_says_no_vmxon"),
+            (
+                "vcpu",
+                "KVM_GET_NESTED_STATE",
+                (E.E2BIG,),
+                "test_nested_state.py::test_too_little_room_is_e2big_and_tells_the_size",
+            ),
+            ("vcpu", "KVM_SET_NESTED_STATE", (0,), "test_nested_state.py::test_there_is_a_header_that_says_no_vmxon"),
+            ("vcpu", "KVM_SET_NESTED_STATE", (E.EINVAL,), "test_nested_state.py::test_no_other_state_can_be_set"),
             ("vcpu", "KVM_X86_SET_MCE", (0,), "test_msrs.py::test_the_guest_gets_a_machine_check"),
         )
     ),

@@ -162,10 +162,14 @@ class Bench:
         return vm
 
     def vcpu(self, vm: int, number: int = 0, *, init: bool = True) -> int:
-        """A vCPU whose CPUID has X2APIC, initialised."""
+        """A vCPU whose CPUID has X2APIC and 52 bits of physical address, initialised."""
         fd = self.ioctl(vm, k.KVM_CREATE_VCPU, number)
-        entry = k.kvm_cpuid_entry2(function=1, ecx=1 << 21)
-        self.ioctl(fd, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, [entry], nent=1))
+        entries = [
+            k.kvm_cpuid_entry2(function=1, ecx=1 << 21),
+            k.kvm_cpuid_entry2(function=0x80000000, eax=0x80000008),
+            k.kvm_cpuid_entry2(function=0x80000008, eax=48 << 8 | 52),
+        ]
+        self.ioctl(fd, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, entries, nent=len(entries)))
         if init:
             self.command(fd, up.KVM_TDX_INIT_VCPU, 0x809000)
         return fd

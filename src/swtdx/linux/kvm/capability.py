@@ -14,6 +14,7 @@ from swtdx.linux.kvm.irq_routing import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm
 from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.linux.kvm.msrs import KVM_MAX_MCE_BANKS
+from swtdx.linux.kvm.nested_state import NESTED_STATE_SIZE
 from swtdx.linux.kvm.x86.guest_debug import KVM_GUESTDBG_VALID_MASK
 from swtdx.uapi.kvm import (
     KVM_BUS_LOCK_DETECTION_EXIT,
@@ -112,6 +113,7 @@ def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
         Cap.SET_GUEST_DEBUG2: KVM_GUESTDBG_VALID_MASK,
         Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
         Cap.XSAVE2: XSAVE_SIZE,
+        Cap.NESTED_STATE: NESTED_STATE_SIZE,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_CAPS,
         Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE if kernel.tdx is not None else 0,
         Cap.GUEST_MEMFD: int(kernel.tdx is not None),

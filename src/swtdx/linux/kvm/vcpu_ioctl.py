@@ -20,6 +20,7 @@ from swtdx.linux.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_u
 from swtdx.linux.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
 from swtdx.linux.kvm.mce import set_mce
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
+from swtdx.linux.kvm.nested_state import get_nested_state, set_nested_state
 from swtdx.linux.kvm.run_page import RUN_SIZE
 from swtdx.linux.kvm.sregs2 import get_sregs2, set_sregs2
 from swtdx.linux.kvm.vcpu import Vcpu
@@ -473,6 +474,8 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_ENABLE_CAP": _enable_cap,
         "KVM_KVMCLOCK_CTRL": _kvmclock_ctrl,
         "KVM_GET_STATS_FD": _get_stats_fd,
+        "KVM_GET_NESTED_STATE": get_nested_state,
+        "KVM_SET_NESTED_STATE": set_nested_state,
         "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,
         "KVM_PRE_FAULT_MEMORY": _pre_fault_memory,
         "KVM_HAS_DEVICE_ATTR": has_device_attr,

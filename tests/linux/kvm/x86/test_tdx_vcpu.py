@@ -210,7 +210,13 @@ def test_region_order_of_checks(bench: Bench, building: tuple[int, int, int]) ->
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, 8, flags=2)
     with refused(errno.EFAULT):
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, 8)
-    del source
+    for gpa, pages in ((0x800, 1), (0, 0), (SHARED, 1), (SHARED - 0x1000, 2), (0x1000, 1 << 52), (-0x1000, 1)):
+        with refused(errno.EINVAL):
+            bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(source, gpa, pages))
+    region = bench.region(source, 0, (1 << 52) + 1)  # as bytes, 2^64 more than a page: taken, to where a slot ends
+    with refused(errno.EINVAL):
+        bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
+    assert region.gpa == 0x10000
 
 
 def test_page_refusals_write_back_how_far_it_came(bench: Bench, building: tuple[int, int, int]) -> None:
@@ -389,6 +395,16 @@ def test_map_gpa_operands(bench: Bench, runnable: tuple[int, int], gpa: int, siz
     enter(bench, runnable[1], tdvmcall(r11=0x10001, r12=gpa, r13=size))
     entered = [registers for name, registers, _ in bench.module.calls if name == "VP_ENTER"]
     assert (entered[1]["r10"], entered[1]["r11"]) == (1 << 63 | status, gpa)
+
+
+def test_map_gpa_beyond_the_address_width_that_cpuid_tells(bench: Bench, runnable: tuple[int, int]) -> None:
+    """tdx_map_gpa asks kvm_vcpu_is_legal_gpa; a vCPU whose CPUID tells no width has 36 bits, and no shared bit."""
+    vm, vcpu = runnable
+    bench.enable(vm, k.Cap.EXIT_HYPERCALL, 1 << 12)
+    bench.ioctl(vcpu, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, [k.kvm_cpuid_entry2(function=1, ecx=1 << 21)], nent=1))
+    enter(bench, vcpu, tdvmcall(r11=0x10001, r12=SHARED, r13=0x1000))
+    entered = [registers for name, registers, _ in bench.module.calls if name == "VP_ENTER"]
+    assert (entered[1]["r10"], entered[1]["r11"]) == (INVALID_OPERAND, SHARED)
 
 
 def test_get_quote(bench: Bench, runnable: tuple[int, int]) -> None:

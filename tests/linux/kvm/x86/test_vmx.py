@@ -243,6 +243,39 @@ def test_string_io(name: str, emulated: Kernel, real: Kernel) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+def test_string_io_to_a_device_in_the_kernel(kernel: Kernel) -> None:
+    """emulator_pio_in_out: every item goes to the device, none to user space."""
+    machine = Machine(kernel, lambda vm: vm.create_irqchip())
+    # rep outsb to the first PIC's mask, then rep insb from it; out 80h, al
+    machine.load("66ba2100 be00400000 b903000000 f36e bf10400000 b902000000 f36c e680")
+    machine.load("0103a5", 0x4000)
+    flat(machine.vcpu)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.io.port == 0x80
+    assert machine.memory[0x4010:0x4013] == b"\xa5\xa5\0"
+    assert (machine.vcpu.get_regs().rsi, machine.vcpu.get_regs().rdi, machine.vcpu.get_regs().rcx) == (
+        0x4003,
+        0x4012,
+        0,
+    )
+    machine.close()
+
+
+def test_string_output_to_an_ioeventfd(each: Kernel) -> None:
+    import os
+
+    machine = Machine(each)
+    event = each.eventfd()
+    machine.vm.ioeventfd(event, 0x3F8, 1, k.IoeventfdFlag.PIO)
+    machine.load("66baf803 be00400000 b905000000 f36e e680")
+    flat(machine.vcpu)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.io.port == 0x80
+    assert os.eventfd_read(event) == 5
+    machine.close()
+    os.close(event)
+
+
 # Interrupts
 
 OUT_99 = "b099e680"  # mov al, 99h; out 80h, al

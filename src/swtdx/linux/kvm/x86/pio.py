@@ -68,6 +68,12 @@ def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
         advance()
         return 1
 
+    buses = vcpu.kvm.buses
+    device = buses.ports.get(port)
+    if is_in and device is not None:
+        items = b"".join((device.read(port, size) & (1 << 8 * size) - 1).to_bytes(size, "little") for _ in range(count))
+        vcpu.run[data_at : data_at + count * size] = items
+        return complete()
     if not is_in:
         try:
             data = read_linear(vcpu, context, start, count * size)
@@ -75,7 +81,19 @@ def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
             return inject_page_fault(context, fault.address)
         except Mmio:
             return vcpu.internal_error(vcpu.vmx.exit_reason)
-        vcpu.run[data_at : data_at + count * size] = in_order(data)
+        data = in_order(data)
+        values = [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        if device is not None:
+            for value in values:
+                device.write(port, size, value)
+            advance()
+            return 1
+        if buses.pio.active and buses.pio.write(port, size, values[0]):
+            for value in values[1:]:  # who took the first is asked for all; what he does not want is dropped
+                buses.pio.write(port, size, value)
+            advance()
+            return 1
+        vcpu.run[data_at : data_at + count * size] = data
     vcpu.complete_userspace_io = complete
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_IO))
     run_page.IO.pack_into(vcpu.run, run_page.UNION, 0 if is_in else 1, size, port, count, data_at)

@@ -173,7 +173,8 @@ def _map_gpa(vcpu: "Vcpu") -> int:
     if not exits and kvm.kernel.dialect is Dialect.UPSTREAM:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, gpa)
     end = gpa + size
-    if not size or end >= 1 << 64 or gpa >> 52 or end - 1 >> 52 or (gpa ^ end - 1) & shared:
+    illegal = vcpu.cpuid.reserved_gpa_bits if kvm.kernel.dialect is Dialect.UPSTREAM else -1 << 52
+    if not size or end >= 1 << 64 or (gpa | end - 1) & illegal or (gpa ^ end - 1) & shared:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, gpa)
     if gpa % PAGE_SIZE or size % PAGE_SIZE:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_ALIGN_ERROR, gpa)

@@ -175,11 +175,11 @@ def _check_region(kvm: "Kvm", cmd: Command, *, end_may_touch_shared: bool) -> kv
         raise err(errno.EINVAL, f"flags {cmd.flags:#x}")
     region = struct_from_user(kvm_tdx_init_mem_region, cmd.data)
     shared = kvm.mmu.direct_bits << PAGE_SHIFT
-    end = region.gpa + (region.nr_pages << PAGE_SHIFT)
+    end = region.gpa + (region.nr_pages << PAGE_SHIFT & (1 << 64) - 1)  # as 64 bits compute it
     last = end - 1 if end_may_touch_shared else end
     if region.source_addr % PAGE_SIZE or region.gpa % PAGE_SIZE or not region.nr_pages:
         raise err(errno.EINVAL, "source_addr and gpa must be 4 KiB aligned and nr_pages not 0")
-    if end >= 1 << 64 or region.gpa & shared or last & shared:
+    if end >= 1 << 64 or end == region.gpa or region.gpa & shared or last & shared:
         raise err(errno.EINVAL, "the range wraps or reaches shared addresses")
     return region
 
