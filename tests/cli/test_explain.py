@@ -66,6 +66,18 @@ def test_lines_that_people_have(line: str, command_name: str | None, leaf: str, 
     assert (status["leaf"], status["name"]) == (leaf, name)
 
 
+def test_what_rcx_and_rdx_tell_beside_an_error(command: Command) -> None:
+    """As Linux logs them: a Secure-EPT entry (level 2:0, state 15:8, 4 is MAPPED), or a CPUID leaf and sub-leaf."""
+    line = "SEAMCALL TDH_MEM_PAGE_AUG failed: 0xc0000b0d00000001, rcx 0x8000000012345000, rdx 0x401"
+    entry = json.loads(command("explain", line, "--json").out)["entry"]
+    assert entry == {"value": "0x8000000012345000", "level": 1, "size": "2 MiB", "state": "MAPPED"}
+    line = "SEAMCALL TDH_MNG_INIT failed: 0xc000010000000045, rcx 0x100000004"
+    assert json.loads(command("explain", line, "--json").out)["cpuid"] == {"leaf": "0x4", "subleaf": 1}
+    assert "leaf 0x4, sub-leaf 0x1" in command("explain", line).out
+    found = json.loads(command("explain", "EPT_WALK_FAILED|RCX", "--extended", "0x2", "--json").out)
+    assert (found["entry"]["level"], found["entry"]["state"]) == (2, "FREE")
+
+
 def test_an_address_in_a_line_is_no_status(command: Command) -> None:
     line = "KVM_TDX_INIT_MEM_REGION: EINVAL (Invalid argument): no slot with private memory at 0x100000000"
     found = json.loads(command("explain", line, "--json").out)
@@ -118,7 +130,7 @@ def test_shared_addresses_events_and_dead_tds(command: Command) -> None:
         (["0xc000010000000001", "--leaf", "TDH.FOO"], ["--leaf", "TDH.FOO"]),
         (["EINVAL", "--command", "KVM_FOO"], ["--command", "KVM_FOO"]),
         (["EINVAL", "--command", "KVM_TDX_INIT_VM", "--hw-error", "many"], ["--hw-error", "many"]),
-        (["EINVAL", "--command", "KVM_RUN", "--gpa", "1"], ["--gpa", "TD exit"]),
+        (["EINVAL", "--command", "KVM_RUN", "--gpa", "1"], ["--gpa", "status"]),
         (["ENOSPC", "--command", "KVM_RUN"], ["KVM_RUN", "ENOSPC"]),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_refused_ioctl_shows_the_kernels_reason_and_how_to_ask_for_more(pytest
     result.stdout.fnmatch_lines(
         [
             "*KVM refused KVM_TDX_INIT_VM*",
-            "reason  TDH.MNG.INIT: 0xc000010000000040",
+            "reason  TDH.MNG.INIT: 0xc000010000000040, rcx 0x0",
             "more    swtdx explain EIO --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040 --dialect v10",
         ]
     )

@@ -26,7 +26,7 @@ EPILOG = """
 
 [cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040[/cyan] - a failed ioctl
 
-[cyan]swtdx explain 'SEAMCALL TDH_MEM_PAGE_ADD failed: 0xc0000b0d00000001'[/cyan] - a line of an error message or log
+[cyan]swtdx explain 'SEAMCALL TDH_MEM_PAGE_ADD failed: 0xc0000b0d00000001, rcx 0x0, rdx 0x400'[/cyan] - a line of a log
 
 [cyan]swtdx explain 0x30 --qualification 0x2 --extended 6 --gpa 0x1000[/cyan] - a TD exit, with RCX, RDX and R8
 
@@ -73,11 +73,9 @@ def explain(
         ),
     ] = None,
     qualification: Annotated[
-        str | None, typer.Option(metavar="RCX", help="Of a TD exit: the exit qualification.")
+        str | None, typer.Option(metavar="RCX", help="RCX: of a TD exit the qualification.")
     ] = None,
-    extended: Annotated[
-        str | None, typer.Option(metavar="RDX", help="Of a TD exit: the extended qualification.")
-    ] = None,
+    extended: Annotated[str | None, typer.Option(metavar="RDX", help="RDX: of a TD exit the extended one.")] = None,
     gpa: Annotated[str | None, typer.Option(metavar="R8", help="Of a TD exit: the guest physical address.")] = None,
     interruption: Annotated[
         str | None, typer.Option(metavar="R9", help="Of a TD exit: interruption information.")
@@ -96,9 +94,10 @@ def explain(
         failed = replace(failed, ioctl=givers[0])
     if failed.errno or failed.ioctl:
         if outputs:
-            raise Failure(f"{names[next(iter(outputs))]} is for a TD exit, and an errno is none", Verdict.USAGE)
+            raise Failure(f"{names[next(iter(outputs))]} goes with a status, not with an errno", Verdict.USAGE)
         found = explain_failure(failed, dialect)
     else:
+        outputs = dict(failed.outputs) | outputs
         found = explain_status(failed.hw_error, failed.leaf or None, outputs, any_operand=failed.any_operand)
     if not found.get("rules") and "status" not in found:
         raise Failure(_unexplained(failed, dialect), Verdict.USAGE)
@@ -123,7 +122,7 @@ def _failed(what: str | None, errno: str | None, hw_error: str | None, command: 
         status, given, any_operand = _number("--hw-error", hw_error), True, is_name_alone(hw_error)
     if not (given or name or ioctl):
         raise Failure("give a status, an errno with --command, or a line of an error message", Verdict.USAGE)
-    return Failed(name, ioctl, status, function, any_operand=any_operand)
+    return Failed(name, ioctl, status, function, any_operand=any_operand, outputs=told.outputs)
 
 
 def _unexplained(failed: Failed, dialect: Dialect) -> str:

@@ -112,6 +112,20 @@ def test_v10_reports_what_the_module_says_of_attributes(device: Kvm) -> None:
     assert "MIGRATABLE goes neither with DEBUG" in said
 
 
+def test_the_cpuid_leaf_that_the_module_refuses_is_named(device: Kvm) -> None:
+    """hw_error has the operand alone; RCX of the SEAMCALL has the leaf, and the reason has that."""
+    with device.create_td() as td:
+        td.split_irqchip()
+        entries = td.tdx_capabilities().configure(device.supported_cpuid(), 48)
+        topology = next(entry for entry in entries if entry.function == 4 and entry.index == 1)
+        topology.eax |= 1 << 12  # reserved in leaf 4, and in no mask
+        with pytest.raises(KvmError) as caught:
+            initialise(device, td, cpuid=entries)
+    said = "\n".join(failure_lines(caught.value, Dialect.UPSTREAM, device.kernel.last_reason))  # type: ignore[attr-defined]
+    assert "OPERAND_INVALID|CPUID_CONFIG" in said
+    assert "leaf 0x4, sub-leaf 0x1" in said
+
+
 def test_a_status_that_only_the_kernels_log_has(device: Kvm) -> None:
     """KVM keeps what VP.INIT or PAGE.ADD says to itself; the reason of the embedded kernel has it, as dmesg would."""
     error = KvmError(5, "KVM_TDX_INIT_MEM_REGION")

@@ -26,6 +26,10 @@ _TDX_COMMAND = re.compile(
     r"\bTDX_(CAPABILITIES|INIT_VM|INIT_VCPU|INIT_MEM_REGION|FINALIZE_VM|GET_CPUID|TERMINATE_VM)\b"
 )
 _LEAF = re.compile(r"\bTD[HG][._][A-Za-z0-9._]+\b", re.IGNORECASE)
+_OUTPUTS = (
+    ("rcx", re.compile(r"\b(?:rcx|entry)[ =:]+(0x[0-9a-fA-F]+)")),
+    ("rdx", re.compile(r"\b(?:rdx|level_state|level and state)[ =:]+(0x[0-9a-fA-F]+)")),
+)
 _ERRNO = re.compile(r"\bE[A-Z0-9]{2,}\b")
 _BY_TEXT = {os.strerror(number): errno_name(number) for number in errnos.errorcode}
 
@@ -42,6 +46,8 @@ class Failed:
     """In the kernel's own words, where it told."""
     any_operand: bool = False
     """``hw_error`` is the name of a status alone: its low 32 bits are not known."""
+    outputs: tuple[tuple[str, int], ...] = ()
+    """Registers (``rcx``, ``rdx``) that came with the status."""
 
 
 def parse_errno(text: str) -> str | None:
@@ -80,7 +86,8 @@ def parse_line(text: str) -> Failed:
     # Addresses are long numbers, too: a status is one that is known, or called one.
     numbers = [int(word, 16) for word in _STATUS.findall(text)]
     statuses = [number for number in numbers if is_known(number)] or (numbers if _CALLED_STATUS.search(text) else [])
-    return Failed(_first(names), _first(ioctls), next(iter(statuses), 0), _first(functions))
+    outputs = tuple((name, int(match[1], 16)) for name, pattern in _OUTPUTS if (match := pattern.search(text)))
+    return Failed(_first(names), _first(ioctls), next(iter(statuses), 0), _first(functions), outputs=outputs)
 
 
 def _first(found: list[str]) -> str:
@@ -98,13 +105,16 @@ def explain_failure(failed: Failed, dialect: Dialect) -> dict[str, Any]:
     if failed.reason:
         found["reason"] = failed.reason
     matching = _matching(failed, dialect)
-    status, leaf = failed.hw_error, failed.leaf
-    if not status and failed.reason:  # Linux writes it to its log, the emulated kernel into its reason
+    status, leaf, outputs = failed.hw_error, failed.leaf, failed.outputs
+    if failed.reason:  # Linux writes it to its log, the emulated kernel into its reason
         told = parse_line(failed.reason)
-        status, leaf = told.hw_error, told.leaf or leaf
+        if status in (0, told.hw_error):
+            status, leaf, outputs = told.hw_error, told.leaf or leaf, told.outputs or outputs
     if status:
         seamcalls = tuple(dict.fromkeys(name for each in matching for name in each.seamcalls))
-        found["status"] = explain_status(status, leaf or None, candidates=seamcalls, any_operand=failed.any_operand)
+        found["status"] = explain_status(
+            status, leaf or None, dict(outputs), candidates=seamcalls, any_operand=failed.any_operand
+        )
     if not status or (not leaf and not seamcalls):
         found["rules"] = [_rule(each) for each in matching]
     return found

@@ -24,6 +24,7 @@ VP_ENTER = "TDH.VP.ENTER"
 VP_VMCALL = "TDG.VP.VMCALL"
 _CLASSES_WITH_OPERAND = (1, 2, 3, 11)
 UNKNOWN = "unknown"
+_ENTRY_SIZES = ("4 KiB", "2 MiB", "1 GiB", "512 GiB", "256 TiB")
 _PAGE_SIZES = ("4 KiB", "2 MiB", "1 GiB")
 
 
@@ -83,7 +84,7 @@ def explain_status(
     """What a 64-bit status says, as a dictionary for JSON.
 
     ``leaf``: the function that answered it; ``candidates``: functions one of which answered it. ``outputs``: registers
-    of a TD exit (rcx, rdx, r8, r9). ``any_operand``: only the name is known, the low 32 bits are not.
+    that came with it (rcx, rdx; of a TD exit also r8, r9). ``any_operand``: of the status only the name is known.
     """
     if leaf is None and len(candidates) == 1:
         leaf = candidates[0]
@@ -124,9 +125,29 @@ def explain_status(
     elif value & ERROR:
         answers = [each for each in candidates or leaves() if broken(each, name, operand)]
         if len(answers) == 1:
-            return explain_status(value, answers[0], any_operand=any_operand)
+            return explain_status(value, answers[0], outputs, any_operand=any_operand)
         found["leaves"] = answers
+    found |= _extended_information(name, operand, outputs or {})
     return found
+
+
+def _extended_information(name: str, operand: str | None, outputs: dict[str, int]) -> dict[str, Any]:
+    """What RCX and RDX tell beside some errors: a Secure-EPT entry, or a CPUID leaf of TD_PARAMS."""
+    if operand == "CPUID_CONFIG" and outputs.get("rcx"):
+        leaf, subleaf = outputs["rcx"] & 0xFFFF_FFFF, outputs["rcx"] >> 32
+        return {"cpuid": {"leaf": f"{leaf:#x}", "subleaf": None if subleaf == 0xFFFF_FFFF else subleaf}}
+    if "rdx" not in outputs or not (name.startswith(("EPT_", "GPA_RANGE_")) or name == "OPERAND_BUSY"):
+        return {}
+    states = {row["arch_state"]: state for state, row in module_table("sept_transitions")["states"].items()}
+    level, state = outputs["rdx"] & 7, outputs["rdx"] >> 8 & 0xFF
+    return {
+        "entry": {
+            "value": f"{outputs.get('rcx', 0):#x}",
+            "level": level,
+            "size": _ENTRY_SIZES[level] if level < len(_ENTRY_SIZES) else "",
+            "state": states.get(state, str(state)),
+        }
+    }
 
 
 def is_known(value: int) -> bool:

@@ -61,6 +61,11 @@ def status_lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "operand", f"{status['operand']}: {meaning}"
     if "detail" in status:
         yield "detail", status["detail"]
+    if entry := status.get("entry"):
+        yield "entry", f"{entry['state']}, at level {entry['level']} ({entry['size']}): {entry['value']}"
+    if cpuid := status.get("cpuid"):
+        subleaf = "" if cpuid["subleaf"] is None else f", sub-leaf {cpuid['subleaf']:#x}"
+        yield "CPUID", f"leaf {cpuid['leaf']}{subleaf}"
     yield from _exit_lines(status)
     if rules := status.get("rules"):
         yield "rule", rules[0]

@@ -147,8 +147,10 @@ class Seamcall:
     def tdh_mng_addcx(self, tdr: int, page: int) -> int:
         return self._call(TDH_MNG_ADDCX, page, tdr)
 
-    def tdh_mng_init(self, tdr: int, td_params: int) -> int:
-        return self._call(TDH_MNG_INIT, tdr, td_params)
+    def tdh_mng_init(self, tdr: int, td_params: int) -> tuple[int, int]:
+        """(status, CPUID leaf and sub-leaf at fault)."""
+        status, args = self._call_ret(TDH_MNG_INIT, tdr, td_params)
+        return status, args.rcx
 
     def tdh_mng_rd(self, tdr: int, field: int) -> tuple[int, int]:
         """(status, value)."""

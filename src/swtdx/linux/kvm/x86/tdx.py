@@ -287,17 +287,17 @@ def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command"
     page = kvm.pages.alloc_zeroed_page("td_params")
     try:
         kvm.processor.memory.write(page, init.td_params)
-        status = seamcall.tdh_mng_init(tdx.tdr, page)
+        status, rcx = seamcall.tdh_mng_init(tdx.tdr, page)
     finally:
         kvm.pages.free_page(page)
     if status:
         if kvm.kernel.dialect is Dialect.V10:
             cmd.error = status
-            raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}")
+            raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}, rcx {rcx:#x}")
         if status_class(status) == TDX_OPERAND_INVALID:
             cmd.hw_error = status
-            raise err(errno.EINVAL, f"TDH.MNG.INIT refuses TD_PARAMS: {status:#x}")
-        raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}")
+            raise err(errno.EINVAL, f"TDH.MNG.INIT refuses TD_PARAMS: {status:#x}, rcx {rcx:#x}")
+        raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}, rcx {rcx:#x}")
     for name, md_field in (("tsc_offset", MD_TDCS_TSC_OFFSET), ("tsc_multiplier", MD_TDCS_TSC_MULTIPLIER)):
         status, value = seamcall.tdh_mng_rd(tdx.tdr, md_field)
         if status:
