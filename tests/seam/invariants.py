@@ -67,7 +67,7 @@ def entries(host: Any, td: Any) -> list[tuple[int, int, int]]:
             if not entry & sept.LEAF:
                 below(entry & sept.HPA_MASK, level - 1, start)
 
-    if td.lifecycle is LifecycleState.KEYS_CONFIGURED:
+    if td.lifecycle is LifecycleState.KEYS_CONFIGURED and not td.fatal:
         below(td.sept.root, td.sept.levels - 1, 0)
     return found
 
@@ -134,6 +134,9 @@ def _check_pages(world: Any, td: Any, has: list[tuple[int, int, PageType]]) -> N
     control = {hpa for hpa, _, kind in has if kind in CONTROL}
     alive = td.lifecycle in (LifecycleState.HKID_ASSIGNED, LifecycleState.KEYS_CONFIGURED)
     if td.lifecycle is LifecycleState.TEARDOWN:  # pages are taken back one by one, whatever still names them
+        return
+    broken = td.fatal and any(map(world.host.memory.integrity_broken, {*td.tdcx, *(page for page, *_ in memory)}))
+    if broken:  # its tables say nothing any more
         return
     if memory != (sorted(mapped(world.host, td)) if hasattr(td, "sept") else []):
         raise Violation(f"TDR {td.hpa:#x}: metadata and Secure EPT differ")

@@ -10,7 +10,7 @@ A step is one SEAMCALL, chosen in one of four ways:
 * anything at all: unknown leaf functions, versions, addresses that no platform has.
 
 Now and then another logical processor holds a lock meanwhile, an interrupt is pending, the host has moved its
-time-stamp counter, or there is no entropy; or the host has written to a page that a TD has mapped. A guest that is
+time-stamp counter, or there is no entropy; or the host has written to a page of a TD. A guest that is
 entered makes TDCALLs and VM exits of its own.
 
 After each call the world is looked at whole. One that failed must have changed nothing (`LATE` has the exceptions,
@@ -95,12 +95,13 @@ class Trial(InhabitedWorld):
         self.picture = now
 
     def vandalise(self) -> None:
-        """The host writes to a page that a TD has mapped, and breaks its integrity."""
+        """The host writes to a page of a TD: mostly to one that is mapped, else to whichever of the pool."""
         able = [td for td in self.module.tds.values() if hasattr(td, "sept")]
-        pages = [entry & sept.HPA_MASK for td in able for _, _, entry in entries(self.host, td) if entry & sept.LEAF]
-        if pages:
-            self.host.memory.write(self.chance.choice(pages), b"vandalism")
-            self.picture = picture(self)
+        pages = [
+            entry & sept.HPA_MASK for td in able for _, _, entry in entries(self.host, td) if entry & sept.LEAF
+        ] or self.small
+        self.host.memory.write(self.chance.choice(pages if self.chance.random() < 0.8 else self.small), b"vandalism")
+        self.picture = picture(self)
 
     def keep_count(self, fn: int, registers: dict[str, int]) -> None:
         """Keep the list of TDRs."""

@@ -30,6 +30,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from swtdx.cpu._engine import Engine
 
 PAGE_SIZE = 4096
@@ -59,6 +61,8 @@ class PhysicalMemory:
         self.poison = bytearray(size // PAGE_SIZE)
         """A byte for each page, non-zero while its integrity is broken."""
         self._poisoned = 0
+        self.on_broken: Callable[[int], None] | None = None
+        """Told of each page whose integrity breaks: whoever would take the machine check without a guest's help."""
         self._keys: dict[int, bytes] = {}
         self._windows: dict[int, tuple[int, int]] = {}
         self._next_window = WINDOW_BASE
@@ -175,6 +179,8 @@ class PhysicalMemory:
         if not self.poison[hpa >> 12]:
             self.poison[hpa >> 12] = 1
             self._tell_poison(1)
+            if self.on_broken is not None:
+                self.on_broken(hpa & ~4095)
 
     def clear_page(self, pa: int) -> None:
         """Fill a page with zeros by full-line direct stores (MOVDIR64B) under the KeyID in ``pa``."""

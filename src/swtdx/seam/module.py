@@ -27,6 +27,9 @@ from swtdx.seam.version import ModuleVersion, module_version
 
 assert tdh.LOADED
 
+CONTROL_PAGES = (PageType.TDCX, PageType.TDVPR, PageType.TDVPX, PageType.EPT)
+"""What holds a TD's state and not its memory; the TDR is under the module's own key."""
+
 
 class TdxModule:
     """The emulated TDX module of one processor; `seamcall` is its only entry.
@@ -63,6 +66,7 @@ class TdxModule:
         self.interrupted_write_back: dict[int, list[int]] = {}
         """By package: the KeyIDs of a TDH.PHYMEM.CACHE.WB that an interrupt stopped."""
         self.contention = Contention(self.pamt, self.tds, self.vcpus)
+        self.memory.on_broken = self._integrity_broken
 
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
         """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
@@ -100,6 +104,27 @@ class TdxModule:
     def package_of(self, lp: int) -> int:
         """The package of a logical processor; they are numbered package by package."""
         return lp * self.platform.packages // self.platform.logical_processors
+
+    # --- integrity ------------------------------------------------------------------------------------------------
+
+    def _integrity_broken(self, hpa: int) -> None:
+        """The host has written to a private page, and whoever touches it next takes a machine check.
+
+        A page of guest memory is the guest's affair. The pages with which the module and the processor run a TD (TDR,
+        TDCX, TDVPR, Secure EPT) cost the TD its life, wherever they are touched. The module's own metadata cost the
+        module its: a machine check in SEAM mode shuts the logical processor down for SEAM, and none can enter again.
+        """
+        if hpa in self.tds:
+            self.tds[hpa].die()
+        elif self.pamt.lies_in(hpa):
+            self._open = {}
+            self.shut_down_lps.update(range(self.platform.logical_processors))
+        else:
+            block = self.pamt.blocks.get(hpa >> 30)
+            index, _ = (0, 0) if block is None else self.pamt.search(block, hpa)
+            td = self.tds.get(self.pamt.owner_at(index))
+            if block is not None and td is not None and self.pamt.type_at(index) in CONTROL_PAGES:
+                td.die()
 
     # --- operands -------------------------------------------------------------------------------------------------
 

@@ -149,6 +149,10 @@ class Pamt:
     def _open_block(self, tdmr: Tdmr, number: int) -> None:
         self.blocks[number] = Block(*((tdmr.pamt[size][0] >> 3) - (tdmr.base >> size.shift) * 2 for size in PageSize))
 
+    def lies_in(self, hpa: int) -> bool:
+        """Whether the page at ``hpa`` holds metadata."""
+        return any(base <= hpa < base + size for tdmr in self.tdmrs for base, size in tdmr.pamt)
+
     # --- operands -------------------------------------------------------------------------------------------------
 
     def free_page(self, hpa: int, operand: Operand) -> int:
