@@ -7,6 +7,8 @@ import ctypes
 import errno
 import mmap
 import os
+import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -147,6 +149,55 @@ def test_a_child_process_cannot_use_the_vm(bench: Bench) -> None:
         except OSError as error:
             os._exit(0 if error.errno == errno.EIO else 2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def in_a_child(function: Callable[[], None]) -> int:
+    """The exit status of a process made by fork() that calls ``function``: 0, or 1 if it raises."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+        except BaseException:  # noqa: BLE001 - nothing of this may get back into the test's own stack
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_every_call_of_a_child_on_its_parents_vm_is_eio(bench: Bench) -> None:
+    """kvm_vm_ioctl, kvm_vcpu_ioctl: current->mm is asked before anything else, also before KVM_RUN's argument."""
+    vm = bench.vm(0)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+
+    def child() -> None:
+        for fd, request in ((vm, k.KVM_GET_CLOCK), (vm, 0xDEAD), (vcpu, k.KVM_RUN), (vcpu, 0xDEAD), (vcpu, k.KVM_NMI)):
+            with refused(errno.EIO):
+                bench.ioctl(fd, request, 1)
+
+    assert in_a_child(child) == 0
+
+
+def test_what_a_child_closes_its_parent_has_still(bench: Bench) -> None:
+    """Also the thread that waits for irqfds, whose epoll instance both processes share."""
+    vm = bench.vm(0)
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    event = bench.kernel.eventfd()
+    bench.ioctl(vm, k.KVM_IRQFD, k.kvm_irqfd(fd=event, gsi=1))
+    seen = threading.Event()
+    bench.vm_object().irq_routing.set_irq = lambda *_: seen.set()
+
+    def child() -> None:
+        for fd in (vcpu, vm):
+            bench.kernel.close(fd)
+        assert bench.kernel.vms
+
+    assert in_a_child(child) == 0
+    os.eventfd_write(event, 1)
+    assert seen.wait(10)
+    assert bench.ioctl(vcpu, k.KVM_GET_TSC_KHZ) > 0
+    for fd in (vcpu, vm, event):
+        bench.kernel.close(fd)
+    assert not bench.kernel.vms
 
 
 def test_an_internal_error_is_eio_and_kills_the_vm(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

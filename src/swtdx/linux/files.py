@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from swtdx.linux.err import err
+from swtdx.linux.uaccess import current_mm
 
 
 class File:
@@ -29,6 +30,7 @@ class File:
     def __init__(self) -> None:
         self.references = 0
         self.placeholder = -1
+        self.mm = current_mm()
 
     def ioctl(self, request: int, arg: int) -> int:
         """ioctl(2) with the whole 32-bit request. Raises OSError."""
@@ -134,7 +136,12 @@ class FileTable:
             file.references += 1
 
     def put(self, file: File) -> None:
-        """One reference less; the last one releases (fput)."""
+        """One reference less; the last one releases (fput).
+
+        Not in a child made by fork(): its parent has the file still.
+        """
+        if file.mm is not current_mm():
+            return
         with self._lock:
             file.references -= 1
             last = file.references == 0
