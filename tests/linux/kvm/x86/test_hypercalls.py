@@ -7,6 +7,7 @@ Not compared with the machine's own KVM: a nested one without VMCALL never comes
 from __future__ import annotations
 
 import errno
+import mmap
 import struct
 import threading
 import time
@@ -189,4 +190,65 @@ def test_no_guest_is_entered_without_a_task_register(kernel: Kernel, change: dic
     machine.vcpu.set_sregs(sregs)
     machine.vcpu.run()
     assert machine.vcpu.kvm_run.io.port == 0x8D
+    machine.close()
+
+
+# Instructions that KVM's emulator does not know (handle_emulation_failure)
+
+FLD_MMIO = "d905000000d0"  # fld dword [0xd0000000]
+
+
+def emulation_failure(machine: Machine) -> None:
+    assert machine.vcpu.exit_reason == k.Exit.INTERNAL_ERROR
+    assert machine.vcpu.kvm_run.internal.suberror == k.KVM_INTERNAL_ERROR_EMULATION
+
+
+def test_of_a_user_program_they_are_ud(kernel: Kernel) -> None:
+    machine = Machine(kernel)
+    machine.gate(6, "e68ef4")
+    user_mode(machine, FLD_MMIO)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.io.port == 0x8E
+    machine.close()
+
+
+def test_of_a_user_program_they_exit_if_user_space_wants_it(kernel: Kernel) -> None:
+    machine = Machine(kernel)
+    machine.vm.enable_cap(k.Cap.EXIT_ON_EMULATION_FAILURE, 1)
+    machine.gate(6, "e68ef4")
+    user_mode(machine, FLD_MMIO)
+    machine.vcpu.run()
+    emulation_failure(machine)
+    machine.close()
+
+
+def test_in_ring_0_they_exit_and_are_ud_if_nothing_is_done(kernel: Kernel) -> None:
+    machine = Machine(kernel)
+    machine.gate(6, "e68ef4")
+    machine.load(FLD_MMIO)
+    flat(machine.vcpu)
+    machine.vcpu.run()
+    emulation_failure(machine)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.io.port == 0x8E
+    machine.close()
+
+
+@pytest.mark.parametrize("flags", [0x83, 0xE3])
+def test_page_tables_in_a_read_only_slot(kernel: Kernel, flags: int) -> None:
+    """The walk's accessed bit cannot be stored: KVM emulates, drops the bit, and knows no PUSH."""
+    machine = Machine(kernel)
+    tables = mmap.mmap(-1, 0x1000)
+    tables[:4] = struct.pack("<I", flags)  # 4 MiB at 0
+    machine.vm.set_user_memory_region(1, 0x100000, 0x1000, tables, int(k.KVM_MEM_READONLY))
+    machine.load("ff05 00500000 0305 00500000 50")  # inc dword [5000h]; add eax, [5000h]; push eax
+    flat(machine.vcpu)
+    sregs = machine.vcpu.get_sregs()
+    sregs.cr3, sregs.cr4, sregs.cr0 = 0x100000, sregs.cr4 | 1 << 4, sregs.cr0 | 1 << 31
+    machine.vcpu.set_sregs(sregs)
+    machine.vcpu.run()
+    emulation_failure(machine)
+    regs = machine.vcpu.get_regs()
+    assert (regs.rip, regs.rax, machine.memory[0x5000]) == (0x100C, 1, 1)
+    assert tables[:4] == struct.pack("<I", flags)
     machine.close()

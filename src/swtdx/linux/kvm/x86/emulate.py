@@ -7,7 +7,9 @@ needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeven
 goes on at the next KVM_RUN. Nothing but the generator knows how far an instruction has come.
 
 The subset is what drivers and firmware use on device memory: moves, string moves, exchanges, the arithmetic and bit
-operations with their flags. Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes.
+operations with their flags. Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user
+program's. The emulator is also what runs a guest whose page tables lie in a read-only slot: the processor cannot set
+accessed and dirty bits there, the emulator drops them.
 """
 
 from collections.abc import Generator
@@ -440,9 +442,10 @@ def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
     """handle_emulation_failure: what a guest's user programs do is their trouble, unless user space wants to know."""
     vcpu.stat.values[INSN_EMULATION_FAIL] += 1
     context = vcpu.vmx.context
-    if not vcpu.kvm.exit_on_emulation_error and context.segment(Segment.SS)[3] >> 5 & 3:
+    if not vcpu.kvm.exit_on_emulation_error:
         context.inject(Vector.UD, EventType.HARDWARE_EXCEPTION)
-        return 1
+        if context.segment(Segment.SS)[3] >> 5 & 3:
+            return 1
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
     run_page.INTERNAL.pack_into(
         vcpu.run, run_page.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,
