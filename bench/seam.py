@@ -93,19 +93,19 @@ def without_crypto(host: Host, pages: list[int]) -> dict[str, float]:
 
 
 def measured_pages(host: Host, pages: list[int], source: int) -> float:
-    """Seconds of PAGE.ADD and sixteen MR.EXTENDs of one page, without those of removing it."""
+    """Seconds of this thread for PAGE.ADD and sixteen MR.EXTENDs of one page, without those of removing it."""
     seamcall, args, tdr = host.seamcall, host.args, host.tdr
     add, extend = SEAMCALL_NUMBERS["TDH.MEM.PAGE.ADD"], SEAMCALL_NUMBERS["TDH.MR.EXTEND"]
     gpas = [GPA + PAGE * number for number in range(len(pages))]
     failed = 0
-    begin = time.perf_counter()
+    begin = time.thread_time()
     for gpa, page in zip(gpas, pages, strict=True):
         args.rcx, args.rdx, args.r8, args.r9 = gpa, tdr, page, source
         failed |= seamcall(add, args, 0)
         for chunk in range(gpa, gpa + PAGE, 256):
             args.rcx, args.rdx = chunk, tdr
             failed |= seamcall(extend, args, 0)
-    seconds = time.perf_counter() - begin
+    seconds = time.thread_time() - begin
     if failed:
         raise RuntimeError(f"PAGE.ADD and MR.EXTEND: {failed:#x}")
     host.seconds("TDH.MEM.PAGE.REMOVE", [(gpa, tdr, 0, 0) for gpa in gpas])
@@ -113,9 +113,9 @@ def measured_pages(host: Host, pages: list[int], source: int) -> float:
 
 
 def hashed() -> float:
-    """Seconds of one SHA-384 over as many bytes as such a page puts into MRTD."""
+    """Seconds of this thread for one SHA-384 over as many bytes as such a page puts into MRTD."""
     stream = os.urandom(MEASURED_BYTES)
-    begin = time.perf_counter()
+    begin = time.thread_time()
     for _ in range(PAGES):
         hashlib.sha384(stream).digest()
-    return (time.perf_counter() - begin) / PAGES
+    return (time.thread_time() - begin) / PAGES

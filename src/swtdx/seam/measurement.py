@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 128
 CHUNK_SIZE = 256
 _PAGE_ADD = b"MEM.PAGE.ADD".ljust(16, b"\0")
-_EXTEND = b"MR.EXTEND".ljust(16, b"\0")
+MR_EXTEND_BLOCK = b"MR.EXTEND".ljust(16, b"\0")
 _ADDED = struct.Struct(f"<16sQ{BLOCK_SIZE - 24}x")
-_EXTENDED = struct.Struct(f"<16sQ{BLOCK_SIZE - 24}x{CHUNK_SIZE}s")
+extension = struct.Struct(f"<16sQ{BLOCK_SIZE - 24}x{CHUNK_SIZE}s").pack
+"""What TDH.MR.EXTEND feeds: `MR_EXTEND_BLOCK`, the GPA of the 256 bytes, these bytes."""
 
 
 MAX_EVENTS = 65536
@@ -37,11 +38,6 @@ def start(td: Td) -> None:
 def page_added(td: Td, gpa: int) -> None:
     """Measure TDH.MEM.PAGE.ADD."""
     td.mrtd_context.update(_ADDED.pack(_PAGE_ADD, gpa))
-
-
-def extended(td: Td, gpa: int, chunk: bytes) -> None:
-    """Measure TDH.MR.EXTEND of the 256 bytes at ``gpa``."""
-    td.mrtd_context.update(_EXTENDED.pack(_EXTEND, gpa, chunk))
 
 
 def finish(td: Td) -> None:

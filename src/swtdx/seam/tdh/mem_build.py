@@ -13,7 +13,7 @@ from swtdx.seam import measurement, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Args
 from swtdx.seam.lifecycle import OpState
-from swtdx.seam.measurement import CHUNK_SIZE, extended
+from swtdx.seam.measurement import CHUNK_SIZE, MR_EXTEND_BLOCK, extension
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
 from swtdx.seam.pamt import LOCK_MASK, PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
@@ -116,9 +116,9 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     if entry & STATE_MASK != MAPPED:
         check_leaf(td, entry, level)
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
-    offset = (1 << (12 + 9 * level)) - 1
+    offset = (1 << (12 + 9 * level)) - 1 if level else PAGE_MASK
     hpa = entry & HPA_MASK & ~offset | gpa & offset
-    extended(td, gpa, memory.raw[hpa : hpa + CHUNK_SIZE].tobytes())
+    td.mrtd_context.update(extension(MR_EXTEND_BLOCK, gpa, memory.raw[hpa : hpa + CHUNK_SIZE].tobytes()))
     args.rcx = args.rdx = 0
     return SUCCESS
 
