@@ -55,7 +55,9 @@ _UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), i
 _IMMEDIATE_EXIT = run_page.IMMEDIATE_EXIT
 _EXIT_REASON = run_page.EXIT_REASON
 _RUNNABLE = KVM_MP_STATE_RUNNABLE
-_SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.004
+_SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.1
+"""How long a vCPU that polls is put to sleep at first and at most. Each sleep is twice the last, so that it has waited
+no more than twice as long as it had to; processors that firmware parks in a loop must not cost those that work."""
 
 
 class Vcpu:
