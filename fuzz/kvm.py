@@ -207,7 +207,14 @@ _STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "KVM_SET_VCPU_EVENTS": k.kvm_vcpu_events, "KVM_SET_DEBUGREGS": k.kvm_debugregs, "KVM_SET_FPU": k.kvm_fpu,
     "KVM_SET_XCRS": k.kvm_xcrs, "KVM_SET_XSAVE": k.kvm_xsave, "KVM_SET_LAPIC": k.kvm_lapic_state,
     "KVM_PRE_FAULT_MEMORY": k.kvm_pre_fault_memory, "KVM_TPR_ACCESS_REPORTING": k.kvm_tpr_access_ctl,
+    "KVM_X86_SET_MCE": k.kvm_x86_mce, "KVM_GET_NESTED_STATE": k.kvm_nested_state,
+    "KVM_SET_NESTED_STATE": k.kvm_nested_state,
 }  # fmt: skip
+_MSRS = (
+    0x10, 0x12, 0x1B, 0x3A, 0x3B, 0x48, 0x8B, 0xCE, 0xE1, 0x140, 0x174, 0x17B, 0x1A0, 0x201, 0x277, 0x2FF, 0x400, 0x402,
+    0x6E0, 0x830, 0xC0000080, 0xC0000100, 0xC0010015, 0x4B564D00, 0x4B564D01, 0x4B564D05,
+)  # fmt: skip
+_CAPS = (66, 116, 121, 128, 129, 143, 159, 164, 168, 182, 188, 190, 193, 201, 204, 213, 218, 237)
 _SETS_WHAT_IT_GOT = ("REGS", "SREGS", "SREGS2", "FPU", "XSAVE", "XCRS", "DEBUGREGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
 _SCALARS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 24, 25, 31, 32, 63, 64, 255, 256, 257, 0x1000, 0x2000, 0x10000, 0x40000,
             0xFEC00000, 0xFEE00000, 0xFEE00D00, 0xFFFFF000, 1 << 31, (1 << 32) - 1, 1 << 35, 1 << 47, 1 << 51, 1 << 52,
@@ -351,26 +358,9 @@ class Round:
             setattr(made, counter, count if chance.random() < 0.8 else chance.choice((0, 1, count, 255)) % (count + 1))
             if name.endswith("MSRS"):
                 for entry in made.entries:
-                    entry.index = chance.choice(
-                        (
-                            0x10,
-                            0x1B,
-                            0x3A,
-                            0x8B,
-                            0x174,
-                            0x277,
-                            0x6E0,
-                            0x830,
-                            0xC0000080,
-                            0xC0000100,
-                            0x1A0,
-                            0x4B564D01,
-                            0x48,
-                            0xE1,
-                            0x400,
-                            self.scalar() >> 32,
-                        )
-                    )
+                    entry.index = chance.choice((*_MSRS, self.scalar() >> 32))
+                    if chance.random() < 0.3:
+                        entry.data = chance.choice((0, 1, 6, 0x5001, 0x20041, 0xFEE00C00, (1 << 64) - 1))
             return made
         if name in _STRUCTURES:
             one = _STRUCTURES[name]()
@@ -388,7 +378,8 @@ class Round:
         if chance.random() < 0.25:
             return
         if isinstance(one, k.kvm_enable_cap):
-            one.cap, one.flags = chance.choice((121, 129, 201, 237, 188, 116, 213, 164, 168, 128, 66, 143)), 0
+            one.cap, one.flags = chance.choice(_CAPS), 0
+            one.args[0] = chance.choice((0, 1, 2, 3, 24, 40, one.args[0]))
         elif isinstance(one, (k.kvm_userspace_memory_region, k.kvm_userspace_memory_region2)):
             one.slot, one.flags = chance.randrange(4), chance.choice((0, 0, 1, 2, 4, 4))
             one.guest_phys_addr = chance.choice((0, 0x10000, 0x20000, 0x100000, 0xFFFFF000))
@@ -405,13 +396,18 @@ class Round:
         elif isinstance(one, k.kvm_pre_fault_memory):
             one.gpa, one.size, one.flags = guests.private_page(chance), chance.choice((1, 4)) * PAGE, 0
         elif isinstance(one, k.kvm_irqfd):
-            one.gsi, one.flags = chance.randrange(30), chance.choice((0, 0, 1))
+            one.gsi, one.flags = chance.randrange(30), chance.choice((0, 0, 1, 2))
+            one.resamplefd = self.fd() & 0xFFFFFFFF
         elif isinstance(one, k.kvm_ioeventfd):
             one.addr, one.len, one.flags = (
                 chance.choice((0x60, 0x80, 0xD0000)),
                 chance.choice((0, 1, 2, 4)),
                 2 * (one.addr < 0x100) + chance.choice((0, 1, 4)),
             )
+        elif isinstance(one, k.kvm_x86_mce):
+            one.bank, one.status = chance.randrange(12), 1 << 63 | chance.choice((0, 1 << 61, 5 << 57)) | 1
+        elif isinstance(one, k.kvm_nested_state):
+            one.size, one.flags, one.format = 128, 0, 0
         elif isinstance(one, k.kvm_msi):
             one.address_lo, one.data, one.flags = 0xFEE00000 | chance.randrange(4) << 12, chance.randrange(0x800), 0
         elif isinstance(one, k.kvm_coalesced_mmio_zone):
