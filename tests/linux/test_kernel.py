@@ -80,6 +80,23 @@ def test_a_forgotten_mapping_keeps_nothing(bench: Bench) -> None:
     assert not bench.kernel.vms
 
 
+def test_what_is_mapped_is_what_the_descriptor_names(bench: Bench) -> None:
+    """A duplicate is of the vCPU, also when the number that it was made with belongs to something else by now."""
+    vm = bench.vm(0)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    duplicate = os.dup(vcpu)
+    bench.ioctl(duplicate, k.KVM_GET_TSC_KHZ)  # the kernel hears of it
+    bench.kernel.close(vcpu)
+    other = os.memfd_create("other")
+    assert other == vcpu
+    os.truncate(other, 0x3000)
+    mapping = bench.kernel.mmap(duplicate, 0x3000)
+    mapping[0] = 7
+    assert os.pread(other, 1, 0) == b"\0"
+    assert bench.kernel.mmap(duplicate, 0x1000)[0] == 7
+    os.close(other)
+
+
 def test_switching_off_ends_what_is_mapped(bench: Bench) -> None:
     vcpu = bench.ioctl(bench.vm(0), k.KVM_CREATE_VCPU, 0)
     mapping = bench.kernel.mmap(vcpu, 0x3000)

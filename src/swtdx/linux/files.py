@@ -29,15 +29,14 @@ class File:
 
     def __init__(self) -> None:
         self.references = 0
-        self.placeholder = -1
         self.mm = current_mm()
 
     def ioctl(self, request: int, arg: int) -> int:
         """ioctl(2) with the whole 32-bit request. Raises OSError."""
         raise err(errno.ENOTTY, f"{self.name} takes no ioctl")
 
-    def mmap(self, length: int, offset: int) -> mmap.mmap:
-        """mmap(2), shared. Raises OSError(ENODEV) where there is nothing to map."""
+    def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
+        """mmap(2), shared, of ``fd``, which refers to this. Raises OSError(ENODEV) where there is nothing to map."""
         raise err(errno.ENODEV, f"{self.name} cannot be mapped")
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
@@ -82,7 +81,6 @@ class FileTable:
         stat = os.fstat(fd)
         with self._lock:
             stale = self.by_fd.pop(fd, None)
-            file.placeholder = fd
             file.references = 1
             self.by_fd[fd] = file
             self._inodes[stat.st_dev, stat.st_ino] = file

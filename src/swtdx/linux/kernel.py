@@ -163,7 +163,7 @@ class EmulatedKernel:
             raise err(errno.EINVAL, f"{length:#x} bytes at {offset:#x}")
         file = self.files.get(fd)
         if file is not None:
-            return file.mmap(length, offset)
+            return file.mmap(fd, length, offset)
         self.fstat(fd)
         try:
             return mmap.mmap(fd, length, offset=offset)

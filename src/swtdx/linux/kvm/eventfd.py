@@ -246,17 +246,21 @@ class IrqfdThread:
 
     def _loop(self) -> None:
         while not self._off:
-            for key, _ in self._selector.select():
-                with self._lock:
-                    live = self._selector.get_map().get(key.fd)
-                    if live is None or live.data is not key.data:
-                        continue
-                    try:
-                        os.eventfd_read(key.fd)
-                    except BlockingIOError:
-                        continue
-                if key.data is not None:
-                    key.data()
+            for event in [key.fd for key, _ in self._selector.select()]:
+                self._serve(event)
+
+    def _serve(self, eventfd: int) -> None:
+        """A function of its own: a thread that waits must not hold the last reference to a VM that has ended."""
+        with self._lock:
+            key = self._selector.get_map().get(eventfd)
+            if key is None:
+                return
+            try:
+                os.eventfd_read(eventfd)
+            except BlockingIOError:
+                return
+        if key.data is not None:
+            key.data()
 
 
 @dataclass(eq=False)

@@ -135,10 +135,10 @@ class VcpuFile(File):
                 raise err(errno.EINVAL, f"{request:#010x} is not a request for a vCPU")
             return handler(vcpu, arg)
 
-    def mmap(self, length: int, offset: int) -> mmap.mmap:
+    def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
-        mapping = RunMapping(self.placeholder, length, offset=offset)
+        mapping = RunMapping(fd, length, offset=offset)
         mapping.hold(self.vcpu.kvm.kernel.files, self)
         if self.vcpu.vcpu_idx:
             self.vcpu.kvm.buses.ring.show_in(mapping, offset)
