@@ -285,6 +285,23 @@ def test_v10_adds_memory_on_the_vm_from_any_slot(bench_v10: Bench) -> None:
     assert not bench_v10.kernel.pages.in_use
 
 
+def test_v10_adds_no_memory_to_what_is_not_being_built(bench_v10: Bench) -> None:
+    """A vCPU may be there before INIT_VM; the memory is fixed by FINALIZE_VM."""
+    vm = bench_v10.td(init=False)
+    source = bench_v10.memory(vm)
+    vcpu = bench_v10.vcpu(vm, init=False)
+    with refused(errno.EINVAL):
+        bench_v10.command(vm, v10.KVM_TDX_INIT_MEM_REGION, bench_v10.region(source, 0, 1))
+    assert not bench_v10.vm_object().dead
+    vm = bench_v10.td()
+    source = bench_v10.memory(vm)
+    bench_v10.vcpu(vm)
+    bench_v10.command(vm, v10.KVM_TDX_FINALIZE_VM)
+    with refused(errno.EINVAL):
+        bench_v10.command(vm, v10.KVM_TDX_INIT_MEM_REGION, bench_v10.region(source, 0, 1))
+    assert vcpu
+
+
 # KVM_RUN
 
 

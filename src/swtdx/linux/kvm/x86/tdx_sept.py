@@ -194,6 +194,8 @@ def tdx_init_mem_region_v10(kvm: "Kvm", cmd: Command) -> None:
     """v10, on the VM's fd: needs a vCPU, does not ask for attributes. Raises OSError as upstream."""
     if not kvm.vcpus:
         raise err(errno.EINVAL, "a vCPU must exist (the BSP first)")
+    if tdx_of(kvm).state is not TdState.INITIALIZED:  # there a vCPU may be made before KVM_TDX_INIT_VM
+        raise err(errno.EINVAL, "memory is added between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
     region = _check_region(kvm, cmd, end_may_touch_shared=False)
     vcpu = kvm.vcpus[0]
     with vcpu.mutex:
