@@ -175,6 +175,10 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
     swtdx_release(cpu->engine);
 }
 
+/* The task register is busy to whoever looks, as VMX has it; TCG keeps it as LTR found it, and aborts over a busy one. */
+#define TASK_REGISTER 7
+#define TSS_BUSY 2u
+
 static SegmentCache *segment_cache(CPUX86State *env, uint32_t index)
 {
     switch (index) {
@@ -198,6 +202,9 @@ void swtdx_get_segment(swtdx_cpu *cpu, uint32_t index, struct swtdx_segment *seg
     if (index < 8 && !(cache->flags & DESC_P_MASK)) {
         segment->access_rights |= 1u << 16;
     }
+    if (index == TASK_REGISTER) {
+        segment->access_rights |= TSS_BUSY;
+    }
     swtdx_release(cpu->engine);
 }
 
@@ -210,6 +217,15 @@ void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segmen
     cache->base = segment->base;
     cache->limit = segment->limit;
     cache->flags = segment->access_rights >> 16 & 1 ? 0 : (segment->access_rights & 0xff) << 8 | (segment->access_rights & 0xf000) << 8;
+    if (index == TASK_REGISTER) {
+        uint32_t kind = segment->access_rights & 0x1009d; /* unusable, present, system, type but for the busy bit */
+
+        if (kind != 0x81 && kind != 0x89) { /* none: TCG would abort over it, so an empty one */
+            cache->flags = 0x8900;
+            cache->limit = 0;
+        }
+        cache->flags &= ~(TSS_BUSY << 8);
+    }
     x86_update_hflags(env);
     swtdx_release(cpu->engine);
 }
