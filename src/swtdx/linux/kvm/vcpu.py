@@ -395,12 +395,15 @@ class Vcpu:
 
     def _spin_block(self) -> None:
         """kvm_vcpu_on_spin: let others run, unless there is something to do."""
-        seconds, self.spin_seconds = self.spin_seconds, 0.0
+        until, self.spin_seconds = time.monotonic() + self.spin_seconds, 0.0
         with self._wait:
             self.blocking = True
             try:
-                if not (self.has_events() or self.signal_pending() or self.kvm.dead):
-                    self._wait.wait(seconds)
+                if self.has_events():
+                    return
+                while (left := until - time.monotonic()) > 0 and not (self.signal_pending() or self.kvm.dead):
+                    if self._wait.wait(min(left, TICK_SECONDS / 2)):  # a kick: there is something to do
+                        return
             finally:
                 self.blocking = False
 
