@@ -4,6 +4,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import selectors
+from typing import NoReturn
+
+import pytest
 
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
@@ -85,6 +90,24 @@ def test_an_eventfd_is_one_irqfd_and_one_listener(bench: Bench) -> None:
     bench.ioctl(vm, k.KVM_IOEVENTFD, k.kvm_ioeventfd(fd=eventfd, addr=0x1000, len=4))
     with refused(errno.EEXIST):
         bench.ioctl(vm, k.KVM_IOEVENTFD, k.kvm_ioeventfd(fd=eventfd, addr=0x1000, len=4))
+
+
+def test_an_irqfd_that_nobody_can_wait_for_leaves_nothing_behind(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that waits needs an epoll instance, of which the first irqfd may find none left."""
+    vm = bench.vm(0)
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    eventfd = bench.kernel.eventfd()
+    request = k.kvm_irqfd(fd=eventfd, gsi=5)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def none_left() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch, refused(errno.EMFILE):
+        patch.setattr(selectors, "DefaultSelector", none_left)
+        bench.ioctl(vm, k.KVM_IRQFD, request)
+    assert len(os.listdir("/proc/self/fd")) == before
+    bench.ioctl(vm, k.KVM_IRQFD, request)  # it is not taken for an irqfd already
 
 
 def test_cpuid_is_fixed_by_the_first_run(bench: Bench) -> None:

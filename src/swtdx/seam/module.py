@@ -119,11 +119,10 @@ class TdxModule:
         elif self.pamt.lies_in(hpa):
             self._open = {}
             self.shut_down_lps.update(range(self.platform.logical_processors))
-        else:
-            block = self.pamt.blocks.get(hpa >> 30)
-            index, _ = (0, 0) if block is None else self.pamt.search(block, hpa)
+        elif (block := self.pamt.blocks.get(hpa >> 30)) is not None:
+            index, _ = self.pamt.search(block, hpa)
             td = self.tds.get(self.pamt.owner_at(index))
-            if block is not None and td is not None and self.pamt.type_at(index) in CONTROL_PAGES:
+            if td is not None and self.pamt.type_at(index) in CONTROL_PAGES:
                 td.die()
 
     # --- operands -------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class MsrPolicy:
             read, write = self._resolve(row.read, row.first), self._resolve(row.write, row.first)
             for index in range(row.first, row.last + 1):
                 self.reads[index], self.writes[index] = read, write
-        self.bitmap = b"".join(
+        self.bitmap: bytes = b"".join(
             bytes(_bitmap_quarter(covered, accesses))
             for accesses in (self.reads, self.writes)
             for covered in (LOW_RANGE, HIGH_RANGE)

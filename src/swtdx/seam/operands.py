@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from swtdx.seam import sept
 from swtdx.seam.hardware import Platform
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.version import is_mapped
 
 if TYPE_CHECKING:
     from swtdx.seam.pamt import Pamt
@@ -98,7 +97,7 @@ def check_leaf(td: Td, entry: int, level: int) -> None:
             raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
     elif level and not entry & sept.LEAF:
         raise walk_failed(td, entry, level)
-    elif not is_mapped(entry):
+    elif entry & sept.STATE_MASK != sept.SeptState.MAPPED:
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **td.version.entry_info(entry, level))
 
 

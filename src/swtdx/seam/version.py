@@ -25,16 +25,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from swtdx.seam import sept
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.lifecycle import OpState
-from swtdx.seam.sept import ANY_BLOCKED, FREE, LEAF, STATE_MASK, SeptState
+from swtdx.seam.sept import ANY_BLOCKED, FREE, LEAF, STATE_MASK
 from swtdx.seam.status import DETAILS_L2_MASK, FATAL, FormerStatus, Operand, Status, StatusCode
 from swtdx.seam.tables import MODULE_VERSION, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_NUMBERS = {name: number for number, name, _ in load("leaves")["seamcall"]}
-_UNREADABLE = frozenset({"EPT_PAGE_NOT_FREE", "EPT_INVALID_PROMOTE_CONDITIONS"})
+_NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
+_HIDDEN = frozenset({StatusCode.EPT_PAGE_NOT_FREE, StatusCode.EPT_INVALID_PROMOTE_CONDITIONS})
+"""Statuses of 1.5 that show an entry where 1.0's do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,15 +142,6 @@ def _answers(entry: int, level: int) -> dict[str, bool]:
             "unblocked": not blocked}  # fmt: skip
 
 
-def is_mapped(entry: int) -> bool:
-    """Whether the guest can use what a leaf entry points to."""
-    return entry & STATE_MASK == SeptState.MAPPED
-
-
-_NAMES = {number: name for name, number in _NUMBERS.items()}
-_HIDDEN = frozenset(int(StatusCode[name]) for name in _UNREADABLE)
-
-
 def _code(name: str) -> int:
     codes: tuple[type[IntEnum], ...] = (StatusCode, FormerStatus)
     return next(int(enum[name]) for enum in codes if name in enum.__members__)
@@ -159,7 +152,7 @@ def _renamed(rows: Mapping[str, list[str | None]]) -> Mapping[tuple[int | None, 
     for old, (new, operand) in rows.items():
         leaf, _, status = old.rpartition(" ")
         assert new is not None
-        result[_NUMBERS[leaf] if leaf else None, int(StatusCode[status])] = (
+        result[SEAMCALL_NUMBERS[leaf] if leaf else None, int(StatusCode[status])] = (
             _code(new),
             None if operand is None else int(Operand[operand]),
         )

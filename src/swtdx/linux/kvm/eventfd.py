@@ -280,7 +280,7 @@ class Irqfds:
         self._irqfds: list[Irqfd] = []
 
     def irqfd(self, request: kvm_irqfd) -> None:
-        """KVM_IRQFD. Raises OSError(EINVAL, EBADF, EBUSY)."""
+        """KVM_IRQFD. Raises OSError: EINVAL, EBADF, EBUSY, and EMFILE where the thread that waits cannot start."""
         kvm, flags = self._kvm, request.flags
         if flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE):
             raise err(errno.EINVAL, f"flags {flags:#x}")
@@ -301,9 +301,9 @@ class Irqfds:
             if any(irqfd.eventfd.context == eventfd.context for irqfd in self._irqfds):
                 raise err(errno.EBUSY, f"eventfd {request.fd} is an irqfd already")
             irqfd = Irqfd(request.gsi, eventfd, resample)
+            kvm.kernel.irqfd_thread.add(eventfd.fd, lambda: self._inject(irqfd))
             self._irqfds.append(irqfd)
             undo.pop_all()
-        kvm.kernel.irqfd_thread.add(eventfd.fd, lambda: self._inject(irqfd))
 
     def _inject(self, irqfd: Irqfd) -> None:
         routing = self._kvm.irq_routing

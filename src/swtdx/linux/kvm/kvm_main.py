@@ -283,10 +283,10 @@ class Kvm:
                 raise
         else:
             self._check_last_gfn(region)
-        if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
-            gmem = GuestMemfd(self, size)  # v10: the slot's own private memory
-            self.put()  # which is no reason for the VM to live
-            gmem.bind(slot, 0)
+            if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
+                gmem = GuestMemfd(self, size)  # v10: the slot's own private memory
+                self.put()  # which is no reason for the VM to live
+                gmem.bind(slot, 0)
         self._set_dirty_log(slot)
         self.memslots.insert(slot)
         if self.is_td:
