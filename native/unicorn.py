@@ -1,18 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the guest CPU: a patched, x86-only, static Unicorn with our VMX/SEAM engine compiled into it.
 
-The repository carries none of Unicorn's lines. It carries a *series* of anchored edits (``native/series/*.toml``) and
-our own C files (``native/engine``). The build takes the source distribution 2.1.4 from PyPI, checks its SHA-256,
-applies the series, copies our files in, compiles with CMake and Ninja and keeps the result in a cache whose key is a
-hash of all of that: a rebuild costs nothing until something changes.
-
-An edit names a file and one anchor, and says what happens there:
-
-``after``/``before``   insert ``text`` after/before the anchor
-``replace``            put ``text`` in the anchor's place
-
-The anchor must occur exactly ``count`` times (default 1) or the build fails with the names of the file and the edit: a
-series that applies by luck is worse than none. Standard library only, since this runs before anything is installed.
+``native/patches`` holds a patch series in the form of ``git format-patch``: the message says why, the name after the
+number is what tests and documents call the patch. ``native/engine`` holds our own C files. The build takes the source
+distribution 2.1.4 from PyPI, checks its SHA-256, applies the series, compiles with CMake and Ninja and keeps the result
+in a cache whose key is a hash of all of that: a rebuild costs nothing until something changes. A hunk whose context
+does not match stops the build. To work on a patch, use ``script/engine``.
 """
 
 from __future__ import annotations
@@ -26,16 +19,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import tomllib
 from pathlib import Path
+
+import patch_ng
 
 VERSION = "2.1.4"
 SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
 HERE = Path(__file__).resolve().parent
-SERIES = HERE / "series"
+PATCHES = HERE / "patches"
 ENGINE = HERE / "engine"
 CMAKE_OPTIONS = (
-    "-DCMAKE_BUILD_TYPE=Release",
     "-DUNICORN_ARCH=x86",
     "-DBUILD_SHARED_LIBS=OFF",
     "-DUNICORN_BUILD_TESTS=OFF",
@@ -43,6 +36,15 @@ CMAKE_OPTIONS = (
     "-DUNICORN_LEGACY_STATIC_ARCHIVE=OFF",
     "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
 )
+
+_CHECKS = "-g3 -fno-omit-frame-pointer -DCONFIG_DEBUG_TCG"
+MODES = {
+    "release": ("-DCMAKE_BUILD_TYPE=Release",),
+    "asserts": ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O2 {_CHECKS}"),
+    "debug": ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O1 {_CHECKS}"),
+    "asan": ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O1 {_CHECKS} -fsanitize=address,undefined"),
+}
+"""How the engine can be compiled. All but ``release`` check the translator's assertions."""
 
 
 class BuildError(RuntimeError):
@@ -66,17 +68,27 @@ def cache_directory() -> Path:
 
 def series() -> list[Path]:
     """The patch series in order of application."""
-    return sorted(SERIES.glob("*.toml"))
+    return sorted(PATCHES.glob("*.patch"))
 
 
-def build_key(skip: str | None = None) -> str:
+def patch_name(patch: Path) -> str:
+    """What a patch is called: its file name without number and ending."""
+    return patch.stem.partition("-")[2]
+
+
+def build_key(skip: str | None = None, mode: str = "release") -> str:
     """A hash of all that decides the result: source, series, our files, options, this recipe."""
     digest = hashlib.sha256(SHA256.encode())
     for path in [Path(__file__), *series(), *sorted(ENGINE.glob("*.[ch]"))]:
-        if path.stem != skip:
+        if path not in PATCHES.glob(f"*-{skip}.patch"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(" ".join(CMAKE_OPTIONS).encode())
+    digest.update(" ".join(cmake_options(mode)).encode())
     return digest.hexdigest()[:16]
+
+
+def cmake_options(mode: str = "release") -> list[str]:
+    """CMake's options for one of :data:`MODES`."""
+    return [*MODES[mode], *CMAKE_OPTIONS]
 
 
 def fetch_source(cache: Path) -> Path:
@@ -103,34 +115,48 @@ def fetch_source(cache: Path) -> Path:
     return archive
 
 
-def apply_series(tree: Path, skip: str | None = None) -> None:
-    """Apply every edit of the series to the unpacked sources in ``tree``.
+def unpack(archive: Path, tree: Path) -> None:
+    """Unpack Unicorn's sources into the new folder ``tree``."""
+    with tempfile.TemporaryDirectory(dir=tree.parent) as scratch:
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(scratch)
+        (Path(scratch) / f"unicorn-{VERSION}" / "src").rename(tree)
 
-    ``skip`` leaves one patch (by stem) out: that is how its test shows that the patch is needed.
+
+def apply_series(tree: Path, skip: str | None = None) -> None:
+    """Apply the series to the unpacked sources in ``tree``.
+
+    ``skip`` leaves one patch (by name) out: that is how its test shows that the patch is needed. Raises
+    :class:`BuildError` when a hunk does not match.
     """
     for patch in series():
-        if patch.stem == skip:
+        if patch_name(patch) == skip:
             continue
-        for number, edit in enumerate(tomllib.loads(patch.read_text())["edit"], 1):
-            where = f"{patch.name}, edit {number} ({edit['file']})"
-            path = tree / edit["file"]
-            (operation,) = {"after", "before", "replace"} & edit.keys()
-            anchor, text = edit[operation], edit["text"]
-            content = path.read_text()
-            found, expected = content.count(anchor), edit.get("count", 1)
-            if found != expected:
-                raise BuildError(f"{where}: the anchor occurs {found} times, expected {expected}: {anchor[:80]!r}")
-            put = {"after": anchor + text, "before": text + anchor, "replace": text}[operation]
-            path.write_text(content.replace(anchor, put))
+        # Not git: an sdist is built where there may be none. No fuzz: a patch that applies by luck is worse than none.
+        parsed = patch_ng.fromfile(str(patch))
+        if not parsed or not parsed.apply(root=str(tree), fuzz=False):
+            raise BuildError(f"{patch.name} does not apply to Unicorn {VERSION}")
 
 
-def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None = None) -> NativeBuild:
+def configure(tree: Path, output: Path, mode: str = "release") -> list[str]:
+    """The CMake command that prepares a build of ``tree`` in ``output``.
+
+    Our C files are compiled from where they are, with Unicorn's options for its target code.
+    """
+    sources = ";".join(str(path) for path in sorted(ENGINE.glob("*.c")))
+    ours = [f"-DSWTDX_SOURCES={sources}", f"-DSWTDX_INCLUDE={ENGINE}"]
+    return ["cmake", "-G", "Ninja", *cmake_options(mode), *ours, "-S", str(tree), "-B", str(output)]
+
+
+def build(
+    cache: Path | None = None, *, verbose: bool = False, skip: str | None = None, mode: str = "release"
+) -> NativeBuild:
     """Build the engine, or find it in the cache.
 
-    Raises :class:`BuildError` when the source is not to be had, an anchor is missing, or the compiler fails.
+    Raises :class:`BuildError` when the source cannot be fetched, a patch does not apply, or the compiler fails.
     """
     cache = cache or cache_directory()
-    target = cache / f"engine-{build_key(skip)}"
+    target = cache / f"engine-{build_key(skip, mode)}"
     result = NativeBuild(
         directory=target,
         include_dirs=(ENGINE,),
@@ -145,17 +171,10 @@ def build(cache: Path | None = None, *, verbose: bool = False, skip: str | None 
             raise BuildError(f"{tool} is needed to build the guest CPU: pip install {tool}")
     archive = fetch_source(cache)
     with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
-        with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(scratch)
-        tree = Path(scratch) / f"unicorn-{VERSION}" / "src"
-        for source in sorted(ENGINE.glob("*.[ch]")):
-            shutil.copy(source, tree / "qemu/target/i386" / source.name)
+        tree, output = Path(scratch) / "unicorn", Path(scratch) / "out"
+        unpack(archive, tree)
         apply_series(tree, skip)
-        output = Path(scratch) / "out"
-        for command in (
-            ["cmake", "-G", "Ninja", *CMAKE_OPTIONS, "-S", str(tree), "-B", str(output)],
-            ["ninja", "-C", str(output)],
-        ):
+        for command in (configure(tree, output, mode), ["ninja", "-C", str(output)]):
             done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
             if done.returncode:
                 raise BuildError(f"{command[0]} failed:\n{(done.stdout or '')[-6000:]}{(done.stderr or '')[-2000:]}")
@@ -173,9 +192,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--verbose", action="store_true", help="show the compiler's output")
     parser.add_argument("--skip", metavar="PATCH", help="leave one patch of the series out (to see what it is for)")
+    parser.add_argument("--mode", choices=MODES, default="release", help="how to compile it (default: %(default)s)")
     options = parser.parse_args()
     try:
-        print(build(verbose=options.verbose, skip=options.skip).directory)
+        print(build(verbose=options.verbose, skip=options.skip, mode=options.mode).directory)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
