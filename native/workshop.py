@@ -2,8 +2,8 @@
 """The workshop behind ``script/engine``: a patched source tree to edit, and builds of it that take seconds.
 
 Everything lives in ``build/engine`` of the checkout: ``tree`` is a git repository with Unicorn as published (tag
-``stock``) and one commit for each patch; ``MODE/out`` is a build directory that is kept; ``MODE/site`` is the package with that
-engine in it, for ``PYTHONPATH``, so that builds of all modes can be used side by side.
+``stock``) and one commit for each patch; ``MODE/out`` is a build directory that is kept; ``MODE/site`` is the
+package with that engine in it, for ``PYTHONPATH``, so that builds of all modes can be used side by side.
 """
 
 from __future__ import annotations
