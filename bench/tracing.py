@@ -46,9 +46,7 @@ def bare_kernel() -> EmulatedKernel:
     module = TdxModule(processor)
     processor.load_seam_module(module)
     processor.seamcall = module.seamcall  # type: ignore[method-assign,assignment]
-    return MachineKernel(
-        processor, module, Dialect.UPSTREAM, enable_tdx=True, no_rbp_mod=True, tdx_huge_page=False, debug_tds=False
-    )
+    return MachineKernel(processor, module, Dialect.UPSTREAM)
 
 
 @dataclass(frozen=True)

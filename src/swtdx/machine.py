@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, Unpack
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.traced import watch
-from swtdx.linux.kernel import EmulatedKernel
+from swtdx.linux.config import KernelConfig, KernelSwitches
+from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
 from swtdx.linux.kvm.kvm_main import Kvm
 from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
 from swtdx.linux.kvm.vm_ioctl import VmFile
@@ -45,13 +47,9 @@ class MachineKernel(EmulatedKernel):
         processor: Processor,
         module: TdxModule,
         dialect: Dialect,
-        *,
-        enable_tdx: bool,
-        no_rbp_mod: bool,
-        tdx_huge_page: bool,
-        debug_tds: bool,
+        config: KernelConfig = DEFAULT_CONFIG,
     ) -> None:
-        super().__init__(processor, dialect, enable_tdx, no_rbp_mod, tdx_huge_page, debug_tds)
+        super().__init__(processor, dialect, config)
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
         """Tell what a trace still holds back: of each vCPU its last exit."""
@@ -104,45 +102,27 @@ class MachineKernel(EmulatedKernel):
 def boot(
     dialect: Dialect = Dialect.UPSTREAM,
     platform: Platform | None = None,
+    config: KernelConfig = DEFAULT_CONFIG,
     *,
-    enable_tdx: bool = True,
-    no_rbp_mod: bool = True,
-    tdx_huge_page: bool = False,
-    debug_tds: bool = False,
     trace: Emit | None = None,
+    **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
-    """Power an emulated machine on: load the TDX module, boot a kernel that speaks ``dialect``.
+    """Power on an emulated machine: load the TDX module, boot a kernel that speaks ``dialect``.
 
-    ``enable_tdx`` is the module parameter ``kvm_intel.tdx``; ``no_rbp_mod``, ``tdx_huge_page`` and ``debug_tds`` as for
-    :class:`~swtdx.linux.kernel.EmulatedKernel`. The processor is reachable as ``kernel.processor``. ``trace`` is told
-    of every SEAMCALL, TDCALL, VM exit and injected event from now on (of system calls by :func:`open_kernel` only).
-    Raises ValueError for a platform that cannot be.
+    ``switches`` are fields of ``config`` that differ: ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
+    ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
+    Raises ValueError for a platform that is not valid.
     """
+    config = replace(config, **switches)
     processor = Processor(platform)
     module = TdxModule(processor)
     if trace is None:
         processor.load_seam_module(module)
-        return MachineKernel(
-            processor,
-            module,
-            dialect,
-            enable_tdx=enable_tdx,
-            no_rbp_mod=no_rbp_mod,
-            tdx_huge_page=tdx_huge_page,
-            debug_tds=debug_tds,
-        )
+        return MachineKernel(processor, module, dialect, config)
     tracer = SeamTracer(trace)
     flush = watch(processor, tracer)
     processor.load_seam_module(tracer.module(module))
-    kernel = MachineKernel(
-        processor,
-        module,
-        dialect,
-        enable_tdx=enable_tdx,
-        no_rbp_mod=no_rbp_mod,
-        tdx_huge_page=tdx_huge_page,
-        debug_tds=debug_tds,
-    )
+    kernel = MachineKernel(processor, module, dialect, config)
     kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
     kernel.flush_trace = flush
     return kernel
@@ -152,31 +132,21 @@ def open_kernel(
     name: KernelName = "emulated",
     dialect: Dialect = Dialect.UPSTREAM,
     platform: Platform | None = None,
+    config: KernelConfig = DEFAULT_CONFIG,
     *,
-    enable_tdx: bool = True,
-    no_rbp_mod: bool = True,
-    tdx_huge_page: bool = False,
-    debug_tds: bool = False,
     trace: Emit | None = None,
+    **switches: Unpack[KernelSwitches],
 ) -> Kernel:
-    """The kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the one we run on.
+    """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.
 
-    The other parameters are those of :func:`boot`; the host's kernel is what it is, and of it ``trace`` is told the
-    system calls alone.
+    The other parameters are those of :func:`boot`. Of the host's kernel only ``trace`` applies, and it is called with
+    system calls only.
     """
     kernel: Kernel
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(
-            dialect,
-            platform,
-            enable_tdx=enable_tdx,
-            no_rbp_mod=no_rbp_mod,
-            tdx_huge_page=tdx_huge_page,
-            debug_tds=debug_tds,
-            trace=trace,
-        )
+        kernel = boot(dialect, platform, config, trace=trace, **switches)
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

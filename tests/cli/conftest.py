@@ -56,9 +56,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], FakeKern
     """Make the command use a scripted kernel."""
 
     def use(kernel: FakeKernel) -> FakeKernel:
-        def chosen(
-            name: str, dialect: Dialect, *, cpus: int, memory: int, no_rbp_mod: bool, **options: object
-        ) -> FakeKernel:
+        def chosen(name: str, dialect: Dialect, *, cpus: int, memory: int, **options: object) -> FakeKernel:
             kernel.dialect = dialect
             return kernel
 

@@ -18,6 +18,7 @@ import pytest
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor, SeamArgs
+from swtdx.linux.config import KernelConfig
 from swtdx.linux.kernel import EmulatedKernel
 from swtdx.linux.virt import seamcall as leaves
 from swtdx.linux.virt import tdx as host
@@ -219,7 +220,7 @@ def boot(dialect: Dialect, *, enable_tdx: bool = True, **platform: int) -> Bench
     processor = Processor(Platform(**settings))
     module = ScriptedModule()
     processor.load_seam_module(module)
-    kernel = EmulatedKernel(processor, Dialect.UPSTREAM if dialect is Dialect.UPSTREAM else dialect, enable_tdx)
+    kernel = EmulatedKernel(processor, dialect, KernelConfig(enable_tdx=enable_tdx))
     return Bench(kernel, module)
 
 

@@ -29,6 +29,7 @@ from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.trace_file import TraceFormat
+from swtdx.linux.config import KernelConfig
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
@@ -56,6 +57,9 @@ _FLUSH_SECONDS = 0.05
 _PANIC_SECONDS = 1.0
 PANIC = "Kernel panic - not syncing"
 _LEAST_PLATFORM_GIB = 8
+EASY_GOING = KernelConfig(no_rbp_mod=False, tdx_huge_page=True)
+"""What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does, and huge pages save 511
+of 512 faults, which no merged kernel does yet."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,7 @@ def kernel_named(
     cpus: int,
     memory: int,
     module_version: str | None = None,
-    no_rbp_mod: bool = False,
-    huge_pages: bool = True,
-    debug_tds: bool = False,
+    config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
 ) -> Kernel:
     """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
@@ -202,10 +204,7 @@ def kernel_named(
     in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits for ever.
 
-    With ``huge_pages`` private memory is mapped 2 MiB at a time where the guest accepts so much, which no merged kernel
-    does yet and saves 511 of 512 faults. With ``debug_tds`` TDs may have ATTRIBUTES.DEBUG, which Linux does not offer.
-    Without ``no_rbp_mod`` it is a little kinder than Linux: TDs may pass RBP in a TDVMCALL, as older firmware does.
-    ``module_version`` is the TDX module's (1.5.06 unless told).
+    ``module_version`` is that of the TDX module; by default the platform's.
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -221,9 +220,7 @@ def kernel_named(
         "emulated",
         dialect,
         platform,
-        no_rbp_mod=no_rbp_mod,
-        tdx_huge_page=huge_pages,
-        debug_tds=debug_tds,
+        config,
         trace=trace,
     )
 
@@ -235,9 +232,11 @@ def _kernel(options: Options, trace: Emit | None) -> Kernel:
         cpus=options.cpus,
         memory=options.memory,
         module_version=options.module_version,
-        no_rbp_mod=options.no_rbp_mod,
-        huge_pages=options.huge_pages,
-        debug_tds=options.td is not None and options.td.is_debug,
+        config=KernelConfig(
+            no_rbp_mod=options.no_rbp_mod,
+            tdx_huge_page=options.huge_pages,
+            debug_tds=options.td is not None and options.td.is_debug,
+        ),
         trace=trace,
     )
 

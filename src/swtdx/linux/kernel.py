@@ -13,6 +13,7 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
+from swtdx.linux.config import KernelConfig
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.files import FileTable
 from swtdx.linux.kvm import msrs
@@ -32,22 +33,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DEFAULT_CONFIG = KernelConfig()
 XFEATURE_PKRU = 1 << 9
 ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
 
 
 class EmulatedKernel:
-    """``processor`` with a TDX module loaded, or without; ``enable_tdx``: kvm_intel.tdx.
-
-    ``no_rbp_mod``: whether TDs are created with CONFIG_FLAGS.NO_RBP_MOD. Linux always does (the posted code of v10 did
-    not yet); under it the TDX module refuses TDVMCALLs that pass RBP, as TDVF images before edk2-stable202405 make.
-
-    ``tdx_huge_page``: private memory comes 2 MiB at a time where a TD accepts so much at once, as in the series "KVM:
-    TDX huge page support for private memory". Merged kernels map 4 KiB pages only, which is the default.
-
-    ``debug_tds``: upstream's INIT_VM takes ATTRIBUTES.DEBUG too, which Linux leaves out of what it supports (v10 hands
-    the module's own masks on, DEBUG among them).
-    """
+    """Linux on ``processor``, with or without a TDX module loaded there; ``config``: how it was built and booted."""
 
     name = "emulated"
 
@@ -55,15 +47,10 @@ class EmulatedKernel:
         self,
         processor: "Processor",
         dialect: Dialect = Dialect.UPSTREAM,
-        enable_tdx: bool = True,
-        no_rbp_mod: bool = True,
-        tdx_huge_page: bool = False,
-        debug_tds: bool = False,
+        config: KernelConfig = DEFAULT_CONFIG,
     ) -> None:
         self.processor = processor
-        self.no_rbp_mod = no_rbp_mod
-        self.tdx_huge_page = tdx_huge_page
-        self.debug_tds = debug_tds
+        self.config = config
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
         self.last_reason = ""
@@ -80,7 +67,7 @@ class EmulatedKernel:
         self.arch_capabilities = self.feature_msr(msrs.IA32_ARCH_CAPABILITIES) or 0
 
         self.tdx: TdxHost | None = None
-        if enable_tdx and processor.module_loaded:
+        if config.enable_tdx and processor.module_loaded:
             self.tdx = self._bring_up_tdx()
         self.kvm_x86_ops = vt_x86_ops(self.tdx is not None)
         self.supported_vm_types = 1 | (1 << dialect.vm_type_tdx if self.tdx is not None else 0)

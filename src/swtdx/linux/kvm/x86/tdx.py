@@ -222,7 +222,7 @@ def _get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     if kvm.kernel.dialect is Dialect.V10:
         tdx_params.capabilities_v10(host.sysinfo, cmd)
     else:
-        tdx_params.capabilities_upstream(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.debug_tds)
+        tdx_params.capabilities_upstream(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.config.debug_tds)
 
 
 def _td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:

@@ -155,7 +155,7 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         raise err(errno.EINVAL, "cpuid.padding must be 0")
     if kvm.created_vcpus:
         raise err(errno.EBUSY, "vCPUs exist")
-    if init.attributes & ~supported_attributes(info, kvm.kernel.debug_tds):
+    if init.attributes & ~supported_attributes(info, kvm.kernel.config.debug_tds):
         raise err(errno.EINVAL, f"attributes {init.attributes:#x}: more than KVM_TDX_CAPABILITIES offers")
     if init.xfam & ~supported_xfam(info, kvm.kernel.supported_xfam):
         raise err(errno.EINVAL, f"xfam {init.xfam:#x}: more than KVM_TDX_CAPABILITIES offers")
@@ -169,7 +169,7 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         attributes=init.attributes,
         xfam=init.xfam,
         gpaw=gpaw,
-        flags=CONFIG_FLAGS_NO_RBP_MOD if kvm.kernel.no_rbp_mod else 0,
+        flags=CONFIG_FLAGS_NO_RBP_MOD if kvm.kernel.config.no_rbp_mod else 0,
         digests=(bytes(init.mrconfigid), bytes(init.mrowner), bytes(init.mrownerconfig)),
         cpuid_values=_cpuid_values(info, entries),
         max_vcpus=kvm.max_vcpus,
