@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import typer
+
+from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.vmm.firmware import FirmwareError, find_firmware
 from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE
@@ -41,9 +46,22 @@ def file_bytes(path: Path, at_most: int = MAXIMUM_INPUT_SIZE) -> bytes:
         raise Failure(f"{path} cannot be read: {error.strerror or error}", Verdict.NO_INPUT) from None
 
 
-def write_text(option: str, path: Path, text: str) -> None:
-    """Write a result into a file. Raises `Failure`, as wrong usage, if that cannot be."""
+@contextmanager
+def result_file(option: str, path: Path | None, *reads: Path | None, quiet: bool) -> Iterator[Output | None]:
+    """The file of ``option``, opened before the files that the command ``reads`` are looked at; None without a path.
+
+    Raises `Failure`, as wrong usage, if it cannot be written, or is one of the files that are read.
+    """
+    if path is None:
+        yield None
+        return
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise Failure(f"{option} {path} cannot be written: {error.strerror or error}", Verdict.USAGE) from None
+        with Outputs(stdout=not quiet) as outputs:
+            for file in reads:
+                if file is not None:
+                    outputs.reads(str(file), file)
+            yield outputs.open(option, path)
+    except OutputError as error:
+        raise Failure(str(error), Verdict.USAGE) from None
+    if outputs.failed:
+        raise typer.Exit(Verdict.USAGE)

@@ -12,7 +12,7 @@ import typer
 
 from swtdx.attest.inspection import Inspection, attribute_names, in_mrtd, inspect_image, type_name
 from swtdx.attest.memory_picture import svg_picture, text_picture
-from swtdx.cli.input import firmware_bytes, write_text
+from swtdx.cli.input import firmware_bytes, result_file
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 
@@ -54,10 +54,11 @@ def inspect(
         size = memory_size(memory)
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
-    contents, name = firmware_bytes(image, quiet or json)
-    inspection = inspect_image(contents, name, size)
-    if svg is not None:
-        write_text("--svg", svg, svg_picture(inspection))
+    with result_file("--svg", svg, image, quiet=quiet) as picture:
+        contents, name = firmware_bytes(image, quiet or json)
+        inspection = inspect_image(contents, name, size)
+        if picture is not None:
+            picture.replace(svg_picture(inspection).encode())
     if json:
         print(json_format.dumps(inspection.as_json(), indent=2))
     elif not quiet:

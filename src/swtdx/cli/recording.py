@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What ``swtdx run`` keeps of what happens inside: the trace (``--trace``), and the page made of it (``--html``).
 
-Events come from the moment the machine is switched on, but files are opened, and so emptied, only when all that was
-typed has proved usable (`Recording.begin`); what comes before is held back until then.
+Events come from the moment the machine is switched on, but files are emptied only when all that was typed has proved
+usable (`Recording.begin`); what comes before is held back until then.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from swtdx.cli.parameters import InputError
+from swtdx.cli.output import Output
 from swtdx.cli.run_history import RunHistory
 from swtdx.cli.trace_file import TraceFormat, TraceWriter
 
@@ -23,7 +22,7 @@ Event = dict[str, Any]
 class Recording:
     """Where events go; a context manager around all of the machine's life. ``record`` is set when the run is over."""
 
-    def __init__(self, trace: Path | None, form: TraceFormat, html: Path | None, command: list[str]) -> None:
+    def __init__(self, trace: Output | None, form: TraceFormat, html: Output | None, command: list[str]) -> None:
         self.trace = trace
         self.html = html
         self.record: dict[str, Any] | None = None
@@ -51,16 +50,13 @@ class Recording:
                 sink(event)
 
     def begin(self) -> None:
-        """Open the files. Raises InputError."""
+        """Take the outputs, which are empty now."""
         if self._held:
             self._origin = self._held[0]["t"]
         if self._history is not None:
             self._sinks.append(self._tell)
         if self.trace is not None:
-            try:
-                self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
-            except OSError as error:
-                raise InputError(f"--trace {self.trace} cannot be written: {error.strerror}") from None
+            self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
             self._sinks.append(self._writer.emit)
         with self._lock:
             held, self._held = self._held or [], None
@@ -86,21 +82,15 @@ class Recording:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            try:
-                self._writer.close(self.record)
-            except OSError as problem:
-                raise InputError(f"--trace {self.trace} cannot be written: {problem.strerror}") from None
+            self._writer.close(self.record)
         if self._history is not None and self.html is not None and self.record is not None:
             self._write_page(self._history, self.html, self.record)
 
-    def _write_page(self, history: RunHistory, path: Path, record: dict[str, Any]) -> None:
+    def _write_page(self, history: RunHistory, output: Output, record: dict[str, Any]) -> None:
         from swtdx.cli.run_page import page
 
         with self._lock:
             history.record = record
             history.finish()
             text = page(history)
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as problem:
-            raise InputError(f"--html {path} cannot be written: {problem.strerror}") from None
+        output.replace(text.encode("utf-8", "replace"))

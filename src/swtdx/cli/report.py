@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -162,17 +159,6 @@ def _origin(kept: dict[str, Any]) -> str:
     return f"from the TDX module; as predicted for calls that come {kept['mrtd_order']}"
 
 
-def write_json(path: Path, kept: dict[str, Any]) -> None:
-    """Write the record so that the file is either whole or not there. Raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(kept, file, indent=1)
-            file.write("\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+def as_bytes(kept: dict[str, Any]) -> bytes:
+    """The record as a JSON document."""
+    return json.dumps(kept, indent=1).encode() + b"\n"

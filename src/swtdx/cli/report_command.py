@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from swtdx.attest.report import ReportError, parse_report
-from swtdx.cli.input import file_bytes, write_text
+from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
 from swtdx.cli.trace_file import TraceError
 from swtdx.cli.verdict import Failure, Verdict
@@ -85,19 +85,22 @@ def html(
     from swtdx.cli.run_page import page
     from swtdx.cli.trace import with_progress
 
-    history = RunHistory()
-    try:
-        for event in with_progress(trace, "reading", quiet=quiet):
-            history.add(event)
-    except TraceError as error:
-        raise Failure(str(error), Verdict.FAILED) from None
-    except (KeyError, ValueError, TypeError):
-        text = f"{trace} lacks operands that a page needs: was it written by swtdx run --trace?"
-        raise Failure(text, Verdict.FAILED) from None
-    except OSError as error:
-        raise Failure(f"{trace} cannot be read: {error.strerror or error}", Verdict.NO_INPUT) from None
-    history.finish()
     target = output or trace.with_name(trace.name.removesuffix(".gz")).with_suffix(".html")
-    write_text("--output", target, page(history))
+    with result_file("--output", target, trace, quiet=quiet) as file:
+        history = RunHistory()
+        try:
+            for event in with_progress(trace, "reading", quiet=quiet):
+                history.add(event)
+            history.finish()
+            text = page(history)
+        except TraceError as error:
+            raise Failure(str(error), Verdict.FAILED) from None
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError):
+            text = f"{trace} lacks operands that a page needs: was it written by swtdx run --trace?"
+            raise Failure(text, Verdict.FAILED) from None
+        except OSError as error:
+            raise Failure(f"{trace} cannot be read: {error.strerror or error}", Verdict.NO_INPUT) from None
+        if file is not None:
+            file.replace(text.encode("utf-8", "replace"))
     if not quiet:
         print(target)

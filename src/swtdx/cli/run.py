@@ -13,11 +13,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +26,7 @@ from rich.status import Status
 from swtdx.cli import debugger, report
 from swtdx.cli.explanation.run import explained, outcome_explained
 from swtdx.cli.kernel_log import kernel_log
+from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.trace_file import TraceFormat
@@ -47,7 +48,7 @@ from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
-from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
 from swtdx.vmm.run import Run, StuckVcpu
 from swtdx.vmm.shim import NAME as NO_FIRMWARE
 from swtdx.vmm.tdvf import TdvfError
@@ -141,25 +142,46 @@ def run(options: Options) -> int:
         refusal = kernel_refusal(plan.firmware.image, plan.linux, str(plan.firmware.path))
         if refusal is not None:
             voice.say(f"warning: {refusal}")
-    if options.json is not None:
-        _check_writable("--json", options.json)
-    if options.trace is not None:
-        _check_writable("--trace", options.trace)
-    if options.html is not None:
-        _check_writable("--html", options.html)
     with ExitStack() as files:
+        outputs = files.enter_context(Outputs())
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
+        kept = _open_outputs(outputs, options, plan, disks)
         gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
-        recording = files.enter_context(Recording(options.trace, options.trace_format, options.html, sys.argv))
+        recording = files.enter_context(
+            Recording(kept.get("--trace"), options.trace_format, kept.get("--html"), sys.argv)
+        )
         files.enter_context(kernel_log(voice.say))
         kernel = _kernel(options, recording.emit if recording.wanted else None)
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
-        # These are emptied by being opened, so only when all that was typed has proved usable.
+        # These are emptied by this, so only when all that was typed has proved usable.
+        outputs.begin()
         recording.begin()
-        debug = files.enter_context(_open_output("--debugcon", options.debugcon)) if options.debugcon else None
-        log = files.enter_context(_open_output("--log", options.log)) if options.log else None
-        return _Session(options, voice, plan, disks, debug, log, recording, gdb).run(device)
+        status = _Session(options, voice, plan, disks, kept, recording, gdb).run(device)
+    if outputs.failed and (status == 0 or options.debug_exit is not None):
+        return STATUS_BAD_INPUT
+    return status
+
+
+def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequence[DiskImage]) -> dict[str, Output]:
+    """Every file that the run writes, by its option, still as it was. Raises OutputError."""
+    for disk in disks:
+        outputs.reads(f"--disk {disk.path}", disk.descriptor)
+    for option, read in (
+        ("--firmware", plan.firmware.path),
+        ("--kernel", options.kernel),
+        ("--initrd", options.initrd),
+    ):
+        if read is not None:
+            outputs.reads(f"{option} {read}", read)
+    wanted = (
+        ("--log", options.log),
+        ("--debugcon", options.debugcon),
+        ("--json", options.json),
+        ("--trace", options.trace),
+        ("--html", options.html),
+    )
+    return {option: outputs.open(option, path) for option, path in wanted if path is not None}
 
 
 def _plan(options: Options) -> Plan:
@@ -273,12 +295,12 @@ class _Session:
         voice: Voice,
         plan: Plan,
         disks: Sequence[DiskImage],
-        debug: BinaryIO | None,
-        log: BinaryIO | None,
+        outputs: Mapping[str, Output],
         recording: Recording,
         gdb: GdbServer | None,
     ) -> None:
         self.options = options
+        self.outputs = outputs
         self.gdb = gdb
         self.recording = recording
         self.voice = voice
@@ -290,11 +312,14 @@ class _Session:
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
-        self.output = GuestOutput(sys.stdout.buffer, watch, self._text_found, self._reader_lost, log=log)
+        self.output = GuestOutput(
+            sys.stdout.buffer, watch, self._text_found, self._reader_lost, log=outputs.get("--log")
+        )
         # A panicked kernel waits for somebody to look: without a terminal nobody does.
         self._panic = None if self.interactive or gdb else TextWatch(PANIC)
         if self._panic is not None:
             self.output.watch_too(self._panic, self._panicked)
+        debug = outputs.get("--debugcon")
         self.plan = replace(
             plan,
             serial=self.output.put,
@@ -425,7 +450,8 @@ class _Session:
             self.output.flush()
         if not self.options.quiet:
             report.show(self.voice.console, kept)
-            if self.options.trace is not None:
+            trace = self.outputs.get("--trace")
+            if trace is not None and trace.problem is None:
                 self.voice.say(f"trace: {self.recording.events:,} events in {self.options.trace}")
             if self.options.verbose:
                 ports = ", ".join(f"{port} {count:,}" for port, count in list(kept["port_exits"].items())[:12])
@@ -434,11 +460,9 @@ class _Session:
             print(f"swtdx: {outcome.text}", file=sys.stderr)
         for line in outcome_explained(outcome, self.options.dialect, td=self.options.td is not None):
             print(f"  {line}", file=sys.stderr)
-        if self.options.json is not None:
-            try:
-                report.write_json(self.options.json, kept)
-            except OSError as error:
-                raise InputError(f"--json {self.options.json} cannot be written: {error.strerror}") from None
+        record = self.outputs.get("--json")
+        if record is not None:
+            record.replace(report.as_bytes(kept))
 
 
 _INTERRUPTED = Outcome(End.INTERRUPTED, "the run was interrupted")
@@ -450,21 +474,4 @@ def _announcement(machine: Machine, seconds: float) -> str:
     return f"the TD is built and measured ({seconds:.2f} s), running"
 
 
-def _open_output(option: str, path: Path) -> BinaryIO:
-    try:
-        return path.open("wb", buffering=0)
-    except OSError as error:
-        raise InputError(f"{option} {path} cannot be written: {error.strerror}") from None
-
-
-def _check_writable(option: str, path: Path) -> None:
-    """Know before the run that what it leaves can be kept."""
-    if path.is_dir():
-        raise InputError(f"{option} {path} is a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{option} {path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{option} {path} cannot be written: the folder {path.parent} is not writable")
-
-
-BAD_INPUT = (InputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError, SmbiosError)
+BAD_INPUT = (InputError, OutputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError, SmbiosError)

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import swtdx
+from swtdx.cli.output import Output
 
 VERSION = 1
 KINDS = ("ioctl", "syscall", "seamcall", "tdcall", "exit", "event")
 
 _VMM, _GUEST = 1, 2
+_HELD_BYTES = 8192  # written at once
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -45,20 +47,21 @@ class TraceError(Exception):
 class TraceWriter:
     """A trace being written; `emit` may be called from any thread. ``origin`` is the time 0, in nanoseconds.
 
-    Raises OSError when the file cannot be opened.
+    A name that ends in ``.gz`` is compressed. What cannot be written is the output's to report.
     """
 
-    def __init__(self, path: Path, form: TraceFormat, command: list[str], origin: int | None = None) -> None:
-        raw = path.open("wb")
-        self._file: BinaryIO = cast(BinaryIO, gzip.GzipFile("", "wb", 1, raw)) if path.suffix == ".gz" else raw
-        self._raw = raw
+    def __init__(self, output: Output, form: TraceFormat, command: list[str], origin: int | None = None) -> None:
+        self._output = output
+        compressed = output.path.suffix == ".gz"
+        self._file = cast(BinaryIO, gzip.GzipFile("", "wb", 1, cast(BinaryIO, output)) if compressed else output)
+        self._compressed = compressed
+        self._held = bytearray()
+        self._closed = False
         self._format = form
         self._lock = threading.Lock()
         self._origin = time.perf_counter_ns() if origin is None else origin
         self._tracks: set[tuple[int, int]] = set()
         self._events = 0
-        self.problem: OSError | None = None
-        """Why events are not written any more."""
         head = {"kind": "trace", "version": VERSION, "swtdx": swtdx.__version__, "command": command}
         if form is TraceFormat.jsonl:
             self._write(_encode({**head, "pid": os.getpid()}) + "\n")
@@ -73,6 +76,8 @@ class TraceWriter:
 
     def emit(self, event: dict[str, Any]) -> None:
         """Write one event."""
+        if self._output.problem is not None:
+            return
         if self._format is TraceFormat.jsonl:
             moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
             if "guest" in moved:
@@ -81,28 +86,27 @@ class TraceWriter:
         else:
             text = "".join(",\n" + _encode(slice) for slice in self._slices(event))
         with self._lock:
-            if self.problem is None and not self._file.closed:  # a thread of the kernel may come late
-                try:
-                    self._write(text)
-                    self._events += 1
-                except OSError as problem:  # a full disk must not end the run
-                    self.problem = problem
+            if not self._closed:  # a thread of the kernel may come late
+                self._write(text)
+                self._events += 1
 
     def close(self, record: dict[str, Any] | None = None) -> None:
-        """Finish the file; ``record`` is what is known of the run. Raises OSError if any of it could not be written."""
+        """Finish the trace; ``record`` is what is known of the run."""
         with self._lock:
-            if self.problem is not None:
-                self._raw.close()
-                raise self.problem
+            self._closed = True
             if self._format is TraceFormat.jsonl:
                 self._write(_encode({"kind": "end", "events": self._events, "record": record}) + "\n")
             else:
                 self._write("\n]\n")
-            self._file.close()
-            self._raw.close()
+            self._file.write(bytes(self._held))
+            if self._compressed:
+                self._file.close()  # the compressor alone: the output below stays open
 
     def _write(self, text: str) -> None:
-        self._file.write(text.encode("utf-8", "replace"))
+        self._held += text.encode("utf-8", "replace")
+        if len(self._held) >= _HELD_BYTES:
+            self._file.write(bytes(self._held))
+            self._held.clear()
 
     def _slices(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         on_vcpu = "vcpu" in event and event["kind"] != "ioctl"

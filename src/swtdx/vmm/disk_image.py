@@ -64,7 +64,7 @@ class DiskImage:
     """An image that is open. ``size`` in bytes; ``label`` is its file's name. A context manager."""
 
     def __init__(self, descriptor: int, size: int, read_only: bool, path: Path) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self.size = size
         self.read_only = read_only
         self.path = str(path)
@@ -78,14 +78,14 @@ class DiskImage:
 
     def close(self) -> None:
         """Let go of the file, and of the lock on it."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def read_into(self, buffers: list[memoryview], offset: int) -> None:
         """Fill ``buffers`` from ``offset`` (bytes) on. Raises OSError, also if the file has become shorter."""
         while buffers:
-            done = os.preadv(self._descriptor, buffers, offset)
+            done = os.preadv(self.descriptor, buffers, offset)
             if not done:
                 raise OSError(errno.EIO, "the image file has become shorter than it was")
             offset += done
@@ -94,7 +94,7 @@ class DiskImage:
     def write_from(self, buffers: list[memoryview], offset: int) -> None:
         """Store ``buffers`` from ``offset`` on. Raises OSError."""
         while buffers:
-            done = os.pwritev(self._descriptor, buffers, offset)
+            done = os.pwritev(self.descriptor, buffers, offset)
             if not done:
                 raise OSError(errno.EIO, "the image file takes no more")
             offset += done
@@ -103,7 +103,7 @@ class DiskImage:
     def flush(self) -> None:
         """Have all that was written reach the medium. Raises OSError."""
         if not self.read_only:
-            os.fdatasync(self._descriptor)
+            os.fdatasync(self.descriptor)
 
 
 def open_disk(spec: DiskSpec) -> DiskImage:
