@@ -10,7 +10,9 @@ asked for.
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import sys
 from enum import StrEnum
 from functools import cache
@@ -22,6 +24,7 @@ import typer
 
 import swtdx
 from swtdx.cli.help import Group, dress
+from swtdx.cli.standard_streams import StandardStreams, standard_streams
 from swtdx.cli.trace_file import TraceFormat
 from swtdx.cli.verdict import Failure, Verdict
 
@@ -375,32 +378,51 @@ def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
     arguments = sys.argv[1:] or ["--help"]
     typed = next((argument for argument in arguments if not argument.startswith("-")), "")
+    with standard_streams() as streams:
+        status = _carry_out(arguments, typed, streams)
+        status = streams.finish(status, when_lost=Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
+    sys.exit(status)
+
+
+def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> int:
     known = typed == "run" or typed in COMMANDS
     if COMPLETION_VARIABLE in os.environ:  # a shell asks what may come next
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
-    for command in ("run", *COMMANDS):
-        if typed == command or not known:
-            _declare(command)
     try:
-        status = app(arguments, standalone_mode=False) or 0
+        for command in ("run", *COMMANDS):
+            if typed == command or not known:
+                _declare(command)
+        return int(app(arguments, standalone_mode=False) or 0)
     except Failure as failure:
-        status = _complain(str(failure), failure.verdict)
+        return _complain(str(failure), failure.verdict)
     except _UsageError as error:
         name = f"swtdx {typed}" if known else "swtdx"
         status = Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
         words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
-        status = _complain(f"{words} ({name} --help says what there is)", status)
+        return _complain(f"{words} ({name} --help says what there is)", status)
     except (KeyboardInterrupt, typer.Abort):
-        status = _STATUS_INTERRUPTED
+        return _STATUS_INTERRUPTED
+    except MemoryError:
+        return _complain(f"there is not enough memory{_address_space()}", _of_the_system(typed))
+    except OSError as error:
+        if error is streams.stdout_problem:
+            return 0  # `StandardStreams.finish` reports it
+        return _complain_of(error, typed)
     except _foreseen() as error:  # evaluated only when something else was raised
-        status = _complain_of(error)
-    try:
-        sys.stdout.flush()
-    except OSError:  # whoever read it is gone; the interpreter must not try again as it leaves
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+        return _complain_of(error, typed)
+
+
+def _of_the_system(typed: str) -> int:
+    """The exit status of a command that the system lets down: no memory, a folder that cannot be searched."""
+    return Verdict.NO_INPUT if typed in COMMANDS else _STATUS_BAD_INPUT
+
+
+def _address_space() -> str:
+    """What limits the memory of this process, if anything does: for the end of a sentence."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f": the address space is limited to {limit >> 10} KiB (ulimit -v)"
 
 
 def _foreseen() -> tuple[type[Exception], ...]:
@@ -411,12 +433,16 @@ def _foreseen() -> tuple[type[Exception], ...]:
     return (*BAD_INPUT, KvmError)
 
 
-def _complain_of(error: Exception) -> int:
+def _complain_of(error: Exception, typed: str) -> int:
     from swtdx.uapi.client import KvmError
     from swtdx.vmm.outcome import End
 
     if isinstance(error, KvmError):
         status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
+    elif isinstance(error, OSError):
+        limit = _address_space() if error.errno == errno.ENOMEM else ""
+        what = f"{error.filename}: " if error.filename is not None else ""
+        status = _complain(f"{what}{error.strerror or error}{limit}", _of_the_system(typed))
     else:
         status = _complain(str(error), _STATUS_BAD_INPUT)
     for line in getattr(error, "__notes__", ()):  # what the refusal means: swtdx.cli.explanation.run

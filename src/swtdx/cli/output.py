@@ -19,7 +19,6 @@ import os
 import select
 import stat
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -96,7 +95,7 @@ class Output:
         """Nothing is held back."""
 
     def replace(self, data: bytes) -> None:
-        """Make ``data`` the whole contents: a regular file is replaced in one step, so that it is never half-written."""
+        """Make ``data`` the whole contents; a regular file is replaced in one step and never half-written."""
         if not self.is_regular:
             self.write(data)
             return
@@ -112,7 +111,8 @@ class Output:
         try:
             if links != 1 or not self._is_in_place():
                 raise PermissionError  # another name of the file would keep the old contents
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name[:100]}.")
+            temporary = self.path.with_name(f".{self.path.name[:100]}.{os.getpid()}")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except PermissionError:
             os.ftruncate(self.descriptor, 0)
             write_all(self.descriptor, data)
@@ -137,7 +137,7 @@ class Output:
             return False
 
     def close(self, *, finished: bool = True) -> None:
-        """Close it. What was created for a command that has not ``finished``, or was never begun, is removed if empty."""
+        """Close it. A file that was created for a command that has not ``finished`` is removed if it is empty."""
         if self.descriptor < 0:
             return
         wanted = self._written or (self._began and finished)

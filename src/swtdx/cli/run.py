@@ -29,6 +29,7 @@ from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
+from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.trace_file import TraceFormat
 from swtdx.linux.config import KernelConfig
 from swtdx.uapi.client import Kvm, KvmError
@@ -157,8 +158,9 @@ def run(options: Options) -> int:
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        status = _Session(options, voice, plan, disks, kept, recording, gdb).run(device)
-    if outputs.failed and (status == 0 or options.debug_exit is not None):
+        session = _Session(options, voice, plan, disks, kept, recording, gdb)
+        status = session.run(device)
+    if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
     return status
 
@@ -312,9 +314,9 @@ class _Session:
             text = SHELL_PROMPT
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
-        self.output = GuestOutput(
-            sys.stdout.buffer, watch, self._text_found, self._reader_lost, log=outputs.get("--log")
-        )
+        self.console = GuestConsole()
+        log = outputs.get("--log")
+        self.output = GuestOutput(self.console, watch, self._text_found, self._reader_lost, log=log)
         # A panicked kernel waits for somebody to look: without a terminal nobody does.
         self._panic = None if self.interactive or gdb else TextWatch(PANIC)
         if self._panic is not None:

@@ -23,7 +23,7 @@ import threading
 import tty
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 SHELL_PROMPT = "Shell>"
 
@@ -71,20 +71,29 @@ class TextWatch:
             self._state = self._in_text
 
 
+class Writable(Protocol):
+    """What takes bytes: a binary file that is written without a buffer, or with one that `flush` empties."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+    def flush(self) -> object: ...
+
+
 class GuestOutput:
     """Where the guest's serial bytes go: ``stream`` (unbuffered by line at least), a record, and the watch.
 
     `put` is called by vCPU threads under the board's lock and must be quick; `flush` by the main thread now and then,
-    so that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when nobody reads the stream.
+    so that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when the stream has lost its
+    reader.  ``log`` gets the same bytes and reports its own failures.
     """
 
     def __init__(
         self,
-        stream: BinaryIO | None,
+        stream: Writable | None,
         watch: TextWatch | None = None,
         on_found: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
-        log: BinaryIO | None = None,
+        log: Writable | None = None,
     ) -> None:
         self._stream = stream
         self._log = log
@@ -121,10 +130,7 @@ class GuestOutput:
             self._pending.clear()
             self.ends_in_newline = data.endswith(b"\n")
             if self._log is not None:
-                try:
-                    self._log.write(data)
-                except OSError:  # the disk is full: the run goes on, the console still shows it
-                    self._log = None
+                self._log.write(data)
             if self._stream is None:
                 return
             try:
