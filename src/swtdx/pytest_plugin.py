@@ -82,9 +82,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if error.hw_error:
         asked += ["--hw-error", f"{error.hw_error:#x}"]
     kernel = getattr(item, "funcargs", {}).get("tdx_kernel")
-    if (dialect := getattr(kernel, "dialect", None)) is not None and dialect.value != "upstream":
-        asked += ["--dialect", dialect.value]
-    reason = getattr(kernel, "last_reason", "")
+    reason = ""
+    if kernel is not None:
+        from swtdx.uapi.abilities import last_reason, stated_dialect
+
+        reason, dialect = last_reason(kernel), stated_dialect(kernel)
+        if dialect is not None and dialect.value != "upstream":
+            asked += ["--dialect", dialect.value]
     text = f"reason  {reason}\n" if reason else ""
     made.get_result().sections.append((f"KVM refused {error.ioctl}", f"{text}more    {shlex.join(asked)}"))
 
@@ -167,10 +171,14 @@ def td(request: pytest.FixtureRequest, make_td: Callable[..., Any]) -> Any:
     return make_td(**_marker(request, "td", _TD_PARAMETERS))
 
 
-def _check_processors(kernel: Any, cpus: int) -> None:
-    """Rather than let a firmware wait for vCPUs that never come: see the top. The host's are what they are."""
-    processor = getattr(kernel, "processor", None)
-    if processor is not None and processor.platform.logical_processors != cpus:
+def _check_processors(kernel: Kernel, cpus: int) -> None:
+    """Refuse a machine on which a firmware would wait for vCPUs that never come: see the top of this module.
+
+    The processors of the host's kernel are not checked.
+    """
+    from swtdx.uapi.abilities import logical_processors
+
+    if logical_processors(kernel) not in (None, cpus):
         raise pytest.UsageError(
             f"a firmware with {cpus} vCPU needs a machine with as many processors: @pytest.mark.tdx(processors={cpus})"
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from swtdx.cli.parameters import InputError
-from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.abilities import debuggable
 from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
 from swtdx.vmm.gdb.target import Target
@@ -61,8 +61,7 @@ def serve(server: GdbServer, machine: Machine, run: Run, execution: Execution) -
 def _target(machine: Machine) -> Target:
     if machine.plan.td is None:
         return VmTarget(machine)
-    kernel: Kernel = machine.vm.kernel
-    debug_td = getattr(kernel, "debug_td", None)
-    if debug_td is None:
+    kernel = debuggable(machine.vm.kernel)
+    if kernel is None:
         raise InputError(_NO_DOOR)
-    return TdTarget(machine, debug_td(machine.vm.fd))
+    return TdTarget(machine, kernel.debug_td(machine.vm.fd))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 import swtdx
 from swtdx.cli.parameters import readable_size
+from swtdx.uapi.abilities import inspectable
 from swtdx.vmm.launch import Machine, Plan
 from swtdx.vmm.measurement import Order
 from swtdx.vmm.outcome import Outcome
@@ -44,9 +45,9 @@ def measurements(machine: Machine) -> dict[str, Any]:
         "mrtd_predicted": {order.name.lower(): digest for order, digest in predicted.items()},
         "rtmr": None,
     }
-    inspect = getattr(machine.vm.kernel, "inspect_td", None)
-    if inspect is not None:
-        seen = inspect(machine.vm.fd)
+    kernel = inspectable(machine.vm.kernel)
+    if kernel is not None:
+        seen = kernel.inspect_td(machine.vm.fd)
         result["mrtd"], result["mrtd_source"] = seen["mrtd"], "TDX module"
         orders = [order.value for order, digest in predicted.items() if digest == seen["mrtd"]]
         result["mrtd_order"] = orders[0] if orders else None

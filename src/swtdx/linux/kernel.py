@@ -73,6 +73,11 @@ class EmulatedKernel:
         self.supported_vm_types = 1 | (1 << dialect.vm_type_tdx if self.tdx is not None else 0)
         self.capabilities = system_capabilities(self)
 
+    @property
+    def logical_processors(self) -> int:
+        """How many logical processors the machine has."""
+        return self.cpus.count
+
     def _xcr0(self) -> int:
         low, _, _, high = self.processor.cpuid(0xD, 0)
         return low | high << 32

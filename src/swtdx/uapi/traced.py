@@ -19,6 +19,7 @@ from time import perf_counter_ns
 from typing import Any
 
 from swtdx.uapi import kvm
+from swtdx.uapi.abilities import stated_dialect
 from swtdx.uapi.capability import Cap
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
@@ -63,19 +64,23 @@ _EXIT_MEMBERS: dict[int, tuple[str, tuple[str, ...]]] = {
 
 
 class TracedKernel:
-    """``kernel``, each call to which is told to ``emit``. What else the kernel offers can be had through this, too."""
+    """A kernel that passes each system call to ``kernel`` and an event about it to ``emit``.
+
+    Other attributes are those of ``kernel``, for a script that knows which kernel it traces. Code that works with
+    any kernel asks `swtdx.uapi.abilities`.
+    """
 
     def __init__(self, kernel: Kernel, emit: Emit) -> None:
         self.name = kernel.name
-        self._kernel = kernel
+        self.wrapped = kernel
         self._emit = emit
-        self._dialect: Dialect = getattr(kernel, "dialect", Dialect.UPSTREAM)
+        self._dialect: Dialect = stated_dialect(kernel) or Dialect.UPSTREAM
         self._labels: dict[int, str] = {}
         self._pages: dict[int, _mmap.mmap] = {}
         self._memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._kernel, name)
+        return getattr(self.wrapped, name)
 
     def __del__(self) -> None:
         with suppress(OSError):
@@ -85,14 +90,14 @@ class TracedKernel:
 
     def open(self, path: str, flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
         """open(2)."""
-        fd = int(self._told("open", path, {"path": path}, self._kernel.open, path, flags))
+        fd = int(self._told("open", path, {"path": path}, self.wrapped.open, path, flags))
         self._labels[fd] = path
         return fd
 
     def mmap(self, fd: int, length: int, offset: int = 0) -> _mmap.mmap:
         """mmap(2)."""
         given = {"length": f"{length:#x}", "offset": f"{offset:#x}"}
-        page: _mmap.mmap = self._told("mmap", self._label(fd), given, self._kernel.mmap, fd, length, offset)
+        page: _mmap.mmap = self._told("mmap", self._label(fd), given, self.wrapped.mmap, fd, length, offset)
         self._pages[fd] = page
         return page
 
@@ -100,18 +105,18 @@ class TracedKernel:
         """close(2)."""
         label = self._labels.pop(fd, f"fd {fd}")
         self._pages.pop(fd, None)
-        self._told("close", label, {}, self._kernel.close, fd)
+        self._told("close", label, {}, self.wrapped.close, fd)
 
     def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
         """eventfd(2)."""
-        fd = int(self._told("eventfd", "", {}, self._kernel.eventfd, initval, flags))
+        fd = int(self._told("eventfd", "", {}, self.wrapped.eventfd, initval, flags))
         self._labels[fd] = "eventfd"
         return fd
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
         given = {"mode": f"{mode:#x}", "offset": f"{offset:#x}", "length": f"{length:#x}"}
-        self._told("fallocate", self._label(fd), given, self._kernel.fallocate, fd, mode, offset, length)
+        self._told("fallocate", self._label(fd), given, self.wrapped.fallocate, fd, mode, offset, length)
 
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
         """ioctl(2), with its argument before and after."""
@@ -120,7 +125,7 @@ class TracedKernel:
         result = 0
         began = perf_counter_ns()
         try:
-            result = self._kernel.ioctl(fd, request, arg)
+            result = self.wrapped.ioctl(fd, request, arg)
         except OSError as error:
             number = error.errno
             raise

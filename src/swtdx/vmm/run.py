@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from swtdx.uapi import kvm
+from swtdx.uapi.abilities import last_reason
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
@@ -256,10 +257,10 @@ class Run:
                 ),
             )
             return faults
-        reason = getattr(vcpu.kernel, "last_reason", None)
+        reason = last_reason(vcpu.kernel)
         said = f" ({reason})" if reason else ""
         failure = KvmError(error.errno or errno.EIO, "KVM_RUN")
-        details = {"errno": errno_name(failure.errno or 0), "reason": reason or ""}
+        details: dict[str, object] = {"errno": errno_name(failure.errno or 0), "reason": reason}
         self.finish(Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details))
         return faults
 

@@ -17,6 +17,7 @@ from swtdx.cli.explanation import words
 from swtdx.cli.explanation.failure import Failed, explain_failure
 from swtdx.cli.explanation.status import explain_status
 from swtdx.uapi import kvm
+from swtdx.uapi.abilities import last_reason
 from swtdx.uapi.client import KvmError
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
@@ -36,8 +37,7 @@ def explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
     except Exception as error:
         cause = error if isinstance(error, KvmError) else error.__cause__
         if isinstance(cause, KvmError):
-            reason = str(getattr(kernel, "last_reason", ""))
-            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, reason):
+            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, last_reason(kernel)):
                 error.add_note(line)
         raise
 

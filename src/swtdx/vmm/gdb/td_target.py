@@ -18,8 +18,7 @@ instruction that leaves the TD or raises #VE is no boundary for a step, which en
 
 from __future__ import annotations
 
-from typing import Protocol
-
+from swtdx.uapi.abilities import DebugTd
 from swtdx.vmm.gdb.breakpoints import Breakpoints
 from swtdx.vmm.gdb.registers import SELECTORS, X87_CONTROL, X87_STACK, XMM, full_tag_word
 from swtdx.vmm.gdb.target import AccessError
@@ -71,26 +70,6 @@ _DB, _BP = 1 << 1, 1 << 3
 _FXSAVE_WORDS = 52  # 416 bytes: up to XMM15
 _CR0_PG, _CR4_LA57, _PRESENT, _LARGE = 1 << 31, 1 << 12, 1, 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
-
-
-class DebugTd(Protocol):
-    """The door. All methods raise OSError, whose text names the SEAMCALL and its status."""
-
-    def mem_rd(self, gpa: int) -> int:
-        """TDH.MEM.RD: 8 bytes at a private GPA that is a multiple of 8."""
-        ...
-
-    def mem_wr(self, gpa: int, value: int) -> None:
-        """TDH.MEM.WR."""
-        ...
-
-    def vp_rd(self, vcpu_fd: int, field: int) -> int:
-        """TDH.VP.RD."""
-        ...
-
-    def vp_wr(self, vcpu_fd: int, field: int, value: int, mask: int) -> None:
-        """TDH.VP.WR."""
-        ...
 
 
 class TdTarget:

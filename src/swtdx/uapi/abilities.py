@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What an emulated kernel offers beside the system calls, and no real one does.
+
+A `Kernel` is what user space may call on any host. An ability is a protocol of its own, and a caller asks for it here:
+the answer is None where the kernel lacks it. A wrapper around a kernel (a trace) has the abilities of what it wraps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kernel import Kernel
+
+
+@runtime_checkable
+class Wrapper(Protocol):
+    """A kernel that passes system calls to another one."""
+
+    wrapped: Kernel
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A kernel that keeps the reason of its last refusal."""
+
+    last_reason: str
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A kernel whose TDX module shows the state of a TD."""
+
+    def inspect_td(self, vm_fd: int) -> dict[str, Any]:
+        """Return what the TDX module holds of the TD behind a VM's descriptor; raises OSError."""
+        ...
+
+
+class DebugTd(Protocol):
+    """Access to one debug TD. All methods raise OSError, whose text names the SEAMCALL and its status."""
+
+    def mem_rd(self, gpa: int) -> int:
+        """TDH.MEM.RD: read 8 bytes at a private GPA that is a multiple of 8."""
+        ...
+
+    def mem_wr(self, gpa: int, value: int) -> None:
+        """TDH.MEM.WR."""
+        ...
+
+    def vp_rd(self, vcpu_fd: int, field: int) -> int:
+        """TDH.VP.RD."""
+        ...
+
+    def vp_wr(self, vcpu_fd: int, field: int, value: int, mask: int) -> None:
+        """TDH.VP.WR."""
+        ...
+
+
+@runtime_checkable
+class Debuggable(Protocol):
+    """A kernel that lets a debugger make the debug SEAMCALLs on a TD."""
+
+    def debug_td(self, vm_fd: int) -> DebugTd:
+        """Return access to the debug TD behind a VM's descriptor; raises OSError."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A kernel that states how many logical processors it was booted on."""
+
+    @property
+    def logical_processors(self) -> int: ...
+
+
+@runtime_checkable
+class SpeaksDialect(Protocol):
+    """A kernel that states its dialect; the host's is found by asking KVM."""
+
+    dialect: Dialect
+
+
+def _unwrapped(kernel: Kernel) -> Kernel:
+    while isinstance(kernel, Wrapper):
+        kernel = kernel.wrapped
+    return kernel
+
+
+def inspectable(kernel: Kernel) -> Inspectable | None:
+    """Return the kernel as one whose TDs can be inspected."""
+    inner = _unwrapped(kernel)
+    return inner if isinstance(inner, Inspectable) else None
+
+
+def debuggable(kernel: Kernel) -> Debuggable | None:
+    """Return the kernel as one whose debug TDs can be accessed."""
+    inner = _unwrapped(kernel)
+    return inner if isinstance(inner, Debuggable) else None
+
+
+def last_reason(kernel: Kernel) -> str:
+    """Return why the kernel refused the last call; empty where it does not say."""
+    inner = _unwrapped(kernel)
+    return inner.last_reason if isinstance(inner, Explaining) else ""
+
+
+def logical_processors(kernel: Kernel) -> int | None:
+    """Return how many logical processors the kernel was booted on, where it says so."""
+    inner = _unwrapped(kernel)
+    return inner.logical_processors if isinstance(inner, Counted) else None
+
+
+def stated_dialect(kernel: Kernel) -> Dialect | None:
+    """Return the dialect that the kernel says it speaks."""
+    inner = _unwrapped(kernel)
+    return inner.dialect if isinstance(inner, SpeaksDialect) else None
