@@ -54,8 +54,8 @@ def make_entry(function: int, index: int, flags: int, registers: Sequence[int]) 
     return kvm_cpuid_entry2(function=function, index=index, flags=flags, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
 
-def supported_cpuid(processor: "Processor") -> list[kvm_cpuid_entry2]:
-    """KVM_GET_SUPPORTED_CPUID."""
+def supported_cpuid(processor: "Processor", *, guest_phys_bits: bool = True) -> list[kvm_cpuid_entry2]:
+    """KVM_GET_SUPPORTED_CPUID. ``guest_phys_bits``: with GuestPhysAddrSize, as Linux 6.10 and later tell it."""
     entries: list[kvm_cpuid_entry2] = []
 
     def add(function: int, index: int, registers: Sequence[int]) -> None:
@@ -102,8 +102,18 @@ def supported_cpuid(processor: "Processor") -> list[kvm_cpuid_entry2]:
     max_extended = min(max(processor.cpuid(0x80000000)[0], 0x80000000), 0x80000008)
     for leaf in range(0x80000000, max_extended + 1):
         eax, ebx, ecx, edx = processor.cpuid(leaf)
-        add(leaf, 0, (max_extended, ebx, ecx, edx) if leaf == 0x80000000 else (eax, ebx, ecx, edx))
+        if leaf == 0x80000000:
+            eax = max_extended
+        elif leaf == 0x80000008:
+            eax, ecx, edx = _address_sizes(eax, guest_phys_bits=guest_phys_bits), 0, 0
+        add(leaf, 0, (eax, ebx, ecx, edx))
     return entries
+
+
+def _address_sizes(eax: int, *, guest_phys_bits: bool) -> int:
+    """EAX of leaf 0x80000008. The processor walks five levels of EPT, so a guest can use every physical address bit."""
+    physical, linear = eax & 0xFF, max(eax >> 8 & 0xFF, 48)
+    return physical | linear << 8 | (physical << 16 if guest_phys_bits else 0)
 
 
 class CpuidTable:

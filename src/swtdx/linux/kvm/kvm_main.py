@@ -261,6 +261,8 @@ class Kvm:
             raise err(errno.EINVAL, "the slot reaches frames with the shared bit set")
         if end >> (self.processor.cpuid(0x80000008)[0] & 0xFF) - PAGE_SHIFT:
             raise err(errno.EINVAL, "the slot reaches beyond the host's physical address width")
+        if self.mmu.mirror is None:
+            self.mmu.cover(end + 1)
 
     def _create_slot(self, region: kvm_userspace_memory_region2) -> None:
         size = region.memory_size

@@ -43,6 +43,14 @@ class DirectRoot:
         self._tables.append(table)
         return table
 
+    def grow(self) -> None:
+        """One more level on top: what is mapped stays. The old root goes on being right for the addresses it covers."""
+        top = self._alloc_table()
+        self._qwords[top >> 3] = self.root | EPT_RWX
+        self.root = top
+        self.levels += 1
+        self.leaves.append(0)
+
     def map(self, gfn: int, entry: int, level: int) -> bool:
         """Store ``entry`` (leaf bits included) for ``gfn`` at ``level``. True if a present entry was changed.
 

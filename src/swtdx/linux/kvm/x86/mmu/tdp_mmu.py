@@ -82,6 +82,15 @@ class TdpMmu:
         """EPT pointer of the direct root."""
         return eptp(self.direct.root, self.direct.levels)
 
+    def cover(self, end_gfn: int) -> None:
+        """Let the direct root reach all frames below ``end_gfn``; five levels only for a guest that needs them."""
+        with self.lock:
+            if end_gfn - 1 >> 9 * self.direct.levels:
+                self.direct.grow()
+                for vcpu in self.kvm.vcpus:
+                    self.kvm.ops.load_mmu_pgd(vcpu)
+                self.kvm.flush_tlbs()
+
     # Faults
 
     def page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None = None) -> RetPf:
