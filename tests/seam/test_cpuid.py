@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from swtdx.seam.cpuid import config_order
+
 VE = (20, 3, None)
 TD_CTLS = 0x9110000300000017
 
@@ -123,9 +125,13 @@ def test_the_tsc_leaf(host, ask):
     assert ask(tdvpr, context, 0x15) == (1, 60, 25_000_000, 0)
 
 
-@pytest.mark.parametrize(("flags", "eptp", "linear"), [(4, 0x1E, 48), (5, 0x26, 57)])
-def test_address_widths(host, ask, flags, eptp, linear):
-    _, tdvpr, context = host.runnable(config_flags=flags, eptp_controls=eptp)
+@pytest.mark.parametrize(("flags", "eptp"), [(4, 0x1E), (5, 0x26)], ids=["gpaw 48", "gpaw 52"])
+@pytest.mark.parametrize(("la57", "linear"), [(0, 48), (1 << 16, 57)])
+def test_linear_address_width_follows_la57(host, ask, flags, eptp, la57, linear):
+    """tdh_mng_init: CPUID 0x80000008 EAX[15:8] by the configured CPUID(7,0).ECX[16], not by GPAW."""
+    place = config_order().index((7, 0))
+    _, tdvpr, context = host.runnable(config_flags=flags, eptp_controls=eptp, cpuid={place: (0, 0, la57, 0)})
+    assert ask(tdvpr, context, 7)[2] & 1 << 16 == la57
     assert ask(tdvpr, context, 0x80000008)[0] == linear << 8 | 52
 
 

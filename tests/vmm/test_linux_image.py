@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.uapi.kvm import kvm_cpuid_entry2
 from swtdx.vmm.board.fw_cfg import Key, linux_items
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load, parse
-from swtdx.vmm.vcpu_model import td_model
 
 MIB = 1 << 20
 
@@ -94,11 +92,3 @@ def test_fw_cfg_has_what_qemu_gives_a_confidential_guest() -> None:
     assert (items[0x12], items[0x0B]) == (b"initrd", (6).to_bytes(4, "little"))
     assert (items[0x15], items[0x14]) == (b"a=b\0", (4).to_bytes(4, "little"))
     assert set(items) <= {int(key) for key in Key}
-
-
-@pytest.mark.parametrize(("gpa_width", "la57"), [(48, 0), (52, 1 << 16)])
-def test_a_td_is_offered_la57_only_where_the_module_tells_57_bits(gpa_width: int, la57: int) -> None:
-    model = [kvm_cpuid_entry2(function=7, index=0, ecx=1 << 16 | 8), kvm_cpuid_entry2(function=7, index=1, ecx=1 << 16)]
-    changed = td_model(model, gpa_width)
-    assert [entry.ecx for entry in changed] == [la57 | 8, 1 << 16]
-    assert model[0].ecx == 1 << 16 | 8

@@ -42,6 +42,8 @@ LAST_LEVEL_CACHE = 4, 3
 HIGHEST_NEEDED = {0: TOPOLOGY, 0x8000_0000: HIGHEST_EXTENDED}
 """The leaves that tell the highest one, and what that must be at least."""
 CRYSTAL_HZ = 25_000_000
+LA57 = 1 << 16
+"""Leaf 7, ECX."""
 TOPOLOGY_LEAVES = (0xB, 0x1F)
 
 
@@ -181,7 +183,7 @@ class VirtualCpuid:
         return eax, ebx, ecx, edx
 
     def _complete(self, config: Mapping[Key, Registers], maxpa: int) -> None:
-        """Values that follow ATTRIBUTES, XFAM, the TSC frequency, GPAW and the native processor."""
+        """Values that follow ATTRIBUTES, XFAM, the TSC frequency, other leaves and the native processor."""
         td, values = self._td, self.values
         if config.get((1, None), (0,) * 4)[0] == 0:  # family, model, stepping 0: native
             self._replace((1, None), eax=self._processor.cpuid(1)[0])
@@ -203,7 +205,7 @@ class VirtualCpuid:
         if not any(values.get((0xD, n), (0, 0, 0, 0))[2] & 4 for n in range(2, 19)):  # XFD of a component
             self._replace((0xD, 1), eax=values[0xD, 1][0] & ~(1 << 4))
         values[0x15, None] = (1, td.tsc_frequency, CRYSTAL_HZ, 0)
-        linear = 57 if td.gpaw == 52 else 48
+        linear = 57 if values[7, 0][2] & LA57 else 48
         eax, ebx, ecx, edx = values[0x8000_0008, None]
         values[0x8000_0008, None] = (eax & ~0xFFFF | linear << 8 | maxpa, ebx, ecx, edx)
         for level in range(3):  # leaf 0xB is the first levels of leaf 0x1F

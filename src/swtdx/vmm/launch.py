@@ -44,7 +44,7 @@ from swtdx.vmm.memory import staged
 from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
 from swtdx.vmm.slots import MemorySlots
 from swtdx.vmm.tdvf import Section, Tdvf, check_memory, parse, unfilled
-from swtdx.vmm.vcpu_model import td_model, td_xfam, vcpu_cpuid, without_shared_pages
+from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid, without_shared_pages
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells
 # 25 MHz, which is what QEMU sets (40 ns), and then every timer of the firmware is 40 times too slow: a key takes 0.8 s.
@@ -280,7 +280,7 @@ def _init_td(device: Kvm, vm: Vm, plan: Plan, td: TdParameters, capabilities: Td
     limit = vm.check_extension(kvm.Cap.MAX_VCPUS)
     if limit and plan.cpus > limit:
         raise LaunchError(f"{plan.cpus} vCPUs are more than this kernel gives a TD ({limit})")
-    model = td_model(vcpu_cpuid(device.supported_cpuid(), 0, plan.cpus), td.gpa_width)
+    model = vcpu_cpuid(device.supported_cpuid(), 0, plan.cpus)
     xfam, cpuid = td_xfam(model, capabilities), capabilities.configure(model, td.gpa_width)
     try:
         vm.tdx_init(attributes, xfam, cpuid, td.mrconfigid, td.mrowner, td.mrownerconfig, max_vcpus=plan.cpus)

@@ -15,7 +15,6 @@ from swtdx.uapi.kvm import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2
 
 LEAF_FEATURES = 0x1
 LEAF_CACHE = 0x4
-LEAF_EXTENDED_FEATURES = 0x7
 LEAF_TOPOLOGY = 0xB
 LEAF_EXTENDED_STATE = 0xD
 LEAF_TOPOLOGY_V2 = 0x1F
@@ -26,7 +25,6 @@ LEAF_AMD_TOPOLOGY = 0x8000_001E
 ECX_X2APIC = 1 << 21
 ECX_TSC_DEADLINE = 1 << 24
 ECX_HYPERVISOR = 1 << 31
-ECX_LA57 = 1 << 16
 EDX_HTT = 1 << 28
 KVM_FEATURES_OF_A_TD = 0xBA82
 """NOP_IO_DELAY, PV_UNHALT, PV_TLB_FLUSH, PV_SEND_IPI, POLL_CONTROL, PV_SCHED_YIELD, MSI_EXT_DEST_ID."""
@@ -46,19 +44,6 @@ def vcpu_cpuid(supported: Sequence[kvm_cpuid_entry2], apic_id: int, cpus: int) -
         if leaf in functions:
             result.extend(_topology(leaf, apic_id, cpus))
     return result
-
-
-def td_model(model: Sequence[kvm_cpuid_entry2], gpa_width: int) -> list[kvm_cpuid_entry2]:
-    """The same model for a TD of this GPA width, in which linear addresses agree with each other.
-
-    The TDX module tells 48 bits of linear address (leaf 0x80000008) where the width is 48, but offers LA57 (leaf 7) as
-    it is asked to. Linux with both takes its own addresses for not canonical, and /proc shows paths as ``xxxx``.
-    """
-    entries = [kvm_cpuid_entry2.from_buffer_copy(entry) for entry in model]
-    for entry in entries:
-        if entry.function == LEAF_EXTENDED_FEATURES and entry.index == 0 and gpa_width < 52:
-            entry.ecx &= ~ECX_LA57
-    return entries
 
 
 def without_shared_pages(model: Sequence[kvm_cpuid_entry2]) -> list[kvm_cpuid_entry2]:
