@@ -15,9 +15,15 @@ import time
 MODULE_VERSIONS = ("1.5.06", "1.0")
 
 
+TSC_UNIT_HZ = 25_000_000
+"""The unit in which TDX expresses a TSC frequency. A processor with TDX counts at a multiple of it."""
+TSC_RATIO_BITS = 48
+_MEASURING_ERROR = 100e-6
+
+
 @functools.cache
 def _measure_tsc() -> int:
-    """The host's TSC frequency in Hz, to the nearest 25 MHz: the unit in which TDX expresses a guest's."""
+    """The host's TSC frequency in Hz."""
     from swtdx.cpu import _engine
 
     def moment() -> tuple[int, int]:
@@ -31,10 +37,26 @@ def _measure_tsc() -> int:
     started, ticks = moment()
     time.sleep(0.02)
     ended, ticks_then = moment()
-    hertz = (ticks_then - ticks) * 1_000_000_000 // (ended - started)
-    return (
-        max(1, round(hertz / 25_000_000)) * 25_000_000 if abs(hertz % 25_000_000 - 12_500_000) > 12_000_000 else hertz
-    )
+    return (ticks_then - ticks) * 1_000_000_000 // (ended - started)
+
+
+@functools.cache
+def scaled_tsc(host_hz: int) -> tuple[int, int]:
+    """(frequency in Hz, ratio to the host's counter in units of 2^-48) of the emulated counter.
+
+    The frequency is the multiple of 25 MHz that is nearest to the host's. A host that counts at one, as far as that can
+    be measured, is not scaled.
+
+    >>> scaled_tsc(2_500_010_000)
+    (2500000000, 281474976710656)
+    >>> frequency, ratio = scaled_tsc(2_445_424_000)
+    >>> frequency, 2_445_424_000 * ratio + (1 << 47) >> 48
+    (2450000000, 2450000000)
+    """
+    frequency = max(1, round(host_hz / TSC_UNIT_HZ)) * TSC_UNIT_HZ
+    if abs(host_hz - frequency) < host_hz * _MEASURING_ERROR:
+        return frequency, 1 << TSC_RATIO_BITS
+    return frequency, (frequency << TSC_RATIO_BITS) // host_hz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,5 +104,10 @@ class Platform:
 
     @property
     def tsc_hz(self) -> int:
-        """The frequency of the time-stamp counter (the host's)."""
-        return _measure_tsc()
+        """The frequency of the time-stamp counter, a multiple of 25 MHz."""
+        return scaled_tsc(_measure_tsc())[0]
+
+    @property
+    def tsc_ratio(self) -> int:
+        """Ticks of the time-stamp counter for each of the host's, in units of 2^-48."""
+        return scaled_tsc(_measure_tsc())[1]
