@@ -119,7 +119,8 @@ struct swtdx_segment {
     uint16_t selector;
 };
 
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size);
+/* tsc_ratio: ticks of the processor's time-stamp counter for each of the host's, in units of 2^-48 */
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio);
 void swtdx_engine_free(swtdx_engine *engine);
 /* Make length bytes at host appear at physical address hpa (outside RAM); 0 or -1. */
 int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length);
@@ -142,6 +143,12 @@ void swtdx_cpu_free(swtdx_cpu *cpu);
 uint32_t swtdx_run(swtdx_cpu *cpu);
 void swtdx_kick(swtdx_cpu *cpu);
 void swtdx_notify(swtdx_cpu *cpu);
+
+/* Signals. swtdx_signal() may be called by a signal handler: the virtual CPU that the thread runs, or will run, leaves
+ * its guest as if kicked, until swtdx_clear_signal(). */
+void swtdx_signal(void);
+int swtdx_signal_pending(void);
+void swtdx_clear_signal(void);
 
 /* State that is not in the struct. Not while the virtual CPU runs. */
 uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg);

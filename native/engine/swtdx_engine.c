@@ -127,7 +127,7 @@ static void power_on(CPUX86State *env)
     x86_update_hflags(env);
 }
 
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size)
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
 {
     swtdx_engine *engine = calloc(1, sizeof(*engine));
     struct uc_struct *uc = NULL;
@@ -140,6 +140,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size)
     engine->uc = uc;
     engine->ram = ram;
     engine->size = size;
+    engine->tsc_ratio = tsc_ratio;
     engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uc_ctl(uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC_ROME);
     uc_ctl(uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES);
@@ -446,6 +447,33 @@ void swtdx_kick(swtdx_cpu *cpu)
     }
 }
 
+/* initial-exec: the first access to other thread-local storage may allocate, which a signal handler must not do. */
+static __thread swtdx_cpu *volatile entered __attribute__((tls_model("initial-exec")));
+static __thread volatile sig_atomic_t signalled __attribute__((tls_model("initial-exec")));
+
+void swtdx_signal(void)
+{
+    swtdx_cpu *cpu = entered;
+
+    signalled = 1;
+    if (cpu) { /* one that stands in the queue looks at this every WAIT_NS */
+        __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
+        if (cpu->engine->running == cpu) {
+            cpu_exit(cpu->engine->uc->cpu);
+        }
+    }
+}
+
+int swtdx_signal_pending(void)
+{
+    return signalled;
+}
+
+void swtdx_clear_signal(void)
+{
+    signalled = 0;
+}
+
 void swtdx_notify(swtdx_cpu *cpu)
 {
     __atomic_store_n(&cpu->notified, 1, __ATOMIC_SEQ_CST);
@@ -624,6 +652,10 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
         prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
     }
 
+    entered = cpu;
+    if (signalled) { /* it came before the line above: it has kicked nobody */
+        __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
+    }
     do {
         if (!acquire_to_run(engine, cpu)) {
             memset(&cpu->exit, 0, sizeof(cpu->exit));
@@ -637,5 +669,6 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
             break;
         }
     } while (outcome != EXITED);
+    entered = NULL;
     return cpu->exit.reason;
 }

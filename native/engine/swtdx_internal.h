@@ -37,7 +37,7 @@ struct swtdx_waiter {
 struct swtdx_engine {
     struct uc_struct *uc;
     uint8_t *ram, *scratch;
-    uint64_t size;
+    uint64_t size, tsc_ratio;
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;
     struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */

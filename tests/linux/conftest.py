@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from swtdx.cpu import _engine
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor, SeamArgs
 from swtdx.linux.config import KernelConfig
@@ -222,6 +223,17 @@ def boot(dialect: Dialect, *, enable_tdx: bool = True, **platform: int) -> Bench
     processor.load_seam_module(module)
     kernel = EmulatedKernel(processor, dialect, KernelConfig(enable_tdx=enable_tdx))
     return Bench(kernel, module)
+
+
+@contextmanager
+def signals(bench: Bench) -> Iterator[Callable[[], None]]:
+    """Handlers of this process tell the kernel; what is yielded is such a handler."""
+    bench.kernel.sees_signals = True
+    try:
+        yield ctypes.CFUNCTYPE(None)(_engine.signal_entry())
+    finally:
+        _engine.clear_signal()
+        bench.kernel.sees_signals = False
 
 
 def exits(*statuses: Answer) -> list[Answer]:

@@ -23,7 +23,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi import tdx_v10 as v10
 from swtdx.uapi.layout import address_of, with_entries
-from tests.linux.conftest import Bench, boot_v10, ept_violation, exits, refused
+from tests.linux.conftest import Bench, boot_v10, ept_violation, exits, refused, signals
 
 NOWHERE = 8
 
@@ -153,10 +153,9 @@ def test_a_signal_ends_pre_faulting(bench: Bench) -> None:
     vcpu = bench.vcpu(vm)
     bench.memory(vm)
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
-    run = bench.run_page(vcpu)
-    run.immediate_exit = 1
     request = k.kvm_pre_fault_memory(gpa=0, size=0x2000)
-    with refused(errno.EINTR):
+    with signals(bench) as arrive, refused(errno.EINTR):
+        arrive()
         bench.ioctl(vcpu, k.KVM_PRE_FAULT_MEMORY, request)
     assert (request.gpa, request.size) == (0, 0x2000)
     request.flags = 1
@@ -171,18 +170,16 @@ def test_a_signal_between_two_pages(bench: Bench) -> None:
     vm = bench.td()
     vcpu = bench.vcpu(vm)
     source = bench.memory(vm)
-    run = bench.run_page(vcpu)
-
-    def page_add(args: object) -> int:
-        run.immediate_exit = 1
-        return 0
-
-    bench.module.answers["MEM_PAGE_ADD"] = [page_add]
     region = bench.region(source, 0, 3)
-    with refused(errno.EINTR):
+    with signals(bench) as arrive, refused(errno.EINTR):
+
+        def page_add(args: object) -> int:
+            arrive()
+            return 0
+
+        bench.module.answers["MEM_PAGE_ADD"] = [page_add]
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
     assert (region.source_addr, region.gpa, region.nr_pages) == (source + 0x1000, 0x1000, 2)
-    run.immediate_exit = 0
     bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
     assert region.nr_pages == 0
 

@@ -46,7 +46,7 @@ cdef extern from "swtdx.h" nogil:
 
     int SWTDX_RFLAGS, SWTDX_CR0, SWTDX_DR0, SWTDX_XCR0, SWTDX_PKRU, SWTDX_INTERRUPTIBILITY
 
-    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size)
+    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
     void swtdx_engine_free(swtdx_engine *engine)
     int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
@@ -56,6 +56,9 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_engine *engine)
     uint64_t swtdx_host_tsc()
+    void swtdx_signal()
+    int swtdx_signal_pending()
+    void swtdx_clear_signal()
     swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine)
     void swtdx_cpu_free(swtdx_cpu *cpu)
     uint32_t swtdx_run(swtdx_cpu *cpu)
@@ -80,18 +83,36 @@ def host_tsc() -> int:
     return swtdx_host_tsc()
 
 
+def signal_entry() -> int:
+    """The address of ``void swtdx_signal(void)``, for a signal handler: the virtual CPU of the thread leaves its guest."""
+    return <uintptr_t>&swtdx_signal
+
+
+def signal_pending() -> bool:
+    """Whether ``swtdx_signal`` was called on this thread and :func:`clear_signal` was not."""
+    return swtdx_signal_pending() != 0
+
+
+def clear_signal() -> None:
+    """The signal has been taken."""
+    swtdx_clear_signal()
+
+
 @cython.no_gc_clear  # a context frees its native half through the engine: that must be there until the last one
 cdef class Engine:
-    """One logical processor over ``ram`` (a writable buffer: physical addresses 0 up to its length)."""
+    """One logical processor over ``ram`` (a writable buffer: physical addresses 0 up to its length).
+
+    ``tsc_ratio``: ticks of the time-stamp counter for each of the host's, in units of 2^-48.
+    """
 
     cdef swtdx_engine *engine
     cdef object ram, poison
     cdef uint8_t[::1] view, poison_view
 
-    def __cinit__(self, ram, poison):
+    def __cinit__(self, ram, poison, tsc_ratio=1 << 48):
         self.ram, self.poison = ram, poison
         self.view, self.poison_view = ram, poison
-        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0])
+        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0], tsc_ratio)
         if self.engine is NULL:
             raise MemoryError("the guest CPU engine could not be created")
 

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from swtdx.cpu import _engine, cpuid
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.memory import PhysicalMemory
-from swtdx.cpu.platform import Platform
+from swtdx.cpu.platform import TSC_RATIO_BITS, Platform
 
 TDX_SEAMCALL_VMFAILINVALID: Final = 0x8000_FF00_FFFF_0000
 """Linux's software-defined status for a SEAMCALL that could not enter the module."""
@@ -73,6 +73,7 @@ class Processor:
     def __init__(self, platform: Platform | None = None) -> None:
         self.platform = platform or Platform()
         self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
+        self._tsc_ratio = self.platform.tsc_ratio
         self._module: SeamModule | None = None
         self._engine: _engine.Engine | None = None
         self._engine_lock = threading.Lock()
@@ -158,15 +159,20 @@ class Processor:
         self.msrs_changed = True
 
     def rdtsc(self) -> int:
-        """The time-stamp counter."""
-        return _engine.host_tsc()
+        """The time-stamp counter: the host's, scaled."""
+        return _engine.host_tsc() * self._tsc_ratio >> TSC_RATIO_BITS
+
+    @staticmethod
+    def signal_pending() -> bool:
+        """Whether a signal handler on this thread has called ``swtdx_signal`` (`_engine.signal_entry`)."""
+        return _engine.signal_pending()
 
     # -- virtual CPUs -------------------------------------------------------------------------------------------------
 
     def _get_engine(self) -> _engine.Engine:
         with self._engine_lock:  # the first virtual CPUs of two machines may come at once
             if self._engine is None:
-                engine = _engine.Engine(self.memory.raw, self.memory.poison)
+                engine = _engine.Engine(self.memory.raw, self.memory.poison, self._tsc_ratio)
                 self.memory.attach(engine)
                 self._engine = engine
             return self._engine

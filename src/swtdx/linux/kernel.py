@@ -54,6 +54,8 @@ class EmulatedKernel:
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
         self.last_reason = ""
+        self.sees_signals = False
+        """Whether signal handlers of this process call ``swtdx_signal`` (`Processor.signal_pending`)."""
         self.pages = PageAllocator(processor.memory)
         self.files = FileTable()
         self.cpus = HostCpus(processor)

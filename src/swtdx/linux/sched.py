@@ -5,12 +5,15 @@ The caller's threads are real; the CPUs they believe to run on are the processor
 KVM_RUN owns one of them, prefers the one it had (a TD's vCPU that moves costs a VP.FLUSH), and gives it up while it
 sleeps. When there are more runnable vCPUs than CPUs, the tick makes somebody yield.
 
-The tick is also what lets a signal end KVM_RUN: a guest that never exits would hold its thread in native code for ever,
-so every 10 ms a CPU that is in a guest gets an interrupt, and Python runs the handlers on the way through. (A handler
-that wants KVM_RUN to return sets ``immediate_exit``, as QEMU's does; a Python program has no other way to tell the
-kernel that a signal is pending. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen.)
+A signal ends KVM_RUN. While the vCPU sleeps, a handler that runs on its thread interrupts the sleep (`WaitQueue`).
+While it is in the guest the thread is in native code: a handler that calls ``swtdx_signal`` makes it leave at once
+(`EmulatedKernel.sees_signals`). A Python program's handlers do not; for them every 10 ms a CPU that is in a guest gets
+an interrupt, Python runs the handlers on the way through, and one that wants KVM_RUN to return has set
+``immediate_exit``, as QEMU's does. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen in both states.
 """
 
+import ctypes
+import errno
 import heapq
 import itertools
 import threading
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
 
 TICK_SECONDS = 0.010
+SIGNAL_POLL_SECONDS = 0.001
+"""How often a sleeping vCPU looks for blocked signals, where KVM_SET_SIGNAL_MASK lets them end KVM_RUN."""
 
 
 class Task(Protocol):
@@ -102,6 +107,49 @@ class HostCpus:
                 with self._available:
                     if all(task is None for task in self.running):
                         self._work.clear()
+
+
+_SYS_FUTEX = 202
+_FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 128, 129
+_ALL = (1 << 31) - 1
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long, ctypes.c_size_t, ctypes.c_int, ctypes.c_uint32, ctypes.c_size_t)
+
+
+class _timespec(ctypes.Structure):
+    _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
+
+
+class WaitQueue:
+    """Where one thread sleeps until it is woken (struct swait_queue_head).
+
+    Python's own locks go on waiting when a signal has come; this does not. The sleeper takes a ticket, looks once more
+    whether it must sleep, and waits: a wake-up after the ticket was taken is not lost.
+    """
+
+    def __init__(self) -> None:
+        self._word = ctypes.c_uint32()
+        self._timeout = _timespec()
+        self._address, self._timeout_address = ctypes.addressof(self._word), ctypes.addressof(self._timeout)
+
+    def ticket(self) -> int:
+        """To be taken before the last look."""
+        return self._word.value
+
+    def wake_up(self) -> None:
+        """End the sleep, from any thread."""
+        self._word.value = self._word.value + 1 & 0xFFFFFFFF
+        _syscall(_SYS_FUTEX, self._address, _FUTEX_WAKE_PRIVATE, _ALL, 0)
+
+    def wait(self, ticket: int, seconds: float) -> bool:
+        """Sleep. True if a signal handler ran on this thread and ended it; else it was woken, or the time is over."""
+        timeout = self._timeout
+        timeout.tv_sec = int(seconds)
+        timeout.tv_nsec = int(seconds % 1 * 1e9)
+        if _syscall(_SYS_FUTEX, self._address, _FUTEX_WAIT_PRIVATE, ticket, self._timeout_address) == 0:
+            return False
+        return ctypes.get_errno() == errno.EINTR
 
 
 class Timer:

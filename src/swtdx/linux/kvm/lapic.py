@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.kvm.irq_routing import (
+    APIC_DM_EXTINT,
     APIC_DM_FIXED,
     APIC_DM_INIT,
     APIC_DM_LOWEST,
@@ -38,7 +39,7 @@ LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR, TMICT, TMCCT, TDCR, SELF_IPI = (
     0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x380, 0x390, 0x3E0, 0x3F0,
 )  # fmt: skip
 LVTS = (LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR)
-LVT_MASKED = 1 << 16
+LVT_MASKED, LVT_DELIVERY_MODE = 1 << 16, 0x700
 SPIV_APIC_ENABLED = 1 << 8
 TIMER_PERIODIC, TIMER_TSCDEADLINE, TIMER_MODE = 1 << 17, 2 << 17, 3 << 17
 VERSION = 0x14 | (len(LVTS) - 1) << 16
@@ -116,6 +117,11 @@ class Lapic:
     def sw_enabled(self) -> bool:
         """Enabled by the spurious-interrupt vector register too; a TD's always is."""
         return self.vcpu.kvm.is_td or bool(self.get(SPIV) & SPIV_APIC_ENABLED)
+
+    @property
+    def accepts_pic_interrupts(self) -> bool:
+        """kvm_apic_accept_pic_intr: LINT0 takes ExtINT, or the APIC is off and the INTR pin goes to the processor."""
+        return not self.enabled or self.get(LVT0) & (LVT_MASKED | LVT_DELIVERY_MODE) == APIC_DM_EXTINT << 8
 
     @property
     def apic_id(self) -> int:

@@ -28,7 +28,7 @@ from swtdx.linux.kvm.lapic import (
 from swtdx.linux.kvm.msrs import EmulatedMsrs
 from swtdx.linux.kvm.pvclock import PvTime
 from swtdx.linux.kvm.stats import EXITS, HOST_STATE_RELOAD, VCPU_STATISTICS, Statistics
-from swtdx.linux.sched import TICK_SECONDS
+from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, WaitQueue
 from swtdx.uapi.kvm import (
     KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTERNAL_ERROR,
@@ -84,7 +84,7 @@ class Vcpu:
         self.entries = 0
         self.blocking = False
         self.kicked = False
-        self._wait = threading.Condition(threading.Lock())
+        self._wait = WaitQueue()
         self.spin_seconds = 0.0  # how long to sleep before the next entry
         self._spin_backoff = 0.0
         self.sigset: int | None = None
@@ -156,8 +156,7 @@ class Vcpu:
             self.ops.vcpu_kick(self)
         elif self.blocking:
             self.stat.values[stats.HALT_WAKEUP] += 1
-            with self._wait:
-                self._wait.notify_all()
+            self._wait.wake_up()
 
     def is_in_guest(self, entries: int) -> bool:
         """Whether the vCPU is in the guest since entry number ``entries``."""
@@ -238,8 +237,8 @@ class Vcpu:
         """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
         if self.run[_IMMEDIATE_EXIT]:
             raise err(errno.EINTR, "immediate_exit")
-        self._block()
-        if self.signal_pending():
+        interrupted = self._block()
+        if interrupted or self.exit_requested():
             raise self._signal_exit()
         self._accept_apic_events()
         raise err(errno.EAGAIN, "the vCPU was waiting to be started; run it again")
@@ -263,21 +262,24 @@ class Vcpu:
                     if self.spin_seconds:
                         cpus.put_cpu(cpu)
                         cpu = -1
-                        self._spin_block()
+                        if self._spin_block():
+                            raise self._signal_exit()
                         cpu = self._load()
                 else:
                     cpus.put_cpu(cpu)
                     cpu = -1
-                    self._block()
+                    interrupted = self._block()
                     if kvm.dead:
                         raise err(errno.EIO, "the VM is dead")
                     self._accept_apic_events()
+                    if interrupted:
+                        raise self._signal_exit()
                     cpu = self._load()
                 if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
                     return
                 if run[run_page.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
-                if run[_IMMEDIATE_EXIT] or (self.sigset is not None and self.signal_pending()):
+                if run[_IMMEDIATE_EXIT] or (self.watches_signals and self.signal_pending()):
                     raise self._signal_exit()
                 if cpus.waiters:
                     cpus.put_cpu(cpu)
@@ -325,9 +327,20 @@ class Vcpu:
         run_page.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
         return True
 
+    @property
+    def watches_signals(self) -> bool:
+        """Whether `signal_pending` can see any."""
+        return self.sigset is not None or self.kvm.kernel.sees_signals
+
+    def exit_requested(self) -> bool:
+        """Whether KVM_RUN is to end: by immediate_exit, which signal handlers set, or for a signal."""
+        return bool(self.run[_IMMEDIATE_EXIT]) or self.signal_pending()
+
     def signal_pending(self) -> bool:
-        """What can be seen of signals: immediate_exit, which handlers set, and blocked ones the vCPU's mask lets in."""
-        if self.run[_IMMEDIATE_EXIT]:
+        """signal_pending(current), as far as it can be seen: what a signal handler has told the processor
+        (`EmulatedKernel.sees_signals`), and of blocked signals those that the vCPU's mask lets in.
+        """
+        if self.kvm.kernel.sees_signals and self.kvm.processor.signal_pending():
             return True
         if self.sigset is None:
             return False
@@ -363,26 +376,29 @@ class Vcpu:
             return True
         return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
 
-    def _block(self) -> None:
-        """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state."""
+    def _block(self) -> bool:
+        """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state. True: a signal."""
         self.in_guest = False
         started = time.monotonic_ns()
-        with self._wait:
-            self.blocking = True
-            self.stat.values[stats.BLOCKING] = 1
-            try:
-                while not self._runnable() and not self.kvm.dead:
-                    if self.signal_pending():
-                        break
-                    self._wait.wait(2 * TICK_SECONDS)
-            finally:
-                self.blocking = False
-                self.stat.values[stats.BLOCKING] = 0
+        wait, interrupted = self._wait, False
+        pause = SIGNAL_POLL_SECONDS if self.sigset is not None else 2 * TICK_SECONDS
+        self.blocking = True
+        self.stat.values[stats.BLOCKING] = 1
+        try:
+            while not interrupted:
+                ticket = wait.ticket()
+                if self._runnable() or self.kvm.dead or self.exit_requested():
+                    break
+                interrupted = wait.wait(ticket, pause)
+        finally:
+            self.blocking = False
+            self.stat.values[stats.BLOCKING] = 0
         waited = time.monotonic_ns() - started
         self.stat.values[stats.HALT_WAIT_NS] += waited
         self.stat.log_hist(stats.HALT_WAIT_HIST, waited)
         if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
             self.set_mp_state_here(KVM_MP_STATE_RUNNABLE)
+        return interrupted
 
     def external_interrupt(self) -> int:
         """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
@@ -393,19 +409,23 @@ class Vcpu:
             self._spin_backoff = 0.0
         return 1
 
-    def _spin_block(self) -> None:
-        """kvm_vcpu_on_spin: let others run, unless there is something to do."""
+    def _spin_block(self) -> bool:
+        """kvm_vcpu_on_spin: let others run, unless there is something to do. True: a signal ended it."""
         until, self.spin_seconds = time.monotonic() + self.spin_seconds, 0.0
-        with self._wait:
-            self.blocking = True
-            try:
-                if self.has_events():
-                    return
-                while (left := until - time.monotonic()) > 0 and not (self.signal_pending() or self.kvm.dead):
-                    if self._wait.wait(min(left, TICK_SECONDS / 2)):  # a kick: there is something to do
-                        return
-            finally:
-                self.blocking = False
+        wait = self._wait
+        self.blocking = True
+        try:
+            ticket = wait.ticket()
+            if self.has_events():
+                return False
+            while (left := until - time.monotonic()) > 0 and not (self.exit_requested() or self.kvm.dead):
+                if wait.wait(ticket, min(left, TICK_SECONDS / 2)):
+                    return True
+                if wait.ticket() != ticket:  # a kick: there is something to do
+                    return False
+        finally:
+            self.blocking = False
+        return False
 
     def _accept_apic_events(self) -> None:
         """kvm_apic_accept_events: INIT and SIPI."""

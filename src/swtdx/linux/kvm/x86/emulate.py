@@ -430,11 +430,11 @@ def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Ac
     return 0
 
 
-def inject_page_fault(context: "GuestContext", address: int) -> int:
-    """The guest takes #PF for an address that its tables do not map. 1."""
+def inject_page_fault(context: "GuestContext", address: int, error_code: int = 0) -> int:
+    """The guest takes #PF for an address that its tables do not map; ``error_code`` without the user bit. 1."""
     user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
     context.cr2 = address
-    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, 4 if user else 0)
+    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, error_code | (4 if user else 0))
     return 1
 
 

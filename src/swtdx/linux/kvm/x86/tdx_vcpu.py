@@ -355,7 +355,7 @@ def _handle_ept_violation(vcpu: "Vcpu") -> int:
         raise kvm.bug(f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled")
     level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
     while mmu.page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
-        if vcpu.has_events() or vcpu.signal_pending():
+        if vcpu.has_events() or vcpu.exit_requested():
             break
         if kvm.dead:
             raise err(errno.EIO, "the VM is dead")
@@ -470,6 +470,10 @@ def tdx_nmi_allowed(vcpu: "Vcpu") -> bool:
 def tdx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
     """INIT and SIPI never reach a TD: its firmware wakes the other vCPUs by mailbox."""
     return True
+
+
+def tdx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+    """The shared EPT has its levels from KVM_TDX_INIT_VM on; its root is written before the first entry."""
 
 
 def tdx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:

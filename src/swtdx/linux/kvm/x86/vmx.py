@@ -14,11 +14,12 @@ from swtdx.linux.err import err
 from swtdx.linux.kvm import msrs, run_page
 from swtdx.linux.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, F7_EDX_SSBD, F7_EDX_STIBP
 from swtdx.linux.kvm.kvm_main import IrqchipMode
-from swtdx.linux.kvm.lapic import LVT0, LVT_MASKED, Lapic
+from swtdx.linux.kvm.lapic import Lapic
 from swtdx.linux.kvm.msrs import Invalid
 from swtdx.linux.kvm.posted_interrupt import PostedInterruptDescriptor
 from swtdx.linux.kvm.stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.kvm.x86.guest_debug import before_entry
+from swtdx.uapi.kvm import Vector
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -30,6 +31,8 @@ POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated proce
 RFLAGS_IF = 1 << 9
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
 CR4_MCE, MC_VECTOR = 1 << 6, 18
+INTERCEPTED_EXCEPTIONS = 1 << Vector.UD
+"""What exits also when no debugger asks for it (vmx_update_exception_bitmap)."""
 
 # MSRs that the guest processor holds: reads and writes need no exit
 PASSED_THROUGH = (
@@ -112,7 +115,7 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
     kvm = vcpu.kvm
     context = kvm.processor.new_context()
     vcpu.vmx = VcpuVmx(context, PostedInterruptDescriptor(kvm.pages))
-    context.set_ept(kvm.mmu.eptp)
+    vmx_load_mmu_pgd(vcpu)
     vmx_write_tsc_multiplier(vcpu)
     vmx_write_tsc_offset(vcpu, kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, None))
     if kvm.irqchip_mode is not IrqchipMode.NONE:
@@ -120,9 +123,15 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
         context.apicv = True
         context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
     vmx_set_virtual_apic_mode(vcpu)
+    context.exception_bitmap = INTERCEPTED_EXCEPTIONS
     context.set_segment(*POWER_ON_TR)
     context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
     context.rflags = 2
+
+
+def vmx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+    """The root of the page tables."""
+    vcpu.vmx.context.set_ept(vcpu.kvm.mmu.eptp)
 
 
 def vmx_vcpu_free(vcpu: "Vcpu") -> None:
@@ -191,7 +200,7 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         _inject_nmi(vcpu, context)
     if vcpu.pending_external_vector >= 0 or _pic_output(vcpu):
         _inject_external(vcpu, context)
-    elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW]:
+    elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW] and _accepts_dm_interrupts(vcpu):
         context.interrupt_window_exiting = True
     if vmx.guest_debug:
         before_entry(vcpu, context)
@@ -225,9 +234,14 @@ def _pic_output(vcpu: "Vcpu") -> bool:
     return pic is not None and pic.output
 
 
+def _accepts_dm_interrupts(vcpu: "Vcpu") -> bool:
+    """kvm_cpu_accept_dm_intr: an interrupt that user space injects would be taken, once the window is open."""
+    return vcpu.apic is None or vcpu.apic.accepts_pic_interrupts
+
+
 def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
-    """The vector of KVM_INTERRUPT or of the PIC here; with the APIC here, only if LINT0 takes it."""
-    if vcpu.apic is not None and vcpu.apic.get(LVT0) & (LVT_MASKED | 0x700) != 0x700:
+    """The vector of KVM_INTERRUPT or of the PIC here; with the APIC here, only if it lets it through."""
+    if not _accepts_dm_interrupts(vcpu):
         return
     if context.event_pending or not _window_open(context):
         context.interrupt_window_exiting = True
@@ -252,7 +266,7 @@ def vmx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
     flag = bool(context.rflags & RFLAGS_IF)
     if vcpu.apic is not None:
         cr8 = context.vapic[0x80] >> 4
-        accepts = vcpu.apic.get(LVT0) & (LVT_MASKED | 0x700) == 0x700
+        accepts = vcpu.apic.accepts_pic_interrupts
     else:
         cr8, accepts = context.cr8, True
     ready = (
@@ -432,12 +446,10 @@ def vmx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
 
 def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
     """Whether something waits that a HLT would end for."""
-    if vcpu.pending_external_vector >= 0:
-        return True
     apic = vcpu.apic
     if apic is None:
-        return False
-    if _pic_output(vcpu) and apic.get(LVT0) & (LVT_MASKED | 0x700) == 0x700:
+        return vcpu.pending_external_vector >= 0
+    if (vcpu.pending_external_vector >= 0 or _pic_output(vcpu)) and apic.accepts_pic_interrupts:
         return True
     return vcpu.vmx.pi_desc.pending() or apic.has_interrupt()
 

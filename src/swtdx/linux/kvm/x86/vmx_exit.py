@@ -17,6 +17,7 @@ from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
 from swtdx.linux.kvm.x86.guest_debug import CR4_DE, guest_get_dr, guest_set_dr, handle_debug_exception, handle_emulated
 from swtdx.linux.kvm.x86.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.kvm.x86.mmu.tdp_mmu import RetPf
+from swtdx.linux.kvm.x86.undefined_opcode import handle_ud
 from swtdx.linux.kvm.x86.vmx import BLOCKED_BY_STI_OR_MOV_SS, ENTRY_FAILURE_GUEST_STATE
 from swtdx.linux.kvm.x86.vmx_state import xcr0_valid
 from swtdx.linux.mm import PAGE_SHIFT
@@ -289,6 +290,8 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
     information = context.interruption_info
     if information >> 8 & 7 == EventType.NMI:
         return 1
+    if information & 0xFF == Vector.UD:
+        return handle_ud(vcpu, context)
     if vcpu.vmx.guest_debug and information & 0xFF in (Vector.DB, Vector.BP):
         return handle_debug_exception(vcpu, context, information & 0xFF)
     run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_EXCEPTION))

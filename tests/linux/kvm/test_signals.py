@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ends a call early: a signal, as soon as it comes, and immediate_exit in KVM_RUN alone.
+
+signal(7): a blocked system call whose signal has a handler ends with EINTR, whatever the handler does.
+Documentation/virt/kvm/api.rst, 4.10 and 5 (immediate_exit: "KVM_RUN will exit immediately, returning -EINTR").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import mmap
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bench.vm import SPIN
+from swtdx.cpu import _engine
+from swtdx.cpu.platform import Platform
+from swtdx.machine import MachineKernel, boot
+from swtdx.uapi import kvm as k
+from swtdx.uapi import tdx_upstream as up
+from swtdx.uapi.client import Kvm, KvmError, Vcpu
+from tests.linux.conftest import Bench, refused, signals
+
+HALT = bytes.fromhex("fbf4ebfd")  # sti; 1: hlt; jmp 1b
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def kernel() -> Iterator[MachineKernel]:
+    kernel = boot(platform=Platform(memory_size=1 << 30, logical_processors=2))
+    yield kernel
+    kernel.sees_signals = False
+    kernel.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def watchdog() -> Iterator[None]:
+    """A KVM_RUN that cannot be interrupted would stop everything."""
+    faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def handler() -> Iterator[Callable[[Callable[..., object]], None]]:
+    old = signal.getsignal(signal.SIGUSR1)
+    yield lambda function: signal.signal(signal.SIGUSR1, function) and None
+    signal.signal(signal.SIGUSR1, old)
+
+
+def vm_of(device: Kvm, code: bytes) -> tuple[Vcpu, mmap.mmap]:
+    vm = device.create_vm()
+    vm.split_irqchip()
+    memory = mmap.mmap(-1, 0x10000)
+    memory[0x1000 : 0x1000 + len(code)] = code
+    vm.set_user_memory_region(0, 0, 0x10000, memory)
+    vcpu = vm.create_vcpu(0)
+    sregs = vcpu.get_sregs()
+    sregs.cs.base = sregs.cs.selector = 0
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(k.kvm_regs(rip=0x1000, rflags=2))
+    return vcpu, memory
+
+
+class Running:
+    """KVM_RUN in a thread of its own. ``ended``: its errno (0 if it returned) and when."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self.ended: tuple[int, float] | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        time.sleep(0.05)
+        assert self.ended is None
+
+    def _run(self) -> None:
+        code = 0
+        try:
+            self._vcpu.run()
+        except KvmError as error:
+            code = error.errno or 0
+        self.ended = code, time.monotonic()
+
+    def kick(self) -> None:
+        assert self.thread.ident is not None
+        signal.pthread_kill(self.thread.ident, signal.SIGUSR1)
+
+    def result(self) -> tuple[int, float]:
+        self.thread.join(PATIENCE)
+        assert self.ended is not None, "KVM_RUN does not come back"
+        return self.ended
+
+
+def test_a_signal_ends_a_halt_whatever_its_handler_does(kernel: MachineKernel, handler: Callable[..., None]) -> None:
+    handler(lambda *_: None)
+    with Kvm(kernel) as device:
+        vcpu, _memory = vm_of(device, HALT)
+        running = Running(vcpu)
+        running.kick()
+        assert running.result()[0] == errno.EINTR
+        assert vcpu.exit_reason == k.Exit.INTR
+
+
+def test_a_signal_ends_the_wait_of_a_processor_that_was_not_started(
+    kernel: MachineKernel, handler: Callable[..., None]
+) -> None:
+    handler(lambda *_: None)
+    with Kvm(kernel) as device:
+        vm = device.create_vm()
+        vm.split_irqchip()
+        vm.create_vcpu(0)
+        running = Running(vm.create_vcpu(1))
+        running.kick()
+        assert running.result()[0] == errno.EINTR
+
+
+def test_a_kick_in_a_halt_takes_less_than_a_tick(kernel: MachineKernel, handler: Callable[..., None]) -> None:
+    handler(lambda *_: None)
+    with Kvm(kernel) as device:
+        vcpu, _memory = vm_of(device, HALT)
+        took = []
+        for _ in range(9):
+            vcpu.kvm_run.immediate_exit = 0
+            running = Running(vcpu)
+            kicked = time.monotonic()
+            vcpu.kvm_run.immediate_exit = 1
+            running.kick()
+            code, ended = running.result()
+            assert code == errno.EINTR
+            took.append(ended - kicked)
+        assert statistics.median(took) < 0.005, took  # it was half of 20 ms
+
+
+def test_a_signal_that_says_so_ends_a_spinning_guest_at_once(kernel: MachineKernel) -> None:
+    """As a library that wraps handlers does it: the handler is ``swtdx_signal`` and nothing else."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    kernel.sees_signals = True
+    old = libc.signal(signal.SIGUSR1, _engine.signal_entry())
+    try:
+        with Kvm(kernel) as device:
+            vcpu, _memory = vm_of(device, SPIN)
+            took = []
+            for _ in range(9):
+                running = Running(vcpu)
+                kicked = time.monotonic()
+                running.kick()
+                code, ended = running.result()
+                assert code == errno.EINTR
+                took.append(ended - kicked)
+            assert statistics.median(took) < 0.005, took
+    finally:
+        libc.signal(signal.SIGUSR1, old)
+
+
+def test_a_signal_that_came_before_the_entry_keeps_the_guest_from_running(kernel: MachineKernel) -> None:
+    mark = ctypes.CFUNCTYPE(None)(_engine.signal_entry())
+    kernel.sees_signals = True
+    with Kvm(kernel) as device:
+        vcpu, _memory = vm_of(device, SPIN)
+        mark()
+        assert _engine.signal_pending()
+        with pytest.raises(KvmError) as error:
+            vcpu.run()
+        assert error.value.errno == errno.EINTR
+        _engine.clear_signal()
+        assert not _engine.signal_pending()
+
+
+def test_a_blocked_signal_that_the_mask_lets_in_ends_a_halt(kernel: MachineKernel) -> None:
+    with Kvm(kernel) as device:
+        vcpu, _memory = vm_of(device, HALT)
+        mask = (ctypes.c_uint32 * 3)(8)  # len, then the set: nothing is blocked
+        kernel.ioctl(vcpu.fd, k.REQUESTS["KVM_SET_SIGNAL_MASK"], ctypes.addressof(mask))
+        result: list[int | None] = []
+
+        def run() -> None:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+            try:
+                vcpu.run()
+            except KvmError as error:
+                result.append(error.errno)
+            result.append(signal.SIGUSR1 in signal.sigpending())
+            signal.sigtimedwait({signal.SIGUSR1}, 0)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        time.sleep(0.05)
+        assert thread.ident is not None
+        signal.pthread_kill(thread.ident, signal.SIGUSR1)
+        thread.join(PATIENCE)
+        assert result == [errno.EINTR, True]
+
+
+def test_immediate_exit_does_not_stop_adding_memory(bench: Bench) -> None:
+    """kvm_gmem_populate asks signal_pending(current) alone."""
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    source = bench.memory(vm)
+    bench.run_page(vcpu).immediate_exit = 1
+    region = bench.region(source, 0, 3)
+    bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
+    assert (region.nr_pages, region.gpa) == (0, 0x3000)
+
+
+def test_immediate_exit_does_not_stop_prefaulting(kernel: MachineKernel) -> None:
+    with Kvm(kernel) as device:
+        vcpu, _memory = vm_of(device, HALT)
+        vcpu.kvm_run.immediate_exit = 1
+        request = k.kvm_pre_fault_memory(gpa=0, size=0x3000)
+        kernel.ioctl(vcpu.fd, k.REQUESTS["KVM_PRE_FAULT_MEMORY"], ctypes.addressof(request))
+        assert (request.gpa, request.size) == (0x3000, 0)
+
+
+def test_a_signal_does(bench: Bench) -> None:
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    source = bench.memory(vm)
+    region = bench.region(source, 0, 3)
+    with signals(bench) as arrive, refused(errno.EINTR):
+        arrive()
+        bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
+    assert region.nr_pages == 3
+    bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
+    assert region.nr_pages == 0
