@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     # What a launch would measure is computed by the very code that a launch uses; none of these makes a system call.
     "attest": {
         *{"seam.report", "vmm.tdvf", "vmm.measurement", "vmm.memory_map", "vmm.initial_memory"},
-        *{"vmm.linux_image", "vmm.board.fw_cfg", "vmm.board.acpi_tables"},  # what firmware reads of the board
+        *{"vmm.linux_image", "vmm.fw_cfg_items", "vmm.board.acpi_tables"},  # what firmware reads of the board
         *{"vmm.boot_protocol", "vmm.shim"},  # what is there instead of firmware
     },
     "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires

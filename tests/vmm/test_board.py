@@ -13,7 +13,7 @@ from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debug_exit import DebugExit, exit_status
 from swtdx.vmm.board.debugcon import DebugConsole
-from swtdx.vmm.board.fw_cfg import FwCfg, standard_files
+from swtdx.vmm.board.fw_cfg import FwCfg
 from swtdx.vmm.board.i8042 import ResetLine
 from swtdx.vmm.board.i8254 import CLOCK_HZ, I8254
 from swtdx.vmm.board.i8259 import I8259Pair
@@ -22,6 +22,7 @@ from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lp
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import Uart16550
+from swtdx.vmm.fw_cfg_items import standard_files
 from swtdx.vmm.memory import GuestMemory
 from swtdx.vmm.memory_map import FOUR_GIB, MIB, MemoryMap
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.board.fw_cfg import Key, linux_items
+from swtdx.vmm.fw_cfg_items import Key, linux_items
 from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load, parse
 
 MIB = 1 << 20

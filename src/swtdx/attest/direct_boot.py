@@ -41,7 +41,7 @@ from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
 from swtdx.vmm.board.acpi_tables import LOADER_FILE
 from swtdx.vmm.board.acpi_tables import build as build_acpi
-from swtdx.vmm.board.fw_cfg import Key, standard_files, standard_items
+from swtdx.vmm.fw_cfg_items import Key, standard_files, standard_items
 from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import MemoryMap

@@ -15,22 +15,16 @@ from collections.abc import Callable
 from enum import Enum
 
 from swtdx.vmm.board.bus import PortBus
+from swtdx.vmm.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_EN, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
 
-FIRMWARE_PMBASE = 0x600
-PM1_STS = 0x00
-PM1_EN = 0x02
-PM1_CNT = 0x04
-PM_TIMER = 0x08
 _BLOCK_LENGTH = 0x80
 TIMER_HZ = 3_579_545
 _TIMER_MASK = (1 << 24) - 1
 
-RESET_PORT = 0xCF9
 _RESET_CPU = 0x04
 
 SLEEP_ENABLE = 0x2000
 _SLEEP_TYPE_SHIFT = 10
-SLEEP_TYPE_S5 = 0  # as fw_cfg's etc/system-states says
 _SCI_ENABLE = 1
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from swtdx.vmm.board import aml
-from swtdx.vmm.board.acpi_pm import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
+from swtdx.vmm.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
 from swtdx.vmm.memory_map import (
     ECAM_BASE,
     ECAM_SIZE,

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import Protocol
 
 from swtdx.vmm.board.bus import PortBus
+from swtdx.vmm.fw_cfg_items import Key, linux_items, standard_items
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import MemoryMap
 
@@ -26,33 +27,6 @@ _DMA_ACCESS = struct.Struct(">IIQ")  # control, length, address
 _DIRECTORY_ENTRY = struct.Struct(">IHH56s")  # size, key, reserved, name
 _FIRST_FILE = 0x20
 _WRITE_CHANNEL = 0x4000  # set in a key: the (obsolete) write side of the item
-
-
-class Key(IntEnum):
-    """Selector keys with a fixed meaning, as far as this board has the item."""
-
-    SIGNATURE = 0x00
-    ID = 0x01
-    RAM_SIZE = 0x03
-    NB_CPUS = 0x05
-    KERNEL_SIZE = 0x08
-    INITRD_SIZE = 0x0B
-    BOOT_MENU = 0x0E
-    MAX_CPUS = 0x0F
-    KERNEL_DATA = 0x11
-    INITRD_DATA = 0x12
-    CMDLINE_SIZE = 0x14
-    CMDLINE_DATA = 0x15
-    SETUP_SIZE = 0x17
-    SETUP_DATA = 0x18
-    FILE_DIR = 0x19
-
-
-class Interface(IntFlag):
-    """Bits of the item ID."""
-
-    TRADITIONAL = 1
-    DMA = 2
 
 
 class DmaControl(IntFlag):
@@ -158,45 +132,3 @@ class FwCfg:
             self._memory.write(address, bytes(piece))
             address += piece
             length -= piece
-
-
-def standard_items(layout: MemoryMap, cpus: int) -> dict[int, bytes]:
-    """The items with fixed keys that every board has, by key."""
-    return {
-        Key.SIGNATURE: b"QEMU",
-        Key.ID: int(Interface.TRADITIONAL | Interface.DMA).to_bytes(4, "little"),
-        Key.RAM_SIZE: layout.memory_size.to_bytes(8, "little"),
-        Key.NB_CPUS: cpus.to_bytes(2, "little"),
-        Key.BOOT_MENU: bytes(2),
-        Key.MAX_CPUS: cpus.to_bytes(2, "little"),
-    }
-
-
-def linux_items(linux: LinuxBoot) -> dict[int, bytes]:
-    """Kernel, initrd and command line. Firmware joins setup and kernel, and starts the whole as an EFI executable."""
-
-    def size(contents: bytes) -> bytes:
-        return len(contents).to_bytes(4, "little")
-
-    command_line = linux.command_line.encode() + b"\0"
-    setup, kernel = linux.kernel.setup, linux.kernel.kernel
-    return {
-        Key.SETUP_SIZE: size(setup),
-        Key.SETUP_DATA: setup,
-        Key.KERNEL_SIZE: size(kernel),
-        Key.KERNEL_DATA: kernel,
-        Key.INITRD_SIZE: size(linux.initrd),
-        Key.INITRD_DATA: linux.initrd,
-        Key.CMDLINE_SIZE: size(command_line),
-        Key.CMDLINE_DATA: command_line,
-    }
-
-
-def standard_files(layout: MemoryMap) -> dict[str, bytes]:
-    """The files that firmware on a q35 board looks for, as far as this board has what they describe."""
-    return {
-        "etc/e820": b"".join(struct.pack("<QQI", *entry) for entry in layout.e820),
-        # Sleep states 0-5: bit 7 says enabled, the low bits give SLP_TYP. S0 and S5 are there; S3 and S4 are not.
-        "etc/system-states": bytes((0x80, 0x00, 0x00, 0x01, 0x02, 0x80)),
-        "etc/boot-menu-wait": bytes(2),
-    }

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from swtdx.vmm.board import acpi_tables
-from swtdx.vmm.board.acpi_pm import FIRMWARE_PMBASE, AcpiPm, PowerEvent
+from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debug_exit import DebugExit
 from swtdx.vmm.board.debugcon import DebugConsole
-from swtdx.vmm.board.fw_cfg import FwCfg, GuestMemoryAccess, standard_files
+from swtdx.vmm.board.fw_cfg import FwCfg, GuestMemoryAccess
 from swtdx.vmm.board.i8042 import ResetLine
 from swtdx.vmm.board.i8254 import I8254
 from swtdx.vmm.board.i8259 import I8259Pair
@@ -41,6 +41,8 @@ from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.pci import VirtioPci
 from swtdx.vmm.board.virtio.ring import DmaMemory
+from swtdx.vmm.fw_cfg_items import standard_files
+from swtdx.vmm.io_map import FIRMWARE_PMBASE
 from swtdx.vmm.linux_image import LinuxBoot
 from swtdx.vmm.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, MemoryMap
 
