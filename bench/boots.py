@@ -146,7 +146,7 @@ _INSIDE = {
 
 def main(repetitions: int) -> int:
     """Print the comparisons; 2 where something is missing."""
-    from swtdx.vmm.firmware import find_firmware
+    from swtdx.image.firmware import find_firmware
 
     linux = Path(os.environ.get("SWTDX_LINUX", ""))
     firmware = find_firmware(None).path

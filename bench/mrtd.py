@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swtdx.attest import measure_image
-from swtdx.vmm.firmware import Firmware, FirmwareError, find_firmware
-from swtdx.vmm.tdvf import parse
+from swtdx.image.firmware import Firmware, FirmwareError, find_firmware
+from swtdx.image.tdvf import parse
 
 _PAGE = 4096
 _ADD_BYTES = 128

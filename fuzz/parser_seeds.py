@@ -13,7 +13,7 @@ from fuzz.mutation import Seed
 from swtdx.attest.authenticode import authenticode_digest
 from tests.attest import uefi_image
 from tests.conftest import firmware_image, reference_directory
-from tests.vmm.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
+from tests.image.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 

@@ -37,9 +37,9 @@ from swtdx.attest.report import ReportError, parse_report
 from swtdx.attest.secure_boot import allowing_signature, entries
 from swtdx.attest.variable_store import VariableStoreError, parse_variables
 from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
-from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError
-from swtdx.vmm.linux_image import parse as parse_linux
-from swtdx.vmm.tdvf import TdvfError
+from swtdx.image.linux_image import LinuxBoot, LinuxImageError
+from swtdx.image.linux_image import parse as parse_linux
+from swtdx.image.tdvf import TdvfError
 from tests.attest import uefi_image
 
 PATIENCE = 30.0

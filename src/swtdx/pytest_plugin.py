@@ -34,10 +34,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from swtdx.image.firmware import Firmware
     from swtdx.uapi.client import Kvm
     from swtdx.uapi.kernel import Kernel
     from swtdx.vmm.bare_td import BareTd
-    from swtdx.vmm.firmware import Firmware
     from swtdx.vmm.outcome import Outcome
 
 DEFAULT_TIMEOUT = 120.0
@@ -185,7 +185,7 @@ def _check_processors(kernel: Kernel, cpus: int) -> None:
 
 
 def _firmware(named: str | Path | bool) -> Firmware:
-    from swtdx.vmm.firmware import FirmwareError, find_firmware
+    from swtdx.image.firmware import FirmwareError, find_firmware
 
     if named is not True:
         return find_firmware(Path(str(named)))
@@ -227,7 +227,7 @@ class FirmwareTd:
     @property
     def mrtd(self) -> str:
         """MRTD as the calls of this launch predict it, in hex."""
-        from swtdx.vmm.measurement import Order
+        from swtdx.image.mrtd import Order
 
         return self.machine.mrtd[Order.PER_PAGE].hex()
 

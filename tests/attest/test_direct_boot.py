@@ -21,11 +21,11 @@ from swtdx.attest.event_log import Event, parse_event_log
 from swtdx.attest.firmware_volume import MAXIMUM_DECOMPRESSED, files
 from swtdx.attest.replay import replay
 from swtdx.attest.variable_store import SECURE_BOOT_ENABLE, VariableStoreError, parse_variables
+from swtdx.image.firmware import Firmware
+from swtdx.image.linux_image import LinuxBoot, parse
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi.client import Kvm
-from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import Plan, launch
-from swtdx.vmm.linux_image import LinuxBoot, parse
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 from tests.attest import uefi_image

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from swtdx.attest.build_calls import Build, Leaf, RecordError, predicted_build, recorded_build
 from swtdx.attest.divergence import compare
-from swtdx.vmm.initial_memory import AddedRegion
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.tdvf import parse
-from tests.vmm.tdvf_image import BASE, CFV, HOB, TEMP, image_with
+from swtdx.image.initial_memory import AddedRegion
+from swtdx.image.mrtd import Order
+from swtdx.image.tdvf import parse
+from tests.image.tdvf_image import BASE, CFV, HOB, TEMP, image_with
 
 IMAGE = image_with()
 SHORT_BFV = (0x4000, 0xB000, BASE + 0x4000, 0xB000, 0, 1)

@@ -23,16 +23,16 @@ from swtdx.attest.measure import (
     order_matters,
     order_name,
 )
+from swtdx.image.firmware import Firmware
+from swtdx.image.mrtd import MrtdPredictor, Order
+from swtdx.image.tdvf import Section, SectionAttributes, TdvfError, parse
 from swtdx.linux.virt.seamcall import Seamcall
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import Plan, launch
-from swtdx.vmm.measurement import MrtdPredictor, Order
 from swtdx.vmm.slots import MemorySlots
-from swtdx.vmm.tdvf import Section, SectionAttributes, TdvfError, parse
-from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from tests.image.tdvf_image import BFV, CFV, HOB, TEMP, image_with
 
 MIB = 1 << 20
 

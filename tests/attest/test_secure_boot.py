@@ -21,7 +21,7 @@ from swtdx.attest.authenticode import authenticode_digest
 from swtdx.attest.direct_boot import PredictionError, kernel_refusal, predict_direct_boot
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY
-from swtdx.vmm.linux_image import LinuxBoot, parse
+from swtdx.image.linux_image import LinuxBoot, parse
 from tests.attest.test_direct_boot import seen_rtmrs
 from tests.attest.uefi_image import certificate_table, edk2_like, efi_kernel, signature_list, with_variable
 from tests.conftest import measuring_firmware_image

@@ -12,8 +12,8 @@ import pytest
 
 from swtdx.cli.parameters import InputError, memory_size
 from tests.cli.conftest import Command
+from tests.image.tdvf_image import HOB, TEMP, image_with
 from tests.vmm.fake_kernel import FakeKernel
-from tests.vmm.tdvf_image import HOB, TEMP, image_with
 
 
 @pytest.mark.parametrize(

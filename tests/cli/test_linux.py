@@ -23,14 +23,14 @@ from swtdx.attest.event_log import parse_event_log
 from swtdx.attest.replay import replay
 from swtdx.attest.report import parse_report
 from swtdx.cli.run import kernel_named
+from swtdx.image.firmware import Firmware, find_firmware
+from swtdx.image.linux_image import load
+from swtdx.image.smbios import SmbiosFields, parse_smbios
 from swtdx.machine import MachineKernel
 from swtdx.seam.report import verify
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.board.smbios import SmbiosFields, parse_smbios
-from swtdx.vmm.firmware import Firmware, find_firmware
 from swtdx.vmm.launch import Plan, TdParameters, launch
-from swtdx.vmm.linux_image import load
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import swtdx
+from swtdx.image.mrtd import Order, predict_mrtd
+from swtdx.image.tdvf import parse
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import Exit, kvm_run
-from swtdx.vmm.measurement import Order, predict_mrtd
-from swtdx.vmm.tdvf import parse
 from tests.cli.conftest import Command
 from tests.vmm.fake_kernel import FakeKernel, Play, port_in, port_out, typed
 

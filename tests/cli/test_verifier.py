@@ -14,16 +14,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-import swtdx.vmm.firmware
+import swtdx.image.firmware
 from swtdx.attest.build_calls import predicted_build
 from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.measure import measure_direct, measure_image
-from swtdx.vmm.linux_image import LinuxBoot, parse
-from swtdx.vmm.measurement import Order
+from swtdx.image.linux_image import LinuxBoot, parse
+from swtdx.image.mrtd import Order
 from tests.attest.uefi_image import edk2_like, efi_kernel
 from tests.cli.conftest import Command
-from tests.vmm.tdvf_image import BFV, CFV, HOB, TEMP, image_with
-from tests.vmm.test_linux_image import bzimage
+from tests.image.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from tests.image.test_linux_image import bzimage
 
 
 @pytest.fixture
@@ -231,13 +231,13 @@ def test_inspect_of_what_cannot_start(command: Command, code_half: Path) -> None
 
 
 def test_without_an_image_the_installed_firmware_is_taken(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(named: Path | None = None, **more: object) -> swtdx.vmm.firmware.Firmware:
-        raise swtdx.vmm.firmware.FirmwareError("no TDVF was found: install one")
+    def none(named: Path | None = None, **more: object) -> swtdx.image.firmware.Firmware:
+        raise swtdx.image.firmware.FirmwareError("no TDVF was found: install one")
 
     monkeypatch.setattr("swtdx.cli.input.find_firmware", none)
     assert command("measure").status == 3
     assert command("inspect").status == 3
-    found = swtdx.vmm.firmware.Firmware(Path("found.fd"), "it is there", image_with())
+    found = swtdx.image.firmware.Firmware(Path("found.fd"), "it is there", image_with())
     monkeypatch.setattr("swtdx.cli.input.find_firmware", lambda: found)
     result = command("measure")
     assert (result.status, result.err) == (0, "swtdx: found.fd: it is there\n")

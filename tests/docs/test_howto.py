@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.firmware import FirmwareError, find_firmware
+from swtdx.image.firmware import FirmwareError, find_firmware
 from tests.conftest import REPOSITORY
 
 PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.image.firmware import Firmware
 from swtdx.machine import MachineKernel, boot
 from swtdx.seam.status import StatusCode
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, launch
 from tests.vmm.gdb_guest import BASE, MEMORY, build
 

@@ -16,17 +16,17 @@ from typing import NoReturn
 import pytest
 
 from swtdx.cpu.platform import Platform
+from swtdx.image.boot_protocol import COME_BACK, MAILBOX
+from swtdx.image.initial_memory import td_hob
+from swtdx.image.linux_image import LinuxBoot, parse
+from swtdx.image.mrtd import Order, predict_mrtd
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.boot_protocol import COME_BACK, MAILBOX
-from swtdx.vmm.initial_memory import td_hob
 from swtdx.vmm.launch import Plan, TdParameters, check_plan, direct_boot, launch
-from swtdx.vmm.linux_image import LinuxBoot, parse
-from swtdx.vmm.measurement import Order, predict_mrtd
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run
-from tests.vmm.test_linux_image import bzimage
+from tests.image.test_linux_image import bzimage
 
 MIB = 1 << 20
 SOURCE = Path(__file__).with_name("direct_kernel.S")

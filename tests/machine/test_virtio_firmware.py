@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from swtdx.cpu.platform import Platform
+from swtdx.image.firmware import find_firmware
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
@@ -19,7 +20,6 @@ from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.disk_image import DiskSpec, open_disk
-from swtdx.vmm.firmware import find_firmware
 from swtdx.vmm.launch import Plan, TdParameters, launch
 from swtdx.vmm.run import Run
 from tests.vmm.fat_image import fat12_image

@@ -16,6 +16,8 @@ import pytest
 
 from guest.newc import DIRECTORY, FILE, newc
 from swtdx.cpu.platform import Platform
+from swtdx.image.firmware import find_firmware
+from swtdx.image.linux_image import load
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
@@ -23,9 +25,7 @@ from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.disk_image import DiskImage, DiskSpec, open_disk
-from swtdx.vmm.firmware import find_firmware
 from swtdx.vmm.launch import Plan, TdParameters, launch
-from swtdx.vmm.linux_image import load
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run
 

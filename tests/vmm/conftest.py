@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.firmware import Firmware
+from swtdx.image.firmware import Firmware
 from swtdx.vmm.launch import Plan, TdParameters
-from tests.vmm.tdvf_image import image_with
+from tests.image.tdvf_image import image_with
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from swtdx.image.firmware import Firmware
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi.client import Kvm
-from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.gdb.server import Address, GdbServer
 from swtdx.vmm.gdb.target import Target
@@ -26,7 +26,7 @@ from swtdx.vmm.gdb.td_target import TdTarget
 from swtdx.vmm.gdb.vm_target import VmTarget
 from swtdx.vmm.launch import Machine, Plan, TdParameters, launch
 from swtdx.vmm.run import Run
-from tests.vmm.tdvf_image import SIZE, Image
+from tests.image.tdvf_image import SIZE, Image
 
 BASE = (1 << 32) - SIZE
 DATA = 0x80_0000

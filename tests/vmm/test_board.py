@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from swtdx.image.fw_cfg_items import standard_files
+from swtdx.image.memory_map import FOUR_GIB, MIB, MemoryMap
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debug_exit import DebugExit, exit_status
@@ -22,9 +24,7 @@ from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lp
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import Uart16550
-from swtdx.vmm.fw_cfg_items import standard_files
 from swtdx.vmm.memory import GuestMemory
-from swtdx.vmm.memory_map import FOUR_GIB, MIB, MemoryMap
 
 LAYOUT = MemoryMap(256 * MIB, 2 * MIB)
 

@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import pytest
 
+from swtdx.image.mrtd import MrtdPredictor, Order
+from swtdx.image.tdvf import TdvfError
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.tdx_upstream import kvm_tdx_init_vm
 from swtdx.uapi.tdx_v10 import kvm_tdx_init_vm as kvm_tdx_init_vm_v10
 from swtdx.vmm.launch import LaunchError, Plan, TdParameters, launch
-from swtdx.vmm.measurement import MrtdPredictor, Order
-from swtdx.vmm.tdvf import TdvfError
+from tests.image.tdvf_image import BASE, BFV, CFV, HOB, SIZE, TEMP, image_with
 from tests.vmm.fake_kernel import FakeKernel
-from tests.vmm.tdvf_image import BASE, BFV, CFV, HOB, SIZE, TEMP, image_with
 
 Planner = Callable[..., Plan]
 

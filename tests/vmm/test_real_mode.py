@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.image.firmware import Firmware
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.kernel import Kernel
-from swtdx.vmm.firmware import Firmware
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run

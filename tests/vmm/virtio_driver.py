@@ -9,12 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from swtdx.image.memory_map import MIB, MemoryMap
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.ioapic import Msi
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.memory import GuestMemory
-from swtdx.vmm.memory_map import MIB, MemoryMap
 
 RAM = 2 * MIB
 MSIX_BAR, VIRTIO_BAR = 0xC000_0000, 0x70_0000_0000

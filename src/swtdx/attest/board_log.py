@@ -33,8 +33,8 @@ from swtdx.attest.direct_boot import (
 from swtdx.attest.event_log import Event
 from swtdx.attest.measure import checked
 from swtdx.attest.replay import replay
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.tdvf import SectionType, Tdvf
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.tdvf import SectionType, Tdvf
 
 _EXIT_BOOT_SERVICES = b"Exit Boot Services Invocation"
 _WITH_DATA = (EV_EVENT_TAG, EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_PLATFORM_FIRMWARE_BLOB2)
@@ -44,8 +44,8 @@ _OF_THE_STUB = (0x8F3B_22EC, 0x8F3B_22ED)
 def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name: str = "the image") -> BootPrediction:
     """RTMRs of a TD built from ``image`` that starts ``linux`` on the machine that has written ``log``.
 
-    What the guest has extended into RTMR3 is left out. Raises `swtdx.vmm.tdvf.TdvfError` for an image that cannot start
-    as a TD, `PredictionError` for a log that is not of a direct kernel boot, or an image that is not modelled.
+    What the guest has extended into RTMR3 is left out. Raises `swtdx.image.tdvf.TdvfError` for an image that cannot
+    start as a TD, `PredictionError` for a log that is not of a direct kernel boot, or an image that is not modelled.
     """
     tdvf = checked(image, name)
     variables = started_variables(tdvf)

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swtdx.attest.event_words import type_name
 from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_tdvf
-from swtdx.vmm.initial_memory import AddedRegion, unpadded_contents
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
+from swtdx.image.initial_memory import AddedRegion, unpadded_contents
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.mrtd import Order
+from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
 
 if TYPE_CHECKING:
     from swtdx.attest.direct_boot import BootPrediction

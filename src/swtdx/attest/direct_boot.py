@@ -39,13 +39,13 @@ from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import Rtmrs, replay
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
-from swtdx.vmm.board.acpi_tables import LOADER_FILE
-from swtdx.vmm.board.acpi_tables import build as build_acpi
-from swtdx.vmm.fw_cfg_items import Key, standard_files, standard_items
-from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.tdvf import SectionType, Tdvf, TdvfError, check_memory
+from swtdx.image.acpi_tables import LOADER_FILE
+from swtdx.image.acpi_tables import build as build_acpi
+from swtdx.image.fw_cfg_items import Key, standard_files, standard_items
+from swtdx.image.initial_memory import InitialMemoryError, td_hob
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.tdvf import SectionType, Tdvf, TdvfError, check_memory
 
 _BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 _OTHER_BOOT_OPTIONS = (
@@ -126,7 +126,7 @@ def predict_direct_boot(
 ) -> BootPrediction:
     """RTMRs of a TD built from the firmware ``image`` that starts ``linux`` on the board of ``swtdx run``.
 
-    ``memory_size`` in bytes. Raises `swtdx.vmm.tdvf.TdvfError` for an image that cannot start as a TD on such a
+    ``memory_size`` in bytes. Raises `swtdx.image.tdvf.TdvfError` for an image that cannot start as a TD on such a
     machine, `PredictionError` where what would be measured is not known.
     """
     tdvf = checked(image, name)

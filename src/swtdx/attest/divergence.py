@@ -16,9 +16,9 @@ from itertools import zip_longest
 from typing import Any
 
 from swtdx.attest.build_calls import Build, Call
-from swtdx.vmm.initial_memory import InitialMemoryError
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.tdvf import PAGE_SIZE
+from swtdx.image.initial_memory import InitialMemoryError
+from swtdx.image.mrtd import Order
+from swtdx.image.tdvf import PAGE_SIZE
 
 _CHUNK_SIZE = 256
 
@@ -118,7 +118,7 @@ class Comparison:
 def compare(one: Build, other: Build) -> Comparison:
     """Find where two builds part. An unknown order is taken to be the other's, or else page by page.
 
-    >>> from swtdx.vmm.initial_memory import AddedRegion
+    >>> from swtdx.image.initial_memory import AddedRegion
     >>> def build(*gpas: int) -> Build:
     ...     regions = tuple(AddedRegion(0, "TEMP_MEM", gpa, 1, False, ()) for gpa in gpas)
     ...     return Build("x", False, regions, Order.PER_PAGE, bytes(gpas[-1:]), None, None, None)

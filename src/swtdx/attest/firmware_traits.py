@@ -14,7 +14,7 @@ from uuid import UUID
 
 from swtdx.attest.firmware_volume import FirmwareFile, files
 from swtdx.attest.variable_store import VariableStoreError, parse_variables
-from swtdx.vmm.tdvf import Section, SectionType
+from swtdx.image.tdvf import Section, SectionType
 
 TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
 DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")

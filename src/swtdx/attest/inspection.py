@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A firmware image explained: its TDVF metadata, what is measured of it, and whether it can start as a TD.
 
-All rules of `swtdx.vmm.tdvf` are tried, not only up to the first that is broken, and the section table is kept as it
+All rules of `swtdx.image.tdvf` are tried, not only up to the first that is broken, and the section table is kept as it
 stands in the file, so that there is something to look at where it is wrong.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.attest.firmware_traits import FirmwareTraits, firmware_traits
-from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.tdvf import (
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.tdvf import (
     Row,
     Rule,
     Section,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """MRTD of a firmware image: what the TDX module will have measured when a TD built from it is finalized.
 
-The stream that is hashed is `swtdx.vmm.measurement`'s, the same that a launch expects.  What a verifier must know about
+The stream that is hashed is `swtdx.image.mrtd`'s, the same that a launch expects.  What a verifier must know about
 it beside the digest is what it depends on: always on the order of the VMM's kernel (`Order`), and on the machine only
 if the image has its TD HOB measured, for the HOB describes the machine's memory.
 """
@@ -12,13 +12,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from swtdx.vmm.initial_memory import InitialMemoryError, td_hob
-from swtdx.vmm.measurement import Order, predict_mrtd
-from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.tdvf import PAGE_SIZE, SectionType, Tdvf, check_memory, parse, unfilled
+from swtdx.image.initial_memory import InitialMemoryError, td_hob
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.mrtd import Order, predict_mrtd
+from swtdx.image.tdvf import PAGE_SIZE, SectionType, Tdvf, check_memory, parse, unfilled
 
 if TYPE_CHECKING:
-    from swtdx.vmm.linux_image import LinuxBoot
+    from swtdx.image.linux_image import LinuxBoot
 
 MAXIMUM_ADDED = 1 << 30
 """Bytes of initial memory; an image that wants more is not measured: one field of it could otherwise cost hours."""
@@ -73,13 +73,13 @@ def measure_image(
     ``memory_size``: of the guest, in bytes; needed only where the TD HOB is measured (`depends_on_memory`), and checked
     to hold all sections wherever it is given.
 
-    Raises `swtdx.vmm.tdvf.TdvfError` for an image that cannot start as a TD, `MeasureError` for one whose MRTD cannot
+    Raises `swtdx.image.tdvf.TdvfError` for an image that cannot start as a TD, `MeasureError` for one whose MRTD cannot
     be told without a memory size, or that wants more than `MAXIMUM_ADDED` bytes of initial memory.
 
     >>> measure_image(b"")
     Traceback (most recent call last):
     ...
-    swtdx.vmm.tdvf.TdvfError: the image is empty, so it is no firmware image
+    swtdx.image.tdvf.TdvfError: the image is empty, so it is no firmware image
 
     With the firmware at hand: ``measure_image(Path("OVMF.fd").read_bytes()).mrtd.hex()``.
     """
@@ -90,15 +90,15 @@ def measure_direct(linux: LinuxBoot, memory_size: int, cpus: int, order: Order =
     """MRTD of a TD that starts ``linux`` without firmware, as ``swtdx run --firmware none`` does.
 
     It is all in MRTD: shim, kernel, initrd, command line, memory map and ACPI tables. Raises
-    `swtdx.vmm.linux_image.LinuxImageError` for a kernel that does not fit, `MeasureError` for one that is too large.
+    `swtdx.image.linux_image.LinuxImageError` for a kernel that does not fit, `MeasureError` for one that is too large.
     """
     return measure_tdvf(direct_tdvf(linux, memory_size, cpus), order, memory_size)
 
 
 def direct_tdvf(linux: LinuxBoot, memory_size: int, cpus: int) -> Tdvf:
     """The shim with all that it brings, as an image would be parsed. Raises as `measure_direct` does."""
-    from swtdx.vmm import shim  # only here: who hashes a firmware image does not wait for the board
-    from swtdx.vmm.boot_protocol import lay_out
+    from swtdx.image import shim  # only here: who hashes a firmware image does not wait for the board
+    from swtdx.image.boot_protocol import lay_out
 
     return _measurable(shim.tdvf(lay_out(linux, MemoryMap(memory_size, shim.SIZE), cpus, td=True)))
 

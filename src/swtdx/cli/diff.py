@@ -18,9 +18,9 @@ from swtdx.cli.input import file_bytes
 from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.shim import NAME as NO_FIRMWARE
-from swtdx.vmm.tdvf import Tdvf, TdvfError
+from swtdx.image.mrtd import Order
+from swtdx.image.shim import NAME as NO_FIRMWARE
+from swtdx.image.tdvf import Tdvf, TdvfError
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -113,7 +113,7 @@ class DirectBoot:
     def tdvf(self, memory: int, cpus: int) -> Tdvf:
         """What stands in for firmware that there is not, with the kernel in it. Raises `Failure`, `MeasureError`."""
         from swtdx.attest.measure import direct_tdvf
-        from swtdx.vmm.linux_image import LinuxImageError
+        from swtdx.image.linux_image import LinuxImageError
 
         try:
             linux = linux_files(self.kernel, self.initrd, self.append, memory)

@@ -12,8 +12,8 @@ import typer
 
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.vmm.firmware import FirmwareError, find_firmware
-from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE
+from swtdx.image.firmware import FirmwareError, find_firmware
+from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
 
 MAXIMUM_INPUT_SIZE = 256 << 20
 """Bytes; no image, record, quote or event log is that large."""

@@ -17,13 +17,13 @@ from swtdx.attest.measure import MeasureError, checked, depends_on_memory, measu
 from swtdx.cli.input import file_bytes, firmware_bytes
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.memory_map import MAXIMUM_MEMORY
-from swtdx.vmm.tdvf import TdvfError
+from swtdx.image.memory_map import MAXIMUM_MEMORY
+from swtdx.image.mrtd import Order
+from swtdx.image.tdvf import TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
     from swtdx.attest.direct_boot import BootPrediction
-    from swtdx.vmm.linux_image import LinuxBoot
+    from swtdx.image.linux_image import LinuxBoot
 
 DEFAULT_MEMORY = "256M"  # that of swtdx run
 PREDICTED_RTMRS = (0, 1, 2)  # RTMR3 is the guest's own
@@ -200,7 +200,7 @@ def _measure_direct(
 ) -> None:
     """``measure none --kernel ...``: all of the boot is in MRTD, and the RTMRs stay zero. Raises `Failure`."""
     from swtdx.attest.measure import measure_direct
-    from swtdx.vmm.linux_image import LinuxImageError
+    from swtdx.image.linux_image import LinuxImageError
 
     if kernel is None:
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
@@ -225,7 +225,7 @@ def _written(digest: bytes, output_format: OutputFormat | None) -> str:
 
 def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
     """What a firmware is to start, from its files. Raises `Failure`."""
-    from swtdx.vmm.linux_image import LinuxImageError, load
+    from swtdx.image.linux_image import LinuxImageError, load
 
     for path in (kernel, initrd):
         if path is not None:

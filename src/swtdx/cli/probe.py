@@ -21,11 +21,11 @@ import typer
 import swtdx
 from swtdx.attest.inspection import inspect_image
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.image.firmware import candidates
+from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import survey
 from swtdx.uapi.host_tdx import HostFacts, host_facts
-from swtdx.vmm.firmware import candidates
-from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -17,9 +17,9 @@ from rich.text import Text
 
 import swtdx
 from swtdx.cli.parameters import readable_size
+from swtdx.image.mrtd import Order
 from swtdx.uapi.abilities import inspectable
 from swtdx.vmm.launch import Machine, Plan
-from swtdx.vmm.measurement import Order
 from swtdx.vmm.outcome import Outcome
 from swtdx.vmm.run import Run
 

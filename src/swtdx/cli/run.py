@@ -31,28 +31,28 @@ from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.trace_file import TraceFormat
+from swtdx.image.firmware import FirmwareError, find_firmware
+from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
+from swtdx.image.shim import NAME as NO_FIRMWARE
+from swtdx.image.smbios import SmbiosError, parse_smbios
+from swtdx.image.tdvf import TdvfError
 from swtdx.linux.config import KernelConfig
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.traced import Emit, TracedKernel
-from swtdx.vmm.board.smbios import SmbiosError, parse_smbios
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
-from swtdx.vmm.firmware import FirmwareError, find_firmware
 from swtdx.vmm.gdb.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
-from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
 from swtdx.vmm.run import Run, StuckVcpu
-from swtdx.vmm.shim import NAME as NO_FIRMWARE
-from swtdx.vmm.tdvf import TdvfError
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05

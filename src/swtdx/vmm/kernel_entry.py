@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An ordinary VM's way to a kernel's 64-bit entry point: page tables, descriptors, and the registers of its first vCPU.
 
-What must be in memory for a kernel is `swtdx.vmm.boot_protocol`'s; here is the state of the processor that the protocol
-asks for.  The other vCPUs wait for INIT and SIPI as after any reset.
+What must be in memory for a kernel is `swtdx.image.boot_protocol`'s; here is the state of the processor that the
+protocol asks for.  The other vCPUs wait for INIT and SIPI as after any reset.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from swtdx.image.boot_protocol import BOOT_PARAMS, DESCRIPTORS, PAGE_TABLES, DirectBoot, Piece
+from swtdx.image.memory_map import MIB, PAGE_SIZE
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Vcpu
-from swtdx.vmm.boot_protocol import BOOT_PARAMS, DESCRIPTORS, PAGE_TABLES, DirectBoot, Piece
-from swtdx.vmm.memory_map import MIB, PAGE_SIZE
 
 _CODE_SELECTOR, _DATA_SELECTOR = 0x10, 0x18
 _FLAT_CODE_64, _FLAT_DATA = 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF

@@ -25,25 +25,25 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swtdx.image import shim
+from swtdx.image.boot_protocol import DirectBoot, lay_out
+from swtdx.image.firmware import Firmware
+from swtdx.image.initial_memory import AddedRegion, InitialMemoryError, section_contents
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
+from swtdx.image.mrtd import MrtdPredictor, Order
+from swtdx.image.smbios import SmbiosFields
+from swtdx.image.tdvf import Section, Tdvf, check_memory, parse, unfilled
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_DEBUG, TDX_TD_ATTR_SEPT_VE_DISABLE
-from swtdx.vmm import shim
 from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.q35 import Board
-from swtdx.vmm.board.smbios import SmbiosFields
 from swtdx.vmm.board.virtio.device import VirtioDevice
-from swtdx.vmm.boot_protocol import DirectBoot, lay_out
-from swtdx.vmm.firmware import Firmware
-from swtdx.vmm.initial_memory import AddedRegion, InitialMemoryError, section_contents
 from swtdx.vmm.kernel_entry import enter, ordinary_vm
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.measurement import MrtdPredictor, Order
 from swtdx.vmm.memory import staged
-from swtdx.vmm.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
 from swtdx.vmm.slots import MemorySlots
-from swtdx.vmm.tdvf import Section, Tdvf, check_memory, parse, unfilled
 from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid, without_shared_pages
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells

@@ -19,8 +19,8 @@ from swtdx.uapi.client import Kvm, KvmError, Vm
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
 from tests.cli.conftest import Command
+from tests.image.tdvf_image import image_with
 from tests.vmm.fake_kernel import FakeKernel
-from tests.vmm.tdvf_image import image_with
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from swtdx.image.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_EN, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
 from swtdx.vmm.board.bus import PortBus
-from swtdx.vmm.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_EN, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
 
 _BLOCK_LENGTH = 0x80
 TIMER_HZ = 3_579_545

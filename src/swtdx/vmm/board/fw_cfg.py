@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from enum import IntFlag
 from typing import Protocol
 
+from swtdx.image.fw_cfg_items import Key, linux_items, standard_items
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.memory_map import MemoryMap
 from swtdx.vmm.board.bus import PortBus
-from swtdx.vmm.fw_cfg_items import Key, linux_items, standard_items
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import MemoryMap
 
 SELECTOR_PORT = 0x510
 DATA_PORT = 0x511

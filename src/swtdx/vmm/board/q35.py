@@ -11,7 +11,12 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from swtdx.vmm.board import acpi_tables
+from swtdx.image import acpi_tables
+from swtdx.image.fw_cfg_items import standard_files
+from swtdx.image.io_map import FIRMWARE_PMBASE
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, MemoryMap
+from swtdx.image.smbios import SmbiosFields
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debug_exit import DebugExit
@@ -35,16 +40,11 @@ from swtdx.vmm.board.pci import (
     lpc_bridge,
 )
 from swtdx.vmm.board.rtc import Rtc
-from swtdx.vmm.board.smbios import SmbiosFields
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.pci import VirtioPci
 from swtdx.vmm.board.virtio.ring import DmaMemory
-from swtdx.vmm.fw_cfg_items import standard_files
-from swtdx.vmm.io_map import FIRMWARE_PMBASE
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, MemoryMap
 
 FIRST_FREE_SLOT = 1
 LAST_FREE_SLOT = 24  # those above are the chipset's own

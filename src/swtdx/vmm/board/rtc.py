@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from enum import IntEnum
 
+from swtdx.image.memory_map import MIB, MemoryMap
 from swtdx.vmm.board.bus import PortBus
-from swtdx.vmm.memory_map import MIB, MemoryMap
 
 INDEX_PORT = 0x70
 DATA_PORT = 0x71

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from swtdx.image.memory_map import PAGE_SIZE
 from swtdx.vmm.gdb import monitor
 from swtdx.vmm.gdb.breakpoints import INT3, Breakpoints, Hardware, Kind, NoRoom, Planted
 from swtdx.vmm.gdb.execution import CRASHED, Execution, Hit
@@ -22,7 +23,6 @@ from swtdx.vmm.gdb.packet import PACKET_SIZE
 from swtdx.vmm.gdb.registers import REGISTERS, RIP, target_xml
 from swtdx.vmm.gdb.target import AccessError, Target
 from swtdx.vmm.launch import Machine
-from swtdx.vmm.memory_map import PAGE_SIZE
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 
 import pytest
 
-from swtdx.vmm.boot_protocol import DirectBoot, lay_out, memory_map
-from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, parse
-from swtdx.vmm.memory_map import MemoryMap
-from tests.vmm.test_linux_image import bzimage
+from swtdx.image.boot_protocol import DirectBoot, lay_out, memory_map
+from swtdx.image.linux_image import LinuxBoot, LinuxImageError, parse
+from swtdx.image.memory_map import MemoryMap
+from tests.image.test_linux_image import bzimage
 
 MIB = 1 << 20
 INITRD = b"070701" * 1000

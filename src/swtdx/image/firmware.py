@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swtdx.vmm.tdvf import MAXIMUM_IMAGE_SIZE, TdvfError, check_image_size, parse
+from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, TdvfError, check_image_size, parse
 
 FEATURE = "intel-tdx"
 ARCHITECTURE = "x86_64"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.board import acpi_tables, aml
-from swtdx.vmm.board.acpi_tables import LOADER_FILE, RSDP_FILE, TABLES_FILE
+from swtdx.image import acpi_tables, aml
+from swtdx.image.acpi_tables import LOADER_FILE, RSDP_FILE, TABLES_FILE
+from swtdx.image.memory_map import MIB, MemoryMap
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.memory import GuestMemory
-from swtdx.vmm.memory_map import MIB, MemoryMap
 
 LAYOUT = MemoryMap(512 * MIB, 2 * MIB)
 TABLES_AT, RSDP_AT = 0x1FB7_0000, 0xE_0000

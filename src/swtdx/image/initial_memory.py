@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swtdx.vmm import hob
-from swtdx.vmm.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
+from swtdx.image import hob
+from swtdx.image.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
 
 
 class InitialMemoryError(Exception):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A TDVF of one page that stands in for firmware: it brings a TD from its reset vector into a Linux kernel.
 
-``shim.S`` is its source, ``shim.bin`` that source assembled (`swtdx.vmm.shim.assemble`; a test holds the two against
+``shim.S`` is its source, ``shim.bin`` that source assembled (`swtdx.image.shim.assemble`; a test holds the two against
 each other).  What is here writes the TDVF metadata in front of it: one section for each piece of memory that the
-kernel is to find (`swtdx.vmm.boot_protocol`).  The shim itself comes from the image, all else the VMM brings.
+kernel is to find (`swtdx.image.boot_protocol`).  The shim itself comes from the image, all else the VMM brings.
 
 **What is measured: everything.**  All sections have MR_EXTEND, so that MRTD covers the shim, the TD HOB, the kernel
 (without the real-mode code, which is not loaded), its boot_params with setup header, command line and memory map, the
@@ -22,7 +22,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from swtdx.vmm.boot_protocol import (
+from swtdx.image.boot_protocol import (
     MAILBOX,
     METADATA_ROOM,
     PAGE_TABLES,
@@ -32,8 +32,8 @@ from swtdx.vmm.boot_protocol import (
     DirectBoot,
     Piece,
 )
-from swtdx.vmm.firmware import Firmware
-from swtdx.vmm.tdvf import (
+from swtdx.image.firmware import Firmware
+from swtdx.image.tdvf import (
     DESCRIPTOR_SIGNATURE,
     DESCRIPTOR_VERSION,
     FOUR_GIB,

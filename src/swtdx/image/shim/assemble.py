@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Assembles ``shim.S``: ``python -m swtdx.vmm.shim.assemble`` rewrites ``shim.bin`` beside it.
+"""Assembles ``shim.S``: ``python -m swtdx.image.shim.assemble`` rewrites ``shim.bin`` beside it.
 
 The addresses in it come from here, so that Python and assembly cannot disagree without a test that shows it.  A C
 compiler driver and GNU ld are needed only by who changes the source.
@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from swtdx.vmm.boot_protocol import BOOT_PARAMS, MAILBOX, METADATA_ROOM, PAGE_TABLES, SHIM
-from swtdx.vmm.tdvf import PAGE_SIZE
+from swtdx.image.boot_protocol import BOOT_PARAMS, MAILBOX, METADATA_ROOM, PAGE_TABLES, SHIM
+from swtdx.image.tdvf import PAGE_SIZE
 
 SOURCE = Path(__file__).with_name("shim.S")
 _DEFINITIONS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.fw_cfg_items import Key, linux_items
-from swtdx.vmm.linux_image import LinuxBoot, LinuxImageError, load, parse
+from swtdx.image.fw_cfg_items import Key, linux_items
+from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load, parse
 
 MIB = 1 << 20
 

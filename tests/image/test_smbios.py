@@ -12,8 +12,8 @@ from typing import NoReturn
 
 import pytest
 
-from swtdx.vmm.board.smbios import ANCHOR_FILE, TABLES_FILE, SmbiosError, parse_smbios
-from swtdx.vmm.memory_map import MemoryMap
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.smbios import ANCHOR_FILE, TABLES_FILE, SmbiosError, parse_smbios
 
 EVERYTHING = [
     "type=0,vendor=Them,version=v1,date=01/02/2026,release=3.4",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swtdx.vmm import hob
-from swtdx.vmm.hob import HobError, ResourceType, memory_resources
-from swtdx.vmm.memory_map import MemoryMap
+from swtdx.image import hob
+from swtdx.image.hob import HobError, ResourceType, memory_resources
+from swtdx.image.memory_map import MemoryMap
 
 
 class Header(ctypes.LittleEndianStructure):

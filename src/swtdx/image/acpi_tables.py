@@ -17,9 +17,9 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from swtdx.vmm.board import aml
-from swtdx.vmm.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
-from swtdx.vmm.memory_map import (
+from swtdx.image import aml
+from swtdx.image.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
+from swtdx.image.memory_map import (
     ECAM_BASE,
     ECAM_SIZE,
     IOAPIC_BASE,

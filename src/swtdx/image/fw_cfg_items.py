@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from enum import IntEnum, IntFlag
 
-from swtdx.vmm.linux_image import LinuxBoot
-from swtdx.vmm.memory_map import MemoryMap
+from swtdx.image.linux_image import LinuxBoot
+from swtdx.image.memory_map import MemoryMap
 
 
 class Key(IntEnum):

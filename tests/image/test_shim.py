@@ -9,15 +9,15 @@ from typing import NoReturn
 import pytest
 
 from swtdx.attest.measure import measure_direct
-from swtdx.vmm import shim
-from swtdx.vmm.boot_protocol import DirectBoot, lay_out
-from swtdx.vmm.linux_image import LinuxBoot, parse
-from swtdx.vmm.measurement import Order
-from swtdx.vmm.memory_map import MemoryMap
-from swtdx.vmm.shim.assemble import assemble
-from swtdx.vmm.tdvf import SectionType, check_memory, unfilled
-from swtdx.vmm.tdvf import parse as parse_tdvf
-from tests.vmm.test_linux_image import bzimage
+from swtdx.image import shim
+from swtdx.image.boot_protocol import DirectBoot, lay_out
+from swtdx.image.linux_image import LinuxBoot, parse
+from swtdx.image.memory_map import MemoryMap
+from swtdx.image.mrtd import Order
+from swtdx.image.shim.assemble import assemble
+from swtdx.image.tdvf import SectionType, check_memory, unfilled
+from swtdx.image.tdvf import parse as parse_tdvf
+from tests.image.test_linux_image import bzimage
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ def test_the_package_has_what_the_assembler_makes_of_the_source(skip_loudly: Cal
         made = assemble()
     except FileNotFoundError as error:
         skip_loudly(f"no {error.filename}: that shim.bin is shim.S assembled is not shown")
-    assert made == shim.assembled(), "run python -m swtdx.vmm.shim.assemble"
+    assert made == shim.assembled(), "run python -m swtdx.image.shim.assemble"
 
 
 def test_the_image_is_a_tdvf_of_one_page_with_a_section_for_each_piece() -> None:

@@ -13,7 +13,7 @@
  * ECX the address of the TD HOB, ESI the number of the vCPU. There is no stack here, and no IDT: nothing that is
  * executed here gives a #VE.
  *
- * Addresses come from the command line of the assembler (swtdx.vmm.shim.assemble): MAILBOX, PAGE_TABLES (seven zeroed
+ * Addresses come from the command line of the assembler (swtdx.image.shim.assemble): MAILBOX, PAGE_TABLES (seven zeroed
  * pages), BOOT_PARAMS, PAGE_SIZE, METADATA_ROOM. The reset vector of the wake-up structure is where the metadata end.
  */
 

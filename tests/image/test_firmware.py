@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.firmware import FirmwareError, descriptor_search_folders, find_firmware
-from swtdx.vmm.tdvf import TdvfError
-from tests.vmm.tdvf_image import image_with
+from swtdx.image.firmware import FirmwareError, descriptor_search_folders, find_firmware
+from swtdx.image.tdvf import TdvfError
+from tests.image.tdvf_image import image_with
 
 
 def write_descriptor(folder: Path, name: str, image: Path, device: str = "memory", **changes: object) -> Path:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from swtdx.vmm.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
+from swtdx.image.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
 
 Contents = bytes | memoryview  # of pages
 

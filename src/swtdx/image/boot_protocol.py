@@ -13,7 +13,7 @@ with RSI at the zero page, flat segments 0x10 and 0x18, and all of that mapped o
     preferred  the kernel       where its header wants it, with ``init_size`` bytes of room
     top        the initrd       at the end of RAM below 4 GiB
 
-For a TD these pieces become sections of a small TDVF (`swtdx.vmm.shim`), which comes to the same state from a TD's
+For a TD these pieces become sections of a small TDVF (`swtdx.image.shim`), which comes to the same state from a TD's
 reset vector.  An ordinary VM is put there by its registers (`swtdx.vmm.kernel_entry`).
 """
 
@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from swtdx.vmm.board import acpi_tables
-from swtdx.vmm.linux_image import BzImage, LinuxBoot, LinuxImageError
-from swtdx.vmm.memory_map import E820_RAM, E820_RESERVED, FOUR_GIB, MIB, PAGE_SIZE, MemoryMap
+from swtdx.image import acpi_tables
+from swtdx.image.linux_image import BzImage, LinuxBoot, LinuxImageError
+from swtdx.image.memory_map import E820_RAM, E820_RESERVED, FOUR_GIB, MIB, PAGE_SIZE, MemoryMap
 
 SYSTEM_AREA = 0x10_0000
 TD_HOB = SYSTEM_AREA  # of a TD: two pages

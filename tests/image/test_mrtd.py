@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.vmm.measurement import MrtdPredictor, Order, predict_mrtd
-from swtdx.vmm.tdvf import parse
-from tests.vmm.tdvf_image import image_with
+from swtdx.image.mrtd import MrtdPredictor, Order, predict_mrtd
+from swtdx.image.tdvf import parse
+from tests.image.tdvf_image import image_with
 
 DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
 
