@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from swtdx.linux.err import err
-from swtdx.linux.uaccess import current_mm
+from swtdx.linux.uaccess import current_mm, own_mm
 
 
 class File:
@@ -29,7 +29,7 @@ class File:
 
     def __init__(self) -> None:
         self.references = 0
-        self.mm = current_mm()
+        self.mm = own_mm()
 
     def ioctl(self, request: int, arg: int) -> int:
         """ioctl(2) with the whole 32-bit request. Raises OSError."""
@@ -75,7 +75,7 @@ class FileTable:
         ``fd``: a memfd that there is already, and that is the table's from now on.
         """
         if fd is None:
-            fd = os.memfd_create(file.name, os.MFD_CLOEXEC)
+            fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             if file.size:
                 os.ftruncate(fd, file.size)
         stat = os.fstat(fd)
@@ -118,6 +118,15 @@ class FileTable:
                 file.references += 1
         return file
 
+    def fget(self, fd: int) -> File | None:
+        """The File behind a descriptor that the caller names in a structure, or None if it is not ours (fget).
+
+        The caller may be another process, whose numbers are its own. Raises OSError(EBADF) if there is none.
+        """
+        stat = current_mm().fstat(fd)
+        with self._lock:
+            return self._inodes.get((stat.st_dev, stat.st_ino))
+
     def close(self, fd: int) -> None:
         """close(2) of one of ours. Raises OSError(EBADF) like the real one."""
         with self._lock:
@@ -138,7 +147,7 @@ class FileTable:
 
         Not in a child made by fork(): its parent has the file still.
         """
-        if file.mm is not current_mm():
+        if file.mm is not own_mm():
             return
         with self._lock:
             file.references -= 1

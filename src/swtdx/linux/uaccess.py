@@ -2,16 +2,20 @@
 """User memory: copy_from_user and copy_to_user (linux/uaccess.h).
 
 An ioctl's pointer is an address in the caller's memory and may be anything. It is never dereferenced here: the copies
-go through process_vm_readv(2) and process_vm_writev(2) on our own process, for which a bad address is EFAULT and a
-read-only page refuses a write. (Were the caller another process, only the pid would change.)
+go through process_vm_readv(2) and process_vm_writev(2) on the caller's process, for which a bad address is EFAULT and a
+read-only page refuses a write.
 
-`current_mm` stands for ``current->mm``: fork() gives the child another one, by which KVM knows that a VM is not its.
+`current_mm` stands for ``current->mm``: fork() gives the child another one, by which KVM knows that a VM is not its. It
+is our own process's, unless a front end serves other processes: then each thread that serves a call sets the caller's
+first (`use_mm`).
 """
 
 import ctypes
 import errno
 import os
+import signal
 import threading
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from swtdx.linux.err import err
@@ -39,36 +43,62 @@ S = TypeVar("S", bound=ctypes.Structure)
 
 
 class Mm:
-    """An address space: who it belongs to."""
+    """An address space, and what else of its process the kernel looks at. This one is our own.
 
-    def __init__(self) -> None:
-        self.pid = os.getpid()
+    A front end that serves other processes derives from it.
+    """
 
+    def __init__(self, pid: int | None = None) -> None:
+        self.pid = os.getpid() if pid is None else pid
 
-_mm = Mm()
+    def find_vma(self, address: int) -> tuple[int, int, bool, bool] | None:
+        """(start, end, readable, writable) of the mapping that holds ``address``."""
+        with open(f"/proc/{self.pid}/maps", "rb") as maps:
+            for line in maps:
+                extent, permissions = line.split(b" ", 2)[:2]
+                start, _, end = extent.partition(b"-")
+                if int(end, 16) > address:
+                    if int(start, 16) > address:
+                        return None
+                    return int(start, 16), int(end, 16), permissions[:1] == b"r", permissions[1:2] == b"w"
+        return None
 
+    def reach(self, start: int, end: int) -> int:
+        """Where in our own process the memory [start, end) of one mapping is. Raises OSError(EFAULT)."""
+        return start
 
-def current_mm() -> Mm:
-    """The caller's address space; another object in a child made by fork()."""
-    return _mm
+    def fstat(self, fd: int) -> os.stat_result:
+        """fstat(2) of one of its descriptors. Raises OSError(EBADF)."""
+        try:
+            return os.fstat(fd)
+        except OverflowError as error:
+            raise err(errno.EBADF, f"fd {fd}") from error
 
+    def dup(self, fd: int) -> int:
+        """A descriptor of ours for what its descriptor ``fd`` refers to. Raises OSError(EBADF, EMFILE)."""
+        try:
+            return os.dup(fd)
+        except OverflowError as error:
+            raise err(errno.EBADF, f"fd {fd}") from error
 
-def _after_fork() -> None:
-    global _mm  # noqa: PLW0603 - the child really has another address space
-    _mm = Mm()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    def pending_signals(self) -> Iterable[int]:
+        """Signals that wait for the calling thread, or for its process, since it blocks them."""
+        pending: set[int] = signal.sigpending()
+        return pending
 
 
 class _iovec(ctypes.Structure):
     _fields_ = [("base", ctypes.c_uint64), ("length", ctypes.c_size_t)]
 
 
+_own_mm = Mm()
+
+
 class _Bounce(threading.local):
-    """Per thread: a buffer and the two vectors, so that a small copy allocates nothing."""
+    """Per thread: the caller, and a buffer and the two vectors, so that a small copy allocates nothing."""
 
     def __init__(self) -> None:
+        self.mm = _own_mm
         self.buffer = (ctypes.c_char * _SMALL)()
         self.view = memoryview(self.buffer).cast("B")
         self.local, self.remote = _iovec(ctypes.addressof(self.buffer), 0), _iovec()
@@ -78,13 +108,36 @@ class _Bounce(threading.local):
 _bounce = _Bounce()
 
 
+def current_mm() -> Mm:
+    """The caller's address space; another object in a child made by fork()."""
+    return _bounce.mm
+
+
+def own_mm() -> Mm:
+    """The address space of the process that the kernel is in."""
+    return _own_mm
+
+
+def use_mm(mm: Mm) -> None:
+    """From now on this thread serves ``mm`` (kthread_use_mm)."""
+    _bounce.mm = mm
+
+
+def _after_fork() -> None:
+    global _own_mm  # noqa: PLW0603 - the child really has another address space
+    _own_mm = _bounce.mm = Mm()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def access_ok(address: int, length: int) -> bool:
     """Whether the range lies in the user half; says nothing about what is mapped there."""
     return address >= 0 and address + length <= TASK_SIZE
 
 
-def copy_from_user(address: int, length: int) -> bytes:
-    """``length`` bytes of user memory at ``address``. Raises OSError(EFAULT) if any of them cannot be read."""
+def copy_from_user(address: int, length: int, mm: Mm | None = None) -> bytes:
+    """``length`` bytes of the caller's memory, or of ``mm``'s. Raises OSError(EFAULT) if any of them cannot be read."""
     if length == 0:
         return b""
     if not access_ok(address, length):
@@ -93,18 +146,18 @@ def copy_from_user(address: int, length: int) -> bytes:
     if length <= _SMALL:
         bounce.local.length = length
         bounce.remote.base, bounce.remote.length = address, length
-        if _readv(_mm.pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
+        if _readv((mm or bounce.mm).pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
             raise err(errno.EFAULT, f"cannot read {length} bytes at {address:#x}")
         return bytes(bounce.view[:length])
     buffer = (ctypes.c_char * length)()
     local, remote = _iovec(ctypes.addressof(buffer), length), _iovec(address, length)
-    if _readv(_mm.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
+    if _readv((mm or bounce.mm).pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
         raise err(errno.EFAULT, f"cannot read {length} bytes at {address:#x}")
     return bytes(buffer)
 
 
-def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Structure) -> None:
-    """Write ``data`` at the user address. Raises OSError(EFAULT); a part may have been written by then."""
+def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Structure, mm: Mm | None = None) -> None:
+    """Write ``data`` at the user address (as `copy_from_user`). Raises OSError(EFAULT); a part may be written then."""
     view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
     length = len(view)
     if length == 0:
@@ -116,12 +169,12 @@ def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Str
         bounce.view[:length] = view
         bounce.local.length = length
         bounce.remote.base, bounce.remote.length = address, length
-        if _writev(_mm.pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
+        if _writev((mm or bounce.mm).pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
             raise err(errno.EFAULT, f"cannot write {length} bytes at {address:#x}")
         return
     buffer = (ctypes.c_char * length).from_buffer_copy(view)
     local, remote = _iovec(ctypes.addressof(buffer), length), _iovec(address, length)
-    if _writev(_mm.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
+    if _writev((mm or bounce.mm).pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
         raise err(errno.EFAULT, f"cannot write {length} bytes at {address:#x}")
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from swtdx.linux.err import err
 from swtdx.linux.kvm.coalesced_mmio import CoalescedRing, Zone
+from swtdx.linux.uaccess import current_mm
 from swtdx.uapi.kvm import (
     KVM_IOEVENTFD_VALID_FLAG_MASK,
     KVM_IRQFD_FLAG_DEASSIGN,
@@ -49,8 +50,8 @@ class Eventfd:
     def get(cls, fd: int) -> "Eventfd":
         """eventfd_ctx_fdget. Raises OSError(EBADF, EINVAL)."""
         try:
-            copy = os.dup(fd)
-        except (OSError, OverflowError) as error:
+            copy = current_mm().dup(fd)
+        except OSError as error:
             raise err(errno.EBADF, f"fd {fd} is not open") from error
         try:
             with open(f"/proc/self/fdinfo/{copy}", "rb") as info:

@@ -3,7 +3,7 @@
 
 The machine pins user memory with `PhysicalMemory.map_user`, which answers an HPA window; EPT leaves point there. It is
 done VMA by VMA at the first fault, because a slot may be made before its memory is mapped, or of several mappings, and
-because touching what is not mapped must be EFAULT: /proc/self/maps says what is there and whether it can be written.
+because touching what is not mapped must be EFAULT: /proc/PID/maps says what is there and whether it can be written.
 
 Left out: MMU notifiers. Whoever unmaps or replaces the memory under a live slot takes it away from a running processor;
 delete the slot first.
@@ -13,22 +13,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
+from swtdx.linux.uaccess import current_mm
 
 if TYPE_CHECKING:
     from swtdx.cpu.memory import PhysicalMemory
-
-
-def find_vma(address: int) -> tuple[int, int, bool, bool] | None:
-    """(start, end, readable, writable) of the mapping of our own process that holds ``address``."""
-    with open("/proc/self/maps", "rb") as maps:
-        for line in maps:
-            extent, permissions = line.split(b" ", 2)[:2]
-            start, _, end = extent.partition(b"-")
-            if int(end, 16) > address:
-                if int(start, 16) > address:
-                    return None
-                return int(start, 16), int(end, 16), permissions[:1] == b"r", permissions[1:2] == b"w"
-    return None
 
 
 class HvaMapping:
@@ -36,6 +24,7 @@ class HvaMapping:
 
     def __init__(self, memory: "PhysicalMemory", address: int, length: int) -> None:
         self._memory = memory
+        self._mm = current_mm()
         self.address = address
         self.length = length
         self._windows: list[tuple[int, int, int, bool]] = []  # user start, user end, HPA, writable
@@ -49,7 +38,7 @@ class HvaMapping:
         return hpa + address - start, start, end, writable
 
     def _map(self, address: int) -> tuple[int, int, int, bool]:
-        vma = find_vma(address)
+        vma = self._mm.find_vma(address)
         if vma is None or not vma[2]:
             raise err(errno.EFAULT, f"no readable user memory at {address:#x}")
         start, end = max(vma[0], self.address), min(vma[1], self.address + self.length)
@@ -58,7 +47,7 @@ class HvaMapping:
                 start = max(start, other_end)
             elif other_start > address:
                 end = min(end, other_start)
-        window = (start, end, self._memory.map_user(start, end - start), vma[3])
+        window = (start, end, self._memory.map_user(self._mm.reach(start, end), end - start), vma[3])
         self._windows.append(window)
         return window
 

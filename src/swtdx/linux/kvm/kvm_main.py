@@ -295,12 +295,10 @@ class Kvm:
             self.mmu.zap_direct(slot.base_gfn, slot.end_gfn)  # "no memory here" (MMIO) is not true any more
 
     def _gmem_of(self, fd: int) -> GuestMemfd:
-        file = self.kernel.files.get(fd)
-        if file is None:
-            try:
-                self.kernel.fstat(fd)
-            except OSError as error:
-                raise err(errno.EBADF, f"guest_memfd {fd} is not an open file") from error
+        try:
+            file = self.kernel.files.fget(fd)
+        except OSError as error:
+            raise err(errno.EBADF, f"guest_memfd {fd} is not an open file") from error
         if not isinstance(file, GuestMemfd) or file.kvm is not self:
             raise err(errno.EINVAL, f"fd {fd} is not a guest_memfd of this VM")
         return file
@@ -366,7 +364,7 @@ class Kvm:
 
     def read_guest(self, gpa: int, length: int) -> bytes:
         """kvm_read_guest: bytes of the slots' user memory. Raises OSError(EFAULT)."""
-        return b"".join(copy_from_user(hva, size) for _, _, hva, size in self._pieces(gpa, length))
+        return b"".join(copy_from_user(hva, size, self.mm) for _, _, hva, size in self._pieces(gpa, length))
 
     def write_guest(self, gpa: int, data: bytes) -> None:
         """kvm_write_guest: into the slots' user memory, noted in the dirty log. Raises OSError(EFAULT)."""
@@ -374,7 +372,7 @@ class Kvm:
         for slot, gfn, hva, size in self._pieces(gpa, len(data)):
             if slot.flags & int(KVM_MEM_READONLY):
                 raise err(errno.EFAULT, f"the slot at {gfn << PAGE_SHIFT:#x} is read-only")
-            copy_to_user(hva, data[done : done + size])
+            copy_to_user(hva, data[done : done + size], self.mm)
             self.mark_dirty(slot, gfn)
             done += size
 

@@ -7,7 +7,6 @@ it answers 0. An exit that user space must complete leaves a callback in ``compl
 
 import errno
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -344,7 +343,7 @@ class Vcpu:
             return True
         if self.sigset is None:
             return False
-        return any(not self.sigset >> number - 1 & 1 for number in signal.sigpending())
+        return any(not self.sigset >> number - 1 & 1 for number in self.kvm.mm.pending_signals())
 
     # Blocking
 

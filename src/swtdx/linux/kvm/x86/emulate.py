@@ -158,7 +158,7 @@ class _Instruction:
             take = min(8, size - done, 4096 - (gpa & 4095))
             hva = user_address(self.vcpu.kvm, gpa)
             if hva is not None:
-                piece = int.from_bytes(copy_from_user(hva, take), "little")
+                piece = int.from_bytes(copy_from_user(hva, take, self.vcpu.kvm.mm), "little")
             else:
                 piece = yield Access(gpa, take)
             value |= piece << 8 * done
@@ -174,7 +174,7 @@ class _Instruction:
             slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
             if slot is not None and not slot.flags & int(KVM_MEM_READONLY):
                 address = slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
-                copy_to_user(address, piece.to_bytes(take, "little"))
+                copy_to_user(address, piece.to_bytes(take, "little"), self.vcpu.kvm.mm)
             else:
                 yield Access(gpa, take, piece)
             done += take

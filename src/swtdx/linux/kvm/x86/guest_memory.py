@@ -53,7 +53,7 @@ def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int
         hva = user_address(vcpu.kvm, gpa)
         if hva is None:
             raise Mmio
-        pieces.append(copy_from_user(hva, take))
+        pieces.append(copy_from_user(hva, take, vcpu.kvm.mm))
         address += take
         length -= take
     return b"".join(pieces)
@@ -81,6 +81,6 @@ def write_linear(vcpu: "Vcpu", context: "GuestContext", address: int, data: byte
         hva = user_address(vcpu.kvm, gpa)
         if hva is None or slot is None:
             raise Mmio
-        copy_to_user(hva, data[done : done + take])
+        copy_to_user(hva, data[done : done + take], vcpu.kvm.mm)
         vcpu.kvm.mark_dirty(slot, gpa >> PAGE_SHIFT)
         done += take
