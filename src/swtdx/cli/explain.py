@@ -28,6 +28,8 @@ EPILOG = """
 
 [cyan]swtdx explain 'SEAMCALL TDH_MEM_PAGE_ADD failed: 0xc0000b0d00000001, rcx 0x0, rdx 0x400'[/cyan] - a line of a log
 
+[cyan]swtdx explain 'virt/tdx: module initialization failed (-19)'[/cyan] - a message of a kernel or of QEMU
+
 [cyan]swtdx explain 0x30 --qualification 0x2 --extended 6 --gpa 0x1000[/cyan] - a TD exit, with RCX, RDX and R8
 
 [cyan]swtdx explain OPERAND_BUSY --leaf TDG.MR.REPORT --json[/cyan]
@@ -90,16 +92,21 @@ def explain(
     registers = {"rcx": qualification, "rdx": extended, "r8": gpa, "r9": interruption}
     names = {"rcx": "--qualification", "rdx": "--extended", "r8": "--gpa", "r9": "--interruption"}
     outputs = {key: _number(names[key], text) for key, text in registers.items() if text is not None}
-    if failed.errno and not failed.ioctl and len(givers := _givers(failed.errno, dialect)) == 1:
+    if (
+        failed.errno
+        and not failed.ioctl
+        and failed.message is None
+        and len(givers := _givers(failed.errno, dialect)) == 1
+    ):
         failed = replace(failed, ioctl=givers[0])
-    if failed.errno or failed.ioctl:
+    if failed.errno or failed.ioctl or failed.message is not None:
         if outputs:
             raise Failure(f"{names[next(iter(outputs))]} goes with a status, not with an errno", Verdict.USAGE)
         found = explain_failure(failed, dialect)
     else:
         outputs = dict(failed.outputs) | outputs
         found = explain_status(failed.hw_error, failed.leaf or None, outputs, any_operand=failed.any_operand)
-    if not found.get("rules") and "status" not in found:
+    if not found.get("rules") and "status" not in found and "message" not in found:
         raise Failure(_unexplained(failed, dialect), Verdict.USAGE)
     if json:
         print(json_format.dumps(found, indent=2))
@@ -122,7 +129,7 @@ def _failed(what: str | None, errno: str | None, hw_error: str | None, command: 
         status, given, any_operand = _number("--hw-error", hw_error), True, is_name_alone(hw_error)
     if not (given or name or ioctl):
         raise Failure("give a status, an errno with --command, or a line of an error message", Verdict.USAGE)
-    return Failed(name, ioctl, status, function, any_operand=any_operand, outputs=told.outputs)
+    return Failed(name, ioctl, status, function, any_operand=any_operand, outputs=told.outputs, message=told.message)
 
 
 def _unexplained(failed: Failed, dialect: Dialect) -> str:

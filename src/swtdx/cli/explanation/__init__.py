@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a refusal of KVM or of the TDX module means, and what to do about it.
 
-Three tables, beside this file, say it all:
+Four tables are beside this file:
 
 ==============  =====================================================================================================
 table           rows
@@ -9,6 +9,7 @@ table           rows
 statuses.json   each completion status, operand, TD exit and TDVMCALL result: meaning, and what to do
 rules.json      for each leaf function the rules that it checks, in its order, with the status of one that is broken
 errnos.json     for each ioctl and sub-command, in both dialects, the rules of KVM with the errno of one that is broken
+messages.json   messages of the host's kernel, of QEMU and of a guest's kernel: see `swtdx.cli.explanation.message`
 ==============  =====================================================================================================
 
 A rule is written as what must hold. In rules.json it is ``"STATUS|OPERAND: rule || what to do"``, the remedy left away
@@ -61,7 +62,7 @@ class Refusal:
 
 @cache
 def table(name: str) -> dict[str, Any]:
-    """One of the three tables, as parsed JSON."""
+    """One of the tables, as parsed JSON."""
     parsed: dict[str, Any] = json.loads(files(__package__).joinpath(f"{name}.json").read_text("ascii"))
     return parsed
 

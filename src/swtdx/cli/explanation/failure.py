@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A failed ioctl: errno, hw_error, and where a kernel told it, its own reason; also out of a line that somebody pasted.
 
-Three lines are understood: those of swtdx and of its client, QEMU's (``TDX ioctl TDX_INIT_VM failed, hw_errors: ...``)
-and the kernel log's (``SEAMCALL TDH_MNG_INIT failed: 0x...``).
+These lines are understood: those of swtdx and of its client, QEMU's (``TDX ioctl TDX_INIT_VM failed, hw_errors: ...``),
+the kernel log's (``SEAMCALL TDH_MNG_INIT failed: 0x...``, ``SEAMCALL (0x8) failed: 0x...``), any line with the name of
+a status in it, and the messages of `swtdx.cli.explanation.message`.
 """
 
 from __future__ import annotations
@@ -14,23 +15,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.cli.explanation import Refusal, known_ioctls, refusals
-from swtdx.cli.explanation.status import explain_status, is_known, parse_leaf
+from swtdx.cli.explanation.message import Message, find_message
+from swtdx.cli.explanation.status import explain_status, is_known, is_name_alone, parse_leaf, parse_status
+from swtdx.seam.dispatch import SEAMCALL_NUMBERS
+from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
 
 _STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
-_CALLED_STATUS = re.compile(r"hw_error|status|failed: 0x", re.IGNORECASE)
+# The number behind one of these words is the status, whatever other numbers the line has.
+_CALLED_STATUS = re.compile(
+    r"(?:hw_errors?|status|failed|error|returned|ret|err)\b[ :=(]*(?:with |code |status )*(0x[0-9a-fA-F]{9,16})\b",
+    re.IGNORECASE,
+)
 _IOCTL = re.compile(r"\bKVM_[A-Z0-9_]+\b")
 _TDX_COMMAND = re.compile(
     r"\bTDX_(CAPABILITIES|INIT_VM|INIT_VCPU|INIT_MEM_REGION|FINALIZE_VM|GET_CPUID|TERMINATE_VM)\b"
 )
 _LEAF = re.compile(r"\bTD[HG][._][A-Za-z0-9._]+\b", re.IGNORECASE)
+# Linux writes `SEAMCALL (0x0...0f) failed`: RAX of the call, with the version of the leaf function in bits 23:16.
+_LEAF_NUMBER = re.compile(
+    r"\bSEAMCALL\b[^()]{0,20}\((0x[0-9a-fA-F]+|\d+)\)|\bleaf\b[ :=]*(0x[0-9a-fA-F]+|\d+)\b", re.IGNORECASE
+)
+_TDCALL_NUMBER = re.compile(r"\bTDCALL\b[ (]*(0x[0-9a-fA-F]+|\d+)\b")
+_LEAF_BITS = 0xFFFF
+_NAME = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?:\|[A-Z0-9_]+)?")
 _OUTPUTS = (
-    ("rcx", re.compile(r"\b(?:rcx|entry)[ =:]+(0x[0-9a-fA-F]+)")),
-    ("rdx", re.compile(r"\b(?:rdx|level_state|level and state)[ =:]+(0x[0-9a-fA-F]+)")),
+    ("rcx", re.compile(r"\b(?:rcx|entry)[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
+    ("rdx", re.compile(r"\b(?:rdx|level_state|level and state)[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
+    ("r8", re.compile(r"\br0?8[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
+    ("r9", re.compile(r"\br0?9[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
 )
 _ERRNO = re.compile(r"\bE[A-Z0-9]{2,}\b")
+# `failed (-19)`, `ret: -5`, `error -22`: how a kernel prints an errno.
+_NEGATIVE = re.compile(
+    r"(?:\(|\b(?:ret|rc|r|err|errno|error|failed|result|returned)\b[ :=(]*(?:with |code |error )*)(-\d{1,3})\b",
+    re.IGNORECASE,
+)
 _BY_TEXT = {os.strerror(number): errno_name(number) for number in errnos.errorcode}
 
 
@@ -47,7 +69,9 @@ class Failed:
     any_operand: bool = False
     """``hw_error`` is the name of a status alone: its low 32 bits are not known."""
     outputs: tuple[tuple[str, int], ...] = ()
-    """Registers (``rcx``, ``rdx``) that came with the status."""
+    """Registers (``rcx``, ``rdx``, ``r8``, ``r9``) that came with the status."""
+    message: Message | None = None
+    """The known message that the line is."""
 
 
 def parse_errno(text: str) -> str | None:
@@ -78,16 +102,56 @@ def complete_ioctl(incomplete: str) -> list[str]:
 
 def parse_line(text: str) -> Failed:
     """What a line of an error message or a log says."""
+    message = find_message(text)
     names = [name for word in _ERRNO.findall(text) if (name := parse_errno(word))]
     names += [name for words, name in _BY_TEXT.items() if words in text]
+    names += [name for word in _NEGATIVE.findall(text) if (name := parse_errno(word))]
     ioctls = [name for word in _IOCTL.findall(text) if (name := parse_ioctl(word))]
     ioctls += [f"KVM_TDX_{name}" for name in _TDX_COMMAND.findall(text)]
-    functions = [name for word in _LEAF.findall(text) if (name := parse_leaf(word.rstrip(".")))]
-    # Addresses are long numbers, too: a status is one that is known, or called one.
-    numbers = [int(word, 16) for word in _STATUS.findall(text)]
-    statuses = [number for number in numbers if is_known(number)] or (numbers if _CALLED_STATUS.search(text) else [])
     outputs = tuple((name, int(match[1], 16)) for name, pattern in _OUTPUTS if (match := pattern.search(text)))
-    return Failed(_first(names), _first(ioctls), next(iter(statuses), 0), _first(functions), outputs=outputs)
+    status, any_operand = _status_in(text)
+    return Failed(
+        _first(names),
+        _first(ioctls) or (message.command if message else ""),
+        status or (message.status if message else 0),
+        _leaf_in(text),
+        any_operand=any_operand,
+        outputs=outputs,
+        message=message,
+    )
+
+
+def _status_in(text: str) -> tuple[int, bool]:
+    """(status, whether its operand is unknown) in a line; 0 if there is none.
+
+    Addresses and leaf functions are long numbers, too: a status is one that is called so, or else one that is known.
+    """
+    for called in (int(word, 16) for word in _CALLED_STATUS.findall(text)):
+        return called, False
+    rest = _LEAF_NUMBER.sub("", text)
+    for pattern in (each for _, each in _OUTPUTS):
+        rest = pattern.sub("", rest)
+    known = (number for word in _STATUS.findall(rest) if is_known(number := int(word, 16)))
+    if found := next(known, 0):
+        return found, False
+    for word in _NAME.findall(text):
+        if found := parse_status(word) or 0:
+            return found, is_name_alone(word)
+    return 0, False
+
+
+def _leaf_in(text: str) -> str:
+    """The leaf function in a line, by name or by number; empty if there is none."""
+    named = [name for word in _LEAF.findall(text) if (name := parse_leaf(word.rstrip(".")))]
+    if named:
+        return named[0]
+    for pattern, numbers in ((_LEAF_NUMBER, SEAMCALL_NUMBERS), (_TDCALL_NUMBER, TDCALL_NUMBERS)):
+        for match in pattern.finditer(text):
+            number = int(_first([each for each in match.groups() if each]), 0) & _LEAF_BITS
+            for name, other in numbers.items():
+                if number == other:
+                    return name
+    return ""
 
 
 def _first(found: list[str]) -> str:
@@ -97,6 +161,8 @@ def _first(found: list[str]) -> str:
 def explain_failure(failed: Failed, dialect: Dialect) -> dict[str, Any]:
     """What is known and follows, as a dictionary for JSON. Without ``ioctl`` there is only the status to explain."""
     found: dict[str, Any] = {}
+    if failed.message is not None:
+        found["message"] = failed.message.as_json(failed.errno)
     if failed.ioctl:
         found["command"] = failed.ioctl
     if failed.errno:
@@ -115,7 +181,7 @@ def explain_failure(failed: Failed, dialect: Dialect) -> dict[str, Any]:
         found["status"] = explain_status(
             status, leaf or None, dict(outputs), candidates=seamcalls, any_operand=failed.any_operand
         )
-    if not status or (not leaf and not seamcalls):
+    if matching and (not status or (not leaf and not seamcalls)):
         found["rules"] = [_rule(each) for each in matching]
     return found
 

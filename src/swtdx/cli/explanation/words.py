@@ -16,6 +16,11 @@ def lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "command" in found or "errno" in found:
         errno = f"{found['errno']} ({found['errno_text']})" if "errno" in found else ""
         yield "failed", ": ".join(filter(None, [found.get("command", ""), errno]))
+    if message := found.get("message"):
+        yield "message", f"from {message['from']}"
+        yield "meaning", message["meaning"]
+        if "remedy" in message:
+            yield "do", message["remedy"]
     if "reason" in found:
         yield "reason", found["reason"]
     status = found.get("status")
