@@ -38,7 +38,7 @@ STATUSES = [
      "TDH.PHYMEM.PAGE.RECLAIM", "PAGE_METADATA_INCORRECT", "RCX"),
     ("kvm_intel: TDX_OPERAND_BUSY", None, "OPERAND_BUSY", None),
     ("kvm: got TDX_EPT_WALK_FAILED|RCX on fault", None, "EPT_WALK_FAILED", "RCX"),
-    ("tdh_mem_range_block() returned TLB_TRACKING_NOT_DONE, retrying", "TDH.MEM.RANGE.BLOCK", "TLB_TRACKING_NOT_DONE", None),
+    ("tdh_mem_range_block() returned TLB_TRACKING_NOT_DONE", "TDH.MEM.RANGE.BLOCK", "TLB_TRACKING_NOT_DONE", None),
     ("tdh_mng_key_freeid failed with TDX_TDCX_NUM_INCORRECT", "TDH.MNG.KEY.FREEID", "TDCX_NUM_INCORRECT", None),
     ("virt/tdx: SEAMCALL failed: CPU 3 is not in VMX operation", None, "UD", None),
 ]  # fmt: skip
