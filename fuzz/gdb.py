@@ -18,8 +18,8 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
+from swtdx.vmm.execution import Execution, Hit
 from swtdx.vmm.gdb.breakpoints import Breakpoints
-from swtdx.vmm.gdb.execution import Execution, Hit
 from swtdx.vmm.gdb.packet import PACKET_SIZE, Packet, PacketReader, framed
 from swtdx.vmm.gdb.registers import REGISTERS
 from swtdx.vmm.gdb.server import Conversation

@@ -19,7 +19,7 @@ from pathlib import Path
 from swtdx.image.firmware import Firmware
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi.client import Kvm
-from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import Address, GdbServer
 from swtdx.vmm.gdb.target import Target
 from swtdx.vmm.gdb.td_target import TdTarget

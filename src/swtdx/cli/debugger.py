@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from swtdx.cli.parameters import InputError
 from swtdx.uapi.abilities import debuggable
-from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
 from swtdx.vmm.gdb.target import Target
 from swtdx.vmm.gdb.td_target import TdTarget

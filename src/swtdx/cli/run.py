@@ -48,7 +48,7 @@ from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
-from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome

@@ -9,6 +9,8 @@ the emulated one.  What it loads into a guest is computed in `swtdx.image`.  Whe
 ``kernel_entry``          the registers with which an ordinary VM enters a kernel
 ``launch``, ``vcpu_model``  the creation flow, and the CPUID it gives to the guest
 ``run``, ``tdvmcall``, ``outcome``  the vCPU threads, the exits, and how a run ended
+``execution``             which vCPUs may run while a debugger is attached
+``gdb``                   the gdb stub and its monitor commands
 ``board``                 the devices
 ``bare_guest``, ``bare_td``  a few bytes of code as a guest, and a TD around them
 ``console``               the guest's serial console on a terminal or a pipe

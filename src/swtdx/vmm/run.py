@@ -26,7 +26,7 @@ from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.board.acpi_pm import PowerEvent
 from swtdx.vmm.board.debug_exit import exit_status
-from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.execution import Execution
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from swtdx.vmm.gdb.execution import Execution
+from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.packet import Again, Broken, Interrupt, Packet, PacketReader, framed
 from swtdx.vmm.gdb.stub import Reply, Stub
 from swtdx.vmm.gdb.target import Target

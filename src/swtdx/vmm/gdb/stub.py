@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from swtdx.image.memory_map import PAGE_SIZE
+from swtdx.vmm.execution import CRASHED, Execution, Hit
 from swtdx.vmm.gdb import monitor
 from swtdx.vmm.gdb.breakpoints import INT3, Breakpoints, Hardware, Kind, NoRoom, Planted
-from swtdx.vmm.gdb.execution import CRASHED, Execution, Hit
 from swtdx.vmm.gdb.packet import PACKET_SIZE
 from swtdx.vmm.gdb.registers import REGISTERS, RIP, target_xml
 from swtdx.vmm.gdb.target import AccessError, Target
