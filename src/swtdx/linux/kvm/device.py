@@ -10,7 +10,7 @@ from swtdx.linux.kvm import msrs
 from swtdx.linux.kvm.capability import check_extension
 from swtdx.linux.kvm.cpuid import cpuid2_to_user, supported_cpuid
 from swtdx.linux.kvm.kvm_main import Kvm
-from swtdx.linux.kvm.run_page import RUN_SIZE
+from swtdx.linux.kvm.run_struct import RUN_SIZE
 from swtdx.linux.kvm.vcpu_ioctl import msr_entries_from_user
 from swtdx.linux.kvm.vm_ioctl import VmFile
 from swtdx.linux.uaccess import copy_to_user, get_user, put_user, struct_from_user

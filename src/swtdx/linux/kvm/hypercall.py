@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.lapic import ICR_LEVEL_TRIGGERED
 from swtdx.linux.kvm.pvclock import NSEC_PER_SEC
 from swtdx.linux.kvm.stats import HYPERCALLS
@@ -51,10 +51,10 @@ def kvm_emulate_hypercall(
         if gpa % PAGE_SIZE or not pages or (gpa >> PAGE_SHIFT) + pages >= 1 << 64:
             done(-KVM_EINVAL & _MASK64)
             return 1
-        run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HYPERCALL))
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_HYPERCALL))
         flags = KVM_EXIT_HYPERCALL_LONG_MODE if long_mode else 0
-        run_page.HYPERCALL.pack_into(vcpu.run, run_page.UNION, nr, gpa, pages, attributes, 0, 0, 0, 0, flags)
-        vcpu.complete_userspace_io = lambda: done(run_page.U64.unpack_from(vcpu.run, run_page.UNION + 56)[0])
+        run_struct.HYPERCALL.pack_into(vcpu.run, run_struct.UNION, nr, gpa, pages, attributes, 0, 0, 0, 0, flags)
+        vcpu.complete_userspace_io = lambda: done(run_struct.U64.unpack_from(vcpu.run, run_struct.UNION + 56)[0])
         return 0
     else:
         done(-KVM_ENOSYS & _MASK64)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.kvm import run_page, stats
+from swtdx.linux.kvm import run_struct, stats
 from swtdx.linux.kvm.cpuid import CpuidTable
 from swtdx.linux.kvm.kvm_main import IrqchipMode, Kvm
 from swtdx.linux.kvm.lapic import (
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from swtdx.linux.kvm.x86.vmx import VcpuVmx
 
 _UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), int(KVM_EXIT_IRQ_WINDOW_OPEN)
-_IMMEDIATE_EXIT = run_page.IMMEDIATE_EXIT
-_EXIT_REASON = run_page.EXIT_REASON
+_IMMEDIATE_EXIT = run_struct.IMMEDIATE_EXIT
+_EXIT_REASON = run_struct.EXIT_REASON
 _RUNNABLE = KVM_MP_STATE_RUNNABLE
 _SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.1
 """How long a vCPU that polls is put to sleep at first and at most. Each sleep is twice the last, so that it has waited
@@ -170,22 +170,22 @@ class Vcpu:
 
     def memory_fault(self, gfn: int, private: bool, reason: str, code: int = errno.EFAULT) -> OSError:
         """Prepare KVM_EXIT_MEMORY_FAULT; the error with which KVM_RUN is to fail."""
-        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_MEMORY_FAULT))
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_MEMORY_FAULT))
         flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
-        run_page.MEMORY_FAULT.pack_into(self.run, run_page.UNION, flags, gfn << 12, 4096)
+        run_struct.MEMORY_FAULT.pack_into(self.run, run_struct.UNION, flags, gfn << 12, 4096)
         return err(code, reason)
 
     def internal_error(self, data0: int, suberror: int = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON) -> int:
         """KVM_EXIT_INTERNAL_ERROR with what happened and the CPU it happened on; 0."""
-        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
-        run_page.INTERNAL.pack_into(self.run, run_page.UNION, suberror, 2, data0, self.cpu)
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+        run_struct.INTERNAL.pack_into(self.run, run_struct.UNION, suberror, 2, data0, self.cpu)
         return 0
 
     def fail_entry(self, reason: int) -> int:
         """KVM_EXIT_FAIL_ENTRY with the hardware's reason and the CPU; 0."""
-        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
-        run_page.U64.pack_into(self.run, run_page.UNION, reason)
-        run_page.U32.pack_into(self.run, run_page.UNION + 8, self.cpu)
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
+        run_struct.U64.pack_into(self.run, run_struct.UNION, reason)
+        run_struct.U32.pack_into(self.run, run_struct.UNION + 8, self.cpu)
         return 0
 
     # KVM_RUN
@@ -193,15 +193,15 @@ class Vcpu:
     def ioctl_run(self) -> int:
         """KVM_RUN with vcpu.mutex held. Raises OSError: EINTR, EAGAIN, EINVAL, EFAULT, EIO."""
         run = self.run
-        run_page.U16.pack_into(run, run_page.FLAGS, 0)
+        run_struct.U16.pack_into(run, run_struct.FLAGS, 0)
         if self.mp_state == KVM_MP_STATE_UNINITIALIZED:
             self._run_uninitialized()
-        valid, dirty = run_page.U64.unpack_from(run, run_page.VALID_REGS)[0], 0
-        dirty = run_page.U64.unpack_from(run, run_page.VALID_REGS + 8)[0]
+        valid, dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS)[0], 0
+        dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS + 8)[0]
         if valid or dirty:
             self.ops.sync_regs_load(self, valid, dirty)
         if self.apic is None:
-            self.ops.set_cr8(self, run_page.U64.unpack_from(run, run_page.CR8)[0])
+            self.ops.set_cr8(self, run_struct.U64.unpack_from(run, run_struct.CR8)[0])
         complete = self.complete_userspace_io
         if complete is not None:
             self.complete_userspace_io = None
@@ -217,7 +217,7 @@ class Vcpu:
             return 0
         if self.triple_fault_pending:
             self.triple_fault_pending = False
-            run_page.U32.pack_into(run, _EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+            run_struct.U32.pack_into(run, _EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
             self._post_run_save()
             return 0
         try:
@@ -230,7 +230,7 @@ class Vcpu:
 
     def _post_run_save(self) -> None:
         ready, if_flag, cr8 = (0, 0, 0) if self.is_td else self.ops.post_run_state(self)
-        run_page.STATE.pack_into(self.run, run_page.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
+        run_struct.STATE.pack_into(self.run, run_struct.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
 
     def _run_uninitialized(self) -> None:
         """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
@@ -244,7 +244,7 @@ class Vcpu:
 
     def _vcpu_run(self) -> None:
         run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
-        run_page.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
+        run_struct.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
         vcpu_run, handle_exit, stat = ops.vcpu_run, ops.handle_exit, self.stat
         cpu = self._load()
         self.has_run = True
@@ -276,7 +276,7 @@ class Vcpu:
                     cpu = self._load()
                 if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
                     return
-                if run[run_page.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
+                if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
                 if run[_IMMEDIATE_EXIT] or (self.watches_signals and self.signal_pending()):
                     raise self._signal_exit()
@@ -290,7 +290,7 @@ class Vcpu:
 
     def _signal_exit(self) -> OSError:
         """kvm_handle_signal_exit."""
-        run_page.U32.pack_into(self.run, _EXIT_REASON, _INTR)
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, _INTR)
         self.stat.values[stats.SIGNAL_EXITS] += 1
         return err(errno.EINTR, "a signal is pending")
 
@@ -315,15 +315,15 @@ class Vcpu:
         if self.kvm.ioapic is not None:
             self.kvm.ioapic.update_eoi(vector)
             return False
-        run_page.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_IOAPIC_EOI))
-        self.run[run_page.UNION] = vector
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_IOAPIC_EOI))
+        self.run[run_struct.UNION] = vector
         return True
 
     def _irq_window_open(self) -> bool:
         if self.is_td or self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
             return False
         self.stat.values[stats.REQUEST_IRQ_EXITS] += 1
-        run_page.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
         return True
 
     @property

@@ -21,7 +21,7 @@ from swtdx.linux.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
 from swtdx.linux.kvm.mce import set_mce
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.linux.kvm.nested_state import get_nested_state, set_nested_state
-from swtdx.linux.kvm.run_page import RUN_SIZE
+from swtdx.linux.kvm.run_struct import RUN_SIZE
 from swtdx.linux.kvm.sregs2 import get_sregs2, set_sregs2
 from swtdx.linux.kvm.vcpu import Vcpu
 from swtdx.linux.kvm.vcpu_attr import get_device_attr, has_device_attr, set_device_attr

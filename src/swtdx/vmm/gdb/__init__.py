@@ -9,10 +9,9 @@
     registers   the registers that gdb is told of (target.xml), as QEMU tells them
     monitor     `monitor` commands
     breakpoints INT3 in memory, and the four debug registers
-    execution   which vCPUs may run; the joint between the debugger's thread and theirs
     vm_target   an ordinary VM, by KVM's own ioctls
     td_target   a debug TD, by TDH.MEM.RD and TDH.VP.RD
 
-vCPUs are gdb's threads, numbered from 1, and stop and run together unless gdb steps one alone.  The machine's clocks
+Which vCPUs may run is in `swtdx.vmm.execution`.  vCPUs are gdb's threads, numbered from 1, and stop and run together unless gdb steps one alone.  The machine's clocks
 run on while it stands.  Addresses are linear ones of the current thread's address space.
 """

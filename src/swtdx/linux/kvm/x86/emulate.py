@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.kvm.stats import INSN_EMULATION, INSN_EMULATION_FAIL, MMIO_EXITS
 from swtdx.linux.kvm.x86 import arithmetic
@@ -418,11 +418,11 @@ def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Ac
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
     vcpu.stat.values[MMIO_EXITS] += 1
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_MMIO))
-    run_page.MMIO.pack_into(vcpu.run, run_page.UNION, access.gpa, data, access.size, write)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_MMIO))
+    run_struct.MMIO.pack_into(vcpu.run, run_struct.UNION, access.gpa, data, access.size, write)
 
     def complete() -> int:
-        at = run_page.UNION + 8
+        at = run_struct.UNION + 8
         answer = 0 if write else int.from_bytes(vcpu.run[at : at + access.size], "little")
         return _drive(vcpu, instruction, steps, answer)
 
@@ -446,12 +446,12 @@ def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
         context.inject(Vector.UD, EventType.HARDWARE_EXCEPTION)
         if context.segment(Segment.SS)[3] >> 5 & 3:
             return 1
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
-    run_page.INTERNAL.pack_into(
-        vcpu.run, run_page.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+    run_struct.INTERNAL.pack_into(
+        vcpu.run, run_struct.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,
         KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, 0,
     )  # fmt: skip
-    at = run_page.UNION + 16
+    at = run_struct.UNION + 16
     vcpu.run[at] = len(code)
     vcpu.run[at + 1 : at + 1 + len(code)] = code
     return 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType
 from swtdx.linux.err import err
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.uapi.kvm import (
     KVM_EXIT_DEBUG,
     KVM_GUESTDBG_BLOCKIRQ,
@@ -156,8 +156,8 @@ def handle_emulated(vcpu: "Vcpu", context: "GuestContext", rip: int, result: int
 
 def _debug_exit(vcpu: "Vcpu", vector: int, reasons: int) -> int:
     context = vcpu.vmx.context
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_DEBUG))
-    run_page.DEBUG.pack_into(
-        vcpu.run, run_page.UNION, vector, linear_rip(context), reasons | DR6_ACTIVE_LOW, context.get_dr(7)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_DEBUG))
+    run_struct.DEBUG.pack_into(
+        vcpu.run, run_struct.UNION, vector, linear_rip(context), reasons | DR6_ACTIVE_LOW, context.get_dr(7)
     )
     return 0

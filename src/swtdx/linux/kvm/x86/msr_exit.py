@@ -8,7 +8,7 @@ space has answered KVM_EXIT_X86_RDMSR / KVM_EXIT_X86_WRMSR at the next KVM_RUN.
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.msrs import Invalid, Unsupported
 from swtdx.uapi.kvm import (
     KVM_EXIT_X86_RDMSR,
@@ -40,7 +40,7 @@ def read(vcpu: "Vcpu", index: int, done: Callable[[int | None], None]) -> int:
         return 1
 
     def complete() -> None:
-        error, _, _, value = run_page.MSR.unpack_from(vcpu.run, run_page.UNION)
+        error, _, _, value = run_struct.MSR.unpack_from(vcpu.run, run_struct.UNION)
         done(None if error else value)
 
     return _exit(vcpu, int(KVM_EXIT_X86_RDMSR), reason, index, 0, complete)
@@ -65,13 +65,13 @@ def write(vcpu: "Vcpu", index: int, value: int, done: Callable[[bool], None]) ->
         return 1
 
     def complete() -> None:
-        done(not vcpu.run[run_page.UNION])
+        done(not vcpu.run[run_struct.UNION])
 
     return _exit(vcpu, int(KVM_EXIT_X86_WRMSR), reason, index, value, complete)
 
 
 def _exit(vcpu: "Vcpu", exit_reason: int, reason: int, index: int, data: int, complete: Callable[[], None]) -> int:
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, exit_reason)
-    run_page.MSR.pack_into(vcpu.run, run_page.UNION, 0, reason, index, data)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, exit_reason)
+    run_struct.MSR.pack_into(vcpu.run, run_struct.UNION, 0, reason, index, data)
     vcpu.complete_userspace_io = complete
     return 0

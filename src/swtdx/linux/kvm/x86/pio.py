@@ -7,7 +7,7 @@ RDI, and RCX are updated, and RIP moves on when RCX is used up (otherwise the in
 
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.x86.emulate import inject_page_fault
 from swtdx.linux.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
 from swtdx.uapi.kvm import KVM_EXIT_IO
@@ -38,7 +38,7 @@ def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
     in_page = (linear & _PAGE - 1) // size + 1 if backwards else (_PAGE - (linear & _PAGE - 1)) // size
     count = max(1, min(left, _PAGE // size, in_page))
     start = linear - (count - 1) * size if backwards else linear
-    data_at = run_page.PIO_DATA
+    data_at = run_struct.PIO_DATA
 
     def advance() -> None:
         register = RDI if is_in else RSI
@@ -95,6 +95,6 @@ def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
             return 1
         vcpu.run[data_at : data_at + count * size] = data
     vcpu.complete_userspace_io = complete
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_IO))
-    run_page.IO.pack_into(vcpu.run, run_page.UNION, 0 if is_in else 1, size, port, count, data_at)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_IO))
+    run_struct.IO.pack_into(vcpu.run, run_struct.UNION, 0 if is_in else 1, size, port, count, data_at)
     return 0

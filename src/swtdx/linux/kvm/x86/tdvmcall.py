@@ -11,7 +11,7 @@ otherwise the kernel itself drops the mappings of the side that the guest gives 
 
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.stats import IO_EXITS
 from swtdx.linux.kvm.x86 import msr_exit
@@ -48,10 +48,10 @@ EXIT_CPUID, EXIT_HLT, EXIT_IO, EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = 10, 12, 30, 3
 
 MAP_GPA_MAX_LEN = 2 << 20  # bytes that one exit converts
 _EXIT_IO, _EXIT_MMIO, _EXIT_TDX = int(KVM_EXIT_IO), int(KVM_EXIT_MMIO), int(KVM_EXIT_TDX)
-_EXIT_REASON, _UNION, _PIO_DATA = run_page.EXIT_REASON, run_page.UNION, run_page.PIO_DATA
-_pack_u32 = run_page.U32.pack_into
-_pack_io = run_page.IO.pack_into
-_PIO_STRUCTS = {size: run_page.DATA[size] for size in (1, 2, 4)}
+_EXIT_REASON, _UNION, _PIO_DATA = run_struct.EXIT_REASON, run_struct.UNION, run_struct.PIO_DATA
+_pack_u32 = run_struct.U32.pack_into
+_pack_io = run_struct.IO.pack_into
+_PIO_STRUCTS = {size: run_struct.DATA[size] for size in (1, 2, 4)}
 
 
 def handle_tdvmcall(vcpu: "Vcpu") -> int:
@@ -112,7 +112,7 @@ def _complete_in(vcpu: "Vcpu", size: int) -> None:
 def _mmio(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
     size, write, gpa = args.r12, args.r13, args.r14
-    if size not in run_page.DATA or write > 1:
+    if size not in run_struct.DATA or write > 1:
         return _invalid(vcpu)
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
     if not gpa & shared or not gpa + size - 1 & shared:
@@ -128,12 +128,12 @@ def _mmio(vcpu: "Vcpu") -> int:
     else:
         vcpu.complete_userspace_io = lambda: _complete_mmio_read(vcpu, size)
     _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_MMIO)
-    run_page.MMIO.pack_into(vcpu.run, _UNION, gpa, data, size, write)
+    run_struct.MMIO.pack_into(vcpu.run, _UNION, gpa, data, size, write)
     return 0
 
 
 def _complete_mmio_read(vcpu: "Vcpu", size: int) -> None:
-    vcpu.tdx.vp_enter_args.r11 = run_page.DATA[size].unpack_from(vcpu.run, _UNION + 8)[0]
+    vcpu.tdx.vp_enter_args.r11 = run_struct.DATA[size].unpack_from(vcpu.run, _UNION + 8)[0]
 
 
 # MSRs
@@ -204,7 +204,7 @@ def _map_gpa_chunk(vcpu: "Vcpu") -> int:
     attribute = KVM_MAP_GPA_RANGE_DECRYPTED if gpa & shared else KVM_MAP_GPA_RANGE_ENCRYPTED
     vcpu.complete_userspace_io = lambda: _complete_map_gpa(vcpu, size)
     _pack_u32(vcpu.run, _EXIT_REASON, int(KVM_EXIT_HYPERCALL))
-    run_page.HYPERCALL.pack_into(
+    run_struct.HYPERCALL.pack_into(
         vcpu.run, _UNION, KVM_HC_MAP_GPA_RANGE, gpa & ~shared, size >> PAGE_SHIFT, attribute, 0, 0, 0, 0,
         KVM_EXIT_HYPERCALL_LONG_MODE,
     )  # fmt: skip
@@ -213,7 +213,7 @@ def _map_gpa_chunk(vcpu: "Vcpu") -> int:
 
 def _complete_map_gpa(vcpu: "Vcpu", size: int) -> int:
     tdx = vcpu.tdx
-    if run_page.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
+    if run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, tdx.map_gpa_next)
     tdx.map_gpa_next += size
     if tdx.map_gpa_next >= tdx.map_gpa_end:
@@ -228,12 +228,12 @@ def _complete_map_gpa(vcpu: "Vcpu", size: int) -> int:
 
 def _tdx_exit(vcpu: "Vcpu", nr: int, ret: int, *words: int) -> int:
     _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_TDX)
-    run_page.TDX.pack_into(vcpu.run, _UNION, 0, nr, ret, *words, *(0,) * (5 - len(words)))
+    run_struct.TDX.pack_into(vcpu.run, _UNION, 0, nr, ret, *words, *(0,) * (5 - len(words)))
     return 0
 
 
 def _complete_ret(vcpu: "Vcpu") -> None:
-    vcpu.tdx.vp_enter_args.r10 = run_page.U64.unpack_from(vcpu.run, _UNION + 16)[0]
+    vcpu.tdx.vp_enter_args.r10 = run_struct.U64.unpack_from(vcpu.run, _UNION + 16)[0]
 
 
 def _get_td_vm_call_info(vcpu: "Vcpu") -> int:
@@ -245,7 +245,7 @@ def _get_td_vm_call_info(vcpu: "Vcpu") -> int:
         return _invalid(vcpu)
 
     def complete() -> None:
-        values = run_page.TDX.unpack_from(vcpu.run, _UNION)
+        values = run_struct.TDX.unpack_from(vcpu.run, _UNION)
         args.r10, (args.r11, args.r12, args.r13, args.r14) = values[2], values[4:8]
 
     vcpu.complete_userspace_io = complete
@@ -276,7 +276,7 @@ def _report_fatal_error(vcpu: "Vcpu") -> int:
         a.r8, a.r9, a.r10, a.r11, a.r12, a.r13, a.r14, a.r15,
     )  # fmt: skip
     _pack_u32(vcpu.run, _EXIT_REASON, int(KVM_EXIT_SYSTEM_EVENT))
-    run_page.SYSTEM_EVENT.pack_into(vcpu.run, _UNION, int(KVM_SYSTEM_EVENT_TDX_FATAL), 16, *registers)
+    run_struct.SYSTEM_EVENT.pack_into(vcpu.run, _UNION, int(KVM_SYSTEM_EVENT_TDX_FATAL), 16, *registers)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from swtdx.cpu.processor import SeamArgs
 from swtdx.cpu.vmx import ExitReason
 from swtdx.linux.err import err
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
 from swtdx.linux.kvm.posted_interrupt import POSTED_INTR_VECTOR, PostedInterruptDescriptor
@@ -314,7 +314,7 @@ def _handle_failure(vcpu: "Vcpu", status: int) -> int:
         if status & _FAILED_VMENTRY:
             return vcpu.fail_entry(status)
         if reason == ExitReason.TRIPLE_FAULT:
-            run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+            run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
             return 0
     log.warning("vCPU %d: TDH.VP.ENTER: %#x", vcpu.vcpu_id, status)
     return vcpu.internal_error(status)
@@ -325,14 +325,14 @@ def _handle_rare_exit(vcpu: "Vcpu", status: int) -> int:
         return vcpu.fail_entry(status)
     reason = status & _EXIT_BASIC
     if reason == ExitReason.TRIPLE_FAULT:
-        run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
         return 0
     if reason == ExitReason.EXCEPTION_NMI:
         information = vcpu.tdx.vp_enter_args.r9
         if information >> 8 & 7 == 2 or information & 0x800000FF == 0x80000012:  # NMI, #MC: the host's business
             return 1
-        run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
-        run_page.U64.pack_into(vcpu.run, run_page.UNION, information & 0xFF)
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
+        run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)
         return 0
     if reason == _OTHER_SMI:
         return 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
 from swtdx.linux.err import err
-from swtdx.linux.kvm import msrs, run_page
+from swtdx.linux.kvm import msrs, run_struct
 from swtdx.linux.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, F7_EDX_SSBD, F7_EDX_STIBP
 from swtdx.linux.kvm.kvm_main import IrqchipMode
 from swtdx.linux.kvm.lapic import Lapic
@@ -200,7 +200,7 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         _inject_nmi(vcpu, context)
     if vcpu.pending_external_vector >= 0 or _pic_output(vcpu):
         _inject_external(vcpu, context)
-    elif vcpu.run[run_page.REQUEST_INTERRUPT_WINDOW] and _accepts_dm_interrupts(vcpu):
+    elif vcpu.run[run_struct.REQUEST_INTERRUPT_WINDOW] and _accepts_dm_interrupts(vcpu):
         context.interrupt_window_exiting = True
     if vmx.guest_debug:
         before_entry(vcpu, context)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason
-from swtdx.linux.kvm import run_page, stats
+from swtdx.linux.kvm import run_struct, stats
 from swtdx.linux.kvm.hypercall import kvm_emulate_hypercall
 from swtdx.linux.kvm.stats import IO_EXITS
 from swtdx.linux.kvm.x86 import emulate, msr_exit, pio
@@ -39,7 +39,7 @@ CR4_OSXSAVE = 1 << 18
 _F1_ECX_OSXSAVE, _F7_ECX_OSPKE, _CR4_PKE = 1 << 27, 1 << 4, 1 << 22
 _EXIT_IO = int(KVM_EXIT_IO)
 _IO_STRING = 1 << 4
-_DATA = {size: run_page.DATA[size] for size in (1, 2, 4)}
+_DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
 
 
 def vmx_handle_exit(vcpu: "Vcpu") -> int:
@@ -125,7 +125,7 @@ def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
         context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
         return vcpu.halt()
     vcpu.stat.values[stats.HALT_EXITS] += 1
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_HLT))
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_HLT))
     return 0
 
 
@@ -150,7 +150,7 @@ def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
 
         def complete_in() -> None:
             if context.rip == rip:
-                value = _DATA[size].unpack_from(vcpu.run, run_page.PIO_DATA)[0]
+                value = _DATA[size].unpack_from(vcpu.run, run_struct.PIO_DATA)[0]
                 rax = context.gpr[RAX]
                 context.gpr[RAX] = value if size == 4 else rax & ~((1 << 8 * size) - 1) | value
                 context.rip = rip + length
@@ -167,9 +167,11 @@ def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
                 context.rip = rip + length
 
         vcpu.complete_userspace_io = complete_out
-        _DATA[size].pack_into(vcpu.run, run_page.PIO_DATA, value)
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, _EXIT_IO)
-    run_page.IO.pack_into(vcpu.run, run_page.UNION, 0 if qualification & 8 else 1, size, port, 1, run_page.PIO_DATA)
+        _DATA[size].pack_into(vcpu.run, run_struct.PIO_DATA, value)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, _EXIT_IO)
+    run_struct.IO.pack_into(
+        vcpu.run, run_struct.UNION, 0 if qualification & 8 else 1, size, port, 1, run_struct.PIO_DATA
+    )
     return 0
 
 
@@ -282,7 +284,7 @@ def _virtualized_eoi(vcpu: "Vcpu", context: "GuestContext") -> int:
 
 
 def _triple_fault(vcpu: "Vcpu", context: "GuestContext") -> int:
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
     return 0
 
 
@@ -294,9 +296,9 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
         return handle_ud(vcpu, context)
     if vcpu.vmx.guest_debug and information & 0xFF in (Vector.DB, Vector.BP):
         return handle_debug_exception(vcpu, context, information & 0xFF)
-    run_page.U32.pack_into(vcpu.run, run_page.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
-    run_page.U64.pack_into(
-        vcpu.run, run_page.UNION, information & 0xFF | (context.interruption_error & 0xFFFFFFFF) << 32
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
+    run_struct.U64.pack_into(
+        vcpu.run, run_struct.UNION, information & 0xFF | (context.interruption_error & 0xFFFFFFFF) << 32
     )
     return 0
 

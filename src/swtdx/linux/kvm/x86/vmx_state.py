@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.err import err
-from swtdx.linux.kvm import run_page
+from swtdx.linux.kvm import run_struct
 from swtdx.linux.kvm.x86.guest_debug import RFLAGS_TF, guest_get_dr, guest_set_dr, linear_rip
 from swtdx.linux.kvm.x86.guest_walk import walk
 from swtdx.linux.kvm.x86.vmx import EFER_LMA, EFER_VALID
@@ -300,18 +300,18 @@ def vmx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
     """Take the registers that user space marked dirty. Raises OSError(EINVAL)."""
     if (valid | dirty) & ~_SYNC_REGS:
         raise err(errno.EINVAL, f"kvm_valid_regs {valid:#x}, kvm_dirty_regs {dirty:#x}")
-    base = run_page.SYNC_REGS
+    base = run_struct.SYNC_REGS
     regs, sregs = kvm_sync_regs.regs, kvm_sync_regs.sregs
     if dirty & KVM_SYNC_X86_REGS:
         vmx_set_regs(vcpu, bytes(vcpu.run[base + regs.offset : base + regs.offset + regs.size]))
     if dirty & KVM_SYNC_X86_SREGS:
         vmx_set_sregs(vcpu, bytes(vcpu.run[base + sregs.offset : base + sregs.offset + sregs.size]))
-    run_page.U64.pack_into(vcpu.run, run_page.VALID_REGS + 8, 0)
+    run_struct.U64.pack_into(vcpu.run, run_struct.VALID_REGS + 8, 0)
 
 
 def vmx_sync_regs_store(vcpu: "Vcpu", valid: int) -> None:
     """Give user space the registers it asked for."""
-    base = run_page.SYNC_REGS
+    base = run_struct.SYNC_REGS
     regs, sregs = kvm_sync_regs.regs, kvm_sync_regs.sregs
     if valid & KVM_SYNC_X86_REGS:
         vcpu.run[base + regs.offset : base + regs.offset + regs.size] = vmx_get_regs(vcpu)
