@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import guest, mrtd, seam, tracing
-from bench.guest import PAGE_SIZE, Workload
-from bench.td import MeasuredTd, close, fresh_td, staged
-from bench.vm import OUT_FOR_EVER, SPIN, RealModeVm
+from bench import mrtd, tracing
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.layout import address_of
+from testing import guest, seamcalls
+from testing.guest import PAGE_SIZE, Workload
+from testing.td import MeasuredTd, close, fresh_td, staged
+from testing.vm import OUT_FOR_EVER, SPIN, RealModeVm
 
 PROMPT = "Shell>"
 
@@ -89,14 +90,17 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
 
 def seamcall_figures(device: Kvm, kernel: MachineKernel, effort: Effort) -> Iterator[Figure]:
     """SEAMCALLs without crypto, the dearest of some; a page that is added and measured, beside hashing as much."""
-    with seam.host(device, kernel) as (host, pages):
-        runs = [seam.without_crypto(host, pages) for _ in range(effort.repetitions + 1)][1:]
+    with seamcalls.host(device, kernel) as (host, pages):
+        runs = [seamcalls.without_crypto(host, pages) for _ in range(effort.repetitions + 1)][1:]
         name = max(runs[0], key=lambda each: statistics.median(run[each] for run in runs))
         yield _figure(f"SEAMCALL without crypto, the dearest: {name}", "µs", [run[name] * 1e6 for run in runs], 15)
         source = kernel.pages.alloc_page("bench")
         try:
             kernel.processor.memory.write(source, os.urandom(PAGE_SIZE))
-            pairs = [(seam.measured_pages(host, pages, source), seam.hashed()) for _ in range(2 * effort.repetitions)]
+            pairs = [
+                (seamcalls.measured_pages(host, pages, source), seamcalls.hashed())
+                for _ in range(2 * effort.repetitions)
+            ]
         finally:
             kernel.pages.free_page(source)
         yield _figure("PAGE.ADD and 16 MR.EXTEND of a page", "µs", [measured * 1e6 for measured, _ in pairs])

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bench.guest import Workload
-from bench.td import MeasuredTd
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.processor import Processor, SeamArgs
 from swtdx.linux.kernel import EmulatedKernel
@@ -28,6 +26,8 @@ from swtdx.seam.module import TdxModule
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
+from testing.guest import Workload
+from testing.td import MeasuredTd
 
 PIECES = 60
 RDMD = SEAMCALL_NUMBERS["TDH.PHYMEM.PAGE.RDMD"]

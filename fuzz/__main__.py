@@ -65,7 +65,8 @@ def main() -> int:
             told = now
             print(f"{done:,} of {amount}", file=sys.stderr, flush=True)
 
-    result = import_module(f"fuzz.{options.kind}").campaign(cases, seed, progress, **more)
+    module = "testing.seam.random_calls" if options.kind == "seam" else f"testing.fuzzing.{options.kind}"
+    result = import_module(module).campaign(cases, seed, progress, **more)
     print("\n".join(result.lines()))
     again = ["--seed", str(seed), *(f"--cases {cases}" for _ in (1,) if cases < sys.maxsize)]
     again += [f"--module-version {more['version']}"] if "version" in more else []

@@ -18,19 +18,9 @@ from uuid import UUID
 import pytest
 from hypothesis import settings
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from testing.places import firmware_image, measuring_firmware_image, reference_directory
+
 _GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
-
-
-def reference_directory() -> Path:
-    """Where the reference material (vectors, tables) would be: $SWTDX_SHARED, or ``shared/reference`` beside us."""
-    told = os.environ.get("SWTDX_SHARED")
-    return Path(told) if told else REPOSITORY.parent / "shared" / "reference"
-
-
-def firmware_image() -> Path:
-    """Debian's and Ubuntu's TDX-capable firmware, as the package ``ovmf`` installs it."""
-    return Path("/usr/share/ovmf/OVMF.fd")
 
 
 def why_no_host_kvm() -> str | None:
@@ -120,26 +110,19 @@ def machines_go_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         machine.shutdown()
 
 
-def measuring_firmware_image() -> bytes:
-    """edk2's TDX build as Debian's ovmf-inteltdx has it; skips the test where there is none."""
-    named = os.environ.get("SWTDX_TDX_FIRMWARE")
-    paths = (
-        [Path(named)]
-        if named
-        else [*(REPOSITORY / ".cache").glob("*.fd"), *firmware_image().parent.glob("*.inteltdx*.fd")]
-    )
-    if not paths:
-        pytest.skip(
-            "no firmware that measures: script/tdx-firmware fetches it, $SWTDX_TDX_FIRMWARE names one; not shown: "
-            "predicted RTMRs are those of a launch"
-        )
-    return paths[0].read_bytes()
+@pytest.fixture(scope="session")
+def measuring_firmware_as_built() -> bytes:
+    """edk2's TDX build with Secure Boot's platform key, as Debian's ovmf-inteltdx has it."""
+    try:
+        return measuring_firmware_image()
+    except FileNotFoundError as error:
+        pytest.skip(f"{error}; not shown: predicted RTMRs are those of a launch")
 
 
 @pytest.fixture(scope="session")
-def measuring_firmware() -> bytes:
+def measuring_firmware(measuring_firmware_as_built: bytes) -> bytes:
     """The same with its platform key deleted: with it no kernel starts but a signed one."""
-    image = bytearray(measuring_firmware_image())
+    image = bytearray(measuring_firmware_as_built)
     name = "PK\0".encode("utf-16-le")
     at = image.find(_GLOBAL_VARIABLE.bytes_le + name)
     if at >= 0 and image[at - 44 : at - 41] == b"\xaa\x55\x3f":

@@ -10,7 +10,7 @@ import pytest
 from swtdx.attest.boot_agreement import Extension, agreement
 from swtdx.attest.direct_boot import BootPrediction, predict_direct_boot
 from swtdx.image.linux_image import LinuxBoot, parse
-from tests.attest.uefi_image import edk2_like, efi_kernel
+from testing.uefi_image import edk2_like, efi_kernel
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from swtdx.uapi.client import Kvm
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
-from tests.attest import uefi_image
-from tests.attest.uefi_image import DXE_VOLUME, GLOBAL, IMAGE_SECURITY, MENU, UI_APP, driver, edk2_like, efi_kernel
-from tests.conftest import firmware_image
+from testing import uefi_image
+from testing.places import firmware_image
+from testing.uefi_image import DXE_VOLUME, GLOBAL, IMAGE_SECURITY, MENU, UI_APP, driver, edk2_like, efi_kernel
 
 MEMORY = 64 << 20
 CC_MEASUREMENT_PROTOCOL = bytes.fromhex("3d1a7596f472a641a794ed5d0e67ae6b")  # UEFI 2.10, 38.2.2, as it lies in memory

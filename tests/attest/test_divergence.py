@@ -18,7 +18,7 @@ from swtdx.attest.divergence import compare
 from swtdx.image.initial_memory import AddedRegion
 from swtdx.image.mrtd import Order
 from swtdx.image.tdvf import parse
-from tests.image.tdvf_image import BASE, CFV, HOB, TEMP, image_with
+from testing.tdvf_image import BASE, CFV, HOB, TEMP, image_with
 
 IMAGE = image_with()
 SHORT_BFV = (0x4000, 0xB000, BASE + 0x4000, 0xB000, 0, 1)

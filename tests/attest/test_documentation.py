@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import pytest
 
-from tests.attest.uefi_image import efi_kernel
-from tests.conftest import REPOSITORY, firmware_image
+from testing.places import REPOSITORY, firmware_image
+from testing.uefi_image import efi_kernel
 
 FILES = {
     "ccel.bin": "ccel/go-tdx-guest_cos113_ccel_data.dat",

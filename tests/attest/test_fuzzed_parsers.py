@@ -6,16 +6,16 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from fuzz.mutation import Seed, mutated
-from fuzz.parsers import KINDS
-from tests.conftest import REPOSITORY
+from testing.fuzzing.mutation import Seed, mutated
+from testing.fuzzing.parsers import KINDS
+from testing.places import REPOSITORY
 
 CASES = 2000
 
 
 def test_damaged_inputs_end_in_a_result_or_in_the_documented_exception() -> None:
     code = f"""
-from fuzz.parsers import KINDS, campaign
+from testing.fuzzing.parsers import KINDS, campaign
 result = campaign({CASES}, seed=6)
 print("\\n".join(result.lines()))
 assert not result.failures

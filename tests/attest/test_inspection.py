@@ -20,8 +20,8 @@ from swtdx.attest.inspection import inspect_image
 from swtdx.attest.measure import MeasureError, measure_image
 from swtdx.attest.memory_picture import Kind, blocks, svg_picture, text_picture
 from swtdx.image.tdvf import Rule, SectionType, TdvfError
-from tests.attest.uefi_image import GLOBAL, edk2_like
-from tests.image.tdvf_image import BASE, BFV, CFV, GOOD, HOB, TEMP, Row, image_with
+from testing.tdvf_image import BASE, BFV, CFV, GOOD, HOB, TEMP, Row, image_with
+from testing.uefi_image import GLOBAL, edk2_like
 
 CODE_VOLUME = uuid.UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")  # EFI_FIRMWARE_FILE_SYSTEM2_GUID
 VARIABLE_STORE = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")

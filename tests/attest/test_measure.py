@@ -32,7 +32,7 @@ from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.slots import MemorySlots
-from tests.image.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from testing.tdvf_image import BFV, CFV, HOB, TEMP, image_with
 
 MIB = 1 << 20
 

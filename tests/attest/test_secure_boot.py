@@ -22,9 +22,8 @@ from swtdx.attest.direct_boot import PredictionError, kernel_refusal, predict_di
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY
 from swtdx.image.linux_image import LinuxBoot, parse
+from testing.uefi_image import certificate_table, edk2_like, efi_kernel, signature_list, with_variable
 from tests.attest.test_direct_boot import seen_rtmrs
-from tests.attest.uefi_image import certificate_table, edk2_like, efi_kernel, signature_list, with_variable
-from tests.conftest import measuring_firmware_image
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 SHA256 = UUID("c1c41626-504c-4092-aca9-41f936934328")
@@ -107,12 +106,15 @@ def test_a_launch_knows_beforehand_which_kernel_will_not_start(leaf: Key) -> Non
 
 
 def test_real_firmware_measures_that_key(
-    leaf: Key, root: Key, tmp_path: Path, skip_loudly: Callable[[str], NoReturn]
+    leaf: Key,
+    root: Key,
+    measuring_firmware_as_built: bytes,
+    tmp_path: Path,
+    skip_loudly: Callable[[str], NoReturn],
 ) -> None:
     if shutil.which("osslsigncode") is None:
         skip_loudly("no osslsigncode; not shown: what firmware measures of a kernel signed for Secure Boot")
-    firmware = measuring_firmware_image()
-    image = with_variable(firmware, "db", IMAGE_SECURITY, signature_list(X509, der(root)))
+    image = with_variable(measuring_firmware_as_built, "db", IMAGE_SECURITY, signature_list(X509, der(root)))
     (tmp_path / "kernel").write_bytes(efi_kernel())
     (tmp_path / "key.pem").write_bytes(
         leaf[0].private_bytes(

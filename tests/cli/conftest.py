@@ -13,7 +13,7 @@ import pytest
 import swtdx.cli.run
 from swtdx.cli import main
 from swtdx.uapi.dialect import Dialect
-from tests.image.tdvf_image import image_with
+from testing.tdvf_image import image_with
 from tests.vmm.fake_kernel import FakeKernel
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from swtdx.cli.parameters import InputError, memory_size
+from testing.tdvf_image import HOB, TEMP, image_with
 from tests.cli.conftest import Command
-from tests.image.tdvf_image import HOB, TEMP, image_with
 from tests.vmm.fake_kernel import FakeKernel
 
 

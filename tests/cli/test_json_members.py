@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.attest.uefi_image import edk2_like, efi_kernel
+from testing.uefi_image import edk2_like, efi_kernel
 from tests.cli.conftest import Command
 
 SECTION = {"section", "type", "gpa", "pages", "added", "measured"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from swtdx.cli.output import Outputs
-from tests.attest.uefi_image import efi_kernel
+from testing.uefi_image import efi_kernel
 from tests.cli.conftest import Command
 from tests.cli.test_run import PROMPT
 from tests.vmm.fake_kernel import FakeKernel, port_out, typed

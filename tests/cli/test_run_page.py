@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd
 from swtdx.cli.run_history import PageState, RunHistory
 from swtdx.cli.run_page import page
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
+from testing import guest
+from testing.td import MeasuredTd
 from tests.cli.conftest import Command
 
 SIZE = (1280, 800)

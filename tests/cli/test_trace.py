@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd
 from swtdx.cli.output import Outputs
 from swtdx.cli.trace_file import TraceError, TraceFormat, TraceWriter, read_events
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.uapi.client import Kvm
+from testing import guest
+from testing.td import MeasuredTd
 from tests.cli.conftest import Command
 from tests.vmm.fake_kernel import FakeKernel, port_out
 

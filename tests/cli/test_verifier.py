@@ -20,9 +20,9 @@ from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.measure import measure_direct, measure_image
 from swtdx.image.linux_image import LinuxBoot, parse
 from swtdx.image.mrtd import Order
-from tests.attest.uefi_image import edk2_like, efi_kernel
+from testing.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from testing.uefi_image import edk2_like, efi_kernel
 from tests.cli.conftest import Command
-from tests.image.tdvf_image import BFV, CFV, HOB, TEMP, image_with
 from tests.image.test_linux_image import bzimage
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from swtdx.image.firmware import FirmwareError, find_firmware
-from tests.conftest import REPOSITORY
+from testing.places import REPOSITORY
 
 PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]
 PAGES += [REPOSITORY / "docs/explanation/first-touch.md"]

@@ -15,7 +15,7 @@ import pytest
 from swtdx.cli.app import COMMANDS
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
-from tests.conftest import REPOSITORY
+from testing.places import REPOSITORY
 
 pytest.importorskip("sphinx", reason="NOT SHOWN: that the documentation builds; install the extra dev")
 pytest.importorskip("furo", reason="NOT SHOWN: that the documentation builds; install the extra dev")

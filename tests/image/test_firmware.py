@@ -10,7 +10,7 @@ import pytest
 
 from swtdx.image.firmware import FirmwareError, descriptor_search_folders, find_firmware
 from swtdx.image.tdvf import TdvfError
-from tests.image.tdvf_image import image_with
+from testing.tdvf_image import image_with
 
 
 def write_descriptor(folder: Path, name: str, image: Path, device: str = "memory", **changes: object) -> Path:

@@ -11,7 +11,7 @@ import pytest
 
 from swtdx.image.mrtd import MrtdPredictor, Order, predict_mrtd
 from swtdx.image.tdvf import parse
-from tests.image.tdvf_image import image_with
+from testing.tdvf_image import image_with
 
 DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swtdx.image.tdvf import SectionType, TdvfError, check_memory, parse
-from tests.image.tdvf_image import BASE, BFV, CFV, GOOD, HOB, SIZE, TEMP, Image, Row, image_with
+from testing.tdvf_image import BASE, BFV, CFV, GOOD, HOB, SIZE, TEMP, Image, Row, image_with
 
 RAM = [(0, 256 << 20)]
 DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 
-from bench import guest
+from testing import guest
 from tests.cpu.guest import assemble
 
 CODE, IDT, STACKS, COUNTERS, GDT = guest.CODE, 0x2_2000, 0x2_4000, 0x2_5000, 0x2_6000

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from bench import seam
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
+from testing import seamcalls
 
 
 def test_the_benchmark_of_seamcalls_leaves_nothing_behind() -> None:
@@ -14,10 +14,10 @@ def test_the_benchmark_of_seamcalls_leaves_nothing_behind() -> None:
     assert kernel.tdx is not None
     with Kvm(kernel) as device:
         before = kernel.pages.in_use, kernel.tdx.free_hkids
-        with seam.host(device, kernel) as (host, pages):
-            seconds = seam.without_crypto(host, pages)
+        with seamcalls.host(device, kernel) as (host, pages):
+            seconds = seamcalls.without_crypto(host, pages)
             source = kernel.pages.alloc_page("test")
-            assert seam.measured_pages(host, pages, source) > 0
+            assert seamcalls.measured_pages(host, pages, source) > 0
             kernel.pages.free_page(source)
         assert len(seconds) > 5
         assert min(seconds.values()) > 0

@@ -9,13 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import Exit, kvm_regs
+from testing import guest
+from testing.td import MeasuredTd
 
 CODE, PORT, TURNS = 0x1000, 0x80, 500
 # mov cx, TURNS; again: inc ax; out PORT, al; loop again; hlt

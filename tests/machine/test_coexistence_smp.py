@@ -13,14 +13,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench import guest
-from bench.td import fresh_td, staged
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi.client import Kvm, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import KVM_MP_STATE_RUNNABLE, Exit, IoeventfdFlag, kvm_regs, kvm_segment
 from swtdx.uapi.layout import address_of
+from testing import guest
+from testing.td import fresh_td, staged
 from tests.machine import smp_guest as program
 from tests.uapi.conftest import host_kernel
 

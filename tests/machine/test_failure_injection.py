@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd
-from fuzz.invariants import check
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import SeamArgs
 from swtdx.linux.err import err
@@ -29,6 +26,9 @@ from swtdx.seam.pamt import PageType
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
+from testing import guest
+from testing.invariants import check
+from testing.td import MeasuredTd
 
 PAGE = guest.PAGE_SIZE
 BUSY, REFUSED = 0x80000200_00000080, 0xC0000100_00000001

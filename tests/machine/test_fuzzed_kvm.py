@@ -8,20 +8,20 @@ import sys
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd
-from fuzz.invariants import Violation, check
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
-from tests.conftest import REPOSITORY
+from testing import guest
+from testing.invariants import Violation, check
+from testing.places import REPOSITORY
+from testing.td import MeasuredTd
 
 CALLS = 4000
 
 
 def test_random_ioctls_end_in_an_answer_or_an_errno_and_leave_nothing() -> None:
     code = f"""
-from fuzz.kvm import campaign
+from testing.fuzzing.kvm import campaign
 result = campaign({CALLS}, seed=4)
 print("\\n".join(result.lines()))
 assert not result.failures

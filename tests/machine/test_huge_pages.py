@@ -13,8 +13,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from bench.guest import CODE, PAGE_SIZE, PAGE_TABLES, RESET_PAGE, Port, page_tables, reset_page, tdvmcall_io
-from bench.td import close, fresh_td, staged
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.linux.kvm.x86.mmu.mirror import MirrorRoot
@@ -26,6 +24,8 @@ from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, Exit
 from swtdx.uapi.layout import address_of
+from testing.guest import CODE, PAGE_SIZE, PAGE_TABLES, RESET_PAGE, Port, page_tables, reset_page, tdvmcall_io
+from testing.td import close, fresh_td, staged
 
 MIB2 = 2 << 20
 PRIVATE_BYTES = 8 << 20

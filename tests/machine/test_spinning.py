@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import guest
-from bench.td import fresh_td, staged
-from bench.vm import SPIN, RealModeVm
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi.client import Kvm, KvmError, Vcpu
 from swtdx.uapi.kvm import Exit
 from swtdx.uapi.layout import address_of
+from testing import guest
+from testing.td import fresh_td, staged
+from testing.vm import SPIN, RealModeVm
 
 PATIENCE = 30
 

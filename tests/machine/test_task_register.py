@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import struct
 
-from bench import guest
-from bench.td import fresh_td, staged
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.layout import address_of
+from testing import guest
+from testing.td import fresh_td, staged
 
 GDT, IDT, RING_3, HANDLER = 0x140, 0x200, 0x100, 0x180  # in the reset page
 GP = 13

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd, fresh_td, staged
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot, open_kernel
@@ -22,6 +20,8 @@ from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.layout import address_of
+from testing import guest
+from testing.td import MeasuredTd, fresh_td, staged
 
 SMALL = Platform(memory_size=2 << 30)
 PAGES = 2048 + 4 + 1 + 1  # data, page tables, code, reset

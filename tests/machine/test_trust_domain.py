@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from bench import guest
-from bench.td import MeasuredTd, fresh_td
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.seam.pamt import PageType
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import KVM_CAP_VM_TYPES
+from testing import guest
+from testing.td import MeasuredTd, fresh_td
 
 PAGE = 4096
 

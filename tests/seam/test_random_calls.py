@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from swtdx.cpu.platform import MODULE_VERSIONS
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.status import Operand, Status, StatusCode
-from tests.seam.random_calls import LIKELY, campaign, new_world
+from testing.seam.random_calls import LIKELY, campaign, new_world
 
 CALLS = int(os.environ.get("SWTDX_RANDOM_CALLS", "3000"))
 PER_RUN = 500
@@ -96,7 +96,7 @@ def test_a_planted_fault_is_found(monkeypatch, fault, words):
         world.module.state = world.module.state
         return world
 
-    monkeypatch.setattr("tests.seam.random_calls.new_world", faulty)
+    monkeypatch.setattr("testing.seam.random_calls.new_world", faulty)
     result = campaign(500, 3)
     assert result.failures
     assert words in result.failures[0]

@@ -18,7 +18,7 @@ from swtdx.seam.report import REPORT_SIZE
 from swtdx.seam.status import FATAL, FormerStatus, Operand, StatusCode, describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.seam.version import module_version
-from tests.seam.random_calls import campaign
+from testing.seam.random_calls import campaign
 
 INVALID = StatusCode.OPERAND_INVALID
 GPA = 0x8000_0000

@@ -7,7 +7,7 @@ import pytest
 
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.status import StatusCode
-from tests.seam.conftest import POWER_ON_MSRS
+from testing.seam.fake_host import POWER_ON_MSRS
 
 TDCALL = 77
 INVALID = StatusCode.OPERAND_INVALID

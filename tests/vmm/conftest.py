@@ -10,7 +10,7 @@ import pytest
 
 from swtdx.image.firmware import Firmware
 from swtdx.vmm.launch import Plan, TdParameters
-from tests.image.tdvf_image import image_with
+from testing.tdvf_image import image_with
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from swtdx.vmm.gdb.td_target import TdTarget
 from swtdx.vmm.gdb.vm_target import VmTarget
 from swtdx.vmm.launch import Machine, Plan, TdParameters, launch
 from swtdx.vmm.run import Run
-from tests.image.tdvf_image import SIZE, Image
+from testing.tdvf_image import SIZE, Image
 
 BASE = (1 << 32) - SIZE
 DATA = 0x80_0000

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fuzz.gdb import campaign
+from testing.fuzzing.gdb import campaign
 
 CASES = 3000
 

@@ -15,7 +15,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.tdx_upstream import kvm_tdx_init_vm
 from swtdx.uapi.tdx_v10 import kvm_tdx_init_vm as kvm_tdx_init_vm_v10
 from swtdx.vmm.launch import LaunchError, Plan, TdParameters, launch
-from tests.image.tdvf_image import BASE, BFV, CFV, HOB, SIZE, TEMP, image_with
+from testing.tdvf_image import BASE, BFV, CFV, HOB, SIZE, TEMP, image_with
 from tests.vmm.fake_kernel import FakeKernel
 
 Planner = Callable[..., Plan]

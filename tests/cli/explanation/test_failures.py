@@ -18,8 +18,8 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError, Vm
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
+from testing.tdvf_image import image_with
 from tests.cli.conftest import Command
-from tests.image.tdvf_image import image_with
 from tests.vmm.fake_kernel import FakeKernel
 
 

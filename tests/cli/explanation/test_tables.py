@@ -16,7 +16,7 @@ from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
-from tests.conftest import REPOSITORY
+from testing.places import REPOSITORY
 from tests.linux.conformance import PAGE_PATH
 from tests.seam.test_status_coverage import CODES, listed
 

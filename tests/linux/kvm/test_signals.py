@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bench.vm import SPIN
 from swtdx.cpu import _engine
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi.client import Kvm, KvmError, Vcpu
+from testing.vm import SPIN
 from tests.linux.conftest import Bench, refused, signals
 
 HALT = bytes.fromhex("fbf4ebfd")  # sti; 1: hlt; jmp 1b

@@ -12,6 +12,6 @@
     vm_target   an ordinary VM, by KVM's own ioctls
     td_target   a debug TD, by TDH.MEM.RD and TDH.VP.RD
 
-Which vCPUs may run is in `swtdx.vmm.execution`.  vCPUs are gdb's threads, numbered from 1, and stop and run together unless gdb steps one alone.  The machine's clocks
-run on while it stands.  Addresses are linear ones of the current thread's address space.
+vCPUs are gdb's threads, numbered from 1, and stop and run together unless gdb steps one alone (`swtdx.vmm.execution`).
+The machine's clocks run on while it stands.  Addresses are linear ones of the current thread's address space.
 """

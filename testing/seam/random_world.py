@@ -11,7 +11,7 @@ from swtdx.seam import metadata, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.lifecycle import LifecycleState, OpState, VcpuState
 from swtdx.seam.version import module_version
-from tests.seam.invariants import entries
+from testing.seam.invariants import entries
 
 GPA = 0x8000_0000
 MIB2 = 1 << 21

@@ -11,9 +11,9 @@ from swtdx.seam import sept
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.status import ERROR, decode, describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
-from tests.seam.conftest import GPR, TDCALL
-from tests.seam.invariants import Violation, difference, entries, picture
-from tests.seam.random_world import ANY, NONE, SYSTEM_FIELDS, WRITABLE, World
+from testing.seam.fake_host import GPR, TDCALL
+from testing.seam.invariants import Violation, difference, entries, picture
+from testing.seam.random_world import ANY, NONE, SYSTEM_FIELDS, WRITABLE, World
 
 EXITS = (1, 10, 12, 14, 18, 30, 31, 32, 36, 48, 48, 48, 49, 54, 55)
 LETHAL_EXITS = (0, 2, 28, 43)

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.td import close, fresh_td
 from swtdx.cpu.processor import SeamArgs
 from swtdx.machine import MachineKernel
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.uapi.client import Kvm
+from testing.td import close, fresh_td
 
 PAGE = 4096
 CHUNKS = range(0, PAGE, 256)

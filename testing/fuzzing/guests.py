@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guest code for the ioctl fuzzer: short pieces that make every kind of exit, put together at random, without an end.
 
-A TD runs in 64-bit mode from `bench.guest`'s reset page and page tables; its pieces are TDCALLs with values that are
+A TD runs in 64-bit mode from `testing.guest`'s reset page and page tables; its pieces are TDCALLs with values that are
 sometimes right. A normal VM runs in real mode at address 0; its pieces are instructions that exit.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import struct
 
-from bench.guest import CODE, PAGE_SIZE
+from testing.guest import CODE, PAGE_SIZE
 
 SHARED = 1 << 47
 TD_MEMORY = 6 << 20
@@ -65,7 +65,7 @@ def _td_piece(chance: random.Random) -> bytes:
 
 
 def td_code(chance: random.Random) -> bytes:
-    """The page at `bench.guest.CODE`: pieces, then a jump back."""
+    """The page at `testing.guest.CODE`: pieces, then a jump back."""
     code = bytearray()
     while len(code) < PAGE_SIZE - 200 and chance.random() < 0.97:
         code += _td_piece(chance)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The good inputs that `fuzz.parsers` damages: made from the specifications, and real ones where they are at hand."""
+"""The good inputs that `parsers` damages: made from the specifications, and real ones where they are at hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import struct
 from functools import cache
 from uuid import UUID
 
-from fuzz.mutation import Seed
 from swtdx.attest.authenticode import authenticode_digest
-from tests.attest import uefi_image
-from tests.conftest import firmware_image, reference_directory
-from tests.image.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
+from testing import uefi_image
+from testing.fuzzing.mutation import Seed
+from testing.places import firmware_image, reference_directory
+from testing.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 

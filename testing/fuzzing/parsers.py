@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from fuzz import parser_seeds
-from fuzz.mutation import Seed, mutated
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.build_calls import RecordError, recorded_build
@@ -40,7 +38,9 @@ from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError
 from swtdx.image.linux_image import parse as parse_linux
 from swtdx.image.tdvf import TdvfError
-from tests.attest import uefi_image
+from testing import uefi_image
+from testing.fuzzing import parser_seeds
+from testing.fuzzing.mutation import Seed, mutated
 
 PATIENCE = 30.0
 """Seconds that a case may take."""

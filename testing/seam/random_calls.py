@@ -33,10 +33,10 @@ from typing import Any
 from swtdx.seam import sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.status import ERROR, Operand, StatusCode, decode, describe
-from tests.seam.conftest import GIB, REGISTERS, Args, FakePlatform, FakeProcessor, Host
-from tests.seam.invariants import Violation, check, difference, entries, picture
-from tests.seam.random_guest import InhabitedWorld
-from tests.seam.random_world import LIKELY, MIB2
+from testing.seam.fake_host import GIB, REGISTERS, Args, FakePlatform, FakeProcessor, Host
+from testing.seam.invariants import Violation, check, difference, entries, picture
+from testing.seam.random_guest import InhabitedWorld
+from testing.seam.random_world import LIKELY, MIB2
 
 __all__ = ["LIKELY", "Result", "Trial", "campaign", "new_world"]
 

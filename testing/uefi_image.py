@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from tests.image.tdvf_image import BASE, BFV, CFV, HOB, TEMP, image_with
+from testing.tdvf_image import BASE, BFV, CFV, HOB, TEMP, image_with
 
 FFS2 = UUID("8c8ce578-8a3d-4f1c-9935-896185c32dd3")
 NV_DATA = UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")

@@ -8,12 +8,12 @@ import time
 from types import TracebackType
 from typing import Self
 
-from bench import guest
-from bench.guest import PAGE_SIZE, Port, Workload
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, Vcpu, Vm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.layout import address_of
+from testing import guest
+from testing.guest import PAGE_SIZE, Port, Workload
 
 XFAM = 0x3  # x87 and SSE
 GPA_WIDTH = 48
@@ -71,7 +71,7 @@ def staged(contents: bytes) -> mmap.mmap:
 
 
 class MeasuredTd:
-    """The guest of `bench.guest`, running as a TD. A context manager."""
+    """The guest of `testing.guest`, running as a TD. A context manager."""
 
     def __init__(self, device: Kvm) -> None:
         self.vm, self.vcpu, self.memfd = fresh_td(device, guest.FRESH + guest.FRESH_PAGES * PAGE_SIZE)

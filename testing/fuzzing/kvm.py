@@ -34,10 +34,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from bench import guest
-from bench.td import fresh_td, staged
-from fuzz import guests
-from fuzz.invariants import check
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi import kvm as k
@@ -45,6 +41,10 @@ from swtdx.uapi import tdx_upstream, tdx_v10
 from swtdx.uapi.client import Kvm, KvmError, Vcpu, Vm
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.layout import address_of, with_entries
+from testing import guest
+from testing.fuzzing import guests
+from testing.invariants import check
+from testing.td import fresh_td, staged
 
 PAGE = 4096
 ARENA = 64 * PAGE

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tests, fuzzer and benchmark share `testing`; it imports none of them, and they do not import each other."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from testing.places import REPOSITORY
+
+MAY_IMPORT = {
+    "testing": {"testing"},
+    "bench": {"bench", "testing"},
+    "fuzz": {"fuzz", "testing"},
+    "tests": {"tests", "testing", "guest"},
+}
+
+
+def imports(folder: str) -> Iterator[tuple[str, str]]:
+    """(place, top-level package of this repository) of each import, also those by ``import_module``."""
+    for file in sorted((REPOSITORY / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            for name in names:
+                yield f"{file.relative_to(REPOSITORY)}:{node.lineno}", name.split(".")[0]
+
+
+@pytest.mark.parametrize("folder", sorted(MAY_IMPORT))
+def test_shared_code_is_below_its_users(folder: str) -> None:
+    ours = {"testing", "bench", "fuzz", "tests", "guest"}
+    found = [f"{place} imports {name}" for place, name in imports(folder) if name in ours - MAY_IMPORT[folder]]
+    assert found == []
