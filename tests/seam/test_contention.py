@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam import sept
-from swtdx.seam.hardware import Gpr
 from swtdx.seam.status import Operand, StatusCode
+from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
 MIB2 = 1 << 21

@@ -8,9 +8,9 @@ import struct
 import pytest
 
 from swtdx.seam import metadata, metadata_list
-from swtdx.seam.hardware import Gpr
 from swtdx.seam.metadata import NONE, Accessor
 from swtdx.seam.status import StatusCode
+from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
 NUM_PKGS = 0x0000_0002_0000_0000

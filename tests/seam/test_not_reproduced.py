@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from swtdx.seam.hardware import Gpr
 from swtdx.seam.lifecycle import SysState
 from swtdx.seam.status import StatusCode
+from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
 SERVTD_RD, SERVTD_WR, VP_ENTER, INVEPT, INVVPID, ATTR_RD, ATTR_WR = 18, 20, 25, 26, 27, 23, 24

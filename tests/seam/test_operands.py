@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam import report
-from swtdx.seam.hardware import Gpr
 from swtdx.seam.status import Operand, StatusCode
+from swtdx.x86 import Gpr
 from tests.seam.test_contention import WITH_TDR_IN_RCX, WITH_TDR_IN_RDX, WITH_TDVPR
 
 GPA = 0x8000_0000

@@ -8,7 +8,7 @@ import mmap
 
 import pytest
 
-from swtdx.seam.hardware import Gpr
+from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
 SHARED = 1 << 47

@@ -9,6 +9,7 @@ is the host's. Layouts: Intel SDM volume 2, CPUID.
 from __future__ import annotations
 
 from swtdx.cpu.platform import Platform
+from swtdx.x86 import XFeature
 
 Registers = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""
@@ -25,8 +26,7 @@ _LEAF_7_ECX = 1 << 3 | 1 << 16
 """PKU LA57."""
 _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 """SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
-XCR0_SUPPORTED = 0x203
-"""x87, SSE, PKRU."""
+XCR0_SUPPORTED = XFeature.X87 | XFeature.SSE | XFeature.PKRU
 _XSAVE_SIZE_ALL = 0xA88
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways

@@ -29,12 +29,13 @@ import secrets
 import threading
 from typing import TYPE_CHECKING
 
+from swtdx.x86 import PAGE_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from swtdx.cpu._engine import Engine
 
-PAGE_SIZE = 4096
 WINDOW_BASE = 1 << 45
 """Physical addresses from here on are windows on user memory."""
 _WINDOW_ALIGNMENT = 1 << 30

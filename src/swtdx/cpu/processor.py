@@ -17,16 +17,18 @@ from swtdx.cpu import _engine, cpuid
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import TSC_RATIO_BITS, Platform
+from swtdx.x86 import PAT_RESET, Msr
 
 TDX_SEAMCALL_VMFAILINVALID: Final = 0x8000_FF00_FFFF_0000
 """Linux's software-defined status for a SEAMCALL that could not enter the module."""
-_MSRS: Final = {
-    0x10A: 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8,  # IA32_ARCH_CAPABILITIES: immune to the usual leaks
-    0x1A0: 1,  # IA32_MISC_ENABLE: fast strings
-    0xFE: 0x508,  # IA32_MTRRCAP: 8 variable ranges, fixed ranges, WC
-    0x8B: 0x2B000000 << 32,  # IA32_BIOS_SIGN_ID
-    0x277: 0x0007040600070406,  # IA32_PAT
-    0x3B: 0,  # IA32_TSC_ADJUST
+_MSRS: Final[dict[int, int]] = {
+    # RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO: not vulnerable
+    Msr.ARCH_CAPABILITIES: 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8,
+    Msr.MISC_ENABLE: 1,  # fast strings
+    Msr.MTRRCAP: 0x508,  # 8 variable ranges, fixed ranges, WC
+    Msr.BIOS_SIGN_ID: 0x2B000000 << 32,
+    Msr.PAT: PAT_RESET,
+    Msr.TSC_ADJUST: 0,
 }
 
 

@@ -27,8 +27,9 @@ from swtdx.seam.td import (
     CTLS_VIRT_CPUID2,
     Td,
 )
-from swtdx.seam.vcpu import AR_LONG, CR4_OSXSAVE, CR4_PKE, MSR_XSS, Vcpu
+from swtdx.seam.vcpu import AR_LONG, Vcpu
 from swtdx.seam.version import ModuleVersion
+from swtdx.x86 import Cr4, Msr
 
 Registers = tuple[int, int, int, int]
 Key = tuple[int, int | None]
@@ -279,16 +280,16 @@ class VirtualCpuid:
         if leaf == 1:
             apic_id = vcpu.x2apic_id if topology else vcpu.index
             ebx = ebx & 0xFF_FFFF | (apic_id & 0xFF) << 24
-            if context.cr4 & CR4_OSXSAVE:
+            if context.cr4 & Cr4.OSXSAVE:
                 ecx |= 1 << 27
         elif leaf == 2 and not td.td_ctls & CTLS_VIRT_CPUID2:
             return None
-        elif leaf == 7 and subleaf == 0 and context.cr4 & CR4_PKE:
+        elif leaf == 7 and subleaf == 0 and context.cr4 & Cr4.PKE:
             ecx |= 1 << 4
         elif leaf == 0xD and subleaf == 0:
             ebx = self.save_area_size(context.xcr0)
         elif leaf == 0xD and subleaf == 1:
-            ebx = self.save_area_size(context.xcr0 | vcpu.msrs[MSR_XSS], compacted=True)
+            ebx = self.save_area_size(context.xcr0 | vcpu.msrs[Msr.XSS], compacted=True)
         elif leaf in TOPOLOGY_LEAVES:
             if not topology:
                 return None

@@ -8,64 +8,20 @@ so do the small fakes in the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Any, Protocol
 
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
 
 __all__ = [
-    "CACHE_LINE",
-    "PAGE_MASK",
-    "PAGE_SIZE",
     "Args",
     "Context",
     "EventType",
     "ExitReason",
-    "Gpr",
     "Memory",
     "Platform",
     "Processor",
     "Segment",
-    "Vector",
 ]
-
-
-class Vector(IntEnum):
-    """Exception vectors the module injects or watches."""
-
-    NMI = 2
-    UD = 6
-    DF = 8
-    GP = 13
-    PF = 14
-    MC = 18
-    VE = 20
-
-
-class Gpr(IntEnum):
-    """x86 register numbers: the order of `Context.gpr`, of TDVMCALL masks and of MOV-to-CR qualifications."""
-
-    RAX = 0
-    RCX = 1
-    RDX = 2
-    RBX = 3
-    RSP = 4
-    RBP = 5
-    RSI = 6
-    RDI = 7
-    R8 = 8
-    R9 = 9
-    R10 = 10
-    R11 = 11
-    R12 = 12
-    R13 = 13
-    R14 = 14
-    R15 = 15
-
-
-PAGE_SIZE = 4096
-PAGE_MASK = PAGE_SIZE - 1
-CACHE_LINE = 64
 
 
 class Args(Protocol):

@@ -30,7 +30,6 @@ HP_LOCK_TIMEOUTS = range(10_000, 100_000_001)
 """Microseconds."""
 MASK64 = (1 << 64) - 1
 NO_LEAF = MASK64
-ARCH_CAPABILITIES_FIELD = 0x10A
 
 
 def _word(data: bytes, element: int) -> int:

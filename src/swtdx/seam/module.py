@@ -24,6 +24,7 @@ from swtdx.seam.td_params import Rules
 from swtdx.seam.tdg.tdcall import tdcalls_of
 from swtdx.seam.vcpu import Vcpu
 from swtdx.seam.version import ModuleVersion, module_version
+from swtdx.x86 import PAGE_SIZE
 
 assert tdh.LOADED
 
@@ -174,4 +175,4 @@ class TdxModule:
     def take_page(self, hpa: int, hkid: int, content: bytes) -> None:
         """Write a whole control-structure page under the TD's (or the module's) key."""
         self.memory.set_key(hpa, hkid)
-        self.memory.raw[hpa : hpa + 4096] = content
+        self.memory.raw[hpa : hpa + PAGE_SIZE] = content

@@ -23,32 +23,49 @@ from swtdx.seam.td import (
     CTLS_ENUM_TOPOLOGY,
     Td,
 )
-from swtdx.seam.td_params import MSR_ARCH_CAPABILITIES, native_msr
-from swtdx.seam.vcpu import EFER_LMA, EFER_SCE, MSR_XSS, Vcpu
+from swtdx.seam.td_params import native_msr
+from swtdx.seam.vcpu import Vcpu
+from swtdx.x86 import Efer, Msr, XFeature
 
 LOW_RANGE = range(0x2000)
 HIGH_RANGE = range(0xC000_0000, 0xC000_2000)
 BITMAP_SIZE = 1024
 """Bytes of each of the four quarters: read low, read high, write low, write high."""
 
-TSC, XAPIC_DISABLE_STATUS, FLUSH_CMD, PRED_CMD = 0x10, 0xBD, 0x10B, 0x49
-MISC_ENABLE, DEBUGCTL, PERF_CAPABILITIES = 0x1A0, 0x1D9, 0x345
-TSC_DEADLINE, EFER, X2APIC_APICID = 0x6E0, 0xC000_0080, 0x802
-X2APIC_NATIVE = frozenset({0x808, 0x80A, 0x80B, *range(0x810, 0x828), 0x83F})
-"""x2APIC registers that the virtual APIC page serves without an exit: TPR, PPR, EOI, ISR, TMR, IRR, SELF_IPI."""
-HELD_BY_CONTEXT = frozenset(
-    {TSC, 0x48, 0x174, 0x175, 0x176, 0x277, EFER, *range(0xC000_0081, 0xC000_0085), *range(0xC000_0100, 0xC000_0104)}
-    | X2APIC_NATIVE
+X2APIC_REGISTERS = range(Msr.X2APIC_TPR, Msr.X2APIC_SELF_IPI + 1)
+X2APIC_VECTORS = range(0x810, 0x828)
+"""ISR, TMR and IRR."""
+X2APIC_NATIVE = frozenset(
+    map(int, (Msr.X2APIC_TPR, Msr.X2APIC_PPR, Msr.X2APIC_EOI, *X2APIC_VECTORS, Msr.X2APIC_SELF_IPI))
 )
-"""MSRs the processor context keeps: SPEC_CTRL, SYSENTER_*, PAT, EFER, STAR..FMASK, segment bases, TSC_AUX, x2APIC."""
-WRITE_ONLY = frozenset({PRED_CMD, FLUSH_CMD})
-READ_ONLY = frozenset({MSR_ARCH_CAPABILITIES, XAPIC_DISABLE_STATUS, PERF_CAPABILITIES, 0xBC, 0xC80})
+"""x2APIC registers that the virtual APIC page serves without an exit."""
+HELD_BY_CONTEXT = X2APIC_NATIVE | {
+    Msr.TSC,
+    Msr.SPEC_CTRL,
+    *range(Msr.SYSENTER_CS, Msr.SYSENTER_EIP + 1),
+    Msr.PAT,
+    *range(Msr.EFER, Msr.FMASK + 1),
+    *range(Msr.FS_BASE, Msr.TSC_AUX + 1),
+}
+"""MSRs the processor context keeps."""
+WRITE_ONLY = frozenset((Msr.PRED_CMD, Msr.FLUSH_CMD))
+READ_ONLY = frozenset(
+    (
+        Msr.ARCH_CAPABILITIES,
+        Msr.XAPIC_DISABLE_STATUS,
+        Msr.PERF_CAPABILITIES,
+        Msr.MISC_PACKAGE_CTLS,
+        Msr.DEBUG_INTERFACE,
+    )
+)
 MISC_ENABLE_VALUE = 1 << 0 | 1 << 11 | 1 << 12
 """Fast strings; BTS and PEBS unavailable. PERFMON adds bit 7."""
 DEBUGCTL_RESERVED = ~0xFFC3
 DEBUGCTL_BTS, DEBUGCTL_TR = 1 << 7, 1 << 6
 DEBUGCTL_FREEZE_SMM, DEBUGCTL_RTM, DEBUGCTL_UNCORE_PMI = 1 << 14, 1 << 15, 1 << 13
 VMX_CAPABILITIES = range(0x480, 0x493)
+SUPERVISOR_STATES = XFeature.PT | XFeature.CET | XFeature.UINTR | XFeature.LBR
+"""What IA32_XSS of a TD can enable."""
 MASK64 = (1 << 64) - 1
 
 
@@ -110,15 +127,15 @@ class MsrPolicy:
         perfmon = bool(td.attributes & ATTRIBUTE_PERFMON)
         return {
             "PERFMON": perfmon,
-            "XFAM_CET": bool(xfam >> 11 & 3),
-            "XFAM_PT": bool(xfam >> 8 & 1),
-            "XFAM_ULI": bool(xfam >> 14 & 1),
-            "XFAM_LBR": bool(xfam >> 15 & 1),
+            "XFAM_CET": bool(xfam & XFeature.CET),
+            "XFAM_PT": bool(xfam & XFeature.PT),
+            "XFAM_ULI": bool(xfam & XFeature.UINTR),
+            "XFAM_LBR": bool(xfam & XFeature.LBR),
             "UMWAIT": bool(features[7, 0][2] >> 5 & 1),
             "XFD": bool(features[0xD, 1][0] >> 4 & 1),
             "PKS": bool(td.attributes & ATTRIBUTE_PKS),
             "TSX": bool(features[7, 0][1] & (1 << 4 | 1 << 11)),
-            "OTHER": perfmon and bool(xfam >> 8 & 1),
+            "OTHER": perfmon and bool(xfam & XFeature.PT),
         }
 
     def _resolve(self, rule: str, index: int) -> Access:
@@ -133,7 +150,7 @@ class MsrPolicy:
         """#VE when the feature that brings the MSR is virtualized, #GP(0) when CPUID says it is not there."""
         features = self._td.cpuid.values
         ecx1, ecx7, edx7 = features[1, None][2], features[7, 0][2], features[7, 0][3]
-        if index == TSC_DEADLINE:
+        if index == Msr.TSC_DEADLINE:
             present = ecx1 >> 24 & 1
         elif index in (0x1F8, 0x1F9, 0x1FA):
             present = ecx1 >> 18 & 1  # DCA
@@ -165,17 +182,17 @@ class MsrPolicy:
             raise Refused(access)
 
     def _read_native(self, vcpu: Vcpu, index: int) -> int:
-        if index == TSC:
+        if index == Msr.TSC:
             td = self._td
             return ((self._processor.rdtsc() * td.tsc_multiplier >> 48) + td.tsc_offset) & MASK64
-        if index in WRITE_ONLY or 0x808 <= index <= 0x83F:
+        if index in WRITE_ONLY or index in X2APIC_REGISTERS:
             raise Refused(Access.GP)
         if index in HELD_BY_CONTEXT:
             return vcpu.context.rdmsr(index)
         return vcpu.msrs.get(index, native_msr(self._processor.rdmsr, index))
 
     def _write_native(self, vcpu: Vcpu, index: int, value: int) -> None:
-        if index in READ_ONLY or 0x808 <= index <= 0x83F:
+        if index in READ_ONLY or index in X2APIC_REGISTERS:
             raise Refused(Access.GP)
         if index in WRITE_ONLY:
             if value & ~1:
@@ -188,17 +205,17 @@ class MsrPolicy:
 
     def _read_emulated(self, vcpu: Vcpu, index: int) -> int:
         td = self._td
-        if index == MSR_ARCH_CAPABILITIES:
+        if index == Msr.ARCH_CAPABILITIES:
             return td.arch_capabilities
-        if index == XAPIC_DISABLE_STATUS:
+        if index == Msr.XAPIC_DISABLE_STATUS:
             return 1  # legacy xAPIC is disabled
-        if index == MISC_ENABLE:
+        if index == Msr.MISC_ENABLE:
             return MISC_ENABLE_VALUE | bool(td.attributes & ATTRIBUTE_PERFMON) << 7
-        if index == X2APIC_APICID:
+        if index == Msr.X2APIC_APICID:
             if not td.td_ctls & CTLS_ENUM_TOPOLOGY:
                 raise Refused(Access.VE)
             return vcpu.x2apic_id
-        if index == PERF_CAPABILITIES:
+        if index == Msr.PERF_CAPABILITIES:
             return 0
         if index in VMX_CAPABILITIES:
             # No L2 VM can be made, so a guest has no use for them: as on a processor without VMX.
@@ -206,13 +223,12 @@ class MsrPolicy:
         return vcpu.msrs[index]
 
     def _write_emulated(self, vcpu: Vcpu, index: int, value: int) -> None:
-        if index == EFER:
+        if index == Msr.EFER:
             _write_efer(vcpu, value)
-        elif index == MSR_XSS:
-            supervisor = self._td.xfam & (1 << 8 | 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15)
-            if value & ~supervisor:
+        elif index == Msr.XSS:
+            if value & ~(self._td.xfam & SUPERVISOR_STATES):
                 raise Refused(Access.GP)
-            vcpu.msrs[MSR_XSS] = value
+            vcpu.msrs[Msr.XSS] = value
         else:
             self._write_debugctl(vcpu, value)
 
@@ -224,14 +240,14 @@ class MsrPolicy:
             raise Refused(Access.GP)
         if value & DEBUGCTL_TR and not value & DEBUGCTL_BTS:
             raise Refused(Access.VE)
-        vcpu.msrs[DEBUGCTL] = value & ~DEBUGCTL_UNCORE_PMI
+        vcpu.msrs[Msr.DEBUGCTL] = value & ~DEBUGCTL_UNCORE_PMI
 
 
 def _write_efer(vcpu: Vcpu, value: int) -> None:
     """Only SCE may change; LMA is read-only and ignored."""
     old = vcpu.context.efer
-    value = value & ~EFER_LMA | old & EFER_LMA
-    if (value ^ old) & ~EFER_SCE:
+    value = value & ~Efer.LMA | old & Efer.LMA
+    if (value ^ old) & ~Efer.SCE:
         raise Refused(Access.VE)
     vcpu.context.efer = value
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Memory
+from swtdx.seam.hardware import Memory
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE
 
 ENTRY_SIZE = 16
 LOCK_MASK = 0xFFFF
@@ -133,7 +134,7 @@ class Pamt:
         begin, length = table + first * ENTRY_SIZE, (last - first) * ENTRY_SIZE
         if length == 0:
             return
-        for page in range(begin & ~PAGE_MASK, begin + length, PAGE_SIZE):
+        for page in range(begin & ~PAGE_OFFSET_MASK, begin + length, PAGE_SIZE):
             self._memory.set_key(page, hkid)
         raw = self._memory.raw
         zeros = bytes(length)
@@ -161,7 +162,7 @@ class Pamt:
         Raises the Status of the first check that fails.
         """
         block = self.blocks.get(hpa >> 30)
-        if block is None or hpa & PAGE_MASK:
+        if block is None or hpa & PAGE_OFFSET_MASK:
             return self.page(hpa, operand, PageType.NDA)
         index = block.bias_4k + (hpa >> 11)
         qwords = self._qwords
@@ -182,7 +183,7 @@ class Pamt:
 
     def find(self, hpa: int, operand: Operand, *, shared: bool = False) -> tuple[int, PageSize]:
         """Form, TDMR and lock checks of a physical page operand: (entry index, size) of the page that contains it."""
-        if hpa & PAGE_MASK or hpa >> self._hkid_shift:
+        if hpa & PAGE_OFFSET_MASK or hpa >> self._hkid_shift:
             raise Status(StatusCode.OPERAND_INVALID, operand)
         block = self.blocks.get(hpa >> 30)
         if block is None:

@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from swtdx.x86 import Gpr
+
 ERROR = 1 << 63
 NON_RECOVERABLE = 1 << 62
 FATAL = 1 << 61
@@ -33,21 +35,21 @@ DETAILS_L2_MASK = 0xFFFF_FFFF
 class Operand(IntEnum):
     """Operand ids: which input, structure or lock DETAILS_L2 speaks of."""
 
-    RAX = 0
-    RCX = 1
-    RDX = 2
-    RBX = 3
-    RBP = 5
-    RSI = 6
-    RDI = 7
-    R8 = 8
-    R9 = 9
-    R10 = 10
-    R11 = 11
-    R12 = 12
-    R13 = 13
-    R14 = 14
-    R15 = 15
+    RAX = Gpr.RAX
+    RCX = Gpr.RCX
+    RDX = Gpr.RDX
+    RBX = Gpr.RBX
+    RBP = Gpr.RBP
+    RSI = Gpr.RSI
+    RDI = Gpr.RDI
+    R8 = Gpr.R8
+    R9 = Gpr.R9
+    R10 = Gpr.R10
+    R11 = Gpr.R11
+    R12 = Gpr.R12
+    R13 = Gpr.R13
+    R14 = Gpr.R14
+    R15 = Gpr.R15
     ATTRIBUTES = 64
     XFAM = 65
     EXEC_CONTROLS = 66

@@ -19,8 +19,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from swtdx.seam.hardware import Args, EventType, Vector
+from swtdx.seam.hardware import Args, EventType
 from swtdx.seam.lifecycle import LastTdExit
+from swtdx.x86 import PAGE_OFFSET_MASK, Vector
 
 if TYPE_CHECKING:
     from swtdx.seam.vcpu import Vcpu
@@ -64,7 +65,7 @@ def asynchronous(
     """Fill the host's registers for an asynchronous, fault-like TD exit; returns RAX."""
     vcpu.last_td_exit = LastTdExit.ASYNC_FAULT
     args.rcx = qualification & 0xFFFF_FFFF
-    args.rdx, args.r8, args.r9 = extended, gpa & ~0xFFF, interruption
+    args.rdx, args.r8, args.r9 = extended, gpa & ~PAGE_OFFSET_MASK, interruption
     args.rbx = args.rsi = args.rdi = args.r10 = args.r11 = args.r12 = args.r13 = args.r14 = args.r15 = 0
     return status | reason
 

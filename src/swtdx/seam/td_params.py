@@ -23,6 +23,7 @@ from swtdx.seam.td import (
     CONFIG_GPAW_52,
     CONFIG_MAXPA_VIRT,
 )
+from swtdx.x86 import Msr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +40,6 @@ FOUR_LEVELS, FIVE_LEVELS = 4, 5
 TSC_FREQUENCIES = range(4, 401)
 """Units of 25 MHz."""
 TSC_UNIT_HZ = 25_000_000
-MSR_ARCH_CAPABILITIES = 0x10A
 ARCH_CAPABILITIES_TSX_CTRL = 1 << 7
 CONTROL_ARCH_CAPABILITIES = 1 << 0
 HLE, RTM = 1 << 4, 1 << 11
@@ -214,8 +214,8 @@ class Rules:
         tsx = params.cpuid_config[7, 0][1] & (HLE | RTM)
         if tsx not in (0, HLE | RTM):
             raise _cpuid_fault((7, 0))
-        if tsx and not native_msr(self._processor.rdmsr, MSR_ARCH_CAPABILITIES) & ARCH_CAPABILITIES_TSX_CTRL:
-            raise Status(StatusCode.INCORRECT_MSR_VALUE, MSR_ARCH_CAPABILITIES)
+        if tsx and not native_msr(self._processor.rdmsr, Msr.ARCH_CAPABILITIES) & ARCH_CAPABILITIES_TSX_CTRL:
+            raise Status(StatusCode.INCORRECT_MSR_VALUE, Msr.ARCH_CAPABILITIES)
 
     def _check_maxpa(self, params: TdParams, checked: Checked) -> None:
         native = checked.virt_maxpa
@@ -274,20 +274,19 @@ _RULES: Mapping[str, Rule] = {
 }  # fmt: skip
 """The rules by the names that ``tables/versions.json`` puts in order; the last two are of members that 1.0 lacks."""
 
-MSR_TSC_ADJUST, MSR_MISC_ENABLE = 0x3B, 0x1A0
 LIMIT_CPUID_MAXVAL = 1 << 22
 
 
 def check_limit_cpuid_maxval(read: Callable[[int], int]) -> None:
     """IA32_MISC_ENABLE does not limit CPUID; raises LIMIT_CPUID_MAXVAL_SET."""
-    if native_msr(read, MSR_MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
+    if native_msr(read, Msr.MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
         raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
 
 
 def check_tsc_adjust(read: Callable[[int], int], at_init: int) -> None:
     """IA32_TSC_ADJUST is what it was at SYS.INIT; raises INCONSISTENT_MSR|0x3B."""
-    if native_msr(read, MSR_TSC_ADJUST) != at_init:
-        raise Status(StatusCode.INCONSISTENT_MSR, MSR_TSC_ADJUST)
+    if native_msr(read, Msr.TSC_ADJUST) != at_init:
+        raise Status(StatusCode.INCONSISTENT_MSR, Msr.TSC_ADJUST)
 
 
 def native_msr(read: Callable[[int], int], index: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from swtdx.seam.pamt import ENTRY_SIZE, GIB, PageSize, Tdmr
 from swtdx.seam.status import Status, StatusCode, detail_bytes
+from swtdx.x86 import PAGE_OFFSET_MASK
 
 SIZE = 320
 ALIGNMENT = 512
@@ -79,7 +80,7 @@ def _check_reserved(number: int, tdmr: Tdmr) -> tuple[Area, ...]:
             continue
         if ended or (areas and tdmr.base + offset < sum(areas[-1])):
             raise Status(StatusCode.NON_ORDERED_RESERVED_IN_TDMR, detail_bytes(number, j))
-        if offset + size >= _END_OF_ADDRESSES or (offset | size) & 0xFFF or offset + size > tdmr.size:
+        if offset + size >= _END_OF_ADDRESSES or (offset | size) & PAGE_OFFSET_MASK or offset + size > tdmr.size:
             raise Status(StatusCode.INVALID_RESERVED_IN_TDMR, detail_bytes(number, j))
         areas.append((tdmr.base + offset, size))
     return tuple(areas)
@@ -89,7 +90,7 @@ def _check_pamt(number: int, tdmr: Tdmr, size: PageSize, earlier: list[Tdmr], ru
     base, length = area = tdmr.pamt[size]
     if (
         base + length >= _END_OF_ADDRESSES
-        or (base | length) & 0xFFF
+        or (base | length) & PAGE_OFFSET_MASK
         or (base + length) > rules.address_limit
         or length < (tdmr.size >> size.shift) * ENTRY_SIZE
     ):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam.hardware import Context, Segment
 from swtdx.seam.lifecycle import LastTdExit, VcpuState
+from swtdx.x86 import DR6_INIT, PAT_RESET, Cr0, Cr4, Dr7, Efer, Gpr, Msr, Rflags, Vector, XFeature
 
 if TYPE_CHECKING:
     from swtdx.seam.td import Td
@@ -19,24 +20,12 @@ if TYPE_CHECKING:
 NO_LP = -1
 """ASSOC_LPID of a virtual CPU that is associated with no logical processor."""
 
-CR0_PE = 1 << 0
-CR0_NE = 1 << 5
-CR0_NW = 1 << 29
-CR0_CD = 1 << 30
-CR0_OWNED = CR0_PE | CR0_NE | CR0_NW | CR0_CD
+CR0_FIXED = Cr0.PE | Cr0.NE
+"""CR0 bits that are one in a TD."""
+CR0_OWNED = CR0_FIXED | Cr0.NW | Cr0.CD
 """CR0 bits that stay the module's (reserved bits are #GP in the processor)."""
-CR4_MCE = 1 << 6
-CR4_VMXE = 1 << 13
-CR4_SMXE = 1 << 14
-CR4_OSXSAVE = 1 << 18
-CR4_PKE = 1 << 22
-CR4_CET = 1 << 23
-CR4_KL = 1 << 19
-CR4_PKS = 1 << 24
-CR4_UINTR = 1 << 25
-CR4_LASS = 1 << 27
-EFER_SCE = 1 << 0
-EFER_LMA = 1 << 10
+CR4_OWNED = Cr4.MCE | Cr4.VMXE | Cr4.SMXE
+"""CR4 bits that stay the module's in any TD."""
 AR_LONG = 1 << 13
 PIN_PROCESS_POSTED_INTERRUPTS = 1 << 7
 
@@ -45,15 +34,11 @@ PROC_CONTROLS = 0x91220088
 PROC2_CONTROLS = 0x133CB3FA
 EXIT_CONTROLS = 0x1F3C9204
 ENTRY_CONTROLS = 0x3EE004
-EXCEPTION_BITMAP = 1 << 18
+EXCEPTION_BITMAP = 1 << Vector.MC
 """#MC, the one exception the module intercepts."""
 
-MSR_XSS = 0xDA0
-MSR_PAT = 0x277
-MSR_FMASK = 0xC0000084
-INITIAL_PAT = 0x0007_0406_0007_0406
-INITIAL_FMASK = 0x20200
-INITIAL_EFER = 0x901
+INITIAL_FMASK = Rflags.IF | Rflags.VM
+INITIAL_EFER = Efer.SCE | Efer.LME | Efer.NXE
 RESET_VECTOR = 0xFFFF_FFF0
 UNSET_POSTED_VECTOR = 0xFFFF
 UNSET_DESCRIPTOR = 0xFFFF_FFFF_FFFF_FFC0  # all ones, as far as the field is writable (64-byte aligned)
@@ -132,16 +117,16 @@ def reset(vcpu: Vcpu, *, initial_rcx: int, family_model_stepping: int) -> None:
     """The architectural state that TDH.VP.INIT gives: 32-bit protected mode without paging at 4 GiB - 16."""
     context, td = vcpu.context, vcpu.td
     registers = [0] * 16
-    registers[1] = registers[8] = initial_rcx
-    registers[2] = family_model_stepping
-    registers[3] = td.gpaw
-    registers[6] = vcpu.index
+    registers[Gpr.RCX] = registers[Gpr.R8] = initial_rcx
+    registers[Gpr.RDX] = family_model_stepping
+    registers[Gpr.RBX] = td.gpaw
+    registers[Gpr.RSI] = vcpu.index
     for number, value in enumerate(registers):
         context.gpr[number] = value
-    context.rip, context.rflags = RESET_VECTOR, 2
-    context.cr0, context.cr2, context.cr3, context.cr8 = CR0_PE | CR0_NE, 0, 0, 0
-    context.cr4 = CR4_MCE | CR4_VMXE
-    context.efer, context.xcr0 = INITIAL_EFER, 1
+    context.rip, context.rflags = RESET_VECTOR, Rflags.FIXED_1
+    context.cr0, context.cr2, context.cr3, context.cr8 = CR0_FIXED, 0, 0, 0
+    context.cr4 = Cr4.MCE | Cr4.VMXE
+    context.efer, context.xcr0 = INITIAL_EFER, XFeature.X87
     context.set_segment(Segment.CS, 0, 0, 0xFFFF_FFFF, 0xC09B)
     for segment in (Segment.DS, Segment.ES, Segment.FS, Segment.GS, Segment.SS):
         context.set_segment(segment, 0, 0, 0xFFFF_FFFF, 0xC093)
@@ -149,14 +134,14 @@ def reset(vcpu: Vcpu, *, initial_rcx: int, family_model_stepping: int) -> None:
     context.set_segment(Segment.TR, 0, 0, 0xFFFF, 0x8B)
     context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
     context.set_segment(Segment.IDTR, 0, 0, 0, 0)
-    context.wrmsr(MSR_PAT, INITIAL_PAT)
-    context.wrmsr(MSR_FMASK, INITIAL_FMASK)
-    context.set_dr(6, 0xFFFF_0FF0)
-    context.set_dr(7, 0x400)
+    context.wrmsr(Msr.PAT, PAT_RESET)
+    context.wrmsr(Msr.FMASK, INITIAL_FMASK)
+    context.set_dr(6, DR6_INIT)
+    context.set_dr(7, Dr7.FIXED_1)
     vcpu.msrs = {
-        0x38F: 0xFF if td.attributes >> 63 else 0x1_0000_0000,  # IA32_PERF_GLOBAL_CTRL
-        MSR_XSS: 0,
-        0x1D9: 0,  # IA32_DEBUGCTL
+        Msr.PERF_GLOBAL_CTRL: 0xFF if td.attributes >> 63 else 0x1_0000_0000,
+        Msr.XSS: 0,
+        Msr.DEBUGCTL: 0,
     }
 
 
@@ -165,8 +150,8 @@ def control(vcpu: Vcpu) -> None:
     context, td = vcpu.context, vcpu.td
     context.tdx_mode = True
     context.exception_bitmap = EXCEPTION_BITMAP
-    context.cr0_guest_host_mask, context.cr0_read_shadow = CR0_OWNED, CR0_PE | CR0_NE
-    context.cr4_guest_host_mask, context.cr4_read_shadow = owned_cr4(td), CR4_MCE
+    context.cr0_guest_host_mask, context.cr0_read_shadow = CR0_OWNED, CR0_FIXED
+    context.cr4_guest_host_mask, context.cr4_read_shadow = owned_cr4(td), Cr4.MCE
     context.tsc_offset, context.tsc_multiplier = td.tsc_offset, td.tsc_multiplier
     context.apicv = True
     context.set_msr_bitmap(td.msrs.bitmap)
@@ -176,21 +161,20 @@ def control(vcpu: Vcpu) -> None:
 
 def owned_cr4(td: Td) -> int:
     """CR4 bits whose change exits: fixed ones, and those of features that the TD was not given."""
-    owned = CR4_MCE | CR4_VMXE | CR4_SMXE
-    return owned | forbidden_cr4(td)
+    return CR4_OWNED | forbidden_cr4(td)
 
 
 def forbidden_cr4(td: Td) -> int:
     """CR4 bits that raise #GP(0) when set, because XFAM or ATTRIBUTES lack the feature."""
-    forbidden = CR4_KL
-    if not td.xfam >> 9 & 1:
-        forbidden |= CR4_PKE
-    if not td.xfam >> 11 & 1 or not td.xfam >> 12 & 1:
-        forbidden |= CR4_CET
-    if not td.xfam >> 14 & 1:
-        forbidden |= CR4_UINTR
+    forbidden: int = Cr4.KL
+    if not td.xfam & XFeature.PKRU:
+        forbidden |= Cr4.PKE
+    if td.xfam & XFeature.CET != XFeature.CET:
+        forbidden |= Cr4.CET
+    if not td.xfam & XFeature.UINTR:
+        forbidden |= Cr4.UINTR
     if not td.attributes >> 30 & 1:
-        forbidden |= CR4_PKS
+        forbidden |= Cr4.PKS
     if not td.attributes >> 27 & 1:
-        forbidden |= CR4_LASS
+        forbidden |= Cr4.LASS
     return forbidden

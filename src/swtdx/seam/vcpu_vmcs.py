@@ -22,6 +22,7 @@ from swtdx.seam.vcpu import (
     UNSET_POSTED_VECTOR,
     Vcpu,
 )
+from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE, Gpr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -95,7 +96,7 @@ def read(vcpu: Vcpu, code: int) -> int:
     if code in _SAVED_MSRS:
         return vcpu.msrs[_SAVED_MSRS[code]]
     if code == _RSP:
-        rsp: int = context.gpr[4]
+        rsp: int = context.gpr[Gpr.RSP]
         return rsp
     if code == _DR7:
         return context.get_dr(7)
@@ -118,10 +119,10 @@ def write(module: TdxModule, vcpu: Vcpu, code: int, value: int) -> None:
             vcpu.posted_descriptor = value
             _post_interrupts(vcpu)
         case Encoding.SHARED_EPTP:
-            if not module.host.is_shared(value, 4096):
+            if not module.host.is_shared(value, PAGE_SIZE):
                 raise invalid
             vcpu.shared_eptp = value
-            context.set_shared_ept(value | vcpu.td.sept.eptp & 0xFFF, vcpu.td.shared_bit)
+            context.set_shared_ept(value | vcpu.td.sept.eptp & PAGE_OFFSET_MASK, vcpu.td.shared_bit)
         case Encoding.PIN_BASED_CONTROLS:
             unset = vcpu.posted_vector == UNSET_POSTED_VECTOR or vcpu.posted_descriptor == UNSET_DESCRIPTOR
             if value & PIN_PROCESS_POSTED_INTERRUPTS and unset:
@@ -151,7 +152,7 @@ def _write_guest_state(vcpu: Vcpu, code: int, value: int) -> None:
     elif code in _SAVED_MSRS:
         vcpu.msrs[_SAVED_MSRS[code]] = value
     elif code == _RSP:
-        context.gpr[4] = value
+        context.gpr[Gpr.RSP] = value
     elif code == _DR7:
         context.set_dr(7, value)
     elif segment:

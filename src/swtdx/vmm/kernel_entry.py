@@ -11,20 +11,16 @@ import struct
 from collections.abc import Iterator
 
 from swtdx.image.boot_protocol import BOOT_PARAMS, DESCRIPTORS, PAGE_TABLES, DirectBoot, Piece
-from swtdx.image.memory_map import MIB, PAGE_SIZE
+from swtdx.image.memory_map import MIB
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Vcpu
+from swtdx.x86 import PAGE_SIZE, Cr0, Cr4, Efer, Msr, Rflags
 
 _CODE_SELECTOR, _DATA_SELECTOR = 0x10, 0x18
 _FLAT_CODE_64, _FLAT_DATA = 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF
 _LARGE_PAGE = 2 * MIB
 _PRESENT_WRITABLE, _LARGE = 3, 0x80
 
-_CR0_PE, _CR0_ET, _CR0_NE, _CR0_PG = 1 << 0, 1 << 4, 1 << 5, 1 << 31
-_CR4_PAE = 1 << 5
-_EFER_LME, _EFER_LMA = 1 << 8, 1 << 10
-_RFLAGS_FIXED = 2
-_MSR_MTRR_DEFAULT_TYPE = 0x2FF
 _MTRR_ENABLED_WRITE_BACK = 1 << 11 | 6
 
 
@@ -50,12 +46,12 @@ def enter(vcpu: Vcpu, boot: DirectBoot) -> None:
         setattr(sregs, name, _flat(_DATA_SELECTOR, type=3, db=1))
     sregs.gdt.base, sregs.gdt.limit = DESCRIPTORS, 4 * 8 - 1
     sregs.cr3 = PAGE_TABLES
-    sregs.cr4 |= _CR4_PAE
-    sregs.cr0 = _CR0_PE | _CR0_ET | _CR0_NE | _CR0_PG
-    sregs.efer |= _EFER_LME | _EFER_LMA
+    sregs.cr4 |= Cr4.PAE
+    sregs.cr0 = Cr0.PE | Cr0.ET | Cr0.NE | Cr0.PG
+    sregs.efer |= Efer.LME | Efer.LMA
     vcpu.set_sregs(sregs)
-    vcpu.set_regs(kvm.kvm_regs(rip=boot.entry, rsi=BOOT_PARAMS, rflags=_RFLAGS_FIXED))
-    vcpu.set_msrs({_MSR_MTRR_DEFAULT_TYPE: _MTRR_ENABLED_WRITE_BACK})
+    vcpu.set_regs(kvm.kvm_regs(rip=boot.entry, rsi=BOOT_PARAMS, rflags=Rflags.FIXED_1))
+    vcpu.set_msrs({Msr.MTRR_DEF_TYPE: _MTRR_ENABLED_WRITE_BACK})
 
 
 def _flat(selector: int, **bits: int) -> kvm.kvm_segment:

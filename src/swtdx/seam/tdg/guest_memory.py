@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.seam import sept
-from swtdx.seam.hardware import Args, EventType, ExitReason, Vector
+from swtdx.seam.hardware import Args, EventType, ExitReason
 from swtdx.seam.status import StatusCode
 from swtdx.seam.td_exit import (
     PRIVATE_QUALIFICATION,
@@ -16,6 +16,7 @@ from swtdx.seam.td_exit import (
     asynchronous,
     inject_ve,
 )
+from swtdx.x86 import Vector
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule

@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.seam import sept
-from swtdx.seam.hardware import PAGE_SIZE, Args, ExitReason
+from swtdx.seam.hardware import Args, ExitReason
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
 from swtdx.seam.sept import ACCEPT_COUNTER, HPA_MASK, LEAF, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
 from swtdx.seam.tdg.guest_memory import WRITE
 from swtdx.seam.tdg.tdcall import RCX, tdcall_leaf
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule

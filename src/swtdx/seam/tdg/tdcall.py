@@ -17,6 +17,7 @@ from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.td_exit import Interrupted
 from swtdx.seam.tdg.vmcall import vmcall
+from swtdx.x86 import Gpr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -28,7 +29,9 @@ Handler: TypeAlias = "Callable[[TdxModule, Vcpu, Args], int]"
 
 TDCALL_NUMBERS: dict[str, int] = {name: number for number, name, _ in load("leaves")["tdcall"]}
 _VERSIONS: dict[int, tuple[int, ...]] = {number: tuple(v) for number, _, v in load("leaves")["tdcall"]}
-RAX, RCX, RDX, R8, R9, R10, R11 = 0, 1, 2, 8, 9, 10, 11
+# Plain integers: they index a view at each TDCALL.
+RAX, RCX, RDX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX)
+R8, R9, R10, R11 = int(Gpr.R8), int(Gpr.R9), int(Gpr.R10), int(Gpr.R11)
 VERSION_SHIFT = 16
 VP_VMCALL = TDCALL_NUMBERS["TDG.VP.VMCALL"]
 REGISTERS = {"rax": RAX, "rcx": RCX, "rdx": RDX, "r8": R8, "r9": R9, "r10": R10, "r11": R11}

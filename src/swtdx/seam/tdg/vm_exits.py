@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.seam import tdg
-from swtdx.seam.hardware import Args, EventType, ExitReason, Vector
+from swtdx.seam.hardware import Args, EventType, ExitReason
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.msr import Access, Refused
 from swtdx.seam.status import StatusCode
@@ -19,7 +19,8 @@ from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inje
 from swtdx.seam.tdg import mem, mem_attr, mr, not_reproduced, vp
 from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation, machine_check
 from swtdx.seam.tdg.tdcall import tdcall
-from swtdx.seam.vcpu import CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR4_MCE, CR4_SMXE, CR4_VMXE, forbidden_cr4
+from swtdx.seam.vcpu import CR0_FIXED, forbidden_cr4
+from swtdx.x86 import Cr0, Cr4, Gpr, Vector, XFeature
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -30,11 +31,12 @@ LEAF_FUNCTIONS = (tdg, mem, mem_attr, mr, not_reproduced, vp)
 """Imported so that the TDCALL leaf functions are registered."""
 
 MOV_TO_CR, LMSW = 0, 3
-LMSW_MASK = 0xE
+LMSW_MASK = Cr0.MP | Cr0.EM | Cr0.TS
 CR0_RESERVED = 0xFFFF_FFFF_0000_0000
-CR4_RESERVED = 0xFFFF_FFFF_F000_8000 & ~(1 << 28)
-XCR0_X87, XCR0_SSE, XCR0_AVX, XCR0_AVX512, XCR0_AMX = 1, 2, 4, 0xE0, 0x60000
-XCR0_USER_STATES = 0x602E7
+CR4_RESERVED = 0xFFFF_FFFF_F000_8000 & ~Cr4.LAM_SUP
+XCR0_USER_STATES = XFeature.X87 | XFeature.SSE | XFeature.AVX | XFeature.AVX512 | XFeature.PKRU | XFeature.AMX
+# Plain integers: they index a view at each exit.
+RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
 INTERRUPTION_TYPE_SHIFT = 8
 LOW32 = 0xFFFF_FFFF
 
@@ -43,11 +45,11 @@ def cpuid(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """CPUID: answered from the TD's table, or #VE."""
     context = vcpu.context
     gpr = context.gpr
-    value = vcpu.td.cpuid.query(vcpu, gpr[0] & LOW32, gpr[1] & LOW32)
+    value = vcpu.td.cpuid.query(vcpu, gpr[RAX] & LOW32, gpr[RCX] & LOW32)
     if value is None:
         inject_ve(vcpu, ExitReason.CPUID, qualification=0)
         return None
-    gpr[0], gpr[3], gpr[1], gpr[2] = value
+    gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = value
     context.rip += context.instruction_length
     return None
 
@@ -56,11 +58,11 @@ def rdmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """RDMSR that the bitmap did not let through."""
     gpr = vcpu.context.gpr
     try:
-        value = vcpu.td.msrs.read(vcpu, gpr[1] & LOW32)
+        value = vcpu.td.msrs.read(vcpu, gpr[RCX] & LOW32)
     except Refused as refused:
         _refuse(vcpu, refused.access, ExitReason.RDMSR)
         return None
-    gpr[0], gpr[2] = value & LOW32, value >> 32
+    gpr[RAX], gpr[RDX] = value & LOW32, value >> 32
     advance(vcpu)
     return None
 
@@ -69,7 +71,7 @@ def wrmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """WRMSR that the bitmap did not let through."""
     gpr = vcpu.context.gpr
     try:
-        vcpu.td.msrs.write(vcpu, gpr[1] & LOW32, gpr[0] & LOW32 | (gpr[2] & LOW32) << 32)
+        vcpu.td.msrs.write(vcpu, gpr[RCX] & LOW32, gpr[RAX] & LOW32 | (gpr[RDX] & LOW32) << 32)
     except Refused as refused:
         _refuse(vcpu, refused.access, ExitReason.WRMSR)
         return None
@@ -109,7 +111,7 @@ def cr_access(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 def _write_cr0(vcpu: Vcpu, value: int) -> Access | None:
     if value & CR0_RESERVED:
         return Access.GP
-    if not value & CR0_PE or not value & CR0_NE or value & (CR0_NW | CR0_CD):
+    if value & CR0_FIXED != CR0_FIXED or value & (Cr0.NW | Cr0.CD):
         return Access.VE
     vcpu.context.cr0 = value
     return None
@@ -118,24 +120,24 @@ def _write_cr0(vcpu: Vcpu, value: int) -> Access | None:
 def _write_cr4(vcpu: Vcpu, value: int) -> Access | None:
     if value & (CR4_RESERVED | forbidden_cr4(vcpu.td)):
         return Access.GP
-    if not value & CR4_MCE or value & (CR4_VMXE | CR4_SMXE):
+    if not value & Cr4.MCE or value & (Cr4.VMXE | Cr4.SMXE):
         return Access.VE
-    vcpu.context.cr4 = value | CR4_VMXE
+    vcpu.context.cr4 = value | Cr4.VMXE
     return None
 
 
 def xsetbv(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """XSETBV: XCR0 within XFAM and architecturally consistent, else #GP(0)."""
     context, gpr = vcpu.context, vcpu.context.gpr
-    value = gpr[0] & LOW32 | (gpr[2] & LOW32) << 32
-    avx512, amx = value & XCR0_AVX512, value & XCR0_AMX
+    value = gpr[RAX] & LOW32 | (gpr[RDX] & LOW32) << 32
+    avx512, amx = value & XFeature.AVX512, value & XFeature.AMX
     if (
-        gpr[1] & LOW32
+        gpr[RCX] & LOW32
         or value & ~(vcpu.td.xfam & XCR0_USER_STATES)
-        or not value & XCR0_X87
-        or (value & XCR0_AVX and not value & XCR0_SSE)
-        or (avx512 and (avx512 != XCR0_AVX512 or not value & XCR0_AVX))
-        or amx not in (0, XCR0_AMX)
+        or not value & XFeature.X87
+        or (value & XFeature.AVX and not value & XFeature.SSE)
+        or (avx512 and (avx512 != XFeature.AVX512 or not value & XFeature.AVX))
+        or amx not in (0, XFeature.AMX)
     ):
         inject_gp(vcpu)
         return None

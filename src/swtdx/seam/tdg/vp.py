@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.seam import metadata
-from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.hardware import Args
 from swtdx.seam.metadata import Accessor, Field, FieldTable
 from swtdx.seam.metadata_values import read_td, read_vcpu, write_td, write_vcpu
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tdg.guest_memory import WRITE, private_hpa
 from swtdx.seam.tdg.tdcall import R8, R9, R10, R11, RAX, RCX, RDX, VERSION_SHIFT, tdcall_leaf
 from swtdx.seam.tdh.sys_info import dump_system, read_system_field
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule

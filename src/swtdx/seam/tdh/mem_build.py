@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import measurement, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
-from swtdx.seam.hardware import PAGE_MASK, PAGE_SIZE, Args
+from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import OpState
 from swtdx.seam.measurement import CHUNK_SIZE, MR_EXTEND_BLOCK, extension
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
 from swtdx.seam.pamt import LOCK_MASK, PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -81,7 +82,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
     if PAGE_ADD not in td.allowed:
         td.check_state(PAGE_ADD)
     gpa, hpa = args.rcx, args.r8
-    if gpa & PAGE_MASK or gpa >= td.private_limit:
+    if gpa & PAGE_OFFSET_MASK or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     entry_index, entry, level = td.sept.walk(gpa, 0)
     if level:
@@ -116,7 +117,7 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     if entry & STATE_MASK != MAPPED:
         check_leaf(td, entry, level)
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
-    offset = (1 << (12 + 9 * level)) - 1 if level else PAGE_MASK
+    offset = (1 << (12 + 9 * level)) - 1 if level else PAGE_OFFSET_MASK
     hpa = entry & HPA_MASK & ~offset | gpa & offset
     td.mrtd_context.update(extension(MR_EXTEND_BLOCK, gpa, memory.raw[hpa : hpa + CHUNK_SIZE].tobytes()))
     args.rcx = args.rdx = 0

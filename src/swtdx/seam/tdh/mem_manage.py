@@ -17,6 +17,7 @@ from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
 from swtdx.seam.sept import ANY_BLOCKED, FREE, HPA_MASK, STATE_MASK, SUPPRESS_VE, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, TDR_RESERVED
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -116,7 +117,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     if module.pamt.locked(page):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, module.pamt, entry, level, page)
-    if module.memory.raw[hpa : hpa + 4096].tobytes() != sept.FREE_PAGE:
+    if module.memory.raw[hpa : hpa + PAGE_SIZE].tobytes() != sept.FREE_PAGE:
         raise Status(StatusCode.EPT_PAGE_NOT_FREE, Operand.RCX, **sept.extended_info(entry, level))
     module.memory.qwords[entry_index] = FREE
     td.sept.forget()

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
-from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.hardware import Args
 from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
 from swtdx.seam.pamt import PageSize, PageType
 from swtdx.seam.sept import ANY_PENDING, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, PAGE_NOT_USED, TDR_RESERVED
 from swtdx.seam.tdh.mem_manage import MAX_PAGE_LEVEL, mapped_page
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import measurement, sept, td_params
 from swtdx.seam.cpuid import VirtualCpuid
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf
-from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.hardware import Args
 from swtdx.seam.identity import ARCH_CAPABILITIES_CONFIG_MASK, HP_LOCK_TIMEOUT_DEFAULT
 from swtdx.seam.lifecycle import HkidState, LifecycleState, OpState
 from swtdx.seam.msr import MsrPolicy
@@ -24,6 +24,7 @@ from swtdx.seam.td import (
     Td,
 )
 from swtdx.seam.td_params import TSC_UNIT_HZ, Checked, TdParams, check_limit_cpuid_maxval, native_msr
+from swtdx.x86 import PAGE_SIZE, Msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -132,7 +133,7 @@ def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> 
     td.tsc_multiplier = (params.tsc_frequency * TSC_UNIT_HZ << TSC_FRACTION_BITS) // module.platform.tsc_hz
     td.tsc_offset = -(module.processor.rdtsc() * td.tsc_multiplier >> TSC_FRACTION_BITS) & (1 << 64) - 1
     mask = params.arch_capabilities_config
-    native = native_msr(module.processor.rdmsr, td_params.MSR_ARCH_CAPABILITIES)
+    native = native_msr(module.processor.rdmsr, Msr.ARCH_CAPABILITIES)
     configurable = ARCH_CAPABILITIES_CONFIG_MASK
     td.arch_capabilities = native & ~configurable | native & mask if params.msr_config_ctls & 1 else native
     td.cpuid = VirtualCpuid(td, module.processor, checked.cpuid_config, checked.virt_maxpa)

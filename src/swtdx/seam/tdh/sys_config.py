@@ -15,7 +15,8 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import HkidState, SysState, VcpuState
 from swtdx.seam.pamt import GIB, Tdmr
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.td_params import MSR_TSC_ADJUST, check_limit_cpuid_maxval, check_tsc_adjust, native_msr
+from swtdx.seam.td_params import check_limit_cpuid_maxval, check_tsc_adjust, native_msr
+from swtdx.x86 import Msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -60,7 +61,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
         raise Status(StatusCode.CMR_LIST_INVALID)
     module.contention.check_entropy()
-    module.tsc_adjust = native_msr(module.processor.rdmsr, MSR_TSC_ADJUST)
+    module.tsc_adjust = native_msr(module.processor.rdmsr, Msr.TSC_ADJUST)
     module.state = SysState.SYSINIT_DONE
     args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
     return SUCCESS

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import cpuid, identity, metadata, metadata_list
 from swtdx.seam.dispatch import SUCCESS, leaf
-from swtdx.seam.hardware import PAGE_SIZE, Args
+from swtdx.seam.hardware import Args
 from swtdx.seam.metadata import Accessor, Field
 from swtdx.seam.metadata_values import read_system
 from swtdx.seam.status import Operand, Status, StatusCode
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule

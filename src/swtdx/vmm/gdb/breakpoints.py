@@ -6,9 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from swtdx.x86 import Dr7
+
 INT3 = b"\xcc"
 DEBUG_REGISTERS = 4
-DR7_EXACT = 0x600  # bit 10 reads as 1; bit 9, GE, is ignored by all processors since the P6
+DR7_EXACT = Dr7.FIXED_1 | Dr7.GE  # GE is ignored by all processors since the P6
 _LENGTH_CODES = {1: 0, 2: 1, 4: 3, 8: 2}
 
 

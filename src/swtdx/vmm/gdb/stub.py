@@ -25,11 +25,10 @@ from swtdx.vmm.gdb.target import AccessError, Target
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
+from swtdx.x86 import PAGE_SIZE, Dr6, Vector
 
 SIGINT, SIGTRAP, SIGABRT = 2, 5, 6
 MASK64 = (1 << 64) - 1
-DB, BP = 1, 3
-DR6_BS = 1 << 14
 _MOST_BYTES = PACKET_SIZE // 2 - 16
 _HEX = re.compile(rb"[0-9a-fA-F]{1,16}\Z")
 _WATCH = {Kind.WRITE: b"watch", Kind.ACCESS: b"awatch"}
@@ -159,7 +158,7 @@ class Stub:
             seen.add(hit.vcpu)
             stop = self._stop_of(hit)
             # A breakpoint before an instruction is met again; what is over must be told later.
-            if stop is not None and (not stops or hit.vector != BP):
+            if stop is not None and (not stops or hit.vector != Vector.BP):
                 stops.append(stop)
         if not stops:
             return None
@@ -172,7 +171,7 @@ class Stub:
             self._crashed.add(hit.vcpu)
             return Stop(SIGABRT, hit.vcpu)
         try:
-            if hit.vector == BP:
+            if hit.vector == Vector.BP:
                 if self.target.linear_pc(hit.vcpu) in self.breakpoints.software:
                     return Stop(SIGTRAP, hit.vcpu, b"swbreak:;")
             else:
@@ -180,7 +179,7 @@ class Stub:
                 met = self.breakpoints.met(reasons)
                 if met is not None:
                     return Stop(SIGTRAP, hit.vcpu, _cause(met))
-                if reasons & DR6_BS and self._steps.get(hit.vcpu):
+                if reasons & Dr6.BS and self._steps.get(hit.vcpu):
                     return Stop(SIGTRAP, hit.vcpu)
         except AccessError:
             return Stop(SIGTRAP, hit.vcpu)

@@ -23,19 +23,15 @@ from swtdx.vmm.gdb.breakpoints import Breakpoints
 from swtdx.vmm.gdb.registers import SELECTORS, X87_CONTROL, X87_STACK, XMM, full_tag_word
 from swtdx.vmm.gdb.target import AccessError
 from swtdx.vmm.launch import Machine
+from swtdx.x86 import Cr0, Cr4, Gpr, Rflags, Vector
 
 MASK64 = (1 << 64) - 1
 _TDVPS_GPR, _TDVPS_STATE, _TDVPS_MSR = 0x1020_0003_0000_0000, 0x1120_0003_0000_0000, 0x1320_0003_0000_0000
 _VAPIC, _XBUFF = 0x0120_0003_0000_0000, 0x1220_0003_0000_0000
 _GPR_NUMBERS = {
-    "rax": 0,
-    "rcx": 1,
-    "rdx": 2,
-    "rbx": 3,
-    "rbp": 5,
-    "rsi": 6,
-    "rdi": 7,
-    **{f"r{n}": n for n in range(8, 16)},
+    register.name.lower(): int(register)
+    for register in Gpr
+    if register is not Gpr.RSP  # in the VMCS
 }
 _VMCS_WIDTHS = (1, 3, 2, 3)  # by bits 14:13 of an encoding: 16, 64, 32 bits and natural; log2 of the bytes
 
@@ -65,10 +61,9 @@ _TPR = _VAPIC + 0x80 // 8
 _DR0, _DR7 = _TDVPS_STATE, vmcs(0x681A)
 _CS_BASE, _EXCEPTION_BITMAP, _QUALIFICATION = vmcs(0x6808), vmcs(0x4004), vmcs(0x6400)
 _INTERRUPTIBILITY, _STI_SHADOW = vmcs(0x4824), 1
-_RFLAGS_TF, _RFLAGS_IF = 1 << 8, 1 << 9
-_DB, _BP = 1 << 1, 1 << 3
+_DB, _BP = 1 << Vector.DB, 1 << Vector.BP
 _FXSAVE_WORDS = 52  # 416 bytes: up to XMM15
-_CR0_PG, _CR4_LA57, _PRESENT, _LARGE = 1 << 31, 1 << 12, 1, 1 << 7
+_PRESENT, _LARGE = 1, 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
@@ -105,9 +100,9 @@ class TdTarget:
 
         A TD has EFER.LME set from the beginning, so there is no paging but that of long mode.
         """
-        if not self._rd(vcpu, _FIELDS["cr0"]) & _CR0_PG:
+        if not self._rd(vcpu, _FIELDS["cr0"]) & Cr0.PG:
             return address & 0xFFFF_FFFF
-        levels = 5 if self._rd(vcpu, _FIELDS["cr4"]) & _CR4_LA57 else 4
+        levels = 5 if self._rd(vcpu, _FIELDS["cr4"]) & Cr4.LA57 else 4
         top = 9 * levels + 11
         if address >> top not in (0, (1 << 64 - top) - 1):
             raise AccessError(f"{address:#x} is not canonical")
@@ -174,10 +169,10 @@ class TdTarget:
             self._wr(vcpu, _DR7, registers[7])
         if step:
             flags = self._rd(vcpu, _FIELDS["eflags"])
-            self._wr(vcpu, _FIELDS["eflags"], flags | _RFLAGS_TF)
-            if flags & _RFLAGS_IF:
+            self._wr(vcpu, _FIELDS["eflags"], flags | Rflags.TF)
+            if flags & Rflags.IF:
                 self._wr(vcpu, _INTERRUPTIBILITY, self._rd(vcpu, _INTERRUPTIBILITY) | _STI_SHADOW)
-            self._stepping[vcpu] = flags & _RFLAGS_TF
+            self._stepping[vcpu] = flags & Rflags.TF
 
     def disarm(self, vcpu: int) -> None:
         """Raises AccessError."""
@@ -186,7 +181,7 @@ class TdTarget:
             self._wr(vcpu, field, value)
         before = self._stepping.pop(vcpu, None)
         if before is not None:
-            self._wr(vcpu, _FIELDS["eflags"], self._rd(vcpu, _FIELDS["eflags"]) & ~_RFLAGS_TF | before)
+            self._wr(vcpu, _FIELDS["eflags"], self._rd(vcpu, _FIELDS["eflags"]) & ~Rflags.TF | before)
 
     def _intercept(self, vcpu: int, vectors: int) -> None:
         bitmap = self._rd(vcpu, _EXCEPTION_BITMAP)
