@@ -23,7 +23,8 @@ from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_tdvf
 from swtdx.image.initial_memory import AddedRegion, unpadded_contents
 from swtdx.image.memory_map import MemoryMap
 from swtdx.image.mrtd import Order
-from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, PAGE_SIZE, Tdvf, TdvfError, parse
+from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, Tdvf, TdvfError, parse
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.attest.direct_boot import BootPrediction

@@ -18,7 +18,7 @@ from typing import Any
 from swtdx.attest.build_calls import Build, Call
 from swtdx.image.initial_memory import InitialMemoryError
 from swtdx.image.mrtd import Order
-from swtdx.image.tdvf import PAGE_SIZE
+from swtdx.x86 import PAGE_SIZE
 
 _CHUNK_SIZE = 256
 

@@ -14,7 +14,8 @@ from itertools import pairwise
 from xml.sax.saxutils import escape
 
 from swtdx.attest.inspection import Inspection, in_mrtd, type_name
-from swtdx.image.memory_map import IOAPIC_BASE, LOCAL_APIC_BASE, PAGE_SIZE
+from swtdx.image.memory_map import IOAPIC_BASE, LOCAL_APIC_BASE
+from swtdx.x86 import PAGE_SIZE
 
 
 class Kind(Enum):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 
-from swtdx.image.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY, PAGE_SIZE
+from swtdx.image.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY
+from swtdx.x86 import PAGE_SIZE
 
 SHA384_SIZE = 48  # bytes of MRCONFIGID, MROWNER and MROWNERCONFIG
 

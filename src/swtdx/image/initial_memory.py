@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.image import hob
-from swtdx.image.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
+from swtdx.image.tdvf import Section, SectionType, Tdvf
+from swtdx.x86 import PAGE_SIZE
 
 
 class InitialMemoryError(Exception):

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PAGE_SIZE = 4096
+from swtdx.x86 import PAGE_SIZE
+
 MIB = 1 << 20
 FOUR_GIB = 1 << 32
 

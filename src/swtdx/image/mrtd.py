@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterable
 from enum import Enum
 
-from swtdx.image.tdvf import PAGE_SIZE, Section, SectionType, Tdvf
+from swtdx.image.tdvf import Section, SectionType, Tdvf
+from swtdx.x86 import PAGE_SIZE
 
 Contents = bytes | memoryview  # of pages
 

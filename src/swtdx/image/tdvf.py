@@ -25,7 +25,8 @@ from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
 from typing import NamedTuple
 
-PAGE_SIZE = 4096
+from swtdx.x86 import PAGE_SIZE
+
 FOUR_GIB = 1 << 32
 # The firmware ends at 4 GiB; a larger image would reach down to the local APIC's page at 0xfee00000.
 MAXIMUM_IMAGE_SIZE = 16 << 20

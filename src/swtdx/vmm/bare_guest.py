@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 
-from swtdx.image.memory_map import PAGE_SIZE
+from swtdx.x86 import PAGE_SIZE
 
 RESET_PAGE = 0xFFFF_F000
 PAGE_TABLES = 0x1_0000

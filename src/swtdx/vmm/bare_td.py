@@ -12,13 +12,13 @@ import threading
 from contextlib import ExitStack
 from typing import Self
 
-from swtdx.image.memory_map import PAGE_SIZE
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError, Vcpu, Vm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.layout import address_of
 from swtdx.vmm import bare_guest
 from swtdx.vmm.launch import check_tdx
+from swtdx.x86 import PAGE_SIZE
 
 XFAM = 0x3  # x87 and SSE
 GPA_WIDTH = 48

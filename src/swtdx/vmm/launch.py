@@ -30,7 +30,7 @@ from swtdx.image.boot_protocol import DirectBoot, lay_out
 from swtdx.image.firmware import Firmware
 from swtdx.image.initial_memory import AddedRegion, InitialMemoryError, section_contents
 from swtdx.image.linux_image import LinuxBoot
-from swtdx.image.memory_map import IDENTITY_MAP_ADDRESS, PAGE_SIZE, TSS_ADDRESS, MemoryMap
+from swtdx.image.memory_map import IDENTITY_MAP_ADDRESS, TSS_ADDRESS, MemoryMap
 from swtdx.image.mrtd import MrtdPredictor, Order
 from swtdx.image.smbios import SmbiosFields
 from swtdx.image.tdvf import Section, Tdvf, check_memory, parse, unfilled
@@ -45,6 +45,7 @@ from swtdx.vmm.kernel_entry import enter, ordinary_vm
 from swtdx.vmm.memory import staged
 from swtdx.vmm.slots import MemorySlots
 from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid, without_shared_pages
+from swtdx.x86 import PAGE_SIZE
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells
 # 25 MHz, which is what QEMU sets (40 ns), and then every timer of the firmware is 40 times too slow: a key takes 0.8 s.

@@ -12,7 +12,7 @@ import ctypes
 import mmap
 from collections.abc import Iterable
 
-from swtdx.image.memory_map import PAGE_SIZE
+from swtdx.x86 import PAGE_SIZE
 
 _MAP_NORESERVE = 0x4000  # linux/mman.h; the mmap module of Python 3.11 does not name it
 

@@ -11,10 +11,10 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from swtdx.image.memory_map import PAGE_SIZE
 from swtdx.uapi import kvm
 from swtdx.vmm.board.ioapic import MSI_ADDRESS_BASE
 from swtdx.vmm.memory import GuestMemory
+from swtdx.x86 import PAGE_SIZE
 
 SUPPORTED_R11 = 1 << 1  # GetTdVmCallInfo leaf 1: SetupEventNotifyInterrupt; GetQuote has no bit of its own
 

@@ -37,12 +37,12 @@ from swtdx.image.tdvf import (
     DESCRIPTOR_SIGNATURE,
     DESCRIPTOR_VERSION,
     FOUR_GIB,
-    PAGE_SIZE,
     SectionAttributes,
     SectionType,
     Tdvf,
     parse,
 )
+from swtdx.x86 import PAGE_SIZE
 
 NAME = "none"
 """What stands for "no firmware" where a firmware is named."""

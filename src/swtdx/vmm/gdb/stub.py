@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from swtdx.image.memory_map import PAGE_SIZE
 from swtdx.vmm.execution import CRASHED, Execution, Hit
 from swtdx.vmm.gdb import monitor
 from swtdx.vmm.gdb.breakpoints import INT3, Breakpoints, Hardware, Kind, NoRoom, Planted
