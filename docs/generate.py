@@ -18,9 +18,9 @@ from typing import Any, get_args
 import typer
 
 from swtdx.cli.app import whole_app
-from swtdx.cli.explanation import general_refusals, known_ioctls, refusals
-from swtdx.cli.explanation import table as explanations
-from swtdx.cli.explanation.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
+from swtdx.explain import general_refusals, known_ioctls, refusals
+from swtdx.explain import table as explanations
+from swtdx.explain.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load
 from swtdx.uapi.dialect import Dialect, TdxCommand

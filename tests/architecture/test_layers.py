@@ -26,8 +26,9 @@ ARROWS: dict[str, set[str]] = {
     "image": {"x86"},  # no system calls: a launch loads what it computes, a verifier predicts from it
     "vmm": {"uapi", "image", "x86"},
     "attest": {"image", "x86"},
+    "explain": {"cpu", "uapi", "seam", "vmm"},
     "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires
-    "cli": {"cpu", "uapi", "seam", "linux", "image", "vmm", "attest", "machine", "x86"},
+    "cli": {"cpu", "uapi", "seam", "linux", "image", "vmm", "attest", "explain", "machine", "x86"},
     "pytest_plugin": {"uapi", "image", "vmm", "machine", "cpu.platform"},  # what a test's author would do by hand
     "__init__": set(),
     "__main__": {"cli"},

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from swtdx.cli.explanation import leaves
-from swtdx.cli.explanation.status import UNKNOWN, explain_status
-from swtdx.cli.explanation.td_exit import is_td_exit
+from swtdx.explain import leaves
+from swtdx.explain.status import UNKNOWN, explain_status
+from swtdx.explain.td_exit import is_td_exit
 
 
 def test_every_status_that_was_met_breaks_a_rule_that_is_known(seen, report):

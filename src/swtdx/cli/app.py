@@ -445,7 +445,7 @@ def _complain_of(error: Exception, typed: str) -> int:
         status = _complain(f"{what}{error.strerror or error}{limit}", _of_the_system(typed))
     else:
         status = _complain(str(error), _STATUS_BAD_INPUT)
-    for line in getattr(error, "__notes__", ()):  # what the refusal means: swtdx.cli.explanation.run
+    for line in getattr(error, "__notes__", ()):  # what the refusal means: swtdx.explain.notes
         print(f"  {line}", file=sys.stderr)
     return status
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from swtdx.cli.explanation import known_ioctls, refusals, words
-from swtdx.cli.explanation.failure import Failed, complete_ioctl, explain_failure, parse_errno, parse_ioctl, parse_line
-from swtdx.cli.explanation.status import complete_leaf, explain_status, is_name_alone, parse_leaf, parse_status
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.explain import known_ioctls, refusals, words
+from swtdx.explain.failure import Failed, complete_ioctl, explain_failure, parse_errno, parse_ioctl, parse_line
+from swtdx.explain.status import complete_leaf, explain_status, is_name_alone, parse_leaf, parse_status
 from swtdx.uapi.dialect import Dialect
 
 EPILOG = """

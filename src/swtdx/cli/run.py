@@ -24,13 +24,13 @@ from rich.markup import escape
 from rich.status import Status
 
 from swtdx.cli import debugger, report
-from swtdx.cli.explanation.run import explained, outcome_explained
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.trace_file import TraceFormat
+from swtdx.explain.notes import explained, outcome_explained
 from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from swtdx.cli.explanation import words
-from swtdx.cli.explanation.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
-from swtdx.cli.explanation.status import complete_leaf, parse_leaf
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.explain import words
+from swtdx.explain.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
+from swtdx.explain.status import complete_leaf, parse_leaf
 from swtdx.seam.tables import MODULE_VERSION
 
 LIST_EPILOG = """

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from swtdx.cli.explanation import table
 from swtdx.cpu.traced import reason_name
+from swtdx.explain import table
 from swtdx.seam.status import DETAILS_L2_MASK, ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load as module_table
 

@@ -3,7 +3,7 @@
 
 These lines are understood: those of swtdx and of its client, QEMU's (``TDX ioctl TDX_INIT_VM failed, hw_errors: ...``),
 the kernel log's (``SEAMCALL TDH_MNG_INIT failed: 0x...``, ``SEAMCALL (0x8) failed: 0x...``), any line with the name of
-a status in it, and the messages of `swtdx.cli.explanation.message`.
+a status in it, and the messages of `swtdx.explain.message`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from swtdx.cli.explanation import Refusal, known_ioctls, refusals
-from swtdx.cli.explanation.message import Message, find_message
-from swtdx.cli.explanation.status import explain_status, is_known, is_name_alone, parse_leaf, parse_status
+from swtdx.explain import Refusal, known_ioctls, refusals
+from swtdx.explain.message import Message, find_message
+from swtdx.explain.status import explain_status, is_known, is_name_alone, parse_leaf, parse_status
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.uapi.client.error import errno_name

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from swtdx.cli.explanation import words
-from swtdx.cli.explanation.failure import Failed, explain_failure
-from swtdx.cli.explanation.status import explain_status
+from swtdx.explain import words
+from swtdx.explain.failure import Failed, explain_failure
+from swtdx.explain.status import explain_status
 from swtdx.uapi import kvm
 from swtdx.uapi.abilities import last_reason
 from swtdx.uapi.client import KvmError

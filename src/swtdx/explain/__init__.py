@@ -9,7 +9,7 @@ table           rows
 statuses.json   each completion status, operand, TD exit and TDVMCALL result: meaning, and what to do
 rules.json      for each leaf function the rules that it checks, in its order, with the status of one that is broken
 errnos.json     for each ioctl and sub-command, in both dialects, the rules of KVM with the errno of one that is broken
-messages.json   messages of the host's kernel, of QEMU and of a guest's kernel: see `swtdx.cli.explanation.message`
+messages.json   messages of the host's kernel, of QEMU and of a guest's kernel: see `swtdx.explain.message`
 ==============  =====================================================================================================
 
 A rule is written as what must hold. In rules.json it is ``"STATUS|OPERAND: rule || what to do"``, the remedy left away

@@ -12,8 +12,8 @@ import re
 
 import pytest
 
-from swtdx.cli.explanation import table
-from swtdx.cli.explanation.message import messages
+from swtdx.explain import table
+from swtdx.explain.message import messages
 from tests.cli.conftest import Command
 
 STATUSES = [

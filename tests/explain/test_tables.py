@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from swtdx.cli.explanation import known_ioctls, leaves, refusals, table
-from swtdx.cli.explanation.failure import parse_errno
+from swtdx.explain import known_ioctls, leaves, refusals, table
+from swtdx.explain.failure import parse_errno
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.uapi.dialect import Dialect

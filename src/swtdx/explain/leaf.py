@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import swtdx.seam.module  # noqa: F401  # so that every leaf function is registered
-from swtdx.cli.explanation import Rule, leaves
+from swtdx.explain import Rule, leaves
 from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import LEAVES as TDCALLS

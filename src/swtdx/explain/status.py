@@ -7,8 +7,8 @@ import re
 from functools import cache
 from typing import Any
 
-from swtdx.cli.explanation import Rule, entry_rules, leaves, table
-from swtdx.cli.explanation.td_exit import is_td_exit, td_exit
+from swtdx.explain import Rule, entry_rules, leaves, table
+from swtdx.explain.td_exit import is_td_exit, td_exit
 from swtdx.seam.status import (
     DETAILS_L2_MASK,
     ERROR,

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 
-from swtdx.cli.explanation import table
+from swtdx.explain import table
 
 
 @dataclass(frozen=True)

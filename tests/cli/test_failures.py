@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from swtdx.cli.explanation.failure import Failed, explain_failure
-from swtdx.cli.explanation.run import failure_lines
 from swtdx.cpu.platform import Platform
+from swtdx.explain.failure import Failed, explain_failure
+from swtdx.explain.notes import failure_lines
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError, Vm
