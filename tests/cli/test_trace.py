@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from swtdx.cli.output import Outputs
-from swtdx.cli.trace_file import TraceError, TraceFormat, TraceWriter, read_events
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
+from swtdx.trace.file import TraceError, TraceFormat, TraceWriter, read_events
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd

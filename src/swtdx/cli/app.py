@@ -25,8 +25,8 @@ import typer
 import swtdx
 from swtdx.cli.help import Group, dress
 from swtdx.cli.standard_streams import StandardStreams, standard_streams
-from swtdx.cli.trace_file import TraceFormat
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.trace.file import TraceFormat
 
 COMMANDS: dict[str, str] = {
     "probe": "swtdx.cli.probe",
@@ -36,7 +36,7 @@ COMMANDS: dict[str, str] = {
     "diff": "swtdx.cli.diff",
     "replay": "swtdx.cli.replay",
     "quote": "swtdx.cli.quote",
-    "report": "swtdx.cli.report_command",
+    "report": "swtdx.cli.report",
     "explain": "swtdx.cli.explain",
     "seamcall": "swtdx.cli.seamcall",
     "completion": "swtdx.cli.completion",

@@ -6,11 +6,11 @@ from __future__ import annotations
 import re
 
 from swtdx.image.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY
+from swtdx.units import UNITS
 from swtdx.x86 import PAGE_SIZE
 
 SHA384_SIZE = 48  # bytes of MRCONFIGID, MROWNER and MROWNERCONFIG
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:I?B)?", re.ASCII)
 
 
@@ -23,7 +23,7 @@ def memory_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None:
         raise InputError(f"--memory {text!r} is no size: write a number with K, M or G, as in 512M or 2G")
-    size = int(match[1]) * _UNITS[match[2]]
+    size = int(match[1]) * UNITS[match[2]]
     if size % PAGE_SIZE:
         raise InputError(f"--memory {text} is not a multiple of 4 KiB")
     if not MINIMUM_MEMORY <= size <= MAXIMUM_MEMORY:
@@ -62,11 +62,3 @@ def port(option: str, text: str) -> int:
     if value > 0xFFFC:
         raise InputError(f"{option} {text} is no I/O port: 0xf4 and 0x501 are the usual ones")
     return value
-
-
-def readable_size(size: int) -> str:
-    """A size as one would type it."""
-    for unit in ("T", "G", "M", "K"):
-        if size % _UNITS[unit] == 0:
-            return f"{size // _UNITS[unit]}{unit}"
-    return str(size)

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from swtdx.cli.output import Output
-from swtdx.cli.run_history import RunHistory
-from swtdx.cli.trace_file import TraceFormat, TraceWriter
+from swtdx.trace.file import TraceFormat, TraceWriter
+from swtdx.trace.history import RunHistory
 
 Event = dict[str, Any]
 
@@ -87,7 +87,7 @@ class Recording:
             self._write_page(self._history, self.html, self.record)
 
     def _write_page(self, history: RunHistory, output: Output, record: dict[str, Any]) -> None:
-        from swtdx.cli.run_page import page
+        from swtdx.trace.html import page
 
         with self._lock:
             history.record = record

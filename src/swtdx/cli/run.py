@@ -23,13 +23,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from swtdx.cli import debugger, report
+from swtdx.cli import debugger, run_record
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
-from swtdx.cli.trace_file import TraceFormat
 from swtdx.explain.notes import explained, outcome_explained
 from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
@@ -37,6 +36,7 @@ from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
 from swtdx.linux.config import KernelConfig
+from swtdx.trace.file import TraceFormat
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
@@ -370,7 +370,7 @@ class _Session:
             if self.gdb is not None:
                 self.gdb.close()
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
-            kept = report.record(machine, run, outcome, seconds, bytes(self.output.record))
+            kept = run_record.record(machine, run, outcome, seconds, bytes(self.output.record))
             self.recording.record = kept
         self._report(kept, outcome)
         return outcome.status
@@ -451,7 +451,7 @@ class _Session:
             self.output.put(b"\n")
             self.output.flush()
         if not self.options.quiet:
-            report.show(self.voice.console, kept)
+            run_record.show(self.voice.console, kept)
             trace = self.outputs.get("--trace")
             if trace is not None and trace.problem is None:
                 self.voice.say(f"trace: {self.recording.events:,} events in {self.options.trace}")
@@ -464,7 +464,7 @@ class _Session:
             print(f"  {line}", file=sys.stderr)
         record = self.outputs.get("--json")
         if record is not None:
-            record.replace(report.as_bytes(kept))
+            record.replace(run_record.as_bytes(kept))
 
 
 _INTERRUPTED = Outcome(End.INTERRUPTED, "the run was interrupted")

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from swtdx.cli.trace_file import KINDS, TraceError, read_events
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.seam.status import ERROR
+from swtdx.trace.file import KINDS, TraceError, read_events
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -22,8 +22,8 @@ from enum import IntEnum
 from itertools import pairwise
 from typing import Any
 
-from swtdx.seam.status import ERROR
-
+ERROR = 1 << 63
+"""In a completion status: the call has failed."""
 PAGE_SHIFT = 12
 ROWS = 64
 """Rows of a memory snapshot, over all slots."""

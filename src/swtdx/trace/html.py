@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One self-contained HTML page for a run: no script, no font, no image from elsewhere; it opens without a network.
 
-Charts are SVG, made here from `run_history.RunHistory`.  Colours of memory states are far apart for every kind of
+Charts are SVG, made here from `history.RunHistory`.  Colours of memory states are far apart for every kind of
 sight, and each is named in a legend; what a chart shows can be read in a table as well.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import swtdx
-from swtdx.cli.parameters import readable_size
-from swtdx.cli.run_history import PAGE_SHIFT, PageState, RunHistory
+from swtdx.trace.history import PAGE_SHIFT, PageState, RunHistory
+from swtdx.units import readable_size
 
 _COLOURS = {
     PageState.UNMAPPED: "#e4e7eb",

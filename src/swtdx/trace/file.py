@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 import swtdx
-from swtdx.cli.output import Output
 
 VERSION = 1
 KINDS = ("ioctl", "syscall", "seamcall", "tdcall", "exit", "event")
@@ -41,7 +40,16 @@ class TraceFormat(StrEnum):
 
 
 class TraceError(Exception):
-    """A file is no trace; the text is one sentence for a person."""
+    """A file is not a valid trace; the text is one sentence for a person."""
+
+
+class Destination(Protocol):
+    """Where a trace is written. ``problem`` is set when a write has failed; later writes are dropped."""
+
+    path: Path
+    problem: OSError | None
+
+    def write(self, data: bytes | memoryview) -> int: ...
 
 
 class TraceWriter:
@@ -50,7 +58,7 @@ class TraceWriter:
     A name that ends in ``.gz`` is compressed. What cannot be written is the output's to report.
     """
 
-    def __init__(self, output: Output, form: TraceFormat, command: list[str], origin: int | None = None) -> None:
+    def __init__(self, output: Destination, form: TraceFormat, command: list[str], origin: int | None = None) -> None:
         self._output = output
         compressed = output.path.suffix == ".gz"
         self._file = cast(BinaryIO, gzip.GzipFile("", "wb", 1, cast(BinaryIO, output)) if compressed else output)

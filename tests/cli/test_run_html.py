@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from swtdx.cli.run_history import PageState, RunHistory
-from swtdx.cli.run_page import page
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
+from swtdx.trace.history import PageState, RunHistory
+from swtdx.trace.html import page
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd

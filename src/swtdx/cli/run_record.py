@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a run went: a table for a person, a record for a program.
+
+The record (``--json``) keeps everything: what was run and why, the measurements as the VMM predicts them and as the TDX
+module holds them, the outcome, exits by reason and port, times, and the whole console.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+import swtdx
+from swtdx.image.mrtd import Order
+from swtdx.uapi.abilities import inspectable
+from swtdx.units import readable_size
+from swtdx.vmm.launch import Machine, Plan
+from swtdx.vmm.outcome import Outcome
+from swtdx.vmm.run import Run
+
+_SHOWN_EXITS = 6
+_RBP_NOTE = (
+    "this firmware passes RBP in TDVMCALLs. Linux 6.16 and later create TDs with NO_RBP_MOD, where the TDX module "
+    "refuses that: there it dies of a triple fault (--no-rbp-mod shows it). Fixed in edk2-stable202405."
+)
+_LABEL_WIDTH = 9
+
+
+def measurements(machine: Machine) -> dict[str, Any]:
+    """MRTD and RTMRs, as far as they can be known from outside the TD.
+
+    A TD's registers are its own; only an emulated kernel has the window ``inspect_td`` through which to look at them.
+    MRTD can be predicted from the calls that built the TD, in either order in which a kernel makes them.
+    """
+    predicted = {order: digest.hex() for order, digest in machine.mrtd.items()}
+    result: dict[str, Any] = {
+        "mrtd": predicted.get(Order.PER_PAGE),
+        "mrtd_source": "predicted",
+        "mrtd_order": Order.PER_PAGE.value,
+        "mrtd_predicted": {order.name.lower(): digest for order, digest in predicted.items()},
+        "rtmr": None,
+    }
+    kernel = inspectable(machine.vm.kernel)
+    if kernel is not None:
+        seen = kernel.inspect_td(machine.vm.fd)
+        result["mrtd"], result["mrtd_source"] = seen["mrtd"], "TDX module"
+        orders = [order.value for order, digest in predicted.items() if digest == seen["mrtd"]]
+        result["mrtd_order"] = orders[0] if orders else None
+        result["rtmr"] = list(seen["rtmr"])
+        result["rtmr_events"] = seen["rtmr_events"]
+        result["passes_rbp"] = seen["passes_rbp"]
+        result["module_version"] = seen["module_version"]
+        if machine.plan.linux is not None:
+            result["rtmr_predicted"] = _held_against_prediction(machine.plan, seen["rtmr_events"])
+    return result
+
+
+def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> dict[str, Any]:
+    """What ``swtdx measure --kernel`` says of this boot, and whether it came so."""
+    from swtdx.attest.boot_agreement import agreement
+    from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
+    from swtdx.attest.firmware_traits import measures_smbios
+
+    assert plan.linux is not None
+    firmware = plan.firmware
+    try:
+        if plan.smbios is not None and measures_smbios(firmware.image):
+            raise PredictionError(f"{firmware.path} measures the SMBIOS tables into RTMR0, and those are not modelled")
+        prediction = predict_direct_boot(
+            firmware.image, plan.linux, plan.memory_size, plan.cpus, name=str(firmware.path)
+        )
+    except PredictionError as error:
+        return {"rtmr": None, "complete": None, "contradicted": None, "text": f"not predicted: {error}"}
+    found = agreement(prediction, [(register, bytes.fromhex(digest)) for register, digest in extensions])
+    return {
+        "rtmr": [value.hex() for value in prediction.rtmrs],
+        "complete": found.complete,
+        "contradicted": found.contradicted,
+        "text": str(found),
+    }
+
+
+def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, float], console: bytes) -> dict[str, Any]:
+    """Everything about a run, ready for JSON."""
+    plan = machine.plan
+    kept: dict[str, Any] = {
+        "swtdx": swtdx.__version__,
+        "kernel": machine.vm.kernel.name,
+        "vm_type": "tdx" if plan.td else "default",
+        "dialect": machine.vm.dialect.value if plan.td else None,
+        "firmware": {
+            "path": str(plan.firmware.path),
+            "why": plan.firmware.why,
+            "size": len(plan.firmware.image),
+            "sha256": hashlib.sha256(plan.firmware.image).hexdigest(),
+        },
+        "memory": plan.memory_size,
+        "cpus": plan.cpus,
+        "smbios": list(plan.smbios.texts) if plan.smbios else [],
+        "devices": [device.as_json() for device in plan.devices],
+        "outcome": outcome.end.label,
+        "status": outcome.status,
+        "text": outcome.text,
+        "details": outcome.details,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        "exits": run.exits,
+        "port_exits": {f"{port:#x}": count for port, count in run.port_exits.items()},
+        "console": console.decode("utf-8", "replace"),
+    }
+    if plan.td:
+        kept.update(measurements(machine))
+        kept["added"] = [region.as_json() for region in machine.added]
+    return kept
+
+
+def show(to: Console, kept: dict[str, Any]) -> None:
+    """The table at the end, on stderr. Digests stay in one piece, so that they can be copied from any terminal."""
+    for label, value in _rows(kept):
+        to.print(Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"), value), soft_wrap=True)
+
+
+def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(label, value) of each line."""
+    yield "outcome", kept["text"]
+    kind = f"TD ({kept['dialect']} dialect)" if kept["vm_type"] == "tdx" else "ordinary VM"
+    cpus = f"{kept['cpus']} vCPU{'s' if kept['cpus'] > 1 else ''}"
+    yield "machine", f"{kind} on the {kept['kernel']} kernel, {readable_size(kept['memory'])}, {cpus}"
+    if kept["vm_type"] == "tdx":
+        yield "MRTD", kept["mrtd"]
+        yield "", _origin(kept)
+        if kept["rtmr"] is None:
+            yield "RTMR0-3", "known only to the guest: the TDX module shows them to nobody else"
+        else:
+            for number, digest in enumerate(kept["rtmr"]):
+                yield f"RTMR{number}", digest
+            if not any(int(digest, 16) for digest in kept["rtmr"]):
+                yield "", "all zero: the guest has extended nothing into them"
+            if "rtmr_predicted" in kept:
+                yield "", kept["rtmr_predicted"]["text"]
+        if kept.get("passes_rbp"):
+            yield "note", _RBP_NOTE
+    exits = list(kept["exits"].items())
+    shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
+    more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""
+    yield "exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none"
+    yield "time", f"{kept['seconds']['build']:.2f} s to build, {kept['seconds']['run']:.2f} s running"
+
+
+def _origin(kept: dict[str, Any]) -> str:
+    """Where the MRTD comes from, and whether it is what was expected."""
+    if kept["mrtd_source"] == "predicted":
+        return f"as predicted from what was added and measured, {kept['mrtd_order']}"
+    if kept["mrtd_order"] is None:
+        return "from the TDX module; NOT what the calls of this launch predict"
+    return f"from the TDX module; as predicted for calls that come {kept['mrtd_order']}"
+
+
+def as_bytes(kept: dict[str, Any]) -> bytes:
+    """The record as a JSON document."""
+    return json.dumps(kept, indent=1).encode() + b"\n"
