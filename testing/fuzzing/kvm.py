@@ -35,6 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from swtdx.cpu.platform import Platform
+from swtdx.linux.uaccess import access_ok, copy_from_user
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream, tdx_v10
@@ -48,6 +49,8 @@ from testing.td import fresh_td, staged
 
 PAGE = 4096
 ARENA = 64 * PAGE
+RESERVE = 1 << 30
+_MAP_NORESERVE = 0x4000  # linux/mman.h
 NOWHERE = 0x10
 MACHINES = (
     (Dialect.UPSTREAM, False, "1.5.06"),
@@ -74,6 +77,8 @@ MAY_KILL = (  # what a guest or a client can do to its own VM on real KVM, too
 )
 
 
+_SLOT_REQUESTS = (int(k.KVM_SET_USER_MEMORY_REGION), int(k.KVM_SET_USER_MEMORY_REGION2))
+_REGION_SIZE = ctypes.sizeof(k.kvm_userspace_memory_region)
 T = TypeVar("T")
 
 
@@ -111,6 +116,9 @@ class Line:
         self.kernel = kernel
         self.calls = 0
         self.answers: Counter[str] = Counter()
+        self.lent: list[tuple[int, int]] = []
+        """What slots may name: start and end of user memory."""
+        self._trusts = False
         self._running: dict[int, tuple[float, str, Any]] = {}  # by thread: since when, what, kvm_run to interrupt
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -155,9 +163,26 @@ class Line:
 
     def ioctl(self, fd: int, request: int, arg: int = 0, run: Any = None) -> int:
         answer = self._call(f"{k.ioctl_name(request)}({arg:#x})", self.kernel.ioctl, fd, request, arg, run=run)
+        if request in _SLOT_REQUESTS and not self._trusts:
+            self._check_slot(arg)
         if not 0 <= answer < 1 << 32:
             raise Failure(f"{k.ioctl_name(request)} returns {answer!r}")
         return answer
+
+    def trusted(self, function: Callable[[], T]) -> T:
+        """Call what makes slots of memory that it keeps itself."""
+        self._trusts = True
+        try:
+            return function()
+        finally:
+            self._trusts = False
+
+    def _check_slot(self, arg: int) -> None:
+        """A slot that was accepted. Guests and KVM write to it: it must be memory that was meant for that."""
+        region = k.kvm_userspace_memory_region.from_buffer_copy(copy_from_user(arg, _REGION_SIZE))
+        start, end = region.userspace_addr, region.userspace_addr + region.memory_size
+        if region.memory_size and not any(first <= start and end <= last for first, last in self.lent):
+            raise Failure(f"the fuzzer gave a slot {start:#x} to {end:#x}, which is not its own memory")
 
     def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
         return self._call(f"mmap of {length:#x} at {offset:#x}", self.kernel.mmap, fd, length, offset)
@@ -231,9 +256,14 @@ def _is_closed(fd: int) -> bool:
 
 
 def _arena() -> mmap.mmap:
-    """Memory for payloads, and behind it a page that nobody may touch: what runs over the end is EFAULT."""
-    arena = mmap.mmap(-1, ARENA + PAGE)
-    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(address_of(arena) + ARENA), PAGE, 0):
+    """Memory for payloads and slots, and behind it addresses that cannot be touched: what runs over the end is EFAULT.
+
+    They are so many because a slot may be as long: behind them begins memory of Python's, where a guest must not write.
+    """
+    arena = mmap.mmap(-1, ARENA + RESERVE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+    protect = ctypes.CDLL(None).mprotect
+    protect.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+    if protect(address_of(arena) + ARENA, RESERVE, 0):
         raise OSError("mprotect")
     return arena
 
@@ -257,8 +287,14 @@ class Round:
 
     def __post_init__(self) -> None:
         self.base = address_of(self.arena)
+        self.line.lent.clear()
+        self.lends(self.arena)
         self.runs = {}  # type: dict[int, Any]
         self.busy: set[int] = set()
+
+    def lends(self, memory: mmap.mmap) -> None:
+        start = address_of(memory)
+        self.line.lent.append((start, start + len(memory)))
 
     # Values
 
@@ -308,9 +344,21 @@ class Round:
             elif name in ("fd", "guest_memfd", "resamplefd"):
                 setattr(structure, name, self.fd())
 
+    def contain(self, region: k.kvm_userspace_memory_region | k.kvm_userspace_memory_region2) -> None:
+        """Let a slot that the kernel could accept name the arena and nothing else: the guest writes what it likes."""
+        address, size = region.userspace_addr, region.memory_size
+        if not size or (address | size) % PAGE or not access_ok(address, size):
+            return
+        if not self.base <= address < self.base + ARENA:
+            region.userspace_addr = address = self.memory_of_mine()
+        region.memory_size = min(size, self.base + ARENA + RESERVE - address)
+
+    def memory_of_mine(self) -> int:
+        return self.base + self.chance.randrange(ARENA // PAGE) * PAGE
+
     def memory(self) -> int:
         """Page-aligned user memory for a slot."""
-        return self.base + self.chance.randrange(ARENA // PAGE) * PAGE if self.chance.random() < 0.9 else self.scalar()
+        return self.memory_of_mine() if self.chance.random() < 0.9 else self.scalar()
 
     # Arguments
 
@@ -366,6 +414,8 @@ class Round:
             one = _STRUCTURES[name]()
             self.fill(one, chance.choice((0.0, 0.2, 0.4)))
             self.sensible(one)
+            if isinstance(one, (k.kvm_userspace_memory_region, k.kvm_userspace_memory_region2)):
+                self.contain(one)
             return one
         buffer = (ctypes.c_uint8 * 8192)()
         if chance.random() < 0.5:
@@ -384,7 +434,7 @@ class Round:
             one.slot, one.flags = chance.randrange(4), chance.choice((0, 0, 1, 2, 4, 4))
             one.guest_phys_addr = chance.choice((0, 0x10000, 0x20000, 0x100000, 0xFFFFF000))
             one.memory_size = chance.choice((0, PAGE, 16 * PAGE, 32 * PAGE))
-            one.userspace_addr = self.base + chance.randrange(ARENA // PAGE) * PAGE
+            one.userspace_addr = self.memory_of_mine()
             if isinstance(one, k.kvm_userspace_memory_region2):
                 one.guest_memfd_offset = chance.choice((0, 0, PAGE, 16 * PAGE))
         elif isinstance(one, k.kvm_memory_attributes):
@@ -624,6 +674,7 @@ class Round:
             vm.split_irqchip()
         memory = mmap.mmap(-1, 64 * PAGE)
         self.memories.append(memory)
+        self.lends(memory)
         memory[:0x10000] = guests.real_mode_code(self.chance)
         vm.set_user_memory_region(0, 0, len(memory), memory, self.chance.choice((0, 0, 1)))
         for number in range(self.chance.randrange(1, 3)):
@@ -638,7 +689,7 @@ class Round:
         vm.vcpus.clear()
 
     def new_td(self) -> None:
-        vm, vcpu, memfd = fresh_td(self.device, guests.TD_MEMORY)
+        vm, vcpu, memfd = self.line.trusted(lambda: fresh_td(self.device, guests.TD_MEMORY))
         self.vms.append(vm)
         self.vcpus.append(vcpu)
         if memfd >= 0:
@@ -747,7 +798,7 @@ def _round(line: Line, chance: random.Random, log: _Log, calls: int) -> None:
     kernel = line.kernel
     assert kernel.tdx is not None
     with Kvm(line) as device:
-        _still_works(device)
+        _still_works(line, device)
         before = _inventory(kernel)
         this = Round(line, chance, device)
         end = line.calls + calls
@@ -774,7 +825,7 @@ def _round(line: Line, chance: random.Random, log: _Log, calls: int) -> None:
             time.sleep(0.05)
         if kernel.vms or kernel.module.tds:
             raise Failure(f"{len(kernel.vms)} VMs and {len(kernel.module.tds)} TDs live on")
-        _still_works(device)
+        _still_works(line, device)
 
 
 def _start_irqfd_thread(line: Line) -> None:
@@ -791,8 +842,8 @@ def _inventory(kernel: MachineKernel) -> tuple[Counter[str], int, int]:
     return kernel.pages.in_use, kernel.tdx.free_hkids, len(os.listdir("/proc/self/fd"))
 
 
-def _still_works(device: Kvm) -> None:
-    vm, vcpu, memfd = fresh_td(device, 64 * PAGE)
+def _still_works(line: Line, device: Kvm) -> None:
+    vm, vcpu, memfd = line.trusted(lambda: fresh_td(device, 64 * PAGE))
     try:
         for gpa, contents in (
             (guest.RESET_PAGE, guest.reset_page()),

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import random
 import subprocess
 import sys
 
@@ -11,7 +14,9 @@ import pytest
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
+from swtdx.uapi.kvm import REQUESTS
 from testing import guest
+from testing.fuzzing.kvm import Line, Round
 from testing.invariants import Violation, check
 from testing.places import REPOSITORY
 from testing.td import MeasuredTd
@@ -53,3 +58,25 @@ def test_the_invariants_see_what_breaks_them() -> None:
             check(kernel)
         table.leaves[index] = hpa
         check(kernel)
+
+
+def test_no_slot_reaches_beyond_the_memory_that_is_lent_to_it() -> None:
+    """A guest pushes interrupt frames wherever a slot leads: behind the arena that would be Python's own heap."""
+    chance = random.Random(4)
+    kernel = boot(platform=Platform(memory_size=1 << 30))
+    line = Line(kernel)
+    try:
+        with Kvm(line) as device:
+            this = Round(line, chance, device)
+            accepted = 0
+            for number in range(1500):
+                vm = device.create_vm()
+                name = ("KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2")[number % 2]
+                region = this.payload(vm.fd, name)
+                with contextlib.suppress(OSError):
+                    line.ioctl(vm.fd, REQUESTS[name], ctypes.addressof(region))  # which fails the campaign if it is so
+                    accepted += bool(region.memory_size)
+                vm.close()
+            assert accepted > 100
+    finally:
+        line.stop()
