@@ -6,6 +6,11 @@ polled, duplicated and inherited, and EMFILE comes when it should. For a vCPU th
 gives. What the descriptor means is a `File`, found by number; one made by dup(2) behind our back is recognised by the
 memfd's inode. The last close releases the File, as ``fput`` does; a descriptor closed with `os.close` instead of
 `Kernel.close` is noticed only when its number comes back.
+
+A call in progress holds its file as ``fget`` does: what another thread closes meanwhile is released when the call ends.
+The hold is an entry in a list, put there and taken away in one step each and without a lock, since it is on the path of
+every KVM_RUN. Who enters notes the call first and then looks whether the file is still open; who closes takes the
+reference away first and then looks for calls. So one of them sees the other.
 """
 
 import errno
@@ -29,7 +34,23 @@ class File:
 
     def __init__(self) -> None:
         self.references = 0
+        self.inside: list[int] = []
+        """Calls in progress."""
+        self.table: FileTable | None = None
         self.mm = own_mm()
+
+    def enter(self) -> None:
+        """A call begins (fget). Raises OSError(EBADF) if the file was closed since its number was looked up."""
+        self.inside.append(0)
+        if not self.references:
+            self.leave()
+            raise err(errno.EBADF, f"{self.name} was closed")
+
+    def leave(self) -> None:
+        """The call is over (fput)."""
+        self.inside.pop()
+        if not self.references and self.table is not None:
+            self.table.release_if_idle(self)
 
     def ioctl(self, request: int, arg: int) -> int:
         """ioctl(2) with the whole 32-bit request. Raises OSError."""
@@ -75,17 +96,24 @@ class FileTable:
         ``fd``: a memfd that there is already, and that is the table's from now on.
         """
         if fd is None:
-            fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            if file.size:
-                os.ftruncate(fd, file.size)
+            fd = self.reserve(file)
         stat = os.fstat(fd)
         with self._lock:
             stale = self.by_fd.pop(fd, None)
             file.references = 1
+            file.table = self
             self.by_fd[fd] = file
             self._inodes[stat.st_dev, stat.st_ino] = file
         if stale is not None:
             self.put(stale)
+        return fd
+
+    @staticmethod
+    def reserve(file: File) -> int:
+        """A number and memory for ``file``, not yet installed (get_unused_fd_flags). Raises OSError(EMFILE)."""
+        fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        if file.size:
+            os.ftruncate(fd, file.size)
         return fd
 
     def open_again(self, file: File) -> int:
@@ -107,11 +135,11 @@ class FileTable:
         file = self.by_fd.get(fd)
         if file is not None:
             return file
-        try:
-            stat = os.fstat(fd)
-        except (OSError, OverflowError):
-            return None
-        with self._lock:
+        with self._lock:  # from the look at the number on: a close in between would give it to somebody else
+            try:
+                stat = os.fstat(fd)
+            except (OSError, OverflowError):
+                return None
             file = self._inodes.get((stat.st_dev, stat.st_ino))
             if file is not None:
                 self.by_fd[fd] = file
@@ -129,13 +157,16 @@ class FileTable:
 
     def close(self, fd: int) -> None:
         """close(2) of one of ours. Raises OSError(EBADF) like the real one."""
-        with self._lock:
-            file = self.get(fd)
+        file = None
+        try:
+            with self._lock:
+                file = self.get(fd)
+                if file is not None:
+                    del self.by_fd[fd]
+                os.close(fd)
+        finally:
             if file is not None:
-                del self.by_fd[fd]
-            os.close(fd)
-        if file is not None:
-            self.put(file)
+                self.put(file)
 
     def hold(self, file: File) -> None:
         """One more reference (get_file)."""
@@ -151,11 +182,18 @@ class FileTable:
             return
         with self._lock:
             file.references -= 1
-            last = file.references == 0
-            if last:
-                self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
-        if last:
-            file.release()
+            if file.references:
+                return
+            self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
+        self.release_if_idle(file)
+
+    def release_if_idle(self, file: File) -> None:
+        """Release ``file`` if no reference is left and no call is in progress."""
+        with self._lock:
+            if file.references or file.inside or file.table is None:
+                return
+            file.table = None
+        file.release()
 
     def __iter__(self) -> Iterator[File]:
         return iter(set(self.by_fd.values()))

@@ -157,7 +157,11 @@ class EmulatedKernel:
             raise err(errno.EINVAL, f"{length:#x} bytes at {offset:#x}")
         file = self.files.get(fd)
         if file is not None:
-            return file.mmap(fd, length, offset)
+            file.enter()
+            try:
+                return file.mmap(fd, length, offset)
+            finally:
+                file.leave()
         self.fstat(fd)
         try:
             return mmap.mmap(fd, length, offset=offset)
@@ -203,7 +207,11 @@ class EmulatedKernel:
         if file is None:
             self.fstat(fd)
             raise err(errno.EOPNOTSUPP, f"fd {fd} does not belong to the emulated kernel")
-        file.fallocate(mode, offset, length)
+        file.enter()
+        try:
+            file.fallocate(mode, offset, length)
+        finally:
+            file.leave()
 
     @staticmethod
     def fstat(fd: int) -> os.stat_result:

@@ -8,14 +8,16 @@ sleeps. When there are more runnable vCPUs than CPUs, the tick makes somebody yi
 A signal ends KVM_RUN. While the vCPU sleeps, a handler that runs on its thread interrupts the sleep (`WaitQueue`).
 While it is in the guest the thread is in native code: a handler that calls ``swtdx_signal`` makes it leave at once
 (`EmulatedKernel.sees_signals`). A Python program's handlers do not; for them every 10 ms a CPU that is in a guest gets
-an interrupt, Python runs the handlers on the way through, and one that wants KVM_RUN to return has set
-``immediate_exit``, as QEMU's does. Blocked signals that KVM_SET_SIGNAL_MASK unblocks are seen in both states.
+an interrupt. From the first one on signals are held back (`HeldSignals`), and one that waits ends KVM_RUN before its
+handler runs. immediate_exit, which handlers like QEMU's set, is looked at then, too. Blocked signals that
+KVM_SET_SIGNAL_MASK unblocks are seen in both states.
 """
 
 import ctypes
 import errno
 import heapq
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -152,16 +154,46 @@ class WaitQueue:
         return ctypes.get_errno() == errno.EINTR
 
 
+_NEVER_HELD = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS, signal.SIGABRT,
+    signal.SIGKILL, signal.SIGSTOP,
+}  # fmt: skip
+_HELD = signal.valid_signals() - _NEVER_HELD
+
+
+class HeldSignals:
+    """Signals of one thread, blocked while it runs a guest, so that a call can see them before their handlers run."""
+
+    def __init__(self) -> None:
+        self._mask: set[int] | None = None
+
+    def look(self) -> bool:
+        """Hold signals back from now on; whether one waits that the thread would take."""
+        if self._mask is None:
+            self._mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)}
+        return not signal.sigpending() <= self._mask
+
+    def let_go(self) -> bool:
+        """Let their handlers run; whether there was one."""
+        if self._mask is None:
+            return False
+        waited = self.look()
+        mask, self._mask = self._mask, None
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return waited
+
+
 class Timer:
     """A one-shot high resolution timer (hrtimer). Times are `time.monotonic_ns` values."""
 
-    __slots__ = ("_queue", "_ticket", "expires", "function")
+    __slots__ = ("_queue", "_ticket", "expires", "function", "shut_down")
 
     def __init__(self, queue: "TimerQueue", function: Callable[[], None]) -> None:
         self._queue = queue
         self.function = function
         self.expires = 0
         self._ticket = 0
+        self.shut_down = False
 
     def start(self, expires: int) -> None:
         """(Re)arm: ``function`` is called from the timer thread at ``expires`` ns."""
@@ -170,6 +202,12 @@ class Timer:
     def cancel(self) -> None:
         """Disarm. The function may be running just now."""
         self._queue.remove(self)
+
+    def shutdown_sync(self) -> None:
+        """Disarm for good and wait for the function to return (timer_shutdown_sync). Not from the function itself."""
+        self.shut_down = True  # a periodic one would arm itself again
+        self._queue.remove(self)
+        self._queue.wait_for(self)
 
 
 class TimerQueue:
@@ -181,6 +219,8 @@ class TimerQueue:
         self._tickets = itertools.count(1)
         self._changed = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
+        self._running: Timer | None = None
+        self._returned = threading.Condition(threading.Lock())
         self._off = False
 
     def stop(self) -> None:
@@ -199,6 +239,8 @@ class TimerQueue:
         """Arm ``timer``; an earlier arming of it is forgotten."""
         with self._changed:
             self._armed.pop(timer._ticket, None)
+            if timer.shut_down:
+                return
             ticket = next(self._tickets)
             timer._ticket = ticket
             timer.expires = expires
@@ -220,6 +262,12 @@ class TimerQueue:
             timer._ticket = 0
             timer.expires = 0
 
+    def wait_for(self, timer: Timer) -> None:
+        """Return when the function of ``timer``, which is disarmed, is not running."""
+        with self._returned:
+            while self._running is timer:
+                self._returned.wait()
+
     def _loop(self) -> None:
         while True:
             with self._changed:
@@ -227,9 +275,12 @@ class TimerQueue:
                     self._changed.wait(min(delay / 1e9, threading.TIMEOUT_MAX) if self._heap else None)
                 if self._off:
                     return
-                timer = self._armed.pop(heapq.heappop(self._heap)[1], None)
+                timer = self._running = self._armed.pop(heapq.heappop(self._heap)[1], None)
                 if timer is not None:
                     timer._ticket = 0
             if timer is not None:
                 timer.function()
+                with self._returned:
+                    self._running = None
+                    self._returned.notify_all()
             del timer  # or a vCPU that is closed while this thread waits would live on

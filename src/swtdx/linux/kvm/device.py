@@ -2,6 +2,7 @@
 """/dev/kvm (kvm_dev_ioctl, kvm_arch_dev_ioctl). An unknown request is EINVAL."""
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
@@ -79,17 +80,17 @@ class KvmDevice(File):
     def _create_vm(self, arg: int) -> int:
         kernel = self.kernel
         file = VmFile()
-        fd = kernel.files.install(file)  # the number is reserved first: EMFILE wins
+        fd = kernel.files.reserve(file)  # first: EMFILE wins
         try:
             if arg >= 32 or not kernel.supported_vm_types >> arg & 1:
                 raise err(errno.EINVAL, f"VM type {arg} is not supported by this host")
             kvm = Kvm(kernel, arg)
         except BaseException:
-            kernel.files.close(fd)
+            os.close(fd)
             raise
         file.attach(kvm)
         kernel.vms.add(kvm)
-        return fd
+        return kernel.files.install(file, fd)
 
     def _get_supported_cpuid(self, arg: int) -> int:
         self._check_room(arg)

@@ -212,6 +212,8 @@ class IrqfdThread:
         self._selector: selectors.BaseSelector = selectors.SelectSelector()  # holds no descriptor until it is needed
         self._wake = -1
         self._lock = threading.Lock()
+        self._serving = -1
+        self._served = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._off = False
 
@@ -229,10 +231,12 @@ class IrqfdThread:
         os.eventfd_write(self._wake, 1)
 
     def remove(self, eventfd: int) -> None:
-        """Forget ``eventfd``."""
-        with self._lock:
+        """Forget ``eventfd``. Its function is not running any more when this returns. Not from a function."""
+        with self._served:
             self._selector.unregister(eventfd)
-        os.eventfd_write(self._wake, 1)
+            os.eventfd_write(self._wake, 1)
+            while self._serving == eventfd:
+                self._served.wait()
 
     def stop(self) -> None:
         """End the thread and give its descriptors back: the machine goes off."""
@@ -260,8 +264,14 @@ class IrqfdThread:
                 os.eventfd_read(eventfd)
             except BlockingIOError:
                 return
-        if key.data is not None:
-            key.data()
+            self._serving = eventfd
+        try:
+            if key.data is not None:
+                key.data()
+        finally:
+            with self._served:
+                self._serving = -1
+                self._served.notify_all()
 
 
 @dataclass(eq=False)

@@ -191,4 +191,4 @@ class Pit:
 
     def release(self) -> None:
         """The VM ends."""
-        self._timer.cancel()
+        self._timer.shutdown_sync()

@@ -277,12 +277,16 @@ class Kvm:
         )
         if region.flags & int(KVM_MEM_GUEST_MEMFD):
             gmem = self._gmem_of(region.guest_memfd)
-            gmem.bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
+            gmem.enter()  # its release, which another thread may cause, has to find the slot
             try:
-                self._check_last_gfn(region)  # the kernel asks only now
-            except OSError:
-                gmem.unbind(slot)
-                raise
+                gmem.bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
+                try:
+                    self._check_last_gfn(region)  # the kernel asks only now
+                except OSError:
+                    gmem.unbind(slot)
+                    raise
+            finally:
+                gmem.leave()
         else:
             self._check_last_gfn(region)
             if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:

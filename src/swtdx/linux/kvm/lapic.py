@@ -402,5 +402,5 @@ class Lapic:
 
     def free(self) -> None:
         """The vCPU ends."""
-        self.lapic_timer.cancel()
+        self.lapic_timer.shutdown_sync()
         self._regs.release()

@@ -27,7 +27,7 @@ from swtdx.linux.kvm.lapic import (
 from swtdx.linux.kvm.msrs import EmulatedMsrs
 from swtdx.linux.kvm.pvclock import PvTime
 from swtdx.linux.kvm.stats import EXITS, HOST_STATE_RELOAD, VCPU_STATISTICS, Statistics
-from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, WaitQueue
+from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, HeldSignals, WaitQueue
 from swtdx.uapi.kvm import (
     KVM_EXIT_FAIL_ENTRY,
     KVM_EXIT_INTERNAL_ERROR,
@@ -84,6 +84,8 @@ class Vcpu:
         self.blocking = False
         self.kicked = False
         self._wait = WaitQueue()
+        self._signals = HeldSignals()
+        self.interrupted = False  # a signal that was held back waits
         self.spin_seconds = 0.0  # how long to sleep before the next entry
         self._spin_backoff = 0.0
         self.sigset: int | None = None
@@ -278,7 +280,7 @@ class Vcpu:
                     return
                 if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
-                if run[_IMMEDIATE_EXIT] or (self.watches_signals and self.signal_pending()):
+                if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
                     raise self._signal_exit()
                 if cpus.waiters:
                     cpus.put_cpu(cpu)
@@ -287,6 +289,8 @@ class Vcpu:
         finally:
             if cpu >= 0:
                 cpus.put_cpu(cpu)
+            self.interrupted = False
+            self._signals.let_go()
 
     def _signal_exit(self) -> OSError:
         """kvm_handle_signal_exit."""
@@ -379,7 +383,7 @@ class Vcpu:
         """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state. True: a signal."""
         self.in_guest = False
         started = time.monotonic_ns()
-        wait, interrupted = self._wait, False
+        wait, interrupted = self._wait, self._signals.let_go()
         pause = SIGNAL_POLL_SECONDS if self.sigset is not None else 2 * TICK_SECONDS
         self.blocking = True
         self.stat.values[stats.BLOCKING] = 1
@@ -402,6 +406,8 @@ class Vcpu:
     def external_interrupt(self) -> int:
         """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
         self.stat.values[stats.IRQ_EXITS] += 1
+        if not self.watches_signals:
+            self.interrupted = self._signals.look()
         if self.kvm.processor.spins(self.cpu):
             self._spin_backoff = self.spin_seconds = min(2 * self._spin_backoff or _SPIN_SECONDS, _SPIN_SECONDS_MAX)
         else:
@@ -412,6 +418,8 @@ class Vcpu:
         """kvm_vcpu_on_spin: let others run, unless there is something to do. True: a signal ended it."""
         until, self.spin_seconds = time.monotonic() + self.spin_seconds, 0.0
         wait = self._wait
+        if self._signals.let_go():
+            return True
         self.blocking = True
         try:
             ticket = wait.ticket()

@@ -9,6 +9,7 @@ they ask whether the state may be touched, as the kernel does, so for a TD a bad
 import ctypes
 import errno
 import mmap
+import os
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -96,26 +97,37 @@ class VcpuFile(File):
             raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")  # the descriptor comes after that: EMFILE does not win
         file = cls()
         files = kvm.kernel.files
-        fd = files.install(file)
+        fd = files.reserve(file)
         try:
             file.map = mmap.mmap(fd, RUN_SIZE)
             vcpu = Vcpu(kvm, vcpu_id, memoryview(file.map))
             if not kvm.vcpus:
                 kvm.buses.ring.settle(vcpu.run, fd)
         except BaseException:
-            file.release = lambda: None  # type: ignore[method-assign]
-            files.close(fd)
+            os.close(fd)
             raise
         vcpu.vcpu_idx = len(kvm.vcpus)
         kvm.vcpus.append(vcpu)
         kvm.created_vcpus += 1
         kvm.get()
         file.vcpu = vcpu
-        return fd
+        return files.install(file, fd)  # last: another thread may guess the number
 
     map: mmap.mmap
 
     def ioctl(self, request: int, arg: int) -> int:
+        inside = self.inside
+        inside.append(request)  # enter() and leave(), written out: this is the path of every exit
+        try:
+            if self.references:
+                return self._ioctl(request, arg)
+        finally:
+            inside.pop()
+            if not self.references and self.table is not None:
+                self.table.release_if_idle(self)
+        raise err(errno.EBADF, f"{self.name} was closed")
+
+    def _ioctl(self, request: int, arg: int) -> int:
         vcpu = self.vcpu
         kvm = vcpu.kvm
         if kvm.mm is not current_mm():

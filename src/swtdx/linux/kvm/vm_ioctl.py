@@ -64,6 +64,13 @@ class VmFile(File):
         self.kvm = kvm
 
     def ioctl(self, request: int, arg: int) -> int:
+        self.enter()
+        try:
+            return self._ioctl(request, arg)
+        finally:
+            self.leave()
+
+    def _ioctl(self, request: int, arg: int) -> int:
         kvm = self.kvm
         assert kvm is not None
         if kvm.mm is not current_mm():
