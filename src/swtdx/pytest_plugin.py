@@ -9,7 +9,7 @@
 ``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``
 ================  ====================================================================================================
 
-A test that fails with a refused ioctl shows the embedded kernel's reason, and the ``swtdx explain`` to type.
+A test that fails with a refused ioctl shows the kernel's reason, the rule that was broken, and what to do about it.
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` say what ``td`` is to be (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
@@ -22,7 +22,6 @@ Nothing is imported before a fixture is asked for, so that the plugin costs a se
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -72,25 +71,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)  # older versions of pytest know no other kind
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
-    """Beside a test that failed with an ioctl: what the embedded kernel says about it, and how to ask for more."""
+    """Add to a test that failed with an ioctl what the refusal means, and what to do about it."""
     made = yield
-    client = sys.modules.get("swtdx.uapi.client.error")  # not there: no ioctl has failed
+    client = sys.modules.get("swtdx.uapi.client.error")  # not loaded: no ioctl has failed
     if client is None or call.excinfo is None or not isinstance(call.excinfo.value, client.KvmError):
         return
-    error = call.excinfo.value
-    asked = ["swtdx", "explain", client.errno_name(error.errno or 0), "--command", error.ioctl.partition(" ")[0]]
-    if error.hw_error:
-        asked += ["--hw-error", f"{error.hw_error:#x}"]
-    kernel = getattr(item, "funcargs", {}).get("tdx_kernel")
-    reason = ""
-    if kernel is not None:
-        from swtdx.uapi.abilities import last_reason, stated_dialect
+    from swtdx.explain.notes import failure_lines
+    from swtdx.uapi.abilities import last_reason, stated_dialect
+    from swtdx.uapi.dialect import Dialect
 
-        reason, dialect = last_reason(kernel), stated_dialect(kernel)
-        if dialect is not None and dialect.value != "upstream":
-            asked += ["--dialect", dialect.value]
-    text = f"reason  {reason}\n" if reason else ""
-    made.get_result().sections.append((f"KVM refused {error.ioctl}", f"{text}more    {shlex.join(asked)}"))
+    error = call.excinfo.value
+    kernel = getattr(item, "funcargs", {}).get("tdx_kernel")
+    reason = "" if kernel is None else last_reason(kernel)
+    dialect = (None if kernel is None else stated_dialect(kernel)) or Dialect.UPSTREAM
+    lines = failure_lines(error, dialect, reason)
+    made.get_result().sections.append((f"KVM refused {error.ioctl}", "\n".join(lines)))
 
 
 @pytest.fixture

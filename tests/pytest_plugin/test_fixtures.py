@@ -140,7 +140,7 @@ def test_markers_that_say_nonsense_are_errors(pytester: pytest.Pytester) -> None
     result.stdout.fnmatch_lines(["*takes code, firmware, memory, cpus, not size*", "*not of both*", "*processors=1*"])
 
 
-def test_a_refused_ioctl_shows_the_kernels_reason_and_how_to_ask_for_more(pytester: pytest.Pytester) -> None:
+def test_a_refused_ioctl_is_explained_beside_the_test(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,
         """
@@ -159,6 +159,10 @@ def test_a_refused_ioctl_shows_the_kernels_reason_and_how_to_ask_for_more(pytest
         [
             "*KVM refused KVM_TDX_INIT_VM*",
             "reason  TDH.MNG.INIT: 0xc000010000000040, rcx 0x0",
+            "status  OPERAND_INVALID|ATTRIBUTES (0xc000010000000040)",
+            "from    TDH.MNG.INIT",
+            "rule    *ATTRIBUTES*",
+            "do      *",
             "more    swtdx explain EIO --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040 --dialect v10",
         ]
     )
