@@ -16,20 +16,20 @@ from typing import Any, Literal, Unpack
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
-from swtdx.cpu.traced import watch
+from swtdx.cpu.watched_context import watch
 from swtdx.linux.config import KernelConfig, KernelSwitches
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
 from swtdx.linux.kvm.kvm_main import Kvm
 from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
 from swtdx.linux.kvm.vm_ioctl import VmFile
 from swtdx.linux.kvm.x86.tdx_debug import TdxDebug
-from swtdx.linux.traced import told
+from swtdx.linux.traced_ops import told
 from swtdx.seam.module import TdxModule
-from swtdx.seam.traced import SeamTracer
+from swtdx.seam.traced_module import SeamTracer
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced import TracedKernel
+from swtdx.uapi.traced_kernel import TracedKernel
 
 KernelName = Literal["emulated", "host"]
 Emit = Callable[[dict[str, Any]], None]

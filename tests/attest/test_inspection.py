@@ -19,7 +19,7 @@ from swtdx.attest.firmware_traits import FirmwareTraits
 from swtdx.attest.inspection import inspect_image
 from swtdx.attest.measure import MeasureError, measure_image
 from swtdx.attest.memory_picture import Kind, blocks, svg_picture, text_picture
-from swtdx.image.tdvf import Rule, SectionType, TdvfError
+from swtdx.image.tdvf import SectionType, TdvfError, TdvfRule
 from testing.tdvf_image import BASE, BFV, CFV, GOOD, HOB, TEMP, Row, image_with
 from testing.uefi_image import GLOBAL, edk2_like
 
@@ -40,39 +40,39 @@ def rows(*more: Row, without: Row | None = None) -> bytes:
 WHOLE = beginning_with_volume(image_with(), VARIABLE_STORE)
 
 BROKEN = [
-    (b"", Rule.IMAGE_SIZE),
-    (bytes(4097), Rule.IMAGE_SIZE),
-    (bytes(32 << 20), Rule.IMAGE_SIZE),
-    (bytes(65536), Rule.GUID_TABLE),
-    (image_with(table_length=0xFFFF), Rule.GUID_TABLE),
-    (image_with(entry_guid=bytes(16)), Rule.NO_METADATA),
-    (beginning_with_volume(image_with(entry_guid=bytes(16)), CODE_VOLUME), Rule.SPLIT_IMAGE),
-    (beginning_with_volume(rows((0x4000, 0xD000, 0x100000, 0xD000, 5, 0)), CODE_VOLUME), Rule.SPLIT_IMAGE),
-    (beginning_with_volume(bytes(65536), VARIABLE_STORE), Rule.SPLIT_IMAGE),
-    (image_with(signature=b"VDFT"), Rule.METADATA),
-    (image_with(version=2), Rule.METADATA),
-    (image_with(distance=8), Rule.METADATA),
-    (rows((0, 0, 0x100000, 0x1000, 77, 0)), Rule.UNKNOWN_TYPE),
-    (rows((0, 0, 0x100000, 0x1000, 3, 8)), Rule.BAD_ATTRIBUTES),
-    (rows((0, 0, 0x100000, 0x1000, 3, 2)), Rule.BAD_ATTRIBUTES),
-    (rows((0, 0, 0x100000, 0x1000, 4, 3)), Rule.BAD_ATTRIBUTES),
-    (rows((0x8000, 0x9000, 0x100000, 0x9000, 5, 0)), Rule.DATA_OUTSIDE),
-    (rows((0, 0, 0x100000, 0, 3, 0)), Rule.SECTION_SIZE),
-    (rows((0, 0, 0x100800, 0x1000, 3, 0)), Rule.SECTION_SIZE),
-    (rows((0, 0x1000, 0x100000, 0x1000, 3, 0)), Rule.SECTION_DATA),
-    (rows((0, 0, 1 << 60, 0x1000, 3, 0)), Rule.SECTION_OUTSIDE),
-    (rows((0, 0, 0x4000_0000, 0x1000, 3, 0)), Rule.SECTION_OUTSIDE),
-    (rows(without=BFV), Rule.MISSING_BFV),
-    (rows(without=HOB), Rule.MISSING_TD_HOB),
-    (rows((0, 0, 0x100000, 0x1000, 2, 0)), Rule.DUPLICATE),
-    (rows((0, 0, TEMP[2], 0x1000, 3, 0)), Rule.OVERLAP),
-    (rows((0, 0, 0x100000, 0x1000, 8, 0)), Rule.NOT_FILLED),
-    (rows((0, 0, 0x100000, 0x1000, 5, 0)), Rule.NOT_FILLED),
+    (b"", TdvfRule.IMAGE_SIZE),
+    (bytes(4097), TdvfRule.IMAGE_SIZE),
+    (bytes(32 << 20), TdvfRule.IMAGE_SIZE),
+    (bytes(65536), TdvfRule.GUID_TABLE),
+    (image_with(table_length=0xFFFF), TdvfRule.GUID_TABLE),
+    (image_with(entry_guid=bytes(16)), TdvfRule.NO_METADATA),
+    (beginning_with_volume(image_with(entry_guid=bytes(16)), CODE_VOLUME), TdvfRule.SPLIT_IMAGE),
+    (beginning_with_volume(rows((0x4000, 0xD000, 0x100000, 0xD000, 5, 0)), CODE_VOLUME), TdvfRule.SPLIT_IMAGE),
+    (beginning_with_volume(bytes(65536), VARIABLE_STORE), TdvfRule.SPLIT_IMAGE),
+    (image_with(signature=b"VDFT"), TdvfRule.METADATA),
+    (image_with(version=2), TdvfRule.METADATA),
+    (image_with(distance=8), TdvfRule.METADATA),
+    (rows((0, 0, 0x100000, 0x1000, 77, 0)), TdvfRule.UNKNOWN_TYPE),
+    (rows((0, 0, 0x100000, 0x1000, 3, 8)), TdvfRule.BAD_ATTRIBUTES),
+    (rows((0, 0, 0x100000, 0x1000, 3, 2)), TdvfRule.BAD_ATTRIBUTES),
+    (rows((0, 0, 0x100000, 0x1000, 4, 3)), TdvfRule.BAD_ATTRIBUTES),
+    (rows((0x8000, 0x9000, 0x100000, 0x9000, 5, 0)), TdvfRule.DATA_OUTSIDE),
+    (rows((0, 0, 0x100000, 0, 3, 0)), TdvfRule.SECTION_SIZE),
+    (rows((0, 0, 0x100800, 0x1000, 3, 0)), TdvfRule.SECTION_SIZE),
+    (rows((0, 0x1000, 0x100000, 0x1000, 3, 0)), TdvfRule.SECTION_DATA),
+    (rows((0, 0, 1 << 60, 0x1000, 3, 0)), TdvfRule.SECTION_OUTSIDE),
+    (rows((0, 0, 0x4000_0000, 0x1000, 3, 0)), TdvfRule.SECTION_OUTSIDE),
+    (rows(without=BFV), TdvfRule.MISSING_BFV),
+    (rows(without=HOB), TdvfRule.MISSING_TD_HOB),
+    (rows((0, 0, 0x100000, 0x1000, 2, 0)), TdvfRule.DUPLICATE),
+    (rows((0, 0, TEMP[2], 0x1000, 3, 0)), TdvfRule.OVERLAP),
+    (rows((0, 0, 0x100000, 0x1000, 8, 0)), TdvfRule.NOT_FILLED),
+    (rows((0, 0, 0x100000, 0x1000, 5, 0)), TdvfRule.NOT_FILLED),
 ]
 
 
 @pytest.mark.parametrize(("image", "rule"), BROKEN, ids=[f"{at}-{rule}" for at, (_, rule) in enumerate(BROKEN)])
-def test_a_broken_rule_is_named(image: bytes, rule: Rule) -> None:
+def test_a_broken_rule_is_named(image: bytes, rule: TdvfRule) -> None:
     inspection = inspect_image(image, "bad.fd")
     assert not inspection.can_start
     assert [fault.rule for fault in inspection.broken] == [rule]
@@ -80,7 +80,7 @@ def test_a_broken_rule_is_named(image: bytes, rule: Rule) -> None:
 
 
 def test_every_rule_has_its_image() -> None:
-    assert {rule for _, rule in BROKEN} == set(Rule)
+    assert {rule for _, rule in BROKEN} == set(TdvfRule)
 
 
 def test_a_good_image_can_start() -> None:
@@ -92,13 +92,13 @@ def test_all_broken_rules_are_told_and_the_table_is_shown() -> None:
     image = image_with(rows=(CFV, (0, 0, 0x100800, 0x1000, 77, 9), (0, 0, 0x200000, 0x1000, 3, 4)))
     inspection = inspect_image(image)
     told = [fault.rule for fault in inspection.broken]
-    assert told == [Rule.UNKNOWN_TYPE, Rule.BAD_ATTRIBUTES, Rule.MISSING_BFV, Rule.MISSING_TD_HOB]
+    assert told == [TdvfRule.UNKNOWN_TYPE, TdvfRule.BAD_ATTRIBUTES, TdvfRule.MISSING_BFV, TdvfRule.MISSING_TD_HOB]
     assert [row["type"] for row in inspection.as_json()["sections"]] == ["CFV", "unknown (77)", "TEMP_MEM"]
 
 
 def test_too_little_memory_is_a_section_outside() -> None:
     (fault,) = inspect_image(image_with(), memory_size=0x80_7000).broken
-    assert fault.rule is Rule.SECTION_OUTSIDE
+    assert fault.rule is TdvfRule.SECTION_OUTSIDE
     assert "needs RAM" in str(fault)
 
 
@@ -107,7 +107,7 @@ def test_debians_code_half_is_refused_as_such(ovmf_image: Path) -> None:
     if not code.is_file():
         pytest.skip(f"no {code}: a real split image is not shown")
     (fault,) = inspect_image(code.read_bytes(), code.name).broken
-    assert fault.rule is Rule.SPLIT_IMAGE
+    assert fault.rule is TdvfRule.SPLIT_IMAGE
     assert "no TDX metadata" in str(fault)
 
 
@@ -134,7 +134,7 @@ def test_the_pictures_are_whole(image: bytes) -> None:
     words = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert "a<b>&\"c'?.fd" in words
     for index, row in enumerate(inspection.rows):
-        if row.memory_size and Rule.OVERLAP not in [fault.rule for fault in inspection.broken]:
+        if row.memory_size and TdvfRule.OVERLAP not in [fault.rule for fault in inspection.broken]:
             assert any(word and word.startswith(f"{index} ") for word in words)
             assert f" {index} " in text_picture(inspection)
 
@@ -158,7 +158,7 @@ def test_a_mutated_image_is_explained_and_never_measured_unless_it_can_start(
     ElementTree.fromstring(svg_picture(inspection))
     json.dumps(inspection.as_json())
     rules = {fault.rule for fault in inspection.broken}
-    if rules - {Rule.SECTION_OUTSIDE}:
+    if rules - {TdvfRule.SECTION_OUTSIDE}:
         with pytest.raises(TdvfError):
             measure_image(mutated, "mutated.fd")
     elif not rules and not any(row.type == SectionType.TD_HOB and row.attributes & 1 for row in inspection.rows):

@@ -11,7 +11,7 @@ from swtdx.uapi.abilities import debuggable, inspectable, last_reason, logical_p
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced import TracedKernel
+from swtdx.uapi.traced_kernel import TracedKernel
 from tests.vmm.fake_kernel import FakeKernel
 
 

@@ -15,12 +15,12 @@ from swtdx.attest.firmware_traits import FirmwareTraits, firmware_traits
 from swtdx.image.memory_map import MemoryMap
 from swtdx.image.tdvf import (
     Row,
-    Rule,
     Section,
     SectionAttributes,
     SectionType,
     Tdvf,
     TdvfError,
+    TdvfRule,
     examine,
     memory_faults,
     unfilled,
@@ -90,7 +90,7 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
     layout = MemoryMap(memory_size, len(image))
     broken = list(found.broken)
     tdvf = Tdvf(name, image, found.sections)
-    placeable = not any(fault.rule is Rule.SECTION_OUTSIDE for fault in broken)
+    placeable = not any(fault.rule is TdvfRule.SECTION_OUTSIDE for fault in broken)
     if placeable and any(section.type is SectionType.TD_HOB for section in found.sections):
         broken += memory_faults(tdvf, layout.ram)
     broken += unfilled(tdvf)

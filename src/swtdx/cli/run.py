@@ -41,7 +41,7 @@ from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced import Emit, TracedKernel
+from swtdx.uapi.traced_kernel import Emit, TracedKernel
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice

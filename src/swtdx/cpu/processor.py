@@ -86,7 +86,7 @@ class Processor:
         self.msrs_changed = False
         """Host software has written an MSR since power-on."""
         self.context_class: type[GuestContext] = GuestContext
-        """What `new_context` makes; `traced` puts another in its place."""
+        """What `new_context` makes; `watched_context` puts another in its place."""
 
     # -- SEAM ---------------------------------------------------------------------------------------------------------
 

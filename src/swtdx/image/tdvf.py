@@ -50,7 +50,7 @@ _VOLUME_SIGNATURE = b"_FVH"
 _VARIABLE_STORE_GUID = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")  # EFI_SYSTEM_NV_DATA_FV_GUID
 
 
-class Rule(StrEnum):
+class TdvfRule(StrEnum):
     """What an image must keep to be started as a TD; the values are for programs to read."""
 
     IMAGE_SIZE = "image-size"
@@ -74,7 +74,7 @@ class Rule(StrEnum):
 class TdvfError(Exception):
     """The file is not a TDVF that can be launched; the text is one sentence for a person, ``rule`` for a program."""
 
-    def __init__(self, text: str, rule: Rule) -> None:
+    def __init__(self, text: str, rule: TdvfRule) -> None:
         super().__init__(text)
         self.rule = rule
 
@@ -237,18 +237,18 @@ def examine(image: bytes, name: str) -> Examination:
 def check_image_size(image: bytes, name: str) -> None:
     """Refuse what cannot be mapped as firmware below 4 GiB at all. Raises `TdvfError`."""
     if not image:
-        raise TdvfError(f"{name} is empty, so it is no firmware image", Rule.IMAGE_SIZE)
+        raise TdvfError(f"{name} is empty, so it is no firmware image", TdvfRule.IMAGE_SIZE)
     if len(image) > MAXIMUM_IMAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, "
             f"but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB",
-            Rule.IMAGE_SIZE,
+            TdvfRule.IMAGE_SIZE,
         )
     if len(image) % PAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, which is not a multiple of the {PAGE_SIZE}-byte page: "
             "it is truncated, or no firmware image",
-            Rule.IMAGE_SIZE,
+            TdvfRule.IMAGE_SIZE,
         )
 
 
@@ -273,13 +273,13 @@ def memory_faults(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> Iterator[Tdv
                 yield TdvfError(
                     f"{tdvf.name}: {section} needs RAM at {_span(section)} for the TD HOB, "
                     "and the guest has none there: give it more memory",
-                    Rule.SECTION_OUTSIDE,
+                    TdvfRule.SECTION_OUTSIDE,
                 )
         elif not _inside(section, [*ranges, flash]):
             yield TdvfError(
                 f"{tdvf.name}: {section} at {_span(section)} lies outside guest memory "
                 f"({', '.join(f'{start:#x}-{start + length:#x}' for start, length in [*ranges, flash])})",
-                Rule.SECTION_OUTSIDE,
+                TdvfRule.SECTION_OUTSIDE,
             )
 
 
@@ -290,10 +290,10 @@ def unfilled(tdvf: Tdvf) -> Iterator[TdvfError]:
             continue
         if section.type in (SectionType.PAYLOAD, SectionType.PAYLOAD_PARAM) and not section.raw_size:
             yield TdvfError(
-                f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none", Rule.NOT_FILLED
+                f"{tdvf.name}: {section} is for a kernel that the VMM brings, and there is none", TdvfRule.NOT_FILLED
             )
         if section.type is SectionType.TD_PARAMS:
-            yield TdvfError(f"{tdvf.name}: {section} is of a kind that swtdx does not fill", Rule.NOT_FILLED)
+            yield TdvfError(f"{tdvf.name}: {section} is of a kind that swtdx does not fill", TdvfRule.NOT_FILLED)
 
 
 def _descriptor_offset(image: bytes, name: str) -> int:
@@ -305,35 +305,42 @@ def _descriptor_offset(image: bytes, name: str) -> int:
             raise TdvfError(
                 f"{name} has no GUID table at its end; it begins with a variable store: if it is the VARS half of a "
                 "split image, give the whole image, code and variable store in one file",
-                Rule.SPLIT_IMAGE,
+                TdvfRule.SPLIT_IMAGE,
             )
         raise TdvfError(
-            f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image", Rule.GUID_TABLE
+            f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image",
+            TdvfRule.GUID_TABLE,
         )
     start = end - length
     if length < _ENTRY_TAIL.size or start < 0:
-        raise TdvfError(f"{name}: the GUID table at its end claims {length} bytes, which cannot be", Rule.GUID_TABLE)
+        raise TdvfError(
+            f"{name}: the GUID table at its end claims {length} bytes, which cannot be", TdvfRule.GUID_TABLE
+        )
     end -= _ENTRY_TAIL.size
     while end - start >= _ENTRY_TAIL.size:
         length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
         if length < _ENTRY_TAIL.size or length > end - start:
             raise TdvfError(
-                f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be", Rule.GUID_TABLE
+                f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be",
+                TdvfRule.GUID_TABLE,
             )
         if guid == TDX_METADATA_OFFSET_GUID.bytes_le:
             if length != _ENTRY_TAIL.size + 4:
                 raise TdvfError(
-                    f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22", Rule.METADATA
+                    f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22",
+                    TdvfRule.METADATA,
                 )
             distance = int.from_bytes(image[end - length : end - length + 4], "little")
             if not _DESCRIPTOR.size <= distance <= len(image):
-                raise TdvfError(f"{name}: the TDX metadata offset {distance:#x} points outside the file", Rule.METADATA)
+                raise TdvfError(
+                    f"{name}: the TDX metadata offset {distance:#x} points outside the file", TdvfRule.METADATA
+                )
             return len(image) - distance
         end -= length
     raise TdvfError(
         f"{name} carries no TDX metadata, so it is no TDVF: a build of OVMF with TDX support is needed"
         f"{_split_hint(image)}",
-        Rule.SPLIT_IMAGE if is_split(image) else Rule.NO_METADATA,
+        TdvfRule.SPLIT_IMAGE if is_split(image) else TdvfRule.NO_METADATA,
     )
 
 
@@ -341,23 +348,23 @@ def _rows(image: bytes, at: int, name: str) -> tuple[Row, ...]:
     signature, length, version, count = _DESCRIPTOR.unpack_from(image, at)
     if signature != DESCRIPTOR_SIGNATURE:
         raise TdvfError(
-            f"{name}: the TDX metadata offset leads to {signature!r} instead of the signature 'TDVF'", Rule.METADATA
+            f"{name}: the TDX metadata offset leads to {signature!r} instead of the signature 'TDVF'", TdvfRule.METADATA
         )
     if version != DESCRIPTOR_VERSION:
         raise TdvfError(
-            f"{name}: TDX metadata version {version} is unknown (version {DESCRIPTOR_VERSION} is)", Rule.METADATA
+            f"{name}: TDX metadata version {version} is unknown (version {DESCRIPTOR_VERSION} is)", TdvfRule.METADATA
         )
     if not 0 < count <= _MAXIMUM_SECTIONS:
         raise TdvfError(
-            f"{name}: the TDX metadata claims {count} sections (1 to {_MAXIMUM_SECTIONS} can be)", Rule.METADATA
+            f"{name}: the TDX metadata claims {count} sections (1 to {_MAXIMUM_SECTIONS} can be)", TdvfRule.METADATA
         )
     if length != _DESCRIPTOR.size + count * _SECTION.size:
         raise TdvfError(
             f"{name}: the TDX metadata is {length} bytes long, which does not hold {count} sections exactly",
-            Rule.METADATA,
+            TdvfRule.METADATA,
         )
     if at + length > len(image):
-        raise TdvfError(f"{name} ends within the TDX metadata's section table", Rule.METADATA)
+        raise TdvfError(f"{name} ends within the TDX metadata's section table", TdvfRule.METADATA)
     return tuple(
         Row(*_SECTION.unpack_from(image, at + _DESCRIPTOR.size + index * _SECTION.size)) for index in range(count)
     )
@@ -368,11 +375,11 @@ def _section(index: int, row: Row, name: str) -> Section:
     try:
         section_type = SectionType(kind)
     except ValueError:
-        raise TdvfError(f"{name}: section {index} has the unknown type {kind}", Rule.UNKNOWN_TYPE) from None
+        raise TdvfError(f"{name}: section {index} has the unknown type {kind}", TdvfRule.UNKNOWN_TYPE) from None
     if attributes & ~_KNOWN_ATTRIBUTES:
         raise TdvfError(
             f"{name}: section {index} ({section_type.name}) has unknown attribute bits ({attributes:#x})",
-            Rule.BAD_ATTRIBUTES,
+            TdvfRule.BAD_ATTRIBUTES,
         )
     return Section(index, section_type, SectionAttributes(attributes), offset, raw, address, size)
 
@@ -384,51 +391,51 @@ def _section_faults(section: Section, image: bytes, name: str) -> Iterator[TdvfE
         yield TdvfError(
             f"{where} takes bytes {section.data_offset:#x}-{section.data_offset + section.raw_size:#x} of the file, "
             f"which ends at {len(image):#x}{_split_hint(image)}",
-            Rule.SPLIT_IMAGE if is_split(image) else Rule.DATA_OUTSIDE,
+            TdvfRule.SPLIT_IMAGE if is_split(image) else TdvfRule.DATA_OUTSIDE,
         )
     if section.type is SectionType.TD_INFO and not section.memory_size:
         return  # information for a verifier: nothing of it is loaded
     if not section.memory_size:
-        yield TdvfError(f"{where} has no memory (its memory size is 0)", Rule.SECTION_SIZE)
+        yield TdvfError(f"{where} has no memory (its memory size is 0)", TdvfRule.SECTION_SIZE)
     if section.address % PAGE_SIZE or section.memory_size % PAGE_SIZE:
         yield TdvfError(
             f"{where} at {_span(section)} is unaligned: address and memory size must be multiples of 4 KiB",
-            Rule.SECTION_SIZE,
+            TdvfRule.SECTION_SIZE,
         )
     if section.raw_size > section.memory_size:
         yield TdvfError(
             f"{where} has more data ({section.raw_size:#x} bytes) than memory ({section.memory_size:#x} bytes)",
-            Rule.SECTION_SIZE,
+            TdvfRule.SECTION_SIZE,
         )
     if section.end > 1 << 52:
         yield TdvfError(
             f"{where} at {_span(section)} lies outside guest memory: no guest-physical address has 53 bits",
-            Rule.SECTION_OUTSIDE,
+            TdvfRule.SECTION_OUTSIDE,
         )
     if section.raw_size and section.type not in _FROM_FILE:
         yield TdvfError(
-            f"{where} has data in the file, but memory of this type is not loaded from the file", Rule.SECTION_DATA
+            f"{where} has data in the file, but memory of this type is not loaded from the file", TdvfRule.SECTION_DATA
         )
     if not section.raw_size and section.type in _FROM_FILE_ALWAYS:
         yield TdvfError(
-            f"{where} has no data in the file, but a firmware volume must be loaded from it", Rule.SECTION_DATA
+            f"{where} has no data in the file, but a firmware volume must be loaded from it", TdvfRule.SECTION_DATA
         )
     if SectionAttributes.PAGE_AUG in section.attributes:
         if section.type is not SectionType.PERM_MEM:
             yield TdvfError(
-                f"{where} has the attribute PAGE_AUG, which only a PERM_MEM section can have", Rule.BAD_ATTRIBUTES
+                f"{where} has the attribute PAGE_AUG, which only a PERM_MEM section can have", TdvfRule.BAD_ATTRIBUTES
             )
         if section.measured:
             yield TdvfError(
-                f"{where} has both attributes MR_EXTEND and PAGE_AUG, which exclude each other", Rule.BAD_ATTRIBUTES
+                f"{where} has both attributes MR_EXTEND and PAGE_AUG, which exclude each other", TdvfRule.BAD_ATTRIBUTES
             )
 
 
 def _set_faults(sections: Sequence[Section], types: Set[int], name: str) -> Iterator[TdvfError]:
     """The rules that the sections must keep together, broken; ``types`` are also those of sections broken otherwise."""
     for needed, purpose, rule in (
-        (SectionType.BFV, "boot firmware volume", Rule.MISSING_BFV),
-        (SectionType.TD_HOB, "place for the TD HOB", Rule.MISSING_TD_HOB),
+        (SectionType.BFV, "boot firmware volume", TdvfRule.MISSING_BFV),
+        (SectionType.TD_HOB, "place for the TD HOB", TdvfRule.MISSING_TD_HOB),
     ):
         if needed not in types:
             yield TdvfError(f"{name} has no {needed.name} section ({purpose}) in its TDX metadata", rule)
@@ -436,13 +443,13 @@ def _set_faults(sections: Sequence[Section], types: Set[int], name: str) -> Iter
     for section in sections:
         if section.type in _SINGLE and section.type in seen:
             yield TdvfError(
-                f"{name}: {section} is a second section of a type of which there can be only one", Rule.DUPLICATE
+                f"{name}: {section} is a second section of a type of which there can be only one", TdvfRule.DUPLICATE
             )
         seen.add(section.type)
     for one, other in combinations(sections, 2):
         if one.address < other.end and other.address < one.end:
             yield TdvfError(
-                f"{name}: {one} at {_span(one)} and {other} at {_span(other)} overlap in memory", Rule.OVERLAP
+                f"{name}: {one} at {_span(one)} and {other} at {_span(other)} overlap in memory", TdvfRule.OVERLAP
             )
 
 

@@ -95,7 +95,7 @@ class Checked:
     """IA32_TSC_ADJUST at SYS.INIT."""
 
 
-Rule: TypeAlias = "Callable[[Rules, TdParams, Checked], None]"
+Check: TypeAlias = "Callable[[Rules, TdParams, Checked], None]"
 
 
 class Rules:
@@ -244,7 +244,7 @@ class Rules:
             raise Status(StatusCode.OPERAND_INVALID, Operand.IA32_ARCH_CAPABILITIES_CONFIG)
 
 
-def _reserved(*fields: str) -> Rule:
+def _reserved(*fields: str) -> Check:
     """Members that must be zero."""
 
     def check(rules: Rules, params: TdParams, checked: Checked) -> None:
@@ -256,7 +256,7 @@ def _reserved(*fields: str) -> Rule:
     return check
 
 
-_RULES: Mapping[str, Rule] = {
+_RULES: Mapping[str, Check] = {
     **{
         name: getattr(Rules, f"_check_{name}")
         for name in (

@@ -18,8 +18,8 @@ from functools import cache
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from swtdx.cpu.traced import Injection, VmExit, event_type_name, reason_name
 from swtdx.cpu.vmx import ExitReason
+from swtdx.cpu.watched_context import Injection, VmExit, event_type_name, reason_name
 from swtdx.seam.dispatch import LEAF_MASK, SEAMCALL_NUMBERS, VERSION_SHIFT
 from swtdx.seam.hardware import Args
 from swtdx.seam.operands import LEVEL_MASK
@@ -82,7 +82,7 @@ def status_text(status: int) -> str:
 
 
 class SeamTracer:
-    """Turns what happens in and around the module into events for ``emit``; a `cpu.traced.Watcher`."""
+    """Turns what happens in and around the module into events for ``emit``; a `cpu.watched_context.Watcher`."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from swtdx.cpu.traced import Injection, VmExit
 from swtdx.cpu.vmx import EventType, ExitReason
-from swtdx.seam import traced
+from swtdx.cpu.watched_context import Injection, VmExit
+from swtdx.seam import traced_module
 from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
 from swtdx.seam.hardware import Args
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
-from swtdx.seam.traced import SeamTracer
+from swtdx.seam.traced_module import SeamTracer
 
 
 class Answers:
@@ -133,4 +133,4 @@ def test_every_leaf_that_is_reproduced_has_its_operands() -> None:
 
 
 def test_examples() -> None:
-    assert doctest.testmod(traced).failed == 0
+    assert doctest.testmod(traced_module).failed == 0

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The kernel's own part of a trace: interrupts that KVM delivers to a vCPU, posted or by the virtual APIC.
 
-What else KVM does is seen at its two edges, the system calls (`uapi.traced`) and the SEAMCALLs (`seam.traced`).
+What else KVM does is seen at its two edges: system calls (`uapi.traced_kernel`), SEAMCALLs (`seam.traced_module`).
 """
 
 from __future__ import annotations
