@@ -20,6 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+PRELOAD_FLAGS = ["-O2", "-g0", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
 def native_unicorn() -> ModuleType:
@@ -45,6 +46,8 @@ class BuildEngine(build_ext):
         except native.BuildError as error:  # one that tells the person what to do: no traceback around it
             raise SystemExit(f"setup.py: {error}") from None
         for extension in self.extensions:
+            if extension.name != "swtdx.cpu._engine":
+                continue
             extension.include_dirs += [str(path) for path in unicorn.include_dirs]
             archives = [str(path) for path in unicorn.libraries]
             extension.depends += archives
@@ -64,6 +67,21 @@ setup(
             extra_compile_args=["-O2", "-g0", "-std=gnu11"],
             # Unicorn's symbols stay inside: another copy of it (the PyPI package) may live in the same process.
             extra_link_args=["-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"],
-        )
+        ),
+        # In every process under `swtdx exec`: C and libc, nothing of Python.
+        Extension(
+            "swtdx.exec._preload",
+            sources=[f"native/preload/{name}.c" for name in ("preload", "settings", "paths", "signals", "spawn")],
+            depends=["native/preload/preload.h", "native/preload/gate.h"],
+            # Fortified headers define inline what is defined here.
+            extra_compile_args=[*PRELOAD_FLAGS, "-U_FORTIFY_SOURCE"],
+        ),
+        # Loaded beside libpython, whose symbols it finds in the process.
+        Extension(
+            "swtdx.exec._bridge",
+            sources=["native/preload/bridge.c"],
+            depends=["native/preload/gate.h"],
+            extra_compile_args=PRELOAD_FLAGS,
+        ),
     ],
 )

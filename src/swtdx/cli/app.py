@@ -29,6 +29,7 @@ from swtdx.cli.verdict import Failure, Verdict
 from swtdx.trace.file import TraceFormat
 
 COMMANDS: dict[str, str] = {
+    "exec": "swtdx.cli.exec_command",
     "probe": "swtdx.cli.probe",
     "trace": "swtdx.cli.trace",
     "inspect": "swtdx.cli.inspect",
@@ -42,6 +43,9 @@ COMMANDS: dict[str, str] = {
     "completion": "swtdx.cli.completion",
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
+
+USAGE_STATUS = {"exec": 125}
+"""Wrong usage, where it must not look like the status of the command that was to be run."""
 
 COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
 """Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
@@ -396,10 +400,10 @@ def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> in
                 _declare(command)
         return int(app(arguments, standalone_mode=False) or 0)
     except Failure as failure:
-        return _complain(str(failure), failure.verdict)
+        return _complain(str(failure), failure.status)
     except _UsageError as error:
         name = f"swtdx {typed}" if known else "swtdx"
-        status = Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
+        status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
         words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
         return _complain(f"{words} ({name} --help says what there is)", status)
     except (KeyboardInterrupt, typer.Abort):

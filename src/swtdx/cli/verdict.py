@@ -35,3 +35,5 @@ class Failure(Exception):
     def __init__(self, text: str, verdict: Verdict) -> None:
         super().__init__(text)
         self.verdict = verdict
+        self.status: int = verdict
+        """The exit status; that of a subclass may be another."""

@@ -155,6 +155,20 @@ class FileTable:
         with self._lock:
             return self._inodes.get((stat.st_dev, stat.st_ino))
 
+    def settle(self, fd: int) -> File | None:
+        """As `get`, for a number that may have been closed behind our back and be another file's by now."""
+        known = self.by_fd.get(fd)
+        if known is not None:
+            try:
+                stat = os.fstat(fd)
+                same = self._inodes.get((stat.st_dev, stat.st_ino)) is known
+            except OSError:
+                same = False
+            if not same:
+                del self.by_fd[fd]
+                self.put(known)
+        return self.get(fd)
+
     def close(self, fd: int) -> None:
         """close(2) of one of ours. Raises OSError(EBADF) like the real one."""
         file = None

@@ -1,0 +1,660 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * /dev/kvm in a program that does not know that it is emulated: the calls that reach it, by symbol interposition.
+ *
+ * Descriptors of the emulated kernel are real ones (memfds), marked here by number. Only calls on those, ioctls of KVM's
+ * type and opens of /dev/kvm leave the ordinary way. At the first of them libpython and the kernel are loaded into the
+ * process. What must hold while a thread is in there:
+ *
+ *  - Its own calls of close(), mmap() and so on are not the program's: `inside` lets them through.
+ *  - No handler of the program runs, as none runs in the middle of a system call: all signals are blocked, those of libc
+ *    (cancellation, setuid) too, so that nothing unwinds or jumps out of the interpreter. signals.c says how KVM_RUN,
+ *    which a signal must end, goes about it.
+ *  - Threads that it starts inherit the blocked mask, and are inside for good.
+ */
+#include "preload.h"
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#ifndef KVM_CREATE_GUEST_MEMFD /* headers before Linux 6.8 */
+#define KVM_CREATE_GUEST_MEMFD _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd4, 64)
+#endif
+#define DESCRIPTORS (1 << 20)
+#define KVM_DEVICE makedev(10, 232)
+enum kind { NOT_OURS, DEVICE, OURS };
+
+__thread bool inside __attribute__((tls_model("initial-exec")));
+static __thread uint64_t program_mask __attribute__((tls_model("initial-exec")));
+static uint8_t kinds[DESCRIPTORS];
+static const struct swtdx_bridge *bridge;
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+static bool failed;
+static int owner; /* the process whose memory this is */
+static uint64_t watch_start, watch_end;
+
+static bool ours(int fd)
+{
+    return (unsigned)fd < DESCRIPTORS && __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) != NOT_OURS;
+}
+
+static void mark(int fd, enum kind kind)
+{
+    if ((unsigned)fd < DESCRIPTORS) {
+        __atomic_store_n(&kinds[fd], kind, __ATOMIC_RELAXED);
+    }
+}
+
+bool is_device(int fd)
+{
+    return (unsigned)fd < DESCRIPTORS && kinds[fd] == DEVICE;
+}
+
+/* Whether this is the child of a vfork(), which runs in its parent's memory with descriptors of its own. */
+bool borrowed(void)
+{
+    return RAW(SYS_getpid) != owner;
+}
+
+/* ---- entering ---- */
+
+static uint64_t enter(int *cancel)
+{
+    uint64_t all = ~SYNCHRONOUS, mask = 0;
+
+    inside = true;
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask));
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
+    return mask;
+}
+
+static void leave(uint64_t mask, int cancel)
+{
+    pthread_setcancelstate(cancel, NULL);
+    inside = false; /* before the mask: handlers that waited run now, and their calls are the program's */
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
+}
+
+/* A call into the kernel that is there. */
+long kernel(enum swtdx_call call, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+    int cancel;
+    uint64_t mask = enter(&cancel);
+    long result;
+
+    program_mask = mask;
+    result = bridge->call(call, a, b, c, d);
+    leave(mask, cancel);
+    return result;
+}
+
+static int answer(long result)
+{
+    if (result < 0) {
+        errno = -result;
+        return -1;
+    }
+    return result;
+}
+
+static void open_for_run(const uint64_t *sigset)
+{
+    open_signals(program_mask, sigset);
+}
+
+static void watch(uint64_t start, uint64_t end)
+{
+    __atomic_store_n(&watch_start, start, __ATOMIC_RELAXED);
+    __atomic_store_n(&watch_end, end, __ATOMIC_RELAXED);
+}
+
+/* ---- starting ---- */
+
+static void before_fork(void)
+{
+    if (bridge && !inside) {
+        inside = true;
+        bridge->fork(SWTDX_FORK_PREPARE);
+    }
+}
+
+static void after_fork_in_parent(void)
+{
+    if (bridge) {
+        bridge->fork(SWTDX_FORK_PARENT);
+        inside = false;
+    }
+}
+
+static void after_fork_in_child(void)
+{
+    owner = RAW(SYS_getpid);
+    if (bridge) {
+        bridge->fork(SWTDX_FORK_CHILD);
+        inside = false;
+    }
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+    owner = RAW(SYS_getpid);
+    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+}
+
+__attribute__((destructor)) static void finish(void)
+{
+    if (bridge && !borrowed()) {
+        kernel(SWTDX_FINISH, 0, 0, 0, 0);
+    }
+}
+
+/* libpython of the version that the bridge was built for: the program's own, or one to be loaded. */
+static bool load_python(void)
+{
+    const char *(*version)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
+    char wanted[16], path[PATH_MAX];
+    size_t length;
+
+    if (!setting("version", wanted, sizeof(wanted)) || !setting("libpython", path, sizeof(path))) {
+        say("swtdx: exec: %s/settings cannot be read: start the program with 'swtdx exec'", settings);
+        return false;
+    }
+    length = strlen(wanted);
+    if (!version) {
+        if (dlopen(path, RTLD_NOW | RTLD_GLOBAL)) { /* global: Python's own extension modules look there for it */
+            return true;
+        }
+        say("swtdx: exec: %s", dlerror());
+        return false;
+    }
+    if (!strncmp(version(), wanted, length) && (version()[length] == '.' || version()[length] == '+')) {
+        return true;
+    }
+    say("swtdx: exec: this program runs Python %.*s, but swtdx is installed for Python %s: install swtdx for the "
+        "program's Python, or run the program with Python %s", (int)strcspn(version(), " "), version(), wanted, wanted);
+    return false;
+}
+
+static const struct swtdx_bridge *start(void)
+{
+    static const struct swtdx_program program = { settings, open_for_run, close_signals, set_interrupt, watch };
+    swtdx_bridge_start_fn *begin;
+    char path[PATH_MAX];
+    void *object;
+
+    if (!load_python() || !setting("bridge", path, sizeof(path))) {
+        return NULL;
+    }
+    object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    begin = object ? (swtdx_bridge_start_fn *)dlsym(object, SWTDX_BRIDGE_START) : NULL;
+    if (!begin) {
+        say("swtdx: exec: %s", dlerror());
+        return NULL;
+    }
+    return begin(&program);
+}
+
+/* Whether there is a kernel, started if need be. */
+static bool running(void)
+{
+    const struct swtdx_bridge *found;
+    uint64_t mask;
+    int cancel;
+
+    if (__atomic_load_n(&bridge, __ATOMIC_ACQUIRE)) {
+        return true;
+    }
+    mask = enter(&cancel);
+    pthread_mutex_lock(&starting);
+    if (!bridge && !failed) {
+        found = start();
+        failed = !found;
+        __atomic_store_n(&bridge, found, __ATOMIC_RELEASE);
+    }
+    pthread_mutex_unlock(&starting);
+    leave(mask, cancel);
+    return bridge != NULL;
+}
+
+/* ---- descriptors ---- */
+
+int open_kvm(int flags)
+{
+    long fd;
+
+    if (flags & O_DIRECTORY) {
+        return answer(-ENOTDIR);
+    }
+    if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
+        return answer(-EEXIST);
+    }
+    if (!running()) {
+        return answer(-ENODEV); /* what is wrong has been said */
+    }
+    if (borrowed()) {
+        return answer(-EIO);
+    }
+    fd = kernel(SWTDX_OPEN, flags, 0, 0, 0);
+    if (fd >= 0) {
+        mark(fd, DEVICE);
+    }
+    return answer(fd);
+}
+
+/* An ioctl of KVM's type on a descriptor that we have not given out: one of ours that came another way, the machine's, or
+ * none of KVM's. The kernel's answer: 0 when it is ours from now on, ENOTTY to let the system answer. */
+static long adopt(int fd)
+{
+    char link[64], name[64], allowed[8];
+    struct stat status;
+    long length;
+
+    if (RAW(SYS_fstat, fd, &status)) {
+        return -ENOTTY;
+    }
+    if (S_ISCHR(status.st_mode) && status.st_rdev == KVM_DEVICE) {
+        if (setting("host", allowed, sizeof(allowed)) && !strcmp(allowed, "1")) {
+            return -ENOTTY;
+        }
+    } else {
+        snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+        length = RAW(SYS_readlinkat, AT_FDCWD, link, name, sizeof(name) - 1);
+        name[length < 0 ? 0 : length] = 0;
+        if (strncmp(name, "/memfd:/dev/kvm", 15) && strncmp(name, "/memfd:anon_inode:", 18)) {
+            return -ENOTTY;
+        }
+    }
+    return running() ? kernel(SWTDX_ADOPT, fd, 0, 0, 0) : -ENODEV;
+}
+
+static bool creates_descriptor(unsigned long request)
+{
+    return request == KVM_CREATE_VM || request == KVM_CREATE_VCPU || request == KVM_CREATE_GUEST_MEMFD ||
+           request == KVM_GET_STATS_FD;
+}
+
+static int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
+{
+    long result = 0;
+
+    if (!ours(fd)) {
+        result = adopt(fd);
+        if (result == -ENOTTY) {
+            return answer(RAW(SYS_ioctl, fd, request, argument));
+        }
+        if (result < 0) {
+            return answer(result);
+        }
+        mark(fd, OURS);
+    }
+    if (borrowed()) {
+        return answer(-EIO);
+    }
+    result = kernel(SWTDX_IOCTL, fd, (uint32_t)request, argument, 0);
+    if (result >= 0 && creates_descriptor(request)) {
+        mark(result, OURS);
+    }
+    return answer(result);
+}
+
+EXPORT int ioctl(int fd, unsigned long request, ...)
+{
+    unsigned long argument;
+    va_list list;
+    long result;
+
+    va_start(list, request);
+    argument = va_arg(list, unsigned long);
+    va_end(list);
+    if (!inside && _IOC_TYPE(request) == KVMIO) {
+        return kvm_ioctl(fd, request, argument);
+    }
+    result = RAW(SYS_ioctl, fd, request, argument);
+    if (result == -ENOTTY && unlikely(ours(fd)) && !inside) { /* not one of the VFS's: KVM has its own way of refusing */
+        return kvm_ioctl(fd, request, argument);
+    }
+    return answer(result);
+}
+
+/* Before the number of one of ours goes away, by whatever call. */
+static long drop(int fd)
+{
+    if (borrowed()) {
+        return RAW(SYS_close, fd);
+    }
+    mark(fd, NOT_OURS);
+    return kernel(SWTDX_CLOSE, fd, 0, 0, 0);
+}
+
+EXPORT int close(int fd)
+{
+    if (unlikely(ours(fd)) && !inside) {
+        return answer(drop(fd));
+    }
+    return NEXT(close)(fd);
+}
+
+EXPORT int close_range(unsigned first, unsigned last, int flags)
+{
+    unsigned fd;
+
+    if (bridge && !inside && !(flags & CLOSE_RANGE_CLOEXEC) && !borrowed()) {
+        for (fd = first; fd <= last && fd < DESCRIPTORS; fd++) {
+            if (ours(fd)) {
+                drop(fd);
+            }
+        }
+    }
+    return answer(RAW(SYS_close_range, first, last, flags));
+}
+
+EXPORT void closefrom(int first)
+{
+    close_range(first < 0 ? 0 : first, ~0u, 0);
+}
+
+static int duplicated(int from, int to)
+{
+    if (to >= 0 && ours(from) && !inside) {
+        mark(to, kinds[from]);
+    }
+    return to;
+}
+
+EXPORT int dup(int fd)
+{
+    return duplicated(fd, answer(RAW(SYS_dup, fd)));
+}
+
+EXPORT int dup3(int from, int to, int flags)
+{
+    if (unlikely(ours(to)) && !inside && from != to && RAW(SYS_fcntl, from, F_GETFD) >= 0) {
+        drop(to);
+    }
+    return duplicated(from, answer(RAW(SYS_dup3, from, to, flags)));
+}
+
+EXPORT int dup2(int from, int to)
+{
+    if (from == to) {
+        return RAW(SYS_fcntl, from, F_GETFD) < 0 ? answer(-EBADF) : to;
+    }
+    return dup3(from, to, 0);
+}
+
+static int duplicated_by(int command, int fd, int result)
+{
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result;
+}
+
+EXPORT int fcntl64(int fd, int command, ...)
+{
+    va_list list;
+    void *argument;
+
+    va_start(list, command);
+    argument = va_arg(list, void *);
+    va_end(list);
+    return duplicated_by(command, fd, NEXT(fcntl64)(fd, command, argument));
+}
+
+EXPORT int fcntl(int fd, int command, ...)
+{
+    va_list list;
+    void *argument;
+
+    va_start(list, command);
+    argument = va_arg(list, void *);
+    va_end(list);
+    return duplicated_by(command, fd, NEXT(fcntl)(fd, command, argument));
+}
+
+EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    if (unlikely(ours(fd)) && !inside) {
+        return answer(borrowed() ? -EIO : kernel(SWTDX_FALLOCATE, fd, mode, offset, length));
+    }
+    return NEXT(fallocate)(fd, mode, offset, length);
+}
+
+EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length)
+{
+    return fallocate(fd, mode, offset, length);
+}
+
+/* ---- mappings ---- */
+
+#define PAGE 4096ul
+#define MAPPINGS 4096
+
+/* A mapping of a vCPU. The kernel keeps the vCPU until the last page of it is unmapped. */
+static struct mapping {
+    uintptr_t start;  /* as the program sees it */
+    uintptr_t object; /* as the kernel made it: elsewhere if the program wanted it at an address of its own */
+    uint32_t all;     /* pages */
+    uint32_t mapped;  /* which of them are mapped still */
+} mappings[MAPPINGS];
+static int mapping_count; /* entries before it may be in use */
+static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
+static __thread uintptr_t kept __attribute__((tls_model("initial-exec")));
+
+static bool remember(uintptr_t start, uintptr_t object, size_t pages)
+{
+    bool done = false;
+    int i;
+
+    pthread_mutex_lock(&mappings_lock);
+    for (i = 0; i < MAPPINGS && !done; i++) {
+        if (!mappings[i].mapped) {
+            mappings[i] = (struct mapping){ start, object, pages, (1u << pages) - 1 };
+            if (i >= mapping_count) {
+                __atomic_store_n(&mapping_count, i + 1, __ATOMIC_RELEASE);
+            }
+            done = true;
+        }
+    }
+    pthread_mutex_unlock(&mappings_lock);
+    return done;
+}
+
+/* The kernel lets a mapping go. The pages stay: the program is about to unmap or replace them itself, and in between
+ * nobody may be given their addresses. */
+static void let_go(const struct mapping *mapping)
+{
+    kept = mapping->object;
+    kernel(SWTDX_UNMAP, mapping->object, 0, 0, 0);
+    kept = 0;
+    if (mapping->object != mapping->start) {
+        RAW(SYS_munmap, mapping->object, mapping->all * PAGE);
+    }
+}
+
+/* The program unmaps or replaces a range. */
+static void forget(uintptr_t start, size_t length)
+{
+    struct mapping gone;
+    int i;
+    uint32_t j;
+
+    for (i = 0; i < mapping_count; i++) {
+        struct mapping *mapping = &mappings[i];
+
+        gone.all = 0;
+        pthread_mutex_lock(&mappings_lock);
+        for (j = 0; j < mapping->all && mapping->mapped; j++) {
+            uintptr_t page = mapping->start + j * PAGE;
+
+            if (page + PAGE > start && page < start + length) {
+                mapping->mapped &= ~(1u << j);
+                if (!mapping->mapped) {
+                    gone = *mapping;
+                }
+            }
+        }
+        pthread_mutex_unlock(&mappings_lock);
+        if (gone.all) {
+            let_go(&gone);
+        }
+    }
+}
+
+static bool in_kernel_memory(const void *address, size_t length)
+{
+    uintptr_t start = (uintptr_t)address;
+
+    return !inside && unlikely(start < watch_end && start + length > watch_start) && !borrowed();
+}
+
+/* What lies in a range is another now: the kernel's MMU notifier. */
+static void changed(const void *address, size_t length)
+{
+    int error = errno;
+
+    if (in_kernel_memory(address, length)) {
+        kernel(SWTDX_CHANGED, (uintptr_t)address, length, 0, 0);
+    }
+    errno = error;
+}
+
+static void unmapping(const void *address, size_t length)
+{
+    if (__atomic_load_n(&mapping_count, __ATOMIC_ACQUIRE) && !inside && !borrowed()) {
+        forget((uintptr_t)address, length);
+    }
+}
+
+/* Move what the kernel has mapped to where the program wants it, page by page: the ring is a mapping of its own. */
+static bool move(uintptr_t object, uintptr_t to, size_t length)
+{
+    size_t at;
+
+    for (at = 0; at < length; at += PAGE) {
+        if (RAW(SYS_mremap, object + at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + at) != (long)(to + at)) {
+            return false;
+        }
+    }
+    RAW(SYS_mmap, object, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    return true;
+}
+
+static long map_kvm(uintptr_t address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    int fixed = flags & (MAP_FIXED | MAP_FIXED_NOREPLACE);
+    size_t size = (length + PAGE - 1) & -PAGE;
+    uintptr_t start;
+    long object, place = 0;
+
+    if (borrowed()) {
+        return -EIO;
+    }
+    object = kernel(SWTDX_MMAP, fd, size, offset, 0);
+    if (object < 0) {
+        return object;
+    }
+    start = object;
+    if (fixed) {
+        place = RAW(SYS_mmap, address, size, PROT_NONE, fixed | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        start = address;
+        if (place >= 0 && !move(object, start, size)) {
+            place = -ENOMEM;
+        }
+    }
+    if (place < 0 || !remember(start, object, size / PAGE)) {
+        kernel(SWTDX_UNMAP, object, 0, 0, 0);
+        return place < 0 ? place : -ENOMEM;
+    }
+    if (protection != (PROT_READ | PROT_WRITE)) {
+        RAW(SYS_mprotect, start, size, protection);
+    }
+    return start;
+}
+
+EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    void *result;
+
+    if (!inside && unlikely(flags & MAP_FIXED)) {
+        unmapping(address, length);
+    }
+    if (!inside && unlikely(ours(fd)) && !(flags & MAP_ANONYMOUS)) {
+        long start = map_kvm((uintptr_t)address, length, protection, flags, fd, offset);
+
+        if (start != -ENOTTY) {
+            errno = start < 0 ? -start : errno;
+            return start < 0 ? MAP_FAILED : (void *)start;
+        }
+    }
+    result = NEXT(mmap)(address, length, protection, flags, fd, offset);
+    if (unlikely(flags & MAP_FIXED)) {
+        changed(address, length);
+    }
+    return result;
+}
+
+EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
+{
+    return mmap(address, length, protection, flags, fd, offset);
+}
+
+EXPORT int munmap(void *address, size_t length)
+{
+    int result;
+
+    if (inside && (uintptr_t)address == kept) {
+        return 0;
+    }
+    unmapping(address, length);
+    result = NEXT(munmap)(address, length);
+    changed(address, length);
+    return result;
+}
+
+EXPORT void *mremap(void *address, size_t old_length, size_t new_length, int flags, ...)
+{
+    void *to, *result;
+    va_list list;
+
+    va_start(list, flags);
+    to = va_arg(list, void *);
+    va_end(list);
+    result = NEXT(mremap)(address, old_length, new_length, flags, to);
+    changed(address, old_length);
+    if (flags & MREMAP_FIXED) {
+        changed(to, new_length);
+    }
+    return result;
+}
+
+EXPORT int mprotect(void *address, size_t length, int protection)
+{
+    int result = NEXT(mprotect)(address, length, protection);
+
+    changed(address, length);
+    return result;
+}
+
+EXPORT int madvise(void *address, size_t length, int advice)
+{
+    int result = NEXT(madvise)(address, length, advice);
+
+    if (advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) {
+        changed(address, length);
+    }
+    return result;
+}
+
+/* The machine's memory is sparse: to lock all of it would be to populate all of it. */
+EXPORT int mlockall(int flags)
+{
+    return NEXT(mlockall)(*settings ? flags | MCL_ONFAULT : flags);
+}

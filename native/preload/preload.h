@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the files of the preloaded library share. Nothing of it is visible to the program but the functions of libc. */
+#ifndef SWTDX_PRELOAD_H
+#define SWTDX_PRELOAD_H
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include "gate.h"
+
+/* Faults of the instruction that runs: they cannot wait, blocked they kill. */
+#define SYNCHRONOUS \
+    (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGFPE - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGTRAP - 1) | \
+     1ull << (SIGSYS - 1))
+
+#define EXPORT __attribute__((visibility("default")))
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* The function that the program would have called without us. */
+#define NEXT(name) \
+    ({ \
+        static __typeof__(&name) next_; \
+        if (unlikely(!next_)) { \
+            next_ = (__typeof__(&name))dlsym(RTLD_NEXT, #name); \
+        } \
+        next_; \
+    })
+
+/* A system call that nothing intercepts: not libc's cancellation, not its refusal to block its own signals, not us. */
+static inline long raw(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long r10 __asm__("r10") = d, r8 __asm__("r8") = e, r9 __asm__("r9") = f;
+    long result;
+
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+#define RAW_(n, a, b, c, d, e, f, ...) raw(n, (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
+#define RAW(...) RAW_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
+
+/* preload.c: a thread of ours, or of the program while it is in the kernel; its calls go to the system untouched. */
+extern __thread bool inside __attribute__((tls_model("initial-exec")));
+long kernel(enum swtdx_call call, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+int open_kvm(int flags);
+bool is_device(int fd);
+bool borrowed(void);
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* settings.c: where the library is, and what the command wrote beside it. */
+extern char settings[PATH_MAX]; /* the directory; empty if there is none */
+extern char library[PATH_MAX];  /* this object, as LD_PRELOAD names it */
+bool setting(const char *name, char *value, size_t size);
+
+/* signals.c */
+void set_interrupt(void (*function)(void));
+void open_signals(uint64_t mask, const uint64_t *sigset);
+void close_signals(void);
+
+/* paths.c */
+enum path { PATH_OTHER, PATH_KVM, PATH_SHADOW };
+enum path slow_path(int dirfd, const char *path, char shadow[PATH_MAX]);
+
+/* Whether a path deserves a closer look: only a handful of last components do. */
+static inline bool plain(const char *path)
+{
+    const char *base = path, *at;
+
+    if (inside || !path) {
+        return true;
+    }
+    for (at = path; *at; at++) {
+        if (*at == '/') {
+            base = at + 1;
+        }
+    }
+    switch (*base) {
+    case 'k': return !(base[1] == 'v' && base[2] == 'm');          /* kvm, kvm_intel */
+    case 'p': return __builtin_strcmp(base, "parameters") != 0;
+    case 't': return __builtin_strcmp(base, "tdx") != 0;
+    case 'n': return __builtin_strcmp(base, "nested") != 0;
+    case 'c': return __builtin_strcmp(base, "cpuinfo") != 0;
+    default: return true;
+    }
+}
+
+#endif

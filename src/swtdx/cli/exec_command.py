@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx exec``: run a program that opens /dev/kvm, unmodified, on the emulated kernel."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swtdx.cli.parameters import InputError, memory_size, readable_size
+from swtdx.cli.verdict import Failure, Verdict
+from swtdx.exec.program import FrontEnd, ProgramError
+from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError
+
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx exec -- qemu-system-x86_64 -accel kvm -machine q35 -nographic[/cyan] - an ordinary VM
+
+[cyan]swtdx exec -- ./my_vmm --tdx[/cyan] - a VMM of your own
+
+[cyan]swtdx exec -- pytest tests/[/cyan] - its tests, on a machine without TDX
+
+[cyan]swtdx exec --trace run.jsonl -- ./my_vmm[/cyan] - then: swtdx trace summary run.jsonl
+
+[bold]Exit status[/bold]
+
+that of COMMAND, 128 plus its number if a signal killed it; 125 swtdx itself failed or an option is wrong;
+
+126 COMMAND cannot be executed on the emulated kernel; 127 COMMAND was not found
+"""
+
+OWN_FAILURE = 125
+GIB = 1 << 30
+
+
+class DialectName(StrEnum):
+    """Which ioctl interface."""
+
+    upstream = "upstream"
+    v10 = "v10"
+
+
+class ModuleVersion(StrEnum):
+    """Which TDX module."""
+
+    v1_5 = "1.5.06"
+    v1_0 = "1.0"
+
+
+class ExecFailure(Failure):
+    """One sentence, and an exit status that is not a verdict."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text, Verdict.USAGE)
+        self.status = status
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command(name="exec", epilog=EPILOG, context_settings={"allow_interspersed_args": False})(exec_)
+
+
+def exec_(
+    command: Annotated[
+        list[str], typer.Argument(metavar="[--] COMMAND [ARGUMENT]...", help="The program and its arguments.")
+    ],
+    dialect: Annotated[
+        DialectName, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
+    ] = DialectName.upstream,
+    module_version: Annotated[ModuleVersion, typer.Option(help="The TDX module.")] = ModuleVersion.v1_5,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="The machine's memory for TDs and page tables, in GiB; used as needed.")
+    ] = readable_size(MEMORY),
+    processors: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1024, help="The machine's logical processors.")
+    ] = PROCESSORS,
+    no_tdx: Annotated[bool, typer.Option("--no-tdx", help="A machine without TDX: kvm_intel.tdx=0.")] = False,
+    front_end: Annotated[
+        FrontEnd | None,
+        typer.Option(help="How the program's calls reach the emulated kernel. Not given: chosen by its ELF header."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE."),
+    ] = None,
+    allow_host_kvm: Annotated[
+        bool,
+        typer.Option("--allow-host-kvm", help="Run a program that cannot be reached on this machine's own /dev/kvm."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not report why ioctls fail.")] = False,
+) -> None:
+    """Run COMMAND with /dev/kvm served by the emulated kernel, TDX included.
+
+    COMMAND and all that it starts see the emulated /dev/kvm and no other file changed. Each process that opens it has a
+    machine of its own. Why an ioctl failed is said on standard error, as it fails.
+    """
+    from swtdx.exec.launch import run
+    from swtdx.exec.program import check, find
+    from swtdx.exec.settings import Settings
+
+    if module_version is ModuleVersion.v1_0 and dialect is DialectName.upstream and not no_tdx:
+        raise ExecFailure(
+            "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10",
+            OWN_FAILURE,
+        )
+    if front_end is FrontEnd.notify:
+        raise ExecFailure("--front-end notify does not exist yet: use preload", OWN_FAILURE)
+    settings = Settings(
+        dialect=dialect.value,
+        module_version=module_version.value,
+        memory=_machine_memory(memory),
+        processors=processors,
+        tdx=not no_tdx,
+        trace=str(trace.absolute()) if trace else "",
+        quiet=quiet,
+        host=allow_host_kvm,
+    )
+    try:
+        path = find(command[0])
+        directory: Path | None = settings.write()
+        try:
+            check(path, command[1:])
+        except ProgramError:
+            if not allow_host_kvm:
+                raise
+            directory = None
+        raise typer.Exit(run(path, command, directory))
+    except ProgramError as error:
+        raise ExecFailure(str(error), error.status) from None
+    except ExecError as error:
+        raise ExecFailure(str(error), OWN_FAILURE) from None
+
+
+def _machine_memory(text: str) -> int:
+    try:
+        size = memory_size(text)
+    except InputError as error:
+        raise ExecFailure(str(error), OWN_FAILURE) from None
+    if size % GIB or not size:
+        raise ExecFailure(f"--memory {text} is not a multiple of 1 GiB", OWN_FAILURE)
+    return size

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel in a program's process: what the preloaded library calls, one function for each ``enum swtdx_call``.
+
+Every function takes four integers and returns what the system call would: a result that is not negative, or -errno.
+None raises. A process has one kernel, booted at its first open of /dev/kvm. A child made by fork() gets one of its own when
+it opens /dev/kvm or uses the descriptor of it that it inherited; VMs and vCPUs are its parent's, and answer EIO as they
+do on Linux to another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.cpu import _engine
+from swtdx.exec import _bridge
+from swtdx.exec.settings import Settings
+from swtdx.exec.telling import Telling
+from swtdx.linux.err import reason_of
+from swtdx.linux.kvm.device import KvmDevice
+from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
+from swtdx.uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_PRE_FAULT_MEMORY, KVM_RUN
+from swtdx.uapi.layout import address_of
+
+if TYPE_CHECKING:
+    from swtdx.machine import MachineKernel
+    from swtdx.uapi.kernel import Kernel
+
+_INTERRUPTIBLE = {int(KVM_RUN), int(KVM_MEMORY_ENCRYPT_OP), int(KVM_PRE_FAULT_MEMORY)}
+"""Requests that a signal ends with EINTR."""
+_DEVICE_LINK = "/memfd:" + KvmDevice.name
+Call = Callable[[int, int, int, int], int]
+
+
+def _signed(value: int, bits: int) -> int:
+    return ctypes.c_int32(value).value if bits == 32 else ctypes.c_int64(value).value
+
+
+class Process:
+    """One process under ``swtdx exec``."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.telling = Telling(settings)
+        self.machine: MachineKernel | None = None
+        self.kernel: Kernel | None = None
+        self.mappings: dict[int, mmap.mmap] = {}
+        self._parents: list[object] = []
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def calls(self) -> list[Call]:
+        """In the order of ``enum swtdx_call``."""
+        plain: list[Call] = [self.open, self.ioctl, self.mmap, self.unmap, self.close, self.fallocate, self.adopt]
+        return [*plain, self.changed, self.finish]
+
+    def boot(self) -> Kernel:
+        """The kernel, from the first call on that needs one. Raises OSError, ValueError."""
+        if self.kernel is None:
+            from swtdx.exec.machine import boot
+
+            self.machine, self.kernel = boot(self.settings, self.telling.emit)
+            self.machine.sees_signals = True
+            _bridge.set_interrupt(_engine.signal_entry())
+        return self.kernel
+
+    def _after_fork(self) -> None:
+        """The parent's kernel must not be touched, nor let go of: its threads are not here."""
+        self._parents += [self.kernel, self.machine, self.mappings]
+        self.kernel = self.machine = None
+        self.mappings = {}
+        self.telling.forked()
+
+    # Calls
+
+    def open(self, flags: int, _b: int, _c: int, _d: int) -> int:
+        """/dev/kvm."""
+        try:
+            fd = self.boot().open("/dev/kvm", flags)
+            if not flags & os.O_CLOEXEC:
+                os.set_inheritable(fd, True)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except Exception as error:  # noqa: BLE001 - nothing may cross the line but a number
+            self.telling.failed("open of /dev/kvm", error)
+            return -errno.EIO
+        return fd
+
+    def ioctl(self, fd: int, request: int, argument: int, _d: int) -> int:
+        """Any request."""
+        kernel = self.kernel
+        if kernel is None:  # inherited by fork(): the device, or a thing of the parent's
+            result = self.adopt(fd, 0, 0, 0)
+            if result < 0 or (kernel := self.kernel) is None:
+                return result
+        try:
+            if request in _INTERRUPTIBLE:
+                return self._interruptible(kernel, fd, request, argument)
+            return kernel.ioctl(fd, request, argument)
+        except OSError as error:
+            number = error.errno or errno.EIO
+            if number not in (errno.EINTR, errno.EAGAIN):
+                self.telling.refused(request, argument, number, reason_of(error))
+            return -number
+
+    def _interruptible(self, kernel: Kernel, fd: int, request: int, argument: int) -> int:
+        """A request that a signal ends."""
+        machine = self.machine
+        file = machine.files.by_fd.get(fd) if machine is not None else None
+        _engine.clear_signal()
+        _bridge.open_signals(file.vcpu.sigset if isinstance(file, VcpuFile) else None)
+        try:
+            return kernel.ioctl(fd, request, argument)
+        finally:
+            _bridge.close_signals()
+
+    def mmap(self, fd: int, length: int, offset: int, _d: int) -> int:
+        """The address; ENOTTY for a descriptor that is not ours after all."""
+        kernel, machine = self.kernel, self.machine
+        if kernel is None or machine is None or machine.files.settle(fd) is None:
+            return -errno.ENOTTY
+        try:
+            mapping = kernel.mmap(fd, length, _signed(offset, 64))
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        address = address_of(mapping)
+        self.mappings[address] = mapping
+        return address
+
+    def unmap(self, address: int, _b: int, _c: int, _d: int) -> int:
+        """The program uses no byte of the mapping any more."""
+        mapping = self.mappings.pop(address, None)
+        if mapping is not None:
+            with contextlib.suppress(BufferError):
+                mapping.close()
+        return 0
+
+    def close(self, fd: int, _b: int, _c: int, _d: int) -> int:
+        """A descriptor of ours, or one that was."""
+        try:
+            if self.kernel is None:
+                os.close(fd)
+            else:
+                self.kernel.close(fd)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        return 0
+
+    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> int:
+        """Of a guest_memfd."""
+        if self.kernel is None:
+            return -errno.EIO
+        try:
+            self.kernel.fallocate(fd, _signed(mode, 32), _signed(offset, 64), _signed(length, 64))
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        return 0
+
+    def adopt(self, fd: int, _b: int, _c: int, _d: int) -> int:
+        """A descriptor that came by execve(), a socket or fork(): /dev/kvm is opened again in its place."""
+        try:
+            if self.machine is not None and self.machine.files.get(fd) is not None:
+                return 0
+            if not _is_device(fd):
+                self.telling.say(f"descriptor {fd} is a VM or vCPU of another process: EIO")
+                return -errno.EIO
+            kernel = self.boot()
+            ours = kernel.open("/dev/kvm")
+            os.dup2(ours, fd, inheritable=os.get_inheritable(fd))
+            kernel.close(ours)
+            if self.machine is not None:
+                self.machine.files.get(fd)
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        except Exception as error:  # noqa: BLE001 - nothing may cross the line but a number
+            self.telling.failed("open of /dev/kvm", error)
+            return -errno.EIO
+        return 0
+
+    def changed(self, address: int, length: int, _c: int, _d: int) -> int:
+        """Memory was unmapped, replaced or protected."""
+        return 0
+
+    def finish(self, _a: int, _b: int, _c: int, _d: int) -> int:
+        """The process exits."""
+        if self.machine is not None:
+            self.machine.flush_trace()
+        self.telling.finish()
+        return 0
+
+
+def _is_device(fd: int) -> bool:
+    """Whether it is /dev/kvm: the machine's, or that of an emulated kernel elsewhere."""
+    target = os.readlink(f"/proc/self/fd/{fd}")
+    return target.startswith(_DEVICE_LINK) or not target.startswith("/memfd:")
+
+
+def start(directory: str) -> list[Call]:
+    """Called by the bridge, once in a process."""
+    sys.setswitchinterval(0.0005)  # a vCPU that computes in the kernel must not keep the others waiting
+    return Process(Settings.read(directory)).calls()

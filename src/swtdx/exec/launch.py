@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command and its end: a process with the library preloaded, waited for.
+
+The parent stays, so that a record of the run can be made when it is over; otherwise it is as if it were not there.
+Signals sent to it reach the command, and when it is killed the command is, too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+from swtdx.exec.program import NOT_FOUND, NOT_USABLE
+from swtdx.exec.settings import LIBRARY
+
+_PR_SET_PDEATHSIG = 1
+_FORWARDED = ("SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCONT", "SIGWINCH")
+_TERMINAL = ("SIGINT", "SIGQUIT")
+"""A terminal sends these to all of the foreground: the command has its own."""
+
+
+def environment(directory: Path | None) -> dict[str, str]:
+    """The environment of the command: ours, and the library in front of what is preloaded already."""
+    variables = dict(os.environ)
+    if directory is not None:
+        others = [
+            name for name in variables.get("LD_PRELOAD", "").replace(" ", ":").split(":")
+            if name and not name.endswith(f"/{LIBRARY}")
+        ]  # fmt: skip
+        variables["LD_PRELOAD"] = ":".join([str(directory / LIBRARY), *others])
+    return variables
+
+
+def run(path: Path, arguments: list[str], directory: Path | None) -> int:
+    """Execute the program and wait: its exit status, 128 plus the number of the signal that killed it."""
+    parent = os.getpid()
+    variables = environment(directory)
+    prctl = ctypes.CDLL(None).prctl  # looked up before fork()
+    child = os.fork()
+    if child == 0:
+        _become(path, arguments, variables, parent, prctl)
+    for name in _FORWARDED:
+        signal.signal(getattr(signal, name), lambda number, _frame: _forward(child, number))
+    for name in _TERMINAL:
+        signal.signal(getattr(signal, name), lambda number, _frame: None)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return 128 + os.WTERMSIG(status)
+    return os.WEXITSTATUS(status)
+
+
+def _forward(child: int, number: int) -> None:
+    try:
+        os.kill(child, number)
+    except ProcessLookupError:
+        return
+
+
+def _become(path: Path, arguments: list[str], variables: dict[str, str], parent: int, prctl: object) -> None:
+    """The child. Does not return."""
+    status = NOT_USABLE
+    try:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # type: ignore[operator]
+        if os.getppid() == parent:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec() would keep that
+            os.execve(path, arguments, variables)
+    except OSError as error:
+        os.write(2, f"swtdx: exec: {path}: {error.strerror}\n".encode())
+        status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_USABLE
+    finally:
+        os._exit(status)

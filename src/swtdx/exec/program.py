@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a program is, as far as a front end must know: found, executable, of this machine, by which libc.
+
+The preloaded library reaches a program whose ELF header names glibc's dynamic loader. It does not reach static programs
+and those of other libcs, nor Go's, which make system calls without a libc, nor setuid programs, whose loader ignores
+LD_PRELOAD. All of these would find the machine's real /dev/kvm, so they are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+_EM_X86_64 = 62
+_MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "64-bit ARM", 243: "RISC-V", 21: "64-bit POWER", 22: "s390x"}
+_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
+_SEGMENT = struct.Struct("<IIQQQQQQ")
+_PT_INTERP, _PT_NOTE = 3, 4
+_MOST_SCRIPTS = 4  # the kernel's limit of interpreters of interpreters
+NOT_FOUND, NOT_USABLE = 127, 126
+"""Exit statuses, as of env(1) and of shells."""
+
+
+class FrontEnd(StrEnum):
+    """How a program's calls reach the emulated kernel."""
+
+    preload = "preload"
+    notify = "notify"
+
+
+class ProgramError(Exception):
+    """The program cannot be executed on the emulated kernel; one sentence for a person, and the exit status."""
+
+    def __init__(self, text: str, status: int = NOT_USABLE) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Elf:
+    """What the header of an executable says."""
+
+    interpreter: str | None
+    go: bool
+
+
+def find(command: str) -> Path:
+    """The file that ``command`` names, by PATH if it has no slash. Raises `ProgramError`."""
+    path = command if "/" in command else shutil.which(command)
+    if path is None:
+        raise ProgramError(f"{command}: no such program in PATH", NOT_FOUND)
+    if not os.path.exists(path):
+        raise ProgramError(f"{command}: no such file", NOT_FOUND)
+    if os.path.isdir(path) or not os.access(path, os.X_OK):
+        raise ProgramError(f"{command}: not an executable file (chmod +x makes it one)")
+    return Path(path)
+
+
+def check(path: Path, arguments: list[str], depth: int = 0) -> None:
+    """Raise `ProgramError` unless the preloaded library reaches the program. ``arguments``: those after its name."""
+    _check_privileges(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise ProgramError(f"{path}: cannot be read: {error.strerror}") from None
+    if head.startswith(b"#!"):
+        _check_script(path, head, depth)
+        return
+    elf = read_elf(path, head)
+    if elf.interpreter is None:
+        if path.name.startswith("ld-linux"):  # the loader itself, with the program as its argument
+            _check_loaded(arguments, depth)
+            return
+        what = "a Go program without libc" if elf.go else "linked statically"
+        raise ProgramError(f"{path}: {what}: {_OUT_OF_REACH}")
+    if "ld-musl" in elf.interpreter:
+        raise ProgramError(f"{path}: linked against musl: {_OUT_OF_REACH}")
+    if elf.go:
+        raise ProgramError(f"{path}: a Go program, which makes system calls without libc: {_OUT_OF_REACH}")
+    if not Path(elf.interpreter).exists():
+        raise ProgramError(f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc")
+
+
+_OUT_OF_REACH = (
+    "the preloaded library does not reach it, and its /dev/kvm would be this machine's own. Use a build that is linked "
+    "dynamically against glibc, or --allow-host-kvm to run it on this machine's /dev/kvm"
+)
+
+
+def _check_privileges(path: Path) -> None:
+    status = path.stat()
+    gains = (status.st_mode & stat.S_ISUID and status.st_uid != os.geteuid()) or (
+        status.st_mode & stat.S_ISGID and status.st_mode & stat.S_IXGRP and status.st_gid != os.getegid()
+    )
+    with suppress(OSError):
+        gains = gains or (os.geteuid() != 0 and bool(os.getxattr(path, "security.capability")))
+    if gains:
+        raise ProgramError(
+            f"{path}: setuid, setgid or with file capabilities: the loader ignores LD_PRELOAD there. "
+            "Run it as the user whose rights it takes, or a copy without them"
+        )
+
+
+def _check_script(path: Path, head: bytes, depth: int) -> None:
+    line = head[2:].split(b"\n", 1)[0].decode("utf-8", "replace").split(None, 1)
+    if not line or depth >= _MOST_SCRIPTS:
+        raise ProgramError(f"{path}: its first line names no interpreter")
+    interpreter = Path(line[0])
+    if not interpreter.exists():
+        raise ProgramError(f"{path}: its interpreter {interpreter} does not exist", NOT_FOUND)
+    words = line[1].split() if len(line) > 1 else []
+    if interpreter.name == "env":
+        words = words[1:] if words[:1] == ["-S"] else words
+        if words and "=" not in words[0] and not words[0].startswith("-"):
+            interpreter, words = find(words[0]), words[1:]
+    check(interpreter, words, depth + 1)
+
+
+def _check_loaded(arguments: list[str], depth: int) -> None:
+    """Of ``ld-linux-x86-64.so.2 [OPTIONS] PROGRAM ...`` the program."""
+    rest = list(arguments)
+    while rest and rest[0].startswith("--"):
+        option = rest.pop(0)
+        if option in ("--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0", "--glibc-hwcaps-mask"):
+            rest = rest[1:]
+    if rest and depth < _MOST_SCRIPTS:
+        program = find(rest[0])
+        elf = read_elf(program, program.read_bytes()[:4096])
+        if elf.interpreter is None or elf.go:
+            raise ProgramError(f"{program}: linked statically, or a Go program: {_OUT_OF_REACH}")
+
+
+def read_elf(path: Path, head: bytes) -> Elf:
+    """The header of an executable of this machine. Raises `ProgramError`."""
+    if len(head) < _HEADER.size or head[:4] != b"\x7fELF":
+        raise ProgramError(f"{path}: neither an ELF executable nor a script that begins with #!")
+    ident, _, machine, _, _, at, _, _, _, size, count, *_ = _HEADER.unpack_from(head)
+    if ident[4] != 2 or ident[5] != 1 or machine != _EM_X86_64:
+        name = _MACHINES.get(machine, f"machine {machine}" if ident[5] == 1 else "a big-endian machine")
+        raise ProgramError(f"{path}: a program for {name}: the emulated /dev/kvm is that of a 64-bit x86 kernel")
+    interpreter, go = None, False
+    with path.open("rb") as file:
+        for number in range(count):
+            file.seek(at + number * size)
+            data = file.read(_SEGMENT.size)
+            if len(data) < _SEGMENT.size:
+                raise ProgramError(f"{path}: a truncated ELF executable")
+            kind, _, offset, _, _, length, *_ = _SEGMENT.unpack(data)
+            if kind in (_PT_INTERP, _PT_NOTE) and length < 1 << 16:
+                file.seek(offset)
+                content = file.read(length)
+                if kind == _PT_INTERP:
+                    interpreter = content.rstrip(b"\0").decode("utf-8", "replace")
+                elif content[12:16] == b"Go\0\0":
+                    go = True
+    return Elf(interpreter, go)
