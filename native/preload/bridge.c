@@ -26,28 +26,23 @@ static pthread_key_t thread_end;
 static __thread bool known;
 static __thread PyGILState_STATE at_fork;
 
-static void forget_thread(void *unused)
+/* glibc has cleared all keys by now, PyGILState's too: the thread state comes as the key's value. */
+static void forget_thread(void *state)
 {
-    PyGILState_STATE state;
-
-    (void)unused;
-    if (!Py_IsInitialized()) {
-        return;
+    if (Py_IsInitialized()) {
+        PyEval_RestoreThread(state);
+        PyThreadState_Clear(state);
+        PyThreadState_DeleteCurrent();
     }
-    state = PyGILState_Ensure();
-    PyGILState_Release(state);
-    PyGILState_Release(PyGILState_UNLOCKED); /* the one that keep_thread() left */
 }
 
 static void keep_thread(void)
 {
     known = true;
-    if (PyGILState_GetThisThreadState()) { /* Python made it, and Python ends it */
-        return;
+    if (!PyGILState_GetThisThreadState()) { /* else Python made it, and Python ends it */
+        PyGILState_Ensure();
+        pthread_setspecific(thread_end, PyEval_SaveThread());
     }
-    PyGILState_Ensure();
-    PyEval_SaveThread();
-    pthread_setspecific(thread_end, (void *)1);
 }
 
 static long call(enum swtdx_call number, uint64_t a, uint64_t b, uint64_t c, uint64_t d)

@@ -68,33 +68,45 @@ bool borrowed(void)
 
 /* ---- entering ---- */
 
-static uint64_t enter(int *cancel)
+/* What a thread was like outside. */
+struct outside {
+    uint64_t mask;
+    int cancel_state, cancel_type;
+};
+
+static struct outside enter(void)
 {
-    uint64_t all = ~SYNCHRONOUS, mask = 0;
+    uint64_t all = ~SYNCHRONOUS;
+    struct outside outside;
 
     inside = true;
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask));
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, cancel);
-    return mask;
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &outside.mask, sizeof(all));
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &outside.cancel_state);
+    pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &outside.cancel_type);
+    return outside;
 }
 
-static void leave(uint64_t mask, int cancel)
+/* Handlers that waited run when the mask is restored, and their calls are the program's. A thread that may be cancelled
+ * at any place may end in the last line, when it is outside. */
+static void leave(struct outside outside)
 {
-    pthread_setcancelstate(cancel, NULL);
-    inside = false; /* before the mask: handlers that waited run now, and their calls are the program's */
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
+    pthread_setcancelstate(outside.cancel_state, NULL);
+    inside = false;
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &outside.mask, NULL, sizeof(outside.mask));
+    if (unlikely(outside.cancel_type != PTHREAD_CANCEL_DEFERRED)) {
+        pthread_setcanceltype(outside.cancel_type, NULL);
+    }
 }
 
 /* A call into the kernel that is there. */
 long kernel(enum swtdx_call call, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
-    int cancel;
-    uint64_t mask = enter(&cancel);
+    struct outside outside = enter();
     long result;
 
-    program_mask = mask;
+    program_mask = outside.mask;
     result = bridge->call(call, a, b, c, d);
-    leave(mask, cancel);
+    leave(outside);
     return result;
 }
 
@@ -208,13 +220,12 @@ static const struct swtdx_bridge *start(void)
 static bool running(void)
 {
     const struct swtdx_bridge *found;
-    uint64_t mask;
-    int cancel;
+    struct outside outside;
 
     if (__atomic_load_n(&bridge, __ATOMIC_ACQUIRE)) {
         return true;
     }
-    mask = enter(&cancel);
+    outside = enter();
     pthread_mutex_lock(&starting);
     if (!bridge && !failed) {
         found = start();
@@ -222,7 +233,7 @@ static bool running(void)
         __atomic_store_n(&bridge, found, __ATOMIC_RELEASE);
     }
     pthread_mutex_unlock(&starting);
-    leave(mask, cancel);
+    leave(outside);
     return bridge != NULL;
 }
 

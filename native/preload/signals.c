@@ -11,7 +11,9 @@
  * that is gone are the engine's, which installs its handlers from inside.
  */
 #include "preload.h"
+#include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -200,6 +202,96 @@ EXPORT sighandler_t __sysv_signal(int number, sighandler_t handler)
     return sysv_signal(number, handler);
 }
 
+/* ---- cancellation ---- */
+
+#define SIGCANCEL 32 /* glibc's own */
+
+/* A thread that has been in KVM_RUN. */
+struct runner {
+    struct runner *next;
+    pthread_t thread;
+    pid_t tid; /* 0: the thread has ended */
+};
+
+static struct runner *runners;
+static __thread struct runner *me __attribute__((tls_model("initial-exec")));
+static pthread_key_t thread_end;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void ended(void *runner)
+{
+    __atomic_store_n(&((struct runner *)runner)->tid, 0, __ATOMIC_RELEASE);
+}
+
+static void *wait_for_cancellation(void *unused)
+{
+    for (;;) {
+        pause();
+    }
+    return unused;
+}
+
+/* glibc installs its handler at the first pthread_cancel(): make it do so, and put ours around it. It takes no sigaction()
+ * for this signal, so the kernel's structure is filled by hand. */
+static void wrap_cancellation(void)
+{
+    struct {
+        void *handler;
+        uint64_t flags;
+        void *restorer;
+        uint64_t mask;
+    } raw_action = { 0 };
+    struct sigaction action = { .sa_flags = SA_SIGINFO };
+    pthread_t thread;
+
+    pthread_key_create(&thread_end, ended);
+    if (NEXT(pthread_create)(&thread, NULL, wait_for_cancellation, NULL)) {
+        return;
+    }
+    NEXT(pthread_cancel)(thread);
+    pthread_join(thread, NULL);
+    if (!RAW(SYS_rt_sigaction, SIGCANCEL, NULL, &raw_action, 8) && (uintptr_t)raw_action.handler > 1) {
+        action.sa_sigaction = (void (*)(int, siginfo_t *, void *))raw_action.handler;
+        set_action(SIGCANCEL, &action);
+        raw_action.handler = on_signal;
+        raw_action.flags |= SA_SIGINFO;
+        RAW(SYS_rt_sigaction, SIGCANCEL, &raw_action, NULL, 8);
+    }
+}
+
+static void introduce(void)
+{
+    struct runner *runner = malloc(sizeof(*runner));
+
+    pthread_once(&once, wrap_cancellation);
+    if (!runner) {
+        return;
+    }
+    *runner = (struct runner){ __atomic_load_n(&runners, __ATOMIC_RELAXED), pthread_self(), RAW(SYS_gettid) };
+    while (!__atomic_compare_exchange_n(&runners, &runner->next, runner, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+    }
+    me = runner;
+    pthread_setspecific(thread_end, runner);
+}
+
+/*
+ * In the kernel cancellation is disabled, and glibc sends no signal to a thread that has it disabled. One in KVM_RUN gets
+ * it from here: KVM_RUN ends with EINTR, and the thread is cancelled when it has left the kernel.
+ */
+EXPORT int pthread_cancel(pthread_t thread)
+{
+    int result = NEXT(pthread_cancel)(thread), tid;
+    struct runner *runner;
+
+    for (runner = __atomic_load_n(&runners, __ATOMIC_ACQUIRE); runner && !result; runner = runner->next) {
+        tid = __atomic_load_n(&runner->tid, __ATOMIC_ACQUIRE);
+        if (tid && pthread_equal(runner->thread, thread)) {
+            RAW(SYS_tgkill, RAW(SYS_getpid), tid, SIGCANCEL);
+        }
+    }
+    return result;
+}
+
 /* ---- around KVM_RUN, for the kernel ---- */
 
 void set_interrupt(void (*function)(void))
@@ -217,6 +309,9 @@ void open_signals(uint64_t mask, const uint64_t *sigset)
     struct sigaction action;
     int number;
 
+    if (unlikely(!me)) {
+        introduce();
+    }
     for (; allowed; allowed &= allowed - 1) {
         number = __builtin_ctzll(allowed) + 1;
         if (!wrapped[number] && number != SIGKILL && number != SIGSTOP && !NEXT(sigaction)(number, NULL, &action) &&

@@ -2,9 +2,9 @@
 """The kernel in a program's process: what the preloaded library calls, one function for each ``enum swtdx_call``.
 
 Every function takes four integers and returns what the system call would: a result that is not negative, or -errno.
-None raises. A process has one kernel, booted at its first open of /dev/kvm. A child made by fork() gets one of its own when
-it opens /dev/kvm or uses the descriptor of it that it inherited; VMs and vCPUs are its parent's, and answer EIO as they
-do on Linux to another process.
+None raises. A process has one kernel, booted at its first open of /dev/kvm. A child made by fork() gets one of its own
+when it opens /dev/kvm or uses the descriptor of it that it inherited; VMs and vCPUs are its parent's, and answer EIO as
+they do on Linux to another process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from swtdx.machine import MachineKernel
     from swtdx.uapi.kernel import Kernel
 
-_INTERRUPTIBLE = {int(KVM_RUN), int(KVM_MEMORY_ENCRYPT_OP), int(KVM_PRE_FAULT_MEMORY)}
+_KVM_RUN = int(KVM_RUN)
+_INTERRUPTIBLE = {_KVM_RUN, int(KVM_MEMORY_ENCRYPT_OP), int(KVM_PRE_FAULT_MEMORY)}
 """Requests that a signal ends with EINTR."""
 _DEVICE_LINK = "/memfd:" + KvmDevice.name
 Call = Callable[[int, int, int, int], int]
@@ -113,7 +114,7 @@ class Process:
         machine = self.machine
         file = machine.files.by_fd.get(fd) if machine is not None else None
         _engine.clear_signal()
-        _bridge.open_signals(file.vcpu.sigset if isinstance(file, VcpuFile) else None)
+        _bridge.open_signals(file.vcpu.sigset if request == _KVM_RUN and isinstance(file, VcpuFile) else None)
         try:
             return kernel.ioctl(fd, request, argument)
         finally:
@@ -172,9 +173,9 @@ class Process:
             kernel = self.boot()
             ours = kernel.open("/dev/kvm")
             os.dup2(ours, fd, inheritable=os.get_inheritable(fd))
-            kernel.close(ours)
             if self.machine is not None:
-                self.machine.files.get(fd)
+                self.machine.files.get(fd)  # counted before the other goes
+            kernel.close(ours)
         except OSError as error:
             return -(error.errno or errno.EIO)
         except Exception as error:  # noqa: BLE001 - nothing may cross the line but a number

@@ -2,9 +2,9 @@
 """What one ``swtdx exec`` has settled, in a directory that every process below it can read.
 
 The directory holds ``settings`` (lines NAME=VALUE, read by C and by Python), ``files/`` (what programs read of the
-machine by name) and ``swtdx.so``, a link to the preloaded library: that finds the rest beside itself, so that LD_PRELOAD is
-all a process must inherit. The directory's name is a digest of its contents. It stays when the command ends, because a
-program may leave a daemon behind, and a library that is gone would leave that one with the machine's real /dev/kvm.
+machine by name) and ``swtdx.so``, a link to the preloaded library. That finds the rest beside itself, so a process needs
+to inherit nothing but LD_PRELOAD. The directory's name is a digest of its contents. It stays when the command ends: a
+program may leave a daemon behind, and without the library that one would find the machine's real /dev/kvm.
 """
 
 from __future__ import annotations
