@@ -31,7 +31,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if not program.exists():
             source = PROGRAMS / f"{name}.c"
             command = [compiler, "-O1", "-w", "-o", str(program), str(source), "-lpthread", *flags]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         return program
 
@@ -46,7 +46,7 @@ def swtdx_exec() -> Run:
         *command: str | Path, options: list[str] | None = None, timeout: float = 120, **more: object
     ) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "swtdx", "exec", *(options or []), "--", *map(str, command)]
-        return subprocess.run(line, capture_output=True, text=True, timeout=timeout, **more)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(line, check=False, capture_output=True, text=True, timeout=timeout, **more)  # type: ignore[call-overload,no-any-return]
 
     return run
 

@@ -210,7 +210,7 @@ def test_the_expectations_are_what_the_machines_own_kvm_does(
 ) -> None:
     if case in _PROCESSOR:
         pytest.skip("depends on how the processor runs real mode")
-    done = subprocess.run([compiled(program), case], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([compiled(program), case], check=False, capture_output=True, text=True, timeout=60)
     assert done.stdout == expected
 
 

@@ -2,9 +2,9 @@
 """What one ``swtdx exec`` has settled, in a directory that every process below it can read.
 
 The directory holds ``settings`` (lines NAME=VALUE, read by C and by Python), ``files/`` (what programs read of the
-machine by name) and ``swtdx.so``, a link to the preloaded library. That finds the rest beside itself, so a process needs
-to inherit nothing but LD_PRELOAD. The directory's name is a digest of its contents. It stays when the command ends: a
-program may leave a daemon behind, and without the library that one would find the machine's real /dev/kvm.
+machine by name) and ``swtdx.so``, a link to the preloaded library. That finds the rest beside itself, so a process
+needs to inherit nothing but LD_PRELOAD. The directory's name is a digest of its contents. It stays when the command
+ends: a program may leave a daemon behind, and without the library that one would find the machine's real /dev/kvm.
 """
 
 from __future__ import annotations
@@ -135,7 +135,5 @@ def _paths() -> list[str]:
     """Where swtdx and what it needs are imported from, for a program that is Python itself."""
     import cryptography
 
-    import swtdx
-
-    found = [swtdx.__file__, cryptography.__file__]
-    return list(dict.fromkeys(str(Path(file).resolve().parents[1]) for file in found if file))
+    found = [Path(__file__).resolve().parents[2], Path(cryptography.__file__).resolve().parents[1]]
+    return list(dict.fromkeys(map(str, found)))
