@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "explain": {"cpu", "uapi", "seam", "vmm"},
     "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires
     # The kernel in the process of a program that is not ours.
-    "exec": {"cpu.platform", "cpu._engine", "uapi", "linux", "explain", "trace", "machine"},
+    "exec": {"cpu.platform", "cpu._engine", "uapi", "linux", "explain", "trace", "units", "machine"},
     "cli": {
         "cpu",
         "uapi",

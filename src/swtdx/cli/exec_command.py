@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from swtdx.cli.parameters import InputError, memory_size, readable_size
+from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.exec.program import FrontEnd, ProgramError
 from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError
+from swtdx.units import readable_size
 
 EPILOG = """
 [bold]Examples[/bold]

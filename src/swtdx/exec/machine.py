@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from swtdx.exec.settings import Settings
 from swtdx.machine import boot as power_on
 from swtdx.uapi.dialect import Dialect
-from swtdx.uapi.traced import TracedKernel
+from swtdx.uapi.traced_kernel import TracedKernel
 
 if TYPE_CHECKING:
     from swtdx.cpu.platform import Platform
