@@ -18,7 +18,7 @@ from uuid import UUID
 import pytest
 from hypothesis import settings
 
-from testing.places import firmware_image, measuring_firmware_image, reference_directory
+from testing.places import REPOSITORY, firmware_image, measuring_firmware_image, reference_directory
 
 _GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
 
@@ -51,6 +51,17 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"firmware: {firmware_image() if firmware_image().is_file() else 'none: install the package ovmf'}",
         f"reference: {reference if reference.is_dir() else f'none at {reference}: its tests are skipped'}",
     ]
+
+
+SLOW_FOLDERS = {"docs", "pytest_plugin"}
+"""Their tests run commands and sessions of pytest; all are slow."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow by its folder."""
+    for item in items:
+        if SLOW_FOLDERS & set(item.path.relative_to(REPOSITORY).parts):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
 from testing.places import REPOSITORY
 from tests.linux.conformance import PAGE_PATH
-from tests.seam.test_status_coverage import CODES, listed
+from tests.seam.status_coverage import CODES, listed
 
 
 def test_every_status_and_operand_has_its_words() -> None:

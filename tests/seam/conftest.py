@@ -1,74 +1,115 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fixtures around `testing.seam.fake_host`: a processor without execution and a host that speaks SEAMCALL."""
+"""Fixtures around `testing.seam.fake_host`: a processor without execution and a host that speaks SEAMCALL.
+
+Every status that a test meets must break a rule that `swtdx explain` knows; this is checked when the test ends. When
+the session ends and all tests of this directory ran, the statuses are compared with the published list
+(`status_coverage`).
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 
+from swtdx.explain import leaves
+from swtdx.explain.status import UNKNOWN, explain_status
+from swtdx.explain.td_exit import is_td_exit
+from testing.places import reference_directory
 from testing.seam.fake_host import SEEN, FakePlatform, FakeProcessor, Host, tdcall
+from tests.seam.status_coverage import coverage
 
-
-def pytest_collection_modifyitems(items):
-    """What looks back on the other tests of this directory comes after them."""
-    items.sort(key=lambda item: item.path.name in ("test_status_coverage.py", "test_status_rules.py"))
-
-
-@pytest.fixture
-def seen():
-    """(leaf function, RAX) of all calls so far."""
-    return SEEN
+_HERE = Path(__file__).parent
+_LINES: list[str] = []
+_EXPLAINED: set[tuple[str, int]] = set()
 
 
 @pytest.fixture
-def processor():
+def processor() -> FakeProcessor:
     """A fake processor with 1 GiB of memory and two logical processors."""
     return FakeProcessor(FakePlatform())
 
 
 @pytest.fixture
-def cold(processor):
-    """A host in front of a module that nobody has called yet."""
+def cold(processor: FakeProcessor) -> Host:
+    """A host in front of a module that has not been called yet."""
     return Host(processor)
 
 
 @pytest.fixture
-def host(cold):
+def host(cold: Host) -> Host:
     """A host with a ready module."""
     return cold.bring_up()
 
 
 @pytest.fixture(scope="session")
-def new_host():
+def new_host() -> Callable[..., Host]:
     """A factory of hosts on a platform of one's own (not brought up); for fixtures that outlive a test."""
 
-    def make(**platform):
+    def make(**platform: object) -> Host:
         return Host(FakeProcessor(FakePlatform(**platform)))
 
     return make
 
 
 @pytest.fixture
-def make_host(new_host):
+def make_host(new_host: Callable[..., Host]) -> Callable[..., Host]:
     """A factory of hosts on another platform (not brought up)."""
     return new_host
 
 
 @pytest.fixture
-def call():
+def call() -> Callable[..., Callable[..., int]]:
     """The guest step ``tdcall``."""
     return tdcall
 
 
-REPORT: list[str] = []
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print what `report` was told, after the tests."""
-    for line in REPORT:
-        terminalreporter.write_line(line)
-
-
 @pytest.fixture
-def report():
+def report() -> Callable[..., None]:
     """Say something at the end of the test run: ``report(line, ...)``."""
-    return lambda *lines: REPORT.extend(lines)
+    return lambda *lines: _LINES.extend(lines)
+
+
+def without_rule(leaf: str, rax: int) -> str:
+    """What is wrong with the explanation of a status that ``leaf`` answered; empty if nothing is."""
+    if leaf not in leaves() or not rax >> 32 or is_td_exit(rax):
+        return ""
+    found = explain_status(rax, leaf)
+    if found["name"] == UNKNOWN:
+        return f"{leaf}: {rax:#x} is not a known status"
+    # Statuses that only module 1.0 has are explained, but the rules are those of 1.5.06. What Linux answers for a
+    # SEAMCALL that did not reach the module is not an answer of a leaf function.
+    if {"module_version", "of"} & set(found) or found.get("rules"):
+        return ""
+    return f"{leaf}: no rule has the status {rax:#x}"
+
+
+@pytest.fixture(autouse=True)
+def every_status_has_its_rule() -> Iterator[None]:
+    """Fail the test that meets a status which breaks no known rule of the leaf function."""
+    yield
+    fresh = SEEN - _EXPLAINED
+    _EXPLAINED.update(fresh)
+    assert list(filter(None, (without_rule(leaf, rax) for leaf, rax in sorted(fresh)))) == []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Compare the statuses that were met with the published list, if all tests of this directory ran."""
+    published = reference_directory() / "tdx-module" / "leaves.json"
+    ran = {item.path for item in session.items}
+    complete = set(_HERE.glob("test_*.py")) <= ran and not session.config.option.keyword
+    if not complete or session.shouldstop or hasattr(session.config, "workerinput") or not published.is_file():
+        return
+    met, wanted, wrong = coverage(json.loads(published.read_text()), SEEN)
+    _LINES.append(f"(leaf, status): {len(met)} of {len(wanted)} listed pairs met; cannot be met: {len(wanted - met)}")
+    if wrong:
+        _LINES.append(f"FAILED tests/seam/status_coverage.py: not as listed: {sorted(wrong)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what `report` was told, after the tests."""
+    for line in _LINES:
+        terminalreporter.write_line(line)
