@@ -11,16 +11,20 @@ import ctypes
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, get_args
 
 import typer
+from diagram import Move, ladder
 
 from swtdx.cli.app import whole_app
 from swtdx.explain import general_refusals, known_ioctls, refusals
 from swtdx.explain import table as explanations
 from swtdx.explain.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
+from swtdx.seam import sept
+from swtdx.seam.lifecycle import HKID_STATE, LIFECYCLE_STATE, OP_STATE, SYS_STATE, VCPU_STATE, Machine
+from swtdx.seam.sept import SeptState
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load
 from swtdx.uapi.dialect import Dialect, TdxCommand
@@ -289,10 +293,67 @@ def _nature(status: int) -> str:
     return ", ".join(named) or "success, or a remark"
 
 
+# State machines
+
+
+def state_machines() -> str:
+    """A diagram of every state machine of the module, from the tables that it runs."""
+    parts = []
+    for machine, about in MACHINES:
+        moves = [
+            (old.name, new.name, str(event))
+            for event, pairs in machine.transitions.items()
+            for old, new in pairs.items()
+        ]
+        parts.append(_machine(machine.name, about, type(machine.initial), moves))
+    return "\n".join(parts)
+
+
+def _machine(name: str, about: str, states: type[IntEnum], moves: list[Move]) -> str:
+    """One machine as a section: what it is, the diagram, and the states that nothing leads to."""
+    reached = {state for move in moves for state in move[:2]}
+    order = [state.name for state in states if state.name in reached]
+    rest = [f"`{state.name}`" for state in states if state.name not in reached]
+    unused = f"\nStates of features that swtdx does not reproduce: {', '.join(rest)}.\n" if rest else ""
+    moves.sort(key=lambda move: (order.index(move[0]), order.index(move[1])))
+    picture = f'<div style="overflow-x: auto">{ladder(name, order, moves)}</div>'
+    return f"## {name}\n\n{about}\n\n```{{raw}} html\n{picture}\n```\n{unused}"
+
+
+def secure_ept() -> str:
+    """A diagram of the states of a Secure-EPT entry that can be reached without migration."""
+    seen, moves = {SeptState.FREE}, []
+    rows = [(leaf, "", pairs) for leaf, pairs in sept.TRANSITIONS.items()]
+    rows += [
+        (leaf, when, pairs) for leaf, whens in sept.CONDITIONAL_TRANSITIONS.items() for when, pairs in whens.items()
+    ]
+    rows = [row for row in rows if not row[0].startswith("TDH_EXPORT") and row[1] != "import in progress"]
+    for _ in SeptState:
+        seen |= {SeptState(new) for _, _, pairs in rows for old, new in pairs.items() if old in seen}
+    for leaf, when, pairs in rows:
+        event = leaf.replace("_", ".") + (f" ({when})" if when else "")
+        moves += [(SeptState(old).name, SeptState(new).name, event) for old, new in pairs.items() if old in seen]
+    return _machine("Secure-EPT entry", _SEPT, SeptState, moves)
+
+
+_SEPT = "The state of an entry of the Secure EPT. An entry maps a page, or (`NL_...`, non-leaf) points to a table."
+MACHINES: list[tuple[Machine[Any], str]] = [
+    (SYS_STATE, "The module as a whole. `TDH.SYS.LP.SHUTDOWN` shuts down module 1.0 only."),
+    (HKID_STATE, "A private KeyID in the key ownership table."),
+    (
+        LIFECYCLE_STATE,
+        "A TD, as its key goes. It begins with `TDH.MNG.CREATE`; its TDR can be reclaimed in `TEARDOWN`.",
+    ),
+    (OP_STATE, "A TD, as it is built and run."),
+    (VCPU_STATE, "A virtual CPU, which begins with `TDH.VP.CREATE`."),
+]
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "ioctls": ioctls,
     "subcommands": subcommands,
     "leaves": leaves,
     "statuses": statuses,
+    "state_machines": state_machines,
+    "secure_ept": secure_ept,
 }

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
-from swtdx.seam.lifecycle import OpState
+from swtdx.seam.lifecycle import LifecycleState, OpState
 from swtdx.seam.status import StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdh import not_reproduced
@@ -44,7 +44,7 @@ def td(new_host):
 @pytest.mark.parametrize("name", CHECKED)
 def test_allowed_states(td, name, state):
     host, tdr, tdvpr = td
-    host.module.tds[tdr].op_state = state
+    host.module.tds[tdr].restore(op_state=state)
     operands = {"rcx": 0, "rdx": tdr}
     if name in TDR_IN_RCX:
         operands = {"rcx": tdr, "rdx": 1}  # RDX: an invalid buffer or field
@@ -77,11 +77,11 @@ def test_fatal_comes_before_keys_before_pages_before_op_state(host, name):
     in_rcx = name in TDR_IN_RCX | TDVPR_IN_RCX
     target = tdvpr if name in TDVPR_IN_RCX | TDVPR_IN_RDX else tdr
     operands = {"rcx": target} if in_rcx else {"rcx": 0, "rdx": target}
-    td.op_state = OpState.FAILED_IMPORT if name != "TDH.MNG.INIT" else OpState.RUNNABLE
+    td.restore(op_state=OpState.FAILED_IMPORT if name != "TDH.MNG.INIT" else OpState.RUNNABLE)
     pages, td.tdcx = td.tdcx, td.tdcx[:5]
     td.admit()
     assert host.call(name, **operands)[0] == StatusCode.TDCS_NOT_ALLOCATED
-    td.lifecycle = type(td.lifecycle).BLOCKED
+    td.restore(lifecycle=LifecycleState.BLOCKED)
     assert host.call(name, **operands)[0] == StatusCode.TD_KEYS_NOT_CONFIGURED
     td.die()
     assert host.call(name, **operands)[0] == StatusCode.TD_FATAL

@@ -93,7 +93,7 @@ def test_a_planted_fault_is_found(monkeypatch, fault, words):
             return status
 
         world.module.leaves = world.module.leaves | {number: (leaf, clears)}
-        world.module.state = world.module.state
+        world.module.restore(world.module.state)
         return world
 
     monkeypatch.setattr("testing.seam.random_calls.new_world", faulty)

@@ -8,7 +8,7 @@ the table keeps a bitmap of the packages that have not (TDH.PHYMEM.CACHE.WB clea
 from __future__ import annotations
 
 from swtdx.seam.hardware import Platform
-from swtdx.seam.lifecycle import HkidState
+from swtdx.seam.lifecycle import HKID_STATE, Event, HkidState
 from swtdx.seam.status import Operand, Status, StatusCode
 
 HKID_RESERVED = ~0xFFFF
@@ -20,7 +20,7 @@ class KeyOwnershipTable:
     def __init__(self, platform: Platform) -> None:
         first = platform.first_private_hkid
         self.private = range(first, first + platform.tdx_keyids)
-        self._state = dict.fromkeys(self.private, HkidState.FREE)
+        self._state = dict.fromkeys(self.private, HKID_STATE.initial)
         self._write_back_pending = dict.fromkeys(self.private, 0)
 
     def check_private(self, hkid: int, operand: Operand) -> int:
@@ -38,13 +38,13 @@ class KeyOwnershipTable:
         if self._state[hkid] is not HkidState.FREE:
             raise Status(StatusCode.HKID_NOT_FREE)
 
-    def set_state(self, hkid: int, state: HkidState) -> None:
-        """Move the HKID to another state; the leaf function has checked that it may."""
-        self._state[hkid] = state
+    def advance(self, hkid: int, event: Event) -> None:
+        """Move the HKID's state; raises IllegalTransition."""
+        self._state[hkid] = HKID_STATE.after(self._state[hkid], event)
 
     def flush(self, hkid: int, packages: int) -> None:
-        """The TD gave the HKID up: every package still has to write its caches back."""
-        self._state[hkid] = HkidState.FLUSHED
+        """Take the HKID from its TD (TDH.MNG.VPFLUSHDONE): every package still has to write its caches back."""
+        self.advance(hkid, Event.MNG_VPFLUSHDONE)
         self._write_back_pending[hkid] = (1 << packages) - 1
 
     def flushed(self) -> list[int]:

@@ -15,7 +15,7 @@ from swtdx.seam.contention import Contention
 from swtdx.seam.hardware import Args, Memory, Platform, Processor
 from swtdx.seam.identity import Identity
 from swtdx.seam.keys import KeyOwnershipTable
-from swtdx.seam.lifecycle import SysState
+from swtdx.seam.lifecycle import SYS_STATE, Event, SysState
 from swtdx.seam.operands import HostAddresses
 from swtdx.seam.pamt import PageType, Pamt
 from swtdx.seam.status import Operand, Status, StatusCode
@@ -47,7 +47,7 @@ class TdxModule:
         self.platform: Platform = processor.platform
         self.identity: Identity = identity or Identity.of(self.version)
         self.lock = threading.Lock()
-        self.state = SysState.SYSINIT_PENDING
+        self.restore(SYS_STATE.initial)
         self._said: Callable[[int, int], tuple[int, bool]] | None = None if self.version.exact else self.version.present
         self.initialized_lps: set[int] = set()
         self.shut_down_lps: set[int] = set()
@@ -96,8 +96,12 @@ class TdxModule:
         """SYS_STATE."""
         return self._state
 
-    @state.setter
-    def state(self, state: SysState) -> None:
+    def advance(self, event: Event) -> None:
+        """Move SYS_STATE; raises IllegalTransition."""
+        self.restore(SYS_STATE.after(self._state, event))
+
+    def restore(self, state: SysState) -> None:
+        """Set SYS_STATE to one that the module had, without a transition."""
         self._state = state
         # Without SYS_READY every call takes the way past the checks of the dispatcher.
         self._open = self.leaves if state is SysState.SYS_READY else {}

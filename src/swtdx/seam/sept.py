@@ -18,7 +18,9 @@ bits     meaning
 =======  =============================================================================================
 
 The state of an entry is coded in bits 56:53, 9, 7 and 6; FREE is 0x80E0000000000000, not 0. Which leaf function may
-act on which state, and what becomes of it, is ``tables/sept_transitions.json``.
+act on which state, and what becomes of it, is ``tables/sept_transitions.json``. `after` applies that table, and no leaf
+function computes a state otherwise. Leaf functions that run for every page of a TD and always make the same entry take
+it from the table once (`made_by`).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 
+from swtdx.seam.lifecycle import IllegalTransition
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load
 
@@ -87,6 +90,14 @@ TRANSITIONS: Mapping[str, Mapping[int, int]] = {
     leaf: {SeptState[old]: SeptState[new] for old, new in moves.items()}
     for leaf, moves in _TABLE["transitions"].items()
 }
+CONDITIONAL_TRANSITIONS: Mapping[str, Mapping[str, Mapping[int, int]]] = {
+    leaf: {
+        condition: {SeptState[old]: SeptState[new] for old, new in moves.items()}
+        for condition, moves in conditions.items()
+    }
+    for leaf, conditions in _TABLE["conditional_transitions"].items()
+}
+"""Transitions that depend on more than the entry: by leaf function and condition."""
 FORMER_STATES = 7
 """The bits of a state number that module 1.0 has: it does not tell tables from pages."""
 TLB_TRACKING_REQUIRED = _having("tlb_tracking_required")
@@ -106,10 +117,53 @@ _PERMISSIONS = {
 }
 
 
-def after(leaf: str, entry: int) -> int:
-    """The entry after the leaf function ``leaf`` has acted on it, HPA and memory type kept."""
-    state = TRANSITIONS[leaf][entry & STATE_MASK]
-    return (entry & ~(STATE_MASK | READ_WRITE_EXECUTE)) | state | _PERMISSIONS[SeptState(state)]
+_EMPTY = frozenset((SeptState.FREE, SeptState.REMOVED))
+
+
+def _move(old: int, new: int) -> tuple[int, int]:
+    """(bits of an entry to keep, bits to set) for a change of state.
+
+    An entry that stays a page, or stays a table, keeps its HPA and memory type. Any other change makes a new entry.
+    """
+    bits = SUPPRESS_VE | new | _PERMISSIONS[SeptState(new)]
+    if new & LEAF and not (old & LEAF):
+        return 0, bits | WRITE_BACK
+    if new in _EMPTY or old in _EMPTY or (old ^ new) & LEAF:
+        return 0, bits
+    return ~(STATE_MASK | READ_WRITE_EXECUTE), bits
+
+
+_MOVES = {
+    (leaf, condition): {old: _move(old, new) for old, new in moves.items()}
+    for leaf, conditions in [
+        *((leaf, {"": moves}) for leaf, moves in TRANSITIONS.items()),
+        *CONDITIONAL_TRANSITIONS.items(),
+    ]
+    for condition, moves in conditions.items()
+}
+
+
+def after(leaf: str, entry: int, condition: str = "") -> int:
+    """Return the entry after the leaf function ``leaf`` (``TDH_MEM_RANGE_BLOCK``) has acted on it.
+
+    A new entry lacks its HPA, which the caller adds. Raises IllegalTransition for a state without a transition.
+    """
+    try:
+        kept, bits = _MOVES[leaf, condition][entry & STATE_MASK]
+    except KeyError:
+        raise IllegalTransition(f"Secure EPT: {leaf} {condition} on {entry:#x}") from None
+    return entry & kept | bits
+
+
+def made_by(leaf: str, condition: str = "") -> int:
+    """Return the one entry that a leaf function makes of every entry it may act on, without its HPA.
+
+    Raises ValueError for a leaf function that makes more than one, or keeps bits of the old entry.
+    """
+    made = set(_MOVES[leaf, condition].values())
+    if len(made) != 1 or any(kept for kept, _ in made):
+        raise ValueError(f"{leaf} {condition} does not make one and the same entry")
+    return made.pop()[1]
 
 
 def level_shift(level: int) -> int:

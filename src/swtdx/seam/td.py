@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam.lifecycle import (
     LEAVES_ALLOWED,
+    LIFECYCLE_STATE,
     NO_LEAVES,
+    OP_STATE,
     TLB_TRACKING_REQUIRED,
+    Event,
     LifecycleState,
     OpState,
 )
@@ -70,11 +73,11 @@ class Td:
         self.child_count = 0
         self.tdcx: list[int] = []
         self.packages_configured = 0
-        self._lifecycle = LifecycleState.HKID_ASSIGNED
+        self._lifecycle = LIFECYCLE_STATE.initial
         self.fatal = False
         """FATAL: set by `die`, for good."""
         # TDCS
-        self._op_state = OpState.UNINITIALIZED
+        self._op_state = OP_STATE.initial
         self.allowed: frozenset[int] = NO_LEAVES
         """Numbers of the leaf functions that pass `check_state` now."""
         self.tlb_tracking = False
@@ -134,20 +137,25 @@ class Td:
         """LIFECYCLE_STATE."""
         return self._lifecycle
 
-    @lifecycle.setter
-    def lifecycle(self, state: LifecycleState) -> None:
-        self._lifecycle = state
-        self.admit()
-
     @property
     def op_state(self) -> OpState:
         """OP_STATE."""
         return self._op_state
 
-    @op_state.setter
-    def op_state(self, state: OpState) -> None:
-        self._op_state = state
-        self.tlb_tracking = state in TLB_TRACKING_REQUIRED or self.version.always_tracks
+    def advance(self, event: Event) -> None:
+        """Move LIFECYCLE_STATE or OP_STATE, whichever the event belongs to; raises IllegalTransition."""
+        if event in LIFECYCLE_STATE.transitions:
+            self.restore(lifecycle=LIFECYCLE_STATE.after(self._lifecycle, event))
+        else:
+            self.restore(op_state=OP_STATE.after(self._op_state, event))
+
+    def restore(self, *, lifecycle: LifecycleState | None = None, op_state: OpState | None = None) -> None:
+        """Set states that a TD had, without a transition."""
+        if lifecycle is not None:
+            self._lifecycle = lifecycle
+        if op_state is not None:
+            self._op_state = op_state
+            self.tlb_tracking = op_state in TLB_TRACKING_REQUIRED or self.version.always_tracks
         self.admit()
 
     def die(self) -> None:

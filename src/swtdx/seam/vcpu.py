@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swtdx.seam.hardware import Context, Segment
-from swtdx.seam.lifecycle import LastTdExit, VcpuState
+from swtdx.seam.lifecycle import VCPU_STATE, Event, LastTdExit
 from swtdx.x86 import DR6_INIT, PAT_RESET, Cr0, Cr4, Dr7, Efer, Gpr, Msr, Rflags, Vector, XFeature
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Vcpu:
         self.pamt_index = pamt_index
         self.pages: list[int] = [hpa]
         """TDVPR, then its TDCX pages."""
-        self.state = VcpuState.UNINITIALIZED
+        self.state = VCPU_STATE.initial
         self.index = 0
         self.x2apic_id = 0
         self.lp = NO_LP
@@ -94,6 +94,10 @@ class Vcpu:
         self.pin_controls = PIN_CONTROLS
         self.proc2_controls = PROC2_CONTROLS
         self.instruction_timeout = 0
+
+    def advance(self, event: Event) -> None:
+        """Move VCPU_STATE; raises IllegalTransition."""
+        self.state = VCPU_STATE.after(self.state, event)
 
     def associate(self, lp: int) -> None:
         """Bind an unassociated virtual CPU to a logical processor."""

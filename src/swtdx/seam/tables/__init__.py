@@ -88,6 +88,11 @@ def _check_sept(table: dict[str, Any]) -> None:
         _known("sept_transitions", set(moves) | set(moves.values()), states)
         if set(moves) - set(table["allowed"][leaf]):
             raise TableError(f"sept_transitions.json: {leaf} moves from a state in which it is not allowed")
+    for leaf, conditions in table["conditional_transitions"].items():
+        for moves in conditions.values():
+            _known("sept_transitions", set(moves) | set(moves.values()), states)
+            if set(moves) - set(table["allowed"][leaf]):
+                raise TableError(f"sept_transitions.json: {leaf} moves from a state in which it is not allowed")
 
 
 def _check_cpuid(table: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 ZERO_PAGE = bytes(PAGE_SIZE)
 STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK
 PENDING = int(SeptState.PENDING)
-BECOME_MAPPED = sept.PENDING_LEAF ^ sept.MAPPED_LEAF
-"""Bits that tell a pending leaf from a mapped one."""
+BECOME_MAPPED = sept.PENDING_LEAF ^ sept.after("TDG_MEM_PAGE_ACCEPT", sept.PENDING_LEAF)
+"""Bits that differ between a pending page and an accepted one: the transition of every 4 KiB page, computed once."""
 MAX_LEVEL = 1
 
 

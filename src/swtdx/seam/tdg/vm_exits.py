@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import tdg
 from swtdx.seam.hardware import Args, EventType, ExitReason
-from swtdx.seam.lifecycle import VcpuState
+from swtdx.seam.lifecycle import Event
 from swtdx.seam.msr import Access, Refused
 from swtdx.seam.status import StatusCode
 from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inject_ve
@@ -167,7 +167,7 @@ def external_interrupt(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 def triple_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """The virtual CPU is lost."""
-    vcpu.state = VcpuState.DISABLED
+    vcpu.advance(Event.TRIPLE_FAULT)
     return asynchronous(vcpu, args, ExitReason.TRIPLE_FAULT, status=StatusCode.NON_RECOVERABLE_VCPU)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import measurement, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.lifecycle import OpState
+from swtdx.seam.lifecycle import Event
 from swtdx.seam.measurement import CHUNK_SIZE, MR_EXTEND_BLOCK, extension
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
 from swtdx.seam.pamt import LOCK_MASK, PageType
@@ -28,6 +28,9 @@ PAGE_AUG = SEAMCALL_NUMBERS["TDH.MEM.PAGE.AUG"]
 MR_EXTEND, MR_FINALIZE = SEAMCALL_NUMBERS["TDH.MR.EXTEND"], SEAMCALL_NUMBERS["TDH.MR.FINALIZE"]
 
 MAPPED = int(SeptState.MAPPED)
+TABLE_ADDED = sept.made_by("TDH_MEM_SEPT_ADD")
+PAGE_ADDED = sept.made_by("TDH_MEM_PAGE_ADD")
+PAGE_AUGMENTED = sept.made_by("TDH_MEM_PAGE_AUG")
 TDR_RESERVED = 0xFFF0_0000_0000_0FFE
 NULL_PAGE = (1 << 64) - 1
 PAGE_NOT_USED = 1 << 63
@@ -65,7 +68,7 @@ def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> in
         module.take_page(args.r8, td.hkid, sept.FREE_PAGE)
         module.pamt.assign(page, PageType.EPT, td.hpa)
         td.child_count += 1
-        module.memory.qwords[entry_index] = sept.NL_MAPPED | args.r8
+        module.memory.qwords[entry_index] = TABLE_ADDED | args.r8
     args.rcx = args.rdx = 0
     if version:
         args.r8 = NULL_PAGE if no_page or not existing else args.r8 | PAGE_NOT_USED
@@ -96,7 +99,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
     module.memory.raw[hpa : hpa + PAGE_SIZE] = content
     module.pamt.assign(page, REG, td.hpa)
     td.child_count += 1
-    module.memory.qwords[entry_index] = sept.MAPPED_LEAF | hpa
+    module.memory.qwords[entry_index] = PAGE_ADDED | hpa
     measurement.page_added(td, gpa)
     args.rcx = args.rdx = 0
     return SUCCESS
@@ -132,7 +135,7 @@ def tdh_mr_finalize(module: TdxModule, args: Args, lp: int) -> int:
     if not td.num_vcpus and td.version.finalize_needs_vcpus:
         raise Status(StatusCode.NO_VCPUS)
     measurement.finish(td)
-    td.op_state = OpState.RUNNABLE
+    td.advance(Event.MR_FINALIZE)
     return SUCCESS
 
 
@@ -165,6 +168,6 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
         page = pamt.free_page(hpa, Operand.R8)
         td.child_count += 1
     pamt.assign(page, REG, td.hpa)
-    module.memory.qwords[entry_index] = sept.PENDING_LEAF | hpa
+    module.memory.qwords[entry_index] = PAGE_AUGMENTED | hpa
     args.rcx = args.rdx = 0
     return SUCCESS

@@ -14,7 +14,7 @@ from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import IMPORT_IN_PROGRESS
 from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
-from swtdx.seam.sept import ANY_BLOCKED, FREE, HPA_MASK, STATE_MASK, SUPPRESS_VE, SeptState
+from swtdx.seam.sept import ANY_BLOCKED, HPA_MASK, STATE_MASK
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, TDR_RESERVED
 from swtdx.x86 import PAGE_SIZE
@@ -26,6 +26,9 @@ RANGE_BLOCK, RANGE_UNBLOCK = SEAMCALL_NUMBERS["TDH.MEM.RANGE.BLOCK"], SEAMCALL_N
 MEM_TRACK, PAGE_REMOVE = SEAMCALL_NUMBERS["TDH.MEM.TRACK"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.REMOVE"]
 SEPT_REMOVE, SEPT_RD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.REMOVE"], SEAMCALL_NUMBERS["TDH.MEM.SEPT.RD"]
 MAX_PAGE_LEVEL = 2
+TABLE_REMOVED = sept.made_by("TDH_MEM_SEPT_REMOVE")
+REMOVED = sept.made_by("TDH_MEM_PAGE_REMOVE")
+REMOVED_DURING_IMPORT = sept.made_by("TDH_MEM_PAGE_REMOVE", "import in progress")
 
 
 def mapped_page(entry: int, level: int) -> int:
@@ -96,8 +99,7 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     if module.pamt.locked(page):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, module.pamt, entry, level, page)
-    removed = SUPPRESS_VE | SeptState.REMOVED if td.op_state in IMPORT_IN_PROGRESS else FREE
-    module.memory.qwords[entry_index] = removed
+    module.memory.qwords[entry_index] = REMOVED_DURING_IMPORT if td.op_state in IMPORT_IN_PROGRESS else REMOVED
     module.pamt.release(page)
     td.child_count -= 1 << (9 * level)
     args.rcx, args.rdx = hpa, 0
@@ -119,7 +121,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     check_tracked(td, module.pamt, entry, level, page)
     if module.memory.raw[hpa : hpa + PAGE_SIZE].tobytes() != sept.FREE_PAGE:
         raise Status(StatusCode.EPT_PAGE_NOT_FREE, Operand.RCX, **sept.extended_info(entry, level))
-    module.memory.qwords[entry_index] = FREE
+    module.memory.qwords[entry_index] = TABLE_REMOVED
     td.sept.forget()
     module.pamt.release(page)
     td.child_count -= 1

@@ -76,7 +76,8 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
     if pamt.any_locked(hpa, PageSize(level)):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     pamt.merge(hpa, PageSize(level), td.hpa)
-    module.memory.qwords[entry_index] = merged
+    condition = "pending pages" if merged & STATE_MASK in ANY_PENDING else "mapped pages"
+    module.memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_PROMOTE", entry, condition) | hpa
     td.sept.forget()
     pamt.release(table_page)
     td.child_count -= 1
@@ -135,7 +136,7 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     pamt.assign(table_page, PageType.EPT, td.hpa)
     pamt.split(hpa, PageSize(level), td.hpa)
     td.child_count += 1
-    memory.qwords[entry_index] = sept.NL_MAPPED | table
+    memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_DEMOTE", entry) | table
     args.rcx = args.rdx = 0
     for register in L2_REGISTERS if td.version.exact else ():
         offered = getattr(args, register)

@@ -11,7 +11,7 @@ from swtdx.seam.cpuid import VirtualCpuid
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf
 from swtdx.seam.hardware import Args
 from swtdx.seam.identity import ARCH_CAPABILITIES_CONFIG_MASK, HP_LOCK_TIMEOUT_DEFAULT
-from swtdx.seam.lifecycle import HkidState, LifecycleState, OpState
+from swtdx.seam.lifecycle import Event, LifecycleState, OpState
 from swtdx.seam.msr import MsrPolicy
 from swtdx.seam.pamt import PageType
 from swtdx.seam.sept import SecureEpt
@@ -47,7 +47,7 @@ def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
     if module.version.entropy_checks:
         module.contention.check_entropy()
     module.take_page(hpa, module.global_hkid, ZERO_PAGE)
-    module.kot.set_state(hkid, HkidState.ASSIGNED)
+    module.kot.advance(hkid, Event.MNG_CREATE)
     module.pamt.assign(index, PageType.TDR, 0)
     module.tds[hpa] = Td(hpa, hkid, index, module.version)
     return SUCCESS
@@ -69,7 +69,7 @@ def tdh_mng_key_config(module: TdxModule, args: Args, lp: int) -> int:
         module.memory.create_key(td.hkid)
     td.packages_configured |= package
     if td.packages_configured == (1 << module.platform.packages) - 1:
-        td.lifecycle = LifecycleState.KEYS_CONFIGURED
+        td.advance(Event.MNG_KEY_CONFIG)
     return SUCCESS
 
 
@@ -111,7 +111,7 @@ def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
     params = td_params.parse(module.read_host(source, td_params.SIZE), module.version)
     checked = module.td_rules.check(params, len(td.tdcx), module.tsc_adjust)
     configure(module, td, params, checked)
-    td.op_state = OpState.INITIALIZED
+    td.advance(Event.MNG_INIT)
     args.rcx = 0
     return SUCCESS
 
@@ -162,7 +162,7 @@ def tdh_mng_vpflushdone(module: TdxModule, args: Args, lp: int) -> int:
     if td.num_associated:
         raise Status(StatusCode.FLUSHVP_NOT_DONE)
     module.kot.flush(td.hkid, module.platform.packages)
-    td.lifecycle = LifecycleState.BLOCKED
+    td.advance(Event.MNG_VPFLUSHDONE)
     return SUCCESS
 
 
@@ -175,9 +175,9 @@ def tdh_mng_key_freeid(module: TdxModule, args: Args, lp: int) -> int:
     module.contention.check(Operand.KOT)
     if module.kot.write_back_pending(td.hkid):
         raise Status(StatusCode.WBCACHE_NOT_COMPLETE)
-    module.kot.set_state(td.hkid, HkidState.FREE)
+    module.kot.advance(td.hkid, Event.MNG_KEY_FREEID)
     module.memory.drop_key(td.hkid)
-    td.lifecycle = LifecycleState.TEARDOWN
+    td.advance(Event.MNG_KEY_FREEID)
     return SUCCESS
 
 

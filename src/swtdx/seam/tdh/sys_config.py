@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from swtdx.seam import cpuid, identity, tdmr
 from swtdx.seam.dispatch import SUCCESS, leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.lifecycle import HkidState, SysState, VcpuState
+from swtdx.seam.lifecycle import Event, SysState, VcpuState
 from swtdx.seam.pamt import GIB, Tdmr
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_params import check_limit_cpuid_maxval, check_tsc_adjust, native_msr
@@ -62,7 +62,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.CMR_LIST_INVALID)
     module.contention.check_entropy()
     module.tsc_adjust = native_msr(module.processor.rdmsr, Msr.TSC_ADJUST)
-    module.state = SysState.SYSINIT_DONE
+    module.advance(Event.SYS_INIT)
     args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
     return SUCCESS
 
@@ -94,10 +94,10 @@ def tdh_sys_config(module: TdxModule, args: Args, lp: int) -> int:
     if not 1 <= args.rdx <= tdmr.MAX_TDMRS:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     module.global_hkid = module.kot.check_private(args.r8, Operand.R8)
-    module.kot.set_state(module.global_hkid, HkidState.RESERVED)
+    module.kot.advance(module.global_hkid, Event.SYS_CONFIG)
     tdmrs = read_tdmrs(module, array, args.rdx)
     module.pamt.configure(tuple(tdmrs))
-    module.state = SysState.SYSCONFIG_DONE
+    module.advance(Event.SYS_CONFIG)
     return SUCCESS
 
 
@@ -128,7 +128,7 @@ def tdh_sys_key_config(module: TdxModule, args: Args, lp: int) -> int:
         module.memory.create_key(module.global_hkid)
     module.packages_configured.add(package)
     if len(module.packages_configured) == module.platform.packages:
-        module.state = SysState.SYS_READY
+        module.advance(Event.SYS_KEY_CONFIG)
     return SUCCESS
 
 
@@ -153,7 +153,7 @@ def tdh_sys_lp_shutdown(module: TdxModule, args: Args, lp: int) -> int:
     """Nothing, since module 1.5; 1.0 shuts down for good, and the logical processor cannot enter it any more."""
     if module.version.lp_shutdown_shuts_down:
         module.contention.check(Operand.SYS)
-        module.state = SysState.SHUTDOWN
+        module.advance(Event.SYS_LP_SHUTDOWN)
         module.shut_down_lps.add(lp)
     return SUCCESS
 
@@ -170,7 +170,7 @@ def tdh_sys_shutdown(module: TdxModule, args: Args, lp: int) -> int:
     module.contention.check(Operand.SYS)
     if any(vcpu.state is VcpuState.ACTIVE for vcpu in module.vcpus.values()):
         raise Status(StatusCode.SYS_BUSY)
-    module.state = SysState.SHUTDOWN
+    module.advance(Event.SYS_SHUTDOWN)
     return SUCCESS
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.lifecycle import LifecycleState, VcpuState
+from swtdx.seam.lifecycle import Event, LifecycleState, VcpuState
 from swtdx.seam.pamt import PageType
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_params import check_tsc_adjust
@@ -90,7 +90,7 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
     reset(vcpu, initial_rcx=args.rdx, family_model_stepping=module.processor.cpuid(1)[0])
     control(vcpu)
     td.vcpus.append(vcpu)
-    vcpu.state = VcpuState.READY
+    vcpu.advance(Event.VP_INIT)
     vcpu.associate(lp)
     return SUCCESS
 

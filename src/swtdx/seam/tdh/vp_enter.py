@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.lifecycle import LastTdExit, VcpuState
+from swtdx.seam.lifecycle import VCPU_STATE, Event, LastTdExit, VcpuState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import asynchronous
 from swtdx.seam.td_params import check_limit_cpuid_maxval, check_tsc_adjust
@@ -27,7 +27,10 @@ VP_ENTER = SEAMCALL_NUMBERS["TDH.VP.ENTER"]
 RECOVERABILITY_HINT = 1 << 52
 RESUME_L1 = 1 << 53
 RESERVED = 0xFFC0_0000_0000_0FFF
-_READY, _ACTIVE = VcpuState.READY, VcpuState.ACTIVE
+_READY = VcpuState.READY
+# Looked up once: a virtual CPU enters and exits more often than anything else happens here.
+_ACTIVE = VCPU_STATE.after(_READY, Event.VP_ENTER)
+_EXITED = VCPU_STATE.after(_ACTIVE, Event.TD_EXIT)
 _TDVMCALL = LastTdExit.TDVMCALL
 
 
@@ -82,7 +85,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
         qwords[td_lock] -= 1
         qwords[vcpu_lock] -= 1
         if vcpu.state is _ACTIVE:
-            vcpu.state = _READY
+            vcpu.state = _EXITED
     return result
 
 
