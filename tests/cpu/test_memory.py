@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import random
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_windows_go_and_come_back(memory: PhysicalMemory) -> None:
     first = memory.map_user(0x7000_0000, 0x3000)
     second = memory.map_user(0x7100_0000, 0x1000)
     assert not memory.is_ram(first)
-    assert second - first == 1 << 30
+    assert second - first == 2 << 20
     memory.unmap_user(first, 0x3000)
     memory.unmap_user(second, 0x1000)
     assert memory.map_user(0x7000_0000, 0x1000) == first
@@ -115,3 +116,40 @@ def test_windows_go_whoever_is_loaded(loaded: str) -> None:
         del context
     processor.memory.unmap_user(window, 1 << 20)
     assert processor.memory.map_user(address, 1 << 20) == window
+
+
+def test_windows_come_and_go_without_end() -> None:
+    """A long-lived VM makes and deletes slots for as long as it lives; one window stays all the time."""
+    memory = PhysicalMemory(1 << 20)
+    pages = mmap.mmap(-1, 1 << 24)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    stays = memory.map_user(address, 0x1000)
+    chance = random.Random(1)
+    live: list[tuple[int, int, int]] = []
+    for _ in range(80_000):  # more than there are of 1 GiB
+        length = chance.choice((0x1000, 0x5000, 0x200000, 0x201000, 0x800000))
+        start = chance.randrange(0, (1 << 24) - length + 1, 0x1000)
+        hpa = memory.map_user(address + start, length)
+        assert hpa % (2 << 20) == 0
+        assert all(hpa + length <= other or other + size <= hpa for other, size, _ in live)
+        live.append((hpa, length, start))
+        while len(live) > chance.randrange(20):
+            other, size, _ = live.pop(chance.randrange(len(live)))
+            memory.unmap_user(other, size)
+    for hpa, length, start in live:
+        pages[start] = 0x5A
+        assert memory.read_window(hpa, 1) == b"\x5a"
+        assert memory.read_window(hpa + length - 1, 2) is None
+    assert memory.read_window(stays, 0x1000) is not None
+
+
+def test_the_largest_slots_fit() -> None:
+    """KVM_MEM_MAX_NR_PAGES is 2^31 - 1: 8 TiB."""
+    memory = PhysicalMemory(1 << 20)
+    sizes = [(1 << 43) - 0x1000] * 3
+    windows = [memory.map_user(0x10000, size) for size in sizes]
+    with pytest.raises(MemoryError):
+        _ = [memory.map_user(0x10000, sizes[0]) for _ in range(4)]
+    memory.unmap_user(windows[1], sizes[1])
+    small = [memory.map_user(0x10000, 1 << 40) for _ in range(8)]
+    assert len(set(small)) == 8

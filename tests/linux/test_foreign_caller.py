@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from swtdx.linux.kvm.hva import HvaMapping
+from swtdx.linux.kvm.hva import HvaMapping, UserWindows
 from swtdx.linux.uaccess import Mm, copy_from_user, copy_to_user, current_mm, own_mm, use_mm
 
 
@@ -81,7 +81,7 @@ def test_a_slot_belongs_to_whoever_made_it(foreign: Foreign) -> None:
         return 0x7000_0000
 
     foreign.reach = reach  # type: ignore[method-assign]
-    slot = HvaMapping(Memory(), foreign.read_only, 8192)  # type: ignore[arg-type]
+    slot = HvaMapping(UserWindows(Memory()), foreign.read_only, 8192)  # type: ignore[arg-type]
     use_mm(own_mm())
     hpa, start, end, writable = slot.hpa(foreign.read_only + 4096, False)
     assert (hpa, start, end, writable) == ((1 << 30) + 4096, foreign.read_only, foreign.read_only + 8192, False)

@@ -27,6 +27,7 @@ import mmap
 import os
 import secrets
 import threading
+from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
 
 from swtdx.x86 import PAGE_SIZE
@@ -38,8 +39,13 @@ if TYPE_CHECKING:
 
 WINDOW_BASE = 1 << 45
 """Physical addresses from here on are windows on user memory."""
-_WINDOW_ALIGNMENT = 1 << 30
+_SMALLEST_WINDOW = 2 << 20
+"""Which is also their alignment, so that a large page of the user's can be one of the guest's."""
 _MAP_NORESERVE = 0x4000
+
+
+def _window_size(length: int) -> int:
+    return max(_SMALLEST_WINDOW, 1 << (length - 1).bit_length())
 
 
 class PhysicalMemory:
@@ -66,7 +72,10 @@ class PhysicalMemory:
         """Told of each page whose integrity breaks: whoever would take the machine check without a guest's help."""
         self._keys: dict[int, bytes] = {}
         self._windows: dict[int, tuple[int, int]] = {}
+        self._window_bases: list[int] = []
+        """Ascending."""
         self._next_window = WINDOW_BASE
+        self._free_windows: dict[int, list[int]] = {}  # by size: what was given back
         self._windows_lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -214,20 +223,44 @@ class PhysicalMemory:
     def map_user(self, address: int, length: int) -> int:
         """Pin ``length`` bytes of this process at ``address`` (both page aligned): the physical address of a window.
 
-        The window is aligned to 1 GiB. The memory must stay mapped; if it does not, a guest that touches it exits with
+        The window is aligned to 2 MiB. The memory must stay mapped; if it does not, a guest that touches it exits with
         HOST_FAULT.
         """
         if address % PAGE_SIZE or length % PAGE_SIZE or length <= 0:
             raise ValueError("a window consists of whole pages")
         with self._windows_lock:
-            hpa = self._next_window
-            if hpa + length > 1 << self.keyid_shift:
-                raise MemoryError("no physical addresses left for windows on user memory")
+            hpa = self._allocate_window(length)
             if self._engine is not None:
-                self._engine.map(hpa, address, length)
-            self._next_window = (hpa + length + _WINDOW_ALIGNMENT - 1) & -_WINDOW_ALIGNMENT
+                try:
+                    self._engine.map(hpa, address, length)
+                except BaseException:
+                    self._free_window(hpa, length)
+                    raise
             self._windows[hpa] = (address, length)
+            insort(self._window_bases, hpa)
             return hpa
+
+    def _allocate_window(self, length: int) -> int:
+        """Physical addresses, by powers of two, so that what is given back fits again."""
+        size = _window_size(length)
+        free = self._free_windows
+        if free.get(size):
+            return free[size].pop()
+        if self._next_window + size <= 1 << self.keyid_shift:
+            hpa = self._next_window
+            self._next_window += size
+            return hpa
+        larger = min((other for other, places in free.items() if other > size and places), default=0)
+        if not larger:
+            raise MemoryError("no physical addresses left for windows on user memory")
+        hpa = free[larger].pop()
+        while larger > size:
+            larger //= 2
+            free.setdefault(larger, []).append(hpa + larger)
+        return hpa
+
+    def _free_window(self, hpa: int, length: int) -> None:
+        self._free_windows.setdefault(_window_size(length), []).append(hpa)
 
     def unmap_user(self, hpa: int, length: int) -> None:
         """Give a window back (same arguments as came out of and went into :meth:`map_user`)."""
@@ -237,8 +270,11 @@ class PhysicalMemory:
             if self._engine is not None:
                 self._engine.unmap(hpa, length)
             del self._windows[hpa]
+            del self._window_bases[bisect_right(self._window_bases, hpa) - 1]
+            self._free_window(hpa, length)
             if not self._windows:
                 self._next_window = WINDOW_BASE
+                self._free_windows.clear()
 
     def read_window(self, hpa: int, length: int) -> bytes | None:
         """Read user memory behind a window, as the processor would; None where there is none (any more)."""
@@ -264,10 +300,13 @@ class PhysicalMemory:
             return False
 
     def _behind_window(self, hpa: int, length: int) -> int | None:
-        for base, (address, size) in self._windows.items():
-            if base <= hpa and hpa + length <= base + size:
-                return address + hpa - base
-        return None
+        with self._windows_lock:
+            position = bisect_right(self._window_bases, hpa) - 1
+            if position < 0:
+                return None
+            base = self._window_bases[position]
+            address, size = self._windows[base]
+        return address + hpa - base if hpa + length <= base + size else None
 
     def attach(self, engine: Engine) -> None:
         """Tell the engine what is here, and from now on what changes."""

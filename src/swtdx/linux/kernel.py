@@ -20,6 +20,7 @@ from swtdx.linux.kvm import msrs
 from swtdx.linux.kvm.capability import system_capabilities
 from swtdx.linux.kvm.device import KvmDevice
 from swtdx.linux.kvm.eventfd import IrqfdThread
+from swtdx.linux.kvm.hva import UserWindows
 from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
 from swtdx.linux.kvm.x86.main import vt_x86_ops
 from swtdx.linux.kvm.x86.tdx_params import supported_attributes, supported_xfam
@@ -61,6 +62,7 @@ class EmulatedKernel:
         self.cpus = HostCpus(processor)
         self.timers = TimerQueue()
         self.irqfd_thread = IrqfdThread()
+        self.user_windows = UserWindows(processor.memory)
         self.vms: set[Kvm] = set()
         self.max_vcpu_ids = KVM_MAX_VCPU_IDS
 

@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
+import random
+import time
 from typing import Any
 
 import pytest
 
+from swtdx.linux.kvm.memslots import KVM_USER_MEM_SLOTS
+from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
+from swtdx.uapi.client import Kvm
+from swtdx.uapi.layout import address_of
 from tests.linux.conftest import Bench, refused
 
 SIZE = 0x10000
@@ -18,8 +25,6 @@ memory = mmap.mmap(-1, 4 * SIZE)
 
 
 def user() -> int:
-    import ctypes
-
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
@@ -210,3 +215,154 @@ def test_pre_fault(bench: Bench) -> None:
         pre_fault(bench, vcpu, 0x10000, 0x1000)
     with refused(errno.EINVAL):
         pre_fault(bench, vcpu, 1 << 47, 0x1000)
+
+
+# How much a slot costs: the kernel keeps slots in trees, so that one costs the same whether there are ten or all
+# KVM_CAP_NR_MEMSLOTS of them.
+
+
+def _seconds(bench: Bench, vm: int, base: int, numbers: range | list[int]) -> float:
+    requests = [
+        k.kvm_userspace_memory_region(
+            slot=n, guest_phys_addr=n * 0x2000, memory_size=0x1000, userspace_addr=base + n * 0x1000
+        )
+        for n in numbers
+    ]
+    begin = time.perf_counter()
+    for request in requests:
+        bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, request)
+    return time.perf_counter() - begin
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "shuffled"])
+def test_the_last_slots_cost_what_the_first_ones_did(bench: Bench, order: str) -> None:
+    vm, memory = bench.vm(0), mmap.mmap(-1, KVM_USER_MEM_SLOTS << 12)
+    base = address_of(memory)
+    numbers = list(range(KVM_USER_MEM_SLOTS))
+    if order == "descending":
+        numbers.reverse()
+    elif order == "shuffled":
+        random.Random(1).shuffle(numbers)
+    first = min(_seconds(bench, vm, base, numbers[n : n + 500]) for n in range(0, 2000, 500))
+    _seconds(bench, vm, base, numbers[2000:-2000])
+    last = min(_seconds(bench, vm, base, numbers[n : n + 500]) for n in range(KVM_USER_MEM_SLOTS - 2000, 32700, 500))
+    assert last < 5 * first, (first, last)  # it was 100 times
+    slots = bench.vm_object().memslots
+    assert [slot.base_gfn for slot in slots] == [2 * n for n in range(KVM_USER_MEM_SLOTS)]
+    for n in (0, 1, 16000, KVM_USER_MEM_SLOTS - 1):
+        assert slots.gfn_to_memslot(2 * n).slot_id == n
+        assert slots.gfn_to_memslot(2 * n + 1) is None
+    with refused(errno.EEXIST):
+        moved = k.kvm_userspace_memory_region(
+            slot=5, guest_phys_addr=7 * 0x2000, memory_size=0x1000, userspace_addr=base + 5 * 0x1000
+        )
+        bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, moved)
+
+
+def test_deleting_costs_the_same_however_many_there_are(bench: Bench) -> None:
+    vm, memory = bench.vm(0), mmap.mmap(-1, 8000 << 12)
+    _seconds(bench, vm, address_of(memory), range(8000))
+
+    def delete(numbers: range) -> float:
+        begin = time.perf_counter()
+        for n in numbers:
+            bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, k.kvm_userspace_memory_region(slot=n))
+        return time.perf_counter() - begin
+
+    many = min(delete(range(n, n + 250)) for n in range(0, 1000, 250))
+    delete(range(1000, 7000))
+    few = min(delete(range(n, n + 250)) for n in range(7000, 8000, 250))
+    assert many < 5 * few
+    assert not list(bench.vm_object().memslots)
+
+
+def test_slots_of_one_guest_memfd_cost_the_same(bench: Bench) -> None:
+    count = 6000
+    vm = bench.td()
+    fd, memory = bench.memfd(vm, count << 12), mmap.mmap(-1, count << 12)
+
+    def bind(numbers: range) -> float:
+        begin = time.perf_counter()
+        for n in numbers:
+            region = k.kvm_userspace_memory_region2(
+                slot=n, flags=4, guest_phys_addr=n * 0x2000, memory_size=0x1000,
+                userspace_addr=address_of(memory) + n * 0x1000, guest_memfd=fd, guest_memfd_offset=n * 0x1000,
+            )  # fmt: skip
+            bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION2, region)
+        return time.perf_counter() - begin
+
+    first = min(bind(range(n, n + 250)) for n in range(0, 1000, 250))
+    bind(range(1000, count - 1000))
+    last = min(bind(range(n, n + 250)) for n in range(count - 1000, count, 250))
+    assert last < 5 * first, (first, last)
+    begin = time.perf_counter()
+    for n in range(2000):
+        bench.kernel.fallocate(fd, 3, n << 12, 0x1000)
+    assert time.perf_counter() - begin < 50 * first
+    kvm = bench.vm_object()
+    begin = time.perf_counter()
+    for descriptor in list(bench.kernel.files.by_fd):
+        bench.kernel.close(descriptor)
+    assert time.perf_counter() - begin < 50 * first
+    assert kvm not in bench.kernel.vms
+
+
+def test_faults_in_many_slots_cost_the_same() -> None:
+    """Small slots over one mapping share a window."""
+    count = 4000
+    with Kvm(open_kernel("emulated")) as device, device.create_vm() as vm:
+        memory = mmap.mmap(-1, count << 12)
+        base = address_of(memory)
+        vcpu = vm.create_vcpu(0)
+        for n in range(count):
+            vm.set_user_memory_region(n, n * 0x2000, 0x1000, base + n * 0x1000)
+
+        def fault(numbers: range) -> float:
+            begin = time.perf_counter()
+            for n in numbers:
+                request = k.kvm_pre_fault_memory(gpa=n * 0x2000, size=0x1000)
+                vcpu.kernel.ioctl(vcpu.fd, k.REQUESTS["KVM_PRE_FAULT_MEMORY"], ctypes.addressof(request))
+            return time.perf_counter() - begin
+
+        first = min(fault(range(n, n + 250)) for n in range(0, 1000, 250))
+        fault(range(1000, count - 1000))
+        assert min(fault(range(n, n + 250)) for n in range(count - 1000, count, 250)) < 5 * first
+        vcpu.close()
+
+
+def test_small_slots_reach_their_own_memory() -> None:
+    """Shared windows, at offsets, also where the mapping changes under way and slots come and go."""
+    with Kvm(open_kernel("emulated")) as device, device.create_vm() as vm:
+        memory = mmap.mmap(-1, 64 << 12)
+        base = address_of(memory)
+        libc = ctypes.CDLL(None)
+        libc.mprotect.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+        assert libc.mprotect(base + (40 << 12), 4 << 12, 1) == 0  # splits the mapping
+        for n in range(64):
+            if not 40 <= n < 44:
+                memory[n << 12] = n
+            vm.set_user_memory_region(n, 0x10000 + ((63 - n) << 12), 0x1000, base + (n << 12))
+        code = memory_of_code()
+        vm.set_user_memory_region(100, 0, 0x1000, code)
+        vcpu = vm.create_vcpu(0)
+        for round_ in range(2):
+            for n in [n for n in range(64) if not 40 <= n < 44]:
+                sregs = vcpu.get_sregs()
+                sregs.cs.base = sregs.cs.selector = 0
+                sregs.ds.base, sregs.ds.selector = 0x10000 + ((63 - n) << 12), 0x1000 + (63 - n << 8) & 0xFFFF
+                vcpu.set_sregs(sregs)
+                vcpu.set_regs(k.kvm_regs(rip=0, rflags=2, rbx=round_ + 1))
+                vcpu.run()
+                assert vcpu.exit_reason == k.Exit.IO
+                assert vcpu.get_regs().rax & 0xFF == n
+                assert memory[(n << 12) + 2] == round_ + 1
+            for n in range(0, 64, 2):
+                vm.set_user_memory_region(n, 0, 0, 0)
+                vm.set_user_memory_region(n, 0x10000 + ((63 - n) << 12), 0x1000, base + (n << 12))
+        vcpu.close()
+
+
+def memory_of_code() -> mmap.mmap:
+    code = mmap.mmap(-1, 0x1000)
+    code[:9] = bytes.fromhex("a00000 881e0200 e610")  # mov al, [0]; mov [2], bl; out 0x10, al
+    return code

@@ -13,6 +13,7 @@ for every slot of a TD (`kvm.memory_region`), which stands for that series' inac
 """
 
 import errno
+from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
@@ -37,7 +38,8 @@ class GuestMemfd(File):
         self.pages: dict[int, int] = {}  # index -> HPA
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()
-        self.bindings: list[Memslot] = []
+        self.bindings: list[tuple[int, int, Memslot]] = []
+        """The slots that are bound, by the first page of the file that they show, and id; no two overlap."""
         kvm.guest_memfds.add(self)
         kvm.get()
 
@@ -100,15 +102,20 @@ class GuestMemfd(File):
         """kvm_gmem_bind. Raises OSError(EINVAL)."""
         if (pgoff + slot.npages) << PAGE_SHIFT > self.length:
             raise err(errno.EINVAL, "the slot reaches beyond the end of the guest_memfd")
-        for other in self.bindings:
-            if other.gmem_pgoff < pgoff + slot.npages and pgoff < other.gmem_pgoff + other.npages:
-                raise err(errno.EINVAL, f"that range of the guest_memfd is bound to slot {other.slot_id}")
+        for other in self._bound(pgoff, pgoff + slot.npages):
+            raise err(errno.EINVAL, f"that range of the guest_memfd is bound to slot {other.slot_id}")
         slot.gmem, slot.gmem_pgoff = self, pgoff
-        self.bindings.append(slot)
+        insort(self.bindings, (pgoff, slot.slot_id, slot))
+
+    def _bound(self, start: int, end: int) -> "list[Memslot]":
+        """The slots that show a page of [start, end)."""
+        first = max(0, bisect_left(self.bindings, (start,)) - 1)
+        last = bisect_left(self.bindings, (end,), first)
+        return [slot for _, _, slot in self.bindings[first:last] if slot.gmem_pgoff + slot.npages > start]
 
     def unbind(self, slot: "Memslot") -> None:
         """kvm_gmem_unbind."""
-        self.bindings.remove(slot)
+        del self.bindings[bisect_left(self.bindings, (slot.gmem_pgoff,))]
         slot.gmem = None
 
     # The file
@@ -131,12 +138,12 @@ class GuestMemfd(File):
     def punch_hole(self, start: int, end: int) -> None:
         """Zap the pages [start, end) wherever they are mapped, and free them."""
         with self.kvm.slots_lock, self.kvm.mmu.lock:
-            for slot in self.bindings:
+            for slot in self._bound(start, end):
                 low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
                 if low < high:
                     shift = slot.base_gfn - slot.gmem_pgoff
                     self.kvm.mmu.zap_private(low + shift, high + shift)
-            for number in [number for number in self.huge if self._overlaps(number, start, end)]:
+            for number in self._huge_within(start, end):
                 first = number * HUGE_PAGE_PAGES
                 if start <= first and first + HUGE_PAGE_PAGES <= end:
                     self.kvm.pages.free_huge_page(self.huge.pop(number))
@@ -150,14 +157,15 @@ class GuestMemfd(File):
                 self.prepared.discard(index)
                 self.kvm.pages.free_page(self.pages.pop(index))
 
-    @staticmethod
-    def _overlaps(number: int, start: int, end: int) -> bool:
-        first = number * HUGE_PAGE_PAGES
-        return first < end and start < first + HUGE_PAGE_PAGES
+    def _huge_within(self, start: int, end: int) -> list[int]:
+        numbers = range(start // HUGE_PAGE_PAGES, (end + HUGE_PAGE_PAGES - 1) // HUGE_PAGE_PAGES)
+        if len(numbers) < len(self.huge):
+            return [number for number in numbers if number in self.huge]
+        return [number for number in self.huge if number in numbers]
 
     def release(self) -> None:
         with self.kvm.slots_lock, self.kvm.mmu.lock:  # no fault between the last page and the end of the binding
             self.punch_hole(0, self.length >> PAGE_SHIFT)
-            for slot in list(self.bindings):
+            for _, _, slot in list(self.bindings):
                 self.unbind(slot)
         self.kvm.put()

@@ -152,8 +152,11 @@ class Kvm:
         if self.pit is not None:
             self.pit.release()
         self.buses.release()
-        for slot in self.memslots:
-            self._release_slot_memory(slot, keep_gmem=False)
+        slots = list(self.memslots)
+        for gmem in {slot.gmem for slot in slots if slot.gmem is not None}:
+            gmem.punch_hole(0, gmem.length >> PAGE_SHIFT)
+        for slot in slots:
+            self._release_slot_memory(slot, keep_gmem=True)
             slot.hva.release()
         self.ops.vm_pre_destroy(self)
         for vcpu in self.vcpus:
@@ -248,12 +251,11 @@ class Kvm:
                 with self.mmu.lock:
                     if change is Change.MOVE:
                         self.mmu.zap_slot(old)
-                        old.base_gfn = region.guest_phys_addr >> PAGE_SHIFT
+                        self.memslots.move(old, region.guest_phys_addr >> PAGE_SHIFT)
                     elif old.dirty_bitmap is None:
                         self.mmu.zap_direct(old.base_gfn, old.end_gfn)  # writes must be seen from now on
                     old.flags = region.flags
                     self._set_dirty_log(old)
-                    self.memslots.insert(old)
 
     def _check_last_gfn(self, region: kvm_userspace_memory_region2) -> None:
         end = (region.guest_phys_addr + region.memory_size - 1) >> PAGE_SHIFT
@@ -273,7 +275,7 @@ class Kvm:
             base_gfn=region.guest_phys_addr >> PAGE_SHIFT,
             npages=size >> PAGE_SHIFT,
             userspace_addr=region.userspace_addr,
-            hva=HvaMapping(self.processor.memory, region.userspace_addr, size),
+            hva=HvaMapping(self.kernel.user_windows, region.userspace_addr, size),
         )
         if region.flags & int(KVM_MEM_GUEST_MEMFD):
             gmem = self._gmem_of(region.guest_memfd)

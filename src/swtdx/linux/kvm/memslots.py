@@ -6,7 +6,7 @@
 """
 
 import errno
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -63,49 +63,70 @@ class Change(Enum):
 
 
 class Memslots:
-    """The slots of one address space, by frame and by id."""
+    """The slots of one address space, by frame and by id.
+
+    Changes are made under slots_lock. Look-ups take no lock: one list holds everything and changes in one step, and a
+    look-up whose two steps fell on both sides of a change is made again (SRCU and the generation, in the kernel).
+    """
 
     def __init__(self) -> None:
         self.by_id: dict[int, Memslot] = {}
-        self._starts: list[int] = []
-        self._sorted: list[Memslot] = []
+        self._entries: list[tuple[int, int, Memslot]] = []  # first gfn, id (which decides nothing: no two overlap)
         self.generation = 0
 
     def gfn_to_memslot(self, gfn: int) -> Memslot | None:
         """The slot that holds ``gfn``."""
-        position = bisect_right(self._starts, gfn) - 1
-        if position < 0:
-            return None
-        slot = self._sorted[position]
-        return slot if gfn < slot.base_gfn + slot.npages else None
+        wanted = (gfn, KVM_USER_MEM_SLOTS)
+        while True:
+            generation, slot = self.generation, None
+            position = bisect_right(self._entries, wanted) - 1
+            if position >= 0:
+                try:
+                    slot = self._entries[position][2]
+                except IndexError:  # taken out meanwhile
+                    continue
+            if generation == self.generation:
+                break
+        return slot if slot is not None and gfn < slot.base_gfn + slot.npages else None
 
     def overlaps(self, base_gfn: int, end_gfn: int, but: int) -> bool:
         """Whether a slot other than the one with id ``but`` has a frame of the range."""
-        position = max(0, bisect_right(self._starts, base_gfn) - 1)
-        for slot in self._sorted[position:]:
+        return any(slot.slot_id != but for slot in self.within(base_gfn, end_gfn))
+
+    def within(self, base_gfn: int, end_gfn: int) -> Iterator[Memslot]:
+        """The slots that have a frame of the range, ascending (kvm_for_each_memslot_in_gfn_range). Under slots_lock."""
+        position = max(0, bisect_right(self._entries, (base_gfn, KVM_USER_MEM_SLOTS)) - 1)
+        while position < len(self._entries):
+            slot = self._entries[position][2]
             if slot.base_gfn >= end_gfn:
-                return False
-            if slot.end_gfn > base_gfn and slot.slot_id != but:
-                return True
-        return False
+                return
+            if slot.end_gfn > base_gfn:
+                yield slot
+            position += 1
 
     def insert(self, slot: Memslot) -> None:
-        """Make ``slot`` (replacing one of the same id) visible."""
+        """Make ``slot`` visible; its id and its frames are free."""
         self.by_id[slot.slot_id] = slot
-        self._resort()
+        self.generation += 1
+        insort(self._entries, (slot.base_gfn, slot.slot_id, slot))
+        self.generation += 1
 
     def remove(self, slot_id: int) -> None:
         """Take the slot out."""
-        del self.by_id[slot_id]
-        self._resort()
-
-    def _resort(self) -> None:
-        self._sorted = sorted(self.by_id.values(), key=lambda slot: slot.base_gfn)
-        self._starts = [slot.base_gfn for slot in self._sorted]
+        slot = self.by_id.pop(slot_id)
+        position = bisect_right(self._entries, (slot.base_gfn, KVM_USER_MEM_SLOTS)) - 1
+        self.generation += 1
+        del self._entries[position]
         self.generation += 1
 
+    def move(self, slot: Memslot, base_gfn: int) -> None:
+        """Let ``slot`` begin at another frame."""
+        self.remove(slot.slot_id)
+        slot.base_gfn = base_gfn
+        self.insert(slot)
+
     def __iter__(self) -> Iterator[Memslot]:
-        return iter(list(self._sorted))
+        return iter([slot for _, _, slot in self._entries])
 
 
 def check_region(region: kvm_userspace_memory_region2, valid_flags: int, address_spaces: int) -> None:

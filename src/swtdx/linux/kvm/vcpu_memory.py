@@ -56,7 +56,8 @@ def _map_page(vcpu: "Vcpu", gpa: int) -> None:
         raise err(errno.EINVAL, f"{gpa:#x} has the shared bit")
     if kvm.memslots.gfn_to_memslot(gfn) is None:
         raise err(errno.ENOENT, f"no slot at {gpa:#x}")
-    shared = kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE
+    with kvm.mmu.lock:  # under which attributes change
+        shared = kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE
     if shared:
         gpa |= kvm.mmu.direct_bits << PAGE_SHIFT
     while (result := kvm.mmu.page_fault(vcpu, gpa, False)) is RetPf.RETRY:

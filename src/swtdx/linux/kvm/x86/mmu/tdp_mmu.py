@@ -271,7 +271,7 @@ class TdpMmu:
 
     def drop_private(self, start: int, end: int) -> None:
         """v10's conversion to shared: the private pages of [start, end) are zapped and freed."""
-        for slot in self.kvm.memslots:
+        for slot in list(self.kvm.memslots.within(start, end)):
             low, high = max(start, slot.base_gfn), min(end, slot.end_gfn)
             if slot.gmem is not None and low < high:
                 shift = slot.gmem_pgoff - slot.base_gfn
