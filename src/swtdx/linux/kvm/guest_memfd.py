@@ -136,7 +136,8 @@ class GuestMemfd(File):
             self.get_page(index)
 
     def punch_hole(self, start: int, end: int) -> None:
-        """Zap the pages [start, end) wherever they are mapped, and free them."""
+        """Zap the pages [start, end) wherever they are mapped, and free them; beyond the file's end there are none."""
+        end = min(end, self.length >> PAGE_SHIFT)
         with self.kvm.slots_lock, self.kvm.mmu.lock:
             for slot in self._bound(start, end):
                 low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
