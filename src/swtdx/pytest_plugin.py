@@ -77,12 +77,12 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if client is None or call.excinfo is None or not isinstance(call.excinfo.value, client.KvmError):
         return
     from swtdx.explain.notes import failure_lines
-    from swtdx.uapi.abilities import last_reason, stated_dialect
+    from swtdx.uapi.abilities import last_refusal, stated_dialect
     from swtdx.uapi.dialect import Dialect
 
     error = call.excinfo.value
     kernel = getattr(item, "funcargs", {}).get("tdx_kernel")
-    reason = "" if kernel is None else last_reason(kernel)
+    reason = None if kernel is None else last_refusal(kernel)
     dialect = (None if kernel is None else stated_dialect(kernel)) or Dialect.UPSTREAM
     lines = failure_lines(error, dialect, reason)
     made.get_result().sections.append((f"KVM refused {error.ioctl}", "\n".join(lines)))

@@ -18,6 +18,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError, Vm
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.reason import Reason
 from testing.tdvf_image import image_with
 from tests.cli.conftest import Command
 from tests.vmm.fake_kernel import FakeKernel
@@ -121,18 +122,21 @@ def test_the_cpuid_leaf_that_the_module_refuses_is_named(device: Kvm) -> None:
         topology.eax |= 1 << 12  # reserved in leaf 4, and in no mask
         with pytest.raises(KvmError) as caught:
             initialise(device, td, cpuid=entries)
-    said = "\n".join(failure_lines(caught.value, Dialect.UPSTREAM, device.kernel.last_reason))  # type: ignore[attr-defined]
+    said = "\n".join(failure_lines(caught.value, Dialect.UPSTREAM, device.kernel.last_refusal))  # type: ignore[attr-defined]
     assert "OPERAND_INVALID|CPUID_CONFIG" in said
     assert "leaf 0x4, sub-leaf 0x1" in said
 
 
 def test_a_status_that_only_the_kernels_log_has(device: Kvm) -> None:
-    """KVM keeps what VP.INIT or PAGE.ADD says to itself; the reason of the embedded kernel has it, as dmesg would."""
+    """KVM does not return what VP.INIT or PAGE.ADD says; the reason of the embedded kernel has it, as dmesg would.
+
+    The facts of the reason are explained, whatever its sentence is.
+    """
     error = KvmError(5, "KVM_TDX_INIT_MEM_REGION")
-    reason = "TDH.MEM.PAGE.ADD of 0x1000: 0xc0000b0d00000001, entry 0x0, level and state 0x400"
+    reason = Reason("the page cannot be added", "TDH.MEM.PAGE.ADD", 0xC0000B0D_00000001, rcx=0, rdx=0x400)
     said = "\n".join(failure_lines(error, Dialect.UPSTREAM, reason))
     for words in (
-        reason,
+        reason.text,
         "EPT_ENTRY_STATE_INCORRECT|RCX",
         "the Secure-EPT entry is FREE",
         "swtdx explain EIO --command",

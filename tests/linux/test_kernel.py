@@ -222,7 +222,7 @@ def test_an_internal_error_is_eio_and_kills_the_vm(bench: Bench, caplog: pytest.
     bench.vm_object().memslots = None
     with refused(errno.EIO) as caught:
         bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, k.kvm_userspace_memory_region(memory_size=4096))
-    assert "internal error" in reason_of(caught.value)
+    assert "internal error" in reason_of(caught.value).text
     assert "internal error" in caplog.text
     with refused(errno.EIO):
         bench.ioctl(vm, k.KVM_CHECK_EXTENSION, 0)

@@ -7,17 +7,18 @@ from typing import Any, cast
 
 import pytest
 
-from swtdx.uapi.abilities import debuggable, inspectable, last_reason, logical_processors, stated_dialect
+from swtdx.uapi.abilities import debuggable, inspectable, last_refusal, logical_processors, stated_dialect
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.reason import Reason
 from swtdx.uapi.traced_kernel import TracedKernel
 from tests.vmm.fake_kernel import FakeKernel
 
 
 class _Able(FakeKernel):
     logical_processors = 3
-    last_reason = "the VM is dead"
+    last_refusal = Reason("the VM is dead")
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         return {"fd": vm_fd}
@@ -40,7 +41,7 @@ def test_a_kernel_with_every_ability(wraps: int) -> None:
     assert inspected.inspect_td(5) == {"fd": 5}
     assert debugged is not None
     assert str(debugged.debug_td(6)) == "door of 6"
-    assert last_reason(kernel) == "the VM is dead"
+    assert last_refusal(kernel).text == "the VM is dead"
     assert logical_processors(kernel) == 3
     assert stated_dialect(kernel) is Dialect.V10
 
@@ -50,6 +51,6 @@ def test_the_host_kernel_has_none(wraps: int) -> None:
     kernel = _wrapped(HostKernel(), wraps)
     assert inspectable(kernel) is None
     assert debuggable(kernel) is None
-    assert last_reason(kernel) == ""
+    assert not last_refusal(kernel)
     assert logical_processors(kernel) is None
     assert stated_dialect(kernel) is None

@@ -106,7 +106,7 @@ class Process:
         except OSError as error:
             number = error.errno or errno.EIO
             if number not in (errno.EINTR, errno.EAGAIN):
-                self.telling.refused(request, argument, number, reason_of(error))
+                self.telling.refused(request, argument, number, reason_of(error).text)
             return -number
 
     def _interruptible(self, kernel: Kernel, fd: int, request: int, argument: int) -> int:

@@ -22,6 +22,7 @@ from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
+from swtdx.uapi.reason import NO_REASON, Reason
 
 _STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
 # The number behind one of these words is the status, whatever other numbers the line has.
@@ -64,8 +65,8 @@ class Failed:
     ioctl: str = ""
     hw_error: int = 0
     leaf: str = ""
-    reason: str = ""
-    """In the kernel's own words, where it told."""
+    reason: Reason = NO_REASON
+    """The kernel's own, where it stated one."""
     any_operand: bool = False
     """``hw_error`` is the name of a status alone: its low 32 bits are not known."""
     outputs: tuple[tuple[str, int], ...] = ()
@@ -169,13 +170,12 @@ def explain_failure(failed: Failed, dialect: Dialect) -> dict[str, Any]:
         found["errno"] = failed.errno
         found["errno_text"] = os.strerror(getattr(errnos, failed.errno))
     if failed.reason:
-        found["reason"] = failed.reason
+        found["reason"] = failed.reason.text
     matching = _matching(failed, dialect)
     status, leaf, outputs = failed.hw_error, failed.leaf, failed.outputs
-    if failed.reason:  # Linux writes it to its log, the emulated kernel into its reason
-        told = parse_line(failed.reason)
-        if status in (0, told.hw_error):
-            status, leaf, outputs = told.hw_error, told.leaf or leaf, told.outputs or outputs
+    if status in (0, failed.reason.status):
+        status, leaf = failed.reason.status, failed.reason.leaf or leaf
+        outputs = tuple(failed.reason.outputs.items()) or outputs
     if status:
         seamcalls = tuple(dict.fromkeys(name for each in matching for name in each.seamcalls))
         found["status"] = explain_status(

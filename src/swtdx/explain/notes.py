@@ -17,11 +17,12 @@ from swtdx.explain import words
 from swtdx.explain.failure import Failed, explain_failure
 from swtdx.explain.status import explain_status
 from swtdx.uapi import kvm
-from swtdx.uapi.abilities import last_reason
+from swtdx.uapi.abilities import last_refusal
 from swtdx.uapi.client import KvmError
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.reason import NO_REASON, Reason
 from swtdx.vmm.outcome import End, Outcome
 
 SHOWN_RULES = 3
@@ -37,15 +38,15 @@ def explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
     except Exception as error:
         cause = error if isinstance(error, KvmError) else error.__cause__
         if isinstance(cause, KvmError):
-            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, last_reason(kernel)):
+            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, last_refusal(kernel)):
                 error.add_note(line)
         raise
 
 
-def failure_lines(error: KvmError, dialect: Dialect, reason: str = "") -> list[str]:
-    """A refused ioctl in lines for a person, the sentence itself left away."""
+def failure_lines(error: KvmError, dialect: Dialect, reason: Reason | None = None) -> list[str]:
+    """Explain a refused ioctl in lines for a person, without the sentence of the error itself."""
     ioctl = error.ioctl.partition(" ")[0]  # "open /dev/kvm"
-    failed = Failed(errno_name(error.errno or 0), ioctl, error.hw_error, reason=reason)
+    failed = Failed(errno_name(error.errno or 0), ioctl, error.hw_error, reason=reason or NO_REASON)
     found = explain_failure(failed, dialect)
     if reason and len(found.get("rules", ())) > SHOWN_RULES:
         del found["rules"]
@@ -62,7 +63,7 @@ def outcome_explained(outcome: Outcome, dialect: Dialect | None, *, td: bool) ->
     details: dict[str, Any] = outcome.details
     if "errno" in details:
         error = KvmError(getattr(errnos, details["errno"]), "KVM_RUN")
-        lines = failure_lines(error, dialect or Dialect.UPSTREAM, details["reason"])
+        lines = failure_lines(error, dialect or Dialect.UPSTREAM, outcome.reason)
         return [line for line in lines if not line.startswith("reason ")]  # the outcome's own sentence has it
     if td and details.get("suberror") == kvm.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON and details["data"]:
         return words.text(explain_status(details["data"][0], VP_ENTER))

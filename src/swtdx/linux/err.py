@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Errors as the kernel makes them: a number, and for the person who asks, why.
 
-A system call can only return ``-errno``. The reason travels as a note on the exception (PEP 678): ``str(error)`` stays
-what `fcntl.ioctl` would give, the traceback shows the reason, and `EmulatedKernel.last_reason` keeps it.
+A system call can only return ``-errno``. The reason travels on the exception: ``str(error)`` stays what `fcntl.ioctl`
+would give, a note (PEP 678) shows the reason in a traceback, and `EmulatedKernel.last_refusal` keeps its facts.
 """
 
 import os
 
+from swtdx.uapi.reason import NO_REASON, Reason
 
-def err(code: int, reason: str) -> OSError:
-    """An OSError (of the subclass that Python gives to ``code``) that carries ``reason``.
+_ATTRIBUTE = "swtdx_reason"
+
+
+def err(code: int, reason: str | Reason) -> OSError:
+    """Return an OSError (of the subclass that Python gives to ``code``) that carries ``reason``.
 
     >>> import errno
     >>> try:
     ...     raise err(errno.EEXIST, "slot 0 overlaps slot 3")
     ... except FileExistsError as error:
-    ...     print(error.errno == errno.EEXIST, reason_of(error))
+    ...     print(error.errno == errno.EEXIST, reason_of(error).text)
     True slot 0 overlaps slot 3
     """
     error = OSError(code, os.strerror(code))
-    error.add_note(reason)
+    why = Reason(reason) if isinstance(reason, str) else reason
+    error.add_note(why.text)
+    setattr(error, _ATTRIBUTE, why)
     return error
 
 
-def reason_of(error: OSError) -> str:
-    """The reason given to `err`; empty when the error comes from the system itself."""
-    notes: list[str] = getattr(error, "__notes__", [])
-    return notes[-1] if notes else ""
+def reason_of(error: OSError) -> Reason:
+    """Return the reason given to `err`; an empty one when the error comes from the system itself."""
+    reason = getattr(error, _ATTRIBUTE, None)
+    return reason if isinstance(reason, Reason) else NO_REASON

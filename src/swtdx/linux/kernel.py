@@ -28,6 +28,7 @@ from swtdx.linux.mm import PageAllocator
 from swtdx.linux.sched import HostCpus, TimerQueue
 from swtdx.linux.virt.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
 from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.reason import NO_REASON, Reason
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -54,7 +55,8 @@ class EmulatedKernel:
         self.config = config
         self.dialect = dialect
         self.upstream = dialect is Dialect.UPSTREAM
-        self.last_reason = ""
+        self.last_refusal = NO_REASON
+        """Why the last call was refused."""
         self.sees_signals = False
         """Whether signal handlers of this process call ``swtdx_signal`` (`Processor.signal_pending`)."""
         self.pages = PageAllocator(processor.memory)
@@ -78,6 +80,11 @@ class EmulatedKernel:
         self.capabilities = system_capabilities(self)
 
     @property
+    def last_reason(self) -> str:
+        """The sentence of `last_refusal`."""
+        return self.last_refusal.text
+
+    @property
     def logical_processors(self) -> int:
         """How many logical processors the machine has."""
         return self.cpus.count
@@ -91,7 +98,7 @@ class EmulatedKernel:
             host = TdxHost(self.processor, self.pages, sys_rd=self.upstream)
             self._check_for_kvm(host)
         except TdxUnavailable as unavailable:
-            self.last_reason = str(unavailable)
+            self.last_refusal = Reason(str(unavailable))
             log.error("TDX: %s", unavailable)
             return None
         log.info("TDX: module initialised, %d guest KeyIDs", host.free_hkids)
@@ -142,16 +149,16 @@ class EmulatedKernel:
         try:
             return file.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
         except OSError as error:
-            self.last_reason = reason_of(error)
+            self.last_refusal = reason_of(error)
             raise
         except MemoryError as error:
-            self.last_reason = "the host has no memory left"
-            raise err(errno.ENOMEM, self.last_reason) from error
+            self.last_refusal = Reason("the host has no memory left")
+            raise err(errno.ENOMEM, self.last_refusal) from error
         except Exception as error:
             log.exception("internal error in ioctl %#010x", request)
-            self.last_reason = f"internal error: {error!r}"
+            self.last_refusal = Reason(f"internal error: {error!r}")
             file.bug(self.last_reason)
-            raise err(errno.EIO, self.last_reason) from error
+            raise err(errno.EIO, self.last_refusal) from error
 
     def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
         """Raises OSError(ENODEV, EINVAL, EBADF). A mapping of a vCPU keeps it, and its VM, until it is closed."""

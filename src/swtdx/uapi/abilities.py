@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.reason import NO_REASON, Reason
 
 
 @runtime_checkable
@@ -24,7 +25,7 @@ class Wrapper(Protocol):
 class Explaining(Protocol):
     """A kernel that keeps the reason of its last refusal."""
 
-    last_reason: str
+    last_refusal: Reason
 
 
 @runtime_checkable
@@ -98,10 +99,10 @@ def debuggable(kernel: Kernel) -> Debuggable | None:
     return inner if isinstance(inner, Debuggable) else None
 
 
-def last_reason(kernel: Kernel) -> str:
-    """Return why the kernel refused the last call; empty where it does not say."""
+def last_refusal(kernel: Kernel) -> Reason:
+    """Return why the kernel refused the last call; an empty reason where it does not say."""
     inner = _unwrapped(kernel)
-    return inner.last_reason if isinstance(inner, Explaining) else ""
+    return inner.last_refusal if isinstance(inner, Explaining) else NO_REASON
 
 
 def logical_processors(kernel: Kernel) -> int | None:

@@ -19,6 +19,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from swtdx.uapi.reason import NO_REASON, Reason
+
 STATUS_BAD_INPUT = 2
 
 
@@ -55,6 +57,7 @@ class Outcome:
     text: str
     details: dict[str, object] = field(default_factory=dict)
     chosen_status: int | None = None  # by the guest, where it may
+    reason: Reason = NO_REASON  # of a kernel that refused to go on
 
     @property
     def status(self) -> int:

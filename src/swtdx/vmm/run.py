@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from swtdx.uapi import kvm
-from swtdx.uapi.abilities import last_reason
+from swtdx.uapi.abilities import last_refusal
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
@@ -257,11 +257,13 @@ class Run:
                 ),
             )
             return faults
-        reason = last_reason(vcpu.kernel)
+        reason = last_refusal(vcpu.kernel)
         said = f" ({reason})" if reason else ""
         failure = KvmError(error.errno or errno.EIO, "KVM_RUN")
-        details: dict[str, object] = {"errno": errno_name(failure.errno or 0), "reason": reason}
-        self.finish(Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details))
+        details: dict[str, object] = {"errno": errno_name(failure.errno or 0), "reason": reason.text}
+        self.finish(
+            Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details, reason=reason)
+        )
         return faults
 
     def _handle(self, vcpu: Vcpu, reason: int) -> None:

@@ -44,6 +44,7 @@ from swtdx.uapi.kvm import (
     kvm_memory_attributes,
     kvm_userspace_memory_region2,
 )
+from swtdx.uapi.reason import Reason
 
 if TYPE_CHECKING:
     from swtdx.linux.kernel import EmulatedKernel
@@ -166,7 +167,7 @@ class Kvm:
         self.ops.vm_destroy(self)
         self.kernel.vms.discard(self)
 
-    def bug(self, reason: str) -> OSError:
+    def bug(self, reason: str | Reason) -> OSError:
         """KVM_BUG_ON: mark the VM dead; the EIO to raise."""
         if not self.dead:
             log.error("VM %d is dead: %s", self.number, reason)

@@ -31,6 +31,7 @@ from swtdx.linux.virt.seamcall import (
 )
 from swtdx.linux.virt.tdx import TdxHost
 from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.reason import seamcall_failed
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
@@ -263,7 +264,7 @@ def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command
         for cpu in host.package_cpus:
             status = seamcall.tdh_mng_key_config(tdr, cpu)
             if status:
-                raise err(errno.EIO, f"TDH.MNG.KEY.CONFIG: {status:#x}")
+                raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
         while tdcs:
             status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
             if status:
@@ -293,21 +294,21 @@ def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command"
     if status:
         if kvm.kernel.dialect is Dialect.V10:
             cmd.error = status
-            raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}, rcx {rcx:#x}")
+            raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
         if status_class(status) == TDX_OPERAND_INVALID:
             cmd.hw_error = status
-            raise err(errno.EINVAL, f"TDH.MNG.INIT refuses TD_PARAMS: {status:#x}, rcx {rcx:#x}")
-        raise err(errno.EIO, f"TDH.MNG.INIT: {status:#x}, rcx {rcx:#x}")
+            raise err(errno.EINVAL, seamcall_failed("TDH.MNG.INIT", status, rcx))
+        raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
     for name, md_field in (("tsc_offset", MD_TDCS_TSC_OFFSET), ("tsc_multiplier", MD_TDCS_TSC_MULTIPLIER)):
         status, value = seamcall.tdh_mng_rd(tdx.tdr, md_field)
         if status:
-            raise err(errno.EIO, f"TDH.MNG.RD of {name}: {status:#x}")
+            raise err(errno.EIO, seamcall_failed("TDH.MNG.RD", status, where=f"of {name}"))
         setattr(tdx, name, value)
 
 
 def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
     code = errno.EAGAIN if status_class(status) == again else errno.EIO
-    return err(code, f"{leaf}: {status:#x}")
+    return err(code, seamcall_failed(leaf, status))
 
 
 def _td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
@@ -320,8 +321,8 @@ def _td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     if status:
         setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
         if status_class(status) == TDX_OPERAND_BUSY:
-            raise err(errno.EBUSY, f"TDH.MR.FINALIZE: {status:#x}")
-        raise kvm.bug(f"TDH.MR.FINALIZE: {status:#x}")
+            raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
+        raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
     tdx.state = TdState.RUNNABLE
     if kvm.kernel.dialect is Dialect.V10:
         tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter

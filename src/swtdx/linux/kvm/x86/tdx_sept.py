@@ -26,6 +26,7 @@ from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
 from swtdx.linux.virt.seamcall import TDX_OPERAND_BUSY, status_class
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from swtdx.uapi.reason import Reason, seamcall_failed, sept_seamcall_failed
 from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> No
 
 def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int) -> OSError:
     if status_class(status) == TDX_OPERAND_BUSY:
-        return err(errno.EBUSY, f"{leaf}: {status:#x}")
-    return kvm.bug(f"{leaf}: {status:#x}, entry {entry:#x}, level and state {level_state:#x}")
+        return err(errno.EBUSY, sept_seamcall_failed(leaf, status, entry, level_state))
+    return kvm.bug(sept_seamcall_failed(leaf, status, entry, level_state))
 
 
 def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
@@ -99,7 +100,7 @@ def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) ->
         with _NoVcpusEnter(kvm):
             status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
     if status:
-        raise kvm.bug(f"TDH.MEM.PAGE.DEMOTE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}")
+        raise kvm.bug(sept_seamcall_failed("TDH.MEM.PAGE.DEMOTE", status, entry, level_state))
 
 
 def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
@@ -108,8 +109,8 @@ def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
         gmem.give_up(page)
 
 
-def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:
-    """The removal sequence; what went wrong, or an empty string."""
+def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> Reason | None:
+    """Run the removal sequence. Return what went wrong, or None."""
     seamcall, tdr = tdx.host.seamcall, tdx.tdr
     failure = _block_and_track(kvm, tdx, gpa, level)
     if failure:
@@ -119,21 +120,21 @@ def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> str:
         with _NoVcpusEnter(kvm):
             status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
     if status:
-        return f"TDH.MEM.PAGE.REMOVE: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
+        return sept_seamcall_failed("TDH.MEM.PAGE.REMOVE", status, entry, level_state)
     size = pages_per_level(level + 1) << PAGE_SHIFT
     for small in range(page, page + size, PAGE_SIZE):
         status = seamcall.tdh_phymem_page_wbinvd(small | tdx.hkid << tdx.host.hkid_shift)
         if status:
-            return f"TDH.PHYMEM.PAGE.WBINVD: {status:#x}"
+            return seamcall_failed("TDH.PHYMEM.PAGE.WBINVD", status)
     if size == PAGE_SIZE:
         kvm.processor.memory.clear_page(page)
     else:
         kvm.processor.memory.clear_range(page, size, 0)
-    return ""
+    return None
 
 
-def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> str:
-    """No vCPU reaches the page any more. What went wrong, or an empty string."""
+def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> Reason | None:
+    """Make sure that no vCPU reaches the page any more. Return what went wrong, or None."""
     seamcall, tdr = tdx.host.seamcall, tdx.tdr
     tracking = tdx.state is TdState.RUNNABLE or kvm.kernel.dialect is Dialect.V10
     status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
@@ -141,16 +142,16 @@ def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> str:
         with _NoVcpusEnter(kvm):
             status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
     if status:
-        return f"TDH.MEM.RANGE.BLOCK: {status:#x}, entry {entry:#x}, level and state {level_state:#x}"
+        return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state)
     if tracking:
         status = seamcall.tdh_mem_track(tdr)
         if status_class(status) == TDX_OPERAND_BUSY:
             with _NoVcpusEnter(kvm):
                 status = seamcall.tdh_mem_track(tdr)
         if status:
-            return f"TDH.MEM.TRACK: {status:#x}"
+            return seamcall_failed("TDH.MEM.TRACK", status)
         kvm.kick_all_outside_guest()
-    return ""
+    return None
 
 
 class _NoVcpusEnter:
@@ -242,7 +243,7 @@ def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -
     if status:
         raise err(
             errno.EBUSY if status_class(status) == TDX_OPERAND_BUSY else errno.EIO,
-            f"TDH.MEM.PAGE.ADD of {gpa:#x}: {status:#x}, entry {entry:#x}, level and state {level_state:#x}",
+            sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"),
         )
     tdx.premapped.discard(gfn)
     gmem.prepared.add(index)
@@ -251,4 +252,4 @@ def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -
         for chunk in range(gpa, gpa + PAGE_SIZE, TDX_EXTENDMR_CHUNKSIZE):
             status = mr_extend(tdr, chunk)
             if status:
-                raise kvm.bug(f"TDH.MR.EXTEND at {chunk:#x}: {status:#x}")
+                raise kvm.bug(seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}"))

@@ -49,6 +49,7 @@ from swtdx.uapi.kvm import (
     KVM_EXIT_SHUTDOWN,
     KVM_MP_STATE_RUNNABLE,
 )
+from swtdx.uapi.reason import seamcall_failed
 
 if TYPE_CHECKING:
     from swtdx.linux.kvm.kvm_main import Kvm
@@ -141,7 +142,7 @@ def tdx_flush_vp(vcpu: "Vcpu") -> None:
     status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_flush(tdx.tdvpr, tdx.associated_cpu)
     tdx.associated_cpu = -1
     if status and status_class(status) != TDX_VCPU_NOT_ASSOCIATED:
-        vcpu.kvm.bug(f"TDH.VP.FLUSH: {status:#x}")
+        vcpu.kvm.bug(seamcall_failed("TDH.VP.FLUSH", status))
 
 
 def tdx_guest_state_protected(vcpu: "Vcpu", data: object = None) -> Any:
@@ -206,12 +207,12 @@ def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
             tdcx.append(pages.alloc_page("tdcx"))  # one by one: what was had when one fails is given back
         status = seamcall.tdh_vp_create(td.tdr, tdvpr)
         if status:
-            raise kvm.bug(f"TDH.VP.CREATE: {status:#x}")
+            raise kvm.bug(seamcall_failed("TDH.VP.CREATE", status))
         tdx.tdvpr = tdvpr
         while tdcx:
             status = seamcall.tdh_vp_addcx(tdvpr, tdcx[0])
             if status:
-                raise kvm.bug(f"TDH.VP.ADDCX: {status:#x}")
+                raise kvm.bug(seamcall_failed("TDH.VP.ADDCX", status))
             tdx.tdcx.append(tdcx.pop(0))
     except OSError:
         for page in (*tdcx, *([] if tdx.tdvpr else [tdvpr])):
@@ -221,7 +222,7 @@ def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
     x2apic_id = vcpu.vcpu_id if info.features0 & FEATURE_TOPOLOGY_ENUM else None
     status = seamcall.tdh_vp_init(tdvpr, initial_rcx, x2apic_id, cpu)
     if status:
-        raise kvm.bug(f"TDH.VP.INIT: {status:#x}")
+        raise kvm.bug(seamcall_failed("TDH.VP.INIT", status))
     tdx.associated_cpu = cpu
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_NV, POSTED_INTR_VECTOR, 0xFFFF, cpu)
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_DESC_ADDR, tdx.pi_desc.hpa, (1 << 64) - 64, cpu)
@@ -231,7 +232,7 @@ def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
 def _vp_write(vcpu: "Vcpu", md_field: int, value: int, mask: int, cpu: int) -> None:
     status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
     if status:
-        raise vcpu.kvm.bug(f"TDH.VP.WR of field {md_field:#x}: {status:#x}")
+        raise vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
 
 
 def _get_cpuid(vcpu: "Vcpu", address: int) -> None:
