@@ -122,9 +122,6 @@ def _handlers(kind: str, name: str, number: int) -> dict[int, Callable[..., Any]
 def _code(handlers: dict[int, Callable[..., Any]]) -> tuple[str, str]:
     """(what the function does, its name with its module); both empty for a feature that is not reproduced."""
     for handler in handlers.values():
-        for cell in getattr(handler, "__closure__", None) or ():  # a versioned one is bound to its version
-            if inspect.isfunction(cell.cell_contents):
-                handler = cell.cell_contents
         module = handler.__module__.removeprefix("swtdx.")
         if not module.endswith("not_reproduced"):
             words = inspect.cleandoc(handler.__doc__ or "").split("\n\n")[0]

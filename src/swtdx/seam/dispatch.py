@@ -11,7 +11,7 @@ in ``clears`` are then 0 unless the status defines them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from swtdx.seam.hardware import Args
@@ -82,6 +82,7 @@ def versioned_leaf(name: str, *, clears: tuple[str, ...] = ()) -> Callable[[Vers
 
 
 def _bind(handler: VersionedHandler, version: int) -> Handler:
+    @wraps(handler)  # what documents leaf functions reads the name and the docstring
     def call(module: TdxModule, args: Args, lp: int) -> int:
         return handler(module, args, lp, version)
 
