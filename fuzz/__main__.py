@@ -16,10 +16,12 @@ CASES = 100_000
 KINDS = {
     "parsers": "images, kernels, event logs, quotes, TDREPORTs and records, damaged",
     "kvm": "random ioctls, good and bad, while guests run",
+    "cpu": "instructions of every kind, straight on for pages, in every mode",
     "gdb": "what a debugger's stub may be sent",
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
 SEAM_CALLS = 200_000
+DEFAULTS = {"cpu": 200_000, "seam": SEAM_CALLS}
 _EVERY_SECONDS = 5.0
 
 
@@ -35,7 +37,10 @@ def main() -> int:
     )
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument(
-        "--cases", "--calls", type=int, help=f"inputs or calls (not given: {CASES:,}; seam: {SEAM_CALLS:,})"
+        "--cases",
+        "--calls",
+        type=int,
+        help=f"inputs, streams or calls (not given: {CASES:,}; cpu, seam: {SEAM_CALLS:,})",
     )
     parser.add_argument("--seed", type=int, help="the same number gives the same cases (not given: a random one)")
     parser.add_argument("--minutes", type=float, help="seam: for so long, unless --calls come first")
@@ -53,7 +58,7 @@ def main() -> int:
     if more and options.kind != "seam":
         parser.error("--minutes and --module-version are for seam")
     seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
-    cases = options.cases or (CASES if options.kind != "seam" else sys.maxsize if options.minutes else SEAM_CALLS)
+    cases = options.cases or (sys.maxsize if options.minutes else DEFAULTS.get(options.kind, CASES))
     amount = f"{cases:,} cases" if cases < sys.maxsize else f"{options.minutes:g} minutes"
     print(f"{options.kind}: {amount}, seed {seed}", flush=True)
     started = told = time.monotonic()
