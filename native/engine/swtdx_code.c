@@ -92,16 +92,13 @@ void swtdx_drop_snapshots(swtdx_engine *engine)
 
 static void check_page(swtdx_engine *engine, struct swtdx_snapshot *snapshot)
 {
-    ram_addr_t ram_addr;
+    ram_addr_t ram_addr = (uintptr_t)snapshot->host;
 
     if (!snapshot->live || !memcmp(snapshot->content, snapshot->host, 4096)) {
         return;
     }
-    ram_addr = qemu_ram_addr_from_host(engine->uc, snapshot->host);
-    if (ram_addr != RAM_ADDR_INVALID) {
-        tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + 4096);
-        snapshot->live = false;
-    }
+    tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + 4096);
+    snapshot->live = false;
 }
 
 /* A translation to this page of user memory is being put into the TLB (under the engine's turn). */

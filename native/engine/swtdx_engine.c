@@ -229,20 +229,17 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
 
 void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr)
 {
-    return qemu_map_ram_ptr(uc, NULL, ram_addr);
+    return (void *)(uintptr_t)ram_addr;
 }
 
 void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
 {
     void *host = swtdx_host_pointer(engine, hpa, length);
-    ram_addr_t ram_addr;
+    ram_addr_t ram_addr = (uintptr_t)host;
 
     if (host) {
         swtdx_acquire(engine);
-        ram_addr = qemu_ram_addr_from_host(engine->uc, host);
-        if (ram_addr != RAM_ADDR_INVALID) {
-            tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + length);
-        }
+        tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + length);
         swtdx_release(engine);
     }
 }

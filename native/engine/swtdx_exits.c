@@ -37,6 +37,12 @@ void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr)
     cpu_loop_exit(cs);
 }
 
+/* TCG cannot translate the instruction at RIP: it takes more room than a block has. None is known; the guest takes #UD. */
+void swtdx_untranslatable(CPUX86State *env)
+{
+    raise_exception(env, EXCP06_ILLOP);
+}
+
 void swtdx_svm_exit(CPUX86State *env, uint32_t code, uintptr_t retaddr)
 {
     /* TCG itself asks only for a shutdown: everything else goes through swtdx_intercept(). */

@@ -93,6 +93,8 @@ int swtdx_watched(CPUState *cs, vaddr addr, vaddr len);
 void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t retaddr);
 void swtdx_debug_stop(CPUState *cs);
 void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;
+void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
+bool swtdx_may_lock(int b, uint8_t modrm);
 
 /* between the engine's own files */
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;

@@ -12,6 +12,8 @@ import pytest
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import TDX_SEAMCALL_VMFAILINVALID, Processor, SeamArgs
+from swtdx.cpu.vmx import ExitReason
+from tests.cpu.guest import Guest, ept_map
 
 PAGE = 0x5000
 PRIVATE, OTHER = 40, 41
@@ -153,3 +155,23 @@ def test_the_largest_slots_fit() -> None:
     memory.unmap_user(windows[1], sizes[1])
     small = [memory.map_user(0x10000, 1 << 40) for _ in range(8)]
     assert len(set(small)) == 8
+
+
+@pytest.mark.parametrize("sizes", [(0x10000, 0x10000), (0x10000, 0x4000), (0x4000, 0x10000)])
+def test_windows_have_translated_code_of_their_own(sizes: tuple[int, int]) -> None:
+    """The same linear and guest-physical address, first in one window, then in the other."""
+    guest = Guest(ept=True)
+    windows, kept = [], []
+    for port, size in zip((0x11, 0x22), sizes, strict=True):
+        user = mmap.mmap(-1, size)
+        user[:3] = bytes((0xE6, port, 0xF4))  # out port, al; hlt
+        address = ctypes.addressof(ctypes.c_char.from_buffer(user))
+        kept.append(user)
+        windows.append((guest.memory.map_user(address, size), port))
+    ept_map(guest.processor, guest.root, 0, 0, level=1)  # 2 MiB: page tables and the like
+    for window, port in windows * 3:
+        ept_map(guest.processor, guest.root, 0x200000, window)
+        guest.processor.invept()
+        guest.context.rip = 0x200000
+        assert guest.run() == ExitReason.IO
+        assert guest.context.exit_qualification >> 16 == port
