@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from random import Random
+from typing import Any, cast
 
 import iced_x86 as iced
 
@@ -30,6 +31,10 @@ _ENDS = {
 }
 
 
+def _row(code: int) -> iced.OpCodeInfo:
+    return iced.OpCodeInfo(cast(Any, code))
+
+
 @dataclass(frozen=True)
 class Form:
     """One row of the tables in one mode."""
@@ -39,13 +44,13 @@ class Form:
 
     @property
     def name(self) -> str:
-        return f"{iced.OpCodeInfo(self.code).instruction_string} ({self.mode}-bit)"
+        return f"{_row(self.code).instruction_string} ({self.mode}-bit)"
 
 
 @cache
 def forms(mode: int) -> tuple[Form, ...]:
     """All rows that exist in a mode, those of vector extensions too."""
-    rows = (iced.OpCodeInfo(code) for code in range(1, _ROWS))
+    rows = (_row(code) for code in range(1, _ROWS))
     return tuple(
         Form(row.code, mode)
         for row in rows
@@ -56,7 +61,7 @@ def forms(mode: int) -> tuple[Form, ...]:
 @cache
 def _plain(mode: int) -> tuple[Form, ...]:
     legacy = iced.EncodingKind.LEGACY
-    return tuple(form for form in forms(mode) if iced.OpCodeInfo(form.code).encoding == legacy)
+    return tuple(form for form in forms(mode) if _row(form.code).encoding == legacy)
 
 
 def some_form(mode: int, chance: Random) -> Form:
@@ -126,7 +131,7 @@ def decode(data: bytes, mode: int) -> iced.Instruction:
 
 def encoded(form: Form, chance: Random) -> bytes | None:
     """The form with random operands, or None if none of some random tries was it."""
-    row = iced.OpCodeInfo(form.code)
+    row = _row(form.code)
     legacy = row.encoding in (iced.EncodingKind.LEGACY, iced.EncodingKind.D3NOW)
     for _ in range(_TRIES):
         head = _legacy(row, form.mode, chance) if legacy else _vector(row, chance)
