@@ -102,6 +102,17 @@ def logs() -> tuple[Seed, ...]:
 
 
 @cache
+def ima_logs() -> tuple[Seed, ...]:
+    """Lines of Linux's IMA log."""
+    lines = [
+        f"10 {'ab' * 20} ima-ng sha256:{'cd' * 32} /bin/sh",
+        f"2 {'ab' * 48} ima-sig sha384:{'cd' * 48} /bin/a b 0302046e",
+        f"3 {'00' * 48} ima-buf sha256:{'00' * 32} key 3082",
+    ]
+    return _given(Seed("made", "\n".join(lines).encode()), Seed("one line", lines[1].encode()))
+
+
+@cache
 def tables() -> tuple[Seed, ...]:
     """ACPI tables CCEL."""
     table = bytearray(struct.pack("<4sIBB6s8sI4sIBBHQQ", b"CCEL", 56, 1, 0, b"", b"", 0, b"", 0, 2, 0, 0, 1 << 16, 0))
@@ -148,6 +159,9 @@ def collateral() -> tuple[Seed, ...]:
     return _given(Seed("made", made, json=True), Seed("genuine", genuine, json=True))
 
 
+_CLAIMS = struct.pack("<IIIII", 34, 1, 4, 1, 14) + b'{"keys": [{}]}'
+
+
 @cache
 def reports() -> tuple[Seed, ...]:
     """TDREPORTs."""
@@ -156,6 +170,7 @@ def reports() -> tuple[Seed, ...]:
     return _given(
         Seed("made", made),
         Seed("hexadecimal", made.hex().encode()),
+        Seed("Azure", b"HCLA" + struct.pack("<III", 2, 2437, 2) + bytes(16) + made.ljust(1184, b"\0") + _CLAIMS),
         Seed("published", b"\x81" + bytes(47) + published[:976] if published else b""),
     )
 

@@ -26,9 +26,13 @@ from swtdx.attest.build_calls import RecordError, recorded_build
 from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.divergence import compare
 from swtdx.attest.event_log import EventLogError, parse_event_log, parse_table
+from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
+from swtdx.attest.ima_log import parse_ima_log
 from swtdx.attest.inspection import inspect_image
 from swtdx.attest.measure import MeasureError, measure_image
 from swtdx.attest.memory_picture import svg_picture, text_picture
+from swtdx.attest.pck import pck_of
+from swtdx.attest.policy import Policy, violations
 from swtdx.attest.quote import QuoteError, parse_quote
 from swtdx.attest.replay import replay
 from swtdx.attest.report import ReportError, parse_report
@@ -175,8 +179,17 @@ def _log(data: bytes) -> None:
         predict_from_log(parser_seeds.bootable_images()[0].data, LinuxBoot(kernel), events)
 
 
+def _ima(data: bytes) -> None:
+    events = parse_ima_log(data)
+    json.dumps([event.as_json() for event in events])
+    assert all(event.words.isprintable() for event in events)
+
+
 def _quote(data: bytes) -> None:
-    json.dumps(parse_quote(data).as_json())
+    quote = parse_quote(data)
+    json.dumps(quote.as_json())
+    pck_of(quote)
+    violations(Policy(), quote.body)
 
 
 def _verified(data: bytes) -> None:
@@ -188,7 +201,8 @@ def _collateral(data: bytes) -> None:
 
 
 def _report(data: bytes) -> None:
-    json.dumps(parse_report(data).as_json())
+    read = parse_hcl_report if is_hcl_report(data) else parse_report
+    json.dumps(read(data).as_json())
 
 
 def _record(data: bytes) -> None:
@@ -198,12 +212,13 @@ def _record(data: bytes) -> None:
 
 _IMAGE_ERRORS = (TdvfError, MeasureError)
 KINDS = (
-    Kind("image", 20, parser_seeds.images, _image, _IMAGE_ERRORS),
+    Kind("image", 17, parser_seeds.images, _image, _IMAGE_ERRORS),
     Kind("firmware", 1, parser_seeds.firmware, _image, _IMAGE_ERRORS),
     Kind("boot", 10, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
     Kind("variables", 8, parser_seeds.variables, _variables, (VariableStoreError,)),
     Kind("kernel", 8, parser_seeds.kernels, _kernel, (LinuxImageError, PeError)),
     Kind("log", 18, parser_seeds.logs, _log, (EventLogError,)),
+    Kind("ima", 3, parser_seeds.ima_logs, _ima, (EventLogError,)),
     Kind("table", 4, parser_seeds.tables, parse_table, (EventLogError,)),
     Kind("quote", 14, parser_seeds.quotes, _quote, (QuoteError,)),
     Kind("verify", 4, parser_seeds.genuine_quotes, _verified, (QuoteError, CollateralError, VerificationError)),

@@ -204,9 +204,13 @@ def test_one_sentence_and_the_status(
     record.write_text("{}")
     files = {"FIRMWARE": firmware, "CODE": code_half, "RECORD": record}
     result = command(*(files.get(argument, argument) for argument in arguments))
-    assert (result.status, result.out) == (status, "")
+    assert result.status == status
     (complaint,) = result.err.splitlines()
     assert complaint.startswith("swtdx: ")
+    if "--json" in arguments:
+        assert json.loads(result.out) == {"error": complaint.removeprefix("swtdx: "), "status": status}
+    else:
+        assert result.out == ""
     assert words in complaint
 
 

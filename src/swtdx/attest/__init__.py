@@ -90,6 +90,9 @@ _HOMES = {
 """Public name -> the module of this package that has it."""
 
 
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - each name is found by __getattr__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,47 +1,157 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether an event's digest is that of its data, where the two belong together.
+"""What an event's digest vouches for: all that the log says of the event, a part of it, or nothing of it.
 
-RTMRs vouch for digests only.  What a log says beside them is anybody's, unless the digest is of the data themselves;
-which it is, and of what part, is a matter of the event's type (TCG PC Client Platform Firmware Profile, "event types";
-GRUB measures what follows the colon; dstack's agent hashes type, name and payload).  Of other events, as of a kernel's
-image, the log does not carry what was measured: there nothing can be told.
+RTMRs vouch for digests only.  The description in a log can be trusted only as far as the digest is of that description,
+and which part that is depends on the event's type:
+
+- TCG PC Client Platform Firmware Profile, "event types": separators, actions, variables, partition tables;
+- edk2 measures the contents of boot variables, not their names; td-shim the contents of a configuration, not its label;
+- GRUB measures the command without its prefix; systemd-stub a section's name with its NUL, and load options in UTF-16;
+- dstack's agent hashes type, name and payload, or (version 2) canonical JSON of the three;
+- the attestation agent of Confidential Containers (AAEL) hashes its own event.
+
+For other events, such as a kernel's image, the log does not contain what was measured.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
 
-from swtdx.attest.event_words import EV_DSTACK_RUNTIME
+EV_SEPARATOR = 0x04
+EV_EVENT_TAG = 0x06
+EV_PLATFORM_CONFIG_FLAGS = 0x0A
+EV_IPL = 0x0D
+EV_DSTACK_RUNTIME = 0x08000001
+EV_EFI_VARIABLE_BOOT = 0x80000002
+EV_IMA = 1 << 32
+"""A line of Linux's IMA log (`swtdx.attest.ima_log`): a number that no type of a firmware's log can have."""
+TAG_AAEL = 0x4141454C
+_SHIM_NAME_SIZE = 16
+_SEPARATOR_ERROR = (1).to_bytes(4, "little")
 
-_WHOLE = {0x04, 0x05, 0x80000001, 0x80000006, 0x80000007, 0x800000E0}
-"""Separator, action, variable of a driver's configuration, GPT, EFI action, variable as authority."""
-_EV_IPL = 0x0D
-_EV_EFI_VARIABLE_BOOT = 0x80000002
-_GRUB = (b"grub_cmd: ", b"kernel_cmdline: ", b"module_cmdline: ")
+_WHOLE = frozenset(
+    {
+        *{EV_SEPARATOR, 0x05, 0x08, 0x12},  # separator, action, version of the CRTM, omitted boot devices
+        *{0x80000001, 0x80000006, 0x80000007},  # variable of a driver's configuration, GPT, EFI action
+        *{0x8000000C, 0x8000000D, 0x800000E0},  # variable as BOOT2, GPT without serial numbers, variable as authority
+    }
+)
+"""Types whose digest is of the event's data by specification; a digest of anything else contradicts them."""
+_LABELS = re.compile(rb"(?:grub_cmd|kernel_cmdline|module_cmdline|grub_kernel_cmdline)(?:: ?| )", re.DOTALL)
 
 
-def data_measured(event_type: int, data: bytes, digest: bytes, name: str = "") -> bool | None:
-    """True: the digest is of the data; False: it should be and is not; None: it is of something else.
+class Vouched(Enum):
+    """What of an event's description the digest is of."""
 
-    >>> data_measured(0x80000007, b"x", hashlib.sha384(b"x").digest()), data_measured(4, bytes(4), bytes(48))
-    (True, False)
-    >>> data_measured(0x80000003, b"a device path", bytes(48)) is None
-    True
+    ALL = "measured"
+    LABELLED = "measured without its label"
+    CONTENTS = "contents only, not the name"
+    NOTHING = "not vouched for"
+    ABSENT = "not in the log"
+    CONTRADICTED = "NOT what was measured"
+
+    @property
+    def data_measured(self) -> bool | None:
+        """True: the data were measured; False: they were not; None: the digest cannot decide for all of them."""
+        known = {Vouched.ALL: True, Vouched.LABELLED: True, Vouched.CONTRADICTED: False}
+        return known.get(self)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Byte strings whose digest an event may have; ``strict``: one of them it must have."""
+
+    whole: list[bytes]
+    labelled: list[bytes] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
+    strict: bool = False
+
+
+def vouched(event_type: int, data: bytes, digest: bytes, name: str = "", version: int = 1) -> Vouched:
+    """Return what the SHA-384 ``digest`` of an event vouches for.
+
+    ``name`` and ``version`` are those of dstack's events of its own.
+
+    >>> vouched(0x80000007, b"x", hashlib.sha384(b"x").digest()), vouched(4, bytes(4), bytes(48))
+    (<Vouched.ALL: 'measured'>, <Vouched.CONTRADICTED: 'NOT what was measured'>)
+    >>> vouched(0x80000003, b"a device path", bytes(48))
+    <Vouched.NOTHING: 'not vouched for'>
+    >>> vouched(4, b"", bytes(48))
+    <Vouched.ABSENT: 'not in the log'>
     """
-    candidates = _measured(event_type, data, name)
-    if not candidates:
+    rule = _rule(event_type, data, name, version)
+    for result, candidates in (
+        (Vouched.ALL, rule.whole),
+        (Vouched.LABELLED, rule.labelled),
+        (Vouched.CONTENTS, rule.contents),
+    ):
+        if any(hashlib.sha384(each).digest() == digest for each in candidates):
+            return result
+    if not data:
+        return Vouched.ABSENT
+    return Vouched.CONTRADICTED if rule.strict else Vouched.NOTHING
+
+
+def runtime_preimage(event_type: int, name: str, payload: bytes, version: int = 1) -> bytes:
+    """Return what dstack's agent hashes for an event of its own. Raises ValueError for an unknown version.
+
+    >>> runtime_preimage(0x08000001, "app-id", b"\\xde\\xad", 2)
+    b'{"name":"app-id","payload":"dead","type":134217729}'
+    """
+    if version == 1:
+        return event_type.to_bytes(4, "little") + b":" + name.encode() + b":" + payload
+    if version == 2:
+        content = {"name": name, "payload": payload.hex(), "type": event_type}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    raise ValueError(f"version {version} of dstack's events is not known")
+
+
+def without_label(data: bytes) -> bytes | None:
+    """Return the text after GRUB's label (``kernel_cmdline: `` and so on); None if there is no label."""
+    found = _LABELS.match(data)
+    return data[found.end() :] if found else None
+
+
+def shim_configuration(data: bytes) -> tuple[str, bytes] | None:
+    """Return name and contents of td-shim's configuration event: 16 bytes of name, a length of 4, the contents."""
+    name, _, rest = data[:_SHIM_NAME_SIZE].partition(b"\0")
+    size = int.from_bytes(data[_SHIM_NAME_SIZE : _SHIM_NAME_SIZE + 4], "little")
+    contents = data[_SHIM_NAME_SIZE + 4 :]
+    if not name or any(rest) or not name.isascii() or not name.decode().isprintable() or len(contents) != size:
         return None
-    return any(hashlib.sha384(each).digest() == digest for each in candidates)
+    return name.decode(), contents
 
 
-def _measured(event_type: int, data: bytes, name: str) -> list[bytes]:
-    """What the digest may be of; empty where the data do not tell."""
-    if event_type in _WHOLE:
-        return [data]
-    if event_type == _EV_EFI_VARIABLE_BOOT and len(data) >= 32:  # edk2 measures the contents, older ones all
-        return [data[32 + 2 * int.from_bytes(data[16:24], "little") :], data]
+def _rule(event_type: int, data: bytes, name: str, version: int) -> _Rule:
     if event_type == EV_DSTACK_RUNTIME and name:
-        return [event_type.to_bytes(4, "little") + b":" + name.encode() + b":" + data]
-    if event_type == _EV_IPL:
-        return [data[len(prefix) :].rstrip(b"\0") for prefix in _GRUB if data.startswith(prefix)]
-    return []
+        if version not in (1, 2):
+            return _Rule([data])
+        return _Rule([runtime_preimage(event_type, name, data, version)], strict=True)
+    if event_type == EV_SEPARATOR:  # after an error firmware may measure the error and log its reason
+        return _Rule([data], contents=[] if data in (bytes(4), b"\xff" * 4) else [_SEPARATOR_ERROR], strict=True)
+    if event_type in _WHOLE:
+        return _Rule([data], strict=True)
+    if event_type == EV_EFI_VARIABLE_BOOT and len(data) >= 32:  # older firmware measures all of it
+        return _Rule([data], contents=[data[32 + 2 * int.from_bytes(data[16:24], "little") :]], strict=True)
+    if event_type == EV_IPL:
+        return _boot_loader(data)
+    if event_type == EV_EVENT_TAG and data[:4] == TAG_AAEL.to_bytes(4, "little"):
+        return _Rule([data, data[8:]], strict=True)
+    if event_type == EV_PLATFORM_CONFIG_FLAGS:
+        configuration = shim_configuration(data)
+        return _Rule([data], labelled=[] if configuration is None else [configuration[1]])
+    return _Rule([data])
+
+
+def _boot_loader(data: bytes) -> _Rule:
+    """GRUB's commands, and names and load options of systemd-stub, which logs UTF-16."""
+    text = without_label(data)
+    if text is not None:
+        command = text.split(b"\0")[0]
+        return _Rule([], labelled=[text, command, command + b"\0"], strict=True)
+    narrow = data.decode("utf-16-le", "replace").rstrip("\0") if len(data) % 2 == 0 else ""
+    return _Rule([data, narrow.encode("ascii", "replace") + b"\0"] if narrow else [data])

@@ -8,18 +8,20 @@ are RTMR0-3 (UEFI, "Virtual Platform CC Event Log").  The ACPI table CCEL says w
 large its area; the area's unused rest is 0xFF, or zero.
 
 dstack's agent writes the same as JSON: a list of objects with ``imr`` (RTMR number), ``event_type``, ``digest``,
-``event`` and ``event_payload``.
+``event`` and ``event_payload``.  Newer ones leave out the digests of its own events, which follow from the rest, or the
+payloads of the firmware's, and have a second way to compute a digest (``version``, ``preimage``).
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Any
 
-from swtdx.attest.event_digest import data_measured
+from swtdx.attest.event_digest import EV_DSTACK_RUNTIME, Vouched, runtime_preimage, vouched
 from swtdx.attest.event_words import EV_NO_ACTION, printable, type_name, words
+from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
 
 MAXIMUM_LOG_SIZE = 16 << 20
 MAXIMUM_EVENTS = 1 << 16
@@ -55,7 +57,11 @@ class Event:
     """SHA-384; empty where the record has none."""
     data: bytes
     name: str = ""
-    """dstack's name for an event of its own."""
+    """dstack's name for an event of its own, IMA's name of a file."""
+    version: int = 1
+    """How dstack's agent computed the digest of an event of its own."""
+    digest_in_log: bool = True
+    """False: the log left the digest out, and it was computed from name and payload."""
 
     @property
     def extends(self) -> bool:
@@ -74,18 +80,27 @@ class Event:
             "words": self.words,
             "data": self.data.hex(),
             "data_measured": self.data_measured,
+            "vouched": None if self.vouched is None else self.vouched.value,
+            "digest_in_log": self.digest_in_log,
         }
 
     @property
+    def vouched(self) -> Vouched | None:
+        """What of `words` and `data` the digest vouches for; None for a record that extends nothing."""
+        return vouched(self.event_type, self.data, self.digest, self.name, self.version) if self.extends else None
+
+    @property
     def data_measured(self) -> bool | None:
-        """Whether the digest is that of the data; None where it is of something that the log does not carry."""
-        return data_measured(self.event_type, self.data, self.digest, self.name) if self.extends else None
+        """Whether the digest is that of the data; None if the digest is of something else, or does not cover a name."""
+        return None if self.vouched is None else self.vouched.data_measured
 
     @property
     def words(self) -> str:
-        """What was measured, as far as the data tell, in printable characters."""
-        told = words(self.event_type, self.data)
-        return ": ".join(part for part in (printable(self.name), told) if part)
+        """What was measured, as the log describes it, in printable characters; `vouched` says how far to trust it."""
+        text = ": ".join(part for part in (printable(self.name), words(self.event_type, self.data)) if part)
+        if self.vouched is Vouched.ABSENT:
+            return f"{text}: payload not in the log" if text else "payload not in the log"
+        return text
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ def parse_event_log(data: bytes, table: bytes | None = None) -> list[Event]:
         raise EventLogError("this is the ACPI table CCEL, not the log it points at", 0)
     if len(data) > MAXIMUM_LOG_SIZE:
         raise EventLogError(f"a log of more than {MAXIMUM_LOG_SIZE >> 20} MiB is not read", MAXIMUM_LOG_SIZE)
-    if data.lstrip()[:1] in (b"[", b"{"):
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
         return _json_events(data)
     return _tcg_events(data)
 
@@ -221,19 +236,28 @@ def _event(reader: _Reader, number: int, sizes: dict[int, int]) -> Event:
     return event
 
 
+_LOG_MEMBERS = ("event_log", "eventlog", "tcb_info.event_log", "tcb_info.eventlog", "vm_config.event_log")
+"""Where agents' answers have a log of JSON events, as a list or as a string of JSON."""
+_BINARY_MEMBERS = ("cc_eventlog", "ccel", "cc_event_log", "td_eventlog")
+"""Where they have a CCEL area, in base64 or hexadecimal."""
+
+
 def _json_events(data: bytes) -> list[Event]:
     try:
-        content = json.loads(data)
-        if isinstance(content, dict):  # an agent's answer: the log is a member, and is itself a string of JSON
-            content = content.get("event_log")
+        content = json_of(data)
+        if isinstance(content, dict):
+            binary = member_of(content, _BINARY_MEMBERS)
+            if binary is not None:
+                return _tcg_events(binary_of(binary.encode()) if isinstance(binary, str) else b"")
+            content = member_of(content, _LOG_MEMBERS)
         if isinstance(content, str):
-            content = json.loads(content)
-    except json.JSONDecodeError as error:
-        raise EventLogError(f"the log is not JSON at offset {error.pos:#x}: {error.msg}", error.pos) from None
-    except (ValueError, RecursionError) as error:
-        raise EventLogError(f"the log at offset 0x0 is not JSON: {error}", 0) from None
+            content = json_of(content.encode("utf-8", "replace"))
+    except JsonError as error:
+        raise EventLogError(f"the log is not JSON at offset {error.offset:#x}: {error}", error.offset) from None
+    except ValueError as error:
+        raise EventLogError(f"the log at offset 0x0 cannot be read: {error}", 0) from None
     if not isinstance(content, list) or len(content) > MAXIMUM_EVENTS:
-        raise EventLogError(f"the log at offset 0x0 is no list of at most {MAXIMUM_EVENTS} events", 0)
+        raise EventLogError(f"the log at offset 0x0 is not a list of at most {MAXIMUM_EVENTS} events", 0)
     return [_json_event(number, each) for number, each in enumerate(content)]
 
 
@@ -243,17 +267,35 @@ def _json_event(number: int, content: Any) -> Event:
 
     if not isinstance(content, dict):
         raise wrong("not an object")
-    rtmr, event_type, name = content.get("imr"), content.get("event_type"), content.get("event", "")
+    rtmr, event_type, name = content.get("imr"), content.get("event_type"), content.get("event") or ""
+    version = content.get("version", 1)
     if type(rtmr) is not int or not 0 <= rtmr <= 3:
-        raise wrong("imr is no number from 0 to 3")
+        raise wrong("imr is not a number from 0 to 3")
     if type(event_type) is not int or not 0 <= event_type < 1 << 32:
-        raise wrong("event_type is no 32-bit number")
+        raise wrong("event_type is not a 32-bit number")
     if not isinstance(name, str):
-        raise wrong("event is no string")
+        raise wrong("event is not a string")
+    if type(version) is not int:
+        raise wrong("version is not a number")
     try:
-        digest, payload = (bytes.fromhex(content.get(key, "")) for key in ("digest", "event_payload"))
-    except (TypeError, ValueError):
-        raise wrong("digest or event_payload is not hexadecimal") from None
+        digest, payload, preimage = (
+            bytes.fromhex((content.get(key) or "").removeprefix("0x"))
+            for key in ("digest", "event_payload", "preimage")
+        )
+        name.encode()
+    except (TypeError, ValueError, AttributeError):
+        raise wrong("event, digest, event_payload or preimage is not text or hexadecimal") from None
+    in_log = bool(digest)
+    if not in_log:
+        if event_type != EV_DSTACK_RUNTIME or not name:
+            raise wrong("it has no digest, and the log does not contain what was measured")
+        try:
+            computed = runtime_preimage(event_type, name, payload, version)
+        except ValueError as error:
+            raise wrong(str(error)) from None
+        if preimage and preimage != computed:
+            raise wrong("its preimage is not that of its name and payload")
+        digest = hashlib.sha384(computed).digest()
     if len(digest) != SHA384_SIZE:
         raise wrong(f"its digest has {len(digest)} bytes, SHA-384 has {SHA384_SIZE}")
-    return Event(number, number, rtmr, event_type, digest, payload, name)
+    return Event(number, number, rtmr, event_type, digest, payload, name, version, in_log)

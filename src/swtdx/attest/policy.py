@@ -1,76 +1,145 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a relying party asks of a genuine quote: which TD, which identities, how good a platform.
+"""What a relying party accepts of a genuine quote: which TD, which identities, how good a platform.
 
-A quote being genuine says that a TD runs, not that it is the one meant.  What a policy leaves open is not looked at,
-but for two things: a debuggable TD and a platform that is not up to date are refused unless they are allowed.
+A genuine quote proves that a TD runs, not that it is the expected one.  A policy does not look at what it leaves open,
+with these exceptions: a TD that can be debugged, migrated or read by a service TD, one that takes #VE for its private
+memory, reserved attributes, and a platform that is not up to date are refused unless they are allowed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import TypeAlias
 
-from swtdx.attest.quote import QuoteBody
+from swtdx.attest.quote import QuoteBody, attribute_names
 
 TCB_STATUSES = (
-    "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded", "OutOfDate",
-    "OutOfDateConfigurationNeeded",
+    "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded",
+    "TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded", "OutOfDate", "OutOfDateConfigurationNeeded",
 )  # fmt: skip
 """Those a policy can allow, best first; a revoked platform never verifies."""
+Values: TypeAlias = "bytes | Collection[bytes] | None"
+"""One accepted value, or several; None accepts any."""
+
+_DEBUG_GROUP = 0xFF
+_SEPT_VE_DISABLE, _MIGRATABLE = 1 << 28, 1 << 29
+_KNOWN = _DEBUG_GROUP | sum(1 << bit for bit in (27, 28, 29, 30, 31, 62, 63))
+_DIGESTS = ("mrtd", "mrconfigid", "mrowner", "mrownerconfig", "mrseam", "mrsignerseam", "mrservicetd")
+_SIZES = {**dict.fromkeys(_DIGESTS, 48), "reportdata": 64, "minimum_tee_tcb_svn": 16}
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What must hold; None and absent keys ask nothing."""
+    """What must hold; None accepts anything. Raises ValueError for a value of the wrong size.
 
-    mrtd: bytes | None = None
-    rtmrs: tuple[bytes | None, bytes | None, bytes | None, bytes | None] = (None, None, None, None)
-    mrconfigid: bytes | None = None
-    mrowner: bytes | None = None
-    mrownerconfig: bytes | None = None
-    mrseam: bytes | None = None
-    reportdata: bytes | None = None
-    xfam: int | None = None
-    attributes: int | None = None
+    >>> Policy(minimum_tee_tcb_svn=bytes(2))
+    Traceback (most recent call last):
+    ValueError: minimum_tee_tcb_svn has 2 bytes, it must have 16
+    """
+
+    mrtd: Values = None
+    rtmrs: tuple[Values, Values, Values, Values] = (None, None, None, None)
+    mrconfigid: Values = None
+    mrowner: Values = None
+    mrownerconfig: Values = None
+    mrseam: Values = None
+    mrsignerseam: Values = None
+    mrservicetd: Values = None
+    reportdata: Values = None
+    xfam: int | Collection[int] | None = None
+    attributes: int | Collection[int] | None = None
     allow_debug: bool = False
+    allow_migratable: bool = False
+    allow_service_td: bool = False
+    allow_sept_ve: bool = False
+    """Accept a TD without SEPT_VE_DISABLE, in which the host can raise #VE at any private page."""
     minimum_tee_tcb_svn: bytes | None = None
     """16 bytes; no component of the quote's may be smaller."""
     tcb_statuses: frozenset[str] = frozenset({"UpToDate"})
 
+    def __post_init__(self) -> None:
+        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name in _SIZES]
+        for name, values in (*named, *((f"rtmrs[{index}]", each) for index, each in enumerate(self.rtmrs))):
+            size = _SIZES.get(name, 48)
+            for value in _byte_strings(values):
+                if len(value) != size:
+                    raise ValueError(f"{name} has {len(value)} bytes, it must have {size}")
+
 
 def violations(policy: Policy, body: QuoteBody, tcb_status: str | None = None) -> list[str]:
-    """One sentence for each thing the quote fails; empty if it meets the policy.
+    """Return one sentence for each rule that the quote breaks; nothing if it meets the policy.
 
-    ``tcb_status`` is what verification gave; None leaves it out.
+    ``tcb_status`` is the result of verification; None leaves it out.
 
     >>> from swtdx.attest.quote import QuoteBody
-    >>> zero = bytes(48)
-    >>> body = QuoteBody(bytes(16), zero, zero, 0, 1, 0, zero, zero, zero, zero, (zero,) * 4, bytes(64), None, None)
+    >>> zero, debug = bytes(48), 0x10000001
+    >>> body = QuoteBody(bytes(16), zero, zero, 0, debug, 0, zero, zero, zero, zero, (zero,) * 4, bytes(64), None, None)
     >>> violations(Policy(), body)
-    ['ATTRIBUTES: the TD can be debugged (bit 0)']
+    ['ATTRIBUTES: the TD can be debugged (DEBUG)']
     >>> violations(Policy(allow_debug=True), body, "OutOfDate")
     ['TCB status: OutOfDate is not among those allowed: UpToDate']
     """
-    found = []
-    if body.debug and not policy.allow_debug:
-        found.append("ATTRIBUTES: the TD can be debugged (bit 0)")
+    found = _attributes(policy, body)
     for mask in ("attributes", "xfam"):
-        wanted, has = getattr(policy, mask), getattr(body, mask)
-        if wanted is not None and wanted != has:
-            found.append(f"{mask.upper()}: {wanted:#x} wanted, the quote has {has:#x}")
-    for name in ("mrtd", "mrconfigid", "mrowner", "mrownerconfig", "mrseam", "reportdata"):
+        wanted, has = _masks(getattr(policy, mask)), getattr(body, mask)
+        if wanted and has not in wanted:
+            found.append(f"{mask.upper()}: {_one_of([f'{each:#x}' for each in wanted])} wanted, the quote has {has:#x}")
+    for name in (*_DIGESTS, "reportdata"):
         found += _differing(name.upper(), getattr(policy, name), getattr(body, name))
-    for index, (wanted, has) in enumerate(zip(policy.rtmrs, body.rtmrs, strict=True)):
-        found += _differing(f"RTMR{index}", wanted, has)
-    minimum = policy.minimum_tee_tcb_svn
-    if minimum is not None and any(has < least for has, least in zip(body.tee_tcb_svn, minimum, strict=True)):
-        found.append(f"TEE_TCB_SVN: at least {minimum.hex()} wanted, the quote has {body.tee_tcb_svn.hex()}")
+    for index, (values, register) in enumerate(zip(policy.rtmrs, body.rtmrs, strict=True)):
+        found += _differing(f"RTMR{index}", values, register)
+    found += _versions(policy, body)
     if tcb_status is not None and tcb_status not in policy.tcb_statuses:
         allowed = ", ".join(status for status in TCB_STATUSES if status in policy.tcb_statuses)
         found.append(f"TCB status: {tcb_status} is not among those allowed: {allowed}")
     return found
 
 
-def _differing(name: str, wanted: bytes | None, has: bytes) -> list[str]:
-    if wanted is None or wanted == has:
+def _attributes(policy: Policy, body: QuoteBody) -> list[str]:
+    found = []
+    if body.attributes & _DEBUG_GROUP and not policy.allow_debug:
+        names = ", ".join(attribute_names(body.attributes & _DEBUG_GROUP))
+        found.append(f"ATTRIBUTES: the TD can be {'debugged' if body.debug else 'observed'} ({names})")
+    if body.attributes & _MIGRATABLE and not policy.allow_migratable:
+        found.append("ATTRIBUTES: the TD can be migrated (MIGRATABLE)")
+    if not body.attributes & _SEPT_VE_DISABLE and not policy.allow_sept_ve:
+        found.append("ATTRIBUTES: SEPT_VE_DISABLE is not set, so that the host can raise #VE at any private page")
+    if body.attributes & ~_KNOWN:
+        found.append(f"ATTRIBUTES: reserved bits are set ({', '.join(attribute_names(body.attributes & ~_KNOWN))})")
+    if any(body.mrservicetd or b"") and not policy.allow_service_td and policy.mrservicetd is None:
+        found.append("MRSERVICETD: a service TD is bound to the TD, and can read its state")
+    return found
+
+
+def _versions(policy: Policy, body: QuoteBody) -> list[str]:
+    minimum, has = policy.minimum_tee_tcb_svn, body.tee_tcb_svn
+    if minimum is None or all(version >= least for version, least in zip(has, minimum, strict=True)):
         return []
-    return [f"{name}: {wanted.hex()} wanted, the quote has {has.hex()}"]
+    low = [index for index in range(len(has)) if has[index] < minimum[index]]
+    which = ", ".join(f"component {index + 1} is {has[index]}, {minimum[index]} wanted" for index in low)
+    return [f"TEE_TCB_SVN: at least {minimum.hex()} wanted, the quote has {has.hex()} ({which})"]
+
+
+def _byte_strings(values: Values) -> tuple[bytes, ...]:
+    if values is None:
+        return ()
+    return (values,) if isinstance(values, bytes) else tuple(values)
+
+
+def _masks(values: int | Collection[int] | None) -> tuple[int, ...]:
+    if values is None:
+        return ()
+    return (values,) if isinstance(values, int) else tuple(values)
+
+
+def _one_of(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"one of {', '.join(texts)}"
+
+
+def _differing(name: str, values: Values, has: bytes | None) -> list[str]:
+    wanted = _byte_strings(values)
+    if not wanted or has in wanted:
+        return []
+    texts = [each.hex() for each in wanted]
+    return [f"{name}: {_one_of(texts)} wanted, the quote has {'none' if has is None else has.hex()}"]

@@ -2,10 +2,11 @@
 """Quotes of Trust Domains, versions 4 and 5, taken apart.  Nothing is verified here (see `swtdx.attest.verify`).
 
 A quote is a header (48 bytes), a body, and signature data with its length before it.  Version 4 has the body of a TDX
-1.0 report (584 bytes); version 5 says its body's type and size first: 2 is TDX 1.0, 3 is TDX 1.5 (648 bytes), 1 is an
-SGX enclave.  The signature data hold the ECDSA P-256 signature, the attestation key, and certification data: type 6
-wraps the quoting enclave's own report, whose certification data of type 5 is the PCK certificate chain in PEM.  Layout
-after Intel's DCAP quoting library specification for TDX.
+1.0 report (584 bytes); version 5 says its body's type and size first: 2 is TDX 1.0, 3 is TDX 1.5 (648 bytes), 4 is TDX
+1.5 with identities (885 bytes, from a TDREPORT of version 3), 1 is an SGX enclave.  The signature data hold the ECDSA
+P-256 signature, the attestation key, and certification data: type 6 wraps the quoting enclave's own report, whose
+certification data of type 5 is the PCK certificate chain in PEM.  Layout after Intel's DCAP quoting library
+specification for TDX.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from swtdx.attest.evidence_kind import kind_of
 from swtdx.attest.report import json_value
 from swtdx.attest.text_form import binary_of
 
@@ -21,15 +23,21 @@ TEE_SGX = 0
 KEY_ECDSA_P256 = 2
 CERTIFICATION_PCK_CHAIN = 5
 CERTIFICATION_QE_REPORT = 6
-BODY_SGX, BODY_TDX_1_0, BODY_TDX_1_5 = 1, 2, 3
-BODY_SIZES = {BODY_TDX_1_0: 584, BODY_TDX_1_5: 648}
+BODY_SGX, BODY_TDX_1_0, BODY_TDX_1_5, BODY_TDX_1_5_EX = 1, 2, 3, 4
+BODY_SIZES = {BODY_TDX_1_0: 584, BODY_TDX_1_5: 648, BODY_TDX_1_5_EX: 885}
+QUOTE_MEMBERS = (
+    "quote", "td_quote", "tdx_quote", "intel_quote", "quote_hex", "quote_b64", "rawQuote", "raw_quote", "tdQuote",
+    "evidence.quote", "evidence.td_quote", "tdx.quote", "attestation.quote", "data.quote", "result.quote",
+    "tee_attestation.quote", "quote.quote", "outblob",
+)  # fmt: skip
+"""Members of JSON in which agents have a quote: of dstack, near, trustee, Azure, Intel Trust Authority, tsm tools."""
 ATTRIBUTES_DEBUG = 1
 _HEADER_SIZE = 48
 _QE_REPORT_SIZE = 384
 
 
 class QuoteError(ValueError):
-    """This is no quote of a TD; the text says why, with the offset where there is one."""
+    """The data are not a quote of a TD; the text says why, with the offset where there is one."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,45 @@ class QuoteBody:
     tee_tcb_svn2: bytes | None
     """TDX 1.5 only, as the next."""
     mrservicetd: bytes | None
+    identities: TdIdentities | None = None
+    """Body type 4 only."""
 
     @property
     def debug(self) -> bool:
-        """Whether the host can look into this TD."""
+        """Whether the host can read and change this TD."""
         return bool(self.attributes & ATTRIBUTES_DEBUG)
+
+
+@dataclass(frozen=True)
+class TdIdentities:
+    """What body type 4 adds: the TD's identity, and the service TDs and versions that it started with."""
+
+    vmid: int
+    td_id: bytes
+    devinfo: bytes
+    init_servtd_hash: bytes
+    init_servtd_attributes: int
+    init_cpusvn: bytes
+    init_tee_tcb_svn: bytes
+    init_tee_fmspc: bytes
+    current_servtd_hash: bytes
+    current_servtd_attributes: int
+
+
+ATTRIBUTE_NAMES = {
+    0: "DEBUG", 4: "HGS_PLUS_PROF", 5: "PERF_PROF", 6: "PMT_PROF", 16: "ICSSD", 27: "LASS", 28: "SEPT_VE_DISABLE",
+    29: "MIGRATABLE", 30: "PKS", 31: "KL", 62: "TPA", 63: "PERFMON",
+}  # fmt: skip
+"""Bit -> name in TD ATTRIBUTES (TDX module ABI specification)."""
+
+
+def attribute_names(attributes: int) -> list[str]:
+    """Return the names of the bits that are set; ``bit N`` for one without a name.
+
+    >>> attribute_names(0x10000001), attribute_names(1 << 9)
+    (['DEBUG', 'SEPT_VE_DISABLE'], ['bit 9'])
+    """
+    return [ATTRIBUTE_NAMES.get(bit, f"bit {bit}") for bit in range(64) if attributes >> bit & 1]
 
 
 @dataclass(frozen=True)
@@ -123,11 +165,18 @@ class Quote:
         return {
             "header": _members(self.header),
             "body_type": self.body_type,
-            "body": _members(self.body),
+            "body": self._body_members(),
             "signature": signature,
             "size": len(self.raw),
             "trailing_bytes": self.trailing_bytes,
         }
+
+    def _body_members(self) -> dict[str, Any]:
+        members = _members(self.body)
+        members["identities"] = None if self.body.identities is None else _members(self.body.identities)
+        members["attribute_names"] = attribute_names(self.body.attributes)
+        members["debug"] = self.body.debug
+        return members
 
 
 def _members(record: Any) -> dict[str, Any]:
@@ -160,7 +209,7 @@ class _Reader:
 
 
 def parse_quote(data: bytes) -> Quote:
-    """Take a quote apart; ``data`` is raw, hexadecimal, base64 or JSON with a member "quote", and may have padding.
+    """Take a quote apart; ``data`` are raw, text, or JSON with one of `QUOTE_MEMBERS`, and may have padding.
 
     Raises `QuoteError` for everything that is not a quote of a TD in version 4 or 5: SGX quotes, other versions and key
     types, truncation, sizes that contradict each other.
@@ -170,9 +219,14 @@ def parse_quote(data: bytes) -> Quote:
     swtdx.attest.quote.QuoteError: this is an SGX quote (version 3), not one of a TD
     """
     try:
-        raw = binary_of(data, "quote")
+        raw = binary_of(data, QUOTE_MEMBERS)
     except ValueError as error:
         raise QuoteError(f"not a quote: {error}") from None
+    kind = kind_of(raw)
+    if kind is not None and "quote" not in kind.name.replace("quote of a TPM", ""):
+        raise QuoteError(f"not a quote of a TD: {kind.sentence()}")
+    if int.from_bytes(raw[:4], "little") == TEE_TDX and len(raw) > 600:
+        raise QuoteError("not a quote: it begins with the TEE type, so its first 4 bytes are missing")
     reader = _Reader(raw)
     header = _header(reader.within(_HEADER_SIZE, "header"))
     body_type = BODY_TDX_1_0
@@ -182,7 +236,7 @@ def parse_quote(data: bytes) -> Quote:
         if body_type == BODY_SGX:
             raise QuoteError("this is an SGX quote (version 5, body type 1), not one of a TD")
         if body_type not in BODY_SIZES:
-            raise QuoteError(f"unknown body type {body_type} at offset 0x30: 2 is TDX 1.0, 3 is TDX 1.5")
+            raise QuoteError(f"unknown body type {body_type} at offset 0x30: 2 is TDX 1.0, 3 and 4 are TDX 1.5")
         if size != BODY_SIZES[body_type]:
             raise QuoteError(f"body type {body_type} has {BODY_SIZES[body_type]} bytes; offset 0x32 says {size}")
     body = _body(reader.within(BODY_SIZES[body_type], "body"), body_type)
@@ -212,7 +266,7 @@ def _body(reader: _Reader, body_type: int) -> QuoteBody:
     def qword() -> int:
         return reader.number(8, "body")
 
-    extended = body_type == BODY_TDX_1_5
+    extended = body_type != BODY_TDX_1_0
     return QuoteBody(  # Python evaluates arguments from left to right: the order of the layout
         tee_tcb_svn=reader.take(16, "body"),
         mrseam=digest(),
@@ -228,6 +282,25 @@ def _body(reader: _Reader, body_type: int) -> QuoteBody:
         reportdata=reader.take(64, "body"),
         tee_tcb_svn2=reader.take(16, "body") if extended else None,
         mrservicetd=digest() if extended else None,
+        identities=_identities(reader) if body_type == BODY_TDX_1_5_EX else None,
+    )
+
+
+def _identities(reader: _Reader) -> TdIdentities:
+    def take(size: int) -> bytes:
+        return reader.take(size, "body")
+
+    return TdIdentities(
+        vmid=reader.number(1, "body"),
+        td_id=take(32),
+        devinfo=take(48),
+        init_servtd_hash=take(48),
+        init_servtd_attributes=reader.number(8, "body"),
+        init_cpusvn=take(16),
+        init_tee_tcb_svn=take(16),
+        init_tee_fmspc=take(12),
+        current_servtd_hash=take(48),
+        current_servtd_attributes=reader.number(8, "body"),
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDREPORT_STRUCT, 1024 bytes: what TDG.MR.REPORT gives, taken apart and checked.
+"""TDREPORT_STRUCT, 1024 bytes: the output of TDG.MR.REPORT, taken apart and checked.
 
 REPORTMACSTRUCT (256) vouches for the rest by two SHA-384 hashes: of TEE_TCB_INFO (239 bytes) and of TDINFO (512).  Both
 are recomputed here.  The MAC cannot be: its key never leaves the processor that made the report.  Fields and offsets
@@ -12,16 +12,19 @@ import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
+from swtdx.attest.evidence_kind import misplaced
 from swtdx.attest.text_form import binary_of
 
 REPORT_SIZE = 1024
 TYPE_TDX = 0x81
+REPORT_MEMBERS = ("tdreport", "td_report", "report", "td_report_b64")
+"""Members of JSON in which tools have a TDREPORT."""
 _TCB_INFO = slice(256, 256 + 239)
 _TD_INFO = slice(512, 1024)
 
 
 class ReportError(ValueError):
-    """This is no TDREPORT; the text says why."""
+    """The data are not a TDREPORT; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ class TdReport:
         return {field.name: json_value(field.name, getattr(self, field.name)) for field in fields(self)}
 
 
-_MASKS = {"valid", "seam_attributes", "attributes", "xfam", "tee_type"}
+_MASKS = {
+    *{"valid", "seam_attributes", "attributes", "xfam", "tee_type"},
+    *{"init_servtd_attributes", "current_servtd_attributes"},
+}
 
 
 def json_value(name: str, value: Any) -> Any:
@@ -80,7 +86,7 @@ def json_value(name: str, value: Any) -> Any:
 
 
 def parse_report(data: bytes) -> TdReport:
-    """Take a TDREPORT apart; ``data`` is raw, hexadecimal or base64.
+    """Take a TDREPORT apart; ``data`` are raw, text, or JSON with one of `REPORT_MEMBERS`.
 
     A report whose hashes are wrong is parsed too: ask `TdReport.consistent`.  Raises `ReportError` if ``data`` is not
     1024 bytes long or not of type TDX.
@@ -90,13 +96,15 @@ def parse_report(data: bytes) -> TdReport:
     (True, False)
     """
     try:
-        raw = binary_of(data)
+        raw = binary_of(data, REPORT_MEMBERS)
     except ValueError as error:
         raise ReportError(f"not a TDREPORT: {error}") from None
     if len(raw) != REPORT_SIZE:
-        raise ReportError(f"a TDREPORT has {REPORT_SIZE} bytes, this has {len(raw)}")
+        other = misplaced(raw, "swtdx report parse")
+        raise ReportError(f"a TDREPORT has {REPORT_SIZE} bytes, this has {len(raw)}{other}")
     if raw[0] != TYPE_TDX:
-        raise ReportError(f"not a TDREPORT: its type at offset 0 is {raw[0]:#x}, TDX is {TYPE_TDX:#x}")
+        text = f"not a TDREPORT: its type at offset 0 is {raw[0]:#x}, TDX is {TYPE_TDX:#x}"
+        raise ReportError(text + misplaced(raw, "swtdx report parse"))
 
     def digest(offset: int) -> bytes:
         return raw[offset : offset + 48]

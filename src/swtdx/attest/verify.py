@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a quote is genuine: signatures, certificates, revocation and TCB, judged by ``dcap-qvl``, offline.
 
-The trust anchor is Intel's root certificate, which ``dcap-qvl`` carries; what swtdx makes does not chain to it.
-Collateral is what Intel's provisioning certification service publishes for a platform, as one JSON object; whoever
-verifies brings it, and says for which time it shall count.
+The trust anchor is Intel's root certificate, which ``dcap-qvl`` contains; what swtdx makes does not chain to it.
+Collateral is what Intel's provisioning certification service publishes for a platform; the caller brings it, as one
+JSON object, and states for which time it shall count.
+
+``dcap-qvl`` also refuses some genuine quotes by a policy of its own, as its last step: TDs that can be debugged or
+migrated, or have a service TD.  Whether such a TD is acceptable is for `swtdx.attest.policy` to say.  A quote that
+fails in that step alone has passed all others, so it is genuine, and `swtdx.attest.tcb_levels` computes its TCB status.
 """
 
 from __future__ import annotations
@@ -13,20 +17,33 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import unquote
 
 from swtdx.attest.event_words import printable
+from swtdx.attest.pck import Pck, pck_of
 from swtdx.attest.quote import Quote
+from swtdx.attest.tcb_levels import TcbError, tcb_result
+from swtdx.attest.text_form import JsonError, json_of, member_of
 
 COLLATERAL_MEMBERS = (
     "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info", "tcb_info_signature",
     "qe_identity_issuer_chain", "qe_identity", "qe_identity_signature",
 )  # fmt: skip
 """Strings; the three ..._crl and ..._signature kinds in hexadecimal, chains in PEM, the two documents as JSON text."""
+INTEL_ROOT_SHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
+"""Of the certificate "Intel SGX Root CA" in DER, for messages; what is trusted is dcap-qvl's own copy."""
 _LATEST_TIME = 1 << 40
+_POLICY_OF_THE_LIBRARY = frozenset(
+    {
+        *{"Debug mode is enabled", "SEPT_VE_DISABLE is not enabled", "TD migration is enabled"},
+        *{"Invalid MR service TD", "Reserved bits in TD attributes are set"},
+    }
+)
+"""The whole text of the errors of dcap-qvl's last step, which judges the TD's attributes; `Policy` judges them here."""
 
 
 class VerificationError(Exception):
-    """The quote is not genuine, or not at the time that was asked for; the text is the verifier's reason."""
+    """The quote is not genuine, or not at the given time; the text is the verifier's reason, with values."""
 
 
 class CollateralError(ValueError):
@@ -35,7 +52,7 @@ class CollateralError(ValueError):
 
 @dataclass(frozen=True)
 class Verified:
-    """What a genuine quote's platform is worth."""
+    """The platform of a genuine quote."""
 
     tcb_status: str
     """As Intel names it: UpToDate, SWHardeningNeeded, ConfigurationNeeded, OutOfDate, ..."""
@@ -43,6 +60,8 @@ class Verified:
     ppid: str
     at: int
     """Seconds since 1970 for which the judgement holds."""
+    missing: tuple[str, ...] = ()
+    """What the platform lacks for the highest TCB level, one sentence each."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -50,13 +69,15 @@ class Verified:
             "advisory_ids": list(self.advisory_ids),
             "ppid": self.ppid,
             "at": self.at,
+            "missing": list(self.missing),
         }
 
 
-def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
+def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes | None = None) -> Verified:
     """Judge a quote with ``collateral`` (JSON) for the time ``at`` (seconds since 1970).
 
-    Raises `CollateralError` if the collateral is no such JSON, `VerificationError` if the quote does not verify.
+    ``root_ca`` is a root certificate (DER) to trust in place of Intel's, for quotes of test keys.  Raises
+    `CollateralError` if the collateral cannot be used, `VerificationError` if the quote does not verify.
 
     >>> verify_quote(None, "{}", 0)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -66,16 +87,92 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int) -> Verified:
 
     checked = _checked(collateral)
     if not 0 <= at < _LATEST_TIME:
-        raise VerificationError(f"{at} is no time in seconds since 1970")
+        raise VerificationError(f"{at} is not a time in seconds since 1970")
     try:
         material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(checked))
     except (ValueError, TypeError) as error:
         raise CollateralError(f"the collateral is not usable: {_in_one_line(error)}") from None
+    pck = pck_of(quote)
     try:
-        report = dcap_qvl.verify(quote.raw, material, at)
+        if root_ca is None:
+            report = dcap_qvl.verify(quote.raw, material, at)
+        else:
+            report = dcap_qvl.verify_with_root_ca(quote.raw, material, root_ca, at)
     except (ValueError, RuntimeError) as error:
-        raise VerificationError(f"the quote does not verify: {_in_one_line(error)}") from None
-    return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at)
+        text = _in_one_line(error)
+        if text in _POLICY_OF_THE_LIBRARY and pck is not None:
+            return _judged_here(quote, pck, checked, at)
+        raise VerificationError(f"the quote does not verify: {text}{_values(text, quote, pck, checked, at)}") from None
+    missing: tuple[str, ...] = ()
+    if report.status != "UpToDate" and pck is not None:
+        try:
+            missing = tcb_result(quote, pck, checked["tcb_info"], checked["qe_identity"]).missing
+        except TcbError as error:
+            missing = (str(error),)
+    return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at, missing)
+
+
+def _judged_here(quote: Quote, pck: Pck, collateral: dict[str, str], at: int) -> Verified:
+    try:
+        result = tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"])
+    except TcbError as error:
+        raise VerificationError(f"the quote does not verify: {error}") from None
+    if result.status == "Revoked":
+        raise VerificationError("the quote does not verify: TCB status is invalid: Revoked")
+    return Verified(result.status, result.advisory_ids, pck.ppid.hex(), at, result.missing)
+
+
+def _values(text: str, quote: Quote, pck: Pck | None, collateral: dict[str, str], at: int) -> str:
+    """The values behind a reason of dcap-qvl's, as ``; ...``; nothing where there is none to add."""
+    lower = text.lower()
+    for name, title in (("tcb_info", "TCBInfo"), ("qe_identity", "QE Identity")):
+        if title.lower() in lower and ("expired" in lower or "future" in lower):
+            return _dates(name, collateral, at)
+    if "tcb" in lower or "fmspc" in lower or "isvsvn" in lower or "module" in lower:
+        if pck is None:
+            return ""
+        try:
+            tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"])
+        except TcbError as error:
+            return f"; {error}"
+    if any(word in lower for word in ("chain", "issuer", "publickey", "certificate")):
+        return _chains(quote, collateral)
+    return ""
+
+
+def _dates(name: str, collateral: dict[str, str], at: int) -> str:
+    try:
+        content = json_of(collateral[name].encode())
+        return f"; it is of {content['issueDate']} and valid until {content['nextUpdate']}, asked for {moment(at)}"
+    except (JsonError, KeyError, TypeError):
+        return ""
+
+
+def _chains(quote: Quote, collateral: dict[str, str]) -> str:
+    """Whose certificates the quote and the collateral bring: the subject of the last one of each chain."""
+    chains = {
+        "the quote": quote.signature.certification_data,
+        "the PCK CRL": collateral["pck_crl_issuer_chain"].encode(),
+        "the TCB info": collateral["tcb_info_issuer_chain"].encode(),
+        "the QE identity": collateral["qe_identity_issuer_chain"].encode(),
+    }
+    found = [f"{name}: {subject}" for name, pem in chains.items() if (subject := _last_subject(pem))]
+    return f"; the chains end in {', '.join(found)}" if found else ""
+
+
+def _last_subject(pem: bytes) -> str:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.x509.oid import NameOID
+
+    try:
+        last = x509.load_pem_x509_certificates(pem.rstrip(b"\0"))[-1]
+        names = last.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (ValueError, IndexError, TypeError):
+        return ""
+    digest = last.fingerprint(SHA256()).hex()
+    whose = "Intel's" if digest == INTEL_ROOT_SHA256 else f"not Intel's, SHA-256 {digest[:16]}..."
+    return f"{printable(str(names[0].value)) if names else 'a certificate without a name'} ({whose})"
 
 
 def moment(seconds: int) -> str:
@@ -102,13 +199,62 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _checked(collateral: bytes | str) -> dict[str, str]:
+    """Return the members as strings: from dcap-qvl's JSON, or from responses of Intel's PCS put together."""
     try:
-        content = json.loads(collateral)
-    except (ValueError, RecursionError) as error:
+        content = json_of(collateral.encode() if isinstance(collateral, str) else collateral)
+    except JsonError as error:
         raise CollateralError(f"the collateral is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise CollateralError("the collateral is no JSON object")
-    lacking = [name for name in COLLATERAL_MEMBERS if not isinstance(content.get(name), str)]
+        raise CollateralError("the collateral is not a JSON object")
+    inner = member_of(content, ("collateral", "quote_collateral", "data.collateral"))
+    if isinstance(inner, dict):
+        content = inner
+    found = {name: value for name in content if (value := _text(content, name)) is not None}
+    for ours, theirs in _PCS_MEMBERS.items():
+        value = next((found[name] for name in theirs if name in found), None)
+        if ours not in found and value is not None:
+            found[ours] = value
+    for document, envelope in (("tcb_info", "tcbInfo"), ("qe_identity", "enclaveIdentity")):
+        _unwrap(found, document, envelope)
+    lacking = [name for name in COLLATERAL_MEMBERS if name not in found]
     if lacking:
         raise CollateralError(f"the collateral lacks {', '.join(lacking)}")
-    return {name: value for name, value in content.items() if isinstance(value, str)}
+    return {name: found[name] for name in (*COLLATERAL_MEMBERS, *({"pck_certificate_chain"} & found.keys()))}
+
+
+_PCS_MEMBERS = {
+    "pck_crl_issuer_chain": ("pckCrlIssuerChain", "SGX-PCK-CRL-Issuer-Chain"),
+    "root_ca_crl": ("rootCaCrl", "rootcacrl"),
+    "pck_crl": ("pckCrl", "pckcrl"),
+    "tcb_info_issuer_chain": ("tcbInfoIssuerChain", "TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain"),
+    "tcb_info": ("tcbInfo",),
+    "tcb_info_signature": ("tcbInfoSignature",),
+    "qe_identity_issuer_chain": ("qeIdentityIssuerChain", "SGX-Enclave-Identity-Issuer-Chain"),
+    "qe_identity": ("qeIdentity", "enclaveIdentity"),
+    "qe_identity_signature": ("qeIdentitySignature",),
+}
+"""Names under which other tools and the responses of Intel's PCS have the same."""
+
+
+def _text(content: dict[str, Any], name: str) -> str | None:
+    """Return a member as text: an object compact, as the PCS signs it; a list of numbers in hexadecimal, as bytes."""
+    value = content[name]
+    if isinstance(value, dict):
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    if isinstance(value, list) and all(type(each) is int and 0 <= each < 256 for each in value):
+        return bytes(value).hex()
+    if isinstance(value, str):
+        return unquote(value) if value.startswith("-----BEGIN%20") else value
+    return None
+
+
+def _unwrap(found: dict[str, str], document: str, envelope: str) -> None:
+    """Take document and signature out of a response of the PCS, ``{"tcbInfo": {...}, "signature": "..."}``."""
+    try:
+        content = json_of(found.get(document, "").encode())
+    except JsonError:
+        return
+    if isinstance(content, dict) and isinstance(content.get(envelope), dict):
+        found[document] = json.dumps(content[envelope], separators=(",", ":"), ensure_ascii=False)
+        if isinstance(content.get("signature"), str):
+            found.setdefault(f"{document}_signature", content["signature"])

@@ -11,6 +11,7 @@ asked for.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import sys
@@ -400,7 +401,7 @@ def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> in
                 _declare(command)
         return int(app(arguments, standalone_mode=False) or 0)
     except Failure as failure:
-        return _complain(str(failure), failure.status)
+        return _complain(str(failure), failure.status, shown=failure.shown)
     except _UsageError as error:
         name = f"swtdx {typed}" if known else "swtdx"
         status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
@@ -458,8 +459,12 @@ def _complain_of(error: Exception, typed: str) -> int:
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def _complain(text: str, status: int) -> int:
-    print("swtdx: " + " ".join(text.split()), file=sys.stderr)
+def _complain(text: str, status: int, *, shown: bool = False) -> int:
+    """Print one sentence on stderr; with ``--json`` an object on stdout too, unless the command has printed its own."""
+    sentence = " ".join(text.split())
+    print(f"swtdx: {sentence}", file=sys.stderr)
+    if not shown and "--json" in sys.argv and sys.argv[1] in COMMANDS:
+        print(json.dumps({"error": sentence, "status": int(status)}, indent=2))
     return status
 
 

@@ -38,12 +38,15 @@ def firmware_bytes(named: Path | None, quiet: bool) -> tuple[bytes, str]:
 
 
 def file_bytes(path: Path, at_most: int = MAXIMUM_INPUT_SIZE) -> bytes:
-    """The first ``at_most`` bytes of a file. Raises `Failure` if it cannot be read."""
+    """Return the first ``at_most`` bytes of a file, or of standard input for ``-``. Raises `Failure`."""
     try:
+        if str(path) == "-":
+            return sys.stdin.buffer.read(at_most)
         with path.open("rb") as file:
             return file.read(at_most)
-    except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror or error}", Verdict.NO_INPUT) from None
+    except (OSError, ValueError, AttributeError) as error:  # a closed standard input is None, or raises ValueError
+        name = "standard input" if str(path) == "-" else str(path)
+        raise Failure(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", Verdict.NO_INPUT) from None
 
 
 @contextmanager

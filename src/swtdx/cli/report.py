@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx report``: a TDREPORT taken apart, its hashes checked; a run told on one HTML page."""
+"""``swtdx report``: a TDREPORT taken apart, its hashes checked; a run written to one HTML page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.report import ReportError, parse_report
 from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
@@ -24,7 +25,7 @@ PARSE_EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 shown; 1 wrong usage; 2 no TDREPORT, or its hashes are wrong; 3 it cannot be read
+0 shown; 1 wrong usage; 2 not a TDREPORT, or its hashes are wrong; 3 it cannot be read
 """
 
 HTML_EPILOG = """
@@ -44,7 +45,7 @@ HTML_EPILOG = """
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Take a TDREPORT apart, or tell a run on one HTML page.")
+    group = typer.Typer(help="Take a TDREPORT apart, or write a run to one HTML page.")
     group.callback()(_report)
     group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="html", epilog=HTML_EPILOG)(html)
@@ -52,22 +53,33 @@ def register(app: typer.Typer) -> None:
 
 
 def _report() -> None:
-    """Take a TDREPORT apart, or tell a run on one HTML page."""
+    """Take a TDREPORT apart, or write a run to one HTML page."""
 
 
 def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
-    """Show all fields of a TDREPORT, and whether its two hashes are right (exit status 2 if not)."""
+    """Show all fields of a TDREPORT, and whether its two hashes are right (exit status 2 if not).
+
+    An Azure HCL report is read too: its TDREPORT, and whether REPORTDATA binds its runtime claims.
+    """
+    data = file_bytes(file, 1 << 20)
     try:
-        report = parse_report(file_bytes(file, 1 << 20))
+        hcl = parse_hcl_report(data) if is_hcl_report(data) else None
+        report = parse_report(data) if hcl is None else hcl.report
     except ReportError as error:
         raise Failure(f"{file}: {error}", Verdict.FAILED) from None
-    if json:
-        print(json_format.dumps(report.as_json(), indent=2))
-    elif not quiet:
-        print_fields(report.as_json())
+    wrong = None
     if not report.consistent:
-        wrong = "TEE_INFO_HASH" if report.tee_tcb_info_hash_matches else "TEE_TCB_INFO_HASH"
-        raise Failure(f"{file}: {wrong} is not the hash of what the report holds", Verdict.FAILED)
+        which = "TEE_INFO_HASH" if report.tee_tcb_info_hash_matches else "TEE_TCB_INFO_HASH"
+        wrong = f"{file}: {which} is not the hash of the report's contents"
+    elif hcl is not None and not hcl.claims_bound:
+        wrong = f"{file}: REPORTDATA is not the {hcl.hash_name} of the runtime claims"
+    content = report.as_json() if hcl is None else hcl.as_json()
+    if json:
+        print(json_format.dumps({**content, "error": wrong}, indent=2))
+    elif not quiet:
+        print_fields(content)
+    if wrong is not None:
+        raise Failure(wrong, Verdict.FAILED, shown=True)
 
 
 def html(
@@ -80,7 +92,7 @@ def html(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tell a run on one HTML page that needs nothing else: memory by state over time, Secure EPT, exits, console."""
+    """Write a run to one self-contained HTML page: memory by state over time, Secure EPT, exits, console."""
     from swtdx.cli.trace import with_progress
     from swtdx.trace.history import RunHistory
     from swtdx.trace.html import page

@@ -7,7 +7,7 @@ status  meaning
 0       verified; equal; shown
 1       wrong usage
 2       verification failed; the two differ; the image cannot start as a TD
-3       an input (file, firmware, collateral) is not to be had
+3       an input (file, firmware, collateral) cannot be read
 4       the policy is not met
 5       an event log cannot be read, or does not lead to the registers
 ======  ==================================================================================
@@ -32,8 +32,10 @@ class Verdict(IntEnum):
 class Failure(Exception):
     """Ends a verifier's command; the text is one sentence for a person, ``verdict`` the exit status."""
 
-    def __init__(self, text: str, verdict: Verdict) -> None:
+    def __init__(self, text: str, verdict: Verdict, *, shown: bool = False) -> None:
         super().__init__(text)
         self.verdict = verdict
         self.status: int = verdict
         """The exit status; that of a subclass may be another."""
+        self.shown = shown
+        """Whether the command has printed its JSON, with this text in it."""

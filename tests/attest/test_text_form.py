@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The forms in which evidence is held: each is made here, and must give the bytes that it was made of."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+
+from swtdx.attest.evidence_kind import kind_of
+from swtdx.attest.quote import QuoteError, parse_quote
+from swtdx.attest.report import ReportError, parse_report
+from swtdx.attest.text_form import binary_of
+
+DATA = bytes([4, 0]) + random.Random(4).randbytes(300) + bytes(40) + b"|  text  |"
+
+
+def lines(text: str, width: int) -> str:
+    return "\n".join(text[at : at + width] for at in range(0, len(text), width))
+
+
+def printed(row: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+
+
+def dump(separator: str, group: int, text: str) -> str:
+    rows = []
+    for at in range(0, len(DATA), 16):
+        row = DATA[at : at + 16]
+        groups = " ".join(row[start : start + group].hex() for start in range(0, len(row), group))
+        rows.append(f"{at:08x}{separator}{groups}{text.format(printed(row))}")
+    return "\n".join(rows)
+
+
+FORMS: dict[str, Callable[[], str]] = {
+    "hexadecimal": DATA.hex,
+    "0x": lambda: "0x" + DATA.hex(),
+    "line breaks": lambda: lines(DATA.hex(), 64),
+    "words": lambda: " ".join(DATA[at : at + 2].hex() for at in range(0, len(DATA), 2)),
+    "colons": lambda: DATA.hex(":"),
+    "C array": lambda: "unsigned char q[] = {\n" + ", ".join(f"0x{byte:02x}" for byte in DATA) + "\n};",
+    "xxd": lambda: dump(": ", 2, "  {}"),
+    "od": lambda: dump(" ", 1, "  >{}<"),
+    "base64": lambda: base64.b64encode(DATA).decode(),
+    "base64url": lambda: base64.urlsafe_b64encode(DATA).decode().rstrip("="),
+    "base64 in lines": lambda: lines(base64.b64encode(DATA).decode(), 76),
+    "quoted": lambda: f'"{base64.b64encode(DATA).decode()}"',
+    "armour": lambda: f"-----BEGIN QUOTE-----\n{lines(base64.b64encode(DATA).decode(), 64)}\n-----END QUOTE-----\n",
+    "array": lambda: json.dumps(list(DATA)),
+    "member": lambda: json.dumps({"quote": DATA.hex()}),
+    "member that is an array": lambda: json.dumps({"quote": list(DATA)}),
+    "member of a member": lambda: json.dumps({"evidence": {"quote": base64.b64encode(DATA).decode()}}),
+    "member of a string of JSON": lambda: json.dumps({"evidence": json.dumps({"quote": DATA.hex()})}),
+}
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_gives_the_bytes(form: str, bom: bytes) -> None:
+    text = FORMS[form]()
+    assert binary_of(bom + text.encode(), ("quote", "evidence.quote")) == DATA
+    assert binary_of(bom + text.replace("\n", "\r\n").encode(), ("quote", "evidence.quote")) == DATA
+
+
+def test_a_dump_with_repeated_lines() -> None:
+    text = "00000000  00 00 00 00 00 00 00 00  00 00 00 00 00 00 00 00  |................|\n*\n00000040  01\n00000041\n"
+    assert binary_of(text.encode()) == bytes(64) + b"\1"
+
+
+@pytest.mark.parametrize("text", ["[1, 256]", "[true]", '{"other": 1}', "{", "not hexadecimal!", "[" * 100_000])
+def test_text_that_is_none_of_them(text: str) -> None:
+    with pytest.raises(ValueError, match=r"this is|nested|Expecting"):
+        binary_of(text.encode(), ("quote",))
+
+
+def spec_id() -> bytes:
+    return bytes(4) + (3).to_bytes(4, "little") + bytes(24) + b"Spec ID Event03\0" + bytes(40)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (bytes([0x81]) + bytes(1023), "TDREPORT"),
+        (bytes.fromhex("0300020000000000") + bytes(600), "SGX quote"),
+        (spec_id(), "event log"),
+        (b"CCEL" + bytes(60), "ACPI table CCEL"),
+        (b"HCLA" + bytes(1300), "HCL report"),
+        (bytes(40) + b"_FVH" + bytes(100), "firmware image"),
+        (b"\x02\0\0\0" + bytes(0x30) + b"\x01\0\0\0" + bytes(1184), "SEV-SNP"),
+        (b"\xffTCG\x80\x18" + bytes(100), "TPM"),
+        (bytes(0x202) + b"HdrS" + bytes(100), "Linux kernel"),
+        (b"\x1f\x8b" + bytes(100), "gzip"),
+    ],
+)
+def test_the_wrong_kind_of_file_is_named(data: bytes, name: str) -> None:
+    kind = kind_of(data)
+    assert kind is not None
+    assert name in kind.name
+    with pytest.raises(QuoteError, match=name):
+        parse_quote(data)
+    if name not in ("TDREPORT", "HCL report"):
+        with pytest.raises(ReportError, match=name):
+            parse_report(data)
+
+
+def test_a_quote_without_its_first_four_bytes_is_named() -> None:
+    with pytest.raises(QuoteError, match="first 4 bytes are missing"):
+        parse_quote((0x81).to_bytes(4, "little") + bytes(1000))
