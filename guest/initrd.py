@@ -15,7 +15,7 @@ from pathlib import Path
 from guest.newc import DIRECTORY, FILE, newc
 
 HERE = Path(__file__).parent
-MODULES = ("configfs", "tsm", "tsm_report", "tdx-guest", "virtio_blk", "virtio-rng")
+MODULES = ("configfs", "tsm", "tsm_report", "tdx-guest", "virtio_blk", "virtio-rng", "pvpanic", "pvpanic-mmio")
 FOLDERS = ("bin", "dev", "lib", "proc", "sys", "tmp")
 
 

@@ -7,6 +7,7 @@ $SWTDX_LINUX names the folder that ``script/linux`` prints (boot/vmlinuz-*, init
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 import pytest
 
+from guest.newc import FILE, newc
 from swtdx.attest.event_log import parse_event_log
 from swtdx.attest.replay import replay
 from swtdx.attest.report import parse_report
@@ -212,3 +214,87 @@ def test_how_it_ends_is_said_and_told_apart(append: str, status: int, words: lis
     assert result.returncode == status, result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def _panicking_guest(
+    linux_guest: Path, script: str, tmp_path: Path, *, files: tuple[tuple[str, bytes], ...] = ()
+) -> Path:
+    """An initrd that runs ``script`` once the modules are loaded."""
+    entries = [("x.sh", FILE, f"#!/bin/sh\n{script}\n".encode()), *((name, FILE, data) for name, data in files)]
+    path = tmp_path / "initrd"
+    path.write_bytes((linux_guest / "initrd.img").read_bytes() + newc(entries))
+    return path
+
+
+def _run_script(
+    linux_guest: Path, initrd: Path, *arguments: str, append: str = "", vm_type: str = "tdx"
+) -> subprocess.CompletedProcess[str]:
+    image = sorted(linux_guest.glob("boot/vmlinuz-*"))[-1]
+    return subprocess.run(
+        [sys.executable, "-c", "from swtdx.cli import main; main()", "run", "--firmware", "none", "--kernel", image,
+         "--initrd", initrd, "--append", f"console=ttyS0 quiet swtdx.run=/x.sh {append}", "--memory", "1G",
+         "--vm-type", vm_type, "--timeout", "170", *arguments],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("vm_type", ["tdx", "default"])
+def test_a_log_with_a_panic_in_it_does_not_end_the_run(linux_guest: Path, vm_type: str, tmp_path: Path) -> None:
+    words = "Kernel panic - not syncing: old news"
+    script = (
+        f"echo 'log of another machine: {words}' > /dev/console; echo '{words}' > /dev/console\n"
+        f"echo '---[ end {words} ]---' > /dev/console; sleep 5; echo STILL HERE"
+    )
+    result = _run_script(linux_guest, _panicking_guest(linux_guest, script, tmp_path), vm_type=vm_type)
+    assert "STILL HERE" in result.stdout
+    assert (result.returncode, "powered off" in result.stderr) == (0, True)
+
+
+@pytest.mark.parametrize("vm_type", ["tdx", "default"])
+@pytest.mark.parametrize("first", ["true", "rmmod pvpanic-mmio pvpanic"])
+def test_a_panic_is_reported_by_pvpanic_or_by_its_text(
+    linux_guest: Path, vm_type: str, first: str, tmp_path: Path
+) -> None:
+    record = tmp_path / "record"
+    initrd = _panicking_guest(linux_guest, f"{first}; echo c > /proc/sysrq-trigger", tmp_path)
+    result = _run_script(linux_guest, initrd, "--json", str(record), vm_type=vm_type)
+    assert result.returncode == 3
+    assert "the guest's kernel panicked: sysrq triggered crash" in result.stderr
+    assert ("0x505" in json.loads(record.read_text())["port_exits"]) == (first == "true")
+
+
+KEXEC = r"""
+static long call(long n, long a, const void *b, long c, const void *d, long e)
+{
+    long r;
+    register const void *r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    __asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
+    return r;
+}
+void _start(void) /* kexec_file_load(kernel, initrd, command line, KEXEC_FILE_ON_CRASH) */
+{
+    static const char line[] = "console=ttyS0 quiet swtdx.run=/second.sh";
+    long kernel = call(2, (long)"/vmlinuz", 0, 0, 0, 0), initrd = call(2, (long)"/second.img", 0, 0, 0, 0);
+
+    call(60, call(320, kernel, (void *)initrd, sizeof(line), line, 2) != 0, 0, 0, 0, 0);
+}
+"""
+
+
+def test_a_panicking_kernel_starts_its_crash_kernel(linux_guest: Path, tmp_path: Path) -> None:
+    (tmp_path / "kexec.c").write_text(KEXEC)
+    options = ["-O2", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-s"]
+    subprocess.run(["cc", *options, "-o", tmp_path / "kexec", tmp_path / "kexec.c"], check=True)
+    second = b"#!/bin/sh\necho SECOND KERNEL; ls /proc/vmcore\n"
+    files = (
+        ("kexec", (tmp_path / "kexec").read_bytes()),
+        ("vmlinuz", sorted(linux_guest.glob("boot/vmlinuz-*"))[-1].read_bytes()),
+        ("second.img", (linux_guest / "initrd.img").read_bytes() + newc([("second.sh", FILE, second)])),
+    )
+    script = "/kexec && echo c > /proc/sysrq-trigger"
+    initrd = _panicking_guest(linux_guest, script, tmp_path, files=files)
+    result = _run_script(linux_guest, initrd, append="crashkernel=256M", vm_type="default")
+    assert "Kernel panic - not syncing: sysrq triggered crash" in result.stdout
+    assert "SECOND KERNEL\n/proc/vmcore" in result.stdout.replace("\r", "")
+    assert result.returncode == 0

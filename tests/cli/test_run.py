@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import mmap
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +175,31 @@ def test_devices_that_were_asked_for_are_in_their_slots(
 
 def _print_answer(run: kvm_run, page: mmap.mmap) -> None:
     port_out(0x3F8, page[0x1000:0x1001])(run, page)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "event", "status", "words"),
+    [
+        ([], 1, 3, "kernel panicked: no root"),
+        (["--on-panic", "stop"], 1, 3, "kernel panicked: no root"),
+        (["--on-panic", "continue"], 1, 4, "time was up"),
+        ([], 2, 4, "time was up"),  # a crash kernel is loaded: it goes on
+    ],
+)
+def test_what_the_guest_reports_by_pvpanic(
+    arguments: list[str], event: int, status: int, words: str, command: Command, firmware: Path, scripted: Scripted
+) -> None:
+    plays = [*typed("[    1.0] Kernel panic - not syncing: no root\n"), port_out(0x505, bytes([event]))]
+    scripted(FakeKernel(plays={0: plays}))
+    result = command("run", "--firmware", firmware, "--timeout", "3", *arguments)
+    assert result.status == status
+    assert words in result.err
+
+
+def test_words_about_a_panic_do_not_end_a_run(command: Command, firmware: Path, scripted: Scripted) -> None:
+    said = "log of another machine: Kernel panic - not syncing: old news\nKernel panic - not syncing: old news\n"
+    plays = [*typed(said), *(lambda run, page: time.sleep(0.1) for _ in range(25)), *typed("STILL HERE\n"), POWER_OFF]
+    scripted(FakeKernel(plays={0: plays}))
+    result = command("run", "--firmware", firmware)
+    assert result.status == 0
+    assert "STILL HERE" in result.out

@@ -21,6 +21,7 @@ from swtdx.vmm.board.i8254 import CLOCK_HZ, I8254
 from swtdx.vmm.board.i8259 import I8259Pair
 from swtdx.vmm.board.ioapic import IoApic, Msi
 from swtdx.vmm.board.pci import HOST_BRIDGE, LPC_BRIDGE, PciBus, host_bridge, lpc_bridge
+from swtdx.vmm.board.pvpanic import Pvpanic
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import Uart16550
@@ -549,3 +550,16 @@ def test_debug_exit_does_not_take_another_devices_port() -> None:
     ports.attach([0x402], lambda port, size: 0xE9)
     with pytest.raises(ValueError, match="0x402"):
         DebugExit(ports, 0x400, lambda value: None)
+
+
+# --- pvpanic ----------------------------------------------------------------------------------------------------------
+
+
+def test_pvpanic_takes_the_two_events_of_its_specification_and_reports_them() -> None:
+    """QEMU, docs/specs/pvpanic: bit 0 panicked, bit 1 crash kernel loaded; a read tells which are taken."""
+    ports, reported = PortBus(), []  # type: ignore[var-annotated]
+    Pvpanic(ports, reported.append)
+    assert ports.read(0x505, 1) == 3
+    for value in (1, 2, 3, 0x80, 0, 0xFD):
+        ports.write(0x505, 1, value)
+    assert reported == [1, 2, 3, 1]

@@ -139,6 +139,14 @@ class ModuleVersionChoice(StrEnum):
     v1_0 = "1.0"
 
 
+class OnPanicChoice(StrEnum):
+    """What a panic of the guest's kernel does to the run, of `swtdx.cli.run.OnPanic`."""
+
+    stop = "stop"
+    # "continue" is a word of Python's
+    go_on = "continue"
+
+
 class GpaWidth(StrEnum):
     """Guest physical address widths that a TD can have."""
 
@@ -290,6 +298,14 @@ def run(
     gdb_wait: Annotated[
         bool, typer.Option("--gdb-wait", help="Let no vCPU run before a debugger has come and says so.")
     ] = False,
+    on_panic: Annotated[
+        OnPanicChoice | None,
+        typer.Option(
+            help="When the guest's kernel panics: end the run, or let it go on (kdump, panic=). Not given: stop, but "
+            "continue on a terminal and with --gdb.",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False,
 ) -> None:
@@ -299,7 +315,7 @@ def run(
     ends the run. Without one the run ends by itself at the UEFI shell's prompt.
     """
     from swtdx.cli.parameters import InputError, bit_mask, digest, memory_size, port
-    from swtdx.cli.run import Options
+    from swtdx.cli.run import OnPanic, Options
     from swtdx.cli.run import run as carry_out
     from swtdx.uapi.dialect import Dialect
     from swtdx.vmm.launch import TdParameters
@@ -351,6 +367,7 @@ def run(
         debug_exit=None if debug_exit is None else port("--debug-exit", debug_exit),
         disks=tuple(disk or ()),
         smbios=tuple(smbios or ()),
+        on_panic=None if on_panic is None else OnPanic(on_panic.value),
         virtio_console=virtio_console,
         rng=rng,
         trace=trace,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.traced_kernel import Emit, TracedKernel
+from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -50,18 +51,26 @@ from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWat
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
+from swtdx.vmm.halts import HaltCounter
 from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
+from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
-_PANIC_SECONDS = 1.0
-PANIC = "Kernel panic - not syncing"
+_LAST_WORDS_SECONDS = 1.0  # for what a kernel prints after it has reported its panic
 _LEAST_PLATFORM_GIB = 8
 EASY_GOING = KernelConfig(no_rbp_mod=False, tdx_huge_page=True)
 """What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does, and huge pages save 511
 of 512 faults, which no merged kernel does yet."""
+
+
+class OnPanic(Enum):
+    """What a panic of the guest's kernel does to the run."""
+
+    STOP = "stop"
+    CONTINUE = "continue"
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Options:
     debugcon: Path | None = None
     log: Path | None = None
     debug_exit: int | None = None
+    on_panic: OnPanic | None = None  # None: stop, unless somebody is there to look
     smbios: tuple[str, ...] = ()  # type=N[,NAME=VALUE]...
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
     virtio_console: bool = False
@@ -315,12 +325,15 @@ class _Session:
             self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
         watch = TextWatch(text) if text is not None else None
         self.console = GuestConsole()
-        log = outputs.get("--log")
-        self.output = GuestOutput(self.console, watch, self._text_found, self._reader_lost, log=log)
-        # A panicked kernel waits for somebody to look: without a terminal nobody does.
-        self._panic = None if self.interactive or gdb else TextWatch(PANIC)
-        if self._panic is not None:
-            self.output.watch_too(self._panic, self._panicked)
+        # Without a terminal nobody is there to look at a panicked kernel.
+        on_panic = options.on_panic or (OnPanic.CONTINUE if self.interactive or gdb else OnPanic.STOP)
+        self._stops_on_panic = on_panic is OnPanic.STOP
+        self._halts: HaltCounter | None = None
+        self._panic = PanicWatch(self._activity)
+        self._panic_reported_at: float | None = None
+        self.output = GuestOutput(
+            self.console, watch, self._text_found, self._reader_lost, outputs.get("--log"), self._panic.feed
+        )
         debug = outputs.get("--debugcon")
         self.plan = replace(
             plan,
@@ -328,6 +341,7 @@ class _Session:
             debug=debug.write if debug is not None else None,
             debug_exit=options.debug_exit,
             progress=voice.step,
+            panicked=self._panic_reported,
             devices=tuple(self._devices(disks)),
             say=self._say_from_device,
         )
@@ -362,6 +376,8 @@ class _Session:
             if self.gdb is not None:
                 execution = Execution(len(machine.vcpus), stopped=self.options.gdb_wait)
             run = self._run = Run(machine, execution)
+            if self._stops_on_panic:
+                self._halts = HaltCounter(machine.vm, machine.vcpus)
             if self.gdb is not None and execution is not None:
                 debugger.serve(self.gdb, machine, run, execution)
                 stands = ", the machine waits for it" if self.options.gdb_wait else ""
@@ -390,12 +406,16 @@ class _Session:
                 try:
                     while run.wait(_FLUSH_SECONDS) is None:
                         self.output.flush()
+                        if self._stops_on_panic:
+                            self._end_if_panicked(run)
                         if limit and run.seconds >= limit:
                             run.finish(Outcome(End.TIMEOUT, f"time was up after {limit:g} s", {"limit": limit}))
                 except KeyboardInterrupt:
                     run.finish(_INTERRUPTED)
                 finally:
                     self._stop(run)
+                    if self._halts is not None:
+                        self._halts.close()
         finally:
             signal.signal(signal.SIGTERM, previous)
         assert run.outcome is not None
@@ -429,18 +449,21 @@ class _Session:
         if self._run is not None:
             self._run.finish(self._found)
 
-    def _panicked(self) -> None:
-        """Let it say why, then end the run, unless it resets by itself."""
+    def _panic_reported(self, event: PanicEvent) -> None:
+        """The guest's kernel says by pvpanic that it has panicked; with a crash kernel it goes on."""
+        if event & PanicEvent.PANICKED and self._panic_reported_at is None:
+            self._panic_reported_at = time.monotonic()
 
-        def end() -> None:
-            if self._run is not None:
-                shown = bytes(self.output.record).decode("utf-8", "replace")
-                said = shown.partition(PANIC)[2].partition("\n")[0].strip(" :\r")
-                self._run.finish(Outcome(End.PANIC, f"the guest's kernel panicked: {said or 'it did not say why'}"))
+    def _activity(self) -> Activity:
+        return Activity(self._halts.total() if self._halts else 0, time.process_time())
 
-        timer = threading.Timer(_PANIC_SECONDS, end)
-        timer.daemon = True
-        timer.start()
+    def _end_if_panicked(self, run: Run) -> None:
+        reported = self._panic_reported_at
+        if (reported is not None and time.monotonic() - reported >= _LAST_WORDS_SECONDS) or self._panic.panicked():
+            said = self._panic.reason
+        else:
+            return
+        run.finish(Outcome(End.PANIC, f"the guest's kernel panicked: {said or 'it did not say why'}"))
 
     def _reader_lost(self) -> None:
         if self._run is not None:

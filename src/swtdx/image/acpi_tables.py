@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from swtdx.image import aml
-from swtdx.image.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, RESET_PORT, SLEEP_TYPE_S5
+from swtdx.image.io_map import FIRMWARE_PMBASE, PM1_CNT, PM1_STS, PM_TIMER, PVPANIC_PORT, RESET_PORT, SLEEP_TYPE_S5
 from swtdx.image.memory_map import (
     ECAM_BASE,
     ECAM_SIZE,
@@ -234,6 +234,12 @@ def _pci_root(layout: MemoryMap, level_interrupts: bool, ecam_base: int) -> byte
                 "RTC",
                 aml.name("_HID", aml.eisa_id("PNP0B00")),
                 aml.name("_CRS", aml.resources(aml.io(0x70, 2), aml.irq(8))),
+            ),
+            aml.device(
+                "PEVT",
+                aml.name("_HID", aml.string("QEMU0001")),
+                aml.name("_STA", aml.integer(0x0F)),
+                aml.name("_CRS", aml.resources(aml.io(PVPANIC_PORT, 1))),
             ),
         ),
     ]

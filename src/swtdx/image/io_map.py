@@ -11,4 +11,5 @@ PM1_CNT = 0x04
 PM_TIMER = 0x08
 SLEEP_TYPE_S5 = 0  # SLP_TYP of power-off; the fw_cfg file etc/system-states gives the same value
 
+PVPANIC_PORT = 0x505  # as in QEMU (docs/specs/pvpanic)
 RESET_PORT = 0xCF9  # ICH9 13.7.5

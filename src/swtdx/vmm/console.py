@@ -84,7 +84,8 @@ class GuestOutput:
 
     `put` is called by vCPU threads under the board's lock and must be quick; `flush` by the main thread now and then,
     so that a prompt without a newline is seen.  ``on_found`` is called once; ``on_lost`` when the stream has lost its
-    reader.  ``log`` gets the same bytes and reports its own failures.
+    reader.  ``log`` gets the same bytes and reports its own failures; ``on_shown`` gets them, too, about a line at a
+    time.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class GuestOutput:
         on_found: Callable[[], object] = lambda: None,
         on_lost: Callable[[], object] = lambda: None,
         log: Writable | None = None,
+        on_shown: Callable[[bytes], object] = lambda data: None,
     ) -> None:
         self._stream = stream
+        self._on_shown = on_shown
         self._log = log
         self._watches: list[tuple[TextWatch, Callable[[], object]]] = []
         if watch is not None:
-            self.watch_too(watch, on_found)
+            self._watches.append((watch, on_found))
         self._on_lost = on_lost
         self._pending = bytearray()
         self._lock = threading.Lock()
@@ -117,10 +120,6 @@ class GuestOutput:
             self._watches.remove(pair)
             pair[1]()
 
-    def watch_too(self, watch: TextWatch, on_found: Callable[[], object]) -> None:
-        """Look for one more text; ``on_found`` is called once."""
-        self._watches.append((watch, on_found))
-
     def flush(self) -> None:
         """Write out what waits."""
         with self._lock:
@@ -129,6 +128,7 @@ class GuestOutput:
             data = bytes(self._pending)
             self._pending.clear()
             self.ends_in_newline = data.endswith(b"\n")
+            self._on_shown(data)
             if self._log is not None:
                 self._log.write(data)
             if self._stream is None:

@@ -39,6 +39,7 @@ from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_DEBUG, TDX_TD_ATTR_SEPT_VE_DISABLE
 from swtdx.vmm.board.ioapic import PINS, Msi
+from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.kernel_entry import enter, ordinary_vm
@@ -93,6 +94,7 @@ class Plan:
     ``linux`` is what the firmware is to start, ``direct`` a kernel that is entered without firmware: then ``firmware``
     is what `direct_boot` gives with it.
     ``devices`` are plugged in, in this order; ``say`` gets a sentence when one of them has something to tell.
+    ``panicked`` gets what the guest's kernel reports by pvpanic, under the board's lock.
     """
 
     firmware: Firmware
@@ -108,6 +110,7 @@ class Plan:
     direct: DirectBoot | None = None
     devices: tuple[VirtioDevice, ...] = ()
     say: Callable[[str], object] = lambda text: None
+    panicked: Callable[[PanicEvent], object] = lambda event: None
 
     @property
     def layout(self) -> MemoryMap:
@@ -353,6 +356,7 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
             serial=plan.serial,
             debug=plan.debug,
             debug_exit=plan.debug_exit,
+            panicked=plan.panicked,
             linux=plan.linux,
             smbios=plan.smbios,
             level_interrupts=plan.td is None,

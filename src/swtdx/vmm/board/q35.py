@@ -39,6 +39,7 @@ from swtdx.vmm.board.pci import (
     host_bridge,
     lpc_bridge,
 )
+from swtdx.vmm.board.pvpanic import PanicEvent, Pvpanic
 from swtdx.vmm.board.rtc import Rtc
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
 from swtdx.vmm.board.virtio.console import VirtioConsole
@@ -58,7 +59,7 @@ class Board:
 
     ``serial`` and ``debug`` take what the guest prints there, byte by byte; without ``debug`` there is no debug port.
     ``linux`` is what the firmware is to start, ``smbios`` what it is to say of the machine.  ``level_interrupts``:
-    whether ends of interrupt reach the I/O APIC.
+    whether ends of interrupt reach the I/O APIC.  ``panicked`` gets what a panicking kernel reports.
     ``signal_msi`` and ``route_msis`` are KVM's side of interrupts.  After each device access the run loop looks at
     ``power_event``: None, or what the guest has asked for.
     """
@@ -75,6 +76,7 @@ class Board:
         smbios: SmbiosFields | None = None,
         level_interrupts: bool = True,
         debug_exit: int | None = None,
+        panicked: Callable[[PanicEvent], object] = lambda event: None,
         signal_msi: Callable[[Msi], object],
         route_msis: Callable[[Sequence[Msi | None]], object],
     ) -> None:
@@ -103,6 +105,7 @@ class Board:
         self.pci.attach(HOST_BRIDGE, host_bridge(self.pci, self._ecam_moved))
         self.pci.attach(LPC_BRIDGE, lpc_bridge(self.pm.move))
 
+        self.pvpanic = Pvpanic(self.ports, panicked)
         if debug_exit is not None:
             DebugExit(self.ports, debug_exit, self._leave)
 
