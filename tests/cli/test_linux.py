@@ -251,7 +251,7 @@ def test_a_log_with_a_panic_in_it_does_not_end_the_run(linux_guest: Path, vm_typ
 
 
 @pytest.mark.parametrize("vm_type", ["tdx", "default"])
-@pytest.mark.parametrize("first", ["true", "rmmod pvpanic-mmio pvpanic"])
+@pytest.mark.parametrize("first", ["true", "rmmod pvpanic-mmio"])
 def test_a_panic_is_reported_by_pvpanic_or_by_its_text(
     linux_guest: Path, vm_type: str, first: str, tmp_path: Path
 ) -> None:
@@ -260,7 +260,8 @@ def test_a_panic_is_reported_by_pvpanic_or_by_its_text(
     result = _run_script(linux_guest, initrd, "--json", str(record), vm_type=vm_type)
     assert result.returncode == 3
     assert "the guest's kernel panicked: sysrq triggered crash" in result.stderr
-    assert ("0x505" in json.loads(record.read_text())["port_exits"]) == (first == "true")
+    # The driver reads the port once when it is loaded; the other access is its report.
+    assert json.loads(record.read_text())["port_exits"]["0x505"] == (2 if first == "true" else 1)
 
 
 KEXEC = r"""
