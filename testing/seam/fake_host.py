@@ -223,7 +223,7 @@ class Host:
         args = Args(**registers)
         number = SEAMCALL_NUMBERS.get(name, name)
         status = self.module.seamcall(number | version << 16, args, lp)
-        if self.module.version.exact:
+        if not self.module.version.has_own_statuses:
             SEEN.add((NAMES.get(number & 0xFFFF, ""), status))
         return status, args
 
@@ -302,7 +302,7 @@ class Host:
         slots = changes.pop("cpuid", {})
         tail = changes.pop("reserved_3", b"")
         assert not set(changes) - set(fields), changes
-        if not self.module.version.exact:
+        if not self.module.version.config_flags_fixed0 & fields["config_flags"]:
             fields["config_flags"] = 0
         fields |= changes
         data = bytearray(struct.pack("<QQHBB4sQQH38s48s48s48sQ24s", *fields.values()))

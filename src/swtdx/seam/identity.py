@@ -30,8 +30,6 @@ MIN_VIRT_MAXPA = 45
 MAX_CMRS = 32
 MAX_PACKAGES = 8
 MAX_CPUID_CONFIG_SLOTS = 32
-FORMER_SVN = bytes.fromhex("01000400000000000000000000000000")
-"""TEE_TCB_SVN of modules before 1.5, which have a major SVN of 0."""
 
 ATTRIBUTES_FIXED1 = 0
 ATTRIBUTE_LASS = 1 << 27
@@ -71,11 +69,10 @@ class Identity:
     @classmethod
     def of(cls, version: ModuleVersion) -> Identity:
         """The test identity of a version of the module."""
-        if version.exact:
-            return cls()
+        svn = bytes.fromhex(version.tee_tcb_svn)
         return cls(
-            tee_tcb_svn=FORMER_SVN,
-            tee_tcb_svn2=FORMER_SVN if version.has_svn2 else bytes(len(FORMER_SVN)),
+            tee_tcb_svn=svn,
+            tee_tcb_svn2=svn if version.has_svn2 else bytes(len(svn)),
             tcb_info_valid=version.tcb_info_valid,
             mrseam=hashlib.sha384(f"swtdx test TDX module {version.name}".encode()).digest(),
         )

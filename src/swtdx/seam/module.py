@@ -48,7 +48,9 @@ class TdxModule:
         self.identity: Identity = identity or Identity.of(self.version)
         self.lock = threading.Lock()
         self.restore(SYS_STATE.initial)
-        self._said: Callable[[int, int], tuple[int, bool]] | None = None if self.version.exact else self.version.present
+        self._presented: Callable[[int, int], tuple[int, bool]] | None = (
+            self.version.present if self.version.has_own_statuses else None
+        )
         self.initialized_lps: set[int] = set()
         self.shut_down_lps: set[int] = set()
         """Logical processors that TDH.SYS.LP.SHUTDOWN of module 1.0 has taken out: SEAMCALL fails there."""
@@ -85,8 +87,8 @@ class TdxModule:
                 status = handler(self, args, lp)
             except Status as failure:
                 status = dispatch.failed(failure, args, clears)
-            if self._said is not None:  # not 1.5.06: in its own words
-                status, shows = self._said(status, fn)
+            if self._presented is not None:
+                status, shows = self._presented(status, fn)
                 if not shows:
                     args.rcx = args.rdx = 0
             return status

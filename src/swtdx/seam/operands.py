@@ -92,7 +92,7 @@ def check_leaf(td: Td, entry: int, level: int) -> None:
     Raises EPT_ENTRY_NOT_PRESENT with the entry at which the walk ended; in module 1.0 EPT_WALK_FAILED where it ended
     early, and EPT_ENTRY_NOT_PRESENT for a page that the guest cannot use.
     """
-    if td.version.exact:
+    if td.version.entry_states:
         if not entry & sept.LEAF:
             raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
     elif level and not entry & sept.LEAF:

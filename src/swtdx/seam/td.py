@@ -176,7 +176,7 @@ class Td:
             raise Status(StatusCode.TD_FATAL)
         if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
             raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
-        if not self._has_tdcs() and self.version.exact:
+        if not self._has_tdcs() and self.version.tdcs_before_op_state:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
         if leaf not in WITHOUT_OP_STATE_LOCK:
             self.check_lock(Operand.OP_STATE, shared=True)

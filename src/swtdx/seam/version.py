@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Versions of the TDX module, and in what they differ: 1.5.06, and 1.0 as hosts of the year 2022 knew it.
 
-A machine is made with one of them (``Platform.module_version``). The leaf functions are written for 1.5.06; what a
-caller of 1.0 sees otherwise is in ``tables/versions.json``, ``cpuid-1.0.json`` and ``metadata-1.0.json``:
+A machine is made with one of them (``Platform.module_version``). Leaf functions ask a `ModuleVersion` for a named
+behaviour or limit and never which version it is, so that another version is another entry of ``tables/versions.json``,
+with CPUID and metadata tables of its own where they differ. What 1.0 does otherwise than 1.5.06:
 
 * Which leaf functions there are. RAX has no version field, and there is no TDH.SYS.RD.
 * Sizes and limits: a TDCS of exactly four pages, virtual CPUs of TDVPX pages, six configurable CPUID leaves.
@@ -29,7 +30,7 @@ from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.lifecycle import OpState
 from swtdx.seam.sept import ANY_BLOCKED, FREE, LEAF, STATE_MASK
 from swtdx.seam.status import DETAILS_L2_MASK, FATAL, FormerStatus, Operand, Status, StatusCode
-from swtdx.seam.tables import MODULE_VERSION, load
+from swtdx.seam.tables import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,10 +83,25 @@ class ModuleVersion:
     tcb_info_valid: int
     """TEE_TCB_INFO.VALID of reports."""
     has_svn2: bool
+    tee_tcb_svn: str
+    """TEE_TCB_SVN of the test identity, in hexadecimal."""
     always_tracks: bool
     """Whether BLOCK and TRACK come before every removal, not only once the TD can run."""
     finalize_needs_vcpus: bool
     lp_shutdown_shuts_down: bool
+    entry_states: bool
+    """Whether leaf functions check the state of a Secure-EPT entry (``tables/sept_transitions.json``) and report it.
+
+    Otherwise they ask the questions of ``entry_conditions`` one after the other.
+    """
+    tdcs_before_op_state: bool
+    """Whether missing TDCX pages are reported before the OP_STATE is checked."""
+    addcx_checks_op_state: bool
+    """Whether TDH.MNG.ADDCX refuses an initialized TD at once, and not only once the TDCS is complete."""
+    promotes_pending: bool
+    """Whether TDH.MEM.PAGE.PROMOTE merges pending pages, too."""
+    demote_returns_l2_pages: bool
+    """Whether TDH.MEM.PAGE.DEMOTE takes pages for L2 virtual machines in R9 to R11, and returns them."""
     td_params_checks: tuple[str, ...]
     """The rules of TDH.MNG.INIT in their order (`td_params`)."""
     op_state_errors: Mapping[str, int]
@@ -95,9 +111,9 @@ class ModuleVersion:
     entry_conditions: Mapping[str, tuple[tuple[str, int], ...]]
 
     @cached_property
-    def exact(self) -> bool:
-        """Whether this is the version that the leaf functions are written for."""
-        return self.name == MODULE_VERSION
+    def has_own_statuses(self) -> bool:
+        """Whether a status of a leaf function must pass through `present`."""
+        return bool(self.renamed) or not self.fatal_bit
 
     def wrong_op_state(self, leaf: int, state: OpState) -> Status:
         """Why a leaf function does not pass in this OP_STATE."""
@@ -108,7 +124,7 @@ class ModuleVersion:
 
     def check_entry(self, leaf: str, entry: int, level: int) -> None:
         """Whether a leaf function may act on an entry that nobody holds locked; raises the Status of a failed check."""
-        if not self.entry_conditions:
+        if self.entry_states:
             if entry & STATE_MASK not in sept.ALLOWED[leaf]:
                 raise sept.wrong_state(entry, level)
             return
@@ -119,7 +135,7 @@ class ModuleVersion:
 
     def entry_info(self, entry: int, level: int) -> dict[str, int]:
         """RCX and RDX for an entry that is shown to the host."""
-        return sept.extended_info(entry, level) if self.exact else sept.former_info(entry, level)
+        return sept.extended_info(entry, level) if self.entry_states else sept.former_info(entry, level)
 
     def present(self, status: int, leaf: int | None) -> tuple[int, bool]:
         """A status of 1.5 as this version says it, and whether it still shows an entry in RCX and RDX."""

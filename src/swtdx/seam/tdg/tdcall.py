@@ -84,6 +84,6 @@ def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
                 gpr[REGISTERS[name]] = value
         except Interrupted as interrupted:
             return interrupted.result
-    gpr[RAX] = status if module.version.exact else module.version.present(status, None)[0]
+    gpr[RAX] = module.version.present(status, None)[0] if module.version.has_own_statuses else status
     context.rip += context.instruction_length
     return None

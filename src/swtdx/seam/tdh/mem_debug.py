@@ -51,7 +51,7 @@ def _locate(module: TdxModule, args: Args, number: int, name: str) -> int:
         raise td.cannot_walk(gpa)
     _, entry, level = td.sept.walk(gpa, 0)
     check_leaf(td, entry, level)
-    if td.version.exact:
+    if td.version.entry_states:
         check_entry(td, name, entry, level)
     offset = (1 << (12 + 9 * level)) - 1
     return (entry & sept.HPA_MASK & ~offset | gpa & offset) >> 3

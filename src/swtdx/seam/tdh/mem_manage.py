@@ -46,7 +46,7 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     entry_index, entry = walk(td, gpa, level, exclusive=True)
     if entry & sept.ENTRY_LOCK:
         raise sept.locked(entry, level)
-    if entry & STATE_MASK in ANY_BLOCKED and td.version.exact:
+    if entry & STATE_MASK in ANY_BLOCKED and td.version.entry_states:
         raise Status(StatusCode.GPA_RANGE_ALREADY_BLOCKED, Operand.RCX, **sept.extended_info(entry, level))
     check_entry(td, "TDH_MEM_RANGE_BLOCK", entry, level)
     hpa = mapped_page(entry, level)

@@ -98,7 +98,7 @@ def _merged(module: TdxModule, td: Td, table: int, entry: int, level: int) -> in
         raise sept.locked(entry, level)
     first: int = children[0]
     size = 1 << sept.level_shift(level - 1)
-    mergeable = (SeptState.MAPPED, SeptState.PENDING) if td.version.exact else (SeptState.MAPPED,)
+    mergeable = (SeptState.MAPPED, SeptState.PENDING) if td.version.promotes_pending else (SeptState.MAPPED,)
     if (
         first & STATE_MASK not in mergeable
         or first & HPA_MASK & (size * sept.ENTRIES - 1)
@@ -138,7 +138,7 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     td.child_count += 1
     memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_DEMOTE", entry) | table
     args.rcx = args.rdx = 0
-    for register in L2_REGISTERS if td.version.exact else ():
+    for register in L2_REGISTERS if td.version.demote_returns_l2_pages else ():
         offered = getattr(args, register)
         setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
     return SUCCESS

@@ -83,7 +83,7 @@ def tdh_mng_addcx(module: TdxModule, args: Args, lp: int) -> int:
     if td.lifecycle is not LifecycleState.KEYS_CONFIGURED:
         raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
     number, version = len(td.tdcx), td.version
-    if td.op_state is not OpState.UNINITIALIZED and not version.exact:
+    if td.op_state is not OpState.UNINITIALIZED and version.addcx_checks_op_state:
         raise version.wrong_op_state(MNG_INIT, td.op_state)
     if number >= version.max_tdcx:
         raise Status(StatusCode.TDCX_NUM_INCORRECT)
