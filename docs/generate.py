@@ -51,7 +51,7 @@ def prose(docstring: str | None) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", text).strip()
 
 
-# Commands
+# --- Commands ---------------------------------------------------------------------------------------------------------
 
 
 def commands() -> str:
@@ -118,7 +118,7 @@ def _markup(text: str | None) -> str:
     return re.sub(r"\[bold\](.*?)\[/bold\]", r"**\1**", text)
 
 
-# ioctls
+# --- ioctls -----------------------------------------------------------------------------------------------------------
 
 
 def ioctls() -> str:
@@ -233,7 +233,7 @@ def _refusals_of(command: TdxCommand, dialect: Dialect) -> str:
     return f"### {name}, {dialect.value}\n\n{table(head, rows)}\n"
 
 
-# The module
+# --- The module -------------------------------------------------------------------------------------------------------
 
 
 def leaves() -> str:
@@ -293,7 +293,7 @@ def _nature(status: int) -> str:
     return ", ".join(named) or "success, or a remark"
 
 
-# State machines
+# --- State machines ---------------------------------------------------------------------------------------------------
 
 
 def state_machines() -> str:

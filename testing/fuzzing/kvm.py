@@ -296,7 +296,7 @@ class Round:
         start = address_of(memory)
         self.line.lent.append((start, start + len(memory)))
 
-    # Values
+    # --- Values -------------------------------------------------------------------------------------------------------
 
     def scalar(self) -> int:
         return self.chance.choice(_SCALARS) if self.chance.random() < 0.9 else self.chance.getrandbits(64)
@@ -360,7 +360,7 @@ class Round:
         """Page-aligned user memory for a slot."""
         return self.memory_of_mine() if self.chance.random() < 0.9 else self.scalar()
 
-    # Arguments
+    # --- Arguments ----------------------------------------------------------------------------------------------------
 
     def argument(self, fd: int, name: str) -> int:
         chance = self.chance
@@ -503,7 +503,7 @@ class Round:
             setattr(cmd, dialect.hw_error_member, self.scalar())
         return cmd
 
-    # Steps
+    # --- Steps --------------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         dice = self.chance.random()

@@ -134,7 +134,7 @@ class FakeContext:
     def set_msr_bitmap(self, bitmap):
         self.bitmap = bitmap
 
-    # --- the guest's side -------------------------------------------------------------------------------------------
+    # --- the guest's side ---------------------------------------------------------------------------------------------
 
     def long_mode(self):
         self.segments[1] = (8, 0, 0xFFFFFFFF, 0xA09B)
@@ -216,7 +216,7 @@ class Host:
         self.next_hkid = 33
         self.status = 0
 
-    # --- basics -----------------------------------------------------------------------------------------------------
+    # --- basics -------------------------------------------------------------------------------------------------------
 
     def call(self, name, *, version=0, lp=0, **registers):
         """A SEAMCALL by name; returns (RAX, registers after)."""
@@ -247,7 +247,7 @@ class Host:
         self.memory.write(hpa, data)
         return hpa
 
-    # --- bring-up ---------------------------------------------------------------------------------------------------
+    # --- bring-up -----------------------------------------------------------------------------------------------------
 
     def tdmr(self, base=0, size=GIB, pamt=0x10_0000, reserved=()):
         """A TDMR_INFO whose metadata lies at ``pamt`` (1G, 2M, 4K); reserved areas are (offset, size)."""
@@ -289,7 +289,7 @@ class Host:
             pass
         return self
 
-    # --- TDs --------------------------------------------------------------------------------------------------------
+    # --- TDs ----------------------------------------------------------------------------------------------------------
 
     def td_params(self, **changes):
         """TD_PARAMS with fields by name; ``cpuid`` maps a slot of the configuration to registers."""

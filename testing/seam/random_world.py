@@ -72,7 +72,7 @@ class World:
         self.dying: set[int] = set()
         self.pages = (min(self.small), max(self.large) + MIB2)
 
-    # --- what there is ----------------------------------------------------------------------------------------------
+    # --- what there is ------------------------------------------------------------------------------------------------
 
     def free(self) -> int:
         """A page of the pool; mostly one that is free."""
@@ -145,7 +145,7 @@ class World:
             registers["rdx"] = chance.choice((*FIELDS, *SYSTEM_FIELDS))
         return registers
 
-    # --- the next call on a TD's way --------------------------------------------------------------------------------
+    # --- the next call on a TD's way ----------------------------------------------------------------------------------
 
     def onward(self) -> tuple[str, dict[str, int], int]:
         """(leaf function, registers, logical processor) that leads some TD further."""
@@ -244,7 +244,7 @@ class World:
                     return "TDH.PHYMEM.PAGE.RECLAIM", {"rcx": small}, lp
         return "TDH.PHYMEM.PAGE.RECLAIM", {"rcx": tdr}, lp
 
-    # --- a call for an entry of a Secure EPT ------------------------------------------------------------------------
+    # --- a call for an entry of a Secure EPT --------------------------------------------------------------------------
 
     def tend(self) -> tuple[str, dict[str, int], int]:
         """(leaf function, registers, logical processor) that suits some entry of some TD's Secure EPT."""
@@ -273,7 +273,7 @@ class World:
             registers |= {"rcx": gpa | chance.choice((0, 8, 256)), "r8": chance.getrandbits(64)}
         return name, registers, lp
 
-    # --- any call ---------------------------------------------------------------------------------------------------
+    # --- any call -----------------------------------------------------------------------------------------------------
 
     def choose(self) -> tuple[int, dict[str, int], int]:
         """(RAX, registers, logical processor)."""

@@ -144,7 +144,7 @@ def test_a_status_that_only_the_kernels_log_has(device: Kvm) -> None:
         assert words in said
 
 
-# The command
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
 def test_run_explains_a_status_from_init_vm(command: Command, firmware: Path) -> None:

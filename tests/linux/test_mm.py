@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Pages are booked, and come back."""
 
+from __future__ import annotations
+
 import errno
 
 import pytest

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """User memory is copied, never touched: whatever the pointer, EFAULT at worst."""
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap

@@ -196,7 +196,7 @@ def test_perfmon_leaves_are_zero_without_the_attribute(host, processor, ask):
     assert ask(tdvpr, context, 0x23, 0) == (0, 0, 0, 0)
 
 
-# --- metadata -------------------------------------------------------------------------------------------------------
+# --- metadata ---------------------------------------------------------------------------------------------------------
 
 
 def test_cpuid_values_are_metadata(host, ask):

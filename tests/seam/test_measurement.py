@@ -165,7 +165,7 @@ def test_after_finalize_nothing_is_measured(host):
     assert host.call("TDH.MR.FINALIZE", rcx=tdr)[0] == StatusCode.OP_STATE_INCORRECT
 
 
-# --- RTMR -----------------------------------------------------------------------------------------------------------
+# --- RTMR -------------------------------------------------------------------------------------------------------------
 
 
 def test_rtmr_extension(host, call):

@@ -19,7 +19,7 @@ def td(host):
     return host.build()
 
 
-# --- operands -------------------------------------------------------------------------------------------------------
+# --- operands ---------------------------------------------------------------------------------------------------------
 
 GPA_LEAVES = {
     "TDH.MEM.PAGE.ADD": (0, 0),
@@ -61,7 +61,7 @@ def test_reserved_bits_beside_the_tdr(host, td, name):
         assert host.call(name, rcx=1, rdx=td | 1 << bit, r8=host.page())[0] == INVALID | 2
 
 
-# --- SEPT.ADD -------------------------------------------------------------------------------------------------------
+# --- SEPT.ADD ---------------------------------------------------------------------------------------------------------
 
 
 def test_sept_pages_are_real_tables(host, td):
@@ -104,7 +104,7 @@ def test_sept_add_without_a_page(host, td):
     assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
 
 
-# --- PAGE.ADD -------------------------------------------------------------------------------------------------------
+# --- PAGE.ADD ---------------------------------------------------------------------------------------------------------
 
 
 def test_page_add_copies_maps_and_encrypts(host, td):
@@ -140,7 +140,7 @@ def test_page_add_into_a_running_td_is_refused(host):
     assert status == StatusCode.OP_STATE_INCORRECT
 
 
-# --- PAGE.AUG -------------------------------------------------------------------------------------------------------
+# --- PAGE.AUG ---------------------------------------------------------------------------------------------------------
 
 
 def test_page_aug_maps_pending_and_leaves_the_content(host, td):
@@ -175,7 +175,7 @@ def test_page_aug_of_two_mebibytes_wants_all_512_free(host, td):
     assert host.call("TDH.MEM.PAGE.AUG", rcx=GPA | 1, rdx=td, r8=hpa + 4096)[0] == INVALID | 8
 
 
-# --- BLOCK, TRACK, REMOVE -------------------------------------------------------------------------------------------
+# --- BLOCK, TRACK, REMOVE ---------------------------------------------------------------------------------------------
 
 
 def test_before_it_runs_a_page_is_removed_without_blocking(host, td):
@@ -266,7 +266,7 @@ def test_sept_rd(host, td):
     assert host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td | 1)[0] == INVALID | 2  # L2 attributes: debug TDs only
 
 
-# --- every leaf against every entry state ---------------------------------------------------------------------------
+# --- every leaf against every entry state -----------------------------------------------------------------------------
 
 ENTRY_LEAVES = {
     "TDH.MEM.PAGE.ADD": 0,
@@ -337,7 +337,7 @@ def test_a_table_that_is_gone_is_not_walked_any_more(host, td, how):
     assert (status, args.rdx & 7) == (StatusCode.EPT_WALK_FAILED | 1, level)
 
 
-# --- debug access ---------------------------------------------------------------------------------------------------
+# --- debug access -----------------------------------------------------------------------------------------------------
 
 
 def test_memory_of_a_production_td_is_not_read(host, td):

@@ -112,7 +112,7 @@ def test_the_upper_half_of_a_vmcs_field_is_no_field(host, td):
     assert host.call("TDH.VP.RD", rcx=tdvpr, rdx=0x2011)[0] == StatusCode.METADATA_FIELD_ID_INCORRECT
 
 
-# --- writes ---------------------------------------------------------------------------------------------------------
+# --- writes -----------------------------------------------------------------------------------------------------------
 
 
 def test_hp_lock_timeout(host, td):

@@ -11,7 +11,7 @@ INVALID = StatusCode.OPERAND_INVALID
 PERFMON, MIGRATABLE, ICSSD, PKS, KL = 1 << 63, 1 << 29, 1 << 16, 1 << 30, 1 << 31
 
 
-# --- CREATE ---------------------------------------------------------------------------------------------------------
+# --- CREATE -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hkid", [0, 31, 64, 0x10021])
@@ -54,7 +54,7 @@ def test_a_tdr_page_belongs_to_the_module(host):
     assert (metadata.rcx, metadata.rdx, metadata.r8) == (4, 0, 0)
 
 
-# --- KEY.CONFIG, ADDCX ----------------------------------------------------------------------------------------------
+# --- KEY.CONFIG, ADDCX ------------------------------------------------------------------------------------------------
 
 
 def test_key_config_for_each_package(make_host):
@@ -95,7 +95,7 @@ def test_operands_name_the_wrong_register(host):
     assert host.call("TDH.MNG.ADDCX", rcx=tdr, rdx=tdr)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
 
 
-# --- INIT -----------------------------------------------------------------------------------------------------------
+# --- INIT -------------------------------------------------------------------------------------------------------------
 
 
 def test_init_needs_keys_then_pages_then_its_state(host):
@@ -212,7 +212,7 @@ def test_a_migratable_td_has_no_l2_vms(host):
     assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=params)[0] == INVALID | 2
 
 
-# --- CPUID configuration --------------------------------------------------------------------------------------------
+# --- CPUID configuration ----------------------------------------------------------------------------------------------
 
 NO_SUBLEAF = 0xFFFFFFFF << 32
 
@@ -277,7 +277,7 @@ def test_topology_leaf(host, levels, good):
     assert status == (0 if good else StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
 
 
-# --- what follows from the parameters -------------------------------------------------------------------------------
+# --- what follows from the parameters ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

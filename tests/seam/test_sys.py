@@ -17,7 +17,7 @@ def invalid(operand):
     return StatusCode.OPERAND_INVALID | operand
 
 
-# --- order ----------------------------------------------------------------------------------------------------------
+# --- order ------------------------------------------------------------------------------------------------------------
 
 
 def test_sys_init_wants_rcx_zero_and_happens_once(cold):
@@ -149,7 +149,7 @@ def test_no_page_of_a_block_that_is_not_wholly_initialised_is_usable(cold):
     assert cold.call("TDH.PHYMEM.PAGE.RDMD", rcx=page)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
 
 
-# --- SYS.CONFIG operands --------------------------------------------------------------------------------------------
+# --- SYS.CONFIG operands ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_refused_tdmr_leaves_the_hkid_reserved_and_the_state(started):
     assert started.config(started.default_tdmr(), hkid=33)[0] == 0
 
 
-# --- TDMR rules -----------------------------------------------------------------------------------------------------
+# --- TDMR rules -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -290,7 +290,7 @@ def test_two_tdmrs_are_accepted_and_initialised_independently(two_gib):
     assert two_gib.call("TDH.MNG.CREATE", rcx=512 * MIB, rdx=34)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
 
 
-# --- SYS.INFO and SYS.RD --------------------------------------------------------------------------------------------
+# --- SYS.INFO and SYS.RD ----------------------------------------------------------------------------------------------
 
 
 def test_sys_info_fills_both_structures(host):

@@ -71,7 +71,7 @@ def test_cpuidve_set_operand(host, td, call):
     assert context.gpr[0] == INVALID | 1
 
 
-# --- metadata -------------------------------------------------------------------------------------------------------
+# --- metadata ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_sys_rd_shows_the_guest_little(host, td, call):
     assert context.gpr[0] == StatusCode.METADATA_FIELD_NOT_READABLE
 
 
-# --- reports --------------------------------------------------------------------------------------------------------
+# --- reports ----------------------------------------------------------------------------------------------------------
 
 
 def report(host, td, call, *, rdx=BUFFER, extra=()):

@@ -44,7 +44,7 @@ def is_(status, code, operand=0):
     assert status == wanted | operand, describe(status)
 
 
-# --- dispatch -------------------------------------------------------------------------------------------------------
+# --- dispatch ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ABSENT)
@@ -79,7 +79,7 @@ def test_versions_that_are_not_there():
         module_version("2.0")
 
 
-# --- what it says of itself -----------------------------------------------------------------------------------------
+# --- what it says of itself -------------------------------------------------------------------------------------------
 
 
 def test_sys_info(host):
@@ -107,7 +107,7 @@ def test_cpuid_rows_are_the_published_ones(shared_reference):
     assert list(cpuid.config_order("-1.0")) == order
 
 
-# --- life cycle -----------------------------------------------------------------------------------------------------
+# --- life cycle -------------------------------------------------------------------------------------------------------
 
 
 def test_flags_in_place_of_op_state(host):
@@ -169,7 +169,7 @@ def test_a_metadata_field_that_is_not_there_or_closed(host):
     is_(host.call("TDH.MNG.RD", rcx=tdr, rdx=0x13 << 56 | 0x40)[0], "FIELD_NOT_READABLE")  # an RTMR
 
 
-# --- TD_PARAMS ------------------------------------------------------------------------------------------------------
+# --- TD_PARAMS --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_rules_of_td_params_and_their_order(host, change, operand):
     assert status == (0 if operand is None else INVALID | operand), describe(status)
 
 
-# --- Secure EPT -----------------------------------------------------------------------------------------------------
+# --- Secure EPT -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -287,7 +287,7 @@ def test_a_free_entry_is_bit_63_alone(host):
     is_(host.call("TDH.MEM.RD", rcx=GPA, rdx=tdr)[0], "EPT_ENTRY_NOT_PRESENT", 1)
 
 
-# --- guest ----------------------------------------------------------------------------------------------------------
+# --- guest ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_a_report_of_former_days(host, guest, call):
     assert info[8 + 16 + 48 + 48 + 8 :] == bytes(111)
 
 
-# --- everything -----------------------------------------------------------------------------------------------------
+# --- everything -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

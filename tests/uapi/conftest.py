@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels to run the same test against: the machine's own, and the emulated one."""
 
+from __future__ import annotations
+
 import errno
 
 import pytest

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The examples in the client's docstrings, each with a fresh VM, on every kernel; the other docstrings' once."""
 
+from __future__ import annotations
+
 import doctest
 import importlib
 import mmap

@@ -5,6 +5,8 @@ The kernel here is a script: it keeps each sub-command's bytes and answers as th
 is `test_td_launch`'s subject.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap

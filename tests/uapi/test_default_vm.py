@@ -5,6 +5,8 @@ Expectations are the processor's and KVM's documented behaviour (Intel SDM, Docu
 the real /dev/kvm is what keeps them honest.
 """
 
+from __future__ import annotations
+
 import errno
 import mmap
 from collections.abc import Iterator

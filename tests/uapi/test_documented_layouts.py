@@ -6,6 +6,8 @@ for v10 the document of the series of November 2022; all by way of the facts she
 named with each table.
 """
 
+from __future__ import annotations
+
 import ctypes
 from typing import Any
 

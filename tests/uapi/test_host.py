@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The host's kernel behind the line, without KVM, and the survey's sentence for a person."""
 
+from __future__ import annotations
+
 import errno
 import os
 import pickle

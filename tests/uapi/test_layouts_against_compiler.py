@@ -6,6 +6,8 @@ compile name what the system's header is too old to have: those must be in `test
 by number.
 """
 
+from __future__ import annotations
+
 import ctypes
 import re
 import shutil

@@ -5,6 +5,8 @@ Expectations: the facts sheet ``kvm-tdx-abi.md``, sections 1 and 4.4 (marked [pr
 Documentation/virt/kvm/api.rst.
 """
 
+from __future__ import annotations
+
 import errno
 import mmap
 from collections.abc import Callable, Iterator

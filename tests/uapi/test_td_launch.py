@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A TD brought up to the point where it may run, through the client: every kernel, each dialect it can be had in."""
 
+from __future__ import annotations
+
 import errno
 import mmap
 from collections.abc import Iterator

@@ -5,6 +5,8 @@
 went.  The commands of a verifier have a module each, named after the command; ``verdict`` has their exit statuses.
 """
 
+from __future__ import annotations
+
 from swtdx.cli.app import main
 
 __all__ = ["main"]

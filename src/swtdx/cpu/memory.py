@@ -79,7 +79,7 @@ class PhysicalMemory:
         self._windows_lock = threading.Lock()
         self._engine: Engine | None = None
 
-    # -- keys ---------------------------------------------------------------------------------------------------------
+    # --- keys ---------------------------------------------------------------------------------------------------------
 
     def create_key(self, hkid: int) -> None:
         """Program a fresh random key for a KeyID (PCONFIG, KEYID_SET_KEY_RANDOM)."""
@@ -123,7 +123,7 @@ class PhysicalMemory:
         """What lies in the DIMMs for this page."""
         return self._crypt(bytes(self.raw[page << 12 : (page + 1) << 12]), self._keyid[page], page, encrypt=True)
 
-    # -- access as software does it, with a KeyID in the address ------------------------------------------------------
+    # --- access as software does it, with a KeyID in the address ------------------------------------------------------
 
     def _split(self, pa: int, length: int) -> tuple[int, int]:
         hpa, hkid = pa & self._address_mask, pa >> self.keyid_shift
@@ -218,7 +218,7 @@ class PhysicalMemory:
         """Is this physical address RAM (as opposed to a window or nothing)?"""
         return 0 <= hpa < self.size
 
-    # -- windows on user memory ---------------------------------------------------------------------------------------
+    # --- windows on user memory ---------------------------------------------------------------------------------------
 
     def map_user(self, address: int, length: int) -> int:
         """Pin ``length`` bytes of this process at ``address`` (both page aligned): the physical address of a window.

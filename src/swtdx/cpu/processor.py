@@ -88,7 +88,7 @@ class Processor:
         self.context_class: type[GuestContext] = GuestContext
         """What `new_context` makes; `watched_context` puts another in its place."""
 
-    # -- SEAM ---------------------------------------------------------------------------------------------------------
+    # --- SEAM ---------------------------------------------------------------------------------------------------------
 
     def load_seam_module(self, module: SeamModule) -> None:
         """What the SEAM loader does at boot: from now on SEAMCALLs reach ``module``."""
@@ -105,7 +105,7 @@ class Processor:
             return TDX_SEAMCALL_VMFAILINVALID
         return self._module.seamcall(fn, args, lp)
 
-    # -- inter-processor interrupts -----------------------------------------------------------------------------------
+    # --- inter-processor interrupts -----------------------------------------------------------------------------------
 
     def enter_lp(self, lp: int, context: GuestContext) -> None:
         """``context`` is about to run on logical processor ``lp``: interrupts for ``lp`` are for it until it leaves."""
@@ -139,7 +139,7 @@ class Processor:
         if context is not None:
             context.notify()
 
-    # -- what an instruction tells ------------------------------------------------------------------------------------
+    # --- what an instruction tells ------------------------------------------------------------------------------------
 
     def cpuid(self, leaf: int, subleaf: int = 0, lp: int = 0) -> cpuid.Registers:
         """CPUID executed by the host: EAX, EBX, ECX, EDX."""
@@ -169,7 +169,7 @@ class Processor:
         """Whether a signal handler on this thread has called ``swtdx_signal`` (`_engine.signal_entry`)."""
         return _engine.signal_pending()
 
-    # -- virtual CPUs -------------------------------------------------------------------------------------------------
+    # --- virtual CPUs -------------------------------------------------------------------------------------------------
 
     def _get_engine(self) -> _engine.Engine:
         with self._engine_lock:  # the first virtual CPUs of two machines may come at once

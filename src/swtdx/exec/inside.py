@@ -77,7 +77,7 @@ class Process:
         self.mappings = {}
         self.telling.forked()
 
-    # Calls
+    # --- Calls --------------------------------------------------------------------------------------------------------
 
     def open(self, flags: int, _b: int, _c: int, _d: int) -> int:
         """/dev/kvm."""

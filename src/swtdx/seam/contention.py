@@ -94,7 +94,7 @@ class Contention:
         """An interrupt becomes pending on a logical processor; the leaf function that notices it takes it away."""
         self._interrupted.add(lp)
 
-    # --- asked by leaf functions ------------------------------------------------------------------------------------
+    # --- asked by leaf functions --------------------------------------------------------------------------------------
 
     def check(self, lock: Operand, owner: int = 0, *, named: Operand | None = None) -> None:
         """Try a lock of the module: raises OPERAND_BUSY with it (or with ``named``), SYS_BUSY for the module's own."""

@@ -235,7 +235,7 @@ class VirtualCpuid:
                 size = max(size, offset + length)
         return size
 
-    # --- what the guest asks --------------------------------------------------------------------------------------
+    # --- what the guest asks ------------------------------------------------------------------------------------------
 
     def query(self, vcpu: Vcpu, leaf: int, subleaf: int) -> Registers | None:
         """CPUID of a running virtual CPU; None where it raises #VE."""
@@ -298,7 +298,7 @@ class VirtualCpuid:
             edx |= 1 << 11  # SYSCALL, in 64-bit mode only
         return eax, ebx, ecx, edx
 
-    # --- metadata -------------------------------------------------------------------------------------------------
+    # --- metadata -----------------------------------------------------------------------------------------------------
 
     def indexed(self, element: int) -> int:
         """One register of a leaf by its place in the table: row * 4 + register, as the metadata of 1.0 has it."""

@@ -36,7 +36,7 @@ def _word(data: bytes, element: int) -> int:
     return int.from_bytes(data[8 * element : 8 * element + 8], "little")
 
 
-# --- module ---------------------------------------------------------------------------------------------------------
+# --- module -----------------------------------------------------------------------------------------------------------
 
 
 def _config_leaf(module: TdxModule, slot: int) -> int:
@@ -106,7 +106,7 @@ def read_system(module: TdxModule, field: Field, element: int) -> int:
     return value if isinstance(value, int) else value(module, element)
 
 
-# --- TD -------------------------------------------------------------------------------------------------------------
+# --- TD ---------------------------------------------------------------------------------------------------------------
 
 
 def _root_entry(td: Td, number: int) -> int:
@@ -206,7 +206,7 @@ def _write_td_ctls(td: Td, value: int) -> None:
     td.td_ctls = value
 
 
-# --- virtual CPU ----------------------------------------------------------------------------------------------------
+# --- virtual CPU ------------------------------------------------------------------------------------------------------
 
 _GPR_NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
 _DR = {"DR0": 0, "DR1": 1, "DR2": 2, "DR3": 3, "DR6": 6}

@@ -112,7 +112,7 @@ class TdxModule:
         """The package of a logical processor; they are numbered package by package."""
         return lp * self.platform.packages // self.platform.logical_processors
 
-    # --- integrity ------------------------------------------------------------------------------------------------
+    # --- integrity ----------------------------------------------------------------------------------------------------
 
     def _integrity_broken(self, hpa: int) -> None:
         """The host has written to a private page, and whoever touches it next takes a machine check.
@@ -132,7 +132,7 @@ class TdxModule:
             if td is not None and self.pamt.type_at(index) in CONTROL_PAGES:
                 td.die()
 
-    # --- operands -------------------------------------------------------------------------------------------------
+    # --- operands -----------------------------------------------------------------------------------------------------
 
     def td(self, hpa: int, operand: Operand) -> Td:
         """TDR(operand) shared: the TD whose root page this is."""
@@ -164,7 +164,7 @@ class TdxModule:
             raise Status(StatusCode.OPERAND_BUSY, operand)
         return vcpu
 
-    # --- pages ----------------------------------------------------------------------------------------------------
+    # --- pages --------------------------------------------------------------------------------------------------------
 
     def read_host(self, pa: int, length: int) -> bytes:
         """Read a host buffer with the KeyID in ``pa``; all ones where there is no memory, as on the bus."""

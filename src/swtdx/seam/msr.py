@@ -160,7 +160,7 @@ class MsrPolicy:
             present = edx7 >> 18 & 1  # PCONFIG
         return Access.VE if present else Access.GP
 
-    # --- accesses that exit ---------------------------------------------------------------------------------------
+    # --- accesses that exit -------------------------------------------------------------------------------------------
 
     def read(self, vcpu: Vcpu, index: int) -> int:
         """RDMSR by the guest; raises Refused."""

@@ -154,7 +154,7 @@ class Pamt:
         """Whether the page at ``hpa`` holds metadata."""
         return any(base <= hpa < base + size for tdmr in self.tdmrs for base, size in tdmr.pamt)
 
-    # --- operands -------------------------------------------------------------------------------------------------
+    # --- operands -----------------------------------------------------------------------------------------------------
 
     def free_page(self, hpa: int, operand: Operand) -> int:
         """HPA4K(operand, PT_NDA) exclusive: the index of the entry of a free 4 KiB page.
@@ -220,7 +220,7 @@ class Pamt:
             raise Status(StatusCode.PAGE_METADATA_INCORRECT, operand)
         return index
 
-    # --- entries --------------------------------------------------------------------------------------------------
+    # --- entries ------------------------------------------------------------------------------------------------------
 
     def index_of(self, hpa: int) -> tuple[int, PageSize]:
         """Entry index and size of a page known to be inside an initialised block."""

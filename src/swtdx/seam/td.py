@@ -130,7 +130,7 @@ class Td:
         """What RTMRs were extended with, in order (register, data): for whoever looks into the machine."""
         self.servtd_hash = bytes(HASH_SIZE)
 
-    # --- states ---------------------------------------------------------------------------------------------------
+    # --- states -------------------------------------------------------------------------------------------------------
 
     @property
     def lifecycle(self) -> LifecycleState:
@@ -188,7 +188,7 @@ class Td:
     def _has_tdcs(self) -> bool:
         return len(self.tdcx) >= self.version.min_tdcx
 
-    # --- locks ----------------------------------------------------------------------------------------------------
+    # --- locks --------------------------------------------------------------------------------------------------------
 
     def hold(self, lock: Operand, *, shared: bool) -> None:
         """Another logical processor takes a lock of this TD. Only then do the checks on the fast paths look for it."""
@@ -215,7 +215,7 @@ class Td:
             return Status(StatusCode.OPERAND_INVALID, Operand.RCX)
         return Status(StatusCode.OPERAND_BUSY, Operand.SEPT_TREE)
 
-    # --- what follows from the configuration ----------------------------------------------------------------------
+    # --- what follows from the configuration --------------------------------------------------------------------------
 
     @property
     def gpaw(self) -> int:
@@ -232,7 +232,7 @@ class Td:
         """Pages a TDVPS needs: TDVPR and TDCX."""
         return 6 + 3 * self.num_l2_vms
 
-    # --- TLB tracking ---------------------------------------------------------------------------------------------
+    # --- TLB tracking -------------------------------------------------------------------------------------------------
 
     def enter_epoch(self) -> int:
         """A virtual CPU enters: the epoch it runs in."""

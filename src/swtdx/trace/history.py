@@ -167,7 +167,7 @@ class RunHistory:
             self.snapshots = self.snapshots[::2]
             self._interval *= 2
 
-    # Memory
+    # --- Memory -------------------------------------------------------------------------------------------------------
 
     def _set(self, gpa: int, pages: int, state: PageState, only: PageState | None = None) -> None:
         gpa &= ~_SHARED_BITS

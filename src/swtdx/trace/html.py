@@ -128,7 +128,7 @@ def _subtitle(history: RunHistory, record: dict[str, Any]) -> str:
     )
 
 
-# Memory
+# --- Memory -----------------------------------------------------------------------------------------------------------
 
 
 def _memory(history: RunHistory) -> str:
@@ -223,7 +223,7 @@ def _size(pages: int) -> str:
     return f"{kib / 1024:,.1f} MiB" if kib >= 1024 else f"{kib} KiB"
 
 
-# Counts over time
+# --- Counts over time -------------------------------------------------------------------------------------------------
 
 
 def _chart(history: RunHistory, kinds: tuple[str, ...], what: str) -> str:
@@ -282,7 +282,7 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-# Measurement
+# --- Measurement ------------------------------------------------------------------------------------------------------
 
 
 def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
@@ -324,7 +324,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-# Secure EPT
+# --- Secure EPT -------------------------------------------------------------------------------------------------------
 
 
 def _secure_ept(history: RunHistory) -> str:
@@ -362,7 +362,7 @@ def _tree(tables: dict[tuple[int, int], int], level: int, gpa: int, depth: int) 
     return f'<details{opened}><summary class="hex">{label}</summary>{inner}</details>'
 
 
-# The rest
+# --- The rest ---------------------------------------------------------------------------------------------------------
 
 
 def _totals(history: RunHistory) -> str:

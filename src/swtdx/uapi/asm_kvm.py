@@ -6,6 +6,8 @@ as in the header and explained there and in Documentation/virt/kvm/api.rst; docs
 `kvm` exports everything again, as linux/kvm.h includes asm/kvm.h.
 """
 
+from __future__ import annotations
+
 import ctypes
 from enum import IntEnum
 
@@ -43,7 +45,7 @@ KVM_X86_SNP_VM = VmType.SNP
 KVM_X86_TDX_VM = VmType.TDX
 
 
-# Interrupt controllers and timer ------------------------------------------------------------------------------------
+# --- Interrupt controllers and timer ----------------------------------------------------------------------------------
 
 KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC, KVM_NR_IRQCHIPS = 0, 1, 2, 3
 KVM_IOAPIC_NUM_PINS = 24
@@ -123,7 +125,7 @@ class kvm_reinject_control(ctypes.Structure):
     _fields_ = [("pit_reinject", u8), ("reserved", u8 * 31)]
 
 
-# Registers ----------------------------------------------------------------------------------------------------------
+# --- Registers --------------------------------------------------------------------------------------------------------
 
 
 class kvm_regs(ctypes.Structure):
@@ -249,7 +251,7 @@ class kvm_debugregs(ctypes.Structure):
     _fields_ = [("db", u64 * 4), ("dr6", u64), ("dr7", u64), ("flags", u64), ("reserved", u64 * 9)]
 
 
-# MSRs and CPUID -----------------------------------------------------------------------------------------------------
+# --- MSRs and CPUID ---------------------------------------------------------------------------------------------------
 
 
 class kvm_msr_entry(ctypes.Structure):
@@ -328,7 +330,7 @@ class kvm_pmu_event_filter(ctypes.Structure):
     ]
 
 
-# Events and debugging -----------------------------------------------------------------------------------------------
+# --- Events and debugging ---------------------------------------------------------------------------------------------
 
 KVM_VCPUEVENT_VALID_NMI_PENDING = 0x01
 KVM_VCPUEVENT_VALID_SIPI_VECTOR = 0x02
@@ -404,7 +406,7 @@ KVM_X86_QUIRK_STUFF_FEATURE_MSRS = 1 << 8
 KVM_X86_QUIRK_IGNORE_GUEST_PAT = 1 << 9
 
 
-# Nested state (header only: the VMCS images behind it are opaque here) ----------------------------------------------
+# --- Nested state (header only: the VMCS images behind it are opaque here) --------------------------------------------
 
 KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_FORMAT_SVM = 0, 1
 KVM_STATE_NESTED_GUEST_MODE, KVM_STATE_NESTED_RUN_PENDING = 0x1, 0x2
@@ -430,7 +432,7 @@ class kvm_x86_mce(ctypes.Structure):
     ]
 
 
-# Device attributes of /dev/kvm and of a vCPU ------------------------------------------------------------------------
+# --- Device attributes of /dev/kvm and of a vCPU ----------------------------------------------------------------------
 
 KVM_X86_GRP_SYSTEM = 0
 KVM_X86_XCOMP_GUEST_SUPP = 0  # group 0 of /dev/kvm: u64 mask of XCR0 bits a guest may use

@@ -7,6 +7,8 @@ What a capability answers is mostly 0 or 1; some answer a count, a size or a mas
 (Documentation/virt/kvm/api.rst).
 """
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 

@@ -11,6 +11,8 @@ and so does the bit that stands for a TD.
 ('VM', 'VCPU')
 """
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Mapping
 from dataclasses import dataclass

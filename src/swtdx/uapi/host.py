@@ -6,6 +6,8 @@ address) and copies buffers. ctypes releases the interpreter lock during the cal
 comes up as OSError, because KVM_RUN means something by it.
 """
 
+from __future__ import annotations
+
 import ctypes
 import mmap as _mmap
 import os

@@ -7,6 +7,8 @@ KVM_ENABLE_CAP), so whoever dispatches must look at the whole number. The encode
 structure, and for KVM_MEMORY_ENCRYPT_OP it is not even that: it never says how many bytes the pointer leads to.
 """
 
+from __future__ import annotations
+
 import ctypes
 
 IOC_NONE, IOC_WRITE, IOC_READ = 0, 1, 2

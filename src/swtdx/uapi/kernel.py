@@ -6,6 +6,8 @@ emulated one but by asking KVM. Arguments are what they are in reality: an ioctl
 address in the caller's memory, never a Python object. Failures are `OSError` with ``errno``, as from the system.
 """
 
+from __future__ import annotations
+
 import mmap as _mmap
 import os
 from typing import Protocol

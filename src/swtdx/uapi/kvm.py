@@ -12,6 +12,8 @@ Structures and numbers newer than Linux 6.1 (memory attributes, guest_memfd, reg
 ('0xae01', '0x40a0ae49', 'KVM_RUN')
 """
 
+from __future__ import annotations
+
 import ctypes
 from enum import IntFlag
 
@@ -50,7 +52,7 @@ KVMIO = 0xAE
 DEV_KVM = "/dev/kvm"
 
 
-# Memory -------------------------------------------------------------------------------------------------------------
+# --- Memory -----------------------------------------------------------------------------------------------------------
 
 
 class MemFlag(IntFlag):
@@ -154,7 +156,7 @@ class kvm_translation(ctypes.Structure):
     ]
 
 
-# Interrupts ---------------------------------------------------------------------------------------------------------
+# --- Interrupts -------------------------------------------------------------------------------------------------------
 
 
 class kvm_irq_level(ctypes.Structure):
@@ -269,7 +271,7 @@ class kvm_interrupt(ctypes.Structure):
     _fields_ = [("irq", u32)]
 
 
-# vCPU state ---------------------------------------------------------------------------------------------------------
+# --- vCPU state -------------------------------------------------------------------------------------------------------
 
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_UNINITIALIZED = 1
@@ -304,7 +306,7 @@ class kvm_guest_debug(ctypes.Structure):
     _fields_ = [("control", u32), ("pad", u32), ("arch", kvm_guest_debug_arch)]
 
 
-# VM-wide ------------------------------------------------------------------------------------------------------------
+# --- VM-wide ----------------------------------------------------------------------------------------------------------
 
 
 class kvm_enable_cap(ctypes.Structure):
@@ -388,7 +390,7 @@ class kvm_stats_desc(ctypes.Structure):
     ]
 
 
-# Requests on /dev/kvm -----------------------------------------------------------------------------------------------
+# --- Requests on /dev/kvm ---------------------------------------------------------------------------------------------
 
 KVM_GET_API_VERSION = IO(KVMIO, 0x00)
 KVM_CREATE_VM = IO(KVMIO, 0x01)
@@ -401,7 +403,7 @@ KVM_GET_MSR_FEATURE_INDEX_LIST = IOWR(KVMIO, 0x0A, kvm_msr_list)
 KVM_X86_GET_MCE_CAP_SUPPORTED = IOR(KVMIO, 0x9D, u64)
 KVM_GET_SUPPORTED_HV_CPUID = IOWR(KVMIO, 0xC1, kvm_cpuid2)  # also on a vCPU
 
-# Requests on a VM ---------------------------------------------------------------------------------------------------
+# --- Requests on a VM -------------------------------------------------------------------------------------------------
 
 KVM_CREATE_VCPU = IO(KVMIO, 0x41)
 KVM_GET_DIRTY_LOG = IOW(KVMIO, 0x42, kvm_dirty_log)
@@ -450,7 +452,7 @@ KVM_SET_DEVICE_ATTR = IOW(KVMIO, 0xE1, kvm_device_attr)  # these three on /dev/k
 KVM_GET_DEVICE_ATTR = IOW(KVMIO, 0xE2, kvm_device_attr)
 KVM_HAS_DEVICE_ATTR = IOW(KVMIO, 0xE3, kvm_device_attr)
 
-# Requests on a vCPU -------------------------------------------------------------------------------------------------
+# --- Requests on a vCPU -----------------------------------------------------------------------------------------------
 
 KVM_RUN = IO(KVMIO, 0x80)
 KVM_GET_REGS = IOR(KVMIO, 0x81, kvm_regs)

@@ -9,6 +9,8 @@ Members of other architectures, Xen and Hyper-V are left out. Sizes and offsets 
 (memory_fault, tdx, hypercall.flags) follow the header of 6.18.
 """
 
+from __future__ import annotations
+
 import ctypes
 from enum import IntEnum
 

@@ -6,6 +6,8 @@ aligns as the System V ABI does, so no structure needs ``_pack_``. A C flexible 
 ctypes; `with_entries` gives the same structure with room for a number of entries.
 """
 
+from __future__ import annotations
+
 import ctypes
 from collections.abc import Iterable
 from functools import lru_cache

@@ -12,6 +12,8 @@ on TDVMCALLs followed by ``reserved[250]``; the text still shows ``reserved[254]
 (24, 2056, 264)
 """
 
+from __future__ import annotations
+
 import ctypes
 
 from swtdx.uapi.asm_kvm import VmType, kvm_cpuid2

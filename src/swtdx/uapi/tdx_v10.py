@@ -20,6 +20,8 @@ Where the document contradicts itself:
 36
 """
 
+from __future__ import annotations
+
 import ctypes
 
 from swtdx.uapi.layout import u32, u64

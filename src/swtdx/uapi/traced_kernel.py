@@ -86,7 +86,7 @@ class TracedKernel:
         with suppress(OSError):
             os.close(self._memory)
 
-    # Calls
+    # --- Calls --------------------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
         """open(2)."""
@@ -168,7 +168,7 @@ class TracedKernel:
             event["dur"] = perf_counter_ns() - began
             self._emit(event)
 
-    # Arguments
+    # --- Arguments ----------------------------------------------------------------------------------------------------
 
     def _label(self, fd: int) -> str:
         return self._labels.get(fd) or f"fd {fd}"

@@ -43,7 +43,7 @@ class Execution:
         self._parked: set[int] = set()
         self._changed = threading.Condition()
 
-    # The vCPUs' threads
+    # --- The vCPUs' threads -------------------------------------------------------------------------------------------
 
     def gate(self, vcpu: int) -> None:
         """Returns when this vCPU may run, or the run is over."""
@@ -77,7 +77,7 @@ class Execution:
             self._changed.notify_all()
         self.wake()
 
-    # The debugger's thread
+    # --- The debugger's thread ----------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The range map of attributes against a plain dictionary."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 from hypothesis import given

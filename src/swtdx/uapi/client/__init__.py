@@ -10,6 +10,8 @@ on the emulated one.
         ...
 """
 
+from __future__ import annotations
+
 from swtdx.uapi.client.descriptor import Descriptor
 from swtdx.uapi.client.device import Kvm
 from swtdx.uapi.client.error import KvmError

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A file descriptor of KVM's, whichever kind: what /dev/kvm, a VM and a vCPU have in common."""
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from collections.abc import Iterable

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """/dev/kvm itself: what the kernel can do, and the making of VMs and TDs."""
 
+from __future__ import annotations
+
 import errno
 import os
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the client raises."""
 
+from __future__ import annotations
+
 import errno as _errno
 import os
 
@@ -29,7 +31,7 @@ class KvmError(OSError):
         self.ioctl = ioctl
         self.hw_error = hw_error
 
-    def __reduce__(self) -> tuple[type["KvmError"], tuple[int, str, int]]:
+    def __reduce__(self) -> tuple[type[KvmError], tuple[int, str, int]]:
         return type(self), (self.errno or 0, self.ioctl, self.hw_error)
 
     def __str__(self) -> str:

@@ -9,6 +9,8 @@ What a kernel says with EAGAIN (no entropy at the moment) or EINTR (a signal bet
 does. Every other errno is a `KvmError`, with the SEAMCALL status where KVM hands it on.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from collections.abc import Iterable, Sequence

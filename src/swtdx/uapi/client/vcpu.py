@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A vCPU: its shared page, KVM_RUN, its registers."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 from collections.abc import Iterable, Mapping
@@ -78,7 +80,7 @@ class Vcpu(TdVcpu):
         start = int(self.kvm_run.io.data_offset)
         self.mapping[start : start + len(data)] = data
 
-    # Registers
+    # --- Registers ----------------------------------------------------------------------------------------------------
 
     def get_regs(self) -> kvm.kvm_regs:
         """KVM_GET_REGS.
@@ -249,7 +251,7 @@ class Vcpu(TdVcpu):
         answer = self.listed(kvm.KVM_GET_CPUID2, kvm.kvm_cpuid2, "nent", 256)
         return list(answer.entries[: answer.nent])
 
-    # Events
+    # --- Events -------------------------------------------------------------------------------------------------------
 
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: an external interrupt. ENXIO with a full in-kernel irqchip; EEXIST: one is pending (split).

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A VM or a TD: memory, interrupts, clocks, vCPUs. The TDX sub-commands are in `tdx`."""
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap
@@ -41,7 +43,7 @@ class Vm(TdVm):
         self.vcpus.append(vcpu)
         return vcpu
 
-    # Memory
+    # --- Memory -------------------------------------------------------------------------------------------------------
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, memory: Memory, flags: int = 0) -> None:
         """KVM_SET_USER_MEMORY_REGION: bytes ``gpa``..``gpa + size`` are ``memory``. Size 0 deletes the slot.
@@ -143,7 +145,7 @@ class Vm(TdVm):
         """
         self.put(kvm.KVM_SET_IDENTITY_MAP_ADDR, u64(gpa))
 
-    # Interrupts
+    # --- Interrupts ---------------------------------------------------------------------------------------------------
 
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP: PICs, I/O APIC and local APICs in the kernel. Before the first vCPU. Not for TDs.
@@ -240,7 +242,7 @@ class Vm(TdVm):
         """
         self.put(kvm.KVM_IOEVENTFD, kvm.kvm_ioeventfd(datamatch, address, length, eventfd, flags))
 
-    # The rest
+    # --- The rest -----------------------------------------------------------------------------------------------------
 
     def set_msr_filter(self, ranges: Iterable[tuple[int, int, bytes]], default_deny: bool = False) -> None:
         """KVM_X86_SET_MSR_FILTER: each range is (KVM_MSR_FILTER_READ/WRITE, first MSR, bitmap: 1 allows).

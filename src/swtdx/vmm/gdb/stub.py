@@ -74,7 +74,7 @@ class Stub:
         self._given_back: dict[int, int] = {}
         self._crashed: set[int] = set()
 
-    # The session
+    # --- The session --------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """A client came: the machine stops. From now on it also stops where it would end by a crash (SIGABRT)."""
@@ -144,7 +144,7 @@ class Stub:
         handler_of = _LETTERS.get(packet[:1])
         return handler_of(self, packet[1:]) if handler_of is not None else [b""]
 
-    # Stopping and running
+    # --- Stopping and running -----------------------------------------------------------------------------------------
 
     def _look_at_hits(self) -> bytes | None:
         """All vCPUs stand: what to tell the client, if anything. The machine's debug state is cleared away then."""
@@ -246,7 +246,7 @@ class Stub:
             raise BadPacket
         return self._run(steps)
 
-    # Threads
+    # --- Threads ------------------------------------------------------------------------------------------------------
 
     def _threads(self, text: bytes) -> list[int]:
         """The vCPUs that a thread id means: -1 all, 0 any. Raises BadPacket."""
@@ -280,7 +280,7 @@ class Stub:
         (vcpu,) = self._threads(rest)
         return [f"vCPU {vcpu}".encode().hex().encode()]
 
-    # Registers
+    # --- Registers ----------------------------------------------------------------------------------------------------
 
     def _read_all(self, rest: bytes) -> Reply:
         values = self.target.registers(self.thread)
@@ -310,7 +310,7 @@ class Stub:
         self.target.set_register(self.thread, REGISTERS[number].name, int.from_bytes(data, "little"))
         return [b"OK"]
 
-    # Memory
+    # --- Memory -------------------------------------------------------------------------------------------------------
 
     def _pieces(self, address: int, length: int) -> list[tuple[int, int]]:
         """(GPA, bytes) for a linear range, page by page, up to the first that is not mapped. Raises AccessError."""
@@ -359,7 +359,7 @@ class Stub:
             data = data[size:]
         return [b"OK"]
 
-    # Breakpoints
+    # --- Breakpoints --------------------------------------------------------------------------------------------------
 
     def _insert(self, rest: bytes) -> Reply:
         kind, address, length = _breakpoint(rest)
@@ -403,7 +403,7 @@ class Stub:
             if self.target.read(planted.gpa, 1) == INT3:  # else the guest has put other code there
                 self.target.write(planted.gpa, bytes([planted.original]))
 
-    # The rest
+    # --- The rest -----------------------------------------------------------------------------------------------------
 
     def _supported(self, rest: bytes) -> Reply:
         return [_FEATURES]

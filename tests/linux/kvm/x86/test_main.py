@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one table of callbacks: plain VMX without TDX; with TDX the same but for the entries that must differ."""
 
+from __future__ import annotations
+
 from dataclasses import fields
 
 from swtdx.linux.kvm.x86 import vmx, vmx_exit

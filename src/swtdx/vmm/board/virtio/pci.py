@@ -124,7 +124,7 @@ class VirtioPci(PciFunction):
         self.device.reset()
         self.raise_intx(False)
 
-    # What the device asks for
+    # --- What the device asks for -------------------------------------------------------------------------------------
 
     @property
     def running(self) -> bool:
@@ -169,7 +169,7 @@ class VirtioPci(PciFunction):
         self._isr |= cause
         self.raise_intx(True)
 
-    # Configuration space: the window of 4.1.4.9
+    # --- Configuration space: the window of 4.1.4.9 -------------------------------------------------------------------
 
     def value(self, offset: int, size: int) -> int:
         access = self._window_access(offset)
@@ -194,7 +194,7 @@ class VirtioPci(PciFunction):
             return None
         return (start, length) if start % length == 0 and start + length <= VIRTIO_BAR_SIZE else None
 
-    # VIRTIO_BAR
+    # --- VIRTIO_BAR ---------------------------------------------------------------------------------------------------
 
     def mmio_read(self, offset: int, size: int) -> int:
         part, register = offset & ~(PART_SIZE - 1), offset & (PART_SIZE - 1)
