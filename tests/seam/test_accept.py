@@ -7,7 +7,7 @@ import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 GPA = 0x8000_0000
 ACCEPT = 6
@@ -48,7 +48,7 @@ def test_two_mebibytes(host, td, call):
 def test_operand(host, td, call, rcx):
     _, tdvpr, context = td
     host.guest(tdvpr, context, call(ACCEPT, rcx=rcx))
-    assert context.gpr[0] == INVALID | 1
+    assert context.gpr[0] == INVALID | Operand.RCX
 
 
 def test_twice_is_no_error(host, td, call):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 
+from swtdx.cpu.vmx import ExitReason
 from swtdx.seam.status import StatusCode
 
 GPA = 0x8000_0000
@@ -52,7 +53,7 @@ def test_what_runs_meanwhile_leaves(host):
         return 48
 
     context.queue(vandalise)
-    assert host.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE | 48
+    assert host.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE | ExitReason.EPT_VIOLATION
 
 
 def test_guest_memory_and_pages_that_are_free_again_cost_no_life_by_themselves(host):

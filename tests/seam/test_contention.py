@@ -105,8 +105,8 @@ def test_leaf_functions_with_the_tdr_to_themselves_need_no_op_state_lock(host):
     host.vcpu(tdr, x2apic_id=0)
     with host.module.contention.hold(Operand.OP_STATE, tdr), host.module.contention.hold(Operand.SEPT_TREE, tdr):
         status, _ = host.call("TDH.MEM.PAGE.ADD", rcx=GPA, rdx=tdr, r8=host.page(), r9=host.page())
-        assert status == StatusCode.EPT_WALK_FAILED | 1
-        assert host.call("TDH.MR.EXTEND", rcx=GPA, rdx=tdr)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT | 1
+        assert status == StatusCode.EPT_WALK_FAILED | Operand.RCX
+        assert host.call("TDH.MR.EXTEND", rcx=GPA, rdx=tdr)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX
         host.ok("TDH.MR.FINALIZE", rcx=tdr)
 
 
@@ -116,7 +116,9 @@ def test_the_secure_ept_is_locked(host, name):
     with host.module.contention.hold(Operand.SEPT_TREE, tdr):
         refused(host, BUSY | Operand.SEPT_TREE, name, **operands(name, tdr))
         shared_bit = 1 << 47
-        assert host.call(name, rcx=shared_bit | LEVEL.get(name, 0), rdx=tdr)[0] == StatusCode.OPERAND_INVALID | 1
+        assert (
+            host.call(name, rcx=shared_bit | LEVEL.get(name, 0), rdx=tdr)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
+        )
     with host.module.contention.hold(Operand.SEPT_TREE, tdr, shared=True):
         status, _ = host.call(name, **operands(name, tdr))
         assert (status == BUSY | Operand.SEPT_TREE) == (name in TREE_EXCLUSIVE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam.lifecycle import OpState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
 from tests.seam.test_op_states import CHECKED
 
@@ -70,8 +70,8 @@ def test_pair(host, td_in, leaf, state):
     status, _ = host.call(NAMES[leaf], **operands)
     allowed = state.name in TABLE[leaf] or leaf in NOT_CONSULTED
     assert (status != StatusCode.OP_STATE_INCORRECT) == allowed
-    assert status != StatusCode.PAGE_METADATA_INCORRECT | 1
-    assert status != StatusCode.PAGE_METADATA_INCORRECT | 2
+    assert status != StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
+    assert status != StatusCode.PAGE_METADATA_INCORRECT | Operand.RDX
     if not allowed:
         assert host.snapshot() == before
 

@@ -12,7 +12,7 @@ import pytest
 
 from swtdx.seam import report
 from swtdx.seam.identity import Identity
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 # Source of the digests: reference vectors of the module's facts (test_vectors.json), restated.
 MRTD_NO_PAGES = "38b060a751ac96384cd9327eb1b1e36a21fdb71114be07434c0cc7bf63f6e1da274edebfe76f65fbd51ad2f14898b95b"
@@ -136,10 +136,10 @@ def test_tables_and_removal_are_not_measured(host):
 @pytest.mark.parametrize(
     ("rcx", "status"),
     [
-        (TOP + 128, StatusCode.OPERAND_INVALID | 1),
-        (1 << 47, StatusCode.OPERAND_INVALID | 1),
-        (0, StatusCode.EPT_ENTRY_NOT_PRESENT | 1),
-        (TOP - 4096, StatusCode.EPT_ENTRY_NOT_PRESENT | 1),
+        (TOP + 128, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (1 << 47, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (0, StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX),
+        (TOP - 4096, StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX),
     ],
 )
 def test_extend_operand(host, rcx, status):

@@ -7,7 +7,7 @@ import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 INVALID = StatusCode.OPERAND_INVALID
 GPA = 0x8000_0000
@@ -42,7 +42,7 @@ def test_gpa_operand(host, td, name):
     bad += [lowest - 1] if lowest else []
     for rcx in bad:
         status, args = host.call(name, rcx=rcx, rdx=td, r8=host.page(), r9=host.page())
-        assert status == INVALID | 1, hex(rcx)
+        assert status == INVALID | Operand.RCX, hex(rcx)
         assert (args.rcx, args.rdx) == (0, 0)
 
 
@@ -50,7 +50,7 @@ def test_gpa_operand(host, td, name):
 def test_a_walk_that_ends_early_shows_where(host, td, name):
     lowest, _ = GPA_LEAVES[name]
     status, args = host.call(name, rcx=lowest, rdx=td, r8=host.page(), r9=host.page())
-    assert status == StatusCode.EPT_WALK_FAILED | 1
+    assert status == StatusCode.EPT_WALK_FAILED | Operand.RCX
     assert args.rcx == 1 << 63  # a free entry shows bit 63 only
     assert args.rdx == 3  # level 3 (of four levels), state FREE
 
@@ -58,7 +58,7 @@ def test_a_walk_that_ends_early_shows_where(host, td, name):
 @pytest.mark.parametrize("name", ["TDH.MEM.SEPT.ADD", "TDH.MEM.SEPT.RD"])
 def test_reserved_bits_beside_the_tdr(host, td, name):
     for bit in (1, 11, 52, 63):
-        assert host.call(name, rcx=1, rdx=td | 1 << bit, r8=host.page())[0] == INVALID | 2
+        assert host.call(name, rcx=1, rdx=td | 1 << bit, r8=host.page())[0] == INVALID | Operand.RDX
 
 
 # --- SEPT.ADD ---------------------------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ def test_sept_pages_are_real_tables(host, td):
 def test_sept_add_twice(host, td):
     host.tables(td, 0)
     status, args = host.call("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=host.page())
-    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
     assert args.rcx == 7  # RWX; the HPA of a table stays hidden
     assert args.rdx == 3 | 132 << 8
 
@@ -99,9 +99,9 @@ def test_sept_add_version_1_may_find_the_page_there(host, td):
 
 
 def test_sept_add_without_a_page(host, td):
-    assert host.call("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=NULL)[0] == INVALID | 8
+    assert host.call("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=NULL)[0] == INVALID | Operand.R8
     status, _ = host.call("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td, r8=NULL)
-    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
 
 
 # --- PAGE.ADD ---------------------------------------------------------------------------------------------------------
@@ -125,13 +125,13 @@ def test_page_add_checks_in_order(host, td):
     """Entry before source, source before target."""
     host.add(td, GPA)
     status, args = host.call("TDH.MEM.PAGE.ADD", rcx=GPA, rdx=td, r8=1, r9=1)
-    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
     assert args.rdx == 0 | 4 << 8
-    assert host.call("TDH.MEM.PAGE.ADD", rcx=GPA + 4096, rdx=td, r8=1, r9=1)[0] == INVALID | 9
-    assert host.call("TDH.MEM.PAGE.ADD", rcx=GPA + 4096, rdx=td, r8=1, r9=0x1000000)[0] == INVALID | 8
+    assert host.call("TDH.MEM.PAGE.ADD", rcx=GPA + 4096, rdx=td, r8=1, r9=1)[0] == INVALID | Operand.R9
+    assert host.call("TDH.MEM.PAGE.ADD", rcx=GPA + 4096, rdx=td, r8=1, r9=0x1000000)[0] == INVALID | Operand.R8
     used = host.module.tds[td].tdcx[0]
     status, _ = host.call("TDH.MEM.PAGE.ADD", rcx=GPA + 4096, rdx=td, r8=used, r9=0x1000000)
-    assert status == StatusCode.PAGE_METADATA_INCORRECT | 8
+    assert status == StatusCode.PAGE_METADATA_INCORRECT | Operand.R8
 
 
 def test_page_add_into_a_running_td_is_refused(host):
@@ -159,7 +159,7 @@ def test_page_aug_of_two_mebibytes(host, td):
     assert host.module.tds[td].child_count == 6 + 2 + 512
     metadata = host.ok("TDH.PHYMEM.PAGE.RDMD", rcx=hpa + 0x5000)
     assert (metadata.rcx, metadata.rdx, metadata.r8) == (3, td, 1)
-    assert host.call("TDH.VP.CREATE", rcx=hpa + 0x5000, rdx=td)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
+    assert host.call("TDH.VP.CREATE", rcx=hpa + 0x5000, rdx=td)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
     args = host.ok("TDH.MEM.PAGE.REMOVE", rcx=GPA | 1, rdx=td)
     assert args.rcx == hpa
     assert host.module.tds[td].child_count == 6 + 2
@@ -171,8 +171,8 @@ def test_page_aug_of_two_mebibytes_wants_all_512_free(host, td):
     hpa = host.page(1 << 21)
     host.ok("TDH.VP.CREATE", rcx=hpa + 511 * 4096, rdx=td)
     status, _ = host.call("TDH.MEM.PAGE.AUG", rcx=GPA | 1, rdx=td, r8=hpa)
-    assert status == StatusCode.PAGE_METADATA_INCORRECT | 8
-    assert host.call("TDH.MEM.PAGE.AUG", rcx=GPA | 1, rdx=td, r8=hpa + 4096)[0] == INVALID | 8
+    assert status == StatusCode.PAGE_METADATA_INCORRECT | Operand.R8
+    assert host.call("TDH.MEM.PAGE.AUG", rcx=GPA | 1, rdx=td, r8=hpa + 4096)[0] == INVALID | Operand.R8
 
 
 # --- BLOCK, TRACK, REMOVE ---------------------------------------------------------------------------------------------
@@ -191,19 +191,19 @@ def test_a_running_td_is_blocked_tracked_and_left_before_removal(host):
     hpa = host.augment(tdr, GPA)
     remove = {"rcx": GPA, "rdx": tdr}
     status, args = host.call("TDH.MEM.PAGE.REMOVE", **remove)
-    assert status == StatusCode.GPA_RANGE_NOT_BLOCKED | 1
+    assert status == StatusCode.GPA_RANGE_NOT_BLOCKED | Operand.RCX
     assert args.rdx == 0 | 2 << 8
 
     def inside(_):
         """While the guest runs: block, track; what is inside may still use the old translation."""
         host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
         again, info = host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
-        assert again == StatusCode.GPA_RANGE_ALREADY_BLOCKED | 1
+        assert again == StatusCode.GPA_RANGE_ALREADY_BLOCKED | Operand.RCX
         assert info.rdx == 0 | 3 << 8
-        assert host.call("TDH.MEM.PAGE.REMOVE", **remove)[0] == StatusCode.TLB_TRACKING_NOT_DONE | 1
+        assert host.call("TDH.MEM.PAGE.REMOVE", **remove)[0] == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
         host.ok("TDH.MEM.TRACK", rcx=tdr)
         early, empty = host.call("TDH.MEM.PAGE.REMOVE", **remove)
-        assert early == StatusCode.TLB_TRACKING_NOT_DONE | 1
+        assert early == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
         assert (empty.rcx, empty.rdx) == (0, 0)
         assert host.call("TDH.MEM.TRACK", rcx=tdr)[0] == StatusCode.PREVIOUS_TLB_EPOCH_BUSY
         return 1
@@ -229,9 +229,9 @@ def test_unblock_gives_the_mapping_back_once_tracked(host):
     tdr, *_ = host.runnable()
     hpa = host.augment(tdr, GPA)
     status, _ = host.call("TDH.MEM.RANGE.UNBLOCK", rcx=GPA, rdx=tdr)
-    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
-    assert host.call("TDH.MEM.RANGE.UNBLOCK", rcx=GPA, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | 1
+    assert host.call("TDH.MEM.RANGE.UNBLOCK", rcx=GPA, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
     host.ok("TDH.MEM.TRACK", rcx=tdr)
     host.ok("TDH.MEM.RANGE.UNBLOCK", rcx=GPA, rdx=tdr)
     assert host.entry(tdr, GPA)[0] == hpa | sept.PENDING_LEAF
@@ -241,13 +241,13 @@ def test_sept_remove_wants_an_empty_page(host, td):
     host.add(td, GPA)
     rcx = GPA | 1
     status, args = host.call("TDH.MEM.SEPT.REMOVE", rcx=rcx, rdx=td)
-    assert status == StatusCode.EPT_PAGE_NOT_FREE | 1
+    assert status == StatusCode.EPT_PAGE_NOT_FREE | Operand.RCX
     assert args.rdx == 1 | 132 << 8
     host.ok("TDH.MEM.PAGE.REMOVE", rcx=GPA, rdx=td)
     args = host.ok("TDH.MEM.SEPT.REMOVE", version=1, rcx=rcx, rdx=td)
     assert host.ok("TDH.PHYMEM.PAGE.RDMD", rcx=args.rcx).rcx == 0
     assert (args.r9, args.r10, args.r11) == (NULL, NULL, NULL)
-    assert host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)[0] == StatusCode.EPT_WALK_FAILED | 1
+    assert host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)[0] == StatusCode.EPT_WALK_FAILED | Operand.RCX
 
 
 def test_a_blocked_table_of_a_running_td_hides_what_is_below(host):
@@ -256,14 +256,16 @@ def test_a_blocked_table_of_a_running_td_hides_what_is_below(host):
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=tdr)
     args = host.ok("TDH.MEM.SEPT.RD", rcx=GPA | 1, rdx=tdr)
     assert args.rdx == 1 | 129 << 8
-    assert host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)[0] == StatusCode.EPT_WALK_FAILED | 1
+    assert host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)[0] == StatusCode.EPT_WALK_FAILED | Operand.RCX
 
 
 def test_sept_rd(host, td):
     hpa = host.add(td, GPA)
     args = host.ok("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)
     assert (args.rcx, args.rdx) == (hpa | 0x80000000000000F7, 0 | 4 << 8)
-    assert host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td | 1)[0] == INVALID | 2  # L2 attributes: debug TDs only
+    assert (
+        host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td | 1)[0] == INVALID | Operand.RDX
+    )  # L2 attributes: debug TDs only
 
 
 # --- every leaf against every entry state -----------------------------------------------------------------------------
@@ -310,11 +312,11 @@ def test_entry_states_follow_the_table(host, name, state):
         return
     assert host.snapshot() == before
     if name == "TDH.MEM.RANGE.BLOCK" and SeptState[state] in sept.ANY_BLOCKED:
-        assert status == StatusCode.GPA_RANGE_ALREADY_BLOCKED | 1
+        assert status == StatusCode.GPA_RANGE_ALREADY_BLOCKED | Operand.RCX
     elif name in ("TDH.MEM.RD", "TDH.MEM.WR") and not SeptState[state] & sept.LEAF:
-        assert status == StatusCode.EPT_ENTRY_NOT_PRESENT | 1
+        assert status == StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX
     else:
-        assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+        assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
     assert args.rdx == level | sept.ARCH_STATE[SeptState[state]] << 8
 
 
@@ -334,7 +336,7 @@ def test_a_table_that_is_gone_is_not_walked_any_more(host, td, how):
     }[how]  # fmt: skip
     host.ok(name, rcx=GPA | level, rdx=td)
     status, args = host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)
-    assert (status, args.rdx & 7) == (StatusCode.EPT_WALK_FAILED | 1, level)
+    assert (status, args.rdx & 7) == (StatusCode.EPT_WALK_FAILED | Operand.RCX, level)
 
 
 # --- debug access -----------------------------------------------------------------------------------------------------
@@ -353,5 +355,5 @@ def test_memory_of_a_debug_td_is_read_and_written(host):
     assert host.ok("TDH.MEM.WR", rcx=GPA + 8, rdx=td, r8=0x22).r8 == 0x1111111111111111
     assert host.memory.raw[hpa + 8] == 0x22
     assert host.memory.poison[hpa >> 12] == 0
-    assert host.call("TDH.MEM.RD", rcx=GPA + 4, rdx=td)[0] == INVALID | 1
-    assert host.call("TDH.MEM.RD", rcx=0, rdx=td)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT | 1
+    assert host.call("TDH.MEM.RD", rcx=GPA + 4, rdx=td)[0] == INVALID | Operand.RCX
+    assert host.call("TDH.MEM.RD", rcx=0, rdx=td)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX

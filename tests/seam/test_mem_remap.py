@@ -7,7 +7,7 @@ import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 GPA = 0x8000_0000
 MIB2, GIB = 1 << 21, 1 << 30
@@ -75,19 +75,19 @@ def test_relocate_refuses(host):
     def call(**registers):
         return host.call("TDH.MEM.PAGE.RELOCATE", **({"rcx": GPA, "rdx": tdr, "r8": page} | registers))[0]
 
-    assert call(rcx=GPA | 1) == StatusCode.OPERAND_INVALID | 1
-    assert call(rcx=GPA + MIB2) == StatusCode.EPT_WALK_FAILED | 1
-    assert call(rcx=GPA + 4096) == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
-    assert call(r8=hpa) == StatusCode.OPERAND_INVALID | 8
-    assert call() == StatusCode.GPA_RANGE_NOT_BLOCKED | 1
+    assert call(rcx=GPA | 1) == StatusCode.OPERAND_INVALID | Operand.RCX
+    assert call(rcx=GPA + MIB2) == StatusCode.EPT_WALK_FAILED | Operand.RCX
+    assert call(rcx=GPA + 4096) == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
+    assert call(r8=hpa) == StatusCode.OPERAND_INVALID | Operand.R8
+    assert call() == StatusCode.GPA_RANGE_NOT_BLOCKED | Operand.RCX
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
     status, args = host.call("TDH.MEM.PAGE.RELOCATE", rcx=GPA, rdx=tdr, r8=page)
-    assert status == StatusCode.TLB_TRACKING_NOT_DONE | 1
+    assert status == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
     assert (args.rcx, args.rdx) == (0, 0)
     host.ok("TDH.MEM.TRACK", rcx=tdr)
-    assert call(r8=page + 8) == StatusCode.OPERAND_INVALID | 8
-    assert call(r8=1 << 40) == StatusCode.OPERAND_ADDR_RANGE_ERROR | 8
-    assert call(r8=used) == StatusCode.PAGE_METADATA_INCORRECT | 8
+    assert call(r8=page + 8) == StatusCode.OPERAND_INVALID | Operand.R8
+    assert call(r8=1 << 40) == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.R8
+    assert call(r8=used) == StatusCode.PAGE_METADATA_INCORRECT | Operand.R8
     assert call() == 0
 
 
@@ -115,9 +115,9 @@ def test_demote_and_promote_are_each_others_reverse(host, call, pending):
     assert metadata(host, table) == (8, 0)
     assert td.child_count == children + 1
     status, _ = host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)
-    assert status == StatusCode.GPA_RANGE_NOT_BLOCKED | 1
+    assert status == StatusCode.GPA_RANGE_NOT_BLOCKED | Operand.RCX
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=tdr)
-    assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | 1
+    assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
     host.ok("TDH.MEM.TRACK", rcx=tdr)
     args = host.ok("TDH.MEM.PAGE.PROMOTE", version=1, rcx=GPA | 1, rdx=tdr)
     assert (args.rcx, args.rdx, args.r9, args.r10, args.r11) == (table, 0, NULL, NULL, NULL)
@@ -176,7 +176,7 @@ def test_promote_wants_512_pages_that_are_alike_and_side_by_side(host):
     def refused(operand=GPA | 1):
         before = host.snapshot()
         status, args = host.call("TDH.MEM.PAGE.PROMOTE", rcx=operand, rdx=tdr)
-        assert status == StatusCode.EPT_INVALID_PROMOTE_CONDITIONS | 1
+        assert status == StatusCode.EPT_INVALID_PROMOTE_CONDITIONS | Operand.RCX
         assert args.rdx & 7 == operand & 7
         assert host.snapshot() == before
 
@@ -195,10 +195,10 @@ def test_promote_meets_a_locked_child(host):
     hpa = split(host, tdr)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA + 4096, 0)
     host.memory.qwords[index] = entry | sept.ENTRY_LOCK
-    assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.OPERAND_BUSY | 1
+    assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
     host.memory.qwords[index] = entry
     with host.module.contention.hold_page(hpa + 9 * 4096):
-        assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.OPERAND_BUSY | 1
+        assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
 
 
 def test_demote_refuses(host):
@@ -209,15 +209,15 @@ def test_demote_refuses(host):
     def call(**registers):
         return host.call("TDH.MEM.PAGE.DEMOTE", **({"rcx": GPA | 1, "rdx": tdr, "r8": page} | registers))[0]
 
-    assert call(rdx=tdr | 2) == StatusCode.OPERAND_INVALID | 2
-    assert call(rcx=GPA) == StatusCode.OPERAND_INVALID | 1
-    assert call(rcx=GPA | 3) == StatusCode.OPERAND_INVALID | 1
-    assert call(rcx=4 * GIB | 1) == StatusCode.EPT_WALK_FAILED | 1
-    assert call() == StatusCode.GPA_RANGE_NOT_BLOCKED | 1
+    assert call(rdx=tdr | 2) == StatusCode.OPERAND_INVALID | Operand.RDX
+    assert call(rcx=GPA) == StatusCode.OPERAND_INVALID | Operand.RCX
+    assert call(rcx=GPA | 3) == StatusCode.OPERAND_INVALID | Operand.RCX
+    assert call(rcx=4 * GIB | 1) == StatusCode.EPT_WALK_FAILED | Operand.RCX
+    assert call() == StatusCode.GPA_RANGE_NOT_BLOCKED | Operand.RCX
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=tdr)
-    assert call() == StatusCode.TLB_TRACKING_NOT_DONE | 1
+    assert call() == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
     host.ok("TDH.MEM.TRACK", rcx=tdr)
-    assert call(r8=page | 8) == StatusCode.OPERAND_INVALID | 8
-    assert call(r8=1 << 40) == StatusCode.OPERAND_ADDR_RANGE_ERROR | 8
-    assert call(r8=used) == StatusCode.PAGE_METADATA_INCORRECT | 8
+    assert call(r8=page | 8) == StatusCode.OPERAND_INVALID | Operand.R8
+    assert call(r8=1 << 40) == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.R8
+    assert call(r8=used) == StatusCode.PAGE_METADATA_INCORRECT | Operand.R8
     assert call(rdx=tdr | 1) == 0

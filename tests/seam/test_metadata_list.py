@@ -9,7 +9,7 @@ import pytest
 
 from swtdx.seam import metadata, metadata_list
 from swtdx.seam.metadata import NONE, Accessor
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
@@ -80,7 +80,7 @@ def test_the_guest_is_refused(host, call):
     _, tdvpr, context = host.runnable(attributes=1 << 28)
     for gpa in (GPA + 8, 1 << 47):
         host.guest(tdvpr, context, call(12, rdx=gpa, r8=NONE))
-        assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | 2
+        assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.RDX
     context.queue(call(12, rdx=GPA, r8=NONE))
     assert host.enter(tdvpr)[0] == 48  # not mapped
 
@@ -98,7 +98,7 @@ def test_the_page_must_be_shared_and_aligned(cold):
     assert cold.call("TDH.SYS.RDALL", rdx=0x100_0000, r8=NONE)[0] == StatusCode.SYS_LP_INIT_NOT_DONE
     cold.bring_up()
     for page in (0x100_0008, 0x100_0000 | 33 << 46):
-        assert cold.call("TDH.SYS.RDALL", rdx=page, r8=NONE)[0] == StatusCode.OPERAND_INVALID | 2
+        assert cold.call("TDH.SYS.RDALL", rdx=page, r8=NONE)[0] == StatusCode.OPERAND_INVALID | Operand.RDX
 
 
 @pytest.mark.parametrize("size", [64, 200, 1000])

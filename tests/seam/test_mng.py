@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 INVALID = StatusCode.OPERAND_INVALID
 PERFMON, MIGRATABLE, ICSSD, PKS, KL = 1 << 63, 1 << 29, 1 << 16, 1 << 30, 1 << 31
@@ -16,21 +16,21 @@ PERFMON, MIGRATABLE, ICSSD, PKS, KL = 1 << 63, 1 << 29, 1 << 16, 1 << 30, 1 << 3
 
 @pytest.mark.parametrize("hkid", [0, 31, 64, 0x10021])
 def test_create_wants_a_private_hkid(host, hkid):
-    assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=hkid)[0] == INVALID | 2
+    assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=hkid)[0] == INVALID | Operand.RDX
 
 
 def test_create_checks_the_hkid_before_the_page(host):
-    assert host.call("TDH.MNG.CREATE", rcx=1, rdx=0)[0] == INVALID | 2
+    assert host.call("TDH.MNG.CREATE", rcx=1, rdx=0)[0] == INVALID | Operand.RDX
 
 
 @pytest.mark.parametrize(
     ("rcx", "status"),
     [
-        (0x1000001, INVALID | 1),
-        (0x1000000 | 33 << 46, INVALID | 1),
-        (1 << 52, INVALID | 1),
-        (1 << 30, StatusCode.OPERAND_ADDR_RANGE_ERROR | 1),
-        (0, StatusCode.PAGE_METADATA_INCORRECT | 1),  # reserved area
+        (0x1000001, INVALID | Operand.RCX),
+        (0x1000000 | 33 << 46, INVALID | Operand.RCX),
+        (1 << 52, INVALID | Operand.RCX),
+        (1 << 30, StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.RCX),
+        (0, StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX),  # reserved area
     ],
 )
 def test_create_page_operand(host, rcx, status):
@@ -41,7 +41,7 @@ def test_create_wants_a_free_hkid_and_a_free_page(host):
     tdr = host.create(hkid=33)
     assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=33)[0] == StatusCode.HKID_NOT_FREE
     assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=32)[0] == StatusCode.HKID_NOT_FREE  # the module's own
-    assert host.call("TDH.MNG.CREATE", rcx=tdr, rdx=34)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
+    assert host.call("TDH.MNG.CREATE", rcx=tdr, rdx=34)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
 
 
 def test_a_tdr_page_belongs_to_the_module(host):
@@ -91,8 +91,8 @@ def test_addcx_after_init_is_refused(host):
 
 def test_operands_name_the_wrong_register(host):
     tdr, page = host.create(), host.page()
-    assert host.call("TDH.MNG.ADDCX", rcx=page, rdx=page)[0] == StatusCode.PAGE_METADATA_INCORRECT | 2
-    assert host.call("TDH.MNG.ADDCX", rcx=tdr, rdx=tdr)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
+    assert host.call("TDH.MNG.ADDCX", rcx=page, rdx=page)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RDX
+    assert host.call("TDH.MNG.ADDCX", rcx=tdr, rdx=tdr)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
 
 
 # --- INIT -------------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_init_needs_keys_then_pages_then_its_state(host):
 
 @pytest.mark.parametrize("rdx", [0x1000200, 33 << 46 | 0x1000000, 1 << 52])
 def test_init_params_must_be_a_shared_aligned_hpa(host, rdx):
-    assert host.call("TDH.MNG.INIT", rcx=host.uninitialized(), rdx=rdx)[0] == INVALID | 2
+    assert host.call("TDH.MNG.INIT", rcx=host.uninitialized(), rdx=rdx)[0] == INVALID | Operand.RDX
 
 
 RULES = {
@@ -180,7 +180,7 @@ def test_xfam_combinations_on_a_processor_that_has_them(host, processor, xfam, g
     host.module.td_rules = type(host.module.td_rules)(processor, host.module.version)
     tdr = host.uninitialized()
     status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(xfam=xfam)))
-    assert status == (0 if good else INVALID | 65)
+    assert status == (0 if good else INVALID | Operand.XFAM)
 
 
 def test_init_rules_come_in_order(host):
@@ -209,7 +209,7 @@ def test_l2_vms_need_pages(host, l2_vms):
 def test_a_migratable_td_has_no_l2_vms(host):
     tdr = host.uninitialized(pages=7)
     params = host.write(host.td_params(attributes=MIGRATABLE, num_l2_vms=1))
-    assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=params)[0] == INVALID | 2
+    assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=params)[0] == INVALID | Operand.RDX
 
 
 # --- CPUID configuration ----------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ NO_SUBLEAF = 0xFFFFFFFF << 32
 def test_cpuid_config_faults_report_their_leaf(host, slot, value, where):
     tdr = host.uninitialized()
     status, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(cpuid={slot: value})))
-    assert status == INVALID | 69
+    assert status == INVALID | Operand.CPUID_CONFIG
     assert args.rcx == where
 
 
@@ -247,7 +247,7 @@ def test_virtual_maxpa(host, maxpa, good):
     tdr = host.uninitialized()
     params = host.td_params(config_flags=0xC, cpuid={9: (maxpa, 0, 0, 0)})
     status, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(params))
-    assert status == (0 if good else INVALID | 69)
+    assert status == (0 if good else INVALID | Operand.CPUID_CONFIG)
     if good:
         assert host.module.tds[tdr].gpa_limit == 1 << min(maxpa, 47)
     else:

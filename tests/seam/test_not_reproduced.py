@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam.lifecycle import SysState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
 
 GPA = 0x8000_0000
@@ -19,9 +19,9 @@ SERVTD_RD, SERVTD_WR, VP_ENTER, INVEPT, INVVPID, ATTR_RD, ATTR_WR = 18, 20, 25, 
         ("EXPORT.STATE.IMMUTABLE", "rcx", False, StatusCode.TD_NOT_MIGRATABLE),
         ("EXPORT.STATE.IMMUTABLE", "rcx", True, StatusCode.MIN_MIGS_NOT_CREATED),
         ("EXPORT.RESTORE", "rdx", False, StatusCode.TD_NOT_MIGRATABLE),
-        ("EXPORT.RESTORE", "rdx", True, StatusCode.OPERAND_INVALID | 1),
+        ("EXPORT.RESTORE", "rdx", True, StatusCode.OPERAND_INVALID | Operand.RCX),
         ("MIG.STREAM.CREATE", "rdx", True, StatusCode.MAX_MIGS_NUM_EXCEEDED),
-        ("SERVTD.BIND", "rcx", True, StatusCode.OPERAND_INVALID | 9),
+        ("SERVTD.BIND", "rcx", True, StatusCode.OPERAND_INVALID | Operand.R9),
         ("EXPORT.PAUSE", "rcx", True, StatusCode.OP_STATE_INCORRECT),
         ("IMPORT.MEM", "rdx", True, StatusCode.OP_STATE_INCORRECT),
     ],
@@ -36,36 +36,36 @@ def test_where_migration_would_begin(host, name, registers, migratable, status):
 def test_import_and_prebinding_begin_before_the_td_does(host):
     tdr = host.uninitialized()
     assert host.call("TDH.IMPORT.STATE.IMMUTABLE", rcx=tdr)[0] == StatusCode.MIN_MIGS_NOT_CREATED
-    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr)[0] == StatusCode.OPERAND_INVALID | 9
-    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr, r8=1)[0] == StatusCode.OPERAND_INVALID | 8
+    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr)[0] == StatusCode.OPERAND_INVALID | Operand.R9
+    assert host.call("TDH.SERVTD.PREBIND", rcx=tdr, r8=1)[0] == StatusCode.OPERAND_INVALID | Operand.R8
 
 
 def test_no_entry_is_blocked_for_writing(host):
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA)
     status, args = host.call("TDH.EXPORT.UNBLOCKW", rcx=GPA, rdx=tdr)
-    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | 1
+    assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
     assert args.rdx == 2 << 8
 
 
 @pytest.mark.parametrize(
     ("leaf", "registers", "status"),
     [
-        (SERVTD_RD, {}, StatusCode.OPERAND_INVALID | 1),
-        (SERVTD_WR, {}, StatusCode.OPERAND_INVALID | 1),
-        (VP_ENTER, {"rcx": 1 << 52, "rdx": 8}, StatusCode.OPERAND_INVALID | 2),
-        (VP_ENTER, {"rcx": 1 << 52, "rdx": 1 << 47}, StatusCode.OPERAND_INVALID | 2),
-        (VP_ENTER, {"rcx": 1 << 52, "rdx": GPA}, StatusCode.OPERAND_INVALID | 1),
+        (SERVTD_RD, {}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (SERVTD_WR, {}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": 8}, StatusCode.OPERAND_INVALID | Operand.RDX),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": 1 << 47}, StatusCode.OPERAND_INVALID | Operand.RDX),
+        (VP_ENTER, {"rcx": 1 << 52, "rdx": GPA}, StatusCode.OPERAND_INVALID | Operand.RCX),
         (INVEPT, {"rcx": 0}, 0),
-        (INVEPT, {"rcx": 1}, StatusCode.OPERAND_INVALID | 1),
-        (INVEPT, {"rcx": 2}, StatusCode.OPERAND_INVALID | 1),
-        (INVVPID, {"rcx": 0}, StatusCode.OPERAND_INVALID | 1),
-        (INVVPID, {"rcx": 1 << 52}, StatusCode.OPERAND_INVALID | 1),
-        (ATTR_RD, {"rcx": 1 << 47}, StatusCode.OPERAND_INVALID | 1),
-        (ATTR_WR, {"rcx": GPA, "rdx": 1, "r8": 0}, StatusCode.OPERAND_INVALID | 2),
-        (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 1 << 16}, StatusCode.OPERAND_INVALID | 8),
-        (ATTR_WR, {"rcx": GPA | 3, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | 1),
-        (ATTR_WR, {"rcx": GPA + 4096 | 1, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | 1),
+        (INVEPT, {"rcx": 1}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (INVEPT, {"rcx": 2}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (INVVPID, {"rcx": 0}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (INVVPID, {"rcx": 1 << 52}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (ATTR_RD, {"rcx": 1 << 47}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (ATTR_WR, {"rcx": GPA, "rdx": 1, "r8": 0}, StatusCode.OPERAND_INVALID | Operand.RDX),
+        (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 1 << 16}, StatusCode.OPERAND_INVALID | Operand.R8),
+        (ATTR_WR, {"rcx": GPA | 3, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | Operand.RCX),
+        (ATTR_WR, {"rcx": GPA + 4096 | 1, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | Operand.RCX),
         (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 0}, StatusCode.PAGE_SIZE_MISMATCH),
         (ATTR_WR, {"rcx": GPA | 1, "rdx": 0, "r8": 0}, 0),
     ],
@@ -102,7 +102,7 @@ def test_attributes_for_a_virtual_machine_without_tables(host, call):
 
 def test_shutdown(host):
     tdr, tdvpr, context = host.runnable()
-    assert host.call("TDH.SYS.SHUTDOWN", rcx=1)[0] == StatusCode.OPERAND_INVALID | 1
+    assert host.call("TDH.SYS.SHUTDOWN", rcx=1)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
 
     def inside(context):
         assert host.call("TDH.SYS.SHUTDOWN", lp=1)[0] == StatusCode.SYS_BUSY

@@ -7,7 +7,7 @@ import pytest
 
 from swtdx.seam import report
 from swtdx.seam.status import Operand, StatusCode
-from swtdx.x86 import Gpr
+from swtdx.x86 import Gpr, Msr
 from tests.seam.test_contention import WITH_TDR_IN_RCX, WITH_TDR_IN_RDX, WITH_TDVPR
 
 GPA = 0x8000_0000
@@ -52,7 +52,7 @@ def test_a_reader_minds_only_an_exclusive_holder(host, name):
     with host.module.contention.hold_page(page):
         assert host.call(name, rcx=page)[0] == 0
     with host.module.contention.hold_page(page, exclusive=True):
-        assert host.call(name, rcx=page)[0] == StatusCode.OPERAND_BUSY | 1
+        assert host.call(name, rcx=page)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
 
 
 @pytest.mark.parametrize(("name", "in_rcx"), [("TDH.MNG.ADDCX", False), ("TDH.MNG.KEY.CONFIG", True)])
@@ -68,7 +68,7 @@ def test_sept_remove_waits_for_tracking(host):
     tdr, *_ = host.runnable()
     host.tables(tdr, GPA)
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=tdr)
-    assert host.call("TDH.MEM.SEPT.REMOVE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | 1
+    assert host.call("TDH.MEM.SEPT.REMOVE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.TLB_TRACKING_NOT_DONE | Operand.RCX
     host.ok("TDH.MEM.TRACK", rcx=tdr)
     host.ok("TDH.MEM.SEPT.REMOVE", rcx=GPA | 1, rdx=tdr)
 
@@ -95,7 +95,7 @@ def test_cpuid_is_limited(host):
 def test_somebody_adjusted_the_tsc(cold):
     cold.ok("TDH.SYS.INIT")
     cold.processor.msrs[0x3B] = 5
-    assert cold.call("TDH.SYS.LP.INIT")[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    assert cold.call("TDH.SYS.LP.INIT")[0] == StatusCode.INCONSISTENT_MSR | Msr.TSC_ADJUST
     cold.processor.msrs[0x3B] = 0
     cold.ok("TDH.SYS.LP.INIT")
 
@@ -104,7 +104,7 @@ def test_somebody_adjusted_the_tsc_before_a_td_was_made(host):
     tdr = host.uninitialized()
     host.processor.msrs[0x3B] = 5
     registers = {"rcx": tdr, "rdx": host.write(host.td_params())}
-    assert host.call("TDH.MNG.INIT", **registers)[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    assert host.call("TDH.MNG.INIT", **registers)[0] == StatusCode.INCONSISTENT_MSR | Msr.TSC_ADJUST
     host.processor.msrs[0x3B] = 0
     host.ok("TDH.MNG.INIT", **registers)
 
@@ -115,7 +115,7 @@ def test_somebody_adjusted_the_tsc_before_a_virtual_cpu_was_made(host):
     for _ in range(5):
         host.ok("TDH.VP.ADDCX", rcx=host.page(), rdx=tdvpr)
     host.processor.msrs[0x3B] = 5
-    assert host.call("TDH.VP.INIT", rcx=tdvpr)[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    assert host.call("TDH.VP.INIT", rcx=tdvpr)[0] == StatusCode.INCONSISTENT_MSR | Msr.TSC_ADJUST
     assert host.module.tds[tdr].num_vcpus == 1  # counted all the same, as on the real module
 
 
@@ -131,7 +131,7 @@ def test_no_memory_is_convertible(cold, monkeypatch):
 def test_a_guest_reads_and_writes_only_its_own_fields(host, call, leaf):
     _, tdvpr, context = host.runnable()
     host.guest(tdvpr, context, call(leaf, rcx=1, rdx=1))
-    assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | 1
+    assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.RCX
 
 
 def test_verifyreport_of_another_security_version(host, call):
@@ -146,4 +146,4 @@ def test_verifyreport_of_another_security_version(host, call):
     assert context.gpr[Gpr.RAX] == StatusCode.INVALID_CPUSVN
     for gpa in (GPA + 8, 1 << 47):
         host.guest(tdvpr, context, call(22, rcx=gpa))
-        assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | 1
+        assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.RCX

@@ -10,8 +10,10 @@ import struct
 
 import pytest
 
+from swtdx.cpu.vmx import ExitReason
 from swtdx.seam.hardware import Segment
 from swtdx.seam.status import StatusCode
+from swtdx.x86 import Msr
 
 pytest.importorskip("swtdx.cpu._engine", reason="the execution engine is not built: no guest runs")
 
@@ -68,7 +70,7 @@ def test_reset_state_executes_in_protected_mode(real):
     real.add(tdr, 0xFFFFF000, b"\xf4" * 4096)
     tdvpr = real.vcpu(tdr, x2apic_id=0)
     real.ok("TDH.MR.FINALIZE", rcx=tdr)
-    assert real.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_VCPU | 2
+    assert real.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_VCPU | ExitReason.TRIPLE_FAULT
 
 
 def test_tdvmcall_round_trip(real):
@@ -132,7 +134,7 @@ def test_native_msrs_do_not_exit_and_others_do(real):
     _, tdvpr, context = start(real, star + efer)
     assert real.enter(tdvpr)[0] == 77
     assert context.rdmsr(0xC0000081) == 0x77
-    assert real.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_VCPU | 2
+    assert real.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_VCPU | ExitReason.TRIPLE_FAULT
 
 
 def test_an_interrupt_for_the_host_ends_the_entry(real):
@@ -146,7 +148,7 @@ def test_a_host_that_moves_its_time_stamp_counter_is_found_out(real):
     _, tdvpr, _ = start(real, tdcall(0, rcx=0xFC00) * 3)
     assert real.enter(tdvpr)[0] == 77
     real.processor.wrmsr(0x3B, 1000)
-    assert real.enter(tdvpr)[0] == StatusCode.INCONSISTENT_MSR | 0x3B
+    assert real.enter(tdvpr)[0] == StatusCode.INCONSISTENT_MSR | Msr.TSC_ADJUST
     real.processor.wrmsr(0x3B, 0)
     assert real.enter(tdvpr)[0] == 77
     with pytest.raises(KeyError):

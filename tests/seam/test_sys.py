@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -145,8 +145,8 @@ def test_no_page_of_a_block_that_is_not_wholly_initialised_is_usable(cold):
     cold.ok("TDH.SYS.KEY.CONFIG")
     cold.ok("TDH.SYS.TDMR.INIT", rcx=0)
     page = cold.page()
-    assert cold.call("TDH.MNG.CREATE", rcx=page, rdx=33)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
-    assert cold.call("TDH.PHYMEM.PAGE.RDMD", rcx=page)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
+    assert cold.call("TDH.MNG.CREATE", rcx=page, rdx=33)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.RCX
+    assert cold.call("TDH.PHYMEM.PAGE.RDMD", rcx=page)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.RCX
 
 
 # --- SYS.CONFIG operands ----------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_two_tdmrs_are_accepted_and_initialised_independently(two_gib):
     while two_gib.ok("TDH.SYS.TDMR.INIT", rcx=GIB).rdx < 2 * GIB:
         pass
     assert two_gib.call("TDH.MNG.CREATE", rcx=GIB + MIB, rdx=33)[0] == 0
-    assert two_gib.call("TDH.MNG.CREATE", rcx=512 * MIB, rdx=34)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
+    assert two_gib.call("TDH.MNG.CREATE", rcx=512 * MIB, rdx=34)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.RCX
 
 
 # --- SYS.INFO and SYS.RD ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import struct
 
 import pytest
 
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tdg.tdcall import LEAVES, TDCALL_NUMBERS
 
 INVALID = StatusCode.OPERAND_INVALID
@@ -40,7 +40,7 @@ def test_unknown_leaves_versions_and_reserved_bits(host, td, rax):
         return 77
 
     host.guest(tdvpr, context, step)
-    assert context.gpr[0] == INVALID | 0
+    assert context.gpr[0] == INVALID | Operand.RAX
 
 
 def test_vp_info(host, td, call):
@@ -68,7 +68,7 @@ def test_cpuidve_set(host, td, call, flags, cpl, raises):
 def test_cpuidve_set_operand(host, td, call):
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(5, rcx=4))
-    assert context.gpr[0] == INVALID | 1
+    assert context.gpr[0] == INVALID | Operand.RCX
 
 
 # --- metadata ---------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_vm_rd_of_the_hosts_fields(host, td, call):
     host.guest(tdvpr, context, call(7, rdx=0x8010000300000004, r8=5))  # CHLDCNT
     assert (context.gpr[0], context.gpr[8]) == (StatusCode.METADATA_FIELD_NOT_READABLE, 0)
     host.guest(tdvpr, context, call(7, rcx=1, rdx=0x1110000300000001))
-    assert context.gpr[0] == INVALID | 1
+    assert context.gpr[0] == INVALID | Operand.RCX
 
 
 def test_vm_rd_version_1_walks_what_the_guest_may_read(host, td, call):

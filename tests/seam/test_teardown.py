@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam.lifecycle import HkidState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 GPA = 0x8000_0000
 
@@ -86,7 +86,9 @@ def test_the_key_waits_for_the_caches_of_all_packages(make_host):
     host.ok("TDH.MNG.KEY.FREEID", rcx=tdr)
 
 
-@pytest.mark.parametrize(("rcx", "status"), [(1, StatusCode.WBCACHE_RESUME_ERROR), (2, StatusCode.OPERAND_INVALID | 1)])
+@pytest.mark.parametrize(
+    ("rcx", "status"), [(1, StatusCode.WBCACHE_RESUME_ERROR), (2, StatusCode.OPERAND_INVALID | Operand.RCX)]
+)
 def test_cache_wb_operand(host, rcx, status):
     assert host.call("TDH.PHYMEM.CACHE.WB", rcx=rcx)[0] == status
 
@@ -96,10 +98,10 @@ def test_reclaim_rules(host):
     page = host.module.tds[tdr].tdcx[0]
     free = host.page()
     status, args = host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=free)
-    assert status == StatusCode.PAGE_METADATA_INCORRECT | 1
+    assert status == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
     assert (args.rcx, args.rdx, args.r8) == (0, 0, 0)
-    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=free + 1)[0] == StatusCode.OPERAND_INVALID | 1
-    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=1 << 30)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | 1
+    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=free + 1)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
+    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=1 << 30)[0] == StatusCode.OPERAND_ADDR_RANGE_ERROR | Operand.RCX
     status, args = host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=page)
     assert status == StatusCode.LIFECYCLE_STATE_INCORRECT
     assert (args.rcx, args.rdx, args.r8) == (5, tdr, 0)  # outputs are set before this check
@@ -118,7 +120,7 @@ def test_a_large_page_is_reclaimed_by_its_start(host):
     tdr = host.build()
     hpa = host.augment(tdr, GPA, level=1)
     pages = pages_of(host, tdr)
-    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=hpa + 4096)[0] == StatusCode.OPERAND_INVALID | 1
+    assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=hpa + 4096)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
     host.tear_down(tdr, (), pages)
     assert page_types(host) == {0}
 
@@ -138,9 +140,11 @@ def test_keys_die_with_the_td(host):
 def test_wbinvd_takes_a_free_page_with_its_keyid(host):
     page, tdr = host.page(), host.create()
     host.ok("TDH.PHYMEM.PAGE.WBINVD", rcx=page | 33 << 46)
-    assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=tdr | 33 << 46)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
-    assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=page | 1 << 52)[0] == StatusCode.OPERAND_INVALID | 1
-    assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=page + 8)[0] == StatusCode.OPERAND_INVALID | 1
+    assert (
+        host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=tdr | 33 << 46)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
+    )
+    assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=page | 1 << 52)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
+    assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=page + 8)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
 
 
 def test_reclaimid_does_nothing(host):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.seam.lifecycle import VcpuState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
 
 INVALID = StatusCode.OPERAND_INVALID
 
@@ -25,8 +25,11 @@ def created(host, td, pages=5):
 
 
 def test_create_names_the_wrong_operand(host, td):
-    assert host.call("TDH.VP.CREATE", rcx=host.page(), rdx=host.page())[0] == StatusCode.PAGE_METADATA_INCORRECT | 2
-    assert host.call("TDH.VP.CREATE", rcx=td, rdx=td)[0] == StatusCode.PAGE_METADATA_INCORRECT | 1
+    assert (
+        host.call("TDH.VP.CREATE", rcx=host.page(), rdx=host.page())[0]
+        == StatusCode.PAGE_METADATA_INCORRECT | Operand.RDX
+    )
+    assert host.call("TDH.VP.CREATE", rcx=td, rdx=td)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
 
 
 def test_addcx_takes_fifteen_pages_in_all(host, td):
@@ -55,7 +58,7 @@ def test_init_stops_at_max_vcpus(host):
 
 def test_init_version_1_wants_a_32_bit_unique_id(host, td):
     first, second = created(host, td), created(host, td)
-    assert host.call("TDH.VP.INIT", version=1, rcx=first, r8=1 << 32)[0] == INVALID | 8
+    assert host.call("TDH.VP.INIT", version=1, rcx=first, r8=1 << 32)[0] == INVALID | Operand.R8
     host.ok("TDH.VP.INIT", version=1, rcx=first, r8=7)
     assert host.module.tds[td].num_vcpus == 1
     assert host.call("TDH.VP.INIT", version=1, rcx=second, r8=7)[0] == StatusCode.X2APIC_ID_NOT_UNIQUE | 7

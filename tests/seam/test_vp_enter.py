@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from swtdx.cpu.vmx import ExitReason
 from swtdx.seam.lifecycle import VcpuState
-from swtdx.seam.status import StatusCode
+from swtdx.seam.status import Operand, StatusCode
+from swtdx.x86 import Msr
 from testing.seam.fake_host import POWER_ON_MSRS
 
 TDCALL = 77
@@ -31,21 +33,21 @@ def exits(reason, **info):
 @pytest.mark.parametrize("bit", [0, 11, 54, 63])
 def test_reserved_bits_of_rcx(host, bit):
     _, tdvpr, _ = host.runnable()
-    assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | 1
+    assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | Operand.RCX
 
 
 @pytest.mark.parametrize("bit", [52, 53])
 def test_hints_need_their_occasion(host, bit):
     _, tdvpr, _ = host.runnable()
-    assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | 1
+    assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | Operand.RCX
 
 
 @pytest.mark.parametrize(
     ("msr", "value", "status", "rcx"),
     [
         (0x1A0, 1 | 1 << 22, StatusCode.LIMIT_CPUID_MAXVAL_SET, 1),  # before RCX is looked at
-        (0x3B, 5, StatusCode.OPERAND_INVALID | 1, 1 << 53),  # after RESUME_L1
-        (0x3B, 5, StatusCode.INCONSISTENT_MSR | 0x3B, 0),
+        (0x3B, 5, StatusCode.OPERAND_INVALID | Operand.RCX, 1 << 53),  # after RESUME_L1
+        (0x3B, 5, StatusCode.INCONSISTENT_MSR | Msr.TSC_ADJUST, 0),
     ],
 )
 @pytest.mark.parametrize("entered", [False, True])
@@ -84,10 +86,10 @@ def test_a_running_vcpu_holds_itself_and_its_td(host):
 
     def inside(_):
         assert host.enter(tdvpr)[0] == StatusCode.VCPU_STATE_INCORRECT
-        assert host.call("TDH.VP.FLUSH", rcx=tdvpr)[0] == StatusCode.OPERAND_BUSY | 1
-        assert host.call("TDH.MNG.VPFLUSHDONE", rcx=tdr)[0] == StatusCode.OPERAND_BUSY | 1
-        assert host.call("TDH.MNG.KEY.FREEID", rcx=tdr)[0] == StatusCode.OPERAND_BUSY | 1
-        assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=tdvpr)[0] == StatusCode.OPERAND_BUSY | 1
+        assert host.call("TDH.VP.FLUSH", rcx=tdvpr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
+        assert host.call("TDH.MNG.VPFLUSHDONE", rcx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
+        assert host.call("TDH.MNG.KEY.FREEID", rcx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
+        assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=tdvpr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
         assert host.call("TDH.MNG.RD", rcx=tdr, rdx=0x9210000300000000)[0] == 0
         assert host.module.vcpus[tdvpr].state is VcpuState.ACTIVE
         assert host.module.tds[tdr].refcount == [0, 1]
@@ -179,7 +181,7 @@ def test_a_forbidden_mask_stays_with_the_guest(host, call, mask):
     _, tdvpr, context = host.runnable(config_flags=4)  # NO_RBP_MOD
     status, _ = host.guest(tdvpr, context, call(0, rcx=mask))
     assert status == 1
-    assert context.gpr[0] == INVALID | 1
+    assert context.gpr[0] == INVALID | Operand.RCX
 
 
 def test_rbp_may_be_selected_without_no_rbp_mod(host, call):
@@ -191,7 +193,7 @@ def test_rbp_may_be_selected_without_no_rbp_mod(host, call):
 def test_tdvmcall_with_version_or_reserved_bits_is_no_tdvmcall(host, call):
     _, tdvpr, context = host.runnable()
     host.guest(tdvpr, context, call(0, version=1, rcx=0xFC00))
-    assert context.gpr[0] == INVALID | 0
+    assert context.gpr[0] == INVALID | Operand.RAX
 
 
 # --- asynchronous exits -----------------------------------------------------------------------------------------------
@@ -204,7 +206,7 @@ def test_tdvmcall_with_version_or_reserved_bits_is_no_tdvmcall(host, call):
         (0, {"interruption_info": 0x80000202}, 0),  # NMI
         (3, {}, 3),
         (9, {"exit_qualification": 5}, 9),
-        (2, {}, StatusCode.NON_RECOVERABLE_VCPU | 2),
+        (2, {}, StatusCode.NON_RECOVERABLE_VCPU | ExitReason.TRIPLE_FAULT),
     ],
 )
 def test_exits_to_the_host(host, reason, info, status):
@@ -260,10 +262,12 @@ def test_a_machine_check_elsewhere_stops_the_others(host):
 
     contexts[0].queue(other_dies)
     status, _ = host.enter(first)
-    assert status == StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE | 10
+    assert status == StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE | ExitReason.CPUID
 
 
-@pytest.mark.parametrize(("attributes", "status"), [(0, StatusCode.NON_RECOVERABLE_TD | 37), (1, 37)])
+@pytest.mark.parametrize(
+    ("attributes", "status"), [(0, StatusCode.NON_RECOVERABLE_TD | ExitReason.MTF), (1, ExitReason.MTF)]
+)
 def test_an_unexpected_exit_is_fatal_except_to_a_debug_td(host, attributes, status):
     tdr, tdvpr, context = host.runnable(attributes=attributes)
     context.queue(37)  # monitor trap flag
