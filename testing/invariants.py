@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from swtdx.linux.kvm.x86.mmu.spte import pages_per_level
+from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
 from swtdx.linux.mm import HUGE_PAGE_SIZE, PAGE_SIZE
 from swtdx.seam import sept
 from swtdx.seam.pamt import PageType
 
 if TYPE_CHECKING:
-    from swtdx.linux.kvm.kvm_main import Kvm
-    from swtdx.linux.kvm.x86.mmu.mirror import KvmMmuPage
+    from swtdx.linux.arch.x86.kvm.mmu.mirror import KvmMmuPage
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
     from swtdx.machine import MachineKernel
     from swtdx.seam.td import Td
 

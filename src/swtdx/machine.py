@@ -17,13 +17,13 @@ from typing import Any, Literal, Unpack
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.watched_context import watch
+from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
+from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
+from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.config import KernelConfig, KernelSwitches
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
-from swtdx.linux.kvm.kvm_main import Kvm
-from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
-from swtdx.linux.kvm.vm_ioctl import VmFile
-from swtdx.linux.kvm.x86.tdx_debug import TdxDebug
 from swtdx.linux.traced_ops import told
+from swtdx.linux.virt.kvm.kvm_main import Kvm
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
 from swtdx.uapi.dialect import Dialect

@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
 
 
 def floor_of(module: str) -> str:
-    """``swtdx.linux.kvm.vcpu`` -> ``linux``; ``swtdx`` -> ``__init__``."""
+    """``swtdx.linux.arch.x86.kvm.x86.vcpu`` -> ``linux``; ``swtdx`` -> ``__init__``."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
@@ -115,10 +115,10 @@ def test_imports_follow_the_arrows() -> None:
 @pytest.mark.parametrize(
     ("where", "text"),
     [
-        ("linux/virt/tdx.py", "from swtdx.seam import module\n"),
-        ("linux/virt/tdx.py", "def bring_up():\n    import swtdx.seam.module as m\n    return m\n"),
-        ("linux/virt/tdx.py", "from ...seam.module import TdxModule\n"),
-        ("linux/virt/tdx.py", "from ... import seam\n"),
+        ("linux/arch/x86/virt/vmx/tdx/tdx.py", "from swtdx.seam import module\n"),
+        ("linux/arch/x86/virt/vmx/tdx/tdx.py", "def bring_up():\n    import swtdx.seam.module as m\n    return m\n"),
+        ("linux/virt/kvm/hva.py", "from ....seam.module import TdxModule\n"),
+        ("linux/virt/kvm/hva.py", "from .... import seam\n"),
         ("vmm/launch.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from swtdx.linux import kernel\n"),
         ("vmm/launch.py", "import importlib\nimportlib.import_module('swtdx.machine')\n"),
         ("cpu/memory.py", "import swtdx.uapi.kvm\n"),
@@ -140,7 +140,7 @@ def test_an_import_against_the_arrows_is_found(tmp_path: Path, where: str, text:
 def test_an_import_along_the_arrows_is_not_reported(tmp_path: Path) -> None:
     package = tmp_path / "swtdx"
     for where, text in {
-        "linux/kvm/vcpu.py": "from ...uapi import kvm\nfrom swtdx.cpu.context import GuestContext\nfrom . import vm\n",
+        "linux/virt/kvm/hva.py": "from ....uapi import kvm\nfrom swtdx.cpu.context import GuestContext\n",
         "seam/__init__.py": "from .module import TdxModule\n",
         "attest/measure.py": "from swtdx.image.tdvf import Tdvf\nimport os\n",
         "cli/__init__.py": "from swtdx import __version__\nfrom swtdx.machine import open_kernel\n",

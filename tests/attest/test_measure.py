@@ -26,7 +26,7 @@ from swtdx.attest.measure import (
 from swtdx.image.firmware import Firmware
 from swtdx.image.mrtd import MrtdPredictor, Order
 from swtdx.image.tdvf import Section, SectionAttributes, TdvfError, parse
-from swtdx.linux.virt.seamcall import Seamcall
+from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import Seamcall
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect

@@ -539,7 +539,7 @@ CASES: tuple[Case, ...] = (
     Case("device", "KVM_GET_SUPPORTED_HV_CPUID", E.EINVAL, "no Hyper-V"),
 )
 
-_TDX_VM, _TDX_VCPU = "kvm/x86/test_tdx_vm.py", "kvm/x86/test_tdx_vcpu.py"
+_TDX_VM, _TDX_VCPU = "test_tdx_vm.py", "test_tdx_vcpu.py"
 
 
 @dataclass(frozen=True)
@@ -550,7 +550,7 @@ class Proof:
     request: str
     outcomes: tuple[int, ...]
     test: str
-    """Path under tests/linux, two colons, the function."""
+    """A file under tests/linux (its name is enough), two colons, the function."""
     on: frozenset[str]
 
 
@@ -562,11 +562,11 @@ PROVEN = (
     Proof("vcpu", "(unknown)", (E.EINVAL,), "test_kernel.py::test_unknown_requests", _UP),
     Proof("vm", "KVM_CREATE_VCPU", (E.EIO,), f"{_TDX_VCPU}::test_a_vcpu_needs_an_initialised_td", _UP),
     Proof("vm", "KVM_CREATE_VCPU", (E.EINVAL,), f"{_TDX_VCPU}::test_a_vcpu_needs_the_split_irqchip", _UP),
-    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EINVAL,), "kvm/test_memslots.py::test_refused_regions", UPSTREAM),
-    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (0, E.EEXIST), "kvm/test_memslots.py::test_slots_live", _UP),
-    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EBADF, E.EINVAL), "kvm/test_memslots.py::test_bindings", _UP),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EINVAL,), "test_memslots.py::test_refused_regions", UPSTREAM),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (0, E.EEXIST), "test_memslots.py::test_slots_live", _UP),
+    Proof("vm", "KVM_SET_USER_MEMORY_REGION2", (E.EBADF, E.EINVAL), "test_memslots.py::test_bindings", _UP),
     Proof("vcpu", "KVM_INTERRUPT", (E.EEXIST,), f"{_TDX_VCPU}::test_what_stays_allowed", _UP),
-    Proof("vcpu", "KVM_PRE_FAULT_MEMORY", (0, E.EOPNOTSUPP, E.ENOENT), "kvm/test_memslots.py::test_pre_fault", _UP),
+    Proof("vcpu", "KVM_PRE_FAULT_MEMORY", (0, E.EOPNOTSUPP, E.ENOENT), "test_memslots.py::test_pre_fault", _UP),
     Proof("vcpu", "KVM_RUN", (E.EINTR, E.EINVAL), f"{_TDX_VCPU}::test_immediate_exit_and_sync_regs", _UP),
     Proof("vcpu", "KVM_RUN", (E.EFAULT,), f"{_TDX_VCPU}::test_memory_fault_exits", _UP),
     Proof("vcpu", "KVM_RUN", (E.EIO,), f"{_TDX_VCPU}::test_what_kills_the_vm", _UP),
@@ -590,7 +590,7 @@ PROVEN = (
         )
     ),
     *(
-        Proof(fd, request, outcomes, f"kvm/test_dirty_log_and_sregs2.py::{test}", frozenset({"VM upstream"}))
+        Proof(fd, request, outcomes, f"test_dirty_log_and_sregs2.py::{test}", frozenset({"VM upstream"}))
         for fd, request, outcomes, test in (
             ("vm", "KVM_GET_DIRTY_LOG", (0,), "test_reading_clears_unless_protection_is_manual"),
             ("vm", "KVM_CLEAR_DIRTY_LOG", (0,), "test_manual_protection"),
@@ -600,15 +600,20 @@ PROVEN = (
         )
     ),
     *(
-        Proof(fd, request, outcomes, f"kvm/{test}", frozenset({"VM upstream"}))
+        Proof(fd, request, outcomes, test, frozenset({"VM upstream"}))
         for fd, request, outcomes, test in (
             ("vm", "KVM_GET_CLOCK", (0,), "test_pvclock.py::test_flags"),
             ("vm", "KVM_SET_CLOCK", (0, E.EINVAL), "test_pvclock.py::test_flags"),
             ("vcpu", "KVM_KVMCLOCK_CTRL", (0, E.EINVAL), "test_pvclock.py::test_a_guest_is_told_that_it_was_stopped"),
             ("vcpu", "KVM_GET_MSRS", (0,), "test_msrs.py::test_values"),
-            ("vcpu", "KVM_SET_MSRS", (0, E.E2BIG), "test_msrs.py::test_it_stops_at_the_first_that_is_refused"),
-            ("vm", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
-            ("vcpu", "KVM_GET_STATS_FD", (0,), "test_stats.py::test_an_open_descriptor_keeps_the_vm"),
+            (
+                "vcpu",
+                "KVM_SET_MSRS",
+                (0, E.E2BIG),
+                "test_msrs.py::test_it_stops_at_the_first_that_is_refused",
+            ),
+            ("vm", "KVM_GET_STATS_FD", (0,), "test_binary_stats.py::test_an_open_descriptor_keeps_the_vm"),
+            ("vcpu", "KVM_GET_STATS_FD", (0,), "test_binary_stats.py::test_an_open_descriptor_keeps_the_vm"),
             ("vcpu", "KVM_GET_NESTED_STATE", (0,), "test_nested_state.py::test_there_is_a_header_that_says_no_vmxon"),
             (
                 "vcpu",
@@ -628,8 +633,8 @@ PROVEN = (
         "test_refusals_by_state.py::test_v10_a_td_with_vcpus_cannot_be_initialised",
         _OLD,
     ),
-    Proof("vm", "KVM_GET_STATS_FD", (0,), "kvm/test_stats.py::test_a_tds_statistics", _UP),
-    Proof("vcpu", "KVM_GET_STATS_FD", (0,), "kvm/test_stats.py::test_a_tds_statistics", _UP),
+    Proof("vm", "KVM_GET_STATS_FD", (0,), "test_binary_stats.py::test_a_tds_statistics", _UP),
+    Proof("vcpu", "KVM_GET_STATS_FD", (0,), "test_binary_stats.py::test_a_tds_statistics", _UP),
     Proof("vm", "KVM_TDX_CAPABILITIES", (0,), f"{_TDX_VM}::test_capabilities_are_what_kvm_and_module_share", _UP),
     Proof(
         "vm", "KVM_TDX_CAPABILITIES", (E.E2BIG,), f"{_TDX_VM}::test_too_little_room_is_e2big_and_writes_nothing", _UP
@@ -733,7 +738,7 @@ PROVEN = (
         "vcpu",
         "KVM_SET_VCPU_EVENTS",
         (0, E.EINVAL),
-        "kvm/test_vcpu_events.py::test_a_td_shows_nothing_and_takes_nmis",
+        "test_vcpu_events.py::test_a_td_shows_nothing_and_takes_nmis",
         _UP,
     ),
     Proof("vm", "KVM_TDX_TERMINATE_VM", (0, E.EINVAL), f"{_TDX_VM}::test_terminate_releases_the_key_at_once", _UP),

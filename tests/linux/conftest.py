@@ -19,10 +19,10 @@ import pytest
 from swtdx.cpu import _engine
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor, SeamArgs
+from swtdx.linux.arch.x86.virt.vmx.tdx import seamcall as leaves
+from swtdx.linux.arch.x86.virt.vmx.tdx import tdx as host
 from swtdx.linux.config import KernelConfig
 from swtdx.linux.kernel import EmulatedKernel
-from swtdx.linux.virt import seamcall as leaves
-from swtdx.linux.virt import tdx as host
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi import tdx_v10 as v10

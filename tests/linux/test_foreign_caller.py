@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from swtdx.linux.kvm.hva import HvaMapping, UserWindows
 from swtdx.linux.uaccess import Mm, copy_from_user, copy_to_user, current_mm, own_mm, use_mm
+from swtdx.linux.virt.kvm.hva import HvaMapping, UserWindows
 
 
 class Foreign(Mm):

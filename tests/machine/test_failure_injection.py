@@ -18,8 +18,8 @@ import pytest
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import SeamArgs
+from swtdx.linux.arch.x86.virt.vmx.tdx import seamcall as leaves
 from swtdx.linux.err import err
-from swtdx.linux.virt import seamcall as leaves
 from swtdx.machine import MachineKernel, boot
 from swtdx.seam.keys import HkidState
 from swtdx.seam.pamt import PageType

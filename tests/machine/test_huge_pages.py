@@ -15,7 +15,7 @@ import pytest
 
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
-from swtdx.linux.kvm.x86.mmu.mirror import MirrorRoot
+from swtdx.linux.arch.x86.kvm.mmu.mirror import MirrorRoot
 from swtdx.linux.mm import PageAllocator
 from swtdx.machine import MachineKernel, boot
 from swtdx.seam.sept import LEAF

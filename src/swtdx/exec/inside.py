@@ -22,9 +22,9 @@ from swtdx.cpu import _engine
 from swtdx.exec import _bridge
 from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
+from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
-from swtdx.linux.kvm.device import KvmDevice
-from swtdx.linux.kvm.vcpu_ioctl import VcpuFile
+from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_PRE_FAULT_MEMORY, KVM_RUN
 from swtdx.uapi.layout import address_of
 

@@ -13,20 +13,20 @@ import mmap
 import os
 from typing import TYPE_CHECKING
 
+from swtdx.linux.arch.x86.kvm.vmx.main import vt_x86_ops
+from swtdx.linux.arch.x86.kvm.vmx.tdx_params import supported_attributes, supported_xfam
+from swtdx.linux.arch.x86.kvm.x86 import msrs
+from swtdx.linux.arch.x86.kvm.x86.capability import system_capabilities
+from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
 from swtdx.linux.config import KernelConfig
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.files import FileTable
-from swtdx.linux.kvm import msrs
-from swtdx.linux.kvm.capability import system_capabilities
-from swtdx.linux.kvm.device import KvmDevice
-from swtdx.linux.kvm.eventfd import IrqfdThread
-from swtdx.linux.kvm.hva import UserWindows
-from swtdx.linux.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
-from swtdx.linux.kvm.x86.main import vt_x86_ops
-from swtdx.linux.kvm.x86.tdx_params import supported_attributes, supported_xfam
 from swtdx.linux.mm import PageAllocator
 from swtdx.linux.sched import HostCpus, TimerQueue
-from swtdx.linux.virt.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
+from swtdx.linux.virt.kvm.device import KvmDevice
+from swtdx.linux.virt.kvm.eventfd import IrqfdThread
+from swtdx.linux.virt.kvm.hva import UserWindows
+from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.reason import NO_REASON, Reason
 

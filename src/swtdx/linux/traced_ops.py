@@ -12,10 +12,10 @@ from dataclasses import replace
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from swtdx.linux.kvm.x86.main import KvmX86Ops
+from swtdx.linux.arch.x86.kvm.vmx.main import KvmX86Ops
 
 if TYPE_CHECKING:
-    from swtdx.linux.kvm.vcpu import Vcpu
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 
 def told(ops: KvmX86Ops, emit: Callable[[dict[str, Any]], None]) -> KvmX86Ops:

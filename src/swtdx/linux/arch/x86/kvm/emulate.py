@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The instruction emulator, for a normal VM's accesses to memory that is not there: MMIO (arch/x86/kvm/emulate.c).
+
+The processor reports an EPT violation and has executed nothing. The instruction is fetched, decoded (by iced-x86, which
+is loaded at the first need) and carried out here. Carrying out is a generator that yields a `Access` whenever it
+needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeventfds) or leaves with KVM_EXIT_MMIO and
+goes on at the next KVM_RUN. Nothing but the generator knows how far an instruction has come.
+
+The subset is what drivers and firmware use on device memory: moves, string moves, exchanges, the arithmetic and bit
+operations with their flags. Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user
+program's. The emulator is also what runs a guest whose page tables lie in a read-only slot: the processor cannot set
+accessed and dirty bits there, the emulator drops them.
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from swtdx.cpu.vmx import EventType, Segment
+from swtdx.linux.arch.x86.kvm import arithmetic
+from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.uaccess import copy_from_user, copy_to_user
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import INSN_EMULATION, INSN_EMULATION_FAIL, MMIO_EXITS
+from swtdx.uapi.kvm import (
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_MMIO,
+    KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
+    KVM_MEM_READONLY,
+    Vector,
+)
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+RAX, RCX, RSI, RDI = 0, 1, 6, 7
+_MAX_INSTRUCTION = 15
+_RFLAGS_DF = 1 << 10
+
+
+@dataclass(frozen=True)
+class Access:
+    """MMIO that the instruction needs; ``value`` is None for a read. The answer to a read is sent back."""
+
+    gpa: int
+    size: int
+    value: int | None = None
+
+
+Steps = Generator[Access, int, None]
+Read = Generator[Access, int, int]
+
+
+class _Unhandled(Exception):
+    """The emulator does not know the instruction."""
+
+
+@cache
+def _iced() -> Any:
+    import iced_x86
+
+    return iced_x86
+
+
+@cache
+def _registers() -> dict[int, tuple[int, int, int]]:
+    """iced register number -> (index in gpr, bytes, shift)."""
+    register = _iced().Register
+    names = ("AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI")
+    table: dict[int, tuple[int, int, int]] = {}
+    for number, name in enumerate(names):
+        table[getattr(register, name)] = (number, 2, 0)
+        table[getattr(register, f"E{name}")] = (number, 4, 0)
+        table[getattr(register, f"R{name}")] = (number, 8, 0)
+        table[getattr(register, f"{name}L" if number >= 4 else f"{name[0]}L")] = (number, 1, 0)
+        if number < 4:
+            table[getattr(register, f"{name[0]}H")] = (number, 1, 8)
+    for number in range(8, 16):
+        for suffix, size in (("", 8), ("D", 4), ("W", 2), ("L", 1)):
+            table[getattr(register, f"R{number}{suffix}")] = (number, size, 0)
+    return table
+
+
+@cache
+def _segments() -> dict[int, int]:
+    register = _iced().Register
+    return {getattr(register, name): int(Segment[name]) for name in ("ES", "CS", "SS", "DS", "FS", "GS")}
+
+
+class _Instruction:
+    """One instruction being carried out on one vCPU."""
+
+    def __init__(self, vcpu: "Vcpu", context: "GuestContext") -> None:
+        self.vcpu = vcpu
+        self.context = context
+        self.gpr = context.gpr
+        _, base, _, rights = context.segment(Segment.CS)
+        self.wide = bool(context.efer & 1 << 10 and rights & 1 << 13)
+        self.bits = 64 if self.wide else 32 if rights & 1 << 14 else 16
+        rip = context.rip
+        self.bytes = fetch(vcpu, context, rip if self.wide else base + rip & 0xFFFFFFFF, _MAX_INSTRUCTION)
+        self.decoded = _iced().Decoder(self.bits, self.bytes, ip=rip).decode()
+        self.next_rip = rip + self.decoded.len
+
+    # Operands
+
+    def get_register(self, register: int) -> int:
+        try:
+            number, size, shift = _registers()[register]
+        except KeyError:
+            raise _Unhandled from None
+        return self.gpr[number] >> shift & (1 << 8 * size) - 1
+
+    def set_register(self, register: int, value: int) -> None:
+        number, size, shift = _registers()[register]
+        if size >= 4:
+            self.gpr[number] = value & (1 << 8 * size) - 1
+        else:
+            mask = (1 << 8 * size) - 1 << shift
+            self.gpr[number] = self.gpr[number] & ~mask | value << shift & mask
+
+    def linear(self, segment_register: int, offset: int) -> int:
+        number = _segments()[segment_register]
+        if self.wide and number < Segment.FS:
+            return offset
+        base = self.context.segment(number)[1]
+        return base + offset & ((1 << 64) - 1 if self.wide else 0xFFFFFFFF)
+
+    def address(self) -> int:
+        """Linear address of the memory operand."""
+        instruction, none = self.decoded, _iced().Register.NONE
+        if instruction.is_ip_rel_memory_operand:
+            return self.linear(instruction.memory_segment, instruction.ip_rel_memory_address)
+        offset = instruction.memory_displacement
+        base, index = instruction.memory_base, instruction.memory_index
+        size = self.bits // 8
+        if base != none:
+            size = _registers()[base][1]
+            offset += self.get_register(base)
+        if index != none:
+            size = _registers()[index][1]
+            offset += self.get_register(index) * instruction.memory_index_scale
+        elif base == none and instruction.memory_displ_size:
+            size = instruction.memory_displ_size
+        return self.linear(instruction.memory_segment, offset & (1 << 8 * size) - 1)
+
+    # Memory: a slot's if there is one, else MMIO, in pieces of at most 8 bytes
+
+    def read(self, linear: int, size: int) -> Read:
+        value, done = 0, 0
+        while done < size:
+            gpa = translate(self.vcpu, self.context, linear + done)
+            take = min(8, size - done, 4096 - (gpa & 4095))
+            hva = user_address(self.vcpu.kvm, gpa)
+            if hva is not None:
+                piece = int.from_bytes(copy_from_user(hva, take, self.vcpu.kvm.mm), "little")
+            else:
+                piece = yield Access(gpa, take)
+            value |= piece << 8 * done
+            done += take
+        return value
+
+    def write(self, linear: int, size: int, value: int) -> Steps:
+        done = 0
+        while done < size:
+            gpa = translate(self.vcpu, self.context, linear + done)
+            take = min(8, size - done, 4096 - (gpa & 4095))
+            piece = value >> 8 * done & (1 << 8 * take) - 1
+            slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+            if slot is not None and not slot.flags & int(KVM_MEM_READONLY):
+                address = slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
+                copy_to_user(address, piece.to_bytes(take, "little"), self.vcpu.kvm.mm)
+            else:
+                yield Access(gpa, take, piece)
+            done += take
+
+    def operand_size(self, number: int) -> int:
+        kind = self.decoded.op_kind(number)
+        kinds = _iced().OpKind
+        if kind == kinds.REGISTER:
+            register = self.decoded.op_register(number)
+            if register not in _registers():
+                return 16
+            return _registers()[register][1]
+        if kind == kinds.MEMORY:
+            return int(_iced().MemorySizeExt.size(self.decoded.memory_size))
+        return self.operand_size(0)
+
+    def get(self, number: int) -> Read:
+        """Value of an operand, zero-extended (immediates sign-extended to the size of the first operand)."""
+        kind, kinds = self.decoded.op_kind(number), _iced().OpKind
+        if kind == kinds.REGISTER:
+            register = self.decoded.op_register(number)
+            if register not in _registers():
+                return self._xmm(register)
+            return self.get_register(register)
+        if kind == kinds.MEMORY:
+            return (yield from self.read(self.address(), self.operand_size(number)))
+        return int(self.decoded.immediate(number)) & (1 << 8 * self.operand_size(0)) - 1
+
+    def put(self, number: int, value: int) -> Steps:
+        """Store to an operand."""
+        if self.decoded.op_kind(number) == _iced().OpKind.REGISTER:
+            register = self.decoded.op_register(number)
+            if register not in _registers():
+                self.context.set_xmm(self._xmm_number(register), value)
+            else:
+                self.set_register(register, value)
+        else:
+            yield from self.write(self.address(), self.operand_size(number), value)
+
+    def _xmm_number(self, register: int) -> int:
+        number = register - _iced().Register.XMM0
+        if not 0 <= number < 16:
+            raise _Unhandled
+        return int(number)
+
+    def _xmm(self, register: int) -> int:
+        return self.context.get_xmm(self._xmm_number(register))
+
+    # Execution
+
+    def execute(self) -> Steps:
+        """Everything the instruction does, RIP included."""
+        mnemonic = self.decoded.mnemonic
+        names = _names()
+        name = names.get(mnemonic)
+        if name is None:
+            raise _Unhandled
+        if name in _STRINGS:
+            if not self.decoded.is_string_instruction:
+                raise _Unhandled  # MOVSD of SSE
+            finished = yield from self._string(name[:4], {"B": 1, "W": 2, "D": 4, "Q": 8}[name[4]])
+            if not finished:
+                return
+        elif name in _MOVES:
+            yield from self._move(name)
+        elif name in arithmetic.BINARY or name in arithmetic.UNARY or name in arithmetic.BIT_TESTS:
+            yield from self._arithmetic(name)
+        elif name in ("XCHG", "XADD", "CMPXCHG"):
+            yield from self._exchange(name)
+        else:
+            raise _Unhandled
+        self.context.rip = self.next_rip
+
+    def _move(self, name: str) -> Steps:
+        size = self.operand_size(1)
+        value = yield from self.get(1)
+        if name in ("MOVSX", "MOVSXD"):
+            value = arithmetic.sign_extend(value, size) & (1 << 8 * self.operand_size(0)) - 1
+        yield from self.put(0, value & (1 << 8 * self.operand_size(0)) - 1)
+
+    def _arithmetic(self, name: str) -> Steps:
+        size = self.operand_size(0)
+        left = yield from self.get(0)
+        flags = self.context.rflags
+        if name in arithmetic.UNARY:
+            result, flags = arithmetic.unary(name, left, size, flags)
+        else:
+            right = yield from self.get(1)
+            if name in arithmetic.BIT_TESTS:
+                result, flags = arithmetic.bit_test(name, left, right, size, flags)
+            else:
+                result, flags = arithmetic.binary(name, left, right, size, flags)
+        if name not in arithmetic.READ_ONLY:
+            yield from self.put(0, result)
+        self.context.rflags = flags
+
+    def _exchange(self, name: str) -> Steps:
+        size = self.operand_size(0)
+        left = yield from self.get(0)
+        right = yield from self.get(1)
+        if name == "XCHG":
+            yield from self.put(0, right)
+            yield from self.put(1, left)
+        elif name == "XADD":
+            result, flags = arithmetic.binary("ADD", left, right, size, self.context.rflags)
+            yield from self.put(0, result)
+            yield from self.put(1, left)
+            self.context.rflags = flags
+        else:
+            mask = (1 << 8 * size) - 1
+            accumulator = self.gpr[RAX] & mask
+            _, flags = arithmetic.binary("CMP", accumulator, left, size, self.context.rflags)
+            if accumulator == left:
+                yield from self.put(0, right)
+            else:
+                yield from self.put(0, left)
+                self.gpr[RAX] = left if size >= 4 else self.gpr[RAX] & ~mask | left
+            self.context.rflags = flags
+
+    def _string(self, name: str, size: int) -> Generator[Access, int, bool]:
+        """One iteration of a string instruction; False if REP asks for more."""
+        instruction, context = self.decoded, self.context
+        kinds, register = _iced().OpKind, _iced().Register
+        address_kinds = {
+            kinds.MEMORY_ESDI: 2, kinds.MEMORY_ESEDI: 4, kinds.MEMORY_ESRDI: 8,
+            kinds.MEMORY_SEG_SI: 2, kinds.MEMORY_SEG_ESI: 4, kinds.MEMORY_SEG_RSI: 8,
+        }  # fmt: skip
+        width = next(address_kinds[kind] for n in range(2) if (kind := instruction.op_kind(n)) in address_kinds)
+        mask = (1 << 8 * width) - 1
+        rep = instruction.has_rep_prefix or instruction.has_repne_prefix
+        if rep and not self.gpr[RCX] & mask:
+            return True
+        step = -size if context.rflags & _RFLAGS_DF else size
+        destination = self.linear(register.ES, self.gpr[RDI] & mask)
+        if name == "STOS":
+            value = self.gpr[RAX] & (1 << 8 * size) - 1
+        else:
+            value = yield from self.read(self.linear(instruction.memory_segment, self.gpr[RSI] & mask), size)
+            self._advance(RSI, step, mask)
+        if name == "LODS":
+            self.gpr[RAX] = value if size >= 4 else self.gpr[RAX] & ~((1 << 8 * size) - 1) | value
+        else:
+            yield from self.write(destination, size, value)
+            self._advance(RDI, step, mask)
+        if rep:
+            self._advance(RCX, -1, mask)
+            return not self.gpr[RCX] & mask
+        return True
+
+    def _advance(self, number: int, step: int, mask: int) -> None:
+        value = self.gpr[number] + step & mask
+        self.gpr[number] = value if mask >= 0xFFFFFFFF else self.gpr[number] & ~mask | value
+
+
+_MOVES = frozenset(
+    (
+        "MOV", "MOVZX", "MOVSX", "MOVSXD", "MOVNTI", "MOVD", "MOVQ", "MOVUPS", "MOVAPS", "MOVUPD", "MOVAPD",
+        "MOVDQU", "MOVDQA", "MOVNTDQ", "MOVNTPS",
+    )
+)  # fmt: skip
+_STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS") for size in "BWDQ")
+
+
+@cache
+def _names() -> dict[int, str]:
+    mnemonic = _iced().Mnemonic
+    wanted = {
+        *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, *arithmetic.BIT_TESTS, "XCHG", "XADD", "CMPXCHG",
+        *_STRINGS,
+    }  # fmt: skip
+    return {getattr(mnemonic, name): name for name in wanted}
+
+
+# Driving
+
+
+def emulate_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
+    vcpu.stat.values[INSN_EMULATION] += 1
+    try:
+        instruction = _Instruction(vcpu, context)
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault.address)
+    except Mmio:
+        return _emulation_failure(vcpu, b"")  # code runs from where no memory is
+    return _drive(vcpu, instruction, instruction.execute(), None)
+
+
+def skip_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """Move RIP past the instruction without executing it. 1."""
+    try:
+        context.rip = _Instruction(vcpu, context).next_rip
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault.address)
+    return 1
+
+
+def _drive(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, answer: int | None) -> int:
+    try:
+        while True:
+            access = next(steps) if answer is None else steps.send(answer)
+            answer = _in_kernel(vcpu, access)
+            if answer is None:
+                return _mmio_exit(vcpu, instruction, steps, access)
+    except StopIteration:
+        return 1
+    except GuestPageFault as fault:
+        return inject_page_fault(instruction.context, fault.address)
+    except _Unhandled:
+        return _emulation_failure(vcpu, instruction.bytes)
+
+
+def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
+    """The answer of a device in the kernel (0 for a write), or None."""
+    apic = vcpu.apic
+    if (
+        apic is not None
+        and apic.base & (APICBASE_ENABLE | APICBASE_X2APIC) == APICBASE_ENABLE
+        and access.gpa >> 12 == apic.base >> 12 & (1 << 40) - 1
+    ):
+        offset = access.gpa & 0xFFF
+        if access.value is not None:
+            if access.size == 4 and not offset & 0xF:
+                apic.write(offset, access.value)
+            return 0
+        word = apic.read(offset & 0xFF0)
+        return word >> 8 * (offset & 3) & (1 << 8 * access.size) - 1
+    ioapic = vcpu.kvm.ioapic
+    if ioapic is not None and ioapic.covers(access.gpa):
+        if access.value is None:
+            return ioapic.read(access.gpa, access.size) & (1 << 8 * access.size) - 1
+        ioapic.write(access.gpa, access.size, access.value)
+        return 0
+    if access.value is not None and vcpu.kvm.buses.mmio.active:
+        if vcpu.kvm.buses.mmio.write(access.gpa, access.size, access.value):
+            return 0
+    return None
+
+
+def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Access) -> int:
+    write = access.value is not None
+    data = (access.value or 0).to_bytes(8, "little")
+    vcpu.stat.values[MMIO_EXITS] += 1
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_MMIO))
+    run_struct.MMIO.pack_into(vcpu.run, run_struct.UNION, access.gpa, data, access.size, write)
+
+    def complete() -> int:
+        at = run_struct.UNION + 8
+        answer = 0 if write else int.from_bytes(vcpu.run[at : at + access.size], "little")
+        return _drive(vcpu, instruction, steps, answer)
+
+    vcpu.complete_userspace_io = complete
+    return 0
+
+
+def inject_page_fault(context: "GuestContext", address: int, error_code: int = 0) -> int:
+    """The guest takes #PF for an address that its tables do not map; ``error_code`` without the user bit. 1."""
+    user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
+    context.cr2 = address
+    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, error_code | (4 if user else 0))
+    return 1
+
+
+def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
+    """handle_emulation_failure: what a guest's user programs do is their trouble, unless user space wants to know."""
+    vcpu.stat.values[INSN_EMULATION_FAIL] += 1
+    context = vcpu.vmx.context
+    if not vcpu.kvm.exit_on_emulation_error:
+        context.inject(Vector.UD, EventType.HARDWARE_EXCEPTION)
+        if context.segment(Segment.SS)[3] >> 5 & 3:
+            return 1
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+    run_struct.INTERNAL.pack_into(
+        vcpu.run, run_struct.UNION, KVM_INTERNAL_ERROR_EMULATION, 4,
+        KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, 0,
+    )  # fmt: skip
+    at = run_struct.UNION + 16
+    vcpu.run[at] = len(code)
+    vcpu.run[at + 1 : at + 1 + len(code)] = code
+    return 0

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The local APIC (arch/x86/kvm/lapic.c; Intel SDM vol. 3, "Advanced Programmable Interrupt Controller").
+
+Registers live in a 4 KiB page laid out as xAPIC MMIO is. For a normal VM that page is the processor's virtual-APIC page
+(APICv): TPR, EOI, SELF IPI and delivery happen there without KVM. For a TD the page that counts belongs to the module;
+KVM keeps one of its own for the timer, the ICR and the LVTs, and knows nothing of what is in service.
+
+Interrupts are not written into IRR here but posted (`Vcpu.post_interrupt`): they reach IRR at the next entry.
+"""
+
+import errno
+import struct
+import time
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.irq_comm import (
+    APIC_DM_EXTINT,
+    APIC_DM_FIXED,
+    APIC_DM_INIT,
+    APIC_DM_LOWEST,
+    APIC_DM_NMI,
+    APIC_DM_STARTUP,
+    irq_delivery_to_apic,
+)
+from swtdx.linux.err import err
+from swtdx.uapi.kvm import KVM_X86_QUIRK_LINT0_REENABLED
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+APIC_DEFAULT_PHYS_BASE = 0xFEE00000
+APICBASE_BSP, APICBASE_X2APIC, APICBASE_ENABLE, APICBASE_RESERVED = 1 << 8, 1 << 10, 1 << 11, 0x2FF
+
+ID, LVR, TASKPRI, ARBPRI, PROCPRI, EOI, RRR, LDR, DFR, SPIV = (
+    0x20, 0x30, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0,
+)  # fmt: skip
+ISR, TMR, IRR, ESR, LVTCMCI, ICR, ICR2 = 0x100, 0x180, 0x200, 0x280, 0x2F0, 0x300, 0x310
+LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR, TMICT, TMCCT, TDCR, SELF_IPI = (
+    0x320, 0x330, 0x340, 0x350, 0x360, 0x370, 0x380, 0x390, 0x3E0, 0x3F0,
+)  # fmt: skip
+LVTS = (LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR)
+LVT_MASKED, LVT_DELIVERY_MODE = 1 << 16, 0x700
+SPIV_APIC_ENABLED = 1 << 8
+TIMER_PERIODIC, TIMER_TSCDEADLINE, TIMER_MODE = 1 << 17, 2 << 17, 3 << 17
+VERSION = 0x14 | (len(LVTS) - 1) << 16
+READABLE_X2APIC = frozenset(
+    [ID, LVR, TASKPRI, PROCPRI, LDR, SPIV, ESR, ICR, *LVTS, TMICT, TMCCT, TDCR]
+    + [base + 0x10 * n for base in (ISR, TMR, IRR) for n in range(8)]
+)
+WRITABLE_X2APIC = frozenset([TASKPRI, EOI, SPIV, ESR, ICR, *LVTS, TMICT, TDCR, SELF_IPI])
+_LVT_WRITABLE = {
+    LVTT: 0x700FF, LVTTHMR: 0x107FF, LVTPC: 0x107FF, LVT0: 0x1E7FF, LVT1: 0x1E7FF, LVTERR: 0x100FF,
+}  # fmt: skip
+MIN_PERIOD_NS = 200_000  # kvm.min_timer_period_us
+ICR_ASSERT, ICR_LEVEL_TRIGGERED = 1 << 14, 1 << 15
+
+
+class Lapic:
+    """``page``: 4096 writable bytes."""
+
+    def __init__(self, vcpu: "Vcpu", page: memoryview) -> None:
+        self.vcpu = vcpu
+        self.page = page
+        self._regs = page.cast("I")
+        self.base = 0
+        self.arb_prio = 0
+        self.lapic_timer = vcpu.kvm.kernel.timers.timer(self._timer_fn)
+        self._tmict_start = 0
+        self._period = 0
+        self.tsc_deadline = 0
+        self.pending_init = False
+        self.pending_sipi = False
+        self.sipi_vector = 0
+        self.pending_ioapic_eoi: int | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """State after RESET and INIT."""
+        vcpu = self.vcpu
+        self.lapic_timer.cancel()
+        for offset in range(0, 0x400, 0x10):
+            self._regs[offset >> 2] = 0
+        self.base = APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE
+        if vcpu.is_bsp:
+            self.base |= APICBASE_BSP
+        self._set(ID, vcpu.vcpu_id << 24 & 0xFFFFFFFF)
+        self._set(LVR, VERSION)
+        for lvt in LVTS:
+            self._set(lvt, LVT_MASKED)
+        if vcpu.is_bsp and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_LINT0_REENABLED:
+            self._set(LVT0, 0x700)  # ExtINT, unmasked
+        self._set(DFR, 0xFFFFFFFF)
+        self._set(SPIV, 0xFF)
+        self.tsc_deadline = 0
+        self._period = 0
+
+    def get(self, register: int) -> int:
+        """A register as it stands in the page."""
+        return self._regs[register >> 2]
+
+    def _set(self, register: int, value: int) -> None:
+        self._regs[register >> 2] = value & 0xFFFFFFFF
+
+    # Mode and identity
+
+    @property
+    def enabled(self) -> bool:
+        """Enabled by IA32_APIC_BASE."""
+        return bool(self.base & APICBASE_ENABLE)
+
+    @property
+    def x2apic(self) -> bool:
+        """In x2APIC mode."""
+        return bool(self.base & APICBASE_X2APIC)
+
+    @property
+    def sw_enabled(self) -> bool:
+        """Enabled by the spurious-interrupt vector register too; a TD's always is."""
+        return self.vcpu.kvm.is_td or bool(self.get(SPIV) & SPIV_APIC_ENABLED)
+
+    @property
+    def accepts_pic_interrupts(self) -> bool:
+        """kvm_apic_accept_pic_intr: LINT0 takes ExtINT, or the APIC is off and the INTR pin goes to the processor."""
+        return not self.enabled or self.get(LVT0) & (LVT_MASKED | LVT_DELIVERY_MODE) == APIC_DM_EXTINT << 8
+
+    @property
+    def apic_id(self) -> int:
+        """The id that physical destinations name."""
+        return self.get(ID) if self.x2apic else self.get(ID) >> 24
+
+    def set_base(self, value: int) -> None:
+        """Write IA32_APIC_BASE, which `Vcpu.set_apic_base` has checked."""
+        old_mode, mode = self.base >> 10 & 3, value >> 10 & 3
+        self.base = value
+        if mode == 3 and old_mode != 3:
+            self.enable_x2apic()
+        elif mode != 3 and old_mode == 3:
+            self._set(ID, self.vcpu.vcpu_id << 24)
+            self._set(LDR, 0)
+        self.vcpu.kvm.ops.set_virtual_apic_mode(self.vcpu)
+
+    def enable_x2apic(self) -> None:
+        """Into x2APIC mode without asking the vCPU's CPUID (v10 did not)."""
+        self.base |= APICBASE_ENABLE | APICBASE_X2APIC
+        x2apic_id = self.vcpu.vcpu_id
+        self._set(ID, x2apic_id)
+        self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
+
+    def match_destination(self, destination: int, logical: bool) -> bool:
+        """Whether an interrupt so addressed is for this APIC."""
+        if not self.enabled:
+            return False
+        kvm = self.vcpu.kvm
+        broadcast = 0xFFFFFFFF if self.x2apic and kvm.x2apic_broadcast_quirk_disabled else 0xFF
+        if destination in (broadcast, 0xFFFFFFFF):
+            return True
+        if not logical:
+            return destination == self.apic_id or (not self.x2apic and destination == self.vcpu.vcpu_id)
+        ldr = self.get(LDR)
+        if self.x2apic:
+            return ldr >> 16 == destination >> 16 and bool(ldr & destination & 0xFFFF)
+        ldr >>= 24
+        if self.get(DFR) == 0xFFFFFFFF:
+            return bool(ldr & destination)
+        return ldr >> 4 == destination >> 4 and bool(ldr & destination & 0xF)
+
+    # Incoming
+
+    def accept_irq(self, delivery_mode: int, vector: int, level_triggered: bool) -> int:
+        """__apic_accept_irq: 1 if the interrupt was taken."""
+        vcpu = self.vcpu
+        if delivery_mode in (APIC_DM_FIXED, APIC_DM_LOWEST):
+            if not self.enabled or not self.sw_enabled:
+                return 0
+            index = TMR + 0x10 * (vector >> 5) >> 2
+            if level_triggered:
+                self._regs[index] |= 1 << (vector & 31)
+            else:
+                self._regs[index] &= ~(1 << (vector & 31))
+            vcpu.kvm.ops.deliver_interrupt(vcpu, vector)
+        elif delivery_mode == APIC_DM_NMI:
+            vcpu.queue_nmi()
+        elif delivery_mode in (APIC_DM_INIT, APIC_DM_STARTUP):
+            if vcpu.kvm.ops.apic_init_signal_blocked(vcpu):
+                return 1
+            if delivery_mode == APIC_DM_INIT:
+                self.pending_init, self.pending_sipi = True, False
+            else:
+                self.pending_sipi, self.sipi_vector = True, vector
+            vcpu.kick()
+        else:
+            return 0
+        return 1
+
+    def find_highest(self, base: int) -> int:
+        """The highest vector set in ISR, TMR or IRR; -1 if none."""
+        for word in range(7, -1, -1):
+            bits = self._regs[base + 0x10 * word >> 2]
+            if bits:
+                return 32 * word + bits.bit_length() - 1
+        return -1
+
+    def update_ppr(self) -> int:
+        """Recompute the processor priority."""
+        tpr, isr = self.get(TASKPRI) & 0xFF, max(self.find_highest(ISR), 0)
+        ppr = tpr if tpr & 0xF0 >= isr & 0xF0 else isr & 0xF0
+        self._set(PROCPRI, ppr)
+        return ppr
+
+    def has_interrupt(self) -> bool:
+        """Whether IRR holds a vector of a higher class than PPR."""
+        if not self.enabled:
+            return False
+        irr = self.find_highest(IRR)
+        return irr >= 0 and irr & 0xF0 > self.update_ppr() & 0xF0
+
+    def set_eoi(self) -> int:
+        """End of interrupt; the vector that was in service, -1 if none."""
+        vector = self.find_highest(ISR)
+        if vector < 0:
+            return -1
+        self._regs[ISR + 0x10 * (vector >> 5) >> 2] &= ~(1 << (vector & 31))
+        self.update_ppr()
+        self.eoi_broadcast(vector)
+        return vector
+
+    def eoi_broadcast(self, vector: int) -> None:
+        """A level-triggered interrupt ended: the I/O APIC in user space is told by KVM_EXIT_IOAPIC_EOI."""
+        if self._regs[TMR + 0x10 * (vector >> 5) >> 2] & 1 << (vector & 31):
+            self.pending_ioapic_eoi = vector
+
+    # Register access
+
+    def read(self, register: int) -> int:
+        """A 32-bit register as the guest reads it."""
+        if register == TMCCT:
+            return self._current_count()
+        if register == PROCPRI:
+            return self.update_ppr()
+        return self.get(register)
+
+    def write(self, register: int, value: int) -> None:
+        """A 32-bit register as the guest writes it."""
+        if register == EOI:
+            self.set_eoi()
+        elif register == ICR:
+            self._set(ICR, value & ~(1 << 12))
+            self.send_ipi(value, self.get(ICR2) if self.x2apic else self.get(ICR2) >> 24)
+        elif register == SELF_IPI:
+            self.send_ipi(1 << 18 | value & 0xFF, 0)
+        elif register in _LVT_WRITABLE:
+            self._write_lvt(register, value)
+        elif register == SPIV:
+            self._set(SPIV, value & 0x1FF)
+            if not value & SPIV_APIC_ENABLED:
+                for lvt in LVTS:
+                    self._set(lvt, self.get(lvt) | LVT_MASKED)
+        elif register == TMICT:
+            if self.get(LVTT) & TIMER_MODE != TIMER_TSCDEADLINE:
+                self._set(TMICT, value)
+                self._start_timer()
+        elif register == TDCR:
+            self._set(TDCR, value & 0xB)
+            self._start_timer()
+        elif register == TASKPRI:
+            self._set(TASKPRI, value & 0xFF)
+            self.update_ppr()
+        elif register == ESR:
+            self._set(ESR, 0)
+        elif register in (LDR, DFR, ID, ICR2):
+            mask = {LDR: 0xFF000000, DFR: 0xFFFFFFFF, ID: 0xFF000000, ICR2: 0xFF000000}[register]
+            if not self.x2apic:
+                self._set(register, value & mask | (0x0FFFFFFF if register == DFR else 0))
+
+    def _write_lvt(self, register: int, value: int) -> None:
+        value &= _LVT_WRITABLE[register]
+        if not self.sw_enabled:
+            value |= LVT_MASKED
+        if register == LVTT and (value ^ self.get(LVTT)) & TIMER_MODE:
+            self.lapic_timer.cancel()
+            self._set(TMICT, 0)
+            self.tsc_deadline = self._period = 0
+        self._set(register, value)
+
+    def x2apic_read(self, msr: int) -> int | None:
+        """RDMSR in 800H..8FFH; None is #GP."""
+        register = msr - 0x800 << 4
+        if not self.x2apic or register not in READABLE_X2APIC:
+            return None
+        if register == ICR:
+            return self.get(ICR) | self.get(ICR2) << 32
+        return self.read(register)
+
+    def x2apic_write(self, msr: int, value: int) -> bool:
+        """WRMSR in 800H..8FFH; False is #GP."""
+        register = msr - 0x800 << 4
+        if not self.x2apic or register not in WRITABLE_X2APIC:
+            return False
+        if register == ICR:
+            self._set(ICR, value & ~(1 << 12))
+            self._set(ICR2, value >> 32)
+            self.send_ipi(value & 0xFFFFFFFF, value >> 32)
+            return True
+        if value >> 32:
+            return False
+        self.write(register, value)
+        return True
+
+    def send_ipi(self, icr: int, destination: int) -> None:
+        """Deliver what the ICR says. INIT's de-assertion (level-triggered, not asserted) starts nobody anew."""
+        if icr >> 8 & 7 == APIC_DM_INIT and icr & ICR_LEVEL_TRIGGERED and not icr & ICR_ASSERT:
+            return
+        irq_delivery_to_apic(
+            self.vcpu.kvm,
+            self,
+            destination=destination,
+            logical=bool(icr & 1 << 11),
+            shorthand=icr >> 18 & 3,
+            delivery_mode=icr >> 8 & 7,
+            vector=icr & 0xFF,
+            level_triggered=False,
+            lowest=icr >> 8 & 7 == APIC_DM_LOWEST,
+        )
+
+    # Timer
+
+    def _divisor(self) -> int:
+        tdcr = self.get(TDCR)
+        return 1 << ((tdcr & 3 | tdcr >> 1 & 4) + 1 & 7)
+
+    def _start_timer(self) -> None:
+        self.lapic_timer.cancel()
+        count = self.get(TMICT)
+        if not count or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
+            return
+        self._period = count * self.vcpu.kvm.apic_bus_cycle_ns * self._divisor()
+        if self.get(LVTT) & TIMER_PERIODIC:
+            self._period = max(self._period, MIN_PERIOD_NS)
+        self._tmict_start = time.monotonic_ns()
+        self.lapic_timer.start(self._tmict_start + self._period)
+
+    def _current_count(self) -> int:
+        count = self.get(TMICT)
+        if not count or not self._period or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
+            return 0
+        elapsed = time.monotonic_ns() - self._tmict_start
+        if self.get(LVTT) & TIMER_PERIODIC:
+            elapsed %= self._period
+        return max(0, self._period - elapsed) // (self.vcpu.kvm.apic_bus_cycle_ns * self._divisor())
+
+    def set_tsc_deadline(self, deadline: int) -> None:
+        """WRMSR IA32_TSC_DEADLINE (guest TSC); 0 disarms. Ignored in the other timer modes."""
+        if self.get(LVTT) & TIMER_MODE != TIMER_TSCDEADLINE:
+            return
+        self.lapic_timer.cancel()
+        self.tsc_deadline = deadline
+        if not deadline:
+            return
+        delay = deadline - self.vcpu.guest_tsc()
+        if delay <= 0:
+            self._timer_fn()
+        else:
+            self.lapic_timer.start(time.monotonic_ns() + delay * 1_000_000 // self.vcpu.virtual_tsc_khz)
+
+    def _timer_fn(self) -> None:
+        lvtt = self.get(LVTT)
+        if lvtt & TIMER_MODE == TIMER_TSCDEADLINE:
+            self.tsc_deadline = 0
+        elif lvtt & TIMER_PERIODIC:
+            now = time.monotonic_ns()
+            self._tmict_start += self._period
+            if self._tmict_start + self._period < now:  # behind: skip what was missed
+                self._tmict_start = now
+            self.lapic_timer.start(self._tmict_start + self._period)
+        if not lvtt & LVT_MASKED:
+            self.accept_irq(APIC_DM_FIXED, lvtt & 0xFF, False)
+
+    # KVM_GET_LAPIC, KVM_SET_LAPIC
+
+    def get_state(self) -> bytes:
+        """The first KiB of the page; in x2APIC mode the id as the VM's API format has it."""
+        self._set(TMCCT, self._current_count())
+        state = bytearray(self.page[:0x400])
+        if self.x2apic and not self.vcpu.kvm.x2apic_format:
+            struct.pack_into("<I", state, ID, self.vcpu.vcpu_id << 24 & 0xFFFFFFFF)
+        return bytes(state)
+
+    def set_state(self, state: bytes) -> None:
+        """Load the registers and restart the timer. The x2APIC id cannot be set. Raises OSError(EINVAL) if it differs.
+
+        Without KVM_X2APIC_API_USE_32BIT_IDS another id is not refused, but ignored.
+        """
+        if self.x2apic and self.vcpu.kvm.x2apic_format and struct.unpack_from("<I", state, ID)[0] != self.vcpu.vcpu_id:
+            raise err(errno.EINVAL, f"the x2APIC id is {self.vcpu.vcpu_id} and cannot be set")
+        self.page[:0x400] = state
+        if self.x2apic:
+            x2apic_id = self.vcpu.vcpu_id
+            self._set(ID, x2apic_id)
+            self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
+        self._set(LVR, VERSION)
+        self._start_timer()
+
+    def free(self) -> None:
+        """The vCPU ends."""
+        self.lapic_timer.shutdown_sync()
+        self._regs.release()

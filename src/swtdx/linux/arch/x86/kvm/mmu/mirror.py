@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The mirror root: KVM's own picture of a TD's Secure EPT (arch/x86/kvm/mmu/tdp_mmu.c, "mirror" page tables).
+
+The real entries live in pages that belong to the TDX module; KVM may not read them and would need a SEAMCALL for each
+look. It keeps a mirror instead: ordinary table pages, never walked by hardware, each with a partner (``external_spt``)
+that the module was given. A change to the mirror goes out through the external operations of `kvm_x86_ops`:
+link_external_spt, set_external_spte, remove_external_spte, free_external_spt. An operation that fails leaves the mirror
+as it was.
+
+Leaves are 4 KiB, and 2 MiB where the guest accepts 2 MiB at once and the kernel was booted with ``tdx_huge_page`` (of
+the series "KVM: TDX huge page support for private memory"; no merged kernel has it, so it is off unless asked for). To
+take a part of a large leaf away it is split first (split_external_spte), which keeps what the guest has in it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.mmu.spte import PG_LEVEL_2M, PG_LEVEL_4K, pages_per_level
+
+if TYPE_CHECKING:
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+
+class KvmMmuPage:
+    """A table of the mirror (struct kvm_mmu_page). ``leaves``: index to HPA (levels 1, 2); ``tables``: to the next."""
+
+    __slots__ = ("external_spt", "gfn", "leaves", "level", "tables")
+
+    def __init__(self, level: int, gfn: int, external_spt: int) -> None:
+        self.level = level
+        self.gfn = gfn
+        self.external_spt = external_spt
+        self.leaves: dict[int, int] = {}
+        self.tables: dict[int, KvmMmuPage] = {}
+
+
+class MirrorRoot:
+    """The callers hold mmu_lock. gfns have the shared bit clear."""
+
+    def __init__(self, kvm: "Kvm", levels: int) -> None:
+        self._kvm = kvm
+        self.levels = levels
+        self.root = KvmMmuPage(levels, 0, -1)  # the Secure EPT's root is one of the TDCS pages
+        self.mapped = 0  # 4 KiB pages
+        self.huge = 0  # leaves of 2 MiB
+
+    def lookup(self, gfn: int) -> int | None:
+        """HPA mapped at ``gfn``, or None."""
+        page = self.root
+        level = self.levels
+        while level > PG_LEVEL_4K:
+            index = gfn >> 9 * (level - 1) & 511
+            below = page.tables.get(index)
+            if below is None:
+                huge = page.leaves.get(index)
+                return None if huge is None else huge + ((gfn & 511) << 12)
+            page = below
+            level -= 1
+        return page.leaves.get(gfn & 511)
+
+    def can_be_huge(self, gfn: int) -> bool:
+        """Whether the 2 MiB around ``gfn`` are mapped by one leaf, or could be: no table is linked there."""
+        page = self.root
+        for level in range(self.levels, PG_LEVEL_2M, -1):
+            below = page.tables.get(gfn >> 9 * (level - 1) & 511)
+            if below is None:
+                return True
+            page = below
+        return gfn >> 9 & 511 not in page.tables
+
+    def map(self, gfn: int, hpa: int, target: int = PG_LEVEL_4K) -> None:
+        """Map a page at level ``target``, linking the tables on the way, top down. What is there already stays.
+
+        Raises OSError(EBUSY) when the module was busy (retry the fault), OSError(EIO) when it refused (the VM is dead).
+        """
+        kvm = self._kvm
+        page = self.root
+        for level in range(self.levels, target, -1):
+            index = gfn >> 9 * (level - 1) & 511
+            below = page.tables.get(index)
+            if below is None:
+                if index in page.leaves:
+                    return
+                below = self._link(page, index, gfn & -pages_per_level(level), level)
+            page = below
+        index = gfn >> 9 * (target - 1) & 511
+        if index in page.leaves or index in page.tables:
+            return
+        kvm.ops.set_external_spte(kvm, gfn, target, hpa)
+        page.leaves[index] = hpa
+        self.mapped += pages_per_level(target)
+        self.huge += target == PG_LEVEL_2M
+
+    def split(self, gfn: int) -> None:
+        """Make 4 KiB leaves of the 2 MiB leaf around ``gfn``, if there is one. Raises OSError as `map`, ENOMEM."""
+        page = self.root
+        for level in range(self.levels, PG_LEVEL_2M, -1):
+            below = page.tables.get(gfn >> 9 * (level - 1) & 511)
+            if below is None:
+                return
+            page = below
+        self._split(page, gfn >> 9 & 511)
+
+    def _split(self, page: KvmMmuPage, index: int) -> None:
+        huge = page.leaves.get(index)
+        if huge is None:
+            return
+        kvm, gfn = self._kvm, page.gfn + (index << 9)
+        external_spt = kvm.pages.alloc_page("sept")
+        try:
+            kvm.ops.split_external_spte(kvm, gfn, PG_LEVEL_2M, external_spt)
+        except OSError:
+            kvm.pages.free_page(external_spt)
+            raise
+        below = KvmMmuPage(PG_LEVEL_4K, gfn, external_spt)
+        below.leaves = {number: huge + (number << 12) for number in range(512)}
+        del page.leaves[index]
+        self.huge -= 1
+        page.tables[index] = below
+
+    def _link(self, page: KvmMmuPage, index: int, gfn: int, level: int) -> KvmMmuPage:
+        kvm = self._kvm
+        external_spt = kvm.pages.alloc_page("sept")
+        try:
+            kvm.ops.link_external_spt(kvm, gfn, level, external_spt)
+        except OSError:
+            kvm.pages.free_page(external_spt)
+            raise
+        below = KvmMmuPage(level - 1, gfn, external_spt)
+        page.tables[index] = below
+        return below
+
+    def zap(self, start: int, end: int) -> None:
+        """Remove every leaf in [start, end). Tables stay until the TD is destroyed."""
+        kvm = self._kvm
+        self._zap_huge(self.root, start, end)
+        for table in list(self._tables(self.root, start, end)):
+            if len(table.leaves) < 512 and start <= table.gfn and table.gfn + 512 <= end:
+                indices = list(table.leaves)
+            else:
+                indices = [index for index in table.leaves if start <= table.gfn + index < end]
+            for index in indices:
+                hpa = table.leaves.pop(index)
+                self.mapped -= 1
+                kvm.ops.remove_external_spte(kvm, table.gfn + index, PG_LEVEL_4K, hpa)
+
+    def _zap_huge(self, page: KvmMmuPage, start: int, end: int) -> None:
+        """Remove 2 MiB leaves that lie in the range, split those of which a part does."""
+        if page.level > PG_LEVEL_2M:
+            for below in list(page.tables.values()):
+                if below.gfn < end and start < below.gfn + pages_per_level(page.level):
+                    self._zap_huge(below, start, end)
+            return
+        kvm = self._kvm
+        for index in list(page.leaves) if page.level == PG_LEVEL_2M else ():
+            gfn = page.gfn + (index << 9)
+            if start <= gfn and gfn + 512 <= end:
+                hpa = page.leaves.pop(index)
+                self.mapped -= 512
+                self.huge -= 1
+                kvm.ops.remove_external_spte(kvm, gfn, PG_LEVEL_2M, hpa)
+            elif gfn < end and start < gfn + 512:
+                self._split(page, index)
+
+    def _tables(self, page: KvmMmuPage, start: int, end: int) -> Iterator[KvmMmuPage]:
+        """The level-1 tables that hold a part of the range."""
+        if page.level == PG_LEVEL_4K:
+            yield page
+            return
+        for below in list(page.tables.values()):
+            if below.gfn < end and start < below.gfn + pages_per_level(page.level):
+                yield from self._tables(below, start, end)
+
+    def free(self) -> None:
+        """free_external_spt for every table, lowest first. The TD's key must be gone."""
+        self._free(self.root)
+        self.root = KvmMmuPage(self.levels, 0, -1)
+        self.mapped = self.huge = 0
+
+    def _free(self, page: KvmMmuPage) -> None:
+        kvm = self._kvm
+        for below in page.tables.values():
+            if below.level > PG_LEVEL_4K:
+                self._free(below)
+            kvm.ops.free_external_spt(kvm, below.gfn, below.level, below.external_spt)
+        page.tables.clear()
+        page.leaves.clear()

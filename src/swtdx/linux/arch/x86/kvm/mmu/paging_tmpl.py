@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest's own page tables, walked by KVM (arch/x86/kvm/mmu/paging_tmpl.h).
+
+The processor walks them too, but only as far as EPT maps them already; KVM reads them from the slots. `walk` does not
+check permissions: an access that the guest may not make has not left the guest. `writable` is for the writes that KVM
+itself makes in the guest's name.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.uaccess import get_user
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+CR0_PG, CR0_WP, CR4_PSE, CR4_PAE, CR4_LA57, EFER_LMA = 1 << 31, 1 << 16, 1 << 4, 1 << 5, 1 << 12, 1 << 10
+PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
+_ADDRESS = 0x000FFFFFFFFFF000
+
+
+def _entry(kvm: "Kvm", gpa: int, size: int) -> int:
+    slot = kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+    if slot is None:
+        return 0
+    try:
+        return get_user(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT), size)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return 0
+
+
+def walk(kvm: "Kvm", context: "GuestContext", address: int) -> int | None:
+    """The GPA of a linear address, or None where the tables map nothing."""
+    return _walk(kvm, context, address)[0]
+
+
+def writable(kvm: "Kvm", context: "GuestContext", address: int, *, user: bool) -> bool:
+    """Whether the guest's tables let it write there, at the supervisor's or the user's privilege."""
+    gpa, rights = _walk(kvm, context, address)
+    wanted = WRITABLE | USER if user else WRITABLE if context.cr0 & CR0_WP else 0
+    return gpa is not None and rights & wanted == wanted
+
+
+def _walk(kvm: "Kvm", context: "GuestContext", address: int) -> tuple[int | None, int]:
+    """The GPA and the permissions on the way, as in an entry."""
+    cr3, cr4 = context.cr3, context.cr4
+    rights = WRITABLE | USER
+    if not context.cr0 & CR0_PG:
+        return address & 0xFFFFFFFF, rights
+    if context.efer & EFER_LMA:
+        levels, table = (5 if cr4 & CR4_LA57 else 4), cr3 & _ADDRESS
+        sign = address >> 9 * levels + 11
+        if sign not in (0, (1 << 64 - (9 * levels + 11)) - 1):
+            return None, 0
+    elif cr4 & CR4_PAE:
+        address &= 0xFFFFFFFF
+        pdpte = _entry(kvm, (cr3 & 0xFFFFFFE0) + 8 * (address >> 30), 8)
+        if not pdpte & PRESENT:
+            return None, 0
+        levels, table = 2, pdpte & _ADDRESS
+    else:
+        return _walk_32(kvm, cr3, bool(cr4 & CR4_PSE), address & 0xFFFFFFFF)
+    for level in range(levels, 0, -1):
+        shift = 9 * level + 3
+        entry = _entry(kvm, table + 8 * (address >> shift & 511), 8)
+        if not entry & PRESENT:
+            return None, 0
+        rights &= entry
+        if level == 1 or (entry & LARGE and level <= 3):
+            mask = (1 << shift) - 1
+            return entry & _ADDRESS & ~mask | address & mask, rights
+        table = entry & _ADDRESS
+    return None, 0
+
+
+def _walk_32(kvm: "Kvm", cr3: int, large_pages: bool, address: int) -> tuple[int | None, int]:
+    directory = _entry(kvm, (cr3 & 0xFFFFF000) + 4 * (address >> 22), 4)
+    if not directory & PRESENT:
+        return None, 0
+    if directory & LARGE and large_pages:
+        return (directory & 0x1FE000) << 19 | directory & 0xFFC00000 | address & 0x3FFFFF, directory
+    entry = _entry(kvm, (directory & 0xFFFFF000) + 4 * (address >> 12 & 1023), 4)
+    if not entry & PRESENT:
+        return None, 0
+    return entry & 0xFFFFF000 | address & 0xFFF, directory & entry

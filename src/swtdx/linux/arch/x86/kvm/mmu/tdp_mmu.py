@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Two-dimensional paging: from a guest's EPT violation to a mapping (arch/x86/kvm/mmu/mmu.c, tdp_mmu.c).
+
+A normal VM has one root. A TD has two: the shared bit of the faulting address picks the direct root (shared EPT) or the
+mirror root (Secure EPT). Slots, attributes and exits know frames without that bit.
+
+Whoever changes slots, attributes or the pages behind them first makes the change visible, or holds mmu_lock, and then
+zaps; a fault holds mmu_lock from its first look to its entry. (The kernel looks without the lock and counts
+invalidations to notice that it was too slow: mmu_invalidate_retry.)
+
+Order of a fault (kvm_mmu_faultin_pfn): does the access agree with the frame's attribute, is there a slot, has the slot
+what backs it; then the page, then the table. Refusals leave KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT.
+
+In the v10 dialect there is no attribute that user space sets: the shared bit of the access alone decides, every slot of
+a TD can hold both, and `convert` (MapGPA) drops the side that the guest gave up.
+"""
+
+import errno
+import threading
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.mmu.direct import DirectRoot
+from swtdx.linux.arch.x86.kvm.mmu.mirror import MirrorRoot
+from swtdx.linux.arch.x86.kvm.mmu.spte import (
+    EPT_EXECUTABLE,
+    EPT_IPAT,
+    EPT_LARGE,
+    EPT_MT_WB,
+    EPT_READABLE,
+    EPT_RWX,
+    PG_LEVEL_2M,
+    PG_LEVEL_4K,
+    TDX_MMIO_VALUE,
+    eptp,
+)
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.virt.kvm.binary_stats import PAGES_2M, PAGES_4K, PF_EMULATE, PF_FIXED, PF_TAKEN
+from swtdx.uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+    from swtdx.linux.virt.kvm.memslots import Memslot
+
+_LEAF = EPT_RWX | EPT_MT_WB | EPT_IPAT
+_LEAF_READ_ONLY = EPT_READABLE | EPT_EXECUTABLE | EPT_MT_WB | EPT_IPAT
+_READONLY = int(KVM_MEM_READONLY)
+_2M_FRAMES = 512
+
+
+class RetPf(IntEnum):
+    """What became of a fault (RET_PF_*)."""
+
+    RETRY = 1  # nothing was done, or somebody else did it: let the guest try again
+    FIXED = 2
+    EMULATE = 3  # there is no memory: the access is MMIO
+
+
+class TdpMmu:
+    """A VM's page tables."""
+
+    def __init__(self, kvm: "Kvm", levels: int = 4) -> None:
+        self.kvm = kvm
+        self.lock = threading.RLock()  # mmu_lock
+        self.direct = DirectRoot(kvm.pages, levels)
+        self.mirror: MirrorRoot | None = None
+        self.direct_bits = 0  # gfn bits that are set in the shared half (gfn_direct_bits)
+
+    def init_mirror(self, levels: int, direct_bits: int) -> None:
+        """A TD got its address width: both roots are made for it."""
+        with self.lock:
+            if self.direct.levels != levels:
+                self.direct.free()
+                self.direct = DirectRoot(self.kvm.pages, levels)
+            self.mirror = MirrorRoot(self.kvm, levels)
+            self.direct_bits = direct_bits
+
+    @property
+    def eptp(self) -> int:
+        """EPT pointer of the direct root."""
+        return eptp(self.direct.root, self.direct.levels)
+
+    def cover(self, end_gfn: int) -> None:
+        """Let the direct root reach all frames below ``end_gfn``; five levels only for a guest that needs them."""
+        with self.lock:
+            if end_gfn - 1 >> 9 * self.direct.levels:
+                self.direct.grow()
+                for vcpu in self.kvm.vcpus:
+                    self.kvm.ops.load_mmu_pgd(vcpu)
+                self.kvm.flush_tlbs()
+
+    # Faults
+
+    def page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None = None) -> RetPf:
+        """kvm_tdp_page_fault. ``level``: at which the guest accepts the private page, if that is what it does.
+
+        Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
+        """
+        values = vcpu.stat.values
+        values[PF_TAKEN] += 1
+        with self.lock:  # slot, attribute and page must still be so when the entry is written
+            result = self._page_fault(vcpu, gpa, write, level)
+            self._count_pages()
+        if result is RetPf.FIXED:
+            values[PF_FIXED] += 1
+        elif result is RetPf.EMULATE:
+            values[PF_EMULATE] += 1
+        return result
+
+    def _count_pages(self) -> None:
+        """kvm_update_page_stats, for both roots."""
+        values, leaves, mirror = self.kvm.stat.values, self.direct.leaves, self.mirror
+        huge = mirror.huge if mirror is not None else 0
+        values[PAGES_4K] = leaves[PG_LEVEL_4K] + (mirror.mapped - _2M_FRAMES * huge if mirror is not None else 0)
+        values[PAGES_2M] = leaves[PG_LEVEL_2M] + huge
+
+    def _page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None) -> RetPf:
+        kvm = self.kvm
+        gfn = gpa >> PAGE_SHIFT
+        if self.mirror is None:
+            return self._direct_fault(vcpu, gfn, write)
+        private = not gfn & self.direct_bits
+        gfn &= ~self.direct_bits
+        if kvm.has_attributes and private != bool(kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE):
+            raise vcpu.memory_fault(
+                gfn, private, f"gfn {gfn:#x} accessed as {'private' if private else 'shared'}, but is not"
+            )
+        if private:
+            return self._private_fault(vcpu, gfn, level)
+        return self._direct_fault(vcpu, gfn, write)
+
+    def _private_fault(self, vcpu: "Vcpu", gfn: int, level: int | None) -> RetPf:
+        slot = self.kvm.memslots.gfn_to_memslot(gfn)
+        if slot is None:
+            raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
+        if slot.gmem is None:
+            raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, whose slot has no guest_memfd")
+        huge_pages = self.kvm.kernel.config.tdx_huge_page
+        try:
+            if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
+                return RetPf.FIXED
+            self._page_for(vcpu, slot, gfn)
+            self.map_private(slot, gfn)
+            if huge_pages and level == PG_LEVEL_4K:
+                self.split_private(gfn)
+        except BlockingIOError:
+            return RetPf.RETRY
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return RetPf.RETRY
+            raise
+        slot.gmem.prepared.add(gfn - slot.base_gfn + slot.gmem_pgoff)
+        return RetPf.FIXED
+
+    @staticmethod
+    def _page_for(vcpu: "Vcpu", slot: "Memslot", gfn: int) -> None:
+        """kvm_gmem_get_pfn. Its failure is a memory-fault exit; that of a page for a table is not (ENOMEM alone)."""
+        assert slot.gmem is not None
+        try:
+            slot.gmem.get_page(gfn - slot.base_gfn + slot.gmem_pgoff)
+        except OSError as error:
+            raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
+
+    def _map_huge(self, slot: "Memslot", gfn: int) -> bool:
+        """Map the 2 MiB that the guest accepts, where slot, attributes and guest_memfd let it be one page."""
+        gmem, mirror = slot.gmem, self.mirror
+        assert mirror is not None
+        base = gfn & -_2M_FRAMES
+        index = base - slot.base_gfn + slot.gmem_pgoff
+        if base < slot.base_gfn or base + _2M_FRAMES > slot.end_gfn or index % _2M_FRAMES:
+            return False
+        private = KVM_MEMORY_ATTRIBUTE_PRIVATE
+        if self.kvm.has_attributes and not self.kvm.attributes.range_has(base, base + _2M_FRAMES, private):
+            return False
+        with self.lock:
+            page = gmem.get_huge_page(index) if gmem is not None and mirror.can_be_huge(base) else None
+            if page is None:
+                return False
+            mirror.map(base, page, PG_LEVEL_2M)
+        return True
+
+    def split_private(self, gfn: int) -> None:
+        """The 2 MiB leaf around ``gfn``, if there is one, becomes 4 KiB leaves. Raises OSError(EBUSY, EIO, ENOMEM)."""
+        if self.mirror is not None:
+            with self.lock:
+                self.mirror.split(gfn)
+
+    def map_private(self, slot: "Memslot", gfn: int) -> None:
+        """The guest_memfd's page for ``gfn`` into the Secure EPT; that it is prepared now is the caller's to note.
+
+        Raises OSError: EBUSY, EIO, ENOMEM, EFAULT.
+        """
+        mirror = self.mirror
+        assert mirror is not None
+        with self.lock:
+            gmem = slot.gmem
+            if gmem is None:
+                raise err(errno.EFAULT, "the guest_memfd is gone")
+            index = gfn - slot.base_gfn + slot.gmem_pgoff
+            page = gmem.pages.get(index)
+            if page is None:
+                page = gmem.get_page(index)
+            mirror.map(gfn, page)
+
+    def _direct_fault(self, vcpu: "Vcpu", gfn: int, write: bool) -> RetPf:
+        kvm = self.kvm
+        slot = kvm.memslots.gfn_to_memslot(gfn)
+        if slot is None:
+            if self.mirror is not None:
+                with self.lock:
+                    self.direct.map(gfn | self.direct_bits, TDX_MMIO_VALUE, PG_LEVEL_4K)
+                kvm.flush_tlbs()  # a cached "exits to KVM" would be consulted again
+            return RetPf.EMULATE
+        if slot.flags & _READONLY and write:
+            return RetPf.EMULATE
+        address = slot.userspace_addr + (gfn - slot.base_gfn << PAGE_SHIFT)
+        try:
+            hpa, start, end, writable = slot.hva.hpa(address, write)
+        except OSError as error:
+            raise vcpu.memory_fault(gfn, False, str(error)) from error
+        writable &= not slot.flags & _READONLY
+        with self.lock:
+            level = self._mapping_level(slot, gfn, hpa, address - start, end - address)
+            if level == PG_LEVEL_2M:
+                gfn &= -_2M_FRAMES
+                hpa &= -(2 << 20)
+            entry = hpa | (_LEAF if writable else _LEAF_READ_ONLY)
+            if level > PG_LEVEL_4K:
+                entry |= EPT_LARGE
+            if slot.dirty_bitmap is not None:
+                kvm.mark_dirty(slot, gfn)
+            if self.direct.map(gfn | self.direct_bits, entry, level):
+                kvm.flush_tlbs()
+        return RetPf.FIXED
+
+    def _mapping_level(self, slot: "Memslot", gfn: int, hpa: int, before: int, after: int) -> int:
+        """2 MiB where slot, user mapping, window alignment and attributes agree, else 4 KiB. Offsets in bytes."""
+        frames = gfn & _2M_FRAMES - 1
+        offset = frames << PAGE_SHIFT
+        if (
+            hpa & (2 << 20) - 1 != offset
+            or before < offset
+            or after < (2 << 20) - offset
+            or slot.dirty_bitmap is not None
+        ):
+            return PG_LEVEL_4K
+        base = gfn - frames
+        if base < slot.base_gfn or base + _2M_FRAMES > slot.end_gfn:
+            return PG_LEVEL_4K
+        if self.kvm.has_attributes and not self.kvm.attributes.range_has(base, base + _2M_FRAMES, 0):
+            return PG_LEVEL_4K
+        return self.direct.level_for(gfn | self.direct_bits, PG_LEVEL_2M)
+
+    # Zapping
+
+    def zap_direct(self, start: int, end: int) -> None:
+        """Unmap what is shared in [start, end) (gfns without the shared bit) and flush."""
+        with self.lock:
+            if self.direct.zap(start | self.direct_bits, end + self.direct_bits):
+                self.kvm.flush_tlbs()
+            self._count_pages()
+
+    def zap_private(self, start: int, end: int) -> None:
+        """Take the private pages of [start, end) out of the Secure EPT; their contents are lost."""
+        if self.mirror is not None:
+            with self.lock:
+                self.mirror.zap(start, end)
+                self._count_pages()
+
+    def drop_private(self, start: int, end: int) -> None:
+        """v10's conversion to shared: the private pages of [start, end) are zapped and freed."""
+        for slot in list(self.kvm.memslots.within(start, end)):
+            low, high = max(start, slot.base_gfn), min(end, slot.end_gfn)
+            if slot.gmem is not None and low < high:
+                shift = slot.gmem_pgoff - slot.base_gfn
+                slot.gmem.punch_hole(low + shift, high + shift)
+
+    def zap_slot(self, slot: "Memslot") -> None:
+        """A slot is deleted or moves: nothing of it stays mapped, on either side."""
+        self.zap_direct(slot.base_gfn, slot.end_gfn)
+        self.zap_private(slot.base_gfn, slot.end_gfn)
+
+    def free_direct(self) -> None:
+        """Free the tables of the direct root."""
+        self.direct.free()
+
+    def free_mirror(self) -> None:
+        """Reclaim the tables of the Secure EPT (phase 3 of a TD's end)."""
+        if self.mirror is not None:
+            self.mirror.free()

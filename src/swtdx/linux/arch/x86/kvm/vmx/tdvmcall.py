@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""TDVMCALL: what a TD asks of its VMM (handle_tdvmcall in arch/x86/kvm/vmx/tdx.c; Intel GHCI specification).
+
+R10 = 0 selects a GHCI function in R11, any other R10 is a KVM hypercall number. Arguments and results are in
+`VcpuTdx.vp_enter_args`; R10 goes back as status, and KVM writes it only when something fails, for the guest gave 0.
+A function that user space must serve fills kvm_run and leaves a completion for the next KVM_RUN.
+
+In the v10 dialect user space has no attributes to set: MapGPA exits only if KVM_CAP_EXIT_HYPERCALL was enabled;
+otherwise the kernel itself drops the mappings of the side that the guest gives up, and answers success.
+"""
+
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.x86 import msr_exit
+from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import IO_EXITS
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import (
+    KVM_EXIT_HYPERCALL,
+    KVM_EXIT_HYPERCALL_LONG_MODE,
+    KVM_EXIT_IO,
+    KVM_EXIT_MMIO,
+    KVM_EXIT_SYSTEM_EVENT,
+    KVM_EXIT_TDX,
+    KVM_HC_MAP_GPA_RANGE,
+    KVM_MAP_GPA_RANGE_DECRYPTED,
+    KVM_MAP_GPA_RANGE_ENCRYPTED,
+    KVM_SYSTEM_EVENT_TDX_FATAL,
+    TDVMCALL_GET_QUOTE,
+    TDVMCALL_GET_TD_VM_CALL_INFO,
+    TDVMCALL_MAP_GPA,
+    TDVMCALL_REPORT_FATAL_ERROR,
+    TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT,
+    TDVMCALL_STATUS_ALIGN_ERROR,
+    TDVMCALL_STATUS_INVALID_OPERAND,
+    TDVMCALL_STATUS_RETRY,
+    TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import VcpuTdx
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+# GHCI functions that are VMX exit reasons
+EXIT_CPUID, EXIT_HLT, EXIT_IO, EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = 10, 12, 30, 31, 32, 48
+
+MAP_GPA_MAX_LEN = 2 << 20  # bytes that one exit converts
+_EXIT_IO, _EXIT_MMIO, _EXIT_TDX = int(KVM_EXIT_IO), int(KVM_EXIT_MMIO), int(KVM_EXIT_TDX)
+_EXIT_REASON, _UNION, _PIO_DATA = run_struct.EXIT_REASON, run_struct.UNION, run_struct.PIO_DATA
+_pack_u32 = run_struct.U32.pack_into
+_pack_io = run_struct.IO.pack_into
+_PIO_STRUCTS = {size: run_struct.DATA[size] for size in (1, 2, 4)}
+
+
+def handle_tdvmcall(vcpu: "Vcpu") -> int:
+    """1: enter the TD again; 0: to user space."""
+    args = vcpu.tdx.vp_enter_args
+    if args.r10:
+        return _hypercall(vcpu)
+    handler = _HANDLERS.get(args.r11)
+    if handler is None:
+        args.r10 = TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED
+        return 1
+    return handler(vcpu)
+
+
+def _invalid(vcpu: "Vcpu") -> int:
+    vcpu.tdx.vp_enter_args.r10 = TDVMCALL_STATUS_INVALID_OPERAND
+    return 1
+
+
+def _cpuid(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+    args.r12, args.r13, args.r14, args.r15 = vcpu.cpuid.query(args.r12 & 0xFFFFFFFF, args.r13 & 0xFFFFFFFF)
+    return 1
+
+
+def _hlt(vcpu: "Vcpu") -> int:
+    return vcpu.halt()
+
+
+# Port I/O and MMIO
+
+
+def _io(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+    size, write, port = args.r12, args.r13, args.r14
+    vcpu.stat.values[IO_EXITS] += 1
+    data = _PIO_STRUCTS.get(size)
+    if data is None or write > 1:
+        return _invalid(vcpu)
+    run = vcpu.run
+    if write:
+        value = args.r15 & (1 << 8 * size) - 1
+        bus = vcpu.kvm.buses.pio
+        if bus.active and bus.write(port & 0xFFFF, size, value):
+            return 1
+        data.pack_into(run, _PIO_DATA, value)
+    else:
+        vcpu.complete_userspace_io = lambda: _complete_in(vcpu, size)
+    _pack_u32(run, _EXIT_REASON, _EXIT_IO)
+    _pack_io(run, _UNION, write, size, port & 0xFFFF, 1, _PIO_DATA)
+    return 0
+
+
+def _complete_in(vcpu: "Vcpu", size: int) -> None:
+    vcpu.tdx.vp_enter_args.r11 = _PIO_STRUCTS[size].unpack_from(vcpu.run, _PIO_DATA)[0]
+
+
+def _mmio(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+    size, write, gpa = args.r12, args.r13, args.r14
+    if size not in run_struct.DATA or write > 1:
+        return _invalid(vcpu)
+    shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
+    if not gpa & shared or not gpa + size - 1 & shared:
+        return _invalid(vcpu)
+    gpa &= ~shared
+    data = bytes(8)
+    if write:
+        value = args.r15 & (1 << 8 * size) - 1
+        bus = vcpu.kvm.buses.mmio
+        if bus.active and bus.write(gpa, size, value):
+            return 1
+        data = value.to_bytes(8, "little")
+    else:
+        vcpu.complete_userspace_io = lambda: _complete_mmio_read(vcpu, size)
+    _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_MMIO)
+    run_struct.MMIO.pack_into(vcpu.run, _UNION, gpa, data, size, write)
+    return 0
+
+
+def _complete_mmio_read(vcpu: "Vcpu", size: int) -> None:
+    vcpu.tdx.vp_enter_args.r11 = run_struct.DATA[size].unpack_from(vcpu.run, _UNION + 8)[0]
+
+
+# MSRs
+
+
+def _rdmsr(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+
+    def done(value: int | None) -> None:
+        if value is None:
+            args.r10 = TDVMCALL_STATUS_INVALID_OPERAND
+        else:
+            args.r11 = value
+
+    return msr_exit.read(vcpu, args.r12 & 0xFFFFFFFF, done)
+
+
+def _wrmsr(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+
+    def done(accepted: bool) -> None:
+        if not accepted:
+            args.r10 = TDVMCALL_STATUS_INVALID_OPERAND
+
+    return msr_exit.write(vcpu, args.r12 & 0xFFFFFFFF, args.r13, done)
+
+
+# MapGPA
+
+
+def _map_gpa(vcpu: "Vcpu") -> int:
+    kvm, tdx = vcpu.kvm, vcpu.tdx
+    args = tdx.vp_enter_args
+    gpa, size = args.r12, args.r13
+    shared = kvm.mmu.direct_bits << PAGE_SHIFT
+    exits = bool(kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE)
+    if not exits and kvm.kernel.dialect is Dialect.UPSTREAM:
+        return _map_gpa_error(tdx, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, gpa)
+    end = gpa + size
+    illegal = vcpu.cpuid.reserved_gpa_bits if kvm.kernel.dialect is Dialect.UPSTREAM else -1 << 52
+    if not size or end >= 1 << 64 or (gpa | end - 1) & illegal or (gpa ^ end - 1) & shared:
+        return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, gpa)
+    if gpa % PAGE_SIZE or size % PAGE_SIZE:
+        return _map_gpa_error(tdx, TDVMCALL_STATUS_ALIGN_ERROR, gpa)
+    if not exits:
+        start, last = (gpa & ~shared) >> PAGE_SHIFT, (end - 1 & ~shared) >> PAGE_SHIFT
+        with kvm.slots_lock:
+            if gpa & shared:
+                kvm.mmu.drop_private(start, last + 1)
+            else:
+                kvm.mmu.zap_direct(start, last + 1)
+        return 1
+    tdx.map_gpa_next, tdx.map_gpa_end = gpa, end
+    return _map_gpa_chunk(vcpu)
+
+
+def _map_gpa_error(tdx: "VcpuTdx", status: int, gpa: int) -> int:
+    tdx.vp_enter_args.r10 = status
+    tdx.vp_enter_args.r11 = gpa
+    return 1
+
+
+def _map_gpa_chunk(vcpu: "Vcpu") -> int:
+    """__tdx_map_gpa: one exit for the next 2 MiB at most."""
+    tdx = vcpu.tdx
+    shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
+    gpa, size = tdx.map_gpa_next, min(tdx.map_gpa_end - tdx.map_gpa_next, MAP_GPA_MAX_LEN)
+    attribute = KVM_MAP_GPA_RANGE_DECRYPTED if gpa & shared else KVM_MAP_GPA_RANGE_ENCRYPTED
+    vcpu.complete_userspace_io = lambda: _complete_map_gpa(vcpu, size)
+    _pack_u32(vcpu.run, _EXIT_REASON, int(KVM_EXIT_HYPERCALL))
+    run_struct.HYPERCALL.pack_into(
+        vcpu.run, _UNION, KVM_HC_MAP_GPA_RANGE, gpa & ~shared, size >> PAGE_SHIFT, attribute, 0, 0, 0, 0,
+        KVM_EXIT_HYPERCALL_LONG_MODE,
+    )  # fmt: skip
+    return 0
+
+
+def _complete_map_gpa(vcpu: "Vcpu", size: int) -> int:
+    tdx = vcpu.tdx
+    if run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
+        return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, tdx.map_gpa_next)
+    tdx.map_gpa_next += size
+    if tdx.map_gpa_next >= tdx.map_gpa_end:
+        return 1
+    if vcpu.has_events():
+        return _map_gpa_error(tdx, TDVMCALL_STATUS_RETRY, tdx.map_gpa_next)
+    return _map_gpa_chunk(vcpu)
+
+
+# Served by user space: KVM_EXIT_TDX and KVM_EXIT_SYSTEM_EVENT
+
+
+def _tdx_exit(vcpu: "Vcpu", nr: int, ret: int, *words: int) -> int:
+    _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_TDX)
+    run_struct.TDX.pack_into(vcpu.run, _UNION, 0, nr, ret, *words, *(0,) * (5 - len(words)))
+    return 0
+
+
+def _complete_ret(vcpu: "Vcpu") -> None:
+    vcpu.tdx.vp_enter_args.r10 = run_struct.U64.unpack_from(vcpu.run, _UNION + 16)[0]
+
+
+def _get_td_vm_call_info(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+    if args.r12 == 0:
+        args.r10 = args.r11 = args.r12 = args.r13 = args.r14 = 0
+        return 1
+    if args.r12 > 1 or vcpu.kvm.kernel.dialect is Dialect.V10:
+        return _invalid(vcpu)
+
+    def complete() -> None:
+        values = run_struct.TDX.unpack_from(vcpu.run, _UNION)
+        args.r10, (args.r11, args.r12, args.r13, args.r14) = values[2], values[4:8]
+
+    vcpu.complete_userspace_io = complete
+    return _tdx_exit(vcpu, TDVMCALL_GET_TD_VM_CALL_INFO, 0, args.r12)
+
+
+def _get_quote(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+    shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
+    if not args.r12 & shared:
+        return _invalid(vcpu)
+    vcpu.complete_userspace_io = lambda: _complete_ret(vcpu)
+    return _tdx_exit(vcpu, TDVMCALL_GET_QUOTE, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, args.r12 & ~shared, args.r13)
+
+
+def _setup_event_notify_interrupt(vcpu: "Vcpu") -> int:
+    vector = vcpu.tdx.vp_enter_args.r12
+    if vector < 32 or vector > 255:
+        return _invalid(vcpu)
+    vcpu.complete_userspace_io = lambda: _complete_ret(vcpu)
+    return _tdx_exit(vcpu, TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, vector)
+
+
+def _report_fatal_error(vcpu: "Vcpu") -> int:
+    a = vcpu.tdx.vp_enter_args
+    registers = (
+        vcpu.tdx.vp_enter_ret, a.rcx, a.rdx, a.rbx, 0, 0, a.rsi, a.rdi,
+        a.r8, a.r9, a.r10, a.r11, a.r12, a.r13, a.r14, a.r15,
+    )  # fmt: skip
+    _pack_u32(vcpu.run, _EXIT_REASON, int(KVM_EXIT_SYSTEM_EVENT))
+    run_struct.SYSTEM_EVENT.pack_into(vcpu.run, _UNION, int(KVM_SYSTEM_EVENT_TDX_FATAL), 16, *registers)
+    return 0
+
+
+# KVM hypercalls
+
+
+def _hypercall(vcpu: "Vcpu") -> int:
+    args = vcpu.tdx.vp_enter_args
+
+    def done(result: int) -> None:
+        args.r10 = result
+
+    return kvm_emulate_hypercall(vcpu, args.r10, (args.r11, args.r12, args.r13, args.r14), done, long_mode=True)
+
+
+_HANDLERS = {
+    EXIT_CPUID: _cpuid,
+    EXIT_HLT: _hlt,
+    EXIT_IO: _io,
+    EXIT_RDMSR: _rdmsr,
+    EXIT_WRMSR: _wrmsr,
+    EXIT_MMIO: _mmio,
+    TDVMCALL_GET_TD_VM_CALL_INFO: _get_td_vm_call_info,
+    TDVMCALL_MAP_GPA: _map_gpa,
+    TDVMCALL_GET_QUOTE: _get_quote,
+    TDVMCALL_REPORT_FATAL_ERROR: _report_fatal_error,
+    TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT: _setup_event_notify_interrupt,
+}

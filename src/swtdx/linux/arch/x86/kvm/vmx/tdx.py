@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A TD as a VM: its life, and the sub-commands of KVM_MEMORY_ENCRYPT_OP on the VM's fd (arch/x86/kvm/vmx/tdx.c).
+
+    UNINITIALIZED --INIT_VM--> INITIALIZED --FINALIZE_VM--> RUNNABLE --(last close)--> destroyed
+
+An INIT_VM that fails tears the half-made TD down and may be repeated. Orders of checks are those of Linux 6.16; the v10
+dialect has its own entry checks (``error`` and ``unused`` must be 0) and command set, see `tdx_params` for its INIT_VM.
+
+Destruction gives everything back in the module's order: VP.FLUSH, VPFLUSHDONE, PHYMEM.CACHE.WB on every package,
+KEY.FREEID and the HKID; then RECLAIM of the vCPUs' pages, the Secure EPT's, TDCS's and at last TDR.
+"""
+
+import errno
+import logging
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.mmu.spte import PG_LEVEL_4K, pages_per_level
+from swtdx.linux.arch.x86.kvm.vmx import tdx_params
+from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import (
+    TDX_INTERRUPTED_RESUMABLE,
+    TDX_NO_HKID_READY_TO_WBCACHE,
+    TDX_OPERAND_BUSY,
+    TDX_OPERAND_INVALID,
+    TDX_RND_NO_ENTROPY,
+    status_class,
+)
+from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import TdxHost
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.uaccess import copy_to_user, struct_from_user
+from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.reason import seamcall_failed
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_params import InitVm
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+log = logging.getLogger(__name__)
+
+MD_TDCS_TSC_OFFSET = 0x110000000000000A  # class 17, fields 10 and 11; KVM gives no size or context
+MD_TDCS_TSC_MULTIPLIER = 0x110000000000000B
+_CACHE_WB_LIMIT = 10000
+
+
+class TdState(Enum):
+    """enum kvm_tdx_state."""
+
+    UNINITIALIZED = "UNINITIALIZED"
+    INITIALIZED = "INITIALIZED"
+    RUNNABLE = "RUNNABLE"
+
+
+@dataclass
+class KvmTdx:
+    """struct kvm_tdx: what KVM knows of the TD. Pages are HPAs."""
+
+    host: TdxHost
+    state: TdState = TdState.UNINITIALIZED
+    hkid: int = -1
+    tdr: int = 0
+    tdcs: list[int] = field(default_factory=list)
+    attributes: int = 0
+    xfam: int = 0
+    gpaw: int = 0
+    tsc_offset: int = 0
+    tsc_multiplier: int = 1 << 48
+    premapped: set[int] = field(default_factory=set)
+    """gfns that are in the mirror while their MEM.PAGE.ADD is still to come."""
+    wait_for_sept_zap: bool = False
+    source_page: int = 0
+    orphans: list[tuple[int, int]] = field(default_factory=list)  # HPA and KVM level
+    """Private pages that could not be removed; they are reclaimed when the key is gone."""
+
+    @property
+    def is_assigned(self) -> bool:
+        """Whether the TD has an HKID (is_hkid_assigned)."""
+        return self.hkid > 0
+
+
+def tdx_of(kvm: "Kvm") -> KvmTdx:
+    """The TD part of a VM that is one."""
+    tdx = kvm.tdx
+    assert tdx is not None
+    return tdx
+
+
+# VM life
+
+
+def tdx_vm_init(kvm: "Kvm") -> None:
+    """KVM_CREATE_VM of a TD."""
+    host = kvm.kernel.tdx
+    assert host is not None
+    kvm.tdx = KvmTdx(host)
+    kvm.has_attributes = kvm.kernel.dialect is Dialect.UPSTREAM
+    kvm.max_vcpus = min(kvm.max_vcpus, kvm.cpus.count, host.sysinfo.max_vcpus_per_td)
+
+
+def tdx_ignore_address(kvm: "Kvm", address: int) -> None:
+    """KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR mean nothing for a TD."""
+
+
+def tdx_vm_pre_destroy(kvm: "Kvm") -> None:
+    """Phase 1: release the HKID while the page tables still stand."""
+    tdx_mmu_release_hkid(kvm)
+
+
+def tdx_mmu_release_hkid(kvm: "Kvm") -> None:
+    """tdx_mmu_release_hkid: flush vCPUs and caches, free the key. A key that the module keeps is leaked."""
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp
+
+    tdx = tdx_of(kvm)
+    if not tdx.is_assigned:
+        return
+    host, seamcall, tdr = tdx.host, tdx.host.seamcall, tdx.tdr
+    with host.lock:
+        if tdr:
+            for vcpu in kvm.vcpus:
+                tdx_flush_vp(vcpu)
+            status = seamcall.tdh_mng_vpflushdone(tdr)
+            if status:
+                host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.VPFLUSHDONE: {status:#x}")
+                return
+            for cpu in host.package_cpus:
+                status = _cache_writeback(tdx, cpu)
+                if status:
+                    host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.PHYMEM.CACHE.WB: {status:#x}")
+                    return
+            status = seamcall.tdh_mng_key_freeid(tdr)
+            if status:
+                host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.KEY.FREEID: {status:#x}")
+                return
+        host.tdx_guest_keyid_free(tdx.hkid)
+        tdx.hkid = -1
+
+
+def _cache_writeback(tdx: KvmTdx, cpu: int) -> int:
+    status, resume = 0, False
+    for _ in range(_CACHE_WB_LIMIT):
+        status = tdx.host.seamcall.tdh_phymem_cache_wb(resume, cpu)
+        resume = True
+        if status_class(status) != TDX_INTERRUPTED_RESUMABLE:
+            break
+    return 0 if status_class(status) in (0, TDX_NO_HKID_READY_TO_WBCACHE) else status
+
+
+def tdx_reclaim_page(kvm: "Kvm", page: int, pages: int = 1) -> bool:
+    """TDH.PHYMEM.PAGE.RECLAIM of one page (512 small ones: 2 MiB) and wipe. False if the module keeps it."""
+    status = tdx_of(kvm).host.seamcall.tdh_phymem_page_reclaim(page)[0]
+    if status:
+        log.error("VM %d: TDH.PHYMEM.PAGE.RECLAIM of %#x: %#x", kvm.number, page, status)
+        return False
+    if pages == 1:
+        kvm.processor.memory.clear_page(page)
+    else:
+        kvm.processor.memory.clear_range(page, pages << PAGE_SHIFT, 0)
+    return True
+
+
+def tdx_reclaim_control_page(kvm: "Kvm", page: int) -> None:
+    """Reclaim a page that KVM allocated for the module, and free it. One that the module keeps stays booked: lost."""
+    if tdx_reclaim_page(kvm, page):
+        kvm.pages.free_page(page)
+
+
+def tdx_vm_destroy(kvm: "Kvm") -> None:
+    """Phase 4: TDCS and TDR, in this order."""
+    tdx = tdx_of(kvm)
+    if tdx.source_page:
+        kvm.pages.free_page(tdx.source_page)
+        tdx.source_page = 0
+    if not tdx.tdr or tdx.is_assigned:
+        return  # not made, or the key could not be freed: nothing can be reclaimed
+    for page, level in tdx.orphans:
+        if level == PG_LEVEL_4K:
+            tdx_reclaim_control_page(kvm, page)
+        elif tdx_reclaim_page(kvm, page, pages_per_level(level)):
+            kvm.pages.free_huge_page(page)
+    tdx.orphans.clear()
+    for page in tdx.tdcs:
+        tdx_reclaim_control_page(kvm, page)
+    tdx.tdcs.clear()
+    seamcall = tdx.host.seamcall
+    status = seamcall.tdh_phymem_page_reclaim(tdx.tdr)[0]
+    if status:
+        log.error("VM %d: TDH.PHYMEM.PAGE.RECLAIM of the TDR: %#x", kvm.number, status)
+        return
+    status = seamcall.tdh_phymem_page_wbinvd(tdx.tdr | tdx.host.global_keyid << tdx.host.hkid_shift)
+    if status:
+        log.error("VM %d: TDH.PHYMEM.PAGE.WBINVD of the TDR: %#x", kvm.number, status)
+    kvm.processor.memory.clear_page(tdx.tdr)
+    kvm.pages.free_page(tdx.tdr)
+    tdx.tdr = 0
+
+
+# Sub-commands on the VM's fd
+
+
+def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
+    """KVM_MEMORY_ENCRYPT_OP on the VM's fd; ``arg`` is the address of a kvm_tdx_cmd. Raises OSError."""
+    dialect = kvm.kernel.dialect
+    cmd = struct_from_user(dialect.cmd, arg)
+    member = dialect.hw_error_member
+    if getattr(cmd, member) or (dialect is Dialect.V10 and cmd.unused):
+        raise err(errno.EINVAL, f"{member} must be 0")
+    with kvm.lock:
+        handler = _VM_COMMANDS[dialect].get(cmd.id)
+        if handler is None:
+            raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for the VM's fd")
+        try:
+            handler(kvm, cmd)
+        except OSError:
+            copy_to_user(arg, cmd)
+            raise
+        copy_to_user(arg, cmd)
+    return 0
+
+
+def _get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    host = tdx_of(kvm).host
+    if kvm.kernel.dialect is Dialect.V10:
+        tdx_params.capabilities_v10(host.sysinfo, cmd)
+    else:
+        tdx_params.capabilities_upstream(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.config.debug_tds)
+
+
+def _td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    tdx = tdx_of(kvm)
+    if tdx.state is not TdState.UNINITIALIZED:
+        raise err(errno.EINVAL, "the TD is initialised already")
+    if cmd.flags:
+        raise err(errno.EINVAL, "flags must be 0")
+    if kvm.kernel.dialect is Dialect.V10:
+        init = tdx_params.init_vm_v10(kvm, tdx.host.sysinfo, cmd)
+    else:
+        init = tdx_params.init_vm_upstream(kvm, tdx.host.sysinfo, cmd)
+    _create_td(kvm, tdx, init, cmd)
+    tdx.state = TdState.INITIALIZED
+
+
+def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
+    """__tdx_td_init. Raises OSError: ENOSPC, ENOMEM, EAGAIN, EIO, EINVAL; everything taken is given back then."""
+    host, seamcall, pages = tdx.host, tdx.host.seamcall, kvm.pages
+    hkid = host.tdx_guest_keyid_alloc()
+    tdr = 0
+    tdcs: list[int] = []
+    try:
+        tdr = pages.alloc_page("tdr")
+        for _ in range(host.sysinfo.tdcs_pages):
+            tdcs.append(pages.alloc_page("tdcs"))  # one by one: what was had when one fails is given back
+        with host.lock:
+            status = seamcall.tdh_mng_create(tdr, hkid)
+        if status:
+            raise _busy_or_io(status, "TDH.MNG.CREATE", TDX_RND_NO_ENTROPY)
+    except OSError:
+        for page in (*tdcs, *([tdr] if tdr else [])):
+            pages.free_page(page)
+        host.tdx_guest_keyid_free(hkid)
+        raise
+    tdx.hkid, tdx.tdr = hkid, tdr
+    try:
+        for cpu in host.package_cpus:
+            status = seamcall.tdh_mng_key_config(tdr, cpu)
+            if status:
+                raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
+        while tdcs:
+            status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
+            if status:
+                raise _busy_or_io(status, "TDH.MNG.ADDCX", TDX_RND_NO_ENTROPY)
+            tdx.tdcs.append(tdcs.pop(0))
+        _mng_init(kvm, tdx, init, cmd)
+    except OSError:
+        for page in tdcs:
+            pages.free_page(page)
+        tdx_mmu_release_hkid(kvm)
+        tdx_vm_destroy(kvm)
+        raise
+    kvm.mmu.init_mirror(5 if init.gpaw == 52 else 4, 1 << (init.gpaw - 1 - PAGE_SHIFT))
+    tdx.attributes, tdx.xfam, tdx.gpaw = init.attributes, init.xfam, init.gpaw
+    if init.max_vcpus:
+        kvm.max_vcpus = min(kvm.max_vcpus, init.max_vcpus)
+
+
+def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
+    seamcall = tdx.host.seamcall
+    page = kvm.pages.alloc_zeroed_page("td_params")
+    try:
+        kvm.processor.memory.write(page, init.td_params)
+        status, rcx = seamcall.tdh_mng_init(tdx.tdr, page)
+    finally:
+        kvm.pages.free_page(page)
+    if status:
+        if kvm.kernel.dialect is Dialect.V10:
+            cmd.error = status
+            raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
+        if status_class(status) == TDX_OPERAND_INVALID:
+            cmd.hw_error = status
+            raise err(errno.EINVAL, seamcall_failed("TDH.MNG.INIT", status, rcx))
+        raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
+    for name, md_field in (("tsc_offset", MD_TDCS_TSC_OFFSET), ("tsc_multiplier", MD_TDCS_TSC_MULTIPLIER)):
+        status, value = seamcall.tdh_mng_rd(tdx.tdr, md_field)
+        if status:
+            raise err(errno.EIO, seamcall_failed("TDH.MNG.RD", status, where=f"of {name}"))
+        setattr(tdx, name, value)
+
+
+def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
+    code = errno.EAGAIN if status_class(status) == again else errno.EIO
+    return err(code, seamcall_failed(leaf, status))
+
+
+def _td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    tdx = tdx_of(kvm)
+    if not tdx.is_assigned or tdx.state is TdState.RUNNABLE:
+        raise err(errno.EINVAL, "the TD is not initialised, or is final already")
+    if tdx.premapped:
+        raise err(errno.EINVAL, f"{len(tdx.premapped)} pages were mapped but never added")
+    status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
+    if status:
+        setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
+        if status_class(status) == TDX_OPERAND_BUSY:
+            raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
+        raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
+    tdx.state = TdState.RUNNABLE
+    if kvm.kernel.dialect is Dialect.V10:
+        tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter
+
+
+def _td_terminate(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    """KVM_TDX_TERMINATE_VM (proposed 2025, v5): the TD dies and its HKID comes back before the last close.
+
+    What comes after, page by page, are plain reclaims instead of BLOCK, TRACK, REMOVE.
+    """
+    tdx = tdx_of(kvm)
+    if cmd.flags or cmd.data:
+        raise err(errno.EINVAL, "flags and data must be 0")
+    if not tdx.is_assigned:
+        raise err(errno.EINVAL, "the TD has no HKID")
+    locked = []
+    try:
+        for vcpu in kvm.vcpus:
+            if not vcpu.mutex.acquire(blocking=False):
+                raise err(errno.EBUSY, f"vCPU {vcpu.vcpu_id} is in an ioctl")
+            locked.append(vcpu)
+        kvm.dead = True
+        with kvm.mmu.lock:
+            tdx_mmu_release_hkid(kvm)
+    finally:
+        for vcpu in locked:
+            vcpu.mutex.release()
+
+
+def _init_mem_region(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_sept import tdx_init_mem_region_v10
+
+    tdx_init_mem_region_v10(kvm, cmd)
+
+
+_VM_COMMANDS = {
+    Dialect.UPSTREAM: {
+        int(TdxCommand.CAPABILITIES): _get_capabilities,
+        int(TdxCommand.INIT_VM): _td_init,
+        int(TdxCommand.FINALIZE_VM): _td_finalize,
+        int(TdxCommand.TERMINATE_VM): _td_terminate,
+    },
+    Dialect.V10: {
+        int(TdxCommand.CAPABILITIES): _get_capabilities,
+        int(TdxCommand.INIT_VM): _td_init,
+        int(TdxCommand.INIT_MEM_REGION): _init_mem_region,
+        int(TdxCommand.FINALIZE_VM): _td_finalize,
+    },
+}

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a TD may be, and what the caller wants it to be: KVM_TDX_CAPABILITIES and the arguments of KVM_TDX_INIT_VM.
+
+Upstream: `capabilities_upstream`, `init_vm_upstream` follow Linux 6.16 (tdx_get_capabilities, setup_tdparams). KVM does
+not mask CPUID: bits that cannot be configured are refused by the module (EINVAL, ``hw_error``).
+
+v10, the document of Nov 2022: the module's fixed masks and CPUID configurations as they are; INIT_VM takes a pointer to
+a kvm_cpuid2, masks each configurable leaf silently, ignores other leaves, derives XFAM from leaf 0xD and the address
+width from leaf 0x80000008. Its 512-byte structure has two members named ``reserved``; both must be 0 here.
+"""
+
+import errno
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from swtdx.linux.arch.x86.kvm.cpuid import (
+    F7_EBX_HLE,
+    F7_EBX_RTM,
+    F7_ECX_WAITPKG,
+    KVM_MAX_CPUID_ENTRIES,
+    SIGNIFICANT,
+    Registers,
+    entries_from_user,
+    make_entry,
+)
+from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import NO_SUBLEAF, SysInfo
+from swtdx.linux.err import err
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, get_user, struct_from_user
+from swtdx.uapi import tdx_upstream, tdx_v10
+from swtdx.uapi.kvm import kvm_cpuid_entry2
+
+if TYPE_CHECKING:
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+Command = Any
+"""A kvm_tdx_cmd of either dialect; commands write its status member."""
+
+TDX_TD_ATTR_PERFMON = 1 << 63
+KVM_SUPPORTED_TD_ATTRS = tdx_upstream.TDX_TD_ATTR_SEPT_VE_DISABLE
+TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT = 1 << 1
+XFAM_LBR, XFAM_XTILE = 1 << 15, 3 << 17
+CONFIG_FLAGS_MAX_GPAW, CONFIG_FLAGS_NO_RBP_MOD = 1 << 0, 1 << 2
+EPTP_WB, EPTP_PWL_4, EPTP_PWL_5 = 6, 3 << 3, 4 << 3
+TSC_KHZ_UNIT = 25_000
+GPAW_LEAF = 0x80000008
+_PARAMS_SIZE = 1024
+_CPUID_VALUES = 256
+
+
+@dataclass(frozen=True)
+class InitVm:
+    """INIT_VM, checked; ``td_params``: the 1024 bytes for TDH.MNG.INIT."""
+
+    attributes: int
+    xfam: int
+    gpaw: int
+    max_vcpus: int
+    td_params: bytes
+
+
+def _td_params(
+    kvm: "Kvm",
+    info: SysInfo,
+    *,
+    attributes: int,
+    xfam: int,
+    gpaw: int,
+    flags: int,
+    digests: tuple[bytes, bytes, bytes],
+    cpuid_values: list[Registers],
+    max_vcpus: int,
+) -> InitVm:
+    attributes |= info.attributes_fixed1
+    xfam |= info.xfam_fixed1
+    eptp_controls = EPTP_WB | (EPTP_PWL_5 if gpaw == 52 else EPTP_PWL_4)
+    flags |= CONFIG_FLAGS_MAX_GPAW if gpaw == 52 else 0
+    params = bytearray(_PARAMS_SIZE)
+    struct.pack_into("<QQHxxxxxxQQH", params, 0, attributes, xfam, max_vcpus, eptp_controls, flags,
+                     kvm.default_tsc_khz // TSC_KHZ_UNIT & 0xFFFF)  # fmt: skip
+    for position, digest in zip((80, 128, 176), digests, strict=True):
+        params[position : position + 48] = digest
+    for number, registers in enumerate(cpuid_values):
+        struct.pack_into("<4I", params, _CPUID_VALUES + 16 * number, *registers)
+    return InitVm(attributes, xfam, gpaw, max_vcpus, bytes(params))
+
+
+# Upstream
+
+
+def supported_attributes(info: SysInfo, debug_tds: bool = False) -> int:
+    """ATTRIBUTES bits that INIT_VM may set; 0 if KVM cannot give what the module demands.
+
+    ``debug_tds``: with DEBUG, which upstream leaves out.
+    """
+    wanted = KVM_SUPPORTED_TD_ATTRS | (tdx_upstream.TDX_TD_ATTR_DEBUG if debug_tds else 0)
+    supported = wanted & info.attributes_fixed0
+    return 0 if info.attributes_fixed1 & ~supported else supported
+
+
+def supported_xfam(info: SysInfo, kvm_xfam: int) -> int:
+    """XFAM bits that INIT_VM may set; 0 if KVM cannot give what the module demands."""
+    supported = kvm_xfam & info.xfam_fixed0
+    return 0 if info.xfam_fixed1 & ~supported else supported
+
+
+def configurable_cpuid(info: SysInfo) -> list[kvm_cpuid_entry2]:
+    """One entry per CPUID_CONFIG of the module, as KVM offers it."""
+    entries = []
+    for config in info.cpuid_configs:
+        eax, ebx, ecx, edx = config.registers
+        if config.leaf == GPAW_LEAF:
+            eax = eax & ~0x00FF0000 | 0x00FF0000
+        if config.leaf == 7 and config.subleaf == 0:
+            ebx &= ~(F7_EBX_HLE | F7_EBX_RTM)
+            ecx &= ~F7_ECX_WAITPKG
+        index = 0 if config.subleaf == NO_SUBLEAF else config.subleaf
+        entries.append(make_entry(config.leaf, index, 0, (eax, ebx, ecx, edx)))
+    return entries
+
+
+def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
+    """KVM_TDX_CAPABILITIES. Raises OSError(EINVAL, EFAULT, E2BIG, EIO)."""
+    if cmd.flags:
+        raise err(errno.EINVAL, "flags must be 0")
+    nent_address = cmd.data + tdx_upstream.kvm_tdx_capabilities.cpuid.offset
+    nent = get_user(nent_address, 4)
+    if nent < len(info.cpuid_configs):
+        raise err(errno.E2BIG, f"room for {nent} CPUID entries, {len(info.cpuid_configs)} needed")
+    attributes, xfam = supported_attributes(info, debug_tds), supported_xfam(info, kvm_xfam)
+    if not attributes or not xfam:
+        raise err(errno.EIO, "the module demands attributes or extended features that KVM does not support")
+    capabilities = tdx_upstream.kvm_tdx_capabilities(
+        supported_attrs=attributes,
+        supported_xfam=xfam,
+        user_tdvmcallinfo_1_r11=TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT,
+    )
+    capabilities.reserved[0] = tdx_upstream.KVM_TDX_CAP_TERMINATE_VM  # "supported_caps" of that proposal
+    entries = configurable_cpuid(info)
+    capabilities.cpuid.nent = len(entries)
+    copy_to_user(cmd.data, bytes(capabilities) + b"".join(bytes(entry) for entry in entries))
+
+
+def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
+    """Read and check kvm_tdx_init_vm, in the kernel's order. Raises OSError(EFAULT, E2BIG, EINVAL, EBUSY)."""
+    init = struct_from_user(tdx_upstream.kvm_tdx_init_vm, cmd.data)
+    nent = init.cpuid.nent
+    if nent > KVM_MAX_CPUID_ENTRIES:
+        raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
+    header = len(bytes(init))
+    entries = entries_from_user(cmd.data + header, nent)
+    if any(init.reserved):
+        raise err(errno.EINVAL, "reserved members of kvm_tdx_init_vm must be 0")
+    if init.cpuid.padding:
+        raise err(errno.EINVAL, "cpuid.padding must be 0")
+    if kvm.created_vcpus:
+        raise err(errno.EBUSY, "vCPUs exist")
+    if init.attributes & ~supported_attributes(info, kvm.kernel.config.debug_tds):
+        raise err(errno.EINVAL, f"attributes {init.attributes:#x}: more than KVM_TDX_CAPABILITIES offers")
+    if init.xfam & ~supported_xfam(info, kvm.kernel.supported_xfam):
+        raise err(errno.EINVAL, f"xfam {init.xfam:#x}: more than KVM_TDX_CAPABILITIES offers")
+    gpaw_entry = _find(entries, GPAW_LEAF, 0)
+    gpaw = gpaw_entry.eax >> 16 & 0xFF if gpaw_entry is not None else 0
+    if gpaw not in (48, 52):
+        raise err(errno.EINVAL, f"CPUID 0x80000008 EAX[23:16] must be 48 or 52, not {gpaw}")
+    return _td_params(
+        kvm,
+        info,
+        attributes=init.attributes,
+        xfam=init.xfam,
+        gpaw=gpaw,
+        flags=CONFIG_FLAGS_NO_RBP_MOD if kvm.kernel.config.no_rbp_mod else 0,
+        digests=(bytes(init.mrconfigid), bytes(init.mrowner), bytes(init.mrownerconfig)),
+        cpuid_values=_cpuid_values(info, entries),
+        max_vcpus=kvm.max_vcpus,
+    )
+
+
+def _find(entries: list[kvm_cpuid_entry2], leaf: int, index: int) -> kvm_cpuid_entry2 | None:
+    for entry in entries:
+        if entry.function == leaf and (not entry.flags & SIGNIFICANT or entry.index == index):
+            return entry
+    return None
+
+
+def _cpuid_values(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> list[Registers]:
+    """setup_tdparams_cpuids: what goes into TD_PARAMS, in the module's order. Raises OSError(EINVAL)."""
+    values: list[Registers] = []
+    matched = 0
+    for config in info.cpuid_configs:
+        index = 0 if config.subleaf == NO_SUBLEAF else config.subleaf
+        entry = _find(entries, config.leaf, index)
+        if entry is None:
+            values.append((0, 0, 0, 0))
+            continue
+        if config.leaf == 7 and index == 0 and (entry.ebx & (F7_EBX_HLE | F7_EBX_RTM) or entry.ecx & F7_ECX_WAITPKG):
+            raise err(errno.EINVAL, "TSX and WAITPKG are not supported in a TD")
+        matched += 1
+        eax = entry.eax & ~0x00FF0000 if config.leaf == GPAW_LEAF else entry.eax
+        values.append((eax, entry.ebx, entry.ecx, entry.edx))
+    if matched != len(entries):
+        raise err(errno.EINVAL, f"{len(entries)} CPUID entries given, {matched} are configurable leaves")
+    return values
+
+
+# v10
+
+
+def capabilities_v10(info: SysInfo, cmd: Command) -> None:
+    """KVM_TDX_CAPABILITIES of the document: 36 bytes, then 24 for each CPUID configuration. Raises OSError."""
+    if cmd.flags:
+        raise err(errno.EINVAL, "flags must be 0")
+    offset = tdx_v10.kvm_tdx_capabilities.cpuid_configs.offset
+    given = tdx_v10.kvm_tdx_capabilities.from_buffer_copy(copy_from_user(cmd.data, offset).ljust(40, b"\0"))
+    if given.nr_cpuid_configs < len(info.cpuid_configs):
+        raise err(errno.E2BIG, f"room for {given.nr_cpuid_configs} configurations, {len(info.cpuid_configs)} needed")
+    capabilities = tdx_v10.kvm_tdx_capabilities(
+        attrs_fixed0=info.attributes_fixed0,
+        attrs_fixed1=info.attributes_fixed1,
+        xfam_fixed0=info.xfam_fixed0,
+        xfam_fixed1=info.xfam_fixed1,
+        nr_cpuid_configs=len(info.cpuid_configs),
+    )
+    configs = b"".join(struct.pack("<6I", c.leaf, c.subleaf, *c.registers) for c in info.cpuid_configs)
+    copy_to_user(cmd.data, bytes(capabilities)[:offset] + configs)
+
+
+def init_vm_v10(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
+    """Read and check the document's kvm_tdx_init_vm. Raises OSError(EFAULT, E2BIG, EINVAL, EBUSY, EOPNOTSUPP)."""
+    init = struct_from_user(tdx_v10.kvm_tdx_init_vm, cmd.data)
+    header = copy_from_user(init.cpuid, 8)
+    nent, padding = struct.unpack("<II", header)
+    if padding or init.reserved0 or any(init.reserved):
+        raise err(errno.EINVAL, "padding and reserved members must be 0")
+    if nent > KVM_MAX_CPUID_ENTRIES:
+        raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
+    entries = entries_from_user(init.cpuid + 8, nent)
+    if kvm.created_vcpus:
+        raise err(errno.EBUSY, "vCPUs exist")
+    if init.max_vcpus > kvm.max_vcpus:
+        raise err(errno.EINVAL, f"max_vcpus {init.max_vcpus}: at most {kvm.max_vcpus}")
+    if init.attributes & TDX_TD_ATTR_PERFMON:
+        raise err(errno.EOPNOTSUPP, "PERFMON is not supported")
+    values: list[Registers] = []
+    for config in info.cpuid_configs:
+        entry = _find(entries, config.leaf, 0 if config.subleaf == NO_SUBLEAF else config.subleaf)
+        if entry is None:
+            values.append((0, 0, 0, 0))
+        else:
+            eax, ebx, ecx, edx = config.registers
+            values.append((entry.eax & eax, entry.ebx & ebx, entry.ecx & ecx, entry.edx & edx))
+    width_entry = _find(entries, GPAW_LEAF, 0)
+    width = width_entry.eax & 0xFF if width_entry is not None else 36
+    xfam = _xfam_of(entries) & kvm.kernel.supported_xfam & info.xfam_fixed0
+    if xfam & (XFAM_LBR | XFAM_XTILE):
+        raise err(errno.EOPNOTSUPP, "LBR and AMX are not supported")
+    return _td_params(
+        kvm,
+        info,
+        attributes=init.attributes,
+        xfam=xfam,
+        gpaw=52 if width > 48 else 48,
+        flags=0,
+        digests=(bytes(init.mrconfigid), bytes(init.mrowner), bytes(init.mrownerconfig)),
+        cpuid_values=values,
+        max_vcpus=init.max_vcpus or kvm.max_vcpus,
+    )
+
+
+def _xfam_of(entries: list[kvm_cpuid_entry2]) -> int:
+    user, supervisor = _find(entries, 0xD, 0), _find(entries, 0xD, 1)
+    xfam = user.eax | user.edx << 32 if user is not None else 0
+    return xfam | (supervisor.ecx | supervisor.edx << 32 if supervisor is not None else 0)
+
+
+# KVM_TDX_GET_CPUID
+
+MD_CPUID_VALUES = 0x9410000300000000
+_NO_SUBLEAF_ELEMENT = 0x1FE
+
+
+def cpuid_field(leaf: int, subleaf: int | None, element: int) -> int:
+    """Metadata id of half of a CPUID value: element 0 is EBX:EAX, 1 is EDX:ECX."""
+    selector = _NO_SUBLEAF_ELEMENT if subleaf is None else subleaf << 1
+    return MD_CPUID_VALUES | leaf >> 31 << 16 | (leaf & 0x7F) << 9 | selector | element
+
+
+def read_td_cpuid(kvm: "Kvm") -> list[kvm_cpuid_entry2]:
+    """What the TD's guest will see, as far as the module tells. Raises OSError(EIO) if leaves 0 or 0x80000000 fail."""
+    tdx = kvm.tdx
+    assert tdx is not None
+    entries: list[kvm_cpuid_entry2] = []
+
+    def read(leaf: int, subleaf: int | None) -> bool:
+        registers = []
+        for element in (0, 1):
+            status, value = tdx.host.seamcall.tdh_mng_rd(tdx.tdr, cpuid_field(leaf, subleaf, element))
+            if status:
+                return False
+            registers += [value & 0xFFFFFFFF, value >> 32]
+        if leaf == GPAW_LEAF:
+            registers[0] = registers[0] & ~0x00FF0000 | tdx.gpaw << 16
+        flags = 0 if subleaf is None else SIGNIFICANT
+        entries.append(make_entry(leaf, subleaf or 0, flags, registers))
+        return True
+
+    for base in (0, 0x80000000):
+        if not read(base, None):
+            raise err(errno.EIO, f"the module does not tell CPUID leaf {base:#x}")
+        for leaf in range(base + 1, entries[-1].eax + 1):
+            if leaf & 0x7FFFFFFF > 0x7F:
+                continue
+            if not read(leaf, None):
+                subleaf = 0
+                while subleaf <= 0x7F and read(leaf, subleaf):
+                    subleaf += 1
+    return entries

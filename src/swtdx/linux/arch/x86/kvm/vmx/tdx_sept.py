@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Secure EPT: what a change of the mirror means in SEAMCALLs, and the TD's initial memory (arch/x86/kvm/vmx/tdx.c).
+
+    table linked   MEM.SEPT.ADD
+    leaf set       MEM.PAGE.AUG once the TD runs; before that nothing: INIT_MEM_REGION does MEM.PAGE.ADD
+    leaf split     MEM.RANGE.BLOCK, MEM.TRACK, all vCPUs out, MEM.PAGE.DEMOTE with a page for the new table
+    leaf removed   MEM.RANGE.BLOCK, MEM.TRACK (if needed), all vCPUs out, MEM.PAGE.REMOVE, PHYMEM.PAGE.WBINVD, wipe
+    table freed    PHYMEM.PAGE.RECLAIM, wipe, after the HKID is gone
+
+A leaf that finds the module busy while it is removed is tried once more with no vCPU allowed in. Any status that should
+not be kills the VM; a page that could not be removed then is an orphan, reclaimed when the TD's key is gone.
+
+Module 1.0 wants BLOCK and TRACK before every removal, later ones only in a TD that can run.
+"""
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
+from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_of, tdx_reclaim_control_page, tdx_reclaim_page
+from swtdx.linux.arch.x86.kvm.vmx.tdx_params import Command
+from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, status_class
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from swtdx.uapi.reason import Reason, seamcall_failed, sept_seamcall_failed
+from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx import KvmTdx
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+log = logging.getLogger(__name__)
+
+TDX_EXTENDMR_CHUNKSIZE = 256
+
+
+def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A table goes under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_sept_add(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
+    if status:
+        raise _sept_error(kvm, "TDH.MEM.SEPT.ADD", status, entry, level_state)
+
+
+def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A leaf is set. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    if tdx.state is not TdState.RUNNABLE:
+        tdx.premapped.add(gfn)
+        return
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_aug(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
+    if status:
+        raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
+
+
+def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int) -> OSError:
+    if status_class(status) == TDX_OPERAND_BUSY:
+        return err(errno.EBUSY, sept_seamcall_failed(leaf, status, entry, level_state))
+    return kvm.bug(sept_seamcall_failed(leaf, status, entry, level_state))
+
+
+def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A table is freed with the TD."""
+    if tdx_of(kvm).is_assigned:
+        log.error("VM %d: Secure EPT page %#x cannot be freed while the HKID is in use", kvm.number, page)
+        return
+    tdx_reclaim_control_page(kvm, page)
+
+
+def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """A leaf is removed; its contents are gone. Failure kills the VM and keeps the page for later."""
+    tdx = tdx_of(kvm)
+    if not tdx.is_assigned:
+        if not tdx_reclaim_page(kvm, page, pages_per_level(level)):
+            _orphan(kvm, tdx, page, level)
+        return
+    if gfn in tdx.premapped:  # in the mirror, but never added: the module knows nothing of it
+        tdx.premapped.discard(gfn)
+        return
+    failure = _remove(kvm, tdx, gfn << PAGE_SHIFT, level - 1, page)
+    if failure:
+        _orphan(kvm, tdx, page, level)
+        kvm.bug(failure)
+
+
+def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) -> None:
+    """A 2 MiB leaf becomes a table of 512; what the guest has in it stays. Raises OSError(EBUSY, EIO)."""
+    tdx = tdx_of(kvm)
+    gpa = gfn << PAGE_SHIFT
+    failure = _block_and_track(kvm, tdx, gpa, level - 1)
+    if failure:
+        raise kvm.bug(failure)
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
+    if status:
+        raise kvm.bug(sept_seamcall_failed("TDH.MEM.PAGE.DEMOTE", status, entry, level_state))
+
+
+def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
+    tdx.orphans.append((page, level))
+    for gmem in kvm.guest_memfds:  # not by way of the slot, which may be gone by now
+        gmem.give_up(page)
+
+
+def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> Reason | None:
+    """Run the removal sequence. Return what went wrong, or None."""
+    seamcall, tdr = tdx.host.seamcall, tdx.tdr
+    failure = _block_and_track(kvm, tdx, gpa, level)
+    if failure:
+        return failure
+    status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+    if status:
+        return sept_seamcall_failed("TDH.MEM.PAGE.REMOVE", status, entry, level_state)
+    size = pages_per_level(level + 1) << PAGE_SHIFT
+    for small in range(page, page + size, PAGE_SIZE):
+        status = seamcall.tdh_phymem_page_wbinvd(small | tdx.hkid << tdx.host.hkid_shift)
+        if status:
+            return seamcall_failed("TDH.PHYMEM.PAGE.WBINVD", status)
+    if size == PAGE_SIZE:
+        kvm.processor.memory.clear_page(page)
+    else:
+        kvm.processor.memory.clear_range(page, size, 0)
+    return None
+
+
+def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> Reason | None:
+    """Make sure that no vCPU reaches the page any more. Return what went wrong, or None."""
+    seamcall, tdr = tdx.host.seamcall, tdx.tdr
+    tracking = tdx.state is TdState.RUNNABLE or kvm.kernel.dialect is Dialect.V10
+    status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
+    if status_class(status) == TDX_OPERAND_BUSY:
+        with _NoVcpusEnter(kvm):
+            status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
+    if status:
+        return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state)
+    if tracking:
+        status = seamcall.tdh_mem_track(tdr)
+        if status_class(status) == TDX_OPERAND_BUSY:
+            with _NoVcpusEnter(kvm):
+                status = seamcall.tdh_mem_track(tdr)
+        if status:
+            return seamcall_failed("TDH.MEM.TRACK", status)
+        kvm.kick_all_outside_guest()
+    return None
+
+
+class _NoVcpusEnter:
+    """tdx_no_vcpus_enter_start and _stop: everybody out, nobody in."""
+
+    def __init__(self, kvm: "Kvm") -> None:
+        self._kvm = kvm
+
+    def __enter__(self) -> None:
+        tdx_of(self._kvm).wait_for_sept_zap = True
+        self._kvm.kick_all_outside_guest()
+
+    def __exit__(self, *exception: object) -> None:
+        tdx_of(self._kvm).wait_for_sept_zap = False
+
+
+# KVM_TDX_INIT_MEM_REGION
+
+
+def _check_region(kvm: "Kvm", cmd: Command, *, end_may_touch_shared: bool) -> kvm_tdx_init_mem_region:
+    if cmd.flags & ~KVM_TDX_MEASURE_MEMORY_REGION:
+        raise err(errno.EINVAL, f"flags {cmd.flags:#x}")
+    region = struct_from_user(kvm_tdx_init_mem_region, cmd.data)
+    shared = kvm.mmu.direct_bits << PAGE_SHIFT
+    end = region.gpa + (region.nr_pages << PAGE_SHIFT & (1 << 64) - 1)  # as 64 bits compute it
+    last = end - 1 if end_may_touch_shared else end
+    if region.source_addr % PAGE_SIZE or region.gpa % PAGE_SIZE or not region.nr_pages:
+        raise err(errno.EINVAL, "source_addr and gpa must be 4 KiB aligned and nr_pages not 0")
+    if end >= 1 << 64 or end == region.gpa or region.gpa & shared or last & shared:
+        raise err(errno.EINVAL, "the range wraps or reaches shared addresses")
+    return region
+
+
+def tdx_vcpu_init_mem_region(vcpu: "Vcpu", cmd: Command) -> None:
+    """Upstream. Raises OSError: EINVAL, EFAULT, EINTR, EEXIST, EBUSY, EIO, ENOMEM."""
+    region = _check_region(vcpu.kvm, cmd, end_may_touch_shared=True)
+    _add_pages(vcpu.kvm, vcpu, cmd, region)
+
+
+def tdx_init_mem_region_v10(kvm: "Kvm", cmd: Command) -> None:
+    """v10, on the VM's fd: needs a vCPU, does not ask for attributes. Raises OSError as upstream."""
+    if not kvm.vcpus:
+        raise err(errno.EINVAL, "a vCPU must exist (the BSP first)")
+    if tdx_of(kvm).state is not TdState.INITIALIZED:  # there a vCPU may be made before KVM_TDX_INIT_VM
+        raise err(errno.EINVAL, "memory is added between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
+    region = _check_region(kvm, cmd, end_may_touch_shared=False)
+    vcpu = kvm.vcpus[0]
+    with vcpu.mutex:
+        _add_pages(kvm, vcpu, cmd, region)
+
+
+def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_region) -> None:
+    """Page by page; how far it came is always written back, then the error, if any, is raised."""
+    measure = bool(cmd.flags & KVM_TDX_MEASURE_MEMORY_REGION)
+    source, gpa, left = region.source_addr, region.gpa, region.nr_pages
+    tdx = tdx_of(kvm)
+    if not tdx.source_page:
+        tdx.source_page = kvm.pages.alloc_page("bounce")
+    try:
+        with kvm.slots_lock:
+            while left:
+                if vcpu.signal_pending():
+                    raise err(errno.EINTR, "a signal is pending")
+                _add_page(kvm, tdx, source, gpa, measure)
+                source += PAGE_SIZE
+                gpa += PAGE_SIZE
+                left -= 1
+    finally:
+        copy_to_user(cmd.data, kvm_tdx_init_mem_region(source_addr=source, gpa=gpa, nr_pages=left))
+
+
+def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -> None:
+    gfn = gpa >> PAGE_SHIFT
+    slot = kvm.memslots.gfn_to_memslot(gfn)
+    if slot is None:
+        raise err(errno.EINVAL, f"no slot with private memory at {gpa:#x}")
+    gmem = slot.gmem
+    if gmem is None:
+        raise err(errno.EFAULT if slot.flags & 4 else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
+    index = gfn - slot.base_gfn + slot.gmem_pgoff
+    if gmem.is_prepared(index):
+        raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
+    if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+        raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
+    kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
+    kvm.mmu.map_private(slot, gfn)
+    page = gmem.get_page(index)
+    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
+    if status:
+        raise err(
+            errno.EBUSY if status_class(status) == TDX_OPERAND_BUSY else errno.EIO,
+            sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"),
+        )
+    tdx.premapped.discard(gfn)
+    gmem.prepared.add(index)
+    if measure:
+        mr_extend, tdr = tdx.host.seamcall.tdh_mr_extend, tdx.tdr
+        for chunk in range(gpa, gpa + PAGE_SIZE, TDX_EXTENDMR_CHUNKSIZE):
+            status = mr_extend(tdr, chunk)
+            if status:
+                raise kvm.bug(seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}"))

@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A TD's vCPU: KVM_TDX_INIT_VCPU and the vCPU's other sub-commands, TDH.VP.ENTER, and what its exits mean.
+
+The guest's registers are the module's; KVM sees what VP.ENTER returns and nothing else (struct tdx_module_args, kept in
+`VcpuTdx.vp_enter_args` between exit and re-entry). RAX: completion status in the upper half, VMX exit reason in the
+lower. For EPT violations: RCX qualification, RDX extended qualification, R8 the page's GPA, R9 interruption info.
+"""
+
+import errno
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from swtdx.cpu.processor import SeamArgs
+from swtdx.cpu.vmx import ExitReason
+from swtdx.linux.arch.x86.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
+from swtdx.linux.arch.x86.kvm.mmu.spte import (
+    EPT_VIOLATION_ACC_INSTR,
+    EPT_VIOLATION_ACC_WRITE,
+    EPT_VIOLATION_PROT_MASK,
+)
+from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
+from swtdx.linux.arch.x86.kvm.vmx import tdvmcall, tdx_msrs
+from swtdx.linux.arch.x86.kvm.vmx.posted_intr import POSTED_INTR_VECTOR, PostedInterruptDescriptor
+from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_of, tdx_reclaim_control_page
+from swtdx.linux.arch.x86.kvm.vmx.tdx_params import read_td_cpuid
+from swtdx.linux.arch.x86.kvm.vmx.tdx_sept import tdx_vcpu_init_mem_region
+from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import (
+    TDH_VP_ENTER,
+    TDX_ERROR,
+    TDX_NON_RECOVERABLE,
+    TDX_OPERAND_BUSY,
+    TDX_SEAMCALL_STATUS_MASK,
+    TDX_SW_ERROR,
+    TDX_VCPU_NOT_ASSOCIATED,
+    status_class,
+)
+from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import FEATURE_TOPOLOGY_ENUM
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import NMI_INJECTIONS
+from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
+from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.kvm import (
+    KVM_EXIT_EXCEPTION,
+    KVM_EXIT_SHUTDOWN,
+    KVM_MP_STATE_RUNNABLE,
+)
+from swtdx.uapi.reason import seamcall_failed
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+log = logging.getLogger(__name__)
+
+# TDVPS metadata that KVM reads and writes (class in bits 61:56)
+MD_VMCS_POSTED_INTR_NV, MD_VMCS_POSTED_INTR_DESC_ADDR = 0x0002, 0x2016
+MD_VMCS_SHARED_EPT_POINTER, MD_VMCS_PIN_BASED = 0x203C, 0x4000
+PIN_BASED_POSTED_INTR = 1 << 7
+MD_PEND_NMI = 0x20 << 56 | 0xB
+MD_VCPU_STATE_DETAILS = 1 << 63 | 0x11 << 56 | 0x100
+STATE_DETAILS_INTR_PENDING = 1 << 0  # VMXIP: RVI is above PPR
+
+_EXIT_BASIC = 0xFFFF
+_FAILED_VMENTRY = 1 << 31
+_EXT_ACCEPT = 1
+_EXT_PENDING_EPT_VIOLATION = 6
+_TDCALL, _EPT_VIOLATION, _EXTERNAL = (
+    int(ExitReason.TDCALL),
+    int(ExitReason.EPT_VIOLATION),
+    int(ExitReason.EXTERNAL_INTERRUPT),
+)
+_OTHER_SMI = 6
+_BAD_STATUS = TDX_ERROR | TDX_NON_RECOVERABLE
+
+
+@dataclass(eq=False)
+class VcpuTdx:
+    """struct vcpu_tdx. Pages are HPAs."""
+
+    pi_desc: PostedInterruptDescriptor
+    initialized: bool = False
+    tdvpr: int = 0
+    tdcx: list[int] = field(default_factory=list)
+    associated_cpu: int = -1
+    vp_enter_args: SeamArgs = field(default_factory=SeamArgs)
+    vp_enter_ret: int = 0
+    shared_eptp_written: bool = False
+    map_gpa_next: int = 0
+    map_gpa_end: int = 0
+
+
+# Life
+
+
+def tdx_vcpu_precreate(kvm: "Kvm") -> None:
+    """Before a vCPU is made; v10 did not check the TD's state here. Raises OSError(EIO, EINVAL)."""
+    if kvm.kernel.dialect is Dialect.UPSTREAM and tdx_of(kvm).state is not TdState.INITIALIZED:
+        raise err(errno.EIO, "vCPUs are created between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
+    if kvm.irqchip_mode is not IrqchipMode.SPLIT:
+        raise err(errno.EINVAL, "a TD needs KVM_CAP_SPLIT_IRQCHIP")
+
+
+def tdx_vcpu_create(vcpu: "Vcpu") -> None:
+    """The KVM side of a vCPU; the module's comes with INIT_VCPU."""
+    vcpu.tdx = VcpuTdx(PostedInterruptDescriptor(vcpu.kvm.pages))
+    vcpu.apic = Lapic(vcpu, memoryview(bytearray(4096)))
+
+
+def tdx_vcpu_free(vcpu: "Vcpu") -> None:
+    """Phase 2 of the TD's end: reclaim TDCX pages, then TDVPR."""
+    tdx, kvm = vcpu.tdx, vcpu.kvm
+    tdx.pi_desc.free()
+    if not tdx.tdvpr or tdx_of(kvm).is_assigned:
+        return
+    for page in tdx.tdcx:
+        tdx_reclaim_control_page(kvm, page)
+    tdx_reclaim_control_page(kvm, tdx.tdvpr)
+    tdx.tdcx.clear()
+    tdx.tdvpr = 0
+
+
+def tdx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
+    """INIT cannot reach a TD."""
+    log.warning("INIT for vCPU %d of a TD", vcpu.vcpu_id)
+
+
+def tdx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
+    """The vCPU moves: the module must forget it where it was."""
+    tdx_flush_vp(vcpu)
+
+
+def tdx_flush_vp(vcpu: "Vcpu") -> None:
+    """TDH.VP.FLUSH on the CPU with which the vCPU is associated (the kernel sends itself there by IPI)."""
+    tdx = vcpu.tdx
+    if tdx.associated_cpu < 0:
+        return
+    status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_flush(tdx.tdvpr, tdx.associated_cpu)
+    tdx.associated_cpu = -1
+    if status and status_class(status) != TDX_VCPU_NOT_ASSOCIATED:
+        vcpu.kvm.bug(seamcall_failed("TDH.VP.FLUSH", status))
+
+
+def tdx_guest_state_protected(vcpu: "Vcpu", data: object = None) -> Any:
+    """Registers, FPU, debug and APIC state of a TD are not for the host. Raises OSError(EINVAL)."""
+    raise err(errno.EINVAL, "the state of a TD's vCPU is protected")
+
+
+# Sub-commands
+
+
+def tdx_vcpu_ioctl(vcpu: "Vcpu", arg: int) -> int:
+    """KVM_MEMORY_ENCRYPT_OP on a vCPU's fd. Raises OSError."""
+    kvm = vcpu.kvm
+    dialect = kvm.kernel.dialect
+    td = tdx_of(kvm)
+    if dialect is Dialect.V10 and vcpu.tdx.initialized:
+        raise err(errno.EINVAL, "the vCPU is initialised already")
+    if not td.is_assigned or td.state is TdState.RUNNABLE:
+        raise err(errno.EINVAL, "the TD is not initialised, or is final already")
+    cmd = struct_from_user(dialect.cmd, arg)
+    member = dialect.hw_error_member
+    if getattr(cmd, member) or (dialect is Dialect.V10 and cmd.unused):
+        raise err(errno.EINVAL, f"{member} must be 0")
+    if cmd.id == TdxCommand.INIT_VCPU:
+        _init_vcpu(vcpu, cmd)
+    elif dialect is Dialect.UPSTREAM and cmd.id == TdxCommand.INIT_MEM_REGION:
+        if not vcpu.tdx.initialized:
+            raise err(errno.EINVAL, "the vCPU is not initialised")
+        tdx_vcpu_init_mem_region(vcpu, cmd)
+    elif dialect is Dialect.UPSTREAM and cmd.id == TdxCommand.GET_CPUID:
+        _get_cpuid(vcpu, cmd.data)
+    else:
+        raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for a vCPU's fd")
+    return 0
+
+
+def _init_vcpu(vcpu: "Vcpu", cmd: Any) -> None:
+    if cmd.flags:
+        raise err(errno.EINVAL, "flags must be 0")
+    if vcpu.tdx.initialized:
+        raise err(errno.EINVAL, "the vCPU is initialised already")
+    if vcpu.kvm.kernel.dialect is Dialect.UPSTREAM:
+        bsp = APICBASE_BSP if vcpu.is_bsp else 0
+        vcpu.set_apic_base(APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | APICBASE_X2APIC | bsp)
+    else:
+        assert vcpu.apic is not None
+        vcpu.apic.enable_x2apic()
+    _create_vp(vcpu, cmd.data)
+    vcpu.tdx.initialized = True
+    vcpu.mp_state = KVM_MP_STATE_RUNNABLE
+    vcpu.kick()
+
+
+def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
+    """tdx_td_vcpu_init: VP.CREATE, VP.ADDCX, VP.INIT, VP.WR. Raises OSError(ENOMEM), or EIO and the VM is dead."""
+    kvm, tdx, td = vcpu.kvm, vcpu.tdx, tdx_of(vcpu.kvm)
+    seamcall, pages, info = td.host.seamcall, kvm.pages, td.host.sysinfo
+    tdvpr = pages.alloc_page("tdvpr")
+    tdcx: list[int] = []
+    try:
+        for _ in range(info.tdcx_pages_per_vcpu):
+            tdcx.append(pages.alloc_page("tdcx"))  # one by one: what was had when one fails is given back
+        status = seamcall.tdh_vp_create(td.tdr, tdvpr)
+        if status:
+            raise kvm.bug(seamcall_failed("TDH.VP.CREATE", status))
+        tdx.tdvpr = tdvpr
+        while tdcx:
+            status = seamcall.tdh_vp_addcx(tdvpr, tdcx[0])
+            if status:
+                raise kvm.bug(seamcall_failed("TDH.VP.ADDCX", status))
+            tdx.tdcx.append(tdcx.pop(0))
+    except OSError:
+        for page in (*tdcx, *([] if tdx.tdvpr else [tdvpr])):
+            pages.free_page(page)
+        raise
+    cpu = vcpu.cpu
+    x2apic_id = vcpu.vcpu_id if info.features0 & FEATURE_TOPOLOGY_ENUM else None
+    status = seamcall.tdh_vp_init(tdvpr, initial_rcx, x2apic_id, cpu)
+    if status:
+        raise kvm.bug(seamcall_failed("TDH.VP.INIT", status))
+    tdx.associated_cpu = cpu
+    _vp_write(vcpu, MD_VMCS_POSTED_INTR_NV, POSTED_INTR_VECTOR, 0xFFFF, cpu)
+    _vp_write(vcpu, MD_VMCS_POSTED_INTR_DESC_ADDR, tdx.pi_desc.hpa, (1 << 64) - 64, cpu)
+    _vp_write(vcpu, MD_VMCS_PIN_BASED, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR, cpu)
+
+
+def _vp_write(vcpu: "Vcpu", md_field: int, value: int, mask: int, cpu: int) -> None:
+    status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
+    if status:
+        raise vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
+
+
+def _get_cpuid(vcpu: "Vcpu", address: int) -> None:
+    """KVM_TDX_GET_CPUID. Raises OSError(EFAULT, EIO, E2BIG); with E2BIG the count that is needed is written."""
+    nent = int.from_bytes(copy_from_user(address, 8)[:4], "little")
+    entries = read_td_cpuid(vcpu.kvm)
+    header = len(entries).to_bytes(4, "little") + bytes(4)
+    copy_to_user(address, header)
+    if nent < len(entries):
+        raise err(errno.E2BIG, f"room for {nent} CPUID entries, {len(entries)} needed")
+    copy_to_user(address + 8, b"".join(bytes(entry) for entry in entries))
+
+
+# Running
+
+
+def tdx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+    """1. Raises OSError(EINVAL) unless TD and vCPU are ready."""
+    if not vcpu.tdx.initialized or tdx_of(vcpu.kvm).state is not TdState.RUNNABLE:
+        raise err(errno.EINVAL, "KVM_RUN needs KVM_TDX_INIT_VCPU and KVM_TDX_FINALIZE_VM")
+    return 1
+
+
+def tdx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+    """TDH.VP.ENTER on ``cpu``; the result is in VcpuTdx. Raises OSError(EIO) if what precedes it fails."""
+    kvm, tdx = vcpu.kvm, vcpu.tdx
+    td = kvm.tdx
+    assert td is not None
+    while td.wait_for_sept_zap:
+        time.sleep(0.0001)
+    if not tdx.shared_eptp_written:
+        _vp_write(vcpu, MD_VMCS_SHARED_EPT_POINTER, kvm.mmu.direct.root, 0x000FFFFFFFFFF000, cpu)
+        tdx.shared_eptp_written = True
+    if vcpu.nmi_pending:
+        vcpu.nmi_pending = 0
+        vcpu.stat.values[NMI_INJECTIONS] += 1
+        _vp_write(vcpu, MD_PEND_NMI, 1, 0xFF, cpu)
+    args = tdx.vp_enter_args
+    args.rcx = tdx.tdvpr
+    tdx.associated_cpu = cpu
+    vcpu.in_guest = True
+    try:
+        if tdx.pi_desc.requests:
+            tdx.pi_desc.sync()
+        if not _called_out(kvm):
+            tdx.vp_enter_ret = kvm.processor.seamcall(TDH_VP_ENTER, args, cpu)
+        else:
+            tdx.vp_enter_ret = _EXTERNAL  # was called out before it got in
+    finally:
+        vcpu.in_guest = False
+
+
+def _called_out(kvm: "Kvm") -> bool:
+    return kvm.dead or tdx_of(kvm).wait_for_sept_zap
+
+
+def tdx_handle_exit(vcpu: "Vcpu") -> int:
+    """1: enter again; 0: to user space. Raises OSError when KVM_RUN fails."""
+    tdx = vcpu.tdx
+    status = tdx.vp_enter_ret
+    if status == _TDCALL:
+        return tdvmcall.handle_tdvmcall(vcpu)
+    if status == _EPT_VIOLATION:
+        return _handle_ept_violation(vcpu)
+    if status == _EXTERNAL:
+        return vcpu.external_interrupt()
+    if status & _BAD_STATUS or status & TDX_SEAMCALL_STATUS_MASK:
+        return _handle_failure(vcpu, status)
+    return _handle_rare_exit(vcpu, status)
+
+
+def _handle_failure(vcpu: "Vcpu", status: int) -> int:
+    if status_class(status) == TDX_OPERAND_BUSY:
+        return 1
+    if status & TDX_SW_ERROR == TDX_SW_ERROR:
+        vcpu.kvm.bug(f"TDH.VP.ENTER cannot be executed: {status:#x}")
+        return vcpu.internal_error(status)
+    reason = status & _EXIT_BASIC
+    if not status & TDX_ERROR:
+        if status & _FAILED_VMENTRY:
+            return vcpu.fail_entry(status)
+        if reason == ExitReason.TRIPLE_FAULT:
+            run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+            return 0
+    log.warning("vCPU %d: TDH.VP.ENTER: %#x", vcpu.vcpu_id, status)
+    return vcpu.internal_error(status)
+
+
+def _handle_rare_exit(vcpu: "Vcpu", status: int) -> int:
+    if status & _FAILED_VMENTRY:
+        return vcpu.fail_entry(status)
+    reason = status & _EXIT_BASIC
+    if reason == ExitReason.TRIPLE_FAULT:
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+        return 0
+    if reason == ExitReason.EXCEPTION_NMI:
+        information = vcpu.tdx.vp_enter_args.r9
+        if information >> 8 & 7 == 2 or information & 0x800000FF == 0x80000012:  # NMI, #MC: the host's business
+            return 1
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
+        run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)
+        return 0
+    if reason == _OTHER_SMI:
+        return 1
+    if reason == ExitReason.EPT_MISCONFIG:
+        raise vcpu.kvm.bug("EPT misconfiguration in the shared EPT")
+    return vcpu.internal_error(status)
+
+
+def _handle_ept_violation(vcpu: "Vcpu") -> int:
+    kvm = vcpu.kvm
+    args = vcpu.tdx.vp_enter_args
+    gpa, qualification = args.r8, args.rcx
+    mmu = kvm.mmu
+    if gpa >> PAGE_SHIFT & mmu.direct_bits:
+        if qualification & EPT_VIOLATION_ACC_INSTR:
+            raise kvm.bug(f"instruction fetch from shared memory at {gpa:#x}")
+        mmu.page_fault(vcpu, gpa, bool(qualification & EPT_VIOLATION_ACC_WRITE))
+        return 1
+    if args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not qualification & EPT_VIOLATION_PROT_MASK:
+        raise kvm.bug(f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled")
+    level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
+    while mmu.page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
+        if vcpu.has_events() or vcpu.exit_requested():
+            break
+        if kvm.dead:
+            raise err(errno.EIO, "the VM is dead")
+        time.sleep(0)
+    return 1
+
+
+def tdx_vcpu_kick(vcpu: "Vcpu") -> None:
+    """Interrupt the CPU on which the vCPU runs."""
+    vcpu.kvm.processor.send_ipi(vcpu.cpu)
+
+
+def tdx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
+    """KVM_CAP_SYNC_REGS is 0 for a TD. Raises OSError(EINVAL)."""
+    raise err(errno.EINVAL, "registers of a TD cannot be synchronised")
+
+
+def tdx_sync_regs_store(vcpu: "Vcpu", valid: int) -> None:
+    """Never reached: `tdx_sync_regs_load` refuses."""
+
+
+def tdx_translate(vcpu: "Vcpu", address: int) -> int | None:
+    """KVM_TRANSLATE is not refused, but KVM knows no guest page tables: paging looks off."""
+    return address
+
+
+# MSRs: see tdx_msrs
+
+
+def tdx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
+    """Whether KVM emulates the MSR for a TD."""
+    return tdx_msrs.has_emulated_msr(index)
+
+
+def tdx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+    """Raises Unsupported or Invalid."""
+    return tdx_msrs.get_msr(vcpu, index, host)
+
+
+def tdx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+    """Raises Unsupported or Invalid."""
+    tdx_msrs.set_msr(vcpu, index, value, host)
+
+
+def tdx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
+    """The TD's TSC, from the offset and multiplier that the module chose."""
+    td = tdx_of(vcpu.kvm)
+    return (host_tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
+
+
+def tdx_get_tsc_offset(vcpu: "Vcpu") -> int:
+    """What the module chose."""
+    return tdx_of(vcpu.kvm).tsc_offset
+
+
+def tdx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+    """The module's; ignored."""
+
+
+def tdx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
+    """A TD's TSC frequency is fixed by INIT_VM. Raises OSError(EINVAL)."""
+    raise err(errno.EINVAL, "the TSC frequency of a TD is fixed")
+
+
+def tdx_vcpu_after_set_cpuid(vcpu: "Vcpu") -> None:
+    """The module enforces CPUID; KVM's copy answers TDVMCALLs only."""
+
+
+# Interrupts
+
+
+def tdx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
+    """Post the interrupt; there is no other way in."""
+    notify = vcpu.tdx.pi_desc.post(vector)
+    if not vcpu.in_guest:
+        vcpu.kick()
+    elif notify:
+        vcpu.kvm.processor.send_notification(vcpu.cpu)
+    else:
+        vcpu.kick()
+
+
+def tdx_has_interrupt(vcpu: "Vcpu") -> bool:
+    """tdx_protected_apic_has_interrupt: posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
+    tdx = vcpu.tdx
+    if tdx.pi_desc.pending():
+        return True
+    args = tdx.vp_enter_args
+    if tdx.vp_enter_ret != _TDCALL or args.r10 or args.r11 != tdvmcall.EXIT_HLT or args.r12 or tdx.associated_cpu < 0:
+        return False
+    status, details = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_rd(tdx.tdvpr, MD_VCPU_STATE_DETAILS, tdx.associated_cpu)
+    return not status and bool(details & STATE_DETAILS_INTR_PENDING)
+
+
+def tdx_inject_machine_check(vcpu: "Vcpu") -> bool:
+    """KVM cannot: the guest's exceptions are the module's. False."""
+    return False
+
+
+def tdx_interrupt_allowed(vcpu: "Vcpu") -> bool:
+    """A vCPU that halted with interrupts blocked (HLT's R12) wakes for an NMI only."""
+    args, tdx = vcpu.tdx.vp_enter_args, vcpu.tdx
+    halted = tdx.vp_enter_ret == _TDCALL and args.r10 == 0 and args.r11 == tdvmcall.EXIT_HLT
+    return not (halted and args.r12)
+
+
+def tdx_nmi_allowed(vcpu: "Vcpu") -> bool:
+    """The module holds NMIs back itself."""
+    return True
+
+
+def tdx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
+    """INIT and SIPI never reach a TD: its firmware wakes the other vCPUs by mailbox."""
+    return True
+
+
+def tdx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+    """The shared EPT has its levels from KVM_TDX_INIT_VM on; its root is written before the first entry."""
+
+
+def tdx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:
+    """Always x2APIC, by the module."""

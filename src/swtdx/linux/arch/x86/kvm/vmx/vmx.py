@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Normal VMs: a vCPU on the processor's VMX (arch/x86/kvm/vmx/vmx.c). Exits: `vmx_exit`, registers: `vmx_state`.
+
+With the local APIC in the kernel the processor virtualises it (APICv): the vCPU's register page is the virtual-APIC
+page, interrupts are posted. Without, user space injects by KVM_INTERRUPT when the interrupt window is open.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swtdx.cpu.vmx import EventType, ExitReason, Segment
+from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, F7_EDX_SSBD, F7_EDX_STIBP
+from swtdx.linux.arch.x86.kvm.lapic import Lapic
+from swtdx.linux.arch.x86.kvm.vmx.posted_intr import PostedInterruptDescriptor
+from swtdx.linux.arch.x86.kvm.x86 import msrs
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry
+from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid
+from swtdx.linux.err import err
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
+from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
+from swtdx.uapi.kvm import Vector
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+ENTRY_FAILURE_GUEST_STATE = 1 << 31 | int(ExitReason.ENTRY_FAILURE)
+POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated processor must not see: vmx_state.TSS_BUSY
+RFLAGS_IF = 1 << 9
+BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
+CR4_MCE, MC_VECTOR = 1 << 6, 18
+INTERCEPTED_EXCEPTIONS = 1 << Vector.UD
+"""What exits also when no debugger asks for it (vmx_update_exception_bitmap)."""
+
+# MSRs that the guest processor holds: reads and writes need no exit
+PASSED_THROUGH = (
+    0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # EFER, STAR, LSTAR, CSTAR, FMASK
+    0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,  # FS base, GS base, KERNEL_GS_BASE, TSC_AUX
+    0x174, 0x175, 0x176, msrs.IA32_PAT,
+)  # fmt: skip
+_CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
+EFER_VALID, EFER_LMA = 0xD01, 1 << 10  # SCE, LME, LMA, NXE
+_SPEC_CTRL_FEATURES, _SPEC_CTRL_BITS = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD, 0b111  # IBRS, STIBP, SSBD
+_DEBUGCTL_DROPPED = 0b11  # LBR, BTF: taken and not done, as KVM does
+_MASK64 = (1 << 64) - 1
+_READ_LOW, _READ_HIGH, _WRITE_LOW, _WRITE_HIGH = 0, 1024, 2048, 3072
+
+
+@dataclass(eq=False)
+class VcpuVmx:
+    """struct vcpu_vmx."""
+
+    context: "GuestContext"
+    pi_desc: PostedInterruptDescriptor
+    exit_reason: int = 0
+    tsc_offset: int = 0
+    tsc_multiplier: int = 1 << 48
+    spec_ctrl: int = 0
+    entry_fails: bool = False  # user space set a state with which no processor enters a guest
+    guest_debug: int = 0
+    singlestep_rip: int = 0
+    guest_dr: dict[int, int] | None = None  # the guest's DR0-3 and DR7 while a debugger's are loaded
+
+
+# VM
+
+
+def vmx_vm_init(kvm: "Kvm") -> None:
+    """Nothing beyond the common part."""
+
+
+def vmx_vm_pre_destroy(kvm: "Kvm") -> None:
+    """Nothing."""
+
+
+def vmx_vm_destroy(kvm: "Kvm") -> None:
+    """Nothing."""
+
+
+def vmx_vcpu_precreate(kvm: "Kvm") -> None:
+    """Nothing to check."""
+
+
+def vmx_set_tss_addr(kvm: "Kvm", address: int) -> None:
+    """Real mode needs no TSS here: the processor is an unrestricted guest's."""
+
+
+def vmx_set_identity_map_addr(kvm: "Kvm", address: int) -> None:
+    """Nor an identity map."""
+
+
+def vmx_mem_enc_ioctl(kvm: "Kvm", arg: int) -> int:
+    """Raises OSError(ENOTTY): not an encrypted VM."""
+    raise err(errno.ENOTTY, "not a TD")
+
+
+def vmx_vcpu_mem_enc_ioctl(vcpu: "Vcpu", arg: int) -> int:
+    """Raises OSError: ENOTTY from a kernel without TDX, EINVAL from one with it."""
+    code = errno.EINVAL if vcpu.kvm.kernel.tdx is not None else errno.ENOTTY
+    raise err(code, "not a vCPU of a TD")
+
+
+def vmx_no_external_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """Only TDs have mirrored page tables."""
+    raise AssertionError("a normal VM has no mirror page tables")
+
+
+# vCPU
+
+
+def vmx_vcpu_create(vcpu: "Vcpu") -> None:
+    """A processor context in its power-on state."""
+    kvm = vcpu.kvm
+    context = kvm.processor.new_context()
+    vcpu.vmx = VcpuVmx(context, PostedInterruptDescriptor(kvm.pages))
+    vmx_load_mmu_pgd(vcpu)
+    vmx_write_tsc_multiplier(vcpu)
+    vmx_write_tsc_offset(vcpu, kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, None))
+    if kvm.irqchip_mode is not IrqchipMode.NONE:
+        vcpu.apic = Lapic(vcpu, context.vapic)
+        context.apicv = True
+        context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
+    vmx_set_virtual_apic_mode(vcpu)
+    context.exception_bitmap = INTERCEPTED_EXCEPTIONS
+    context.set_segment(*POWER_ON_TR)
+    context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
+    context.rflags = 2
+
+
+def vmx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+    """The root of the page tables."""
+    vcpu.vmx.context.set_ept(vcpu.kvm.mmu.eptp)
+
+
+def vmx_vcpu_free(vcpu: "Vcpu") -> None:
+    """Give the context back."""
+    vcpu.vmx.context.close()
+    vcpu.vmx.pi_desc.free()
+
+
+def vmx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
+    """INIT: registers as after power-on, but FPU, most MSRs and the TSC stay (SDM vol. 3, table 10-1)."""
+    context = vcpu.vmx.context
+    for register in range(16):
+        context.gpr[register] = 0
+    context.gpr[2] = vcpu.kvm.processor.cpuid(1)[0]
+    context.rflags = 2
+    context.efer = 0
+    context.cr0 = context.cr0 & 0x60000000 | 0x10
+    context.cr4 = context.cr3 = context.cr2 = 0
+    for segment in (Segment.ES, Segment.SS, Segment.DS, Segment.FS, Segment.GS):
+        context.set_segment(segment, 0, 0, 0xFFFF, 0x93)
+    context.set_segment(Segment.CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
+    context.set_segment(Segment.LDTR, 0, 0, 0xFFFF, 0x82)
+    context.set_segment(*POWER_ON_TR)
+    vcpu.vmx.entry_fails = False
+    context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
+    context.set_segment(Segment.IDTR, 0, 0, 0xFFFF, 0)
+    context.rip = 0xFFF0
+    context.set_dr(6, 0xFFFF0FF0)
+    context.set_dr(7, 0x400)
+    context.interruptibility = 0
+    context.cancel_event()
+    vcpu.pending_external_vector = -1
+    vcpu.nmi_pending = 0
+
+
+def vmx_vcpu_deliver_sipi_vector(vcpu: "Vcpu", vector: int) -> None:
+    """Start in real mode at vector * 4 KiB."""
+    context = vcpu.vmx.context
+    context.set_segment(Segment.CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
+    context.rip = 0
+
+
+def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
+    """The context is not bound to a CPU."""
+
+
+def vmx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+    """User space may have written code. 1, or 0: exit."""
+    vmx = vcpu.vmx
+    vmx.context.check_code()
+    return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE) if vmx.entry_fails else 1
+
+
+def vmx_set_cr8(vcpu: "Vcpu", cr8: int) -> None:
+    """Without a local APIC here CR8 comes from user space at every KVM_RUN. Raises OSError(EINVAL)."""
+    if cr8 > 15:
+        raise err(errno.EINVAL, f"cr8 {cr8:#x}")
+    vcpu.vmx.context.cr8 = cr8
+
+
+def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+    """One VM entry and exit, on ``cpu``."""
+    vmx = vcpu.vmx
+    context = vmx.context
+    if vcpu.nmi_pending:
+        _inject_nmi(vcpu, context)
+    if vcpu.pending_external_vector >= 0 or _pic_output(vcpu):
+        _inject_external(vcpu, context)
+    elif vcpu.run[run_struct.REQUEST_INTERRUPT_WINDOW] and _accepts_dm_interrupts(vcpu):
+        context.interrupt_window_exiting = True
+    if vmx.guest_debug:
+        before_entry(vcpu, context)
+    processor = vcpu.kvm.processor
+    vcpu.in_guest = True
+    processor.enter_lp(cpu, context)  # so that an interrupt for this CPU, the tick's for one, finds the guest
+    try:
+        if vmx.pi_desc.requests:
+            vmx.pi_desc.sync()
+        vmx.exit_reason = context.run()
+    finally:
+        processor.leave_lp(cpu)
+        vcpu.in_guest = False
+
+
+def _window_open(context: "GuestContext") -> bool:
+    return bool(context.rflags & RFLAGS_IF) and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS
+
+
+def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
+    if context.event_pending or context.interruptibility & (BLOCKED_BY_NMI | BLOCKED_BY_STI_OR_MOV_SS):
+        context.nmi_window_exiting = True
+        return
+    vcpu.nmi_pending -= 1
+    vcpu.stat.values[NMI_INJECTIONS] += 1
+    context.inject(2, EventType.NMI)
+
+
+def _pic_output(vcpu: "Vcpu") -> bool:
+    pic = vcpu.kvm.pic
+    return pic is not None and pic.output
+
+
+def _accepts_dm_interrupts(vcpu: "Vcpu") -> bool:
+    """kvm_cpu_accept_dm_intr: an interrupt that user space injects would be taken, once the window is open."""
+    return vcpu.apic is None or vcpu.apic.accepts_pic_interrupts
+
+
+def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
+    """The vector of KVM_INTERRUPT or of the PIC here; with the APIC here, only if it lets it through."""
+    if not _accepts_dm_interrupts(vcpu):
+        return
+    if context.event_pending or not _window_open(context):
+        context.interrupt_window_exiting = True
+        return
+    vector, vcpu.pending_external_vector = vcpu.pending_external_vector, -1
+    if vector < 0:
+        pic = vcpu.kvm.pic
+        assert pic is not None
+        vector = pic.read_irq()
+    vcpu.stat.values[IRQ_INJECTIONS] += 1
+    context.inject(vector, EventType.EXTERNAL)
+
+
+def vmx_vcpu_kick(vcpu: "Vcpu") -> None:
+    """Make the context leave the guest."""
+    vcpu.vmx.context.kick()
+
+
+def vmx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
+    """(ready for interrupt injection, IF, CR8)."""
+    context = vcpu.vmx.context
+    flag = bool(context.rflags & RFLAGS_IF)
+    if vcpu.apic is not None:
+        cr8 = context.vapic[0x80] >> 4
+        accepts = vcpu.apic.accepts_pic_interrupts
+    else:
+        cr8, accepts = context.cr8, True
+    ready = (
+        flag
+        and accepts
+        and vcpu.pending_external_vector < 0
+        and not context.event_pending
+        and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS
+    )
+    return int(ready), int(flag), cr8
+
+
+# MSRs
+
+
+def vmx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
+    """SMBASE is not: there is no SMM here."""
+    return index != msrs.IA32_SMBASE
+
+
+def vmx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+    """Raises Unsupported or Invalid."""
+    if index in PASSED_THROUGH:
+        return vcpu.vmx.context.rdmsr(index)
+    if index == msrs.IA32_SPEC_CTRL:
+        if not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES):
+            raise Invalid
+        return vcpu.vmx.spec_ctrl
+    if index == msrs.IA32_TSC:
+        return vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
+    if index == msrs.IA32_DEBUGCTL:
+        return 0
+    if index == msrs.IA32_XSS:
+        if not host and not vcpu.cpuid.has_xsaves:
+            raise Invalid
+        return 0
+    return vcpu.msrs.get(index, host)
+
+
+def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+    """Raises Unsupported or Invalid."""
+    if index in PASSED_THROUGH:
+        _set_context_msr(vcpu, index, value)
+    elif index == msrs.IA32_SPEC_CTRL:
+        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES)):
+            raise Invalid
+        vcpu.vmx.spec_ctrl = value
+    elif index == msrs.IA32_TSC and host:
+        vmx_write_tsc_offset(vcpu, vcpu.kvm.tsc.offset_for(vcpu, vcpu.vmx.tsc_multiplier, value))
+    elif index == msrs.IA32_TSC:
+        old = vcpu.vmx.tsc_offset
+        vmx_write_tsc(vcpu, value)
+        vcpu.msrs.tsc_adjust = vcpu.msrs.tsc_adjust + vcpu.vmx.tsc_offset - old & _MASK64
+    elif index == msrs.IA32_TSC_ADJUST:
+        if not vcpu.cpuid.has_7_ebx(F7_EBX_TSC_ADJUST):
+            return
+        if not host:
+            vmx_write_tsc_offset(vcpu, vcpu.vmx.tsc_offset + value - vcpu.msrs.tsc_adjust & _MASK64)
+        vcpu.msrs.tsc_adjust = value
+    elif index == msrs.IA32_DEBUGCTL:
+        if value & ~_DEBUGCTL_DROPPED:
+            raise Invalid
+    elif index == msrs.IA32_XSS:
+        if value or (not host and not vcpu.cpuid.has_xsaves):
+            raise Invalid
+    else:
+        vcpu.msrs.set(index, value, host=host)
+
+
+def _set_context_msr(vcpu: "Vcpu", index: int, value: int) -> None:
+    """An MSR that the processor holds, written by user space or by a guest whose VMM filters it."""
+    context = vcpu.vmx.context
+    if index in _CANONICAL:
+        if (value + (1 << 47) & _MASK64) >> 48:
+            raise Invalid
+    elif index in (msrs.SYSENTER_ESP, msrs.SYSENTER_EIP):
+        value = (value & (1 << 48) - 1 ^ 1 << 47) - (1 << 47) & _MASK64  # made canonical, not refused
+    elif index == msrs.TSC_AUX:
+        if value >> 32:
+            raise Invalid
+    elif index == msrs.IA32_PAT:
+        vcpu.msrs.set(index, value, host=True)
+    elif index == msrs.IA32_EFER:
+        if value & ~EFER_VALID:
+            raise Invalid
+        value = value & ~EFER_LMA | context.efer & EFER_LMA
+    context.wrmsr(index, value)
+
+
+def vmx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
+    """The guest's TSC when the host's is ``host_tsc``."""
+    vmx = vcpu.vmx
+    return (host_tsc * vmx.tsc_multiplier >> 48) + vmx.tsc_offset & _MASK64
+
+
+def vmx_write_tsc(vcpu: "Vcpu", value: int) -> None:
+    """Let the guest's TSC read ``value`` now."""
+    vmx = vcpu.vmx
+    vmx_write_tsc_offset(vcpu, value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64)
+
+
+def vmx_get_tsc_offset(vcpu: "Vcpu") -> int:
+    """Guest TSC less scaled host TSC, modulo 2^64."""
+    return vcpu.vmx.tsc_offset
+
+
+def vmx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+    """Set the offset."""
+    vcpu.vmx.tsc_offset = vcpu.vmx.context.tsc_offset = offset
+    vcpu.kvm.clock.tsc_changed()
+
+
+def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
+    """Follow the vCPU's TSC frequency, the counter's value kept."""
+    vmx = vcpu.vmx
+    now = vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
+    host_khz = vcpu.kvm.processor.platform.tsc_hz // 1000
+    vmx.tsc_multiplier = (vcpu.virtual_tsc_khz << 48) // host_khz
+    vmx.context.tsc_multiplier = vmx.tsc_multiplier
+    vmx_write_tsc(vcpu, now)
+
+
+def vmx_vcpu_after_set_cpuid(vcpu: "Vcpu") -> None:
+    """The processor does not restrict features by the guest's CPUID."""
+
+
+def msr_bitmap(vcpu: "Vcpu") -> bytes:
+    """The VMX MSR bitmap: everything exits but what the processor holds and, in x2APIC mode, what it virtualises."""
+    bitmap = bytearray(b"\xff" * 4096)
+
+    def clear(index: int, *, read: bool, write: bool) -> None:
+        low, high = (_READ_LOW, _WRITE_LOW) if index < 0x2000 else (_READ_HIGH, _WRITE_HIGH)
+        position = index & 0x1FFF
+        if read:
+            bitmap[low + (position >> 3)] &= ~(1 << (position & 7))
+        if write:
+            bitmap[high + (position >> 3)] &= ~(1 << (position & 7))
+
+    for index in PASSED_THROUGH:
+        clear(index, read=True, write=True)
+    apic = vcpu.apic
+    if apic is not None and apic.x2apic:
+        clear(0x808, read=True, write=True)  # TPR
+        for index in (0x80A, *range(0x810, 0x828)):  # PPR, ISR, TMR, IRR
+            clear(index, read=True, write=False)
+        clear(0x80B, read=False, write=True)  # EOI
+        clear(0x83F, read=False, write=True)  # SELF IPI
+    return bytes(bitmap)
+
+
+# Interrupts
+
+
+def vmx_inject_machine_check(vcpu: "Vcpu") -> bool:
+    """#MC at the next entry; False if the guest has not enabled it."""
+    context = vcpu.vmx.context
+    if not context.cr4 & CR4_MCE:
+        return False
+    context.inject(MC_VECTOR, EventType.HARDWARE_EXCEPTION)
+    return True
+
+
+def vmx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:
+    """xAPIC accesses exit as EPT violations, x2APIC's TPR, EOI and SELF IPI do not exit."""
+    if hasattr(vcpu, "vmx"):
+        vcpu.vmx.context.set_msr_bitmap(msr_bitmap(vcpu))
+
+
+def vmx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
+    """Post the interrupt."""
+    notify = vcpu.vmx.pi_desc.post(vector)
+    if vcpu.in_guest and notify:
+        vcpu.vmx.context.notify()
+    else:
+        vcpu.kick()
+
+
+def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
+    """Whether something waits that a HLT would end for."""
+    apic = vcpu.apic
+    if apic is None:
+        return vcpu.pending_external_vector >= 0
+    if (vcpu.pending_external_vector >= 0 or _pic_output(vcpu)) and apic.accepts_pic_interrupts:
+        return True
+    return vcpu.vmx.pi_desc.pending() or apic.has_interrupt()
+
+
+def vmx_interrupt_allowed(vcpu: "Vcpu") -> bool:
+    """RFLAGS.IF and no shadow."""
+    return _window_open(vcpu.vmx.context)
+
+
+def vmx_nmi_allowed(vcpu: "Vcpu") -> bool:
+    """Not inside an NMI handler."""
+    return not vcpu.vmx.context.interruptibility & BLOCKED_BY_NMI
+
+
+def vmx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
+    """INIT is taken."""
+    return False

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the exits of a normal VM mean (vmx_handle_exit and its handlers, arch/x86/kvm/vmx/vmx.c and x86.c).
+
+A handler answers 1 (enter again) or 0 (kvm_run is filled: to user space). Exits leave RIP at the instruction; `_skip`
+moves on. An IN or OUT that user space completes is skipped at the next KVM_RUN, unless RIP was changed meanwhile.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.cpu.vmx import EventType, ExitReason
+from swtdx.linux.arch.x86.kvm import emulate
+from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
+from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
+from swtdx.linux.arch.x86.kvm.vmx.vmx import BLOCKED_BY_STI_OR_MOV_SS, ENTRY_FAILURE_GUEST_STATE
+from swtdx.linux.arch.x86.kvm.vmx.vmx_state import xcr0_valid
+from swtdx.linux.arch.x86.kvm.x86 import msr_exit, pio
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import (
+    CR4_DE,
+    guest_get_dr,
+    guest_set_dr,
+    handle_debug_exception,
+    handle_emulated,
+)
+from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
+from swtdx.linux.arch.x86.kvm.x86.undefined_opcode import handle_ud
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.virt.kvm import binary_stats as stats
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import IO_EXITS
+from swtdx.uapi.kvm import (
+    KVM_EXIT_EXCEPTION,
+    KVM_EXIT_HLT,
+    KVM_EXIT_IO,
+    KVM_EXIT_SHUTDOWN,
+    KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
+    Vector,
+)
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+RAX, RCX, RDX, RBX = 0, 1, 2, 3
+CR4_OSXSAVE = 1 << 18
+_F1_ECX_OSXSAVE, _F7_ECX_OSPKE, _CR4_PKE = 1 << 27, 1 << 4, 1 << 22
+_EXIT_IO = int(KVM_EXIT_IO)
+_IO_STRING = 1 << 4
+_DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
+
+
+def vmx_handle_exit(vcpu: "Vcpu") -> int:
+    """1: enter again; 0: to user space. Raises OSError when KVM_RUN fails."""
+    handler = _HANDLERS.get(vcpu.vmx.exit_reason)
+    if handler is None:
+        return vcpu.internal_error(vcpu.vmx.exit_reason)
+    context = vcpu.vmx.context
+    if vcpu.vmx.guest_debug:
+        rip = context.rip
+        return handle_emulated(vcpu, context, rip, handler(vcpu, context))
+    return handler(vcpu, context)
+
+
+def _skip(context: "GuestContext") -> int:
+    context.rip += context.instruction_length
+    return 1
+
+
+def _again(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return 1
+
+
+def _external_interrupt(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return vcpu.external_interrupt()
+
+
+def _interrupt_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+    vcpu.stat.values[stats.IRQ_WINDOW_EXITS] += 1
+    context.interrupt_window_exiting = False
+    return 1
+
+
+def _nmi_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+    vcpu.stat.values[stats.NMI_WINDOW_EXITS] += 1
+    context.nmi_window_exiting = False
+    return 1
+
+
+def queue_exception(context: "GuestContext", vector: int, error_code: int | None = None) -> int:
+    """Let the guest take an exception at the next entry. 1."""
+    context.inject(vector, EventType.HARDWARE_EXCEPTION, error_code)
+    return 1
+
+
+def _undefined(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return queue_exception(context, Vector.UD)
+
+
+def _general_protection(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return queue_exception(context, Vector.GP, 0)
+
+
+def _nothing(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return _skip(context)
+
+
+def _monitor_or_mwait(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """They do nothing; with the quirk of that disabled a guest without the feature gets #UD (handle_monitor_trap)."""
+    features = vcpu.cpuid.find(1)
+    if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS and not (features and features[2] & 1 << 3):
+        return queue_exception(context, Vector.UD)
+    return _skip(context)
+
+
+def _cpuid(vcpu: "Vcpu", context: "GuestContext") -> int:
+    gpr = context.gpr
+    if vcpu.msrs.cpuid_fault and context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
+        return queue_exception(context, Vector.GP, 0)
+    function, index = gpr[RAX] & 0xFFFFFFFF, gpr[RCX] & 0xFFFFFFFF
+    eax, ebx, ecx, edx = vcpu.cpuid.query(function, index)
+    if function == 1:
+        ecx = ecx & ~_F1_ECX_OSXSAVE | (_F1_ECX_OSXSAVE if context.cr4 & CR4_OSXSAVE else 0)
+    elif function == 7 and index == 0:
+        ecx = ecx & ~_F7_ECX_OSPKE | (_F7_ECX_OSPKE if context.cr4 & _CR4_PKE else 0)
+    gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = eax, ebx, ecx, edx
+    return _skip(context)
+
+
+def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
+    _skip(context)
+    if vcpu.apic is not None:
+        context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
+        return vcpu.halt()
+    vcpu.stat.values[stats.HALT_EXITS] += 1
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_HLT))
+    return 0
+
+
+def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
+    qualification = context.exit_qualification
+    vcpu.stat.values[IO_EXITS] += 1
+    if qualification & _IO_STRING:
+        return pio.string_io(vcpu, context, qualification)
+    size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
+    rip, length = context.rip, context.instruction_length
+    device = vcpu.kvm.buses.ports.get(port)
+    if device is not None:
+        mask = (1 << 8 * size) - 1
+        if qualification & 8:
+            rax = context.gpr[RAX]
+            value = device.read(port, size) & mask
+            context.gpr[RAX] = value if size == 4 else rax & ~mask | value
+        else:
+            device.write(port, size, context.gpr[RAX] & mask)
+        return _skip(context)
+    if qualification & 8:
+
+        def complete_in() -> None:
+            if context.rip == rip:
+                value = _DATA[size].unpack_from(vcpu.run, run_struct.PIO_DATA)[0]
+                rax = context.gpr[RAX]
+                context.gpr[RAX] = value if size == 4 else rax & ~((1 << 8 * size) - 1) | value
+                context.rip = rip + length
+
+        vcpu.complete_userspace_io = complete_in
+    else:
+        value = context.gpr[RAX] & (1 << 8 * size) - 1
+        bus = vcpu.kvm.buses.pio
+        if bus.active and bus.write(port, size, value):
+            return _skip(context)
+
+        def complete_out() -> None:
+            if context.rip == rip:
+                context.rip = rip + length
+
+        vcpu.complete_userspace_io = complete_out
+        _DATA[size].pack_into(vcpu.run, run_struct.PIO_DATA, value)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, _EXIT_IO)
+    run_struct.IO.pack_into(
+        vcpu.run, run_struct.UNION, 0 if qualification & 8 else 1, size, port, 1, run_struct.PIO_DATA
+    )
+    return 0
+
+
+def _ept_violation(vcpu: "Vcpu", context: "GuestContext") -> int:
+    kvm = vcpu.kvm
+    gpa = context.guest_physical_address
+    write = bool(context.exit_qualification & EPT_VIOLATION_ACC_WRITE)
+    if kvm.mmu.page_fault(vcpu, gpa, write) is not RetPf.EMULATE:
+        return 1
+    if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio.listeners:
+        listeners = kvm.buses.mmio.listeners.get(gpa)
+        if write and listeners and not listeners[0].length and listeners[0].datamatch is None:
+            kvm.buses.mmio.write(gpa, 0, 0)  # KVM_FAST_MMIO_BUS: a doorbell, whatever is written
+            return emulate.skip_instruction(vcpu, context)
+    return emulate.emulate_instruction(vcpu, context)
+
+
+def _ept_misconfig(vcpu: "Vcpu", context: "GuestContext") -> int:
+    raise vcpu.kvm.bug(f"EPT misconfiguration at {context.guest_physical_address:#x}")
+
+
+def _host_fault(vcpu: "Vcpu", context: "GuestContext") -> int:
+    gpa = context.guest_physical_address
+    raise vcpu.memory_fault(gpa >> PAGE_SHIFT, False, f"user memory behind {gpa:#x} is gone", errno.EFAULT)
+
+
+def _rdmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
+    def done(value: int | None) -> None:
+        if value is None:
+            queue_exception(context, Vector.GP, 0)
+            return
+        context.gpr[RAX], context.gpr[RDX] = value & 0xFFFFFFFF, value >> 32
+        _skip(context)
+
+    return msr_exit.read(vcpu, context.gpr[RCX] & 0xFFFFFFFF, done)
+
+
+def _wrmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
+    def done(accepted: bool) -> None:
+        if accepted:
+            _skip(context)
+        else:
+            queue_exception(context, Vector.GP, 0)
+
+    value = context.gpr[RAX] & 0xFFFFFFFF | (context.gpr[RDX] & 0xFFFFFFFF) << 32
+    return msr_exit.write(vcpu, context.gpr[RCX] & 0xFFFFFFFF, value, done)
+
+
+def _xsetbv(vcpu: "Vcpu", context: "GuestContext") -> int:
+    value = context.gpr[RAX] & 0xFFFFFFFF | (context.gpr[RDX] & 0xFFFFFFFF) << 32
+    if context.gpr[RCX] & 0xFFFFFFFF or not xcr0_valid(vcpu, value):
+        return queue_exception(context, Vector.GP, 0)
+    context.xcr0 = value
+    return _skip(context)
+
+
+def _vmcall(vcpu: "Vcpu", context: "GuestContext") -> int:
+    gpr = context.gpr
+    long_mode = bool(context.efer & 1 << 10 and context.segment(1)[3] & 1 << 13)
+    mask = (1 << 64) - 1 if long_mode else 0xFFFFFFFF
+    nr, a0, a1, a2, a3 = (gpr[register] & mask for register in (RAX, RBX, RCX, RDX, 6))
+
+    def done(result: int) -> None:
+        gpr[RAX] = result & mask
+        _skip(context)
+
+    if context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
+        done(-1)  # -KVM_EPERM
+        return 1
+    return kvm_emulate_hypercall(vcpu, nr, (a0, a1, a2, a3), done, long_mode=long_mode)
+
+
+def _cr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """Only CR8 without an APIC in the kernel, and what a guest/host mask would catch; KVM here sets none."""
+    qualification = context.exit_qualification
+    number, kind, register = qualification & 0xF, qualification >> 4 & 3, qualification >> 8 & 0xF
+    name = {0: "cr0", 3: "cr3", 4: "cr4", 8: "cr8"}.get(number)
+    if name is None or kind > 1:
+        return vcpu.internal_error(vcpu.vmx.exit_reason)
+    if kind == 0:
+        setattr(context, name, context.gpr[register])
+    else:
+        context.gpr[register] = getattr(context, name)
+    return _skip(context)
+
+
+def _dr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """MOV DR, which exits while a debugger's breakpoints are in the registers. DR4 and DR5 mean DR6 and DR7."""
+    qualification = context.exit_qualification
+    number, register = qualification & 7, qualification >> 8 & 0xF
+    if number in (4, 5):
+        if context.cr4 & CR4_DE:
+            return queue_exception(context, Vector.UD)
+        number += 2
+    if qualification & 1 << 4:
+        context.gpr[register] = guest_get_dr(vcpu, number)
+    else:
+        value = context.gpr[register]
+        if number >= 6 and value >> 32:
+            return queue_exception(context, Vector.GP, 0)
+        guest_set_dr(vcpu, number, value)
+    return _skip(context)
+
+
+def _virtualized_eoi(vcpu: "Vcpu", context: "GuestContext") -> int:
+    """A level-triggered vector ended. The instruction is complete."""
+    if vcpu.apic is not None:
+        vcpu.apic.pending_ioapic_eoi = context.exit_qualification & 0xFF
+    return 1
+
+
+def _triple_fault(vcpu: "Vcpu", context: "GuestContext") -> int:
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+    return 0
+
+
+def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
+    information = context.interruption_info
+    if information >> 8 & 7 == EventType.NMI:
+        return 1
+    if information & 0xFF == Vector.UD:
+        return handle_ud(vcpu, context)
+    if vcpu.vmx.guest_debug and information & 0xFF in (Vector.DB, Vector.BP):
+        return handle_debug_exception(vcpu, context, information & 0xFF)
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
+    run_struct.U64.pack_into(
+        vcpu.run, run_struct.UNION, information & 0xFF | (context.interruption_error & 0xFFFFFFFF) << 32
+    )
+    return 0
+
+
+def _entry_failure(vcpu: "Vcpu", context: "GuestContext") -> int:
+    return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE)
+
+
+_HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {
+    ExitReason.EXCEPTION_NMI: _exception,
+    ExitReason.EXTERNAL_INTERRUPT: _external_interrupt,
+    ExitReason.TRIPLE_FAULT: _triple_fault,
+    ExitReason.INTERRUPT_WINDOW: _interrupt_window,
+    ExitReason.NMI_WINDOW: _nmi_window,
+    ExitReason.CPUID: _cpuid,
+    ExitReason.GETSEC: _undefined,
+    ExitReason.HLT: _hlt,
+    ExitReason.INVD: _nothing,
+    ExitReason.INVLPG: _nothing,
+    ExitReason.RDPMC: _general_protection,
+    ExitReason.RSM: _undefined,
+    ExitReason.VMCALL: _vmcall,
+    **dict.fromkeys(range(19, 28), _undefined),  # VMCLEAR to VMXON: no nested virtualization
+    ExitReason.CR_ACCESS: _cr_access,
+    ExitReason.DR_ACCESS: _dr_access,
+    ExitReason.IO: _io,
+    ExitReason.RDMSR: _rdmsr,
+    ExitReason.WRMSR: _wrmsr,
+    ExitReason.ENTRY_FAILURE: _entry_failure,
+    ExitReason.MWAIT: _monitor_or_mwait,
+    ExitReason.MONITOR: _monitor_or_mwait,
+    ExitReason.PAUSE: _nothing,
+    ExitReason.VIRTUALIZED_EOI: _virtualized_eoi,
+    ExitReason.EPT_VIOLATION: _ept_violation,
+    ExitReason.EPT_MISCONFIG: _ept_misconfig,
+    50: _undefined,  # INVEPT
+    53: _undefined,  # INVVPID
+    ExitReason.WBINVD: _nothing,
+    ExitReason.XSETBV: _xsetbv,
+    ExitReason.INVPCID: _undefined,
+    ExitReason.TDCALL: _undefined,
+    ExitReason.HOST_FAULT: _host_fault,
+}

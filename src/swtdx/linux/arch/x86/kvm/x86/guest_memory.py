@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A normal VM's memory as KVM's emulator reaches it: linear addresses, through the guest's page tables and the slots.
+
+Memory without a slot is MMIO and not served here. A linear address that the guest does not map raises `GuestPageFault`;
+the emulator then lets the guest take the #PF itself.
+"""
+
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import walk
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.uaccess import copy_from_user, copy_to_user
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.kvm_main import Kvm
+
+
+class GuestPageFault(Exception):
+    """The guest's page tables do not map the address."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+
+class Mmio(Exception):
+    """There is no slot at the guest-physical address."""
+
+
+def user_address(kvm: "Kvm", gpa: int) -> int | None:
+    """The user address behind ``gpa``, or None where there is no slot (gfn_to_hva)."""
+    slot = kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+    if slot is None:
+        return None
+    return slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
+
+
+def translate(vcpu: "Vcpu", context: "GuestContext", address: int) -> int:
+    """The GPA of a linear address. Raises GuestPageFault."""
+    gpa = walk(vcpu.kvm, context, address)
+    if gpa is None:
+        raise GuestPageFault(address)
+    return gpa
+
+
+def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> bytes:
+    """Bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
+    pieces = []
+    while length:
+        gpa = translate(vcpu, context, address)
+        take = min(length, PAGE_SIZE - (address & PAGE_SIZE - 1))
+        hva = user_address(vcpu.kvm, gpa)
+        if hva is None:
+            raise Mmio
+        pieces.append(copy_from_user(hva, take, vcpu.kvm.mm))
+        address += take
+        length -= take
+    return b"".join(pieces)
+
+
+def fetch(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> bytes:
+    """Instruction bytes at a linear address, at most ``length``. Raises GuestPageFault if there is not even one."""
+    in_page = PAGE_SIZE - (address & PAGE_SIZE - 1)
+    code = read_linear(vcpu, context, address, min(length, in_page))
+    if length > in_page:
+        try:
+            code += read_linear(vcpu, context, address + in_page, length - in_page)
+        except (GuestPageFault, Mmio):
+            return code
+    return code
+
+
+def write_linear(vcpu: "Vcpu", context: "GuestContext", address: int, data: bytes) -> None:
+    """Write guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
+    done = 0
+    while done < len(data):
+        gpa = translate(vcpu, context, address + done)
+        take = min(len(data) - done, PAGE_SIZE - (address + done & PAGE_SIZE - 1))
+        slot = vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+        hva = user_address(vcpu.kvm, gpa)
+        if hva is None or slot is None:
+            raise Mmio
+        copy_to_user(hva, data[done : done + take], vcpu.kvm.mm)
+        vcpu.kvm.mark_dirty(slot, gpa >> PAGE_SHIFT)
+        done += take

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Machine-check registers of a vCPU and KVM_X86_SETUP_MCE, KVM_X86_SET_MCE (arch/x86/kvm/x86.c; SDM vol. 3, "MCA").
+
+A bank is four MSRs: CTL, STATUS, ADDR, MISC. Nothing here ever fails by itself: user space injects errors, as a VMM
+does that was told of one by its own kernel. Left out: corrected-error interrupts (MCG_CMCI_P, LVT CMCI), so that
+IA32_MCi_CTL2 takes nothing but user space's 0, as where MCG_CAP lacks the bit.
+"""
+
+import errno
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.uapi.kvm import kvm_x86_mce
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+IA32_P5_MC_ADDR, IA32_P5_MC_TYPE = 0x0, 0x1
+IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MCG_CTL, IA32_MCG_EXT_CTL = 0x179, 0x17A, 0x17B, 0x4D0
+IA32_MC0_CTL2, IA32_MC0_CTL = 0x280, 0x400
+KVM_MAX_MCE_BANKS = 32
+MCG_CTL_P, MCG_SER_P, MCG_LMCE_P = 1 << 8, 1 << 24, 1 << 27
+MCG_CAP_SUPPORTED = MCG_CTL_P | MCG_SER_P | MCG_LMCE_P
+MCG_STATUS_MCIP = 1 << 2
+MCG_EXT_CTL_LMCE_EN = 1 << 0
+STATUS_VAL, STATUS_OVER, STATUS_UC, STATUS_PCC, STATUS_S, STATUS_AR = (
+    1 << 63, 1 << 62, 1 << 61, 1 << 57, 1 << 56, 1 << 55,
+)  # fmt: skip
+_ALL_ONES = (1 << 64) - 1
+_CTL, _STATUS = 0, 1  # then ADDR and MISC
+MSRS = frozenset(
+    [
+        IA32_P5_MC_ADDR, IA32_P5_MC_TYPE, IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MCG_CTL, IA32_MCG_EXT_CTL,
+        *range(IA32_MC0_CTL, IA32_MC0_CTL + 4 * KVM_MAX_MCE_BANKS),
+        *range(IA32_MC0_CTL2, IA32_MC0_CTL2 + KVM_MAX_MCE_BANKS),
+    ]
+)  # fmt: skip
+
+
+class MachineCheck:
+    """A vCPU's registers. `read` and `write` answer None or False where the access is refused."""
+
+    def __init__(self) -> None:
+        self.mcg_cap = KVM_MAX_MCE_BANKS
+        self.mcg_status = self.mcg_ctl = self.mcg_ext_ctl = 0
+        self.banks = [0] * (4 * KVM_MAX_MCE_BANKS)
+
+    @property
+    def lmce(self) -> bool:
+        """Whether MCG_CAP has local machine checks."""
+        return bool(self.mcg_cap & MCG_LMCE_P)
+
+    def setup(self, mcg_cap: int) -> None:
+        """KVM_X86_SETUP_MCE. Raises OSError(EINVAL)."""
+        count = mcg_cap & 0xFF
+        if not count or count > KVM_MAX_MCE_BANKS or mcg_cap & ~(MCG_CAP_SUPPORTED | 0xFF | 0xFF0000):
+            raise err(errno.EINVAL, f"mcg_cap {mcg_cap:#x}")
+        self.mcg_cap = mcg_cap
+        if mcg_cap & MCG_CTL_P:
+            self.mcg_ctl = _ALL_ONES
+        for bank in range(count):
+            self.banks[4 * bank + _CTL] = _ALL_ONES
+
+    def read(self, index: int, *, host: bool) -> int | None:
+        """``host``: user space reads, not the guest."""
+        if index in (IA32_P5_MC_ADDR, IA32_P5_MC_TYPE):
+            return 0
+        if index == IA32_MCG_CAP:
+            return self.mcg_cap
+        if index == IA32_MCG_STATUS:
+            return self.mcg_status
+        if index == IA32_MCG_CTL:
+            return self.mcg_ctl if self.mcg_cap & MCG_CTL_P or host else None
+        if index >= IA32_MC0_CTL:
+            number = index - IA32_MC0_CTL
+            return self.banks[number] if number < 4 * (self.mcg_cap & 0xFF) else None
+        return 0 if host and index - IA32_MC0_CTL2 < self.mcg_cap & 0xFF else None
+
+    def write(self, index: int, value: int, *, host: bool) -> bool:
+        """``host``: user space writes, not the guest."""
+        if index == IA32_MCG_STATUS:
+            self.mcg_status = value
+        elif index == IA32_MCG_CTL:
+            if (not self.mcg_cap & MCG_CTL_P and (value or not host)) or value not in (0, _ALL_ONES):
+                return False
+            self.mcg_ctl = value
+        elif index >= IA32_MC0_CTL:
+            return self._write_bank(index - IA32_MC0_CTL, value, host=host)
+        elif index >= IA32_MC0_CTL2:
+            return index - IA32_MC0_CTL2 < self.mcg_cap & 0xFF and host and not value
+        else:
+            return False
+        return True
+
+    def _write_bank(self, number: int, value: int, *, host: bool) -> bool:
+        register = number & 3
+        if number >= 4 * (self.mcg_cap & 0xFF):
+            return False
+        if register == _CTL and value and value | 1 << 10 | 1 != _ALL_ONES:  # bits 0 and 10 some guests leave out
+            return False
+        if register == _STATUS and value and not host:
+            return False
+        self.banks[number] = value
+        return True
+
+
+def set_mce(vcpu: "Vcpu", mce: kvm_x86_mce) -> None:
+    """KVM_X86_SET_MCE: an error is found in a bank, the guest gets #MC if it is uncorrected. Raises OSError(EINVAL)."""
+    state = vcpu.msrs.mce
+    status = mce.status
+    if mce.bank >= state.mcg_cap & 0xFF or not status & STATUS_VAL:
+        raise err(errno.EINVAL, f"bank {mce.bank}, status {status:#x}")
+    base = 4 * mce.bank
+    control, old = state.banks[base], state.banks[base + _STATUS]
+
+    def store(overflow: int) -> None:
+        state.banks[base + _STATUS : base + 4] = status | overflow, mce.addr, mce.misc
+
+    overflow = STATUS_OVER if old & STATUS_VAL else 0
+    if not status & STATUS_UC:
+        if old & STATUS_VAL and old & STATUS_UC:  # what is worse stays
+            state.banks[base + _STATUS] = old | STATUS_OVER
+        else:
+            store(overflow)
+    elif not mce.mcg_status and not status & (STATUS_PCC | STATUS_S | STATUS_AR):  # uncorrected, no action required
+        store(0)
+        state.mcg_status = 0
+    elif (not state.mcg_cap & MCG_CTL_P or state.mcg_ctl == _ALL_ONES) and control == _ALL_ONES:  # reporting is on
+        if state.mcg_status & MCG_STATUS_MCIP or not vcpu.ops.inject_machine_check(vcpu):
+            vcpu.triple_fault_pending = True
+            return
+        store(overflow)
+        state.mcg_status = mce.mcg_status

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""String I/O of a normal VM: INS and OUTS with and without REP.
+
+KVM_EXIT_IO carries as many items as fit into the PIO page and into RCX; after user space has answered, memory, RSI or
+RDI, and RCX are updated, and RIP moves on when RCX is used up (otherwise the instruction is simply executed again).
+"""
+
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.uapi.kvm import KVM_EXIT_IO
+
+if TYPE_CHECKING:
+    from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+RCX, RSI, RDI = 1, 6, 7
+_PAGE = 4096
+_RFLAGS_DF = 1 << 10
+_IO_REP = 1 << 5
+
+
+def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
+    """0 (to user space), or 1 when there is nothing to do."""
+    size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
+    is_in = bool(qualification & 8)
+    address_size = 2 << (context.instruction_info >> 7 & 7)  # 2, 4 or 8 bytes
+    mask = (1 << 8 * address_size) - 1
+    gpr, rip, length = context.gpr, context.rip, context.instruction_length
+    left = gpr[RCX] & mask if qualification & _IO_REP else 1
+    if not left:
+        context.rip = rip + length
+        return 1
+    backwards = bool(context.rflags & _RFLAGS_DF)
+    linear = context.guest_linear_address
+    in_page = (linear & _PAGE - 1) // size + 1 if backwards else (_PAGE - (linear & _PAGE - 1)) // size
+    count = max(1, min(left, _PAGE // size, in_page))
+    start = linear - (count - 1) * size if backwards else linear
+    data_at = run_struct.PIO_DATA
+
+    def advance() -> None:
+        register = RDI if is_in else RSI
+        step = -count * size if backwards else count * size
+        gpr[register] = gpr[register] & ~mask | gpr[register] + step & mask
+        if qualification & _IO_REP:
+            gpr[RCX] = gpr[RCX] & ~mask | left - count & mask
+        if not qualification & _IO_REP or left == count:
+            context.rip = rip + length
+
+    def in_order(data: bytes) -> bytes:
+        """Memory order to port order, and back: they differ when the direction flag is set."""
+        if not backwards:
+            return data
+        return b"".join(data[at : at + size] for at in range(len(data) - size, -1, -size))
+
+    def complete() -> int:
+        if context.rip != rip:
+            return 1
+        if is_in:
+            try:
+                write_linear(vcpu, context, start, in_order(bytes(vcpu.run[data_at : data_at + count * size])))
+            except GuestPageFault as fault:
+                return inject_page_fault(context, fault.address)
+            except Mmio:
+                return vcpu.internal_error(vcpu.vmx.exit_reason)
+        advance()
+        return 1
+
+    buses = vcpu.kvm.buses
+    device = buses.ports.get(port)
+    if is_in and device is not None:
+        items = b"".join((device.read(port, size) & (1 << 8 * size) - 1).to_bytes(size, "little") for _ in range(count))
+        vcpu.run[data_at : data_at + count * size] = items
+        return complete()
+    if not is_in:
+        try:
+            data = read_linear(vcpu, context, start, count * size)
+        except GuestPageFault as fault:
+            return inject_page_fault(context, fault.address)
+        except Mmio:
+            return vcpu.internal_error(vcpu.vmx.exit_reason)
+        data = in_order(data)
+        values = [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        if device is not None:
+            for value in values:
+                device.write(port, size, value)
+            advance()
+            return 1
+        if buses.pio.active and buses.pio.write(port, size, values[0]):
+            for value in values[1:]:  # who took the first is asked for all; what he does not want is dropped
+                buses.pio.write(port, size, value)
+            advance()
+            return 1
+        vcpu.run[data_at : data_at + count * size] = data
+    vcpu.complete_userspace_io = complete
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_IO))
+    run_struct.IO.pack_into(vcpu.run, run_struct.UNION, 0 if is_in else 1, size, port, count, data_at)
+    return 0

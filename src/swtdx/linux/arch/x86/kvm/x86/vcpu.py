@@ -1,0 +1,468 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual CPU and KVM_RUN (struct kvm_vcpu; kvm_arch_vcpu_ioctl_run, vcpu_run, vcpu_block in arch/x86/kvm/x86.c).
+
+The loop: enter the guest, let kvm_x86_ops handle the exit, go on while the handler answers 1, return to user space when
+it answers 0. An exit that user space must complete leaves a callback in ``complete_userspace_io`` for the next KVM_RUN.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.linux.arch.x86.kvm.cpuid import CpuidTable
+from swtdx.linux.arch.x86.kvm.lapic import (
+    APIC_DEFAULT_PHYS_BASE,
+    APICBASE_BSP,
+    APICBASE_ENABLE,
+    APICBASE_RESERVED,
+    APICBASE_X2APIC,
+    Lapic,
+)
+from swtdx.linux.arch.x86.kvm.x86.msrs import EmulatedMsrs
+from swtdx.linux.arch.x86.kvm.x86.pvclock import PvTime
+from swtdx.linux.err import err
+from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, HeldSignals, WaitQueue
+from swtdx.linux.virt.kvm import binary_stats as stats
+from swtdx.linux.virt.kvm import run_struct
+from swtdx.linux.virt.kvm.binary_stats import EXITS, HOST_STATE_RELOAD, VCPU_STATISTICS, Statistics
+from swtdx.linux.virt.kvm.kvm_main import IrqchipMode, Kvm
+from swtdx.uapi.kvm import (
+    KVM_EXIT_FAIL_ENTRY,
+    KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR,
+    KVM_EXIT_IOAPIC_EOI,
+    KVM_EXIT_IRQ_WINDOW_OPEN,
+    KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_UNKNOWN,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
+    KVM_MEMORY_EXIT_FLAG_PRIVATE,
+    KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED,
+    KVM_MP_STATE_RUNNABLE,
+    KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_MP_STATE_UNINITIALIZED,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import VcpuTdx
+    from swtdx.linux.arch.x86.kvm.vmx.vmx import VcpuVmx
+
+_UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), int(KVM_EXIT_IRQ_WINDOW_OPEN)
+_IMMEDIATE_EXIT = run_struct.IMMEDIATE_EXIT
+_EXIT_REASON = run_struct.EXIT_REASON
+_RUNNABLE = KVM_MP_STATE_RUNNABLE
+_SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.1
+"""How long a vCPU that polls is put to sleep at first and at most. Each sleep is twice the last, so that it has waited
+no more than twice as long as it had to; processors that firmware parks in a loop must not cost those that work."""
+
+
+class Vcpu:
+    """``run`` is the memory that user space maps: kvm_run, the PIO page, the coalesced-MMIO page."""
+
+    vmx: "VcpuVmx"
+    tdx: "VcpuTdx"
+
+    def __init__(self, kvm: Kvm, vcpu_id: int, run: memoryview) -> None:
+        self.kvm = kvm
+        self.ops = kvm.ops
+        self.is_td = kvm.is_td  # its registers are protected, too (guest_state_protected)
+        self.vcpu_id = vcpu_id
+        self.vcpu_idx = -1
+        self.run = run
+        self.mutex = threading.Lock()
+        self.is_bsp = vcpu_id == kvm.bsp_vcpu_id
+        # An AP waits for INIT and SIPI where there is a local APIC in the kernel to receive them.
+        waits = kvm.irqchip_mode is not IrqchipMode.NONE and not self.is_bsp
+        self.mp_state = KVM_MP_STATE_UNINITIALIZED if waits else KVM_MP_STATE_RUNNABLE
+
+        self.cpu = kvm.created_vcpus % kvm.cpus.count
+        self.in_guest = False
+        self.entries = 0
+        self.blocking = False
+        self.kicked = False
+        self._wait = WaitQueue()
+        self._signals = HeldSignals()
+        self.interrupted = False  # a signal that was held back waits
+        self.spin_seconds = 0.0  # how long to sleep before the next entry
+        self._spin_backoff = 0.0
+        self.sigset: int | None = None
+        self.has_run = False
+
+        self.complete_userspace_io: Callable[[], int | None] | None = None
+        self.nmi_pending = 0
+        self.triple_fault_pending = False
+        self.pv_features_enforced = False
+        self.pv_unhalted = False  # another vCPU asks by hypercall that a HLT end
+        self.pending_external_vector = -1
+        self.apic: Lapic | None = None
+        self._apic_base = APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | (APICBASE_BSP if self.is_bsp else 0)
+        self.cpuid = CpuidTable()
+        self.virtual_tsc_khz = kvm.default_tsc_khz
+        self.msrs = EmulatedMsrs(self)
+        self.pv_time = PvTime(self)
+        self.stat = Statistics(f"kvm-{os.getpid()}/vcpu-{vcpu_id}", VCPU_STATISTICS)
+        self.ops.vcpu_create(self)
+
+    def free(self) -> None:
+        """kvm_vcpu_destroy; at the VM's end."""
+        if self.apic is not None:
+            self.apic.free()
+        self.ops.vcpu_free(self)
+
+    # APIC base, CPUID, TSC
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE."""
+        return self.apic.base if self.apic is not None else self._apic_base
+
+    def set_apic_base(self, value: int, *, host: bool = True) -> None:
+        """kvm_apic_set_base; the guest may not change modes as it likes. Raises OSError(EINVAL)."""
+        old = self.apic_base
+        if value == old:
+            return
+        both = APICBASE_ENABLE | APICBASE_X2APIC
+        old_mode, mode = old & both, value & both
+        x2apic = 0 if self.guest_cpuid_has_x2apic() else APICBASE_X2APIC
+        if value & (self.cpuid.reserved_gpa_bits | APICBASE_RESERVED | x2apic) or mode == APICBASE_X2APIC:
+            raise err(errno.EINVAL, f"IA32_APIC_BASE {value:#x}: reserved bits, or no mode that the vCPU has")
+        if not host and (old_mode, mode) in ((both, APICBASE_ENABLE), (0, both)):
+            raise err(errno.EINVAL, f"IA32_APIC_BASE {value:#x}: not a way into or out of x2APIC mode")
+        if self.apic is not None:
+            self.apic.set_base(value)
+        else:
+            self._apic_base = value
+
+    def guest_cpuid_has_x2apic(self) -> bool:
+        """Whether the guest's CPUID offers x2APIC."""
+        leaf = self.cpuid.find(1)
+        return leaf is not None and bool(leaf[2] & 1 << 21)
+
+    def guest_pv_has(self, feature: int) -> bool:
+        """Whether the guest may use a paravirtual feature: any, unless user space wants its CPUID to be asked."""
+        return not self.pv_features_enforced or bool(self.cpuid.pv_features & 1 << feature)
+
+    def guest_tsc(self) -> int:
+        """The guest's TSC now."""
+        return self.ops.read_l1_tsc(self, self.kvm.processor.rdtsc())
+
+    # Interrupts
+
+    def kick(self) -> None:
+        """kvm_vcpu_kick: out of the guest, or awake, whichever applies."""
+        if self.in_guest:
+            self.ops.vcpu_kick(self)
+        elif self.blocking:
+            self.stat.values[stats.HALT_WAKEUP] += 1
+            self._wait.wake_up()
+
+    def is_in_guest(self, entries: int) -> bool:
+        """Whether the vCPU is in the guest since entry number ``entries``."""
+        return self.in_guest and self.entries == entries
+
+    def queue_nmi(self) -> None:
+        """kvm_inject_nmi."""
+        self.nmi_pending = min(self.nmi_pending + 1, 2)
+        self.kick()
+
+    # Exits
+
+    def memory_fault(self, gfn: int, private: bool, reason: str, code: int = errno.EFAULT) -> OSError:
+        """Prepare KVM_EXIT_MEMORY_FAULT; the error with which KVM_RUN is to fail."""
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_MEMORY_FAULT))
+        flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
+        run_struct.MEMORY_FAULT.pack_into(self.run, run_struct.UNION, flags, gfn << 12, 4096)
+        return err(code, reason)
+
+    def internal_error(self, data0: int, suberror: int = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON) -> int:
+        """KVM_EXIT_INTERNAL_ERROR with what happened and the CPU it happened on; 0."""
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+        run_struct.INTERNAL.pack_into(self.run, run_struct.UNION, suberror, 2, data0, self.cpu)
+        return 0
+
+    def fail_entry(self, reason: int) -> int:
+        """KVM_EXIT_FAIL_ENTRY with the hardware's reason and the CPU; 0."""
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_FAIL_ENTRY))
+        run_struct.U64.pack_into(self.run, run_struct.UNION, reason)
+        run_struct.U32.pack_into(self.run, run_struct.UNION + 8, self.cpu)
+        return 0
+
+    # KVM_RUN
+
+    def ioctl_run(self) -> int:
+        """KVM_RUN with vcpu.mutex held. Raises OSError: EINTR, EAGAIN, EINVAL, EFAULT, EIO."""
+        run = self.run
+        run_struct.U16.pack_into(run, run_struct.FLAGS, 0)
+        if self.mp_state == KVM_MP_STATE_UNINITIALIZED:
+            self._run_uninitialized()
+        valid, dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS)[0], 0
+        dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS + 8)[0]
+        if valid or dirty:
+            self.ops.sync_regs_load(self, valid, dirty)
+        if self.apic is None:
+            self.ops.set_cr8(self, run_struct.U64.unpack_from(run, run_struct.CR8)[0])
+        complete = self.complete_userspace_io
+        if complete is not None:
+            self.complete_userspace_io = None
+            result = complete()
+            if result == 0:
+                self._post_run_save()
+                return 0
+        if run[_IMMEDIATE_EXIT]:
+            self._post_run_save()
+            raise err(errno.EINTR, "immediate_exit")
+        if not self.ops.vcpu_pre_run(self):
+            self._post_run_save()
+            return 0
+        if self.triple_fault_pending:
+            self.triple_fault_pending = False
+            run_struct.U32.pack_into(run, _EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
+            self._post_run_save()
+            return 0
+        try:
+            self._vcpu_run()
+        finally:
+            self._post_run_save()
+            if valid:
+                self.ops.sync_regs_store(self, valid)
+        return 0
+
+    def _post_run_save(self) -> None:
+        ready, if_flag, cr8 = (0, 0, 0) if self.is_td else self.ops.post_run_state(self)
+        run_struct.STATE.pack_into(self.run, run_struct.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
+
+    def _run_uninitialized(self) -> None:
+        """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
+        if self.run[_IMMEDIATE_EXIT]:
+            raise err(errno.EINTR, "immediate_exit")
+        interrupted = self._block()
+        if interrupted or self.exit_requested():
+            raise self._signal_exit()
+        self._accept_apic_events()
+        raise err(errno.EAGAIN, "the vCPU was waiting to be started; run it again")
+
+    def _vcpu_run(self) -> None:
+        run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
+        run_struct.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
+        vcpu_run, handle_exit, stat = ops.vcpu_run, ops.handle_exit, self.stat
+        cpu = self._load()
+        self.has_run = True
+        try:
+            while True:
+                if self.mp_state == _RUNNABLE:
+                    if kvm.dead:
+                        raise err(errno.EIO, "the VM is dead")
+                    self.entries += 1
+                    vcpu_run(self, cpu)
+                    stat.values[EXITS] += 1
+                    if not handle_exit(self):
+                        return
+                    if self.spin_seconds:
+                        cpus.put_cpu(cpu)
+                        cpu = -1
+                        if self._spin_block():
+                            raise self._signal_exit()
+                        cpu = self._load()
+                else:
+                    cpus.put_cpu(cpu)
+                    cpu = -1
+                    interrupted = self._block()
+                    if kvm.dead:
+                        raise err(errno.EIO, "the VM is dead")
+                    self._accept_apic_events()
+                    if interrupted:
+                        raise self._signal_exit()
+                    cpu = self._load()
+                if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
+                    return
+                if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
+                    return
+                if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
+                    raise self._signal_exit()
+                if cpus.waiters:
+                    cpus.put_cpu(cpu)
+                    cpu = -1
+                    cpu = self._load()
+        finally:
+            if cpu >= 0:
+                cpus.put_cpu(cpu)
+            self.interrupted = False
+            self._signals.let_go()
+
+    def _signal_exit(self) -> OSError:
+        """kvm_handle_signal_exit."""
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, _INTR)
+        self.stat.values[stats.SIGNAL_EXITS] += 1
+        return err(errno.EINTR, "a signal is pending")
+
+    def _load(self) -> int:
+        cpu = self.kvm.cpus.get_cpu(self)
+        if cpu != self.cpu:
+            try:
+                self.ops.vcpu_load(self, cpu)
+            except BaseException:
+                self.kvm.cpus.put_cpu(cpu)
+                raise
+            self.cpu = cpu
+        self.stat.values[HOST_STATE_RELOAD] += 1
+        return cpu
+
+    def _ioapic_eoi_exit(self) -> bool:
+        apic = self.apic
+        assert apic is not None
+        vector, apic.pending_ioapic_eoi = apic.pending_ioapic_eoi, None
+        if vector is None:
+            return False
+        if self.kvm.ioapic is not None:
+            self.kvm.ioapic.update_eoi(vector)
+            return False
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_IOAPIC_EOI))
+        self.run[run_struct.UNION] = vector
+        return True
+
+    def _irq_window_open(self) -> bool:
+        if self.is_td or self.kvm.irqchip_mode is IrqchipMode.KERNEL or not self.ops.post_run_state(self)[0]:
+            return False
+        self.stat.values[stats.REQUEST_IRQ_EXITS] += 1
+        run_struct.U32.pack_into(self.run, _EXIT_REASON, _IRQ_WINDOW_OPEN)
+        return True
+
+    @property
+    def watches_signals(self) -> bool:
+        """Whether `signal_pending` can see any."""
+        return self.sigset is not None or self.kvm.kernel.sees_signals
+
+    def exit_requested(self) -> bool:
+        """Whether KVM_RUN is to end: by immediate_exit, which signal handlers set, or for a signal."""
+        return bool(self.run[_IMMEDIATE_EXIT]) or self.signal_pending()
+
+    def signal_pending(self) -> bool:
+        """signal_pending(current), as far as it can be seen: what a signal handler has told the processor
+        (`EmulatedKernel.sees_signals`), and of blocked signals those that the vCPU's mask lets in.
+        """
+        if self.kvm.kernel.sees_signals and self.kvm.processor.signal_pending():
+            return True
+        if self.sigset is None:
+            return False
+        return any(not self.sigset >> number - 1 & 1 for number in self.kvm.mm.pending_signals())
+
+    # Blocking
+
+    def halt(self) -> int:
+        """The guest halted: sleep in the kernel if it has a local APIC here. 1."""
+        self.stat.values[stats.HALT_EXITS] += 1
+        self.mp_state = KVM_MP_STATE_HALTED
+        return 1
+
+    def pv_kick(self) -> None:
+        """KVM_HC_KICK_CPU: end the HLT in which the vCPU is, or the next one."""
+        self.pv_unhalted = True
+        self.kick()
+
+    def _runnable(self) -> bool:
+        """kvm_arch_vcpu_runnable."""
+        if self.mp_state == KVM_MP_STATE_RUNNABLE:
+            return True
+        apic = self.apic
+        if self.mp_state == KVM_MP_STATE_UNINITIALIZED or self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+            return apic is not None and (apic.pending_init or apic.pending_sipi)
+        return self.pv_unhalted or self.has_events()
+
+    def has_events(self) -> bool:
+        """kvm_vcpu_has_events: something that ends a HLT."""
+        if self.nmi_pending and self.ops.nmi_allowed(self):
+            return True
+        if self.apic is not None and self.apic.pending_init:
+            return True
+        return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
+
+    def _block(self) -> bool:
+        """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state. True: a signal."""
+        self.in_guest = False
+        started = time.monotonic_ns()
+        wait, interrupted = self._wait, self._signals.let_go()
+        pause = SIGNAL_POLL_SECONDS if self.sigset is not None else 2 * TICK_SECONDS
+        self.blocking = True
+        self.stat.values[stats.BLOCKING] = 1
+        try:
+            while not interrupted:
+                ticket = wait.ticket()
+                if self._runnable() or self.kvm.dead or self.exit_requested():
+                    break
+                interrupted = wait.wait(ticket, pause)
+        finally:
+            self.blocking = False
+            self.stat.values[stats.BLOCKING] = 0
+        waited = time.monotonic_ns() - started
+        self.stat.values[stats.HALT_WAIT_NS] += waited
+        self.stat.log_hist(stats.HALT_WAIT_HIST, waited)
+        if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
+            self.set_mp_state_here(KVM_MP_STATE_RUNNABLE)
+        return interrupted
+
+    def external_interrupt(self) -> int:
+        """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
+        self.stat.values[stats.IRQ_EXITS] += 1
+        if not self.watches_signals:
+            self.interrupted = self._signals.look()
+        if self.kvm.processor.spins(self.cpu):
+            self._spin_backoff = self.spin_seconds = min(2 * self._spin_backoff or _SPIN_SECONDS, _SPIN_SECONDS_MAX)
+        else:
+            self._spin_backoff = 0.0
+        return 1
+
+    def _spin_block(self) -> bool:
+        """kvm_vcpu_on_spin: let others run, unless there is something to do. True: a signal ended it."""
+        until, self.spin_seconds = time.monotonic() + self.spin_seconds, 0.0
+        wait = self._wait
+        if self._signals.let_go():
+            return True
+        self.blocking = True
+        try:
+            ticket = wait.ticket()
+            if self.has_events():
+                return False
+            while (left := until - time.monotonic()) > 0 and not (self.exit_requested() or self.kvm.dead):
+                if wait.wait(ticket, min(left, TICK_SECONDS / 2)):
+                    return True
+                if wait.ticket() != ticket:  # a kick: there is something to do
+                    return False
+        finally:
+            self.blocking = False
+        return False
+
+    def _accept_apic_events(self) -> None:
+        """kvm_apic_accept_events: INIT and SIPI."""
+        apic = self.apic
+        if apic is None:
+            return
+        if apic.pending_init:
+            apic.pending_init = False
+            self.ops.vcpu_reset(self, True)
+            apic.reset()
+            self.mp_state = KVM_MP_STATE_RUNNABLE if self.is_bsp else KVM_MP_STATE_INIT_RECEIVED
+        if apic.pending_sipi:
+            apic.pending_sipi = False
+            if self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
+                self.ops.vcpu_deliver_sipi_vector(self, apic.sipi_vector)
+                self.mp_state = KVM_MP_STATE_RUNNABLE
+
+    def set_mp_state_here(self, state: int) -> None:
+        """kvm_set_mp_state: a vCPU that runs has taken notice of who wanted its HLT to end."""
+        self.mp_state = state
+        if state == KVM_MP_STATE_RUNNABLE:
+            self.pv_unhalted = False
+
+    def set_mp_state(self, state: int) -> None:
+        """KVM_SET_MP_STATE's effect, from another thread or this one."""
+        if state == KVM_MP_STATE_SIPI_RECEIVED and self.apic is not None:
+            state, self.apic.pending_sipi = KVM_MP_STATE_INIT_RECEIVED, True
+        self.set_mp_state_here(state)
+        self.kick()
+
+
+Handler = Callable[[Vcpu], int]

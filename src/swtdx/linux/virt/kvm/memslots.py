@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Memory slots: which guest frames are backed by which user addresses (struct kvm_memory_slot, virt/kvm/kvm_main.c).
+
+`check_region` and `plan` make the checks of kvm_set_memory_region in its order; what is to be done about a change
+(zapping, binding a guest_memfd) is `Kvm.set_memory_region`'s. Frame numbers are gfns, addresses bytes.
+"""
+
+import errno
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from swtdx.linux.err import err
+from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.uaccess import access_ok
+from swtdx.linux.virt.kvm.hva import HvaMapping
+from swtdx.uapi.kvm import (
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+    kvm_userspace_memory_region2,
+)
+
+if TYPE_CHECKING:
+    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
+
+KVM_USER_MEM_SLOTS = 32764
+KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
+_LOG_DIRTY, _READONLY, _GUEST_MEMFD = int(KVM_MEM_LOG_DIRTY_PAGES), int(KVM_MEM_READONLY), int(KVM_MEM_GUEST_MEMFD)
+
+
+@dataclass(eq=False)
+class Memslot:
+    """A slot that exists. ``base_gfn`` and ``npages`` in frames, ``gmem_pgoff`` in pages of the guest_memfd."""
+
+    slot_id: int
+    as_id: int
+    flags: int
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    hva: HvaMapping
+    gmem: "GuestMemfd | None" = None
+    gmem_pgoff: int = 0
+    dirty_bitmap: bytearray | None = None
+
+    @property
+    def end_gfn(self) -> int:
+        """The first frame after the slot."""
+        return self.base_gfn + self.npages
+
+
+class Change(Enum):
+    """enum kvm_mr_change."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags only"
+    NOTHING = "nothing"
+
+
+class Memslots:
+    """The slots of one address space, by frame and by id.
+
+    Changes are made under slots_lock. Look-ups take no lock: one list holds everything and changes in one step, and a
+    look-up whose two steps fell on both sides of a change is made again (SRCU and the generation, in the kernel).
+    """
+
+    def __init__(self) -> None:
+        self.by_id: dict[int, Memslot] = {}
+        self._entries: list[tuple[int, int, Memslot]] = []  # first gfn, id (which decides nothing: no two overlap)
+        self.generation = 0
+
+    def gfn_to_memslot(self, gfn: int) -> Memslot | None:
+        """The slot that holds ``gfn``."""
+        wanted = (gfn, KVM_USER_MEM_SLOTS)
+        while True:
+            generation, slot = self.generation, None
+            position = bisect_right(self._entries, wanted) - 1
+            if position >= 0:
+                try:
+                    slot = self._entries[position][2]
+                except IndexError:  # taken out meanwhile
+                    continue
+            if generation == self.generation:
+                break
+        return slot if slot is not None and gfn < slot.base_gfn + slot.npages else None
+
+    def overlaps(self, base_gfn: int, end_gfn: int, but: int) -> bool:
+        """Whether a slot other than the one with id ``but`` has a frame of the range."""
+        return any(slot.slot_id != but for slot in self.within(base_gfn, end_gfn))
+
+    def within(self, base_gfn: int, end_gfn: int) -> Iterator[Memslot]:
+        """The slots that have a frame of the range, ascending (kvm_for_each_memslot_in_gfn_range). Under slots_lock."""
+        position = max(0, bisect_right(self._entries, (base_gfn, KVM_USER_MEM_SLOTS)) - 1)
+        while position < len(self._entries):
+            slot = self._entries[position][2]
+            if slot.base_gfn >= end_gfn:
+                return
+            if slot.end_gfn > base_gfn:
+                yield slot
+            position += 1
+
+    def insert(self, slot: Memslot) -> None:
+        """Make ``slot`` visible; its id and its frames are free."""
+        self.by_id[slot.slot_id] = slot
+        self.generation += 1
+        insort(self._entries, (slot.base_gfn, slot.slot_id, slot))
+        self.generation += 1
+
+    def remove(self, slot_id: int) -> None:
+        """Take the slot out."""
+        slot = self.by_id.pop(slot_id)
+        position = bisect_right(self._entries, (slot.base_gfn, KVM_USER_MEM_SLOTS)) - 1
+        self.generation += 1
+        del self._entries[position]
+        self.generation += 1
+
+    def move(self, slot: Memslot, base_gfn: int) -> None:
+        """Let ``slot`` begin at another frame."""
+        self.remove(slot.slot_id)
+        slot.base_gfn = base_gfn
+        self.insert(slot)
+
+    def __iter__(self) -> Iterator[Memslot]:
+        return iter([slot for _, _, slot in self._entries])
+
+
+def check_region(region: kvm_userspace_memory_region2, valid_flags: int, address_spaces: int) -> None:
+    """What can be said without looking at other slots. Raises OSError(EINVAL)."""
+    flags = region.flags
+    if region.slot & 0xFFFF >= KVM_USER_MEM_SLOTS:
+        raise err(errno.EINVAL, f"slot id {region.slot & 0xFFFF} is beyond KVM_CAP_NR_MEMSLOTS")
+    if flags & _GUEST_MEMFD:
+        valid_flags &= ~_LOG_DIRTY
+    if flags & ~valid_flags:
+        raise err(errno.EINVAL, f"slot flags {flags & ~valid_flags:#x} are not possible for this VM")
+    if region.memory_size % PAGE_SIZE or region.memory_size >> 63:
+        raise err(errno.EINVAL, f"memory_size {region.memory_size:#x} is not a multiple of 4 KiB")
+    if region.guest_phys_addr % PAGE_SIZE:
+        raise err(errno.EINVAL, f"guest_phys_addr {region.guest_phys_addr:#x} is not 4 KiB aligned")
+    if region.userspace_addr % PAGE_SIZE or not access_ok(region.userspace_addr, region.memory_size):
+        raise err(errno.EINVAL, f"userspace_addr {region.userspace_addr:#x} is not an aligned user address")
+    if flags & _GUEST_MEMFD:
+        offset = region.guest_memfd_offset
+        if offset % PAGE_SIZE or offset + region.memory_size >= 1 << 64:
+            raise err(errno.EINVAL, f"guest_memfd_offset {offset:#x} is unaligned or wraps")
+    if region.slot >> 16 >= address_spaces:
+        raise err(errno.EINVAL, f"address space {region.slot >> 16} does not exist")
+    if region.guest_phys_addr + region.memory_size >= 1 << 64:
+        raise err(errno.EINVAL, "the slot wraps around the end of guest physical memory")
+    if region.memory_size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
+        raise err(errno.EINVAL, "the slot has more than 2^31-1 pages")
+
+
+def plan(region: kvm_userspace_memory_region2, slots: Memslots) -> Change:
+    """What the call asks for, given the slots that exist. Raises OSError(EINVAL, EEXIST)."""
+    old = slots.by_id.get(region.slot & 0xFFFF)
+    base_gfn, npages = region.guest_phys_addr >> PAGE_SHIFT, region.memory_size >> PAGE_SHIFT
+    if not npages:
+        if old is None:
+            raise err(errno.EINVAL, f"slot {region.slot} does not exist and cannot be deleted")
+        return Change.DELETE
+    if old is None:
+        change = Change.CREATE
+    else:
+        if (region.flags | old.flags) & _GUEST_MEMFD:
+            raise err(errno.EINVAL, "a slot with a guest_memfd can only be deleted")
+        if (
+            region.userspace_addr != old.userspace_addr
+            or npages != old.npages
+            or (region.flags ^ old.flags) & _READONLY
+        ):
+            raise err(errno.EINVAL, "size, user address and READONLY of an existing slot cannot change")
+        if base_gfn != old.base_gfn:
+            change = Change.MOVE
+        elif region.flags != old.flags:
+            change = Change.FLAGS_ONLY
+        else:
+            return Change.NOTHING
+    if change in (Change.CREATE, Change.MOVE) and slots.overlaps(base_gfn, base_gfn + npages, region.slot & 0xFFFF):
+        raise err(errno.EEXIST, f"slot {region.slot & 0xFFFF} overlaps another slot")
+    return change

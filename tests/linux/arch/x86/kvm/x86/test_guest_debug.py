@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_SET_GUEST_DEBUG on a normal VM.
+
+Expectations come from the SDM (volume 3, chapter 18) and from linux/Documentation/virt/kvm/api.rst, 4.87.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from swtdx.machine import open_kernel
+from swtdx.uapi import kvm as k
+from swtdx.uapi.client import Kvm
+from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, Machine, flat
+
+DB, BP, BS = 1, 3, 1 << 14
+ENABLE = k.KVM_GUESTDBG_ENABLE
+STEP, SOFTWARE, HARDWARE = k.KVM_GUESTDBG_SINGLESTEP, k.KVM_GUESTDBG_USE_SW_BP, k.KVM_GUESTDBG_USE_HW_BP
+DATA = 0x5000
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine(open_kernel("emulated"))
+    yield made
+    made.close()
+
+
+def start(machine: Machine, code: str) -> None:
+    machine.load(code)
+    flat(machine.vcpu)
+
+
+def stop(machine: Machine) -> tuple[int, int, int]:
+    """Run to KVM_EXIT_DEBUG: (vector, offset in the code, reasons of a #DB)."""
+    machine.vcpu.run()
+    run = machine.vcpu.kvm_run
+    assert run.exit_reason == k.KVM_EXIT_DEBUG
+    arch = run.debug.arch
+    return arch.exception, arch.pc - CODE, arch.dr6 & 0xE00F if arch.exception == DB else 0
+
+
+def test_a_step_is_one_instruction_and_its_flag_is_not_seen(machine: Machine) -> None:
+    start(machine, "40 40 90 f4")  # inc eax; inc eax; nop; hlt
+    machine.vcpu.set_guest_debug(ENABLE | STEP)
+    assert [stop(machine) for _ in range(3)] == [(DB, 1, BS), (DB, 2, BS), (DB, 3, BS)]
+    regs = machine.vcpu.get_regs()
+    assert (regs.rax, regs.rflags & 1 << 8) == (2, 0)
+    machine.vcpu.set_guest_debug(0)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+
+
+def test_instructions_that_kvm_carries_out_are_steps_too(machine: Machine) -> None:
+    start(machine, "0fa2 e680 e480 90 f4")  # cpuid; out 0x80, al; in al, 0x80; nop; hlt
+    machine.vcpu.set_guest_debug(ENABLE | STEP)
+    assert stop(machine) == (DB, 2, BS)
+    for offset in (4, 6):
+        machine.vcpu.run()
+        assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_IO
+        assert stop(machine) == (DB, offset, BS)
+    assert stop(machine) == (DB, 7, BS)
+
+
+def test_a_software_breakpoint_stops_before_the_int3(machine: Machine) -> None:
+    start(machine, "40 cc 40 f4")
+    machine.vcpu.set_guest_debug(ENABLE | SOFTWARE)
+    assert stop(machine) == (BP, 1, 0)
+    assert machine.vcpu.get_regs().rip == CODE + 1
+    assert stop(machine) == (BP, 1, 0), "nothing has moved"
+    machine.load("90", CODE + 1)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+
+
+def test_a_breakpoint_planted_in_code_that_ran_before_is_met_at_once(machine: Machine) -> None:
+    """The block with the jump stays in translation; the target lies in another page."""
+    start(machine, "e80b100000 e680 ebf7")  # call f; out 0x80, al; jmp back
+    machine.load("40 c3", CODE + 0x1010)
+    for _ in range(3):
+        machine.vcpu.run()
+        assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_IO
+    machine.load("cc", CODE + 0x1010)
+    machine.vcpu.set_guest_debug(ENABLE | SOFTWARE)
+    assert stop(machine) == (BP, 0x1010, 0)
+
+
+def test_a_guests_own_int3_is_given_back_to_it(machine: Machine) -> None:
+    start(machine, "cc 40 f4")
+    machine.gate(BP, "bb07000000 cf")  # mov ebx, 7; iret
+    machine.vcpu.set_guest_debug(ENABLE | SOFTWARE)
+    assert stop(machine) == (BP, 0, 0)
+    machine.vcpu.set_guest_debug(ENABLE | SOFTWARE | k.KVM_GUESTDBG_INJECT_BP)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+    regs = machine.vcpu.get_regs()
+    assert (regs.rbx, regs.rax) == (7, 1)
+
+
+def test_hardware_breakpoints_stop_before_code_and_after_stores(machine: Machine) -> None:
+    start(machine, "40 c60500500000 09 40 f4")  # inc eax; mov byte [0x5000], 9; inc eax; hlt
+    dr7 = 0x600 | 2 | 2 << 6 | 1 << 28  # DR0: execute; DR3: one byte written
+    machine.vcpu.set_guest_debug(ENABLE | HARDWARE, [CODE + 1, 0, 0, DATA, 0, 0, 0, dr7])
+    assert stop(machine) == (DB, 1, 1)
+    machine.vcpu.set_guest_debug(ENABLE | HARDWARE, [CODE, 0, 0, DATA, 0, 0, 0, dr7])
+    assert stop(machine) == (DB, 8, 8)
+    assert machine.memory[DATA] == 9
+
+
+def test_the_guests_debug_registers_are_not_the_debuggers(machine: Machine) -> None:
+    start(machine, "b834120000 0f23c0 0f21c3 40 f4")  # mov eax, 0x1234; mov dr0, eax; mov ebx, dr0; inc eax; hlt
+    machine.vcpu.set_guest_debug(ENABLE | HARDWARE, [CODE + 11, 0, 0, 0, 0, 0, 0, 0x602])
+    assert stop(machine) == (DB, 11, 1), "the guest's MOV to DR0 has not taken the breakpoint away"
+    assert machine.vcpu.get_regs().rbx == 0x1234
+    assert machine.vcpu.get_debugregs().db[0] == 0x1234
+    machine.vcpu.set_guest_debug(0)
+    registers = machine.vcpu.get_debugregs()
+    assert (registers.db[0], registers.dr7) == (0x1234, 0x400)
+
+
+def test_blockirq_keeps_an_interrupt_out_of_a_step(machine: Machine) -> None:
+    start(machine, "fb 90 40 40 f4")  # sti; nop; inc eax; inc eax; hlt
+    machine.gate(0x30, "bb07000000 cf")
+    machine.vcpu.set_guest_debug(ENABLE | STEP)
+    assert stop(machine)[1] == 1
+    assert stop(machine)[1] == 2
+    machine.vcpu.interrupt(0x30)
+    machine.vcpu.set_guest_debug(ENABLE | STEP | k.KVM_GUESTDBG_BLOCKIRQ)
+    assert stop(machine)[1] == 3
+    machine.vcpu.set_guest_debug(0)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+    regs = machine.vcpu.get_regs()
+    assert (regs.rax, regs.rbx) == (2, 7), "it came after the step"
+
+
+def test_which_controls_there_are() -> None:
+    with Kvm(open_kernel("emulated")) as kvm:
+        assert kvm.check_extension(k.Cap.SET_GUEST_DEBUG2) == ENABLE | STEP | SOFTWARE | HARDWARE | (
+            k.KVM_GUESTDBG_INJECT_DB | k.KVM_GUESTDBG_INJECT_BP | k.KVM_GUESTDBG_BLOCKIRQ
+        )

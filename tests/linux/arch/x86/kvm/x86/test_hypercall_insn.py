@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""VMMCALL on a processor that has VMCALL: KVM rewrites it (em_hypercall, emulator_fix_hypercall).
+
+Results: Documentation/virt/kvm/x86/hypercalls.rst; an unknown number is -KVM_ENOSYS, ring 3 gets -KVM_EPERM.
+Documentation/virt/kvm/api.rst, KVM_X86_QUIRK_FIX_HYPERCALL_INSN: without it the guest gets #UD.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from swtdx.machine import open_kernel
+from swtdx.uapi import kvm as k
+from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, HANDLER, HLT, Machine, flat
+
+VMCALL, VMMCALL = "0f01c1", "0f01d9"
+NUMBER = "b8e8030000"  # mov eax, 1000: no hypercall
+UD, PF = 6, 14
+PAGE_DIRECTORY, PAGE_TABLE = 0x8000, 0x9000
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    machine = Machine(open_kernel("emulated"))
+    flat(machine.vcpu)
+    machine.gate(UD, HLT)
+    yield machine
+    machine.close()
+
+
+def result(machine: Machine) -> tuple[int, int]:
+    """(RIP, EAX) at the first exit to user space, which is a HLT."""
+    assert machine.trace() == [(int(k.Exit.HLT),)]
+    registers = machine.vcpu.get_regs()
+    return registers.rip, registers.rax & 0xFFFFFFFF
+
+
+def test_vmmcall_becomes_vmcall_and_is_executed(machine: Machine) -> None:
+    machine.load(NUMBER + VMMCALL + HLT)
+    assert result(machine) == (CODE + 9, -1000 & 0xFFFFFFFF)
+    assert machine.memory[CODE + 5 : CODE + 8].hex() == VMCALL
+
+
+def test_also_across_a_page_and_more_than_once(machine: Machine) -> None:
+    at = CODE + 0x1000 - 7
+    machine.load(NUMBER + VMMCALL + NUMBER + VMMCALL + HLT, at)
+    machine.vcpu.set_regs(k.kvm_regs(rip=at, rflags=2, rsp=0xF00))
+    assert result(machine) == (at + 17, -1000 & 0xFFFFFFFF)
+    assert machine.memory[at + 5 : at + 8].hex() == VMCALL
+
+
+def test_in_real_mode(machine: Machine) -> None:
+    sregs = machine.vcpu.get_sregs()
+    sregs.cr0 &= ~1
+    sregs.cs = k.kvm_segment(base=0x1000, limit=0xFFFF, selector=0x100, type=11, present=1, s=1)
+    machine.vcpu.set_sregs(sregs)
+    machine.load("66" + NUMBER + VMMCALL + HLT, 0x1000)
+    machine.vcpu.set_regs(k.kvm_regs(rip=0, rflags=2))
+    assert result(machine) == (10, -1000 & 0xFFFFFFFF)
+
+
+def test_without_the_quirk_it_is_undefined(machine: Machine) -> None:
+    machine.vm.enable_cap(k.Cap.DISABLE_QUIRKS2, k.KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
+    machine.load(NUMBER + VMMCALL + HLT)
+    assert result(machine) == (HANDLER + 1, 1000)
+    assert machine.memory[CODE + 5 : CODE + 8].hex() == VMMCALL
+    (returns_to,) = struct.unpack("<I", machine.memory[0xF00 - 12 : 0xF00 - 8])
+    assert returns_to == CODE + 5
+
+
+@pytest.mark.parametrize("code", ["0f0b", "0fff00", "0f01d8"], ids=["ud2", "ud0", "vmrun"])
+def test_other_undefined_instructions_are_the_guests(machine: Machine, code: str) -> None:
+    machine.load(code + HLT)
+    assert result(machine)[0] == HANDLER + 1
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["CR0.WP", "no CR0.WP"])
+def test_a_page_that_the_guest_may_not_write(machine: Machine, protected: bool) -> None:
+    """The write is made in the guest's name: #PF with the present and write bits, CR2 at the instruction."""
+    for number in range(16):
+        entry = (number << 12) | (1 if number == CODE >> 12 else 3)
+        machine.memory[PAGE_TABLE + 4 * number : PAGE_TABLE + 4 * number + 4] = entry.to_bytes(4, "little")
+    machine.memory[PAGE_DIRECTORY : PAGE_DIRECTORY + 4] = (PAGE_TABLE | 3).to_bytes(4, "little")
+    machine.gate(PF, "58" + HLT)  # pop eax: the error code
+    sregs = machine.vcpu.get_sregs()
+    sregs.cr3, sregs.cr0 = PAGE_DIRECTORY, sregs.cr0 | 1 << 31 | (1 << 16 if protected else 0)
+    machine.vcpu.set_sregs(sregs)
+    machine.load(NUMBER + VMMCALL + HLT)
+    if protected:
+        assert result(machine) == (HANDLER + 2, 0b11)
+        assert machine.vcpu.get_sregs().cr2 == CODE + 5
+    else:
+        assert result(machine) == (CODE + 9, -1000 & 0xFFFFFFFF)

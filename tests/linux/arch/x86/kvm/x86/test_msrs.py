@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""KVM_GET_MSRS and KVM_SET_MSRS: which values KVM takes. Expectations: arch/x86/kvm/x86.c and mtrr.c of Linux 6.16."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from swtdx.linux.arch.x86.kvm.x86 import msrs
+from swtdx.uapi import kvm as k
+from swtdx.uapi.host import HostKernel
+from swtdx.uapi.layout import filled
+from tests.linux.conftest import Bench, ScriptedModule, refused
+
+VCPU_CPUID = [k.kvm_cpuid_entry2(function=1, ecx=1 << 21), k.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 1)]
+MC0_CTL, MC0_STATUS, MC0_CTL2 = 0x400, 0x401, 0x280
+
+ACCEPTED = (
+    # kvm_mtrr_valid: memory types 0, 1, 4, 5, 6; no bits above MAXPHYADDR, 36 where CPUID does not tell
+    (0x2FF, 0xC06, True), (0x2FF, 0x806, True), (0x2FF, 2, False), (0x2FF, 0x1000, False),
+    (0x250, 0x0606060606060606, True), (0x268, 0x0605040100000000, True), (0x26F, 3, False), (0x26F, 8, False),
+    (0x200, 0xFFFFF0006, True), (0x200, 0x100, False), (0x200, 1 << 36, False), (0x201, 0xFFFFF0800, True),
+    (0x201, 0x400, False), (0x20F, 1 << 40, False), (0x210, 0, False), (0x24F, 0, False),
+    # kvm_set_msr_common: MISC_ENABLE is user space's, MISC_FEATURES_ENABLES has one bit, POLL_CONTROL one, HWCR two
+    (0x1A0, 1, True), (0x1A0, 0x1801, True), (0xC0010015, 1 << 24 | 1 << 18, True), (0xC0010015, 0x148, True),
+    (0xC0010015, 1, False), (0x4B564D05, 0, True), (0x4B564D05, 1, True), (0x4B564D05, 2, False),
+    # set_msr_mce: 32 banks without MCG_CTL_P and MCG_CMCI_P
+    (0x17A, 5, True), (0x17B, 0, True), (0x17B, (1 << 64) - 1, False), (0x179, 32, False),
+    (MC0_CTL, (1 << 64) - 1, True), (MC0_CTL, (1 << 64) - 1 - 0x400, True), (MC0_CTL, (1 << 64) - 2, True),
+    (MC0_CTL, 1, False), (MC0_STATUS, 1 << 63, True), (MC0_CTL2, 0, True), (MC0_CTL2, 1 << 30, False),
+    # kvm_apic_set_base: a mode that exists, and no reserved bit
+    (0x1B, 0xFEE00900, True), (0x1B, 0xFEE00D00, True), (0x1B, 0xFEE00400, False), (0x1B, 0xFEE00901, False),
+    (0x1B, 1 << 36 | 0x800, False), (0x1B, 0x900, True),
+    # values of feature MSRs before the first run, MSRs that are ignored, and some that are not there
+    (0xCE, 0, True), (0x8B, 7 << 32, True), (0x11E, 9, True), (0xC001001F, 9, True), (0xC0010058, 0, True),
+    (0xC0010058, 1, False), (0x1234, 0, False), (0x4B564D08, 0, False), (0x34, 3, True), (0x3B, 1 << 40, True),
+    # __kvm_set_msr: canonical bases
+    (0xC0000100, 1 << 46, True), (0xC0000100, 1 << 47, False), (0xC0000102, 0xFFFF800000000000, True),
+    (0xC0000082, 0xFFF7800000000000, False), (0xC0000080, 1 << 1, False),
+)  # fmt: skip
+
+
+def vcpu_of(bench: Bench, vm: int) -> int:
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    bench.ioctl(vcpu, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, VCPU_CPUID, nent=len(VCPU_CPUID)))
+    return vcpu
+
+
+@pytest.fixture
+def vcpu(bench: Bench) -> int:
+    return vcpu_of(bench, bench.vm(0))
+
+
+def get(bench: Bench, vcpu: int, *indices: int) -> list[int]:
+    """Values of as many as there are."""
+    entries = [k.kvm_msr_entry(index=index) for index in indices]
+    request = filled(k.kvm_msrs, entries, nmsrs=len(entries))
+    done = bench.ioctl(vcpu, k.KVM_GET_MSRS, request)
+    return [k.kvm_msr_entry.from_buffer(request, 8 + 16 * number).data for number in range(done)]
+
+
+def put(bench: Bench, vcpu: int, *pairs: tuple[int, int]) -> int:
+    """How many were taken."""
+    entries = [k.kvm_msr_entry(index=index, data=data) for index, data in pairs]
+    return bench.ioctl(vcpu, k.KVM_SET_MSRS, filled(k.kvm_msrs, entries, nmsrs=len(entries)))
+
+
+@pytest.mark.parametrize(("index", "value", "taken"), ACCEPTED, ids=lambda value: f"{value:#x}")
+def test_values(bench: Bench, vcpu: int, index: int, value: int, taken: bool) -> None:
+    assert put(bench, vcpu, (index, value)) == int(taken)
+    if taken and index not in (*msrs.WRITE_IGNORED, 0xC0010015):
+        assert get(bench, vcpu, index) == [value]
+
+
+@pytest.mark.parametrize(("index", "value", "taken"), ACCEPTED, ids=lambda value: f"{value:#x}")
+def test_values_on_real_kvm(host_kvm: Path, index: int, value: int, taken: bool) -> None:
+    kernel = HostKernel()
+    bench = Bench(kernel, ScriptedModule())  # type: ignore[arg-type]  # it asks only system calls of it
+    device = kernel.open("/dev/kvm")
+    vm = kernel.ioctl(device, k.KVM_CREATE_VM, 0)
+    vcpu = vcpu_of(bench, vm)
+    assert put(bench, vcpu, (index, value)) == int(taken)
+    for fd in (vcpu, vm, device):
+        kernel.close(fd)
+
+
+def test_it_stops_at_the_first_that_is_refused(bench: Bench, vcpu: int) -> None:
+    assert put(bench, vcpu, (0x1A0, 1), (0x1234, 0), (0x1A0, 3)) == 1
+    assert get(bench, vcpu, 0x1A0, 0x1234, 0x1A0) == [1]
+    with refused(errno.E2BIG):
+        bench.ioctl(vcpu, k.KVM_SET_MSRS, filled(k.kvm_msrs, [], nmsrs=256))
+
+
+def test_what_is_advertised_and_not_there_is_0_for_user_space(bench: Bench, vcpu: int) -> None:
+    """kvm_do_msr_access: ARCH_CAPABILITIES is in the index list; the vCPU's CPUID does not have it."""
+    assert get(bench, vcpu, 0x10A) == [0]
+    assert put(bench, vcpu, (0x10A, 0)) == 1
+    assert put(bench, vcpu, (0x10A, 1)) == 0
+
+
+def test_the_model_of_a_vcpu_that_has_run_stays(bench: Bench, vcpu: int) -> None:
+    """do_set_msr: an immutable feature MSR may be written again, but not changed."""
+    assert put(bench, vcpu, (0xCE, 1 << 31)) == 1
+    bench.ioctl(vcpu, k.KVM_RUN)  # without memory it does not come far
+    assert put(bench, vcpu, (0xCE, 1 << 31)) == 1
+    assert put(bench, vcpu, (0xCE, 0)) == 0
+    assert put(bench, vcpu, (0x8B, 5 << 32)) == 1  # the microcode's revision is no part of the model
+
+
+def test_the_index_list_is_readable(bench: Bench, vcpu: int) -> None:
+    assert len(get(bench, vcpu, *msrs.MSR_INDEX_LIST)) == len(msrs.MSR_INDEX_LIST)
+    assert len(set(msrs.MSR_INDEX_LIST)) == len(msrs.MSR_INDEX_LIST)
+
+
+# Machine checks: kvm_vcpu_ioctl_x86_setup_mce and _set_mce
+
+
+ALL, VALID, UNCORRECTED, PCC = (1 << 64) - 1, 1 << 63, 1 << 61, 1 << 57
+
+
+def setup_mce(bench: Bench, vcpu: int, mcg_cap: int = 10 | 1 << 8) -> None:
+    bench.ioctl(vcpu, k.KVM_X86_SETUP_MCE, k.u64(mcg_cap))
+
+
+def test_setup_mce_enables_reporting(bench: Bench, vcpu: int) -> None:
+    setup_mce(bench, vcpu)
+    assert get(bench, vcpu, 0x179, 0x17B, MC0_CTL, MC0_CTL + 36) == [10 | 1 << 8, ALL, ALL, ALL]
+    assert put(bench, vcpu, (MC0_CTL + 40, 0)) == 0  # an eleventh bank
+
+
+def test_a_corrected_error_is_kept_and_an_uncorrected_one_is_not_overwritten(bench: Bench, vcpu: int) -> None:
+    setup_mce(bench, vcpu)
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, k.kvm_x86_mce(bank=2, status=VALID | 5, addr=0x1000, misc=7))
+    assert get(bench, vcpu, *range(MC0_CTL + 9, MC0_CTL + 12)) == [VALID | 5, 0x1000, 7]
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, k.kvm_x86_mce(bank=2, status=VALID | 6))
+    assert get(bench, vcpu, MC0_CTL + 9) == [VALID | 6 | 1 << 62]  # OVER
+    worse = VALID | UNCORRECTED
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, k.kvm_x86_mce(bank=2, status=worse))
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, k.kvm_x86_mce(bank=2, status=VALID | 6))
+    assert get(bench, vcpu, MC0_CTL + 9) == [worse | 1 << 62]
+
+
+def test_an_error_that_a_guest_cannot_take_shuts_it_down(bench: Bench, vcpu: int) -> None:
+    setup_mce(bench, vcpu)
+    run = bench.run_page(vcpu)
+    fatal = k.kvm_x86_mce(bank=0, status=VALID | UNCORRECTED | PCC, mcg_status=4)
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, fatal)  # CR4.MCE is clear
+    bench.ioctl(vcpu, k.KVM_RUN)
+    assert run.exit_reason == k.Exit.SHUTDOWN
+
+
+def test_the_guest_gets_a_machine_check(bench: Bench, vcpu: int) -> None:
+    setup_mce(bench, vcpu)
+    sregs = k.kvm_sregs()
+    bench.ioctl(vcpu, k.KVM_GET_SREGS, sregs)
+    sregs.cr4 |= 1 << 6
+    bench.ioctl(vcpu, k.KVM_SET_SREGS, sregs)
+    fatal = k.kvm_x86_mce(bank=1, status=VALID | UNCORRECTED | PCC, mcg_status=4, addr=0x2000)
+    bench.ioctl(vcpu, k.KVM_X86_SET_MCE, fatal)
+    events = k.kvm_vcpu_events()
+    bench.ioctl(vcpu, k.KVM_GET_VCPU_EVENTS, events)
+    assert (events.exception.injected, events.exception.nr) == (1, 18)
+    assert get(bench, vcpu, 0x17A, MC0_CTL + 5, MC0_CTL + 6) == [4, fatal.status, 0x2000]
+
+
+def test_set_mce_refusals(bench: Bench, vcpu: int) -> None:
+    setup_mce(bench, vcpu)
+    for bad in (k.kvm_x86_mce(bank=10, status=VALID), k.kvm_x86_mce(bank=0, status=1)):
+        with refused(errno.EINVAL):
+            bench.ioctl(vcpu, k.KVM_X86_SET_MCE, bad)
