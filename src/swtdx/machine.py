@@ -26,14 +26,13 @@ from swtdx.linux.traced_ops import told
 from swtdx.linux.virt.kvm.kvm_main import Kvm
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
+from swtdx.trace.event import Emit
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.traced_kernel import TracedKernel
 
 KernelName = Literal["emulated", "host"]
-Emit = Callable[[dict[str, Any]], None]
-"""Whoever is told of each event of a trace; called from any thread."""
 
 
 class MachineKernel(EmulatedKernel):

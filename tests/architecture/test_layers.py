@@ -22,14 +22,14 @@ ARROWS: dict[str, set[str]] = {
     "units": set(),
     "trace": {"units"},  # makes files and pages of events, and knows nothing of what is traced
     "cpu": {"x86"},
-    "uapi": set(),
-    "seam": {"cpu", "x86"},
-    "linux": {"uapi", "cpu", "x86"},  # the TDX module only by Processor.seamcall
+    "uapi": {"trace"},
+    "seam": {"cpu", "trace", "x86"},
+    "linux": {"uapi", "cpu", "trace", "x86"},  # the TDX module only by Processor.seamcall
     "image": {"x86"},  # no system calls: a launch loads what it computes, a verifier predicts from it
     "vmm": {"uapi", "image", "x86"},
     "attest": {"image", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},
-    "machine": {"cpu", "seam", "linux", "uapi"},  # the one place that wires
+    "machine": {"cpu", "seam", "linux", "uapi", "trace"},  # the one place that wires
     # The kernel in the process of a program that is not ours.
     "exec": {"cpu.platform", "cpu._engine", "uapi", "linux", "explain", "trace", "units", "machine"},
     "cli": {

@@ -19,6 +19,7 @@ import pytest
 
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
+from swtdx.trace.event import from_json
 from swtdx.trace.history import PageState, RunHistory
 from swtdx.trace.html import page
 from swtdx.uapi.client import Kvm
@@ -51,7 +52,7 @@ def attributes(t: float, gpa: int, size: int, value: int) -> dict[str, Any]:
 def history(*events: dict[str, Any]) -> RunHistory:
     found = RunHistory()
     for each in events:
-        found.add(each)
+        found.add(from_json(each))
     found.finish()
     return found
 
@@ -122,9 +123,9 @@ def test_the_secure_ept_is_the_one_that_the_module_has() -> None:
 
 def test_snapshots_stay_few_however_long_it_takes() -> None:
     found = RunHistory()
-    found.add(SLOT)
+    found.add(from_json(SLOT))
     for number in range(1, 5000):
-        found.add(attributes(number * 10_000.0, number % 1024 << 12, 0x1000, 8 * (number & 1)))
+        found.add(from_json(attributes(number * 10_000.0, number % 1024 << 12, 0x1000, 8 * (number & 1))))
     found.finish()
     assert 50 < len(found.snapshots) <= 241
     assert found.snapshots[-1].time >= 49_000_000

@@ -7,6 +7,7 @@ import gzip
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 from swtdx.cli.output import Outputs
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
-from swtdx.trace.file import TraceError, TraceFormat, TraceWriter, read_events
+from swtdx.trace.event import CLASSES, Event
+from swtdx.trace.file import End, Head, TraceError, TraceFormat, TraceWriter, read_events
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd
@@ -23,17 +25,17 @@ from tests.cli.conftest import Command
 from tests.vmm.fake_kernel import FakeKernel, port_out
 
 
-def event(kind: str, name: str, t: int, dur: int, **more: Any) -> dict[str, Any]:
-    return {"kind": kind, "name": name, "t": t, "dur": dur, "tid": 5, **more}
+def event(kind: str, name: str, t: int, dur: int, **more: Any) -> Event:
+    return CLASSES[kind](name, t, dur, 5, more.pop("args"), **more)
 
 
 EVENTS = [
     event("ioctl", "KVM_RUN", 2_000, 10_000, on="vCPU 0", args={}, result=0),
     event("ioctl", "KVM_RUN", 13_000, 30_000, on="vCPU 0", args={}, errno="EINTR"),
     event("ioctl", "KVM_MEMORY_ENCRYPT_OP", 1_000, 500, on="VM", args={"command": "KVM_TDX_INIT_VM"}, result=0),
-    event("seamcall", "TDH.MEM.PAGE.AUG", 3_000, 100, args={}, status="0x8000020000000092", text="OPERAND_BUSY"),
+    event("seamcall", "TDH.MEM.PAGE.AUG", 3_000, 100, args={}, status=0x8000020000000092, text="OPERAND_BUSY"),
     event("exit", "TDCALL", 8_000, 1_000, vcpu=0, guest=4_000, args={}),
-    event("tdcall", "TDG.VP.VMCALL", 8_000, 1_000, vcpu=0, args={"function": "MapGPA"}, status="0x0"),
+    event("tdcall", "TDG.VP.VMCALL", 8_000, 1_000, vcpu=0, args={"function": "MapGPA"}, status=0),
     event("event", "#VE", 9_000, 0, vcpu=0, args={}),
 ]
 
@@ -53,11 +55,17 @@ def test_json_lines(tmp_path: Path, name: str) -> None:
     if name.endswith("gz"):
         assert gzip.decompress(path.read_bytes()).startswith(b'{"kind":"trace"')
     head, *body, end = read_events(path)
-    assert head["command"] == ["swtdx", "run"]
-    assert end["record"] == {"outcome": "a test"}
-    assert end["events"] == len(EVENTS) == len(body)
-    assert (body[0]["t"], body[0]["dur"]) == (1.0, 10.0)  # microseconds since the origin
-    assert body[4]["guest"] == 4.0
+    assert isinstance(head, Head)
+    assert head.command == ("swtdx", "run")
+    assert end == End(len(EVENTS), {"outcome": "a test"})
+    assert body == [replace(each, t=each.t - 1_000) for each in EVENTS]  # times count from the origin
+
+
+def test_in_a_file_times_are_microseconds_and_operands_are_hexadecimal(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in written(tmp_path / "t.jsonl").read_text().splitlines()]
+    assert (lines[1]["t"], lines[1]["dur"]) == (1.0, 10.0)
+    assert lines[5]["guest"] == 4.0
+    assert lines[4]["status"] == "0x8000020000000092"
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
@@ -151,7 +159,8 @@ def test_a_run_closes_its_trace_with_the_record(
     result = command("run", "--firmware", firmware, "--trace", tmp_path / "t.jsonl", "--json", tmp_path / "r.json")
     assert result.status == 0
     *_, end = read_events(tmp_path / "t.jsonl")
-    assert end["record"] == json.loads((tmp_path / "r.json").read_text())
+    assert isinstance(end, End)
+    assert end.record == json.loads((tmp_path / "r.json").read_text())
 
 
 def test_a_full_disk_is_said_and_does_not_end_the_run(

@@ -16,6 +16,7 @@ from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.seam.module import TdxModule
+from swtdx.trace.event import Event
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
@@ -26,6 +27,13 @@ from testing.td import MeasuredTd, fresh_td, staged
 SMALL = Platform(memory_size=2 << 30)
 PAGES = 2048 + 4 + 1 + 1  # data, page tables, code, reset
 Events = list[dict[str, Any]]
+
+
+class Trace(Events):
+    """The events as a file has them."""
+
+    def take(self, event: Event) -> None:
+        self.append(event.as_json())
 
 
 @pytest.fixture(params=list(Dialect), ids=lambda dialect: dialect.value)
@@ -39,8 +47,8 @@ def of(events: Events, kind: str, name: str) -> Events:
 
 
 def test_every_call_and_exit_of_a_td_is_there(dialect: Dialect) -> None:
-    events: Events = []
-    with Kvm(open_kernel("emulated", dialect, SMALL, trace=events.append)) as device, MeasuredTd(device) as td:
+    events = Trace()
+    with Kvm(open_kernel("emulated", dialect, SMALL, trace=events.take)) as device, MeasuredTd(device) as td:
         launched = len(events)
         td.seconds(guest.Workload.IO_EXIT, 25)
         td.seconds(guest.Workload.CPUID, 10)
@@ -72,8 +80,8 @@ def test_every_call_and_exit_of_a_td_is_there(dialect: Dialect) -> None:
 
 
 def test_measured_pages_are_extended_in_sixteen_chunks(dialect: Dialect) -> None:
-    events: Events = []
-    with Kvm(open_kernel("emulated", dialect, SMALL, trace=events.append)) as device:
+    events = Trace()
+    with Kvm(open_kernel("emulated", dialect, SMALL, trace=events.take)) as device:
         vm, vcpu, memfd = fresh_td(device, 64 << 12)
         source = staged(b"\xa5" * 3 * 4096)
         vm.tdx_init_mem_region(address_of(source), 0x8000, 3, measure=True)
@@ -91,8 +99,8 @@ def test_measured_pages_are_extended_in_sixteen_chunks(dialect: Dialect) -> None
 
 
 def test_times_nest_as_the_calls_do() -> None:
-    events: Events = []
-    with Kvm(open_kernel("emulated", platform=SMALL, trace=events.append)) as device, MeasuredTd(device) as td:
+    events = Trace()
+    with Kvm(open_kernel("emulated", platform=SMALL, trace=events.take)) as device, MeasuredTd(device) as td:
         td.seconds(guest.Workload.IO_EXIT, 5)
     inner = outer = 0
     for event in of(events, "ioctl", "KVM_RUN"):
@@ -106,7 +114,7 @@ def test_times_nest_as_the_calls_do() -> None:
 
 def test_watching_changes_no_measurement(dialect: Dialect) -> None:
     digests = []
-    for trace in (None, list[dict[str, Any]]().append):
+    for trace in (None, list[Event]().append):
         kernel = open_kernel("emulated", dialect, SMALL, trace=trace)
         with Kvm(kernel) as device, MeasuredTd(device) as td:
             digests.append(kernel.inspect_td(td.vm.fd)["mrtd"])  # type: ignore[attr-defined]
@@ -123,8 +131,8 @@ def test_a_machine_that_is_not_watched_has_nothing_in_its_way() -> None:
 
 
 def test_failures_are_told_with_errno_and_hw_error() -> None:
-    events: Events = []
-    kernel = open_kernel("emulated", platform=SMALL, trace=events.append)
+    events = Trace()
+    kernel = open_kernel("emulated", platform=SMALL, trace=events.take)
     with Kvm(kernel) as device, device.create_td() as td:
         with pytest.raises(KvmError):
             td.tdx_finalize()

@@ -16,6 +16,7 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.seam.traced_module import SeamTracer
+from swtdx.trace.event import Event
 
 
 class Answers:
@@ -33,12 +34,12 @@ class Answers:
 def told(answers: Answers, fn: int, **operands: int) -> dict[str, Any]:
     from swtdx.cpu.processor import SeamArgs
 
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     tracer = SeamTracer(events.append)
     args = SeamArgs(**operands)
     assert tracer.module(answers).seamcall(fn, args, 2) == answers.status  # type: ignore[arg-type]
     (event,) = events
-    return event
+    return event.as_json()
 
 
 def test_a_refused_seamcall() -> None:
@@ -77,16 +78,16 @@ def exit_with(gpr: dict[int, int], after: dict[int, int], reason: int = 77, agai
 
 
 def exits(exit: VmExit) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     SeamTracer(events.append).vm_exit(exit)
-    return events
+    return [event.as_json() for event in events]
 
 
 def test_a_tdcall_is_the_exit_and_the_leaf() -> None:
     """TDG.VP.VMCALL<Instruction.IO> (GHCI 3.9): R12 size, R13 1 is out, R14 port, R15 data."""
     out = exit_with({1: 0xFC00, 11: 30, 12: 1, 13: 1, 14: 0x3F8, 15: 0x41}, {})
     left, call = exits(out)
-    assert (left["kind"], left["name"], left["guest"], left["dur"], left["vcpu"]) == ("exit", "TDCALL", 150, 150, 1)
+    assert (left["kind"], left["name"], left["guest"], left["dur"], left["vcpu"]) == ("exit", "TDCALL", 0.15, 0.15, 1)
     assert call["name"] == "TDG.VP.VMCALL"
     assert call["args"] == {
         "function": "Instruction.IO", "size": "0x1", "write": "0x1", "port": "0x3f8", "data": "0x41",
@@ -116,12 +117,12 @@ def test_exit_details() -> None:
 
 
 def test_an_injected_event() -> None:
-    events: list[dict[str, Any]] = []
+    events: list[Event] = []
     SeamTracer(events.append).injection(Injection(0, 1, 2, 20, EventType.HARDWARE_EXCEPTION, None))
     SeamTracer(events.append).injection(Injection(0, 1, 2, 14, EventType.HARDWARE_EXCEPTION, 4))
-    assert [event["name"] for event in events] == ["#VE", "#PF"]
-    assert events[0]["args"] == {"vector": "0x14", "type": "hardware exception"}
-    assert events[1]["args"]["error_code"] == "0x4"
+    assert [event.name for event in events] == ["#VE", "#PF"]
+    assert events[0].args == {"vector": 20, "type": "hardware exception"}
+    assert events[1].args["error_code"] == 4
 
 
 def test_every_leaf_that_is_reproduced_has_its_operands() -> None:

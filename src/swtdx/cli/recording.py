@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from swtdx.cli.output import Output
+from swtdx.trace.event import Event
 from swtdx.trace.file import TraceFormat, TraceWriter
 from swtdx.trace.history import RunHistory
-
-Event = dict[str, Any]
 
 
 class Recording:
@@ -52,9 +51,10 @@ class Recording:
     def begin(self) -> None:
         """Take the outputs, which are empty now."""
         if self._held:
-            self._origin = self._held[0]["t"]
+            self._origin = self._held[0].t
         if self._history is not None:
-            self._sinks.append(self._tell)
+            self._history.origin = self._origin
+            self._sinks.append(self._history.add)
         if self.trace is not None:
             self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
             self._sinks.append(self._writer.emit)
@@ -63,12 +63,6 @@ class Recording:
             for event in held:
                 for sink in self._sinks:
                     sink(event)
-
-    def _tell(self, event: Event) -> None:
-        """Give an event to the history, in the units of a trace file."""
-        moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
-        assert self._history is not None
-        self._history.add(moved)
 
     @property
     def events(self) -> int:

@@ -14,7 +14,8 @@ from swtdx.attest.report import ReportError, parse_report
 from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.trace.file import TraceError
+from swtdx.trace.event import Event
+from swtdx.trace.file import End, TraceError
 
 PARSE_EPILOG = """
 [bold]Examples[/bold]
@@ -101,8 +102,11 @@ def html(
     with result_file("--output", target, trace, quiet=quiet) as file:
         history = RunHistory()
         try:
-            for event in with_progress(trace, "reading", quiet=quiet):
-                history.add(event)
+            for line in with_progress(trace, "reading", quiet=quiet):
+                if isinstance(line, Event):
+                    history.add(line)
+                elif isinstance(line, End):
+                    history.record = line.record
             history.finish()
             text = page(history)
         except TraceError as error:

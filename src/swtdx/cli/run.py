@@ -36,12 +36,13 @@ from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
 from swtdx.linux.config import KernelConfig
+from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced_kernel import Emit, TracedKernel
+from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole

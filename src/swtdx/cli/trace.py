@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.seam.status import ERROR
-from swtdx.trace.file import KINDS, TraceError, read_events
+from swtdx.trace.event import KINDS, Event, Exit
+from swtdx.trace.file import Line as TraceLine
+from swtdx.trace.file import TraceError, read_events
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -43,12 +44,12 @@ class Line:
     longest: float = 0.0
     failed: int = 0
 
-    def add(self, event: dict[str, Any]) -> None:
+    def add(self, event: Event) -> None:
         """Count one event."""
         self.count += 1
-        self.total += event["dur"]
-        self.longest = max(self.longest, event["dur"])
-        self.failed += "errno" in event or bool(int(event.get("status", "0"), 16) & ERROR)
+        self.total += event.dur / 1000
+        self.longest = max(self.longest, event.dur / 1000)
+        self.failed += event.failed
 
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -70,21 +71,21 @@ class Summary:
     first: float | None = None
     last: float = 0.0
 
-    def add(self, event: dict[str, Any]) -> None:
-        """Count one event; the lines that begin and end a trace are none."""
-        kind = event["kind"]
-        if kind not in self.kinds:
+    def add(self, event: Event) -> None:
+        """Count one event."""
+        if event.kind not in self.kinds:
             return
-        name = event["name"]
+        name = event.name
         if name == "KVM_MEMORY_ENCRYPT_OP":
-            name = event.get("args", {}).get("command", name)
+            name = event.args.get("command", name)
         elif name == "TDG.VP.VMCALL":
-            name = f"{name} {event.get('args', {}).get('function', '')}".rstrip()
-        self.kinds[kind].setdefault(name, Line()).add(event)
-        self.guest += event.get("guest", 0.0)
-        began = event["t"] - event.get("guest", 0.0)
+            name = f"{name} {event.args.get('function', '')}".rstrip()
+        self.kinds[event.kind].setdefault(name, Line()).add(event)
+        guest = event.guest / 1000 if isinstance(event, Exit) else 0.0
+        self.guest += guest
+        began = event.t / 1000 - guest
         self.first = began if self.first is None else min(self.first, began)
-        self.last = max(self.last, event["t"] + event["dur"])
+        self.last = max(self.last, (event.t + event.dur) / 1000)
 
     @property
     def seconds(self) -> float:
@@ -153,7 +154,8 @@ def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False
     found = Summary({kind: {} for kind in kinds})
     try:
         for event in with_progress(path, "reading", quiet=quiet):
-            found.add(event)
+            if isinstance(event, Event):
+                found.add(event)
     except TraceError as error:
         raise Failure(str(error), Verdict.FAILED) from None
     except OSError as error:
@@ -161,7 +163,7 @@ def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False
     return found
 
 
-def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[dict[str, Any]]:
+def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[TraceLine]:
     """The events of a trace; on a terminal a line tells how many have come. Raises as `read_events`."""
     console = Console(stderr=True)
     with Progress(

@@ -8,11 +8,11 @@ its logical processors are many, since it is the VMM that says how much of them 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swtdx.exec.settings import Settings
 from swtdx.machine import boot as power_on
+from swtdx.trace.event import Emit
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.traced_kernel import TracedKernel
 
@@ -33,7 +33,7 @@ def platform(settings: Settings) -> Platform:
     )
 
 
-def boot(settings: Settings, emit: Callable[[dict[str, Any]], None]) -> tuple[MachineKernel, Kernel]:
+def boot(settings: Settings, emit: Emit) -> tuple[MachineKernel, Kernel]:
     """The machine's kernel, and the same as calls reach it (watched, if there is to be a trace)."""
     trace = emit if settings.trace else None
     machine = power_on(Dialect(settings.dialect), platform(settings), enable_tdx=settings.tdx, trace=trace)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from typing import Any
 
 from swtdx.exec.settings import Settings
+from swtdx.trace.event import Event
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_MEMORY_ENCRYPT_OP, ioctl_name
@@ -32,7 +32,7 @@ class Telling:
         self._dialect = Dialect(settings.dialect)
         self._said: set[str] = set()
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """An event of the trace."""
 
     def forked(self) -> None:

@@ -7,34 +7,26 @@ What else KVM does is seen at its two edges: system calls (`uapi.traced_kernel`)
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.vmx.main import KvmX86Ops
+from swtdx.trace.event import Emit, Injected
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 
-def told(ops: KvmX86Ops, emit: Callable[[dict[str, Any]], None]) -> KvmX86Ops:
+def told(ops: KvmX86Ops, emit: Emit) -> KvmX86Ops:
     """``ops`` with a ``deliver_interrupt`` that tells of each interrupt."""
     deliver = ops.deliver_interrupt
 
     def deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
         began = perf_counter_ns()
         deliver(vcpu, vector)
-        emit(
-            {
-                "kind": "event",
-                "name": "interrupt",
-                "t": began,
-                "dur": perf_counter_ns() - began,
-                "tid": threading.get_native_id(),
-                "vcpu": vcpu.vcpu_id,
-                "args": {"vector": f"{vector:#x}", "type": "posted" if vcpu.kvm.tdx is not None else "virtual APIC"},
-            }
-        )
+        dur = perf_counter_ns() - began
+        args = {"vector": vector, "type": "posted" if vcpu.kvm.tdx is not None else "virtual APIC"}
+        emit(Injected("interrupt", began, dur, threading.get_native_id(), args, vcpu.vcpu_id))
 
     return replace(ops, deliver_interrupt=deliver_interrupt)

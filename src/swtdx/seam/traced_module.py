@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SEAMCALLs, TDCALLs, VM exits and injected events as they happen, each told as a dictionary with its operands decoded.
+"""SEAMCALLs, TDCALLs, VM exits and injected events as they happen, with their operands decoded, for a trace.
 
 A `TracedModule` stands in the processor where the TDX module would stand, and hands each SEAMCALL on.  So a machine
 that is not traced has nothing of this in its way.  Which register means what is a table (``tables/operands.json``);
 a row is ``"register:name ..."`` for the inputs and for the outputs, ``gpa+level`` is an address with a level in its low
 bits, ``@1`` means: in version 1 of the leaf only.
-
-Every event has ``kind``, ``name``, ``t`` (nanoseconds of ``time.perf_counter_ns``), ``dur`` (nanoseconds) and ``tid``;
-operands are hexadecimal strings.  The documentation (docs/reference/trace.md) has all members.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import cache
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import ExitReason
 from swtdx.cpu.watched_context import Injection, VmExit, event_type_name, reason_name
@@ -26,11 +22,11 @@ from swtdx.seam.operands import LEVEL_MASK
 from swtdx.seam.status import DETAILS_L2_MASK, ERROR, Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
+from swtdx.trace.event import Count, Emit, Exit, Injected, Seamcall, Tdcall, Values
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
 
-Emit = Callable[[dict[str, Any]], None]
 Operands = tuple[tuple[str, str], ...]
 
 _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
@@ -93,37 +89,20 @@ class SeamTracer:
 
     def vm_exit(self, exit: VmExit) -> None:
         """An exit; of a TDCALL two events, for the exit and for the leaf function that it reached."""
-        event: dict[str, Any] = {
-            "kind": "exit",
-            "name": reason_name(exit.reason),
-            "t": exit.left,
-            "dur": exit.resumed - exit.left,
-            "tid": exit.thread,
-            "vcpu": exit.context,
-            "guest": exit.left - exit.entered,
-            "args": _exit_details(exit),
-        }
-        self._emit(event)
+        times = exit.left, exit.resumed - exit.left
+        ran = exit.left - exit.entered
+        self._emit(Exit(reason_name(exit.reason), *times, exit.thread, _exit_details(exit), exit.context, ran))
         if exit.reason == ExitReason.TDCALL:
             self._emit(_tdcall(exit))
 
     def injection(self, injection: Injection) -> None:
         """An event put in by software: an exception, a #VE, an NMI, an interrupt of a normal VM."""
         vector = injection.vector
-        args: dict[str, Any] = {"vector": f"{vector:#x}", "type": event_type_name(injection.type)}
+        args: Values = {"vector": vector, "type": event_type_name(injection.type)}
         if injection.error_code is not None:
-            args["error_code"] = f"{injection.error_code:#x}"
-        self._emit(
-            {
-                "kind": "event",
-                "name": _VECTORS.get(vector, f"vector {vector:#x}"),
-                "t": injection.time,
-                "dur": 0,
-                "tid": injection.thread,
-                "vcpu": injection.context,
-                "args": args,
-            }
-        )
+            args["error_code"] = injection.error_code
+        name = _VECTORS.get(vector, f"vector {vector:#x}")
+        self._emit(Injected(name, injection.time, 0, injection.thread, args, injection.context))
 
 
 class TracedModule:
@@ -142,65 +121,53 @@ class TracedModule:
         began = perf_counter_ns()
         status = self._seamcall(fn, args, lp)
         ended = perf_counter_ns()
-        event: dict[str, Any] = {
-            "kind": "seamcall",
-            "name": name,
-            "t": began,
-            "dur": ended - began,
-            "tid": threading.get_native_id(),
-            "lp": lp,
-            "args": given,
-            "status": f"{status:#x}",
-        }
-        if version:
-            event["version"] = version
         if number == _VP_ENTER:
-            event["text"] = status_text(status) if status & ERROR else f"exit {reason_name(status & 0xFFFF)}"
+            text = status_text(status) if status & ERROR else f"exit {reason_name(status & 0xFFFF)}"
+            out: Values = {}
         else:
-            event["text"] = status_text(status)
-            if outputs:
-                event["out"] = _values(outputs, args)
-        self._emit(event)
+            text, out = status_text(status), _values(outputs, args)
+        tid = threading.get_native_id()
+        self._emit(Seamcall(name, began, ended - began, tid, given, version, status, text, out, lp))
         return status
 
 
-def _values(operands: Operands, args: Args) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _values(operands: Operands, args: Args) -> Values:
+    found: Values = {}
     for register, name in operands:
         _put(found, name, getattr(args, register))
     return found
 
 
-def _put(into: dict[str, Any], name: str, value: int) -> None:
+def _put(into: Values, name: str, value: int) -> None:
     if name == "gpa+level":
-        into["gpa"], into["level"] = f"{value & ~LEVEL_MASK:#x}", value & LEVEL_MASK
+        into["gpa"], into["level"] = value & ~LEVEL_MASK, Count(value & LEVEL_MASK)
     else:
-        into[name] = f"{value:#x}"
+        into[name] = value
 
 
-def _from_gpr(operands: Operands, gpr: tuple[int, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _from_gpr(operands: Operands, gpr: tuple[int, ...]) -> Values:
+    found: Values = {}
     for register, name in operands:
         _put(found, name, gpr[_INDEX[register]])
     return found
 
 
-def _exit_details(exit: VmExit) -> dict[str, Any]:
-    details: dict[str, Any] = {"rip": f"{exit.rip:#x}"}
+def _exit_details(exit: VmExit) -> Values:
+    details: Values = {"rip": exit.rip}
     if exit.qualification:
-        details["qualification"] = f"{exit.qualification:#x}"
+        details["qualification"] = exit.qualification
     if exit.reason in (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG):
-        details["gpa"] = f"{exit.gpa:#x}"
+        details["gpa"] = exit.gpa
     elif exit.reason == ExitReason.EXCEPTION_NMI:
-        details["interruption"] = f"{exit.interruption:#x}"
+        details["interruption"] = exit.interruption
     elif exit.reason in (ExitReason.RDMSR, ExitReason.WRMSR):
-        details["msr"] = f"{exit.gpr[1] & 0xFFFFFFFF:#x}"
+        details["msr"] = exit.gpr[1] & 0xFFFFFFFF
     elif exit.reason == ExitReason.CPUID:
-        details["leaf"], details["subleaf"] = (f"{exit.gpr[index] & 0xFFFFFFFF:#x}" for index in (0, 1))
+        details["leaf"], details["subleaf"] = (exit.gpr[index] & 0xFFFFFFFF for index in (0, 1))
     return details
 
 
-def _tdcall(exit: VmExit) -> dict[str, Any]:
+def _tdcall(exit: VmExit) -> Tdcall:
     rax = exit.gpr[0]
     number, version = rax & LEAF_MASK, rax >> VERSION_SHIFT & 0xFF
     name = _TDCALLS.get(number, f"leaf {number:#x}")
@@ -210,22 +177,12 @@ def _tdcall(exit: VmExit) -> dict[str, Any]:
         function, inputs, outputs = _vmcall(exit.gpr)
         args = {"function": function, **_from_gpr(inputs, exit.gpr)}
         out.update(_from_gpr(outputs, exit.after))
-    event: dict[str, Any] = {
-        "kind": "tdcall",
-        "name": name,
-        "t": exit.left,
-        "dur": exit.resumed - exit.left,
-        "tid": exit.thread,
-        "vcpu": exit.context,
-        "args": args,
-    }
-    if version:
-        event["version"] = version
+    times = exit.left, exit.resumed - exit.left
+    event = Tdcall(name, *times, exit.thread, args, version, vcpu=exit.context)
     if exit.rip_after == exit.rip:
-        return {**event, "text": "not done: the host's turn, or an event, comes first; executed again after it"}
-    event |= {"status": f"{exit.after[0]:#x}", "text": status_text(exit.after[0])}
-    if out:
-        event["out"] = out
+        event.text = "not done: the host's turn, or an event, comes first; executed again after it"
+        return event
+    event.status, event.text, event.out = exit.after[0], status_text(exit.after[0]), out
     return event
 
 

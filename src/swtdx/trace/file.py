@@ -18,17 +18,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import swtdx
+from swtdx.trace.event import Event, Exit, Injected, Tdcall, from_json
 
 VERSION = 1
-KINDS = ("ioctl", "syscall", "seamcall", "tdcall", "exit", "event")
 
 _VMM, _GUEST = 1, 2
 _HELD_BYTES = 8192  # written at once
+_SLICE_DETAILS = ("args", "out", "on", "status", "text", "errno", "lp")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -50,6 +52,25 @@ class Destination(Protocol):
     problem: OSError | None
 
     def write(self, data: bytes | memoryview) -> int: ...
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first line: which swtdx wrote the trace, and for which command. Of Chrome's format nothing is known."""
+
+    swtdx: str = ""
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """The last line: how many events there are, and the record of the run, if it has one."""
+
+    events: int
+    record: dict[str, Any] | None = None
+
+
+Line = Head | Event | End
 
 
 class TraceWriter:
@@ -82,15 +103,12 @@ class TraceWriter:
         """How many there have been."""
         return self._events
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Event) -> None:
         """Write one event."""
         if self._output.problem is not None:
             return
         if self._format is TraceFormat.jsonl:
-            moved = {**event, "t": (event["t"] - self._origin) / 1000, "dur": event["dur"] / 1000}
-            if "guest" in moved:
-                moved["guest"] /= 1000
-            text = _encode(moved) + "\n"
+            text = _encode(event.as_json(self._origin)) + "\n"
         else:
             text = "".join(",\n" + _encode(slice) for slice in self._slices(event))
         with self._lock:
@@ -116,23 +134,22 @@ class TraceWriter:
             self._file.write(bytes(self._held))
             self._held.clear()
 
-    def _slices(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        on_vcpu = "vcpu" in event and event["kind"] != "ioctl"
-        process, track = (_GUEST, event["vcpu"] + 1) if on_vcpu else (_VMM, event["tid"])
+    def _slices(self, event: Event) -> Iterator[dict[str, Any]]:
+        if isinstance(event, Tdcall | Exit | Injected):
+            process, track, name = _GUEST, event.vcpu + 1, f"vCPU {event.vcpu}"
+        else:
+            process, track, name = _VMM, event.tid, f"thread {event.tid}"
         if (process, track) not in self._tracks:
             self._tracks.add((process, track))
-            name = f"vCPU {event['vcpu']}" if on_vcpu else f"thread {track}"
             yield _metadata("thread_name", process, track, name)
-        began = (event["t"] - self._origin) / 1000
-        place = {"pid": process, "tid": track}
-        if "guest" in event:
-            ran = event["guest"] / 1000
+        line = event.as_json(self._origin)
+        began, place = line["t"], {"pid": process, "tid": track}
+        if isinstance(event, Exit):
+            ran = line["guest"]
             yield {"name": "guest", "cat": "guest", "ph": "X", "ts": began - ran, "dur": ran, **place}
-        details = {
-            name: event[name] for name in ("args", "out", "on", "status", "text", "errno", "lp") if name in event
-        }
-        slice = {"name": event["name"], "cat": event["kind"], "ph": "X", "ts": began, "dur": event["dur"] / 1000}
-        if event["kind"] == "event":
+        details = {name: line[name] for name in _SLICE_DETAILS if name in line}
+        slice = {"name": event.name, "cat": event.kind, "ph": "X", "ts": began, "dur": line["dur"]}
+        if isinstance(event, Injected):
             slice |= {"ph": "i", "s": "t"}
         yield {**slice, **place, "args": details}
 
@@ -141,15 +158,16 @@ def _metadata(name: str, process: int, track: int, text: str) -> dict[str, Any]:
     return {"name": name, "ph": "M", "pid": process, "tid": track, "args": {"name": text}}
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a trace in either format, the first and the last of JSON lines included; Chrome's without details.
+def read_events(path: Path) -> Iterator[Line]:
+    """Read a trace in either format, with the first and the last line of JSON lines; Chrome's has no details of them.
 
-    Raises OSError; `TraceError` for what is no trace. A last line that is cut off, of a run that was killed, ends it.
+    Raises OSError; `TraceError` for what is not a valid trace. A last line that is cut off, of a run that was killed,
+    ends it.
     """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
         first = file.readline()
         if first.strip() == b"[":
-            yield {"kind": "trace", "version": VERSION}
+            yield Head()
             yield from _chrome_events(path, file)
             return
         try:
@@ -157,29 +175,29 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             head = None
         if not isinstance(head, dict) or head.get("kind") != "trace":
-            raise TraceError(f"{path} is no trace of swtdx run --trace")
+            raise TraceError(f"{path} is not a trace of swtdx run --trace")
         if head.get("version") != VERSION:
             raise TraceError(f"{path} is a trace of version {head.get('version')}, this swtdx reads {VERSION}")
-        yield head
+        yield Head(str(head.get("swtdx", "")), tuple(map(str, head.get("command", ()))))
         with suppress(EOFError):  # a compressed file that is cut off
             for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
                     return
-                yield _event(path, number, line)
+                yield _line(path, number, line)
 
 
-def _event(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _line(path: Path, number: int, line: bytes) -> Event | End:
     try:
-        event = json.loads(line)
-    except ValueError:
-        event = None
-    if not isinstance(event, dict) or "kind" not in event:
-        raise TraceError(f"{path}: line {number} is no event")
-    return event
+        found = json.loads(line)
+        if found["kind"] == "end":
+            return End(found.get("events", 0), found.get("record"))
+        return from_json(found)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise TraceError(f"{path}: line {number} is not a valid event") from None
 
 
-def _chrome_events(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
-    guest: float | None = None
+def _chrome_events(path: Path, file: BinaryIO) -> Iterator[Event]:
+    guest = 0.0
     for number, line in enumerate(file, 2):
         text = line.strip().strip(b",")
         if not text or text == b"]" or not line.endswith(b"\n"):
@@ -191,11 +209,11 @@ def _chrome_events(path: Path, file: BinaryIO) -> Iterator[dict[str, Any]]:
             if slice["cat"] == "guest":
                 guest = slice["dur"]
                 continue
-            event = {"kind": slice["cat"], "name": slice["name"], "t": slice["ts"], "dur": slice.get("dur", 0)}
-            details = slice.get("args", {})
-        except (ValueError, KeyError, TypeError):
-            raise TraceError(f"{path}: line {number} is no slice of a trace") from None
-        event |= details
-        if guest is not None:
-            event["guest"], guest = guest, None
+            found = {"kind": slice["cat"], "name": slice["name"], "t": slice["ts"], "dur": slice.get("dur", 0)}
+            found |= slice.get("args", {})
+            if found["kind"] == Exit.kind:
+                found["guest"], guest = guest, 0.0
+            event = from_json(found)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TraceError(f"{path}: line {number} is not a slice of a trace") from None
         yield event

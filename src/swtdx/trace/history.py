@@ -22,8 +22,8 @@ from enum import IntEnum
 from itertools import pairwise
 from typing import Any
 
-ERROR = 1 << 63
-"""In a completion status: the call has failed."""
+from swtdx.trace.event import Event, LeafCall, Syscall
+
 PAGE_SHIFT = 12
 ROWS = 64
 """Rows of a memory snapshot, over all slots."""
@@ -32,7 +32,6 @@ _FIRST_INTERVAL = 5_000.0
 _BIN = 10_000.0
 _PRIVATE = 0x8
 _SHARED_BITS = 1 << 47 | 1 << 51
-Event = dict[str, Any]
 
 
 class PageState(IntEnum):
@@ -92,9 +91,9 @@ def _counters() -> dict[str, Counter[int]]:
 
 @dataclass
 class RunHistory:
-    """Feed it with `add`, in the order of the trace; times are microseconds."""
+    """Feed it with `add`, in the order of the trace. Times here are microseconds since ``origin``, in nanoseconds."""
 
-    head: Event = field(default_factory=dict)
+    origin: int = 0
     record: dict[str, Any] | None = None
     slots: dict[int, Slot] = field(default_factory=dict)
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -107,6 +106,8 @@ class RunHistory:
     counts: dict[str, dict[str, Counter[int]]] = field(default_factory=lambda: defaultdict(_counters))
     """kind -> name -> number in each bin of 10 ms."""
     last: float = 0.0
+    now: float = 0.0
+    """When the event began that is being taken."""
     events: int = 0
     frozen: bool = False
     _interval: float = _FIRST_INTERVAL
@@ -117,21 +118,15 @@ class RunHistory:
 
     def add(self, event: Event) -> None:
         """Take one event."""
-        kind = event["kind"]
-        if kind == "trace":
-            self.head = event
-            return
-        if kind == "end":
-            self.record = event.get("record")
-            return
         self.events += 1
-        end = event["t"] + event["dur"]
+        self.now = (event.t - self.origin) / 1000
+        end = self.now + event.dur / 1000
         self.last = max(self.last, end)
-        name = event["name"]
-        shown = _reason(event) if name == "TDG.VP.VMCALL" else name
-        self.counts[kind][shown][int(event["t"] // _BIN)] += 1
+        name = event.name
+        shown = f"TDVMCALL {event.args.get('function', '')}" if name == "TDG.VP.VMCALL" else name
+        self.counts[event.kind][shown][int(self.now // _BIN)] += 1
         handler = _HANDLERS.get(name)
-        if handler is not None and _succeeded(event) and not self.frozen:
+        if handler is not None and event.succeeded and not self.frozen:
             handler(self, event)
         if self._changed and self.slots and not self.frozen and end >= self._next:
             self._snapshot(end)
@@ -182,39 +177,41 @@ class RunHistory:
                 self._changed = True
 
     def _region(self, event: Event) -> None:
-        args = event["args"]
-        slot, size = int(args["slot"], 16), int(args["memory_size"], 16)
+        args = event.args
+        slot, size = args["slot"], args["memory_size"]
         self._rows = None
         self.snapshots.clear()  # their rows are others
         if size:
-            self.slots[slot] = Slot(int(args["guest_phys_addr"], 16), bytearray(size >> PAGE_SHIFT))
+            self.slots[slot] = Slot(args["guest_phys_addr"], bytearray(size >> PAGE_SHIFT))
         else:
             self.slots.pop(slot, None)
         self._changed = True
 
     def _attribute(self, event: Event) -> None:
-        args = event["args"]
+        args = event.args
         self._attributes = True
-        gpa, pages = int(args["address"], 16), int(args["size"], 16) >> PAGE_SHIFT
-        if int(args["attributes"], 16) & _PRIVATE:
+        gpa, pages = args["address"], args["size"] >> PAGE_SHIFT
+        if args["attributes"] & _PRIVATE:
             self._set(gpa, pages, PageState.UNMAPPED, only=PageState.SHARED)
         else:
             self._set(gpa, pages, PageState.SHARED)
 
     def _vmcall(self, event: Event) -> None:
         """v10 has no attributes: there the guest's request is what converts."""
-        args = event["args"]
-        if self._attributes or args.get("function") != "MapGPA" or int(event["out"]["result"], 16):
+        args = event.args
+        if self._attributes or not isinstance(event, LeafCall) or args.get("function") != "MapGPA":
             return
-        gpa, pages = int(args["gpa"], 16), int(args["size"], 16) >> PAGE_SHIFT
+        if event.out["result"]:
+            return
+        gpa, pages = args["gpa"], args["size"] >> PAGE_SHIFT
         if gpa & _SHARED_BITS:
             self._set(gpa, pages, PageState.SHARED)
         else:
             self._set(gpa, pages, PageState.UNMAPPED, only=PageState.SHARED)
 
     def _map(self, event: Event, state: PageState, change: int) -> tuple[int, int]:
-        args = event["args"]
-        gpa, level = int(args["gpa"], 16), args["level"]
+        args = event.args
+        gpa, level = args["gpa"], args["level"]
         self._set(gpa, 512**level, state)
         if change:
             table = (level, gpa & -(1 << PAGE_SHIFT + 9 * (level + 1)))
@@ -232,7 +229,7 @@ class RunHistory:
             self.added.append(Added(gpa, 1, 0))
 
     def _extend(self, event: Event) -> None:
-        gpa = int(event["args"]["gpa"], 16)
+        gpa = event.args["gpa"]
         for run in reversed(self.added):
             if run.gpa <= gpa < run.gpa + (run.pages << PAGE_SHIFT):
                 if run.extended == 0 and run.pages > 1 and gpa >> PAGE_SHIFT == (run.gpa >> PAGE_SHIFT) + run.pages - 1:
@@ -252,44 +249,32 @@ class RunHistory:
         self._map(event, PageState.UNMAPPED, -1)
 
     def _sept_add(self, event: Event) -> None:
-        self.tables.setdefault((event["args"]["level"] - 1, int(event["args"]["gpa"], 16)), 0)
+        self.tables.setdefault((event.args["level"] - 1, event.args["gpa"]), 0)
 
     def _sept_remove(self, event: Event) -> None:
-        self.tables.pop((event["args"]["level"] - 1, int(event["args"]["gpa"], 16)), None)
+        self.tables.pop((event.args["level"] - 1, event.args["gpa"]), None)
 
     def _demote(self, event: Event) -> None:
-        gpa, level = int(event["args"]["gpa"], 16), event["args"]["level"]
+        gpa, level = event.args["gpa"], event.args["level"]
         above = (level, gpa & -(1 << PAGE_SHIFT + 9 * (level + 1)))
         self.tables[above] = self.tables.get(above, 0) - 1
         self.tables[level - 1, gpa] = 512
 
     def _finalize(self, event: Event) -> None:
-        self.finalized = event["t"]
+        self.finalized = self.now
 
     def _rtmr(self, event: Event) -> None:
-        self.extensions.append((event["t"], int(event["args"]["rtmr"], 16)))
+        self.extensions.append((self.now, event.args["rtmr"]))
 
     def _close(self, event: Event) -> None:
-        if str(event.get("on", "")).startswith("vCPU"):
+        if isinstance(event, Syscall) and event.on.startswith("vCPU"):
             if self._changed and self.slots:
-                self._snapshot(event["t"])
+                self._snapshot(self.now)
             self.frozen = True
 
     def _terminate(self, event: Event) -> None:
-        if event["args"].get("command") == "KVM_TDX_TERMINATE_VM":
+        if event.args.get("command") == "KVM_TDX_TERMINATE_VM":
             self.frozen = True
-
-
-def _succeeded(event: Event) -> bool:
-    if "errno" in event:
-        return False
-    status = event.get("status")
-    # A TDCALL without a status has not been carried out: it comes again.
-    return not int(status, 16) & ERROR if status is not None else event["kind"] not in ("seamcall", "tdcall")
-
-
-def _reason(event: Event) -> str:
-    return f"TDVMCALL {event['args'].get('function', '')}"
 
 
 _HANDLERS: dict[str, Callable[[RunHistory, Event], None]] = {

@@ -18,6 +18,7 @@ from contextlib import suppress
 from time import perf_counter_ns
 from typing import Any
 
+from swtdx.trace.event import Count, Data, Emit, Ioctl, Syscall
 from swtdx.uapi import kvm
 from swtdx.uapi.abilities import stated_dialect
 from swtdx.uapi.capability import Cap
@@ -27,8 +28,6 @@ from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.kvm import Exit, ioctl_name, kvm_run
 from swtdx.uapi.layout import u32
-
-Emit = Callable[[dict[str, Any]], None]
 
 _REQUESTS = {int(request): request for request in kvm.REQUESTS.values()}
 _RUN, _ENCRYPT_OP = int(kvm.KVM_RUN), int(kvm.KVM_MEMORY_ENCRYPT_OP)
@@ -96,7 +95,7 @@ class TracedKernel:
 
     def mmap(self, fd: int, length: int, offset: int = 0) -> _mmap.mmap:
         """mmap(2)."""
-        given = {"length": f"{length:#x}", "offset": f"{offset:#x}"}
+        given = {"length": length, "offset": offset}
         page: _mmap.mmap = self._told("mmap", self._label(fd), given, self.wrapped.mmap, fd, length, offset)
         self._pages[fd] = page
         return page
@@ -115,7 +114,7 @@ class TracedKernel:
 
     def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
-        given = {"mode": f"{mode:#x}", "offset": f"{offset:#x}", "length": f"{length:#x}"}
+        given = {"mode": mode, "offset": offset, "length": length}
         self._told("fallocate", self._label(fd), given, self.wrapped.fallocate, fd, mode, offset, length)
 
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
@@ -131,41 +130,31 @@ class TracedKernel:
             raise
         finally:
             ended = perf_counter_ns()
-            event: dict[str, Any] = {
-                "kind": "ioctl",
-                "name": ioctl_name(request),
-                "t": began,
-                "dur": ended - began,
-                "tid": threading.get_native_id(),
-                "on": self._label(fd),
-                "args": args,
-            }
+            tid = threading.get_native_id()
+            event = Ioctl(ioctl_name(request), began, ended - began, tid, args, self._label(fd))
             if number is None:
-                event["result"] = result
+                event.result = result
                 self._learn(fd, request, arg, result)
             else:
-                event["errno"] = errno_name(number)
-            out = self._after(fd, request, arg, args, number is None)
-            if out:
-                event["out"] = out
+                event.errno = errno_name(number)
+            event.out = self._after(fd, request, arg, args, number is None)
             self._emit(event)
         return result
 
     def _told(self, name: str, on: str, args: dict[str, Any], call: Callable[..., Any], *operands: object) -> Any:
-        event: dict[str, Any] = {"kind": "syscall", "name": name, "t": 0, "dur": 0, "tid": threading.get_native_id()}
-        event |= {"on": on, "args": args}
-        event["t"] = began = perf_counter_ns()
+        event = Syscall(name, 0, 0, threading.get_native_id(), args, on)
+        event.t = began = perf_counter_ns()
         try:
             result = call(*operands)
         except OSError as error:
-            event["errno"] = errno_name(error.errno or 0)
+            event.errno = errno_name(error.errno or 0)
             raise
         else:
             if isinstance(result, int):
-                event["result"] = result
+                event.result = result
             return result
         finally:
-            event["dur"] = perf_counter_ns() - began
+            event.dur = perf_counter_ns() - began
             self._emit(event)
 
     # --- Arguments ----------------------------------------------------------------------------------------------------
@@ -190,7 +179,7 @@ class TracedKernel:
             name = _NAMED_ARGUMENT.get(request)
             if name == "capability":
                 return {name: _capability(arg)}
-            return {name or "arg": f"{arg:#x}"} if arg or name else {}
+            return {name or "arg": arg} if arg or name else {}
         if known.direction & IOC_WRITE:
             return self._structure(known.argument, arg)
         return {}
@@ -203,7 +192,7 @@ class TracedKernel:
             command = self._read(self._dialect.cmd, arg)
             if command is None:
                 return {}
-            out: dict[str, Any] = {"hw_error": f"{getattr(command, self._dialect.hw_error_member):#x}"}
+            out: dict[str, Any] = {"hw_error": getattr(command, self._dialect.hw_error_member)}
             if succeeded and args.get("command") in ("KVM_TDX_CAPABILITIES", "KVM_TDX_INIT_MEM_REGION"):
                 out["data"] = self._tdx_data(command)
             return out
@@ -220,21 +209,21 @@ class TracedKernel:
             name = f"KVM_TDX_{TdxCommand(command.id).name}"
         except ValueError:
             name = f"{command.id:#x}"
-        given: dict[str, Any] = {"command": name, "flags": f"{command.flags:#x}"}
+        given: dict[str, Any] = {"command": name, "flags": command.flags}
         given["data"] = self._tdx_data(command)
         return given
 
     def _tdx_data(self, command: Any) -> Any:
         member = _DATA_OF_INIT.get(command.id)
         if member is None or (command.id == TdxCommand.CAPABILITIES and not command.data):
-            return f"{command.data:#x}"
+            return command.data
         return self._structure(getattr(self._dialect, member), command.data)
 
     def _structure(self, layout: Any, address: int) -> dict[str, Any]:
         value = self._read(layout, address)
         if value is None:
             return {"arg": f"{address:#x} (not readable)"}
-        return _shown(value) if isinstance(value, ctypes.Structure) else {"value": f"{value.value:#x}"}
+        return _shown(value) if isinstance(value, ctypes.Structure) else {"value": value.value}
 
     def _read(self, layout: Any, address: int) -> Any:
         """What stands at an address of this process; None where it cannot be read."""
@@ -252,17 +241,18 @@ class TracedKernel:
         (reason,) = struct.unpack_from("<I", page, kvm_run.exit_reason.offset)
         if reason == Exit.IO:
             direction, size, port, count, offset = _IO.unpack_from(page, _UNION)
-            found = {"exit": "IO", "direction": "out" if direction else "in", "port": f"{port:#x}", "size": size}
+            found: dict[str, Any] = {"exit": "IO", "direction": "out" if direction else "in", "port": port}
+            found["size"] = Count(size)
             if count != 1:
-                found["count"] = count
+                found["count"] = Count(count)
             if direction:
-                found["data"] = "0x" + page[offset : offset + size][::-1].hex()
+                found["data"] = Data(page[offset : offset + size])
             return found
         if reason == Exit.MMIO:
             gpa, data, length, is_write = _MMIO.unpack_from(page, _UNION)
-            found = {"exit": "MMIO", "direction": "write" if is_write else "read", "gpa": f"{gpa:#x}", "size": length}
+            found = {"exit": "MMIO", "direction": "write" if is_write else "read", "gpa": gpa, "size": Count(length)}
             if is_write:
-                found["data"] = "0x" + data[:length][::-1].hex()
+                found["data"] = Data(data[:length])
             return found
         try:
             found = {"exit": Exit(reason).name}
@@ -275,11 +265,11 @@ class TracedKernel:
         return found
 
 
-def _capability(number: int) -> str:
+def _capability(number: int) -> str | int:
     try:
         return f"KVM_CAP_{Cap(number).name}"
     except ValueError:
-        return f"{number:#x}"
+        return number
 
 
 def _shown(structure: ctypes.Structure) -> dict[str, Any]:
@@ -299,9 +289,9 @@ def _shown(structure: ctypes.Structure) -> dict[str, Any]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, int):
-        return f"{value:#x}"
+        return value
     if isinstance(value, ctypes.Array) and not issubclass(value._type_, ctypes.Structure):
         if value._type_ is u32 or ctypes.sizeof(value._type_) > 1:
-            return [f"{item:#x}" for item in list(value)[:_SHOWN_ELEMENTS]]
-        return bytes(value)[:32].hex()
+            return list(value)[:_SHOWN_ELEMENTS]
+        return bytes(value)[:32]
     return str(type(value).__name__)
