@@ -13,9 +13,9 @@ from random import Random
 
 import pytest
 
-from fuzz import instructions
-from fuzz.cpu import CODE, ROOM, Stream, Target, campaign, stream
 from swtdx.cpu.vmx import ExitReason, Segment
+from testing.fuzzing import instructions
+from testing.fuzzing.cpu import CODE, ROOM, Stream, Target, campaign, stream
 from tests.cpu.guest import FLAT_CODE, FLAT_DATA, Guest
 
 # Each left constants behind in its intercept, I/O, x87, segment, SSE or control-register path.

@@ -28,10 +28,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from fuzz import instructions
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import ExitReason, Segment
+from testing.fuzzing import instructions
 
 CODE, DATA, STACK = 0x100000, 0x80000, 0x90000
 GDT, PAGE_TABLES = 0x1000, 0x30000
