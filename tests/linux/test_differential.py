@@ -37,6 +37,10 @@ DIFFERS: dict[str, tuple[set[int], str]] = {
         "x86.c looks at LME, LMA and CS.L of EFER and leaves reserved bits to VM entry; ours refuses them at once",
     ),
     "vm KVM_IRQFD": ({errno.EBADF}, "6.18 looks at resampling only once it has the eventfd"),
+    "vm KVM_SET_PMU_EVENT_FILTER": ({errno.EFAULT}, "a kernel with a PMU reads the filter first"),
+    "vcpu KVM_GET_ONE_REG": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
+    "vcpu KVM_SET_ONE_REG": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
+    "vcpu KVM_GET_REG_LIST": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
     "vcpu KVM_PRE_FAULT_MEMORY": ({errno.EINVAL, errno.EOPNOTSUPP}, "not there without the two-dimensional MMU"),
 }
 CAPABILITIES_THAT_DIFFER = {  # by what the real one depends on
