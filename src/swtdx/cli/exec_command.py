@@ -99,7 +99,8 @@ def exec_(
     machine of its own. Why an ioctl failed is said on standard error, as it fails.
     """
     from swtdx.exec.launch import run
-    from swtdx.exec.program import check, find
+    from swtdx.exec.notify import run as run_notified
+    from swtdx.exec.program import find
     from swtdx.exec.settings import Settings
 
     if module_version is ModuleVersion.v1_0 and dialect is DialectName.upstream and not no_tdx:
@@ -107,8 +108,6 @@ def exec_(
             "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10",
             OWN_FAILURE,
         )
-    if front_end is FrontEnd.notify:
-        raise ExecFailure("--front-end notify does not exist yet: use preload", OWN_FAILURE)
     settings = Settings(
         dialect=dialect.value,
         module_version=module_version.value,
@@ -121,18 +120,38 @@ def exec_(
     )
     try:
         path = find(command[0])
-        directory: Path | None = settings.write()
-        try:
-            check(path, command[1:])
-        except ProgramError:
-            if not allow_host_kvm:
-                raise
-            directory = None
-        raise typer.Exit(run(path, command, directory))
+        chosen = _choose(path, command[1:], front_end, host=allow_host_kvm)
+        if chosen is FrontEnd.notify:
+            raise typer.Exit(run_notified(path, command, settings))
+        raise typer.Exit(run(path, command, settings.write() if chosen else None))
     except ProgramError as error:
         raise ExecFailure(str(error), error.status) from None
     except ExecError as error:
         raise ExecFailure(str(error), OWN_FAILURE) from None
+
+
+def _choose(path: Path, arguments: list[str], wanted: FrontEnd | None, *, host: bool) -> FrontEnd | None:
+    """The front end that was asked for, or reaches the program; None: the machine's own kernel. Raises ProgramError."""
+    from swtdx.exec.notify import available
+    from swtdx.exec.program import OutOfReach, check
+
+    try:
+        check(path, arguments)
+    except OutOfReach as error:
+        if wanted is FrontEnd.preload or (wanted is None and host):
+            if not host:
+                raise
+            return None
+        if cannot := available():
+            raise ProgramError(f"{error}. It cannot be served by notification: {cannot}", error.status) from None
+        return FrontEnd.notify
+    except ProgramError:
+        if not host:
+            raise
+        return None
+    if wanted is FrontEnd.notify and (cannot := available()):
+        raise ProgramError(f"--front-end notify: {cannot}")
+    return wanted or FrontEnd.preload
 
 
 def _machine_memory(text: str) -> int:

@@ -2,8 +2,8 @@
 """What a program is, as far as a front end must know: found, executable, of this machine, by which libc.
 
 The preloaded library reaches a program whose ELF header names glibc's dynamic loader. It does not reach static programs
-and those of other libcs, nor Go's, which make system calls without a libc, nor setuid programs, whose loader ignores
-LD_PRELOAD. All of these would find the machine's real /dev/kvm, so they are refused.
+and those of other libcs, nor Go's, which make system calls without a libc: the server of `swtdx.exec.notify` serves
+those (`OutOfReach`). Nor does it reach setuid programs, whose loader ignores LD_PRELOAD; they are refused.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ class ProgramError(Exception):
     def __init__(self, text: str, status: int = NOT_USABLE) -> None:
         super().__init__(text)
         self.status = status
+
+
+class OutOfReach(ProgramError):
+    """The preloaded library does not reach the program; the other front end does."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,18 @@ def check(path: Path, arguments: list[str], depth: int = 0) -> None:
             _check_loaded(arguments, depth)
             return
         what = "a Go program without libc" if elf.go else "linked statically"
-        raise ProgramError(f"{path}: {what}: {_OUT_OF_REACH}")
+        raise OutOfReach(f"{path}: {what}: {_OUT_OF_REACH}")
     if "ld-musl" in elf.interpreter:
-        raise ProgramError(f"{path}: linked against musl: {_OUT_OF_REACH}")
+        raise OutOfReach(f"{path}: linked against musl: {_OUT_OF_REACH}")
     if elf.go:
-        raise ProgramError(f"{path}: a Go program, which makes system calls without libc: {_OUT_OF_REACH}")
+        raise OutOfReach(f"{path}: a Go program, which makes system calls without libc: {_OUT_OF_REACH}")
     if not Path(elf.interpreter).exists():
         raise ProgramError(f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc")
 
 
 _OUT_OF_REACH = (
-    "the preloaded library does not reach it, and its /dev/kvm would be this machine's own. Use a build that is linked "
-    "dynamically against glibc, or --allow-host-kvm to run it on this machine's /dev/kvm"
+    "the preloaded library does not reach it, and its /dev/kvm would be this machine's own. Use --front-end notify, a "
+    "build that is linked dynamically against glibc, or --allow-host-kvm to run it on this machine's /dev/kvm"
 )
 
 
@@ -134,7 +138,7 @@ def _check_loaded(arguments: list[str], depth: int) -> None:
         program = find(rest[0])
         elf = read_elf(program, program.read_bytes()[:4096])
         if elf.interpreter is None or elf.go:
-            raise ProgramError(f"{program}: linked statically, or a Go program: {_OUT_OF_REACH}")
+            raise OutOfReach(f"{program}: linked statically, or a Go program: {_OUT_OF_REACH}")
 
 
 def read_elf(path: Path, head: bytes) -> Elf:

@@ -67,6 +67,9 @@ class Mm:
         """Where in our own process the memory [start, end) of one mapping is. Raises OSError(EFAULT)."""
         return start
 
+    def leave(self, start: int, end: int) -> None:
+        """What `reach` gave is not used any more."""
+
     def fstat(self, fd: int) -> os.stat_result:
         """fstat(2) of one of its descriptors. Raises OSError(EBADF)."""
         try:

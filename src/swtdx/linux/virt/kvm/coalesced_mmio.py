@@ -20,7 +20,7 @@ from swtdx.uapi.kvm import kvm_coalesced_mmio_zone
 from swtdx.uapi.layout import address_of
 
 KVM_COALESCED_MMIO_PAGE_OFFSET = 2
-_OFFSET = KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
+RING_OFFSET = KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
 _MAP_FIXED = 0x10
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_size_t
@@ -49,29 +49,30 @@ class CoalescedRing:
 
     def __init__(self) -> None:
         self.page: memoryview | None = None
-        self._fd = -1
+        self.descriptor = -1
+        """Of the first vCPU's memory, a duplicate; -1 before and after."""
         self._lock = threading.Lock()
 
     def settle(self, run: memoryview, fd: int) -> None:
         """``run`` is the first vCPU's memory, ``fd`` its descriptor. Raises OSError(EMFILE)."""
-        self._fd = os.dup(fd)
-        self.page = run[_OFFSET : _OFFSET + PAGE_SIZE]
+        self.descriptor = os.dup(fd)
+        self.page = run[RING_OFFSET : RING_OFFSET + PAGE_SIZE]
 
     def show_in(self, mapping: mmap.mmap, offset: int) -> None:
         """Let a mapping of a vCPU's memory from ``offset`` on have the VM's ring as the vCPU's third page."""
-        if self._fd < 0 or not offset <= _OFFSET < offset + len(mapping):
+        if self.descriptor < 0 or not offset <= RING_OFFSET < offset + len(mapping):
             return
-        address = address_of(mapping) + _OFFSET - offset
+        address = address_of(mapping) + RING_OFFSET - offset
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         flags = mmap.MAP_SHARED | _MAP_FIXED
-        if _mmap(address, PAGE_SIZE, protection, flags, self._fd, _OFFSET) != address:
+        if _mmap(address, PAGE_SIZE, protection, flags, self.descriptor, RING_OFFSET) != address:
             raise err(errno.ENOMEM, "the ring cannot be mapped")
 
     def release(self) -> None:
         """The VM ends."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
     def put(self, zone: Zone, address: int, length: int, value: int) -> bool:
         """Queue a write; False if there is no room."""

@@ -127,3 +127,4 @@ class HvaMapping:
                 self._pool.unshare(self._mm, *window.shared)
             else:
                 self._pool.unpin(window.hpa, window.end - window.start)
+                self._mm.leave(window.start, window.end)

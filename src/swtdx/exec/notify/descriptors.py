@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kernel's files in the hands of programs.
+
+A program gets a descriptor of its own for the memfd behind each of the kernel's descriptors (`linux.files`), and the
+file is recognised by that memfd's inode, whatever number it has and however it got to a process: dup(2), fork(2),
+SCM_RIGHTS. The program's open file description holds a shared lock (flock(2)). The last close, the last munmap(2) and
+the end of the last process release that lock, as they call ``fput`` in Linux. The server sees the close by inotify(7)
+and then gets the exclusive lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swtdx.linux.files import File
+    from swtdx.machine import MachineKernel
+    from swtdx.uapi.kernel import Kernel
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_IN_CLOSE = 0x08 | 0x10
+_EVENT = struct.Struct("=iIII")
+_F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
+
+
+@dataclass(eq=False)
+class Held:
+    """A descriptor of the kernel that programs have."""
+
+    fd: int
+    file: File
+    inode: tuple[int, int]
+    watch: int
+    calls: int = 0
+    """ioctls that are under way; the file does not go meanwhile."""
+    more: list[int] = field(default_factory=list)
+    """Other descriptors of the kernel for the same file."""
+
+
+class Descriptors:
+    """All that programs have of ``machine``; calls reach it by ``kernel``."""
+
+    def __init__(self, machine: MachineKernel, kernel: Kernel) -> None:
+        self.machine, self.kernel = machine, kernel
+        self.by_inode: dict[tuple[int, int], Held] = {}
+        self._by_watch: dict[int, Held] = {}
+        self._lock = threading.Lock()
+        self._collecting = threading.RLock()
+        self.inotify = int(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
+        self._closed: set[Held] = set()
+
+    def give(self, fd: int) -> int:
+        """A descriptor to be given to a program, and closed here, for the kernel's ``fd``. Raises OSError."""
+        stat = os.fstat(fd)
+        inode = stat.st_dev, stat.st_ino
+        file = self.machine.files.by_fd[fd]
+        mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        with contextlib.suppress(OSError):  # a read-only one has no writer who could shrink it under us
+            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+        theirs = os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
+        try:
+            fcntl.flock(theirs, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            with self._lock:
+                held = self.by_inode.get(inode)
+                if held is None:
+                    watch = int(_libc.inotify_add_watch(self.inotify, f"/proc/self/fd/{fd}".encode(), _IN_CLOSE))
+                    held = self.by_inode[inode] = Held(fd, file, inode, watch)
+                    self._by_watch[watch] = held
+                else:
+                    held.more.append(fd)
+        except BaseException:
+            os.close(theirs)
+            raise
+        return theirs
+
+    def begin(self, inode: tuple[int, int]) -> Held | None:
+        """What a program means by its descriptor, kept until `end`; None if it is not ours."""
+        with self._lock:
+            held = self.by_inode.get(inode)
+            if held is not None:
+                held.calls += 1
+            return held
+
+    def end(self, held: Held) -> None:
+        """The call is over."""
+        with self._lock:
+            held.calls -= 1
+            last = held in self._closed and not held.calls
+        if last:
+            self._release(held)
+
+    def collect(self) -> None:
+        """Close what programs have closed. It is closed when this returns, whichever thread did it."""
+        with self._collecting:
+            try:
+                data = os.read(self.inotify, 1 << 16)
+            except OSError:
+                return
+            position, seen = 0, set()
+            while position < len(data):
+                watch, _, _, length = _EVENT.unpack_from(data, position)
+                position += _EVENT.size + length
+                held = self._by_watch.get(watch)
+                if held is not None:
+                    seen.add(held)
+            for held in seen:
+                self._look(held)
+
+    def collect_all(self) -> None:
+        """As `collect`, whatever inotify has seen or lost."""
+        with self._collecting:
+            self.collect()
+            for held in list(self.by_inode.values()):
+                self._look(held)
+
+    def _look(self, held: Held) -> None:
+        try:
+            fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        fcntl.flock(held.fd, fcntl.LOCK_UN)
+        with self._lock:
+            if held.calls:
+                self._closed.add(held)
+                return
+        self._release(held)
+
+    def _release(self, held: Held) -> None:
+        with self._lock:
+            self._closed.discard(held)
+            if self.by_inode.pop(held.inode, None) is None:
+                return
+            self._by_watch.pop(held.watch, None)
+        _libc.inotify_rm_watch(self.inotify, held.watch)
+        for fd in (*held.more, held.fd):
+            with contextlib.suppress(OSError):
+                self.kernel.close(fd)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Calls that name files: open(2), and stat(2) and access(2) with their kin."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from swtdx.exec.notify.paths import DEV_KVM, Paths, stat_bytes, statx_bytes
+from swtdx.exec.notify.seccomp import Notification, Sys
+from swtdx.exec.notify.server import Handler, Server, signed
+from swtdx.exec.notify.tasks import Task
+from swtdx.linux.uaccess import copy_from_user, copy_to_user
+from swtdx.linux.virt.kvm.device import KvmDevice
+
+if TYPE_CHECKING:
+    from swtdx.exec.notify.address_space import ProgramMm
+
+_AT_FDCWD = -100
+_PATH_MAX = 4096
+_W_OK, _X_OK = 2, 1
+
+
+class FileCalls:
+    """Serves them for ``server``; what is ours is what ``paths`` says."""
+
+    def __init__(self, server: Server, paths: Paths) -> None:
+        self._server, self._paths = server, paths
+        server.handlers |= self._handlers()
+
+    def _handlers(self) -> dict[int, Handler]:
+        return {
+            Sys.OPEN: lambda n: self._open(n, _AT_FDCWD, n.args[0], n.args[1]),
+            Sys.CREAT: lambda n: self._open(n, _AT_FDCWD, n.args[0], os.O_WRONLY | os.O_CREAT),
+            Sys.OPENAT: lambda n: self._open(n, signed(n.args[0]), n.args[1], n.args[2]),
+            Sys.OPENAT2: self._openat2,
+            Sys.STAT: lambda n: self._stat(n, _AT_FDCWD, n.args[0], n.args[1]),
+            Sys.LSTAT: lambda n: self._stat(n, _AT_FDCWD, n.args[0], n.args[1]),
+            Sys.FSTAT: lambda n: self._fstat(n, n.args[1]),
+            Sys.NEWFSTATAT: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[2]),
+            Sys.STATX: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[4]),
+            Sys.ACCESS: lambda n: self._access(n, _AT_FDCWD, n.args[0], n.args[1]),
+            Sys.FACCESSAT: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
+            Sys.FACCESSAT2: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
+        }
+
+    def _find(self, notification: Notification, directory: int, address: int) -> tuple[Task, str] | None:
+        """The thread, and the path of ours that its call names; None if it names none.
+
+        Raises OSError(ENOTDIR) where such a path is named as a folder.
+        """
+        try:
+            task = self._server.tasks.get(notification.pid)
+            task.mm.pid = task.tid
+            path = string_from_user(task.mm, address)
+            name = self._paths.which(task, directory, path) if path else None
+        except OSError:
+            return None
+        if name is None or path is None:
+            return None
+        if path.endswith(b"/"):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return task, name
+
+    # open
+
+    def _open(self, notification: Notification, directory: int, address: int, flags: int) -> int | None:
+        found = self._find(notification, directory, address)
+        if found is None:
+            return None
+        _, name = found
+        if flags & os.O_CREAT and flags & os.O_EXCL:
+            return -errno.EEXIST
+        if flags & os.O_DIRECTORY:
+            return -errno.ENOTDIR
+        if name == DEV_KVM:
+            kernel, descriptors = self._server.power_on()
+            descriptors.collect()
+            theirs = self._server.give(kernel.open(DEV_KVM, flags))
+        elif flags & os.O_ACCMODE != os.O_RDONLY:
+            return -errno.EACCES
+        else:
+            theirs = _read_only(name, self._paths.files[name].encode())
+        raise self._server.hand_over(notification, theirs, cloexec=bool(flags & os.O_CLOEXEC))
+
+    def _openat2(self, notification: Notification) -> int | None:
+        try:
+            task = self._server.tasks.get(notification.pid)
+            task.mm.pid = task.tid
+            flags = int.from_bytes(copy_from_user(notification.args[2], 8, task.mm), "little")
+        except OSError:
+            return None
+        return self._open(notification, signed(notification.args[0]), notification.args[1], flags)
+
+    # stat and access
+
+    def _stat(self, notification: Notification, directory: int, path: int, buffer: int) -> int | None:
+        found = self._find(notification, directory, path)
+        if found is not None:
+            return self._tell(notification, found[0], found[1], buffer)
+        if notification.nr in (Sys.NEWFSTATAT, Sys.STATX) and self._is_empty(notification, path):
+            return self._fstat(notification, buffer)
+        return None
+
+    def _is_empty(self, notification: Notification, path: int) -> bool:
+        """Whether the call is about a descriptor (AT_EMPTY_PATH)."""
+        try:
+            return not path or copy_from_user(path, 1, self._server.tasks.get(notification.pid).mm) == b"\0"
+        except OSError:
+            return False
+
+    def _fstat(self, notification: Notification, buffer: int) -> int | None:
+        if self._server.descriptors is None:
+            return None
+        found = self._server.find(notification)
+        if found is None or found[2] is None:
+            return None
+        task, _, held = found
+        assert held is not None
+        try:
+            if not isinstance(held.file, KvmDevice):
+                return None
+            return self._tell(notification, task, DEV_KVM, buffer)
+        finally:
+            self._server.descriptors.end(held)
+
+    def _tell(self, notification: Notification, task: Task, name: str, buffer: int) -> int:
+        make = statx_bytes if notification.nr == Sys.STATX else stat_bytes
+        copy_to_user(buffer, make(*self._paths.stat(name), hash(name) & 0xFFFFFFFF), task.mm)
+        return 0
+
+    def _access(self, notification: Notification, directory: int, path: int, mode: int) -> int | None:
+        found = self._find(notification, directory, path)
+        if found is None:
+            return None
+        refused = _X_OK if found[1] == DEV_KVM else _X_OK | _W_OK
+        return -errno.EACCES if mode & refused else 0
+
+
+def string_from_user(mm: ProgramMm, address: int) -> bytes | None:
+    """A path (strncpy_from_user); None if it is not one."""
+    data = b""
+    while len(data) < _PATH_MAX:
+        at = address + len(data)
+        try:
+            piece = copy_from_user(at, 256 - at % 256, mm)
+        except OSError:
+            return None
+        end = piece.find(b"\0")
+        if end >= 0:
+            return data + piece[:end]
+        data += piece
+    return None
+
+
+def _read_only(name: str, content: bytes) -> int:
+    """A file with ``content``."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.write(fd, content)
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(fd)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Starting a program below a server.
+
+Three processes: the command that a person typed waits for the exit status and passes signals on; the server, its child,
+is the ancestor of all programs, as tracing them may require (Yama); the program is the server's child. The server stays
+as long as any program is left, so that a program can leave others in the background. The command does not wait for
+them.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from swtdx.exec.notify.seccomp import LOOKING, RULES, Listener, Rule, install
+from swtdx.exec.program import NOT_FOUND, NOT_USABLE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PASSED_ON = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+_COLLECT_MS = 1000
+Serve = Callable[[Listener], "Background"]
+
+
+class Background:
+    """What the server's main thread does while its other threads serve."""
+
+    def descriptors(self) -> int:
+        """A descriptor that is readable when `collect` has something to do; -1 for none."""
+        return -1
+
+    def collect(self, *, thoroughly: bool) -> None:
+        """Let go of what programs have let go of."""
+
+    def finish(self) -> None:
+        """No program is left."""
+
+
+def run(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve) -> int:
+    """Execute the program below a server; its exit status (128 and the number of a signal that ended it)."""
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    server = os.fork()
+    if not server:
+        os.close(reading)
+        status = 1
+        try:
+            status = _be_server(path, arguments, rules, serve, writing)
+        finally:
+            os._exit(status)
+    os.close(writing)
+    try:
+        return _wait(server, reading)
+    finally:
+        os.close(reading)
+
+
+def _wait(server: int, reading: int) -> int:
+    """Of the command: until the server says what became of the program."""
+    program = 0
+
+    def pass_on(number: int, _frame: object) -> None:
+        if program:
+            try:
+                os.kill(program, number)
+            except ProcessLookupError:
+                return
+
+    previous = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
+    previous |= {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
+    try:
+        told = b""
+        while piece := os.read(reading, 64):
+            told += piece
+            words = told.split()
+            program = int(words[0]) if words and told.startswith(words[0] + b"\n") else 0
+            if len(words) == 2 and told.endswith(b"\n"):
+                return int(words[1])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    os.waitpid(server, 0)
+    return 1
+
+
+def _be_server(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve, writing: int) -> int:
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    ours, theirs = socket.socketpair()
+    program = os.fork()
+    if not program:
+        try:
+            ours.close()
+            _be_program(path, arguments, rules, theirs)
+        finally:
+            os._exit(NOT_USABLE)
+    theirs.close()
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    os.write(writing, b"%d\n" % program)
+    listener = Listener(_receive(ours))
+    background = serve(listener)
+    status = _attend(listener, background, program, writing)
+    background.finish()
+    return status
+
+
+def _attend(listener: Listener, background: Background, program: int, writing: int) -> int:
+    """Until no program is left."""
+    pidfd = os.pidfd_open(program)
+    poll = select.poll()
+    poll.register(listener.fd, 0)
+    poll.register(pidfd, select.POLLIN)
+    status, registered = -1, -1
+    while True:
+        if registered < 0 <= background.descriptors():
+            registered = background.descriptors()
+            poll.register(registered, select.POLLIN)
+        events = dict(poll.poll(_COLLECT_MS))
+        background.collect(thoroughly=not events)
+        if pidfd in events:
+            poll.unregister(pidfd)
+            _, code = os.waitpid(program, 0)
+            status = 128 + os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
+            if not listener.finished():
+                _go_to_background()
+            else:
+                background.collect(thoroughly=True)
+            _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+            os.write(writing, b"%d\n" % status)
+            os.close(writing)
+        if status >= 0:
+            _reap()
+            if listener.finished():
+                background.collect(thoroughly=True)
+                return status
+
+
+def _go_to_background() -> None:
+    """The command ends before the programs do: keep nothing open that somebody waits for the end of."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+
+
+def _reap() -> None:
+    """Programs whose parent has ended are our children now."""
+    try:
+        while os.waitpid(-1, os.WNOHANG | 0x20000000)[0]:  # __WNOTHREAD: not those that another thread traces
+            pass
+    except ChildProcessError:
+        return
+
+
+def _be_program(path: Path, arguments: list[str], rules: tuple[Rule, ...], theirs: socket.socket) -> None:
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these
+        signal.signal(number, signal.SIG_DFL)
+    listener = install(rules)
+    theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))])
+    os.close(listener)
+    theirs.close()
+    try:
+        os.execv(path, arguments)
+    except OSError as error:
+        os.write(2, f"swtdx: exec: {path}: {error.strerror}\n".encode())
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_USABLE)
+
+
+def _receive(ours: socket.socket) -> int:
+    """The listener. Raises OSError if the program has not come so far."""
+    numbers = array.array("i")
+    _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(numbers.itemsize))
+    ours.close()
+    for _, _, data in ancillary:
+        numbers.frombytes(data[: numbers.itemsize])
+    if not numbers:
+        raise OSError("the program could not be put under seccomp")
+    os.set_inheritable(numbers[0], False)
+    return numbers[0]
+
+
+def rules_for(*, looking: bool) -> tuple[Rule, ...]:
+    """What is stopped; ``looking``: questions about files, too."""
+    return LOOKING + RULES if looking else RULES

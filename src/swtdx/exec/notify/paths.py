@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which of the paths that a program names are ours: /dev/kvm, and the files of `Settings.files`.
+
+A relative name is one against the program's working directory or a descriptor of its. Symbolic links are not followed:
+a program that gets to the machine's own /dev/kvm by another name finds its descriptor replaced at the first ioctl
+(`is_kvm`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Mapping
+
+from swtdx.exec.notify.tasks import Task
+
+DEV_KVM = "/dev/kvm"
+_AT_FDCWD = -100
+_MISC_KVM = os.makedev(10, 232)
+_STAT = struct.Struct("<QQQIIIIQqqq6q24x")
+_STATX = struct.Struct("<IIQIIIHHQQQQ")  # to stx_attributes_mask; four times and the device numbers follow
+
+
+class Paths:
+    """``files``: path -> content."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = dict(files)
+        self._last = {path.rpartition("/")[2].encode() for path in (DEV_KVM, *files)}
+
+    def which(self, task: Task, directory: int, path: bytes) -> str | None:
+        """The path of ours that the program means, or None."""
+        if path.rstrip(b"/").rpartition(b"/")[2] not in self._last:
+            return None
+        name = self._absolute(task, directory, path)
+        return name if name == DEV_KVM or name in self.files else None
+
+    @staticmethod
+    def _absolute(task: Task, directory: int, path: bytes) -> str:
+        if not path.startswith(b"/"):
+            try:
+                base = os.readlink(b"cwd" if directory == _AT_FDCWD else b"fd/%d" % directory, dir_fd=task.directory)
+            except OSError:
+                return ""
+            path = base + b"/" + path
+        return os.path.normpath(os.fsdecode(path)).replace("//", "/")
+
+    def stat(self, name: str) -> tuple[int, int, int]:
+        """Mode, device number and size of a path of ours, or of an open /dev/kvm."""
+        if name == DEV_KVM:
+            return stat.S_IFCHR | 0o666, _MISC_KVM, 0
+        return stat.S_IFREG | 0o444, 0, len(self.files[name].encode())
+
+
+def is_kvm(found: os.stat_result) -> bool:
+    """Whether this is the machine's own /dev/kvm."""
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == _MISC_KVM
+
+
+def stat_bytes(mode: int, device: int, size: int, number: int) -> bytes:
+    """struct stat of x86-64. ``number``: its inode."""
+    return _STAT.pack(5, number, 1, mode, 0, 0, 0, device, size, 4096, (size + 511) // 512, *[0] * 6)
+
+
+def statx_bytes(mode: int, device: int, size: int, number: int) -> bytes:
+    """struct statx, the basic statistics alone."""
+    head = _STATX.pack(0x7FF, 4096, 0, 1, 0, 0, mode, 0, number, size, (size + 511) // 512, 0)
+    times = bytes(64)
+    devices = struct.pack("<IIII", os.major(device), os.minor(device), 0, 5)
+    return (head + times + devices).ljust(256, b"\0")

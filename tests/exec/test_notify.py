@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Programs that cannot be preloaded, served from another process: they see what a preloaded program sees.
+
+What each program prints is what Linux prints for it (`test_the_programs_print_this_on_a_real_kernel` where there is a
+/dev/kvm). The static builds choose the front end by themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from swtdx.exec.notify import available
+from tests.conftest import skip_loudly
+from tests.exec.conftest import PROGRAMS, Run, real_kvm
+from tests.exec.test_programs import CASES as ALIKE
+
+KINDS = """\
+bss: 17 99 42
+data: 17 99 42
+the rest of data: 1
+stack: 17 99 42
+heap: 17 99 42
+anonymous: 17 99 42
+shared: 17 99 42
+advised: 17 99 42
+memfd: 17 99 42
+seen in the file: 42
+memfd without its descriptor: 17 99 42
+private copy of a file: 17 99 42
+what was in the file: 7
+the file has nothing of it: 0
+"""
+PATCHWORK = """\
+from the file's page: exit 5, 23
+from the read-only page: exit 5, 5
+refused to the read-only page: 1
+refused to the hole: 1
+filled: exit 5, 9
+"""
+LATE = """\
+mapped after the slot: exit 5, 3
+another one: exit 5, 4
+the old one is as it was: 3
+the old one again: 3
+"""
+SPARSE = """\
+soon: 1
+its last byte: 7
+exit 5, 8
+small: 1
+"""
+DISCARDED = """\
+before: 5
+discarded: 0
+to the guest: 0
+written again: 6
+"""
+KILLED = """\
+killed: 10
+the parent's VM: exit 2
+"""
+INHERITED = """\
+/dev/kvm: 12
+VM: -5
+a VM of its own: 1
+after an exec that failed: exit 2
+/dev/kvm: 12
+VM: -5
+a VM of its own: 1
+"""
+CLOSED = """\
+rounds: 100
+and then: 1
+"""
+OWN = [
+    ("memory", "kinds", KINDS),
+    ("memory", "patchwork", PATCHWORK),
+    ("memory", "late", LATE),
+    ("memory", "threads", "lost writes: 0\n"),
+    ("memory", "sparse", SPARSE),
+    ("memory", "discarded", DISCARDED),
+    ("tree", "ten", "programs that ran a guest: 10\n"),
+    ("tree", "killed", KILLED),
+    ("tree", "inherited", INHERITED),
+    ("tree", "threads", "exits: 1600\n"),
+    ("tree", "closed", CLOSED),
+]
+NOT_YET = {"notified"}  # the kernel has no MMU notifier
+
+
+def _cases(cases: list[tuple[str, str, str]]) -> list[object]:
+    return [pytest.param(*case, id="-".join(case[:2])) for case in cases if case[1] not in NOT_YET]
+
+
+@pytest.fixture(autouse=True)
+def _needs_notification() -> None:
+    if cannot := available():
+        skip_loudly(cannot)
+
+
+@pytest.mark.parametrize(("program", "case", "expected"), _cases([*ALIKE, *OWN]))
+def test_a_static_program_sees_what_linux_shows(
+    compiled: Callable[..., Path], swtdx_exec: Run, program: str, case: str, expected: str
+) -> None:
+    done = swtdx_exec(compiled(program, "-static"), case, options=["--quiet"])
+    assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("program", "case", "expected"),
+    _cases([c for c in [*ALIKE, *OWN] if c[1] in ("open", "processes", "kinds", "storm")]),
+)
+def test_a_dynamic_program_does_when_asked_to(
+    compiled: Callable[..., Path], swtdx_exec: Run, program: str, case: str, expected: str
+) -> None:
+    done = swtdx_exec(compiled(program), case, options=["--quiet", "--front-end", "notify"])
+    assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
+
+
+@pytest.mark.skipif(not real_kvm(), reason="this machine has no /dev/kvm of its own to compare with")
+@pytest.mark.parametrize(("program", "case", "expected"), _cases(OWN))
+def test_the_programs_print_this_on_a_real_kernel(
+    compiled: Callable[..., Path], program: str, case: str, expected: str
+) -> None:
+    done = subprocess.run([compiled(program, "-static"), case], check=False, capture_output=True, text=True, timeout=60)
+    assert done.stdout == expected
+
+
+@pytest.mark.parametrize("flags", [[], ["-static"]], ids=["dynamic", "static"])
+def test_a_musl_program(tmp_path: Path, swtdx_exec: Run, flags: list[str]) -> None:
+    compiler = shutil.which("musl-gcc")
+    if compiler is None:
+        skip_loudly("no musl-gcc (Debian: musl-tools)")
+    headers = tmp_path / "include"
+    headers.mkdir()
+    for folder in ("linux", "asm-generic"):
+        (headers / folder).symlink_to(f"/usr/include/{folder}")
+    (headers / "asm").symlink_to("/usr/include/x86_64-linux-gnu/asm")
+    program = tmp_path / "program"
+    subprocess.run(
+        [compiler, "-O1", "-w", f"-I{headers}", "-o", program, PROGRAMS / "memory.c", *flags], check=True, timeout=60
+    )
+    done = swtdx_exec(program, "late", options=["--quiet"])
+    assert (done.stdout, done.returncode, done.stderr) == (LATE, 0, "")
+
+
+def _servers() -> set[int]:
+    """Processes of ours that run ``swtdx exec``."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                line = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"exec" in line and b"swtdx" in line and Path(f"/proc/{name}").stat().st_uid == os.getuid():
+                found.add(int(name))
+    return found
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return condition()
+
+
+def test_a_daemon_goes_on_when_the_command_has_ended(
+    compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path
+) -> None:
+    before = _servers()
+    result = tmp_path / "result"
+    done = swtdx_exec(compiled("tree", "-static"), "daemon", result)
+    assert (done.stdout, done.returncode) == ("first: 1\n", 0)
+    assert _wait_for(result.exists)
+    assert _wait_for(lambda: result.read_text() == "works\n")
+    assert _wait_for(lambda: not _servers() - before), "the server ends with the last program"
+
+
+@pytest.mark.parametrize("whom", ["command", "server", "program"])
+def test_whichever_process_is_killed_nothing_stays(compiled: Callable[..., Path], whom: str) -> None:
+    """The command that was typed, the server below it, the program below that."""
+    before = _servers()
+    program = compiled("tree", "-static")
+    line = [sys.executable, "-m", "swtdx", "exec", "--front-end", "notify", "--", str(program), "endless"]
+    started = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"running\n"
+        server = _children(started.pid)[0]
+        victim = {"command": started.pid, "server": server, "program": _children(server)[0]}[whom]
+        os.kill(victim, signal.SIGKILL)
+        assert started.wait(20) == {"command": -9, "server": 1, "program": 137}[whom]
+        assert _wait_for(lambda: not _servers() - before)
+        assert _wait_for(lambda: not _running(program))
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _running(program: Path) -> bool:
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.readlink(f"/proc/{name}/exe") == str(program):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.parametrize(("code", "status"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
+def test_the_exit_status_is_the_programs(swtdx_exec: Run, code: str, status: int) -> None:
+    assert swtdx_exec("/bin/sh", "-c", code, options=["--front-end", "notify"]).returncode == status
+
+
+def test_a_signal_to_the_command_reaches_the_program() -> None:
+    code = "trap 'echo got it; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    line = [sys.executable, "-m", "swtdx", "exec", "--front-end", "notify", "--", "/bin/sh", "-c", code]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        assert started.stdout.readline() == "ready\n"
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 5
+        assert started.stdout.read() == "got it\n"
