@@ -484,11 +484,13 @@ static bool escalates(unsigned vector)
     return vector == 0 || vector == 8 || (vector >= 10 && vector <= 14);
 }
 
-/* Called by TCG's loop with an exception to deliver. True: it was a VM exit, leave. May long-jump out again. */
+/* Called by TCG's loop with an exception to deliver. True: leave, it was a VM exit, or the delivery has to wait. May
+ * long-jump out again. */
 bool swtdx_exception(CPUState *cs)
 {
     CPUX86State *env = cs->env_ptr;
-    swtdx_cpu *cpu = cs->uc->swtdx->current;
+    swtdx_engine *engine = cs->uc->swtdx;
+    swtdx_cpu *cpu = engine->current;
     int vector = cs->exception_index;
 
     if (vector >= EXCP_VMEXIT) {
@@ -500,9 +502,16 @@ bool swtdx_exception(CPUState *cs)
         cpu->delivering = (struct swtdx_event){
             .valid = 1, .vector = vector, .error_code = env->error_code,
             .type = env->exception_is_int ? SWTDX_EVENT_SOFTWARE_INTERRUPT : SWTDX_EVENT_HARDWARE_EXCEPTION,
-            .has_error = !env->exception_is_int,
+            .has_error = !env->exception_is_int && swtdx_has_error_code(vector),
             .instruction_length = env->exception_is_int ? env->exception_next_eip - env->eip : 0,
         };
+    }
+    if (unlikely(cpu->kicked || engine->preempt)) {
+        /* Here, not only between blocks: a delivery that causes the next one never reaches a block. stay() sees why. */
+        cpu->event = cpu->delivering;
+        cpu->delivering.valid = 0;
+        cs->exception_index = -1;
+        return true;
     }
     if (cpu->delivering.type == SWTDX_EVENT_EXTERNAL || cpu->delivering.type == SWTDX_EVENT_NMI) {
         if (cpu->delivering.type == SWTDX_EVENT_NMI) {
@@ -534,15 +543,6 @@ static void arm_event(CPUState *cs, swtdx_cpu *cpu)
     event->valid = 0;
 }
 
-static void disarm_event(CPUState *cs, swtdx_cpu *cpu)
-{
-    if (cpu->delivering.valid) {
-        cpu->event = cpu->delivering;
-        cpu->delivering.valid = 0;
-        cs->exception_index = -1;
-    }
-}
-
 enum outcome { EXITED, PREEMPTED, YIELDED };
 
 /* One stay inside. */
@@ -564,17 +564,18 @@ static enum outcome stay(swtdx_engine *engine, swtdx_cpu *cpu)
         cs->exit_request = trap != 0; /* the #DB of the last instruction comes first, then back here */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (!trap && __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
-            disarm_event(cs, cpu);
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             return EXITED;
         }
         if (!trap && engine->preempt) {
-            disarm_event(cs, cpu);
             return PREEMPTED;
         }
         if (engine->flush_done != engine->flush_wanted) {
             engine->flush_done = engine->flush_wanted;
             tlb_flush(cs);
+        }
+        if (cpu->event.valid) {
+            arm_event(cs, cpu);
         }
         cpu->notified = 0;
         swtdx_sync_posted(cpu);
@@ -616,9 +617,6 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     engine->data_hits = 0;
     cs->interrupt_request &= ~CPU_INTERRUPT_DEBUG;
     cs->exception_index = -1;
-    if (cpu->event.valid) {
-        arm_event(cs, cpu);
-    }
     engine->running = cpu;
     if (!swtdx_guard(engine)) {
         outcome = stay(engine, cpu);

@@ -104,7 +104,7 @@ static void QEMU_NORETURN exit_instruction(CPUX86State *env, uint32_t reason, in
     swtdx_exit_now(env, reason, 0);
 }
 
-static bool has_error_code(unsigned vector)
+bool swtdx_has_error_code(unsigned vector)
 {
     return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17;
 }
@@ -112,7 +112,7 @@ static bool has_error_code(unsigned vector)
 static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type, uint32_t error_code, uintptr_t retaddr)
 {
     swtdx_cpu *cpu = swtdx_current(env);
-    bool error = type == SWTDX_EVENT_HARDWARE_EXCEPTION && has_error_code(vector);
+    bool error = type == SWTDX_EVENT_HARDWARE_EXCEPTION && swtdx_has_error_code(vector);
 
     if (!(cpu->exception_bitmap >> vector & 1)) {
         return;

@@ -109,6 +109,7 @@ bool swtdx_apic_write(CPUX86State *env, swtdx_cpu *cpu, uint32_t index, uint64_t
 void swtdx_code_page(struct uc_struct *uc, void *host);
 void swtdx_check_code_page(swtdx_engine *engine, uint64_t hpa);
 void swtdx_drop_snapshots(swtdx_engine *engine);
+bool swtdx_has_error_code(unsigned vector);
 int swtdx_highest(const uint8_t *vapic, unsigned base);
 void swtdx_request_block_end(CPUState *cs);
 
