@@ -6,13 +6,15 @@ Expectations come from the SDM (volume 3, chapter 18) and from linux/Documentati
 
 from __future__ import annotations
 
+import errno
+import threading
 from collections.abc import Iterator
 
 import pytest
 
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm
+from swtdx.uapi.client import Kvm, KvmError
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, Machine, flat
 
 DB, BP, BS = 1, 3, 1 << 14
@@ -141,3 +143,41 @@ def test_which_controls_there_are() -> None:
         assert kvm.check_extension(k.Cap.SET_GUEST_DEBUG2) == ENABLE | STEP | SOFTWARE | HARDWARE | (
             k.KVM_GUESTDBG_INJECT_DB | k.KVM_GUESTDBG_INJECT_BP | k.KVM_GUESTDBG_BLOCKIRQ
         )
+
+
+def _own_breakpoint(machine: Machine, handler: str) -> None:
+    """A real-mode guest with a data breakpoint on its own vector 1, which it reads."""
+    machine.memory[4:8] = (0x3000).to_bytes(4, "little")
+    machine.load(handler, 0x3000)
+    # mov eax, 4; mov dr0, eax; mov eax, 0xF0403; mov dr7, eax; mov ax, [4]; hlt
+    machine.load("66b804000000 0f23c0 66b803040f00 0f23f8 a10400 f4")
+    sregs = machine.vcpu.get_sregs()
+    sregs.cs.base = sregs.cs.selector = 0
+    machine.vcpu.set_sregs(sregs)
+    machine.vcpu.set_regs(k.kvm_regs(rip=CODE, rsp=0xF000, rflags=2))
+
+
+def test_a_guest_gets_its_own_debug_exception(machine: Machine) -> None:
+    """#DB exits and is given back; DR6 says which breakpoint it was (SDM volume 3, 18.2.3)."""
+    # the handler: mov eax, 0x400; mov dr7, eax; hlt
+    _own_breakpoint(machine, "66b800040000 0f23f8 f4")
+    sregs = machine.vcpu.get_sregs()
+    sregs.idt.base, sregs.idt.limit = 0x8000, 0x3FF  # the vector that is delivered is not the one that is read
+    machine.vcpu.set_sregs(sregs)
+    machine.memory[0x8004:0x8008] = (0x3000).to_bytes(4, "little")
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+    assert machine.vcpu.get_regs().rip == 0x300A
+    assert machine.vcpu.get_debugregs().dr6 & 0xE00F == 1
+
+
+def test_a_storm_of_debug_exceptions_can_be_interrupted(machine: Machine) -> None:
+    _own_breakpoint(machine, "cf")
+    for _ in range(2):
+        machine.vcpu.kvm_run.immediate_exit = 0
+        timer = threading.Timer(0.3, lambda: setattr(machine.vcpu.kvm_run, "immediate_exit", 1))
+        timer.start()
+        with pytest.raises(KvmError) as refused:
+            machine.vcpu.run()
+        timer.join()
+        assert refused.value.errno == errno.EINTR

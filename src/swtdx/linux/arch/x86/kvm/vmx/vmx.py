@@ -32,7 +32,7 @@ POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated proce
 RFLAGS_IF = 1 << 9
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
 CR4_MCE, MC_VECTOR = 1 << 6, 18
-INTERCEPTED_EXCEPTIONS = 1 << Vector.UD
+INTERCEPTED_EXCEPTIONS = 1 << Vector.UD | 1 << Vector.DB | 1 << Vector.AC
 """What exits also when no debugger asks for it (vmx_update_exception_bitmap)."""
 
 # MSRs that the guest processor holds: reads and writes need no exit

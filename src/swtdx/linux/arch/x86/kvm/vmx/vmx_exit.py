@@ -302,8 +302,11 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
         return 1
     if information & 0xFF == Vector.UD:
         return handle_ud(vcpu, context)
-    if vcpu.vmx.guest_debug and information & 0xFF in (Vector.DB, Vector.BP):
+    if information & 0xFF in (Vector.DB, Vector.BP):
         return handle_debug_exception(vcpu, context, information & 0xFF)
+    if information & 0xFF == Vector.AC:  # as #DB: it exits so that a storm of them does (CVE-2015-5307)
+        context.inject(Vector.AC, EventType.HARDWARE_EXCEPTION, context.interruption_error)
+        return 1
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
     run_struct.U64.pack_into(
         vcpu.run, run_struct.UNION, information & 0xFF | (context.interruption_error & 0xFFFFFFFF) << 32

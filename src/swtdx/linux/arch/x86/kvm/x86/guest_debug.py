@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 RFLAGS_TF = 1 << 8
 DR6_BS, DR6_ACTIVE_LOW = 1 << 14, 0xFFFF0FF0
-DR7_FIXED_1 = 1 << 10
+DR7_FIXED_1, DR7_GD = 1 << 10, 1 << 13
 CR4_DE = 1 << 3
 _CS = 1
 _STI_SHADOW = 1
-_DB, _BP = 1 << Vector.DB, 1 << Vector.BP
+_BP = 1 << Vector.BP
 _BREAKPOINT_REGISTERS = (0, 1, 2, 3, 7)
 KVM_GUESTDBG_VALID_MASK = (
     KVM_GUESTDBG_ENABLE
@@ -73,9 +73,7 @@ def set_guest_debug(vcpu: "Vcpu", request: kvm_guest_debug) -> None:
             context.inject(Vector.BP, EventType.SOFTWARE_EXCEPTION, None, 1)
     stepped = vmx.guest_debug & KVM_GUESTDBG_SINGLESTEP
     vmx.guest_debug = control if control & KVM_GUESTDBG_ENABLE else 0
-    bitmap = context.exception_bitmap & ~(_DB | _BP)
-    if vmx.guest_debug & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP):
-        bitmap |= _DB
+    bitmap = context.exception_bitmap & ~_BP  # #DB exits always
     if vmx.guest_debug & KVM_GUESTDBG_USE_SW_BP:
         bitmap |= _BP
     context.exception_bitmap = bitmap
@@ -130,7 +128,17 @@ def before_entry(vcpu: "Vcpu", context: "GuestContext") -> None:
 
 
 def handle_debug_exception(vcpu: "Vcpu", context: "GuestContext", vector: int) -> int:
-    """#DB or #BP while debugging. 0: KVM_EXIT_DEBUG."""
+    """#DB or #BP. 0: KVM_EXIT_DEBUG. 1: a #DB that no debugger asked for is delivered to the guest.
+
+    It exits at all so that a guest whose delivery of #DB causes the next one leaves the processor each time
+    (CVE-2015-8104).
+    """
+    if vector == Vector.DB and not vcpu.vmx.guest_debug & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP):
+        reasons = context.exit_qualification
+        context.set_dr(6, context.get_dr(6) & ~0xF | DR6_ACTIVE_LOW | reasons)
+        context.set_dr(7, context.get_dr(7) & ~DR7_GD)
+        context.inject(Vector.DB, EventType.HARDWARE_EXCEPTION)
+        return 1
     return _debug_exit(vcpu, vector, context.exit_qualification if vector == Vector.DB else 0)
 
 
