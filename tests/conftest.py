@@ -53,14 +53,30 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     ]
 
 
-SLOW_FOLDERS = {"docs", "pytest_plugin"}
-"""Their tests run commands and sessions of pytest; all are slow."""
+SLOW = {
+    "docs",  # run commands, and build a site
+    "pytest_plugin",  # run sessions of pytest
+    "exec",  # run programs
+    "cli/test_boot.py",  # boot firmware
+    "cli/test_linux.py",  # boot Linux
+    "cli/test_completion.py",  # run shells
+    "cli/test_gdb.py",  # run gdb
+    "cli/test_standard_streams.py",  # run the command in processes of its own
+    "cpu/test_patch_series.py",  # compile the engine
+    "machine/test_shim.py",  # boot a kernel of our own many times
+    "machine/test_shim_linux.py",  # boot Linux
+    "machine/test_side_by_side.py",  # run many machines
+    "machine/test_virtio_firmware.py",  # boot firmware
+    "machine/test_virtio_linux.py",  # boot Linux
+}
+"""Folders and files whose tests are marked slow: ``script/test --quick`` omits them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow by its folder."""
+    """Mark what is slow."""
     for item in items:
-        if SLOW_FOLDERS & set(item.path.relative_to(REPOSITORY).parts):
+        place = item.path.relative_to(REPOSITORY / "tests")
+        if not SLOW.isdisjoint((place.parts[0], place.as_posix())):
             item.add_marker(pytest.mark.slow)
 
 

@@ -162,7 +162,7 @@ def make_td(kvm: Kvm) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def td(request: pytest.FixtureRequest, make_td: Callable[..., Any]) -> Any:
-    """The TD that ``@pytest.mark.td(...)`` describes; without the marker one that writes to port 0x80 for ever."""
+    """The TD that ``@pytest.mark.td(...)`` describes; without the marker one that writes to port 0x80 in a loop."""
     return make_td(**_marker(request, "td", _TD_PARAMETERS))
 
 

@@ -184,7 +184,7 @@ def test_a_truncated_disk_leaves_everything_as_it_was(command: Command, firmware
     result = command("run", "--firmware", firmware, "--disk", good, "--disk", short, "--debugcon", log)
     assert result.status == 2
     assert result.err.splitlines()[-1] == (
-        f"swtdx: the disk image {short} is truncated: 1000 bytes are no multiple of 512"
+        f"swtdx: the disk image {short} is truncated: 1000 bytes is not a multiple of 512"
     )
     assert log.read_text() == "from before"
 

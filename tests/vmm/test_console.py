@@ -29,7 +29,7 @@ def test_without_escapes_it_finds_what_a_search_finds(text: str, data: bytes) ->
 
 
 def test_there_must_be_a_text() -> None:
-    with pytest.raises(ValueError, match="no text"):
+    with pytest.raises(ValueError, match="is empty"):
         TextWatch("")
 
 

@@ -77,7 +77,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
 def test_a_truncated_file(tmp_path: Path, size: int) -> None:
     path = tmp_path / "short.img"
     path.write_bytes(bytes(size))
-    refused(path, f"truncated: {size} bytes are no multiple of 512")
+    refused(path, f"truncated: {size} bytes is not a multiple of 512")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any file: only an unprivileged user sees this refused")

@@ -84,7 +84,7 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
     >>> inspection.can_start, str(inspection.broken[0].rule)
     (False, 'guid-table')
     >>> print(inspection.broken[0])
-    zeroes.fd has no GUID table at its end, so it is truncated or no OVMF-style firmware image
+    zeroes.fd has no GUID table at its end, so it is truncated or not an OVMF-style firmware image
     """
     found = examine(image, name)
     layout = MemoryMap(memory_size, len(image))

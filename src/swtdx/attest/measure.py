@@ -80,7 +80,7 @@ def measure_image(
     >>> measure_image(b"")
     Traceback (most recent call last):
     ...
-    swtdx.image.tdvf.TdvfError: the image is empty, so it is no firmware image
+    swtdx.image.tdvf.TdvfError: the image is empty, so it is not a firmware image
 
     With the firmware at hand: ``measure_image(Path("OVMF.fd").read_bytes()).mrtd.hex()``.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Watching a virtual CPU: each VM exit, how long the guest had run, how long its handling took, each injected event.
 
-Nothing of this is in the way of a machine that is not watched: a watched one makes its virtual CPUs from a subclass of
-`GuestContext` (`Processor.context_class`), in which ``run`` and ``inject`` tell what they do.  An exit is told when the
-guest is entered again (or at `flush`), for only then is known how long it took and what a TDCALL left in RAX.
+No overhead unless tracing is enabled: then virtual CPUs are made from a subclass of `GuestContext`
+(`Processor.context_class`), in which ``run`` and ``inject`` report what they do.  An exit is reported when the guest is
+entered again (or at `flush`), because only then is known how long it took and what a TDCALL left in RAX.
 
 What the processor settles by itself makes no exit, here as on a real one, and so is not seen: EPT walks that succeed,
 accesses to the virtual APIC page, delivery of posted interrupts, MSRs outside the bitmap.
@@ -61,7 +61,7 @@ class Injection:
 
 
 class Watcher(Protocol):
-    """Whoever is told."""
+    """What gets the reports."""
 
     def vm_exit(self, exit: VmExit) -> None:
         """An exit has been dealt with."""

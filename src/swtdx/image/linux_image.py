@@ -74,7 +74,7 @@ class LinuxBoot:
 
 
 def parse(image: bytes, name: str) -> BzImage:
-    """Read the setup header. Raises `LinuxImageError` for what is no bzImage, or one that cannot be started here."""
+    """Read the setup header. Raises `LinuxImageError` for what is not a bzImage, or cannot be started here."""
     if (
         len(image) < _HEADER_END
         or image[_MAGIC : _MAGIC + 4] != b"HdrS"

@@ -115,7 +115,7 @@ def _pages(start: int, end: int) -> tuple[int, int]:
 
 
 class _PerThread(threading.local):
-    """Python calls this anew in each thread that looks at it."""
+    """Python calls this once in each thread that reads it."""
 
     def __init__(self) -> None:
         self.stream = _Stream()

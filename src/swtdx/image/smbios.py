@@ -40,7 +40,7 @@ class Item:
     value: Value = 0
     name: str = ""
     computed: bool = False
-    """Whether it follows from the machine, so that nobody is to give it."""
+    """Whether it follows from the machine, so that a user must not give it."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _kind(text: str, first: tuple[str, str, str]) -> int:
 def _typed(text: str, item: Item, value: str) -> Value:
     try:
         if item.kind == _TEXT:
-            if not value.encode():  # raises ValueError itself for what is no text
+            if not value.encode():  # raises ValueError itself for what is not text
                 raise ValueError
             return value
         if item.name == "uuid":

@@ -40,7 +40,7 @@ DESCRIPTOR_VERSION = 1
 _ENTRY_TAIL = struct.Struct("<H16s")  # length, GUID
 _DESCRIPTOR = struct.Struct("<4sIII")  # signature, length, version, number of sections
 _SECTION = struct.Struct("<IIQQII")  # data offset, raw data size, memory address, memory size, type, attributes
-# More sections than fit into one page of metadata are no firmware but noise.
+# More sections than fit into one page of metadata are not from firmware.
 _MAXIMUM_SECTIONS = (PAGE_SIZE - _DESCRIPTOR.size) // _SECTION.size
 
 
@@ -237,7 +237,7 @@ def examine(image: bytes, name: str) -> Examination:
 def check_image_size(image: bytes, name: str) -> None:
     """Refuse what cannot be mapped as firmware below 4 GiB at all. Raises `TdvfError`."""
     if not image:
-        raise TdvfError(f"{name} is empty, so it is no firmware image", TdvfRule.IMAGE_SIZE)
+        raise TdvfError(f"{name} is empty, so it is not a firmware image", TdvfRule.IMAGE_SIZE)
     if len(image) > MAXIMUM_IMAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, "
@@ -247,7 +247,7 @@ def check_image_size(image: bytes, name: str) -> None:
     if len(image) % PAGE_SIZE:
         raise TdvfError(
             f"{name} is {len(image)} bytes long, which is not a multiple of the {PAGE_SIZE}-byte page: "
-            "it is truncated, or no firmware image",
+            "it is truncated, or not a firmware image",
             TdvfRule.IMAGE_SIZE,
         )
 
@@ -284,7 +284,7 @@ def memory_faults(tdvf: Tdvf, ranges: Sequence[tuple[int, int]]) -> Iterator[Tdv
 
 
 def unfilled(tdvf: Tdvf) -> Iterator[TdvfError]:
-    """Every section that is for the VMM to fill and that nobody has filled."""
+    """Every section that the VMM must fill and has not filled."""
     for section in tdvf.sections:
         if section.index in tdvf.brought:
             continue
@@ -308,20 +308,20 @@ def _descriptor_offset(image: bytes, name: str) -> int:
                 TdvfRule.SPLIT_IMAGE,
             )
         raise TdvfError(
-            f"{name} has no GUID table at its end, so it is truncated or no OVMF-style firmware image",
+            f"{name} has no GUID table at its end, so it is truncated or not an OVMF-style firmware image",
             TdvfRule.GUID_TABLE,
         )
     start = end - length
     if length < _ENTRY_TAIL.size or start < 0:
         raise TdvfError(
-            f"{name}: the GUID table at its end claims {length} bytes, which cannot be", TdvfRule.GUID_TABLE
+            f"{name}: the GUID table at its end claims {length} bytes, which is not a valid length", TdvfRule.GUID_TABLE
         )
     end -= _ENTRY_TAIL.size
     while end - start >= _ENTRY_TAIL.size:
         length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
         if length < _ENTRY_TAIL.size or length > end - start:
             raise TdvfError(
-                f"{name}: the GUID table at its end has an entry of {length} bytes, which cannot be",
+                f"{name}: the GUID table at its end has an entry of {length} bytes, which is not a valid length",
                 TdvfRule.GUID_TABLE,
             )
         if guid == TDX_METADATA_OFFSET_GUID.bytes_le:
@@ -338,7 +338,7 @@ def _descriptor_offset(image: bytes, name: str) -> int:
             return len(image) - distance
         end -= length
     raise TdvfError(
-        f"{name} carries no TDX metadata, so it is no TDVF: a build of OVMF with TDX support is needed"
+        f"{name} carries no TDX metadata, so it is not a TDVF: a build of OVMF with TDX support is needed"
         f"{_split_hint(image)}",
         TdvfRule.SPLIT_IMAGE if is_split(image) else TdvfRule.NO_METADATA,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What an emulated kernel offers beside the system calls, and no real one does.
+"""What an emulated kernel offers besides the system calls, and no real one does.
 
 A `Kernel` is what user space may call on any host. An ability is a protocol of its own, and a caller asks for it here:
 the answer is None where the kernel lacks it. A wrapper around a kernel (a trace) has the abilities of what it wraps.

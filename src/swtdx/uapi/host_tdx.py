@@ -59,7 +59,7 @@ class HostFacts:
         """
         found = []
         if self.vendor != "GenuineIntel":
-            found.append(f"the processor is no Intel one ({self.vendor or 'unknown vendor'})")
+            found.append(f"the processor is not from Intel ({self.vendor or 'unknown vendor'})")
         elif "tdx_host_platform" not in self.flags:
             found.append("the processor has no TDX, or the BIOS has not switched it on (flag tdx_host_platform)")
         if self.in_td:

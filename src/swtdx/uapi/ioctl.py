@@ -3,7 +3,7 @@
 
 From the low end: 8 bits of sequence number, 8 bits of type (0xAE for KVM), 14 bits of argument size, 2 of direction as
 seen from user space. Two requests may differ in direction or size alone (0xAEA3 is KVM_GET_TSC_KHZ, 0x4068AEA3 is
-KVM_ENABLE_CAP), so whoever dispatches must look at the whole number. The encoded size is that of the fixed part of a
+KVM_ENABLE_CAP), so a dispatcher must look at the whole number. The encoded size is that of the fixed part of a
 structure, and for KVM_MEMORY_ENCRYPT_OP it is not even that: it never says how many bytes the pointer leads to.
 """
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class Kernel(Protocol):
-    """Whoever answers these calls is a kernel. All raise OSError; file descriptors are plain integers."""
+    """A kernel is what answers these calls. All raise OSError; file descriptors are plain integers."""
 
     name: str
     """For messages: "host", "emulated"."""

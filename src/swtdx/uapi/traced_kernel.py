@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system-call line, watched: a kernel that hands every call on to another one and tells of it.
+"""The system-call line, traced: a kernel that passes every call on to another one and reports it.
 
 Works on either kernel, since it knows only what crosses the line: the request number, the structure behind the pointer
 before and after the call, and the page that a vCPU shares.  Structures are read as the kernel reads them, so that a
-wild pointer is shown as one and harms nobody.  Whoever does not ask for a trace uses the kernel itself.
+wild pointer is shown as one and does no harm.  Without a trace the kernel itself is used.
 """
 
 from __future__ import annotations

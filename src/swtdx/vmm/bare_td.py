@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A TD around a few bytes of code (`bare_guest`): for tests, for trying something out, for a first look.
 
-There is no firmware and no board. What the guest does comes back from `run` as an exit, for the caller to deal with.
+There is no firmware and no board. `run` returns each exit of the guest to the caller.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ XFAM = 0x3  # x87 and SSE
 GPA_WIDTH = 48
 PORT = 0x80
 DEFAULT_CODE = bare_guest.forever(bare_guest.io_out(PORT, 0))
-"""A guest that writes 0 to port 0x80 for ever."""
+"""A guest that writes 0 to port 0x80 in a loop."""
 DEFAULT_MEMORY = 2 << 20
 
 

@@ -38,7 +38,7 @@ class TextWatch:
     def __init__(self, text: str) -> None:
         self._wanted = text.encode()
         if not self._wanted:
-            raise ValueError("there is no text to wait for")
+            raise ValueError("the text to wait for is empty")
         self._tail = bytearray()
         self._state = self._in_text
         self.found = False

@@ -107,7 +107,7 @@ class DiskImage:
 
 
 def open_disk(spec: DiskSpec) -> DiskImage:
-    """Open and lock an image. Raises DiskError for whatever is no raw image that can be used so."""
+    """Open and lock an image. Raises DiskError for a file that cannot be used as a raw image."""
     path = spec.path
     access = os.O_RDONLY if spec.read_only else os.O_RDWR
     try:
@@ -154,7 +154,7 @@ def _checked_size(descriptor: int, spec: DiskSpec) -> int:
                 f"(--disk {path},format=raw takes it as it is)"
             )
     if size % SECTOR_SIZE:
-        raise DiskError(f"the disk image {path} is truncated: {size} bytes are no multiple of {SECTOR_SIZE}")
+        raise DiskError(f"the disk image {path} is truncated: {size} bytes is not a multiple of {SECTOR_SIZE}")
     return size
 
 

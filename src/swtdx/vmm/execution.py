@@ -27,7 +27,7 @@ class Hit:
 
 
 class Execution:
-    """The permissions of ``count`` vCPUs; ``stopped``: nobody runs until `resume`."""
+    """The permissions of ``count`` vCPUs; ``stopped``: no vCPU runs until `resume`."""
 
     def __init__(self, count: int, *, stopped: bool = False) -> None:
         self.count = count
@@ -71,7 +71,7 @@ class Execution:
             self.hit(vcpu, CRASHED)
 
     def finish(self) -> None:
-        """The run is over: whoever waits may go."""
+        """End the run: release the threads that wait."""
         with self._changed:
             self.over = True
             self._changed.notify_all()

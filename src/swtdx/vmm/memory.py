@@ -2,7 +2,7 @@
 """User memory that stands behind guest RAM, and the devices' view of it.
 
 For an ordinary VM this is the guest's memory.  For a TD with guest_memfd it is the *shared* half only: what the guest
-has not converted to shared is simply not here, and reads as whatever was left.  Pages are private anonymous memory, so
+has not converted to shared is not here, and reads as old contents.  Pages are private anonymous memory, so
 that ``MADV_DONTNEED`` gives them back when the guest converts them to private.
 """
 
@@ -31,7 +31,7 @@ class UserMemory:
         self._mapping.madvise(mmap.MADV_DONTNEED, offset, length)
 
     def close(self) -> None:
-        """Unmap. Whoever still uses the address (a VM's slot) must be gone."""
+        """Unmap. No user of the address (a VM's slot) may be left."""
         self.view.release()
         self._mapping.close()
 

@@ -4,13 +4,13 @@
 ======  =====================================================================================
 status  meaning
 ======  =====================================================================================
-0       the guest powered off or reset, the awaited text came, or the person at the terminal left
+0       the guest powered off or reset, the awaited text appeared, or the user ended the run
 1       internal error of swtdx or of the kernel below it
 2       bad input, or a kernel that cannot do what was asked
 3       the guest reported a fatal error, or crashed
 4       time was up
 odd     what the guest wrote to the debug exit port (``--debug-exit``), times 2 plus 1
-130     interrupted (SIGINT, or nobody reads the console any more)
+130     interrupted (SIGINT, or the reader of the console is gone)
 ======  =====================================================================================
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the console's words "Kernel panic - not syncing" are a panic, and not a log that somebody shows.
+"""Whether the console's words "Kernel panic - not syncing" are a panic, and not a log that is printed.
 
 Linux writes them at the beginning of a line, behind its time stamp at most.  If it has no crash kernel and is not told
 to reboot, it ends its report with ``---[ end Kernel panic``, prints nothing any more, and spins without ever halting.

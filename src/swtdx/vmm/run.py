@@ -172,7 +172,7 @@ class Run:
 
     def _thread_ended(self, future: Future[None]) -> None:
         if future.exception() is not None:
-            self.finish(Outcome(End.INTERNAL_ERROR, f"swtdx made a mistake: {future.exception()!r}"))
+            self.finish(Outcome(End.INTERNAL_ERROR, f"internal error: {future.exception()!r}"))
 
     def _vcpu_thread(self, vcpu: Vcpu) -> None:
         self._threads[vcpu.id] = threading.get_ident()
@@ -270,7 +270,7 @@ class Run:
         handler = _HANDLERS.get(reason)
         if handler is None:
             name = _reason_name(reason)
-            self.finish(Outcome(End.INTERNAL_ERROR, f"vCPU {vcpu.id} left the guest for {name}, which nobody expects"))
+            self.finish(Outcome(End.INTERNAL_ERROR, f"vCPU {vcpu.id} left the guest for {name}, which is not expected"))
             return
         handler(self, vcpu)
 
@@ -373,7 +373,7 @@ class Run:
         if self.execution is not None and exception in _DEBUG_VECTORS:
             self.execution.hit(vcpu.id, exception)
             return
-        text = f"vCPU {vcpu.id} had exception {exception}, which nobody handles"
+        text = f"vCPU {vcpu.id} had exception {exception}, which has no handler"
         self._lost(vcpu, Outcome(End.CRASH, text, {"exception": exception}))
 
     def _power(self, event: PowerEvent) -> None:

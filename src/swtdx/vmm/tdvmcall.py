@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """TDVMCALLs that KVM passes on to the VMM (KVM_EXIT_TDX), and the guest's last words (Intel GHCI 1.5, 344426).
 
-GetQuote is answered honestly: there is no quoting service here yet, and the guest learns that from the status in its
+GetQuote is answered with an error: there is no quoting service here yet, which the guest reads from the status in its
 buffer, as with QEMU when no quote generation socket is configured.
 """
 

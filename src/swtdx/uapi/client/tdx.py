@@ -104,7 +104,7 @@ class TdDescriptor(Descriptor):
     def tdx_command(self, command: TdxCommand, data: int = 0, flags: int = 0) -> None:
         """One sub-command; ``data`` is a value or an address. Raises `KvmError` named after the sub-command.
 
-        ENOTTY, or EINVAL on some kernels: this is no TD.
+        ENOTTY, or EINVAL on some kernels: this is not a TD.
         """
         cmd = self.dialect.cmd(id=command, flags=flags, data=data)
         try:

@@ -19,7 +19,7 @@ KERNEL_SIGSET_SIZE = 8  # bytes, on x86-64
 
 class Vcpu(TdVcpu):
     """Made by `Vm.create_vcpu`. ``kvm_run`` lies over the shared page, not a copy: read and write its members.
-    After `close` it is a copy of what was there last. Whoever still looks at the page keeps it mapped, and so the VM.
+    After `close` it is a copy of what was there last. A reference to the page keeps it mapped, and so the VM.
 
     Registers of a TD's vCPU belong to the TD: their getters and setters are EINVAL.
     """
@@ -35,7 +35,7 @@ class Vcpu(TdVcpu):
         self.kvm_run = kvm.kvm_run.from_buffer(self.mapping)
 
     def close(self) -> None:
-        """close(2), and munmap(2) of what was mapped unless somebody else looks at it."""
+        """close(2), and munmap(2) of what was mapped unless it is still referenced."""
         mapped = self.fd >= 0 and hasattr(self, "kvm_run")
         super().close()
         if mapped:

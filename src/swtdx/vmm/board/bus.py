@@ -2,9 +2,9 @@
 """The two buses of the board: 64 KiB of I/O ports, and memory-mapped registers.
 
 A port access is the hottest thing a VMM does (firmware polls the PM timer hundreds of thousands of times), so the port
-bus is two dictionaries from port number to handler, which the run loop uses directly.  A handler gets the port and the
-size in bytes and answers with an integer; nobody there reads as all ones and swallows writes, as on real hardware.
-MMIO is rare on this board and is searched by range.
+bus is two dictionaries from port number to handler, which the run loop uses directly. A handler gets the port and the
+size in bytes and answers with an integer; a port without a device reads as all ones and drops writes, as on real
+hardware. MMIO is rare on this board and is searched by range.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class MmioBus:
         self._ranges: list[MmioRange] = []
 
     def attach(self, start: int, length: int, device: MmioDevice) -> MmioRange:
-        """Add a device; the answer may be moved later by whoever decodes the address."""
+        """Add a device; the device that decodes the address may move it later."""
         added = MmioRange(start, length, device)
         self._ranges.append(added)
         return added

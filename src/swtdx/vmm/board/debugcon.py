@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The debug console of Bochs and QEMU: every byte written to port 0x402 is a character of the firmware's debug log.
 
-Reading the port gives 0xe9, by which software knows that somebody listens (QEMU, hw/char/debugcon.c).
+Reading the port gives 0xe9, by which software detects the port (QEMU, hw/char/debugcon.c).
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The keyboard controller's two remaining jobs on a machine without keyboard: the reset line, and saying "nobody here".
+"""The keyboard controller's two remaining jobs on a machine without keyboard: the reset line, and reporting
+that no keyboard is attached.
 
 An Intel 8042 whose status register reads as all ones is what firmware takes for an absent controller (EDK2,
 Ps2KeyboardDxe); command 0xfe to port 0x64 pulses the CPU's reset line, as every PC since the AT does.

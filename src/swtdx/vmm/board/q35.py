@@ -130,7 +130,7 @@ class Board:
         self.pci.functions[LPC_BRIDGE].write(ACPI_CNTL, 1, ACPI_ENABLE)
 
     def type(self, data: bytes) -> None:
-        """Somebody types: on the virtio console once its driver listens, on the serial port before. Takes the lock."""
+        """Take typed bytes: for the virtio console once its driver runs, for the serial port before. Takes the lock."""
         with self.lock:
             for device in self._virtio:
                 if isinstance(device, VirtioConsole) and device.listening:

@@ -122,7 +122,7 @@ class Rtc:
         self._memory[Register.CENTURY] = self._encode(now.tm_year // 100)
 
     def _take_time(self) -> None:
-        """The guest has set the time registers: go on from there. Registers that are no date leave the clock alone."""
+        """Continue from the time that the guest has set. What is not a valid date does not change the clock."""
         hour = self._memory[Register.HOURS]
         if self._memory[Register.B] & _B_24_HOURS:
             hour = self._decode(hour)

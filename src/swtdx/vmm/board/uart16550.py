@@ -2,7 +2,7 @@
 """COM1: a 16550A UART (National Semiconductor PC16550D data sheet), without the passage of time on the wire.
 
 A byte that is written has been sent when the write returns, so the transmitter is always empty.  Received bytes wait in
-a 16-byte FIFO and, behind it, in the queue of whoever types.  Interrupts follow the data sheet's priorities: received
+a 16-byte FIFO and, behind it, in the queue of typed bytes.  Interrupts follow the data sheet's priorities: received
 data or character timeout, then transmitter empty.  Loopback mode (by which drivers find out whether a chip is there)
 returns what is sent and reflects the modem control lines into the modem status.
 """
@@ -142,7 +142,7 @@ class Uart16550:
 
     def _read_msr(self, port: int, size: int) -> int:
         if not self._mcr & _MCR_LOOP:
-            return _MSR_DCD | _MSR_DSR | _MSR_CTS  # somebody is at the other end
+            return _MSR_DCD | _MSR_DSR | _MSR_CTS  # a terminal is connected
         mcr = self._mcr
         return (
             (_MSR_CTS if mcr & _MCR_RTS else 0)

@@ -68,7 +68,7 @@ class Breakpoints:
         self.hardware.append(new)
 
     def remove_hardware(self, kind: Kind, address: int, length: int) -> None:
-        """Forget it; one that is not there is no mistake."""
+        """Remove it, if it is set."""
         gone = Hardware(kind, address, 1 if kind is Kind.EXECUTE else length)
         if gone in self.hardware:
             self.hardware.remove(gone)

@@ -23,7 +23,7 @@ def answer(stub: Stub, line: str) -> str:
         return _help(stub, [])
     command = _COMMANDS.get(words[0])
     if command is None:
-        return f"there is no command {words[0]!r}; `monitor help` lists them\n"
+        return f"{words[0]!r} is not a command; `monitor help` lists them\n"
     try:
         return command[1](stub, words[1:])
     except AccessError as error:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Framing: ``$data#checksum``, with ``}`` before an escaped byte, ``+`` and ``-`` as acknowledgements, 0x03 for Ctrl-C.
 
-Whoever connects may send anything: a packet that is too long or has a wrong checksum is refused with ``-`` and
+A client may send anything: a packet that is too long or has a wrong checksum is refused with ``-`` and
 forgotten, bytes between packets are dropped.  No more than one packet's worth of bytes is ever kept.
 """
 

@@ -52,7 +52,7 @@ def parse_address(text: str) -> Address:
             return Address(path=path)
     host, colon, port = text.removeprefix("tcp:").rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 0xFFFF:
-        raise AddressError(f"{text!r} is no address: write :1234, HOST:1234 or the path of a unix socket")
+        raise AddressError(f"{text!r} is not a valid address: write :1234, HOST:1234 or the path of a unix socket")
     return Address(host.strip("[]") or LOOPBACK, int(port))
 
 
@@ -87,7 +87,7 @@ class GdbServer:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def serve(self, machine: Machine, run: Run, execution: Execution, target: Target) -> None:
-        """Let clients at this machine, whose vCPUs ask ``execution``."""
+        """Accept clients, whose vCPUs ask ``execution``."""
         self._make_stub = lambda: Stub(machine, run, execution, target)
         self._execution = execution
         execution.wake = self._wake
@@ -161,7 +161,7 @@ class GdbServer:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             client.settimeout(_SEND_SECONDS)
             stub.attach()
-            self._say("a debugger has connected, the machine stands")
+            self._say("a debugger has connected, the VM is stopped")
             self._converse(client, stub, selector)
         except OSError as error:
             log.debug("debugger: %s", error)

@@ -13,7 +13,7 @@ of the ABI specification, columns for debug TDs):
 What cannot be: the VM-entry interruption field is read-only, so an INT3 of the guest's own cannot be injected.  Its
 interception is taken away for that vCPU until the machine stops again, and the guest executes it by itself.  MOV DR is
 not intercepted: a guest that writes its debug registers takes the debugger's breakpoints away until the next stop.  An
-instruction that leaves the TD or raises #VE is no boundary for a step, which ends one instruction (or handler) later.
+instruction that leaves the TD or raises #VE does not end a step, which ends one instruction (or handler) later.
 """
 
 from __future__ import annotations

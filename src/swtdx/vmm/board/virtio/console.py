@@ -43,7 +43,7 @@ class VirtioConsole(VirtioDevice):
         return self.transport.running and self.transport.queues[RECEIVE].enabled
 
     def receive(self, data: bytes) -> None:
-        """Somebody types. The caller holds the lock of the board."""
+        """Take typed bytes. The caller holds the lock of the board."""
         self._typed += data
         self.transport.serve(RECEIVE)
 

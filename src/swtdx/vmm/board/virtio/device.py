@@ -68,4 +68,4 @@ class VirtioDevice(ABC):
         """The driver has finished setting up."""
 
     def reset(self) -> None:  # noqa: B027 - most devices keep nothing between chains
-        """The driver starts anew."""
+        """Reset the device: its driver starts again."""

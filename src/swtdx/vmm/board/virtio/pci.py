@@ -152,7 +152,7 @@ class VirtioPci(PciFunction):
         self._interrupt(self._config_vector, ISR_CONFIG)
 
     def report(self, text: str) -> None:
-        """Tell the person something about the device; only the first time, since a guest could go on for ever."""
+        """Report something about the device; only the first time, since a guest could repeat it without end."""
         if self._say is not None:
             self._say(f"{self.device.name}: {text}")
             self._say = None

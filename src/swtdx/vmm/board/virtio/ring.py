@@ -103,7 +103,7 @@ class Virtqueue:
                 if indirect or flags & _NEXT:
                     raise RingError("an indirect table is within another, or goes on after its end")
                 if not length or length % 16:
-                    raise RingError(f"an indirect table has {length} bytes, which is no number of descriptors")
+                    raise RingError(f"an indirect table has {length} bytes, which is not a whole number of descriptors")
                 table, entries, number, indirect = address, length // 16, 0, True
                 continue
             links += 1
