@@ -16,6 +16,7 @@ import swtdx.vmm.run
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
+from swtdx.uapi.reason import Reason
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run, StuckVcpu
@@ -211,6 +212,39 @@ def test_kvm_run_that_fails_ends_the_run_with_its_errno(plan: Planner) -> None:
     outcome = outcome_of(plan(), lambda run, page: errno.EIO)
     assert outcome.end is End.INTERNAL_ERROR
     assert "EIO" in outcome.text
+
+
+def test_a_vm_that_the_guest_has_killed_is_a_crash(plan: Planner) -> None:
+    """An emulated kernel says whose fault it was: TDX kills a TD that touches memory before accepting it."""
+    kernel = FakeKernel(plays={0: [lambda run, page: errno.EIO]})
+    kernel.last_refusal = Reason("the guest touched private memory", by_guest=True)  # type: ignore[attr-defined]
+    with running(plan(), kernel=kernel) as (run, _):
+        assert run.outcome is not None
+        assert (run.outcome.end, run.outcome.status) == (End.CRASH, 3)
+        assert "touched private memory" in run.outcome.text
+
+
+def test_an_interrupt_that_reaches_no_apic_is_lost(plan: Planner) -> None:
+    """KVM_SIGNAL_MSI answers EPERM (the bare -1 of kvm_set_msi) where no local APIC is addressed."""
+
+    def mmio(address: int, value: int) -> Play:
+        def play(run: kvm_run, page: mmap.mmap) -> None:
+            run.exit_reason = Exit.MMIO
+            run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = address, 4, 1
+            run.mmio.data[:4] = list(value.to_bytes(4, "little"))
+
+        return play
+
+    program = []
+    for select, value in ((0x19, 0xEE << 24), (0x18, 0x24)):  # pin 4: APIC 0xEE, vector 0x24, unmasked
+        program += [mmio(0xFEC00000, select), mmio(0xFEC00010, value)]
+    interrupt = [port_out(0x3FC, b"\x08"), port_out(0x3F9, b"\x02")]  # OUT2, transmitter empty: COM1 is pin 4
+    kernel = FakeKernel(plays={0: [*program, *interrupt, POWER_OFF]})
+    kernel.refuse["KVM_SIGNAL_MSI"] = errno.EPERM
+    with running(plan(), kernel=kernel) as (run, _):
+        assert ("vm", "KVM_SIGNAL_MSI") in kernel.calls
+        assert run.outcome is not None
+        assert run.outcome.end is End.POWER_OFF
 
 
 def test_a_signal_does_not_end_the_run(plan: Planner) -> None:

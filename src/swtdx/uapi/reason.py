@@ -21,6 +21,8 @@ class Reason:
     rcx: int | None = None
     """Its output in RCX, for a leaf function that has one."""
     rdx: int | None = None
+    by_guest: bool = False
+    """Whether the guest brought it about: the host did nothing wrong."""
 
     @property
     def rule(self) -> str:

@@ -85,9 +85,8 @@ class Run:
         self._old_handler: object = None
         self._exit_counts = [[0] * _COUNTED_REASONS for _ in machine.vcpus]
         self._port_counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in machine.vcpus]
-        vm = machine.vm
         calls = machine.capabilities.user_tdvmcalls if machine.capabilities else (0, 0)
-        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, vm.signal_msi)
+        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, machine.board.signal_msi)
 
     @property
     def exits(self) -> dict[str, int]:
@@ -261,9 +260,9 @@ class Run:
         said = f" ({reason})" if reason else ""
         failure = KvmError(error.errno or errno.EIO, "KVM_RUN")
         details: dict[str, object] = {"errno": errno_name(failure.errno or 0), "reason": reason.text}
-        self.finish(
-            Outcome(End.INTERNAL_ERROR, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details, reason=reason)
-        )
+        end = End.CRASH if reason.by_guest else End.INTERNAL_ERROR
+        outcome = Outcome(end, f"the kernel stopped vCPU {vcpu.id}: {failure}{said}", details, reason=reason)
+        self._lost(vcpu, outcome) if reason.by_guest else self.finish(outcome)
         return faults
 
     def _handle(self, vcpu: Vcpu, reason: int) -> None:

@@ -85,6 +85,7 @@ class Kvm:
         self.users = 1
         self._users_lock = threading.Lock()
         self.dead = False
+        self._death: str | Reason = ""
         self.lock = threading.RLock()
         self.slots_lock = threading.RLock()
 
@@ -171,9 +172,14 @@ class Kvm:
         """KVM_BUG_ON: mark the VM dead; the EIO to raise."""
         if not self.dead:
             log.error("VM %d is dead: %s", self.number, reason)
+            self._death = reason
         self.dead = True
         self.kick_all()
         return err(errno.EIO, reason)
+
+    def dead_error(self) -> OSError:
+        """Return the EIO of a call on a dead VM. It carries what the VM died of, which another vCPU may have met."""
+        return err(errno.EIO, self._death or "the VM is dead")
 
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP. Raises OSError(EEXIST, EINVAL). A TD may have it, but then gets no vCPU."""

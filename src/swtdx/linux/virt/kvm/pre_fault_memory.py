@@ -64,6 +64,6 @@ def _map_page(vcpu: "Vcpu", gpa: int) -> None:
         if vcpu.signal_pending():
             raise err(errno.EINTR, "a signal is pending")
         if kvm.dead:
-            raise err(errno.EIO, "the VM is dead")
+            raise kvm.dead_error()
     if result is RetPf.EMULATE:
         raise err(errno.ENOENT, f"no memory at {gpa:#x}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import random
 import struct
 from collections.abc import Callable
 
@@ -530,8 +531,35 @@ def test_shared_memory_without_a_slot_becomes_mmio_by_ve(bench: Bench, runnable:
     assert run.exit_reason == k.KVM_EXIT_SHUTDOWN  # the guest simply went on
     kvm = bench.vm_object()
     entry, level = kvm.mmu.direct.lookup(0xFEC00 | kvm.mmu.direct_bits)
-    assert (entry, level) == (0, 1)  # suppress-#VE clear
-    assert kvm.mmu.direct.lookup(0xFEC01 | kvm.mmu.direct_bits)[0] == 1 << 63
+    assert (entry, level) == (0, 3)  # suppress-#VE clear, for all of the GiB, in which there is no slot
+    assert kvm.mmu.direct.lookup(5 | kvm.mmu.direct_bits)[0] == 1 << 63
+
+
+def test_a_slot_takes_the_place_of_mmio(bench: Bench, runnable: tuple[int, int]) -> None:
+    vm, vcpu = runnable
+    enter(bench, vcpu, ept_violation(SHARED | 0xFEC00000))
+    bench.memory(vm, 0xC000_0000, 4, slot=7)
+    bench.attributes(vm, 0xC000_0000, 0x4000, 0)
+    kvm = bench.vm_object()
+    assert kvm.mmu.direct.lookup(0xC0000 | kvm.mmu.direct_bits)[0] == 1 << 63, "it exits to KVM"
+    enter(bench, vcpu, ept_violation(SHARED | 0xC0001000))
+    assert kvm.mmu.direct.lookup(0xC0001 | kvm.mmu.direct_bits)[0] & 7 == 7
+    enter(bench, vcpu, ept_violation(SHARED | 0xC0004000))
+    assert kvm.mmu.direct.lookup(0xC0004 | kvm.mmu.direct_bits) == (0, 1)  # beside the slot, page by page
+    enter(bench, vcpu, ept_violation(SHARED | 0xFEC00000))
+    assert kvm.mmu.direct.lookup(0xFEC00 | kvm.mmu.direct_bits) == (0, 2)
+    assert kvm.mmu.direct.lookup(0xC0001 | kvm.mmu.direct_bits)[0] & 7 == 7
+
+
+def test_looking_everywhere_takes_no_memory_to_speak_of(bench: Bench, runnable: tuple[int, int]) -> None:
+    """A guest that reads at every 2 MiB of its address space would take a page of tables for each."""
+    kvm, chance = bench.vm_object(), random.Random(1)
+    vcpu = kvm.vcpus[0]
+    for _ in range(20_000):
+        gpa = chance.getrandbits(46) & -4096 | 1 << 40
+        assert kvm.mmu.page_fault(vcpu, SHARED | gpa, False) == 3
+        assert kvm.mmu.direct.lookup(gpa >> 12 | kvm.mmu.direct_bits)[0] == 0
+    assert bench.kernel.pages.in_use["ept"] < 300
 
 
 def test_shared_memory_with_a_slot_points_at_user_memory(bench: Bench, runnable: tuple[int, int]) -> None:

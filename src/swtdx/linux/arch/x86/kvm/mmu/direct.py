@@ -121,6 +121,8 @@ class DirectRoot:
         flush = False
         for index, entry in enumerate(qwords[here + first : here + last].tolist(), first):
             if not entry & EPT_RWX:
+                if entry == TDX_MMIO_VALUE:  # it said that there is no memory in all that it covers
+                    qwords[here + index] = SHADOW_NONPRESENT_VALUE
                 continue
             if entry & EPT_LARGE:
                 qwords[here + index] = SHADOW_NONPRESENT_VALUE

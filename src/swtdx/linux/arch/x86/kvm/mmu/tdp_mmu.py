@@ -31,8 +31,10 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
     EPT_RWX,
     PG_LEVEL_2M,
     PG_LEVEL_4K,
+    PG_LEVEL_512G,
     TDX_MMIO_VALUE,
     eptp,
+    pages_per_level,
 )
 from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT
@@ -210,7 +212,7 @@ class TdpMmu:
         if slot is None:
             if self.mirror is not None:
                 with self.lock:
-                    self.direct.map(gfn | self.direct_bits, TDX_MMIO_VALUE, PG_LEVEL_4K)
+                    self.direct.map(gfn | self.direct_bits, TDX_MMIO_VALUE, self._mmio_level(gfn))
                 kvm.flush_tlbs()  # a cached "exits to KVM" would be consulted again
             return RetPf.EMULATE
         if slot.flags & _READONLY and write:
@@ -234,6 +236,20 @@ class TdpMmu:
             if self.direct.map(gfn | self.direct_bits, entry, level):
                 kvm.flush_tlbs()
         return RetPf.FIXED
+
+    def _mmio_level(self, gfn: int) -> int:
+        """The largest level at which an entry for ``gfn`` covers no slot.
+
+        A TD may look at any address. With entries of 4 KiB it would take a table from the host for each 2 MiB.
+        """
+        level = PG_LEVEL_4K
+        while level < min(self.direct.levels, PG_LEVEL_512G):
+            pages = pages_per_level(level + 1)
+            base = gfn & -pages
+            if any(True for _ in self.kvm.memslots.within(base, base + pages)):
+                break
+            level += 1
+        return self.direct.level_for(gfn | self.direct_bits, level)
 
     def _mapping_level(self, slot: "Memslot", gfn: int, hpa: int, before: int, after: int) -> int:
         """2 MiB where slot, user mapping, window alignment and attributes agree, else 4 KiB. Offsets in bytes."""

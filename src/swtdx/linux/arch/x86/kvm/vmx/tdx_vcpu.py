@@ -49,7 +49,7 @@ from swtdx.uapi.kvm import (
     KVM_EXIT_SHUTDOWN,
     KVM_MP_STATE_RUNNABLE,
 )
-from swtdx.uapi.reason import seamcall_failed
+from swtdx.uapi.reason import Reason, seamcall_failed
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -349,17 +349,18 @@ def _handle_ept_violation(vcpu: "Vcpu") -> int:
     mmu = kvm.mmu
     if gpa >> PAGE_SHIFT & mmu.direct_bits:
         if qualification & EPT_VIOLATION_ACC_INSTR:
-            raise kvm.bug(f"instruction fetch from shared memory at {gpa:#x}")
+            raise kvm.bug(Reason(f"instruction fetch from shared memory at {gpa:#x}", by_guest=True))
         mmu.page_fault(vcpu, gpa, bool(qualification & EPT_VIOLATION_ACC_WRITE))
         return 1
     if args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not qualification & EPT_VIOLATION_PROT_MASK:
-        raise kvm.bug(f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled")
+        text = f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled"
+        raise kvm.bug(Reason(text, by_guest=True))
     level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
     while mmu.page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
         if vcpu.has_events() or vcpu.exit_requested():
             break
         if kvm.dead:
-            raise err(errno.EIO, "the VM is dead")
+            raise kvm.dead_error()
         time.sleep(0)
     return 1
 

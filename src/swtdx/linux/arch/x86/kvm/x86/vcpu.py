@@ -255,7 +255,7 @@ class Vcpu:
             while True:
                 if self.mp_state == _RUNNABLE:
                     if kvm.dead:
-                        raise err(errno.EIO, "the VM is dead")
+                        raise kvm.dead_error()
                     self.entries += 1
                     vcpu_run(self, cpu)
                     stat.values[EXITS] += 1
@@ -272,7 +272,7 @@ class Vcpu:
                     cpu = -1
                     interrupted = self._block()
                     if kvm.dead:
-                        raise err(errno.EIO, "the VM is dead")
+                        raise kvm.dead_error()
                     self._accept_apic_events()
                     if interrupted:
                         raise self._signal_exit()

@@ -133,7 +133,7 @@ class VcpuFile(File):
         if kvm.mm is not current_mm():
             raise err(errno.EIO, "the VM belongs to another process")
         if kvm.dead:
-            raise err(errno.EIO, "the VM is dead")
+            raise kvm.dead_error()
         if request == _KVM_RUN:
             if arg:
                 raise err(errno.EINVAL, "the argument must be 0")
