@@ -17,6 +17,7 @@ KINDS = {
     "parsers": "images, kernels, event logs, quotes, TDREPORTs and records, damaged",
     "kvm": "random ioctls, good and bad, while guests run",
     "cpu": "instructions of every kind, straight on for pages, in every mode",
+    "board": "what a guest does to the devices: no fault, no growth",
     "gdb": "what a debugger's stub may be sent",
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }

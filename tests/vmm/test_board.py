@@ -129,6 +129,38 @@ def test_uart_loopback_returns_what_is_sent_and_the_modem_lines() -> None:
     assert serial.read(6) & 0xF0 == 0x90  # OUT2 -> DCD, RTS -> CTS
 
 
+@pytest.mark.parametrize(("fifo", "kept"), [(0x01, bytes(range(16))), (0x00, b"\x63")], ids=["FIFO", "no FIFO"])
+def test_uart_loopback_overruns(fifo: int, kept: bytes) -> None:
+    """A full FIFO keeps what it has, the lone register has the newest; LSR bit 1 says so once (PC16550D, 8.6.4)."""
+    serial = Serial()
+    serial.write(2, fifo)
+    serial.write(4, 0x10)
+    for value in range(100):
+        serial.write(0, value)
+    assert serial.read(5) & 0x03 == 0x03
+    assert serial.read(5) & 0x03 == 0x01
+    assert bytes(serial.read(0) for _ in kept) == kept
+    assert not serial.read(5) & 0x01
+
+
+def test_uart_overrun_interrupt_comes_first() -> None:
+    serial = Serial()
+    serial.write(1, 0x07)
+    serial.write(4, 0x18)
+    serial.write(0, 1)
+    serial.write(0, 2)
+    assert serial.read(2) & 0x0F == 0x06
+    serial.read(5)
+    assert serial.read(2) & 0x0F == 0x04
+
+
+def test_uart_keeps_what_was_typed_behind_the_fifo() -> None:
+    serial = Serial()
+    serial.write(2, 0x01)
+    serial.uart.receive(bytes(range(200)))
+    assert bytes(serial.read(0) for _ in range(200)) == bytes(range(200))
+
+
 def test_uart_received_data_interrupt() -> None:
     serial = Serial()
     serial.write(4, 0x08)
@@ -416,6 +448,22 @@ def test_8254_counts_down_and_latches() -> None:
     ports.write(0x43, 1, 0x00)
     clock.now = 20_000_000
     assert ports.read(0x40, 1) | ports.read(0x40, 1) << 8 == 0x8000 - elapsed
+
+
+def test_8254_status_is_latched_once_and_read_before_the_count() -> None:
+    """Read-back command (data sheet, "Read-Back Command"): only the first of several latches holds."""
+    ports, clock = PortBus(), Clock()
+    I8254(ports, clock)
+    ports.write(0x43, 1, 0x34)
+    ports.write(0x40, 1, 0x00)
+    ports.write(0x40, 1, 0x80)
+    ports.write(0x43, 1, 0xC2)  # status and count of counter 0
+    for _ in range(1000):
+        ports.write(0x43, 1, 0xE2)  # status alone
+    clock.now = 5_000_000
+    assert ports.read(0x40, 1) & 0x3F == 0x34
+    assert ports.read(0x40, 1) | ports.read(0x40, 1) << 8 == 0x8000
+    assert ports.read(0x40, 1) | ports.read(0x40, 1) << 8 == 0x8000 - 5_000_000 * CLOCK_HZ // 1_000_000_000
 
 
 def test_8254_counter_2_measures_time_through_port_61() -> None:

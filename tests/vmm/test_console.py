@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swtdx.vmm.console import GuestOutput, Keyboard, TextWatch
+from swtdx.vmm.console import RECORD_SIZE, GuestOutput, Keyboard, TextWatch
 
 
 def test_a_text_is_found_between_escape_sequences() -> None:
@@ -45,6 +45,14 @@ def test_output_is_streamed_recorded_and_watched() -> None:
     assert found == [1]
     output.put(b"k")
     assert output.record == b"line\nok>k"
+
+
+def test_the_record_keeps_the_last_of_an_endless_output() -> None:
+    output = GuestOutput(None)
+    for number in range(40):
+        output.put(b"%07d\n" % number * (RECORD_SIZE // 64))
+    assert RECORD_SIZE <= len(output.record) <= 2 * RECORD_SIZE
+    assert output.record.endswith(b"0000039\n")
 
 
 def test_a_lost_reader_is_noticed_once_and_the_guest_goes_on() -> None:

@@ -79,6 +79,10 @@ class Writable(Protocol):
     def flush(self) -> object: ...
 
 
+RECORD_SIZE = 4 << 20
+"""Bytes of the guest's output of which the record keeps at least the last ones."""
+
+
 class GuestOutput:
     """Where the guest's serial bytes go: ``stream`` (unbuffered by line at least), a record, and the watch.
 
@@ -112,6 +116,8 @@ class GuestOutput:
     def put(self, data: bytes) -> None:
         """The guest printed ``data``."""
         self.record += data
+        if len(self.record) > 2 * RECORD_SIZE:  # in large steps: a byte costs the same however much was printed
+            del self.record[:-RECORD_SIZE]
         with self._lock:
             self._pending += data
         if b"\n" in data:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from swtdx.uapi import kvm
-from swtdx.vmm.board.ioapic import MSI_ADDRESS_BASE
+from swtdx.vmm.board.ioapic import MSI_ADDRESS_BASE, Msi
 from swtdx.vmm.memory import GuestMemory
 from swtdx.x86 import PAGE_SIZE
 
@@ -30,7 +30,7 @@ class TdvmcallService:
         self,
         memory: GuestMemory,
         user_tdvmcalls: tuple[int, int],
-        signal_msi: Callable[[int, int], object],
+        signal_msi: Callable[[Msi], object],
     ) -> None:
         self._memory = memory
         self._r11 = user_tdvmcalls[0] & SUPPORTED_R11
@@ -63,7 +63,7 @@ class TdvmcallService:
         self._memory.write(gpa, _QUOTE_HEADER.pack(version, QUOTE_SERVICE_UNAVAILABLE, length, 0))
         if self._notify is not None:
             apic_id, vector = self._notify
-            self._signal_msi(MSI_ADDRESS_BASE | (apic_id & 0xFF) << 12 | (apic_id >> 8) << 40, vector)
+            self._signal_msi((MSI_ADDRESS_BASE | (apic_id & 0xFF) << 12 | (apic_id >> 8) << 40, vector))
         return kvm.TDVMCALL_STATUS_SUCCESS
 
 

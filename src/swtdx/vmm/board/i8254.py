@@ -39,13 +39,14 @@ class _Counter:
         self._gate = True
         self._elapsed_at_stop = 0
         self._latched: list[int] = []
+        self._status: int | None = None
         self._high_next = False
         self._pending_low: int | None = None
 
     def control(self, access: int, mode: int) -> None:
         """A control word for this counter."""
         self._access, self._mode = access, mode if mode < 6 else mode - 4
-        self._latched, self._high_next, self._pending_low = [], False, None
+        self._latched, self._high_next, self._pending_low, self._status = [], False, None, None
 
     def set_gate(self, gate: bool) -> None:
         """The gate input: counting stops while it is low and, in the reloading modes, restarts as it rises."""
@@ -73,6 +74,9 @@ class _Counter:
 
     def read(self) -> int:
         """A byte of the latched value, or of the running count."""
+        if self._status is not None:
+            status, self._status = self._status, None
+            return status
         if self._latched:
             return self._latched.pop(0)
         value = self.value()
@@ -89,8 +93,9 @@ class _Counter:
             self._latched = self._as_bytes(self.value())
 
     def latch_status(self) -> None:
-        """The status half of the read-back command: it is read before a latched count."""
-        self._latched.insert(0, self.output() << 7 | self._access << 4 | self._mode << 1)
+        """The status half of the read-back command: it is read before a latched count, and holds until it is read."""
+        if self._status is None:
+            self._status = self.output() << 7 | self._access << 4 | self._mode << 1
 
     def value(self) -> int:
         """The 16-bit count."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 from swtdx.vmm.board.bus import MmioBus, MmioDevice, MmioRange
 from swtdx.vmm.board.ioapic import MSI_ADDRESS_BASE, Msi
@@ -181,7 +182,5 @@ class Msix:
     def _send(self, address: int, data: int) -> None:
         if address & _APIC_ADDRESS_MASK != MSI_ADDRESS_BASE:
             return
-        try:
+        with suppress(OSError):  # a message that KVM cannot deliver, such as one with reserved bits, is lost
             self._signal((address, data))
-        except OSError:
-            pass  # a message that KVM cannot deliver, such as one with reserved bits, is lost as it would be on a bus

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 from swtdx.image import acpi_tables
@@ -86,7 +87,8 @@ class Board:
         self.power_event: PowerEvent | None = None
         self.debug_exit_value = 0
 
-        self.ioapic = IoApic(signal_msi, route_msis)
+        self._signal_msi = signal_msi
+        self.ioapic = IoApic(self.signal_msi, partial(self._route, route_msis))
         self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
         self.pic = I8259Pair(self.ports)
         self.timer = I8254(self.ports)
@@ -109,7 +111,6 @@ class Board:
         if debug_exit is not None:
             DebugExit(self.ports, debug_exit, self._leave)
 
-        self._signal_msi = signal_msi
         self._virtio: list[VirtioDevice] = []
         self._asserted_intx: set[int] = set()  # slots
 
@@ -118,10 +119,21 @@ class Board:
         slot = FIRST_FREE_SLOT + len(self._virtio)
         if slot > LAST_FREE_SLOT:
             raise ValueError("all PCI slots are taken")
-        function = VirtioPci(device, memory, self.mmio, self._signal_msi, say)
+        function = VirtioPci(device, memory, self.mmio, self.signal_msi, say)
         function.set_intx = lambda level: self._set_intx(slot, level)
         self.pci.attach((slot, 0), function)
         self._virtio.append(device)
+
+    def signal_msi(self, message: Msi) -> None:
+        """Send a message. One that KVM cannot deliver, to no APIC or with reserved bits, is lost as it is on a bus."""
+        with suppress(OSError):
+            self._signal_msi(message)
+
+    @staticmethod
+    def _route(route_msis: Callable[[Sequence[Msi | None]], object], routes: Sequence[Msi | None]) -> None:
+        """What a guest writes into a redirection entry is not always a route that KVM takes."""
+        with suppress(OSError):
+            route_msis(routes)
 
     def program_chipset(self) -> None:
         """Do what firmware does to the chipset, where there is none: registers are where the ACPI tables say."""

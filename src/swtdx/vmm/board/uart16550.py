@@ -2,9 +2,10 @@
 """COM1: a 16550A UART (National Semiconductor PC16550D data sheet), without the passage of time on the wire.
 
 A byte that is written has been sent when the write returns, so the transmitter is always empty.  Received bytes wait in
-a 16-byte FIFO and, behind it, in the queue of typed bytes.  Interrupts follow the data sheet's priorities: received
-data or character timeout, then transmitter empty.  Loopback mode (by which drivers find out whether a chip is there)
-returns what is sent and reflects the modem control lines into the modem status.
+a 16-byte FIFO and, behind it, in the queue of typed bytes.  Interrupts follow the data sheet's priorities: line
+status (an overrun), received data or character timeout, transmitter empty.  Loopback mode (by which drivers find out
+whether a chip is there) returns what is sent, as far as the FIFO has room, and reflects the modem control lines into
+the modem status.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class InterruptEnable(IntFlag):
 
 class LineStatus(IntFlag):
     DATA_READY = 0x01
+    OVERRUN = 0x02
     TRANSMITTER_HOLDING_EMPTY = 0x20
     TRANSMITTER_EMPTY = 0x40
 
@@ -39,6 +41,7 @@ class LineStatus(IntFlag):
 _IIR_NONE = 0x01
 _IIR_TRANSMITTER = 0x02
 _IIR_RECEIVED = 0x04
+_IIR_LINE_STATUS = 0x06
 _IIR_TIMEOUT = 0x0C
 _IIR_FIFOS_ON = 0xC0
 _FCR_ENABLE = 0x01
@@ -72,6 +75,7 @@ class Uart16550:
         self._mcr = 0
         self._scratch = 0
         self._transmitter_interrupt = False
+        self._overrun = False
         self._irq = False
         readers = (self._read_data, self._read_ier, self._read_iir, lambda p, s: self._lcr, lambda p, s: self._mcr,
                    self._read_lsr, self._read_msr, lambda p, s: self._scratch)  # fmt: skip
@@ -97,12 +101,22 @@ class Uart16550:
             self._divisor = self._divisor & 0xFF00 | value & 0xFF
             return
         if self._mcr & _MCR_LOOP:
-            self._received.append(value & 0xFF)
+            self._receive_own(value & 0xFF)
         else:
             self._send(bytes((value & 0xFF,)))
         self._transmitter_interrupt = True
         if self._ier or self._mcr & _MCR_LOOP:
             self._update_irq()
+
+    def _receive_own(self, byte: int) -> None:
+        """In loopback. What finds the FIFO full is lost, and what finds the lone register full takes its place."""
+        room = FIFO_SIZE if self._fcr & _FCR_ENABLE else 1
+        if len(self._received) < room:
+            self._received.append(byte)
+            return
+        self._overrun = True
+        if room == 1:
+            self._received[-1] = byte
 
     def _read_ier(self, port: int, size: int) -> int:
         return self._divisor >> 8 if self._lcr & _LCR_DLAB else self._ier
@@ -138,7 +152,12 @@ class Uart16550:
         self._update_irq()
 
     def _read_lsr(self, port: int, size: int) -> int:
-        return _LSR_IDLE_WITH_DATA if self._received else _LSR_IDLE
+        status = _LSR_IDLE_WITH_DATA if self._received else _LSR_IDLE
+        if self._overrun:  # told once
+            status |= LineStatus.OVERRUN
+            self._overrun = False
+            self._update_irq()
+        return status
 
     def _read_msr(self, port: int, size: int) -> int:
         if not self._mcr & _MCR_LOOP:
@@ -158,6 +177,8 @@ class Uart16550:
         """LSR and MSR are read only."""
 
     def _cause(self) -> int:
+        if self._overrun and self._ier & InterruptEnable.LINE_STATUS:
+            return _IIR_LINE_STATUS
         if self._ier & InterruptEnable.RECEIVED_DATA and self._received:
             if not self._fcr & _FCR_ENABLE or len(self._received) >= _TRIGGER_LEVELS[self._fcr >> 6]:
                 return _IIR_RECEIVED
