@@ -11,6 +11,7 @@ from swtdx.seam import metadata, sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.lifecycle import LifecycleState, OpState, VcpuState
 from swtdx.seam.version import module_version
+from testing.seam.fake_host import Host
 from testing.seam.invariants import entries
 
 GPA = 0x8000_0000
@@ -60,7 +61,7 @@ TDR_IN_RCX = ("TDH.MNG.", "TDH.MR.FINALIZE", "TDH.MEM.TRACK", "TDH.EXPORT.STATE"
 class World:
     """A host, up to `MANY_TDS` TDs, and what a call may name."""
 
-    def __init__(self, host: Any, chance: random.Random) -> None:
+    def __init__(self, host: Host, chance: random.Random) -> None:
         self.host, self.chance = host, chance
         self.module = host.module
         self.small = [host.page() for _ in range(SMALL_PAGES)]

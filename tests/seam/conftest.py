@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +49,7 @@ def host(cold: Host) -> Host:
 def new_host() -> Callable[..., Host]:
     """A factory of hosts on a platform of one's own (not brought up); for fixtures that outlive a test."""
 
-    def make(**platform: object) -> Host:
+    def make(**platform: Any) -> Host:
         return Host(FakeProcessor(FakePlatform(**platform)))
 
     return make

@@ -9,6 +9,7 @@ something only when all of them ran.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from swtdx.seam.status import StatusCode
 
@@ -67,11 +68,11 @@ CANNOT = {
 """What an emulation without these features, or with this processor, cannot be made to say."""
 
 
-def listed(published):
+def listed(published: Any) -> Any:
     """{leaf: names of the statuses in its checks}."""
     sequences = published["check_sequences"]
 
-    def statuses(text):
+    def statuses(text: Any) -> Any:
         found = {code for code in CODES if re.search(rf"(?<![A-Z_0-9]){code}(?![A-Z_0-9])", text)}
         for name, checks in sequences.items():
             base = name.split("(")[0]
@@ -86,7 +87,7 @@ def listed(published):
     }
 
 
-def coverage(published, met_pairs):
+def coverage(published: Any, met_pairs: Any) -> Any:
     """(listed pairs that were met, listed pairs, those that nothing met although they can be, and the reverse)."""
     wanted = {(leaf, status) for leaf, statuses in listed(published).items() for status in statuses}
     met = {

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import GuestStep, Host
 
 GPA = 0x8000_0000
 ACCEPT = 6
@@ -15,11 +19,11 @@ INVALID = StatusCode.OPERAND_INVALID
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.runnable()
 
 
-def test_a_pending_page_becomes_zero_private_and_mapped(host, td, call):
+def test_a_pending_page_becomes_zero_private_and_mapped(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.tables(tdr, GPA)
     hpa = host.write(b"secrets of the host")
@@ -33,7 +37,7 @@ def test_a_pending_page_becomes_zero_private_and_mapped(host, td, call):
     assert host.memory.key_of(hpa) == host.module.tds[tdr].hkid
 
 
-def test_two_mebibytes(host, td, call):
+def test_two_mebibytes(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     hpa = host.augment(tdr, GPA, level=1)
     host.memory.write(hpa + 0x10_0000, b"x")
@@ -45,40 +49,40 @@ def test_two_mebibytes(host, td, call):
 
 
 @pytest.mark.parametrize("rcx", [GPA | 2, GPA | 8, GPA | 1 << 52, GPA | 1 << 63, GPA + 4096 | 1, 1 << 47, 1 << 51])
-def test_operand(host, td, call, rcx):
+def test_operand(host: Host, td: Any, call: Callable[..., GuestStep], rcx: int) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, call(ACCEPT, rcx=rcx))
     assert context.gpr[0] == INVALID | Operand.RCX
 
 
-def test_twice_is_no_error(host, td, call):
+def test_twice_is_no_error(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     host.guest(tdvpr, context, call(ACCEPT, rcx=GPA), call(ACCEPT, rcx=GPA))
     assert context.gpr[0] == StatusCode.PAGE_ALREADY_ACCEPTED | 0
 
 
-def test_a_small_page_inside_an_accepted_large_one(host, td, call):
+def test_a_small_page_inside_an_accepted_large_one(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA, level=1)
     host.guest(tdvpr, context, call(ACCEPT, rcx=GPA | 1), call(ACCEPT, rcx=GPA + 4096))
     assert context.gpr[0] == StatusCode.PAGE_ALREADY_ACCEPTED | 1
 
 
-def test_a_large_page_where_small_ones_are(host, td, call):
+def test_a_large_page_where_small_ones_are(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     host.guest(tdvpr, context, call(ACCEPT, rcx=GPA | 1))
     assert context.gpr[0] == StatusCode.PAGE_SIZE_MISMATCH | 1
 
 
-def details(rdx):
+def details(rdx: int) -> Any:
     """(type, required level, level where it ended, state, leaf) of an extended exit qualification."""
     info = rdx >> 32
     return rdx & 0xF, info & 7, info >> 3 & 7, info >> 6 & 0xFF, info >> 14 & 1
 
 
-def test_a_page_that_is_not_there_is_asked_of_the_host(host, td, call):
+def test_a_page_that_is_not_there_is_asked_of_the_host(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = td
     rip = context.rip
     context.queue(call(ACCEPT, rcx=GPA | 1))
@@ -90,7 +94,9 @@ def test_a_page_that_is_not_there_is_asked_of_the_host(host, td, call):
     assert context.rip == rip  # to be executed again
 
 
-def test_a_small_page_inside_a_pending_large_one_is_asked_of_the_host(host, td, call):
+def test_a_small_page_inside_a_pending_large_one_is_asked_of_the_host(
+    host: Host, td: Any, call: Callable[..., GuestStep]
+) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA, level=1)
     context.queue(call(ACCEPT, rcx=GPA + 4096))
@@ -99,7 +105,7 @@ def test_a_small_page_inside_a_pending_large_one_is_asked_of_the_host(host, td, 
     assert details(args.rdx) == (1, 0, 1, sept.ARCH_STATE[SeptState.PENDING], 1)
 
 
-def test_a_blocked_page_is_asked_of_the_host(host, td, call):
+def test_a_blocked_page_is_asked_of_the_host(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
@@ -110,7 +116,7 @@ def test_a_blocked_page_is_asked_of_the_host(host, td, call):
 
 
 @pytest.mark.parametrize("state", [state.name for state in SeptState])
-def test_entry_states(host, td, call, state):
+def test_entry_states(host: Host, td: Any, call: Callable[..., GuestStep], state: Any) -> None:
     """Pending states are accepted, accessible ones are already, all else is the host's business."""
     tdr, tdvpr, context = td
     hpa = host.augment(tdr, GPA)

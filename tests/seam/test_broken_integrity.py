@@ -6,16 +6,19 @@ Guest memory is the guest's affair (`test_real_processor`, `test_tdcall`); here 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from swtdx.cpu.vmx import ExitReason
 from swtdx.seam.status import StatusCode
+from testing.seam.fake_host import Host
 
 GPA = 0x8000_0000
 VMFAIL_INVALID = 0x8000_FF00_FFFF_0000
 
 
-def tables(host, td):
+def tables(host: Host, td: Any) -> Any:
     """The pages of a Secure EPT below its root on the way to GPA."""
     table, found = td.sept.root, []
     for level in range(td.sept.levels - 1, 0, -1):
@@ -26,7 +29,7 @@ def tables(host, td):
 
 
 @pytest.mark.parametrize("page", ["TDR", "TDCX", "root", "upper table", "lower table", "TDVPR", "TDCX of the vCPU"])
-def test_a_page_that_holds_the_tds_state_costs_its_life(host, page):
+def test_a_page_that_holds_the_tds_state_costs_its_life(host: Host, page: str) -> None:
     tdr, tdvpr, _ = host.runnable()
     other, *_ = host.runnable()
     host.augment(tdr, GPA)
@@ -45,10 +48,10 @@ def test_a_page_that_holds_the_tds_state_costs_its_life(host, page):
     host.ok("TDH.MNG.VPFLUSHDONE", rcx=tdr)
 
 
-def test_what_runs_meanwhile_leaves(host):
+def test_what_runs_meanwhile_leaves(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
 
-    def vandalise(_):
+    def vandalise(_: Any) -> Any:
         host.memory.write(host.module.tds[tdr].sept.root, b"vandalism")
         return 48
 
@@ -56,7 +59,7 @@ def test_what_runs_meanwhile_leaves(host):
     assert host.enter(tdvpr)[0] == StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE | ExitReason.EPT_VIOLATION
 
 
-def test_guest_memory_and_pages_that_are_free_again_cost_no_life_by_themselves(host):
+def test_guest_memory_and_pages_that_are_free_again_cost_no_life_by_themselves(host: Host) -> None:
     tdr = host.build()
     hpa = host.add(tdr, GPA)
     host.memory.write(hpa, b"vandalism")
@@ -73,7 +76,7 @@ def test_guest_memory_and_pages_that_are_free_again_cost_no_life_by_themselves(h
     host.ok("TDH.MEM.TRACK", rcx=tdr)
 
 
-def test_the_modules_metadata_costs_it_its_own(host):
+def test_the_modules_metadata_costs_it_its_own(host: Host) -> None:
     """Machine check in SEAM mode: no logical processor can enter any more, and Linux sees VMfailInvalid."""
     host.memory.write(0x10_0000, b"vandalism")  # the PAMT
     for lp in (0, 1):

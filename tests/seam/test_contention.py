@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
+from testing.seam.fake_host import GuestStep, Host
 
 GPA = 0x8000_0000
 MIB2 = 1 << 21
@@ -35,11 +39,11 @@ TREE_EXCLUSIVE = ("TDH.MEM.SEPT.REMOVE", "TDH.MEM.RANGE.BLOCK", "TDH.MEM.RANGE.U
 LEVEL = dict.fromkeys(("TDH.MEM.PAGE.PROMOTE", "TDH.MEM.PAGE.DEMOTE", "TDH.MEM.SEPT.ADD", "TDH.MEM.SEPT.REMOVE"), 1)
 
 
-def operands(name, tdr):
+def operands(name: str, tdr: int) -> Any:
     return {"rcx": tdr, "rdx": 1} if name in WITH_TDR_IN_RCX else {"rcx": GPA | LEVEL.get(name, 0), "rdx": tdr}
 
 
-def refused(host, status, name, **registers):
+def refused(host: Host, status: int, name: str, **registers: Any) -> Any:
     """The call ends with this status and has changed nothing."""
     before = host.snapshot()
     got, args = host.call(name, **registers)
@@ -49,7 +53,7 @@ def refused(host, status, name, **registers):
 
 
 @pytest.mark.parametrize("name", WITH_TDR_IN_RCX + WITH_TDR_IN_RDX)
-def test_somebody_has_the_td_to_himself(host, name):
+def test_somebody_has_the_td_to_himself(host: Host, name: str) -> None:
     tdr = host.build(attributes=1)
     lock = Operand.RCX if name in WITH_TDR_IN_RCX else Operand.RDX
     registers = operands(name, tdr)
@@ -59,7 +63,7 @@ def test_somebody_has_the_td_to_himself(host, name):
 
 
 @pytest.mark.parametrize("name", WITH_TDVPR)
-def test_somebody_has_the_virtual_cpu_or_its_td_to_himself(host, name):
+def test_somebody_has_the_virtual_cpu_or_its_td_to_himself(host: Host, name: str) -> None:
     tdr = host.build()
     tdvpr = host.vcpu(tdr, x2apic_id=0)
     with host.module.contention.hold_page(tdvpr, exclusive=True):
@@ -69,7 +73,7 @@ def test_somebody_has_the_virtual_cpu_or_its_td_to_himself(host, name):
     assert host.module.vcpus[tdvpr].td is host.module.tds[tdr]
 
 
-def test_addcx_for_a_virtual_cpu_that_is_held(host):
+def test_addcx_for_a_virtual_cpu_that_is_held(host: Host) -> None:
     tdr = host.build()
     tdvpr = host.page()
     host.ok("TDH.VP.CREATE", rcx=tdvpr, rdx=tdr)
@@ -84,7 +88,7 @@ def test_addcx_for_a_virtual_cpu_that_is_held(host):
 
 
 @pytest.mark.parametrize("name", STATE_SHARED)
-def test_the_op_state_is_about_to_change(host, name):
+def test_the_op_state_is_about_to_change(host: Host, name: str) -> None:
     tdr = host.build(attributes=1)
     with host.module.contention.hold(Operand.OP_STATE, tdr):
         refused(host, BUSY | Operand.OP_STATE, name, **operands(name, tdr))
@@ -93,14 +97,14 @@ def test_the_op_state_is_about_to_change(host, name):
 
 
 @pytest.mark.parametrize("name", ["TDH.VP.ENTER", "TDH.VP.INIT", "TDH.VP.RD", "TDH.VP.WR"])
-def test_the_op_state_is_about_to_change_under_a_virtual_cpu(host, name):
+def test_the_op_state_is_about_to_change_under_a_virtual_cpu(host: Host, name: str) -> None:
     tdr = host.build()
     tdvpr = host.vcpu(tdr, x2apic_id=0)
     with host.module.contention.hold(Operand.OP_STATE, tdr):
         refused(host, BUSY | Operand.OP_STATE, name, rcx=tdvpr, rdx=1)
 
 
-def test_leaf_functions_with_the_tdr_to_themselves_need_no_op_state_lock(host):
+def test_leaf_functions_with_the_tdr_to_themselves_need_no_op_state_lock(host: Host) -> None:
     tdr = host.build()
     host.vcpu(tdr, x2apic_id=0)
     with host.module.contention.hold(Operand.OP_STATE, tdr), host.module.contention.hold(Operand.SEPT_TREE, tdr):
@@ -111,7 +115,7 @@ def test_leaf_functions_with_the_tdr_to_themselves_need_no_op_state_lock(host):
 
 
 @pytest.mark.parametrize("name", TREE_SHARED + TREE_EXCLUSIVE)
-def test_the_secure_ept_is_locked(host, name):
+def test_the_secure_ept_is_locked(host: Host, name: str) -> None:
     tdr = host.build(attributes=1)
     with host.module.contention.hold(Operand.SEPT_TREE, tdr):
         refused(host, BUSY | Operand.SEPT_TREE, name, **operands(name, tdr))
@@ -132,7 +136,7 @@ def test_the_secure_ept_is_locked(host, name):
         ("TDH.MEM.PAGE.PROMOTE", 1), ("TDH.MEM.PAGE.DEMOTE", 1), ("TDH.MEM.SEPT.ADD", 1), ("TDH.MEM.SEPT.REMOVE", 1),
     ],
 )  # fmt: skip
-def test_an_entry_is_locked(host, name, level):
+def test_an_entry_is_locked(host: Host, name: str, level: int) -> None:
     tdr = host.build(attributes=1)
     host.add(tdr, GPA)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA, level)
@@ -142,7 +146,7 @@ def test_an_entry_is_locked(host, name, level):
 
 
 @pytest.mark.parametrize("name", ["TDH.MEM.PAGE.REMOVE", "TDH.MEM.PAGE.RELOCATE"])
-def test_the_page_is_held(host, name):
+def test_the_page_is_held(host: Host, name: str) -> None:
     tdr = host.build()
     hpa = host.add(tdr, GPA)
     with host.module.contention.hold_page(hpa):
@@ -150,7 +154,7 @@ def test_the_page_is_held(host, name):
 
 
 @pytest.mark.parametrize("name", ["TDH.MEM.SEPT.REMOVE", "TDH.MEM.PAGE.PROMOTE"])
-def test_the_secure_ept_page_is_held(host, name):
+def test_the_secure_ept_page_is_held(host: Host, name: str) -> None:
     tdr = host.build()
     host.add(tdr, GPA)
     entry, _ = host.entry(tdr, GPA, 1)
@@ -163,7 +167,7 @@ def test_the_secure_ept_page_is_held(host, name):
     [("TDH.MNG.CREATE", 1), ("TDH.MNG.ADDCX", 1), ("TDH.VP.CREATE", 1), ("TDH.PHYMEM.PAGE.RECLAIM", 1),
      ("TDH.MEM.PAGE.ADD", 8), ("TDH.MEM.PAGE.AUG", 8), ("TDH.MEM.SEPT.ADD", 8), ("TDH.MEM.PAGE.RELOCATE", 8)],
 )  # fmt: skip
-def test_the_page_to_be_taken_is_held(host, name, operand):
+def test_the_page_to_be_taken_is_held(host: Host, name: str, operand: int) -> None:
     tdr = host.build() if name != "TDH.MNG.ADDCX" else host.uninitialized()
     page = host.page()
     gpa = GPA
@@ -181,7 +185,7 @@ def test_the_page_to_be_taken_is_held(host, name, operand):
         refused(host, BUSY | operand, name, **registers)
 
 
-def test_the_2m_page_to_be_taken_is_held_in_part(host):
+def test_the_2m_page_to_be_taken_is_held_in_part(host: Host) -> None:
     tdr = host.build()
     host.tables(tdr, GPA, lowest=2)
     hpa = host.page(MIB2)
@@ -189,14 +193,14 @@ def test_the_2m_page_to_be_taken_is_held_in_part(host):
         refused(host, BUSY | Operand.R8, "TDH.MEM.PAGE.AUG", rcx=GPA | 1, rdx=tdr, r8=hpa)
 
 
-def test_reclaim_of_a_page_whose_td_is_held(host):
+def test_reclaim_of_a_page_whose_td_is_held(host: Host) -> None:
     tdr = host.build()
     page = host.module.tds[tdr].tdcx[0]
     with host.module.contention.hold_page(tdr, exclusive=True):
         assert host.call("TDH.PHYMEM.PAGE.RECLAIM", rcx=page)[0] == BUSY | Operand.TDR
 
 
-def test_epoch_and_metadata_locks(host):
+def test_epoch_and_metadata_locks(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     hold = host.module.contention.hold
     with hold(Operand.TD_EPOCH, tdr):
@@ -213,7 +217,7 @@ def test_epoch_and_metadata_locks(host):
         assert status in (BUSY | Operand.METADATA_FIELD, StatusCode.METADATA_FIELD_NOT_WRITABLE)
 
 
-def test_rtmr_lock(host, call):
+def test_rtmr_lock(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA)
     host.guest(tdvpr, context, call(6, rcx=GPA))
@@ -230,7 +234,9 @@ def test_rtmr_lock(host, call):
     ("priority", "status"), [(0, BUSY), (sept.HOST_PRIORITY, StatusCode.OPERAND_BUSY_HOST_PRIORITY)]
 )
 @pytest.mark.parametrize("leaf", [6, 23, 24])
-def test_the_guest_meets_a_locked_entry(host, call, leaf, priority, status):
+def test_the_guest_meets_a_locked_entry(
+    host: Host, call: Callable[..., GuestStep], leaf: int, priority: Any, status: int
+) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA, 0)
@@ -239,7 +245,7 @@ def test_the_guest_meets_a_locked_entry(host, call, leaf, priority, status):
     assert context.gpr[Gpr.RAX] == status | Operand.RCX
 
 
-def test_the_guest_meets_a_locked_tree(host, call):
+def test_the_guest_meets_a_locked_tree(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     with host.module.contention.hold(Operand.SEPT_TREE, tdr):
         host.guest(tdvpr, context, call(6, rcx=GPA))
@@ -249,7 +255,7 @@ def test_the_guest_meets_a_locked_tree(host, call):
 # --- the module's own locks -------------------------------------------------------------------------------------------
 
 
-def test_system_lock(cold):
+def test_system_lock(cold: Host) -> None:
     hold = cold.module.contention.hold
     names = ["TDH.SYS.INIT", "TDH.SYS.LP.INIT", "TDH.SYS.CONFIG", "TDH.SYS.KEY.CONFIG", "TDH.SYS.UPDATE"]
     with hold(Operand.SYS):
@@ -260,7 +266,7 @@ def test_system_lock(cold):
         refused(cold, StatusCode.SYS_BUSY, "TDH.SYS.SHUTDOWN")
 
 
-def test_tdmr_lock(cold):
+def test_tdmr_lock(cold: Host) -> None:
     cold.start()
     cold.config(cold.default_tdmr())
     cold.ok("TDH.SYS.KEY.CONFIG")
@@ -269,7 +275,7 @@ def test_tdmr_lock(cold):
     cold.ok("TDH.SYS.TDMR.INIT", rcx=0)
 
 
-def test_key_ownership_table_lock(host):
+def test_key_ownership_table_lock(host: Host) -> None:
     hold = host.module.contention.hold
     tdr = host.create()
     with hold(Operand.KOT):
@@ -283,7 +289,7 @@ def test_key_ownership_table_lock(host):
         refused(host, BUSY | Operand.WBCACHE, "TDH.PHYMEM.CACHE.WB")
 
 
-def test_pconfig_is_busy_or_finds_no_entropy(cold):
+def test_pconfig_is_busy_or_finds_no_entropy(cold: Host) -> None:
     contention = cold.module.contention
     cold.start()
     cold.config(cold.default_tdmr())
@@ -303,7 +309,7 @@ def test_pconfig_is_busy_or_finds_no_entropy(cold):
     refused(cold, StatusCode.KEY_GENERATION_FAILED, "TDH.MNG.KEY.CONFIG", rcx=tdr)
 
 
-def test_no_entropy(cold):
+def test_no_entropy(cold: Host) -> None:
     contention = cold.module.contention
     contention.entropy = False
     refused(cold, StatusCode.RND_NO_ENTROPY, "TDH.SYS.INIT")
@@ -313,7 +319,7 @@ def test_no_entropy(cold):
     refused(cold, StatusCode.RND_NO_ENTROPY, "TDH.SYS.LP.INIT")
 
 
-def test_no_entropy_for_a_td(host):
+def test_no_entropy_for_a_td(host: Host) -> None:
     contention = host.module.contention
     contention.entropy = False
     refused(host, StatusCode.RND_NO_ENTROPY, "TDH.MNG.CREATE", rcx=host.page(), rdx=60)
@@ -328,7 +334,7 @@ def test_no_entropy_for_a_td(host):
 # --- interrupts -------------------------------------------------------------------------------------------------------
 
 
-def test_cache_write_back_is_interrupted_and_resumed(host):
+def test_cache_write_back_is_interrupted_and_resumed(host: Host) -> None:
     first, second = host.create(), host.create()
     host.ok("TDH.MNG.VPFLUSHDONE", rcx=first)
     host.module.contention.interrupt(0)
@@ -343,7 +349,7 @@ def test_cache_write_back_is_interrupted_and_resumed(host):
     host.ok("TDH.MNG.KEY.FREEID", rcx=second)
 
 
-def test_demote_is_interrupted_and_restarted(host):
+def test_demote_is_interrupted_and_restarted(host: Host) -> None:
     tdr = host.build()
     host.augment(tdr, GPA, level=1)
     registers = {"rcx": GPA | 1, "rdx": tdr, "r8": host.page()}
@@ -357,17 +363,19 @@ def test_demote_is_interrupted_and_restarted(host):
     host.ok("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)
 
 
-def test_accept_of_a_large_page_keeps_its_progress(host, call):
+def test_accept_of_a_large_page_keeps_its_progress(
+    host: Host, monkeypatch: pytest.MonkeyPatch, call: Callable[..., GuestStep]
+) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     hpa = host.augment(tdr, GPA, level=1)
     host.memory.raw[hpa : hpa + MIB2] = b"\xee" * MIB2
-    contention, pages = host.module.contention, []
+    pages: list[int] = []
 
-    def interrupted(lp):
+    def interrupted(lp: int) -> bool:
         pages.append(lp)
         return len(pages) == 101
 
-    contention.interrupted = interrupted
+    monkeypatch.setattr(host.module.contention, "interrupted", interrupted)
     context.rip = 0x1000
     host.guest(tdvpr, context, call(6, rcx=GPA | 1))
     assert context.rip == 0x1000  # the guest will execute it again

@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swtdx.seam.cpuid import config_order
+from testing.seam.fake_host import FakeContext, FakeProcessor, GuestStep, Host
 
 VE = (20, 3, None)
 TD_CTLS = 0x9110000300000017
 
 
 @pytest.fixture
-def ask(host):
+def ask(host: Host) -> Any:
     """Ask CPUID in a guest: registers (EAX, EBX, ECX, EDX), or None when #VE was raised."""
 
-    def ask(tdvpr, context, leaf, subleaf=0):
-        def step(guest):
+    def ask(tdvpr: int, context: FakeContext, leaf: int, subleaf: int = 0) -> Any:
+        def step(guest: FakeContext) -> int:
             guest.gpr[0], guest.gpr[1], guest.gpr[2], guest.gpr[3] = leaf, subleaf, NOISE, NOISE
             return 10
 
@@ -37,7 +41,9 @@ def ask(host):
 NOISE = 0xDEAD_BEEF_0000_0001
 
 
-def test_values_follow_the_published_formula(host, processor, ask, shared_reference):
+def test_values_follow_the_published_formula(
+    host: Host, processor: FakeProcessor, ask: Any, shared_reference: Path
+) -> None:
     """Leaves without dynamic bits, recomputed from the published table in its own words."""
     _, tdvpr, context = host.runnable()
     published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.5.06"]
@@ -57,7 +63,7 @@ def test_values_follow_the_published_formula(host, processor, ask, shared_refere
     assert seen == 15
 
 
-def test_the_signature(host, ask):
+def test_the_signature(host: Host, ask: Any) -> None:
     _, tdvpr, context = host.runnable()
     eax, ebx, ecx, edx = ask(tdvpr, context, 0x21)
     assert eax == 0
@@ -70,20 +76,20 @@ def test_the_signature(host, ask):
     [(0x40000000, 0), (0x4FFFFFFF, 0), (6, 0), (0x80000006, 0), (0x80000002, 0), (4, 5), (7, 3), (0xD, 19), (2, 0),
      (0xB, 0), (0x1F, 0), (0x16, 0), (0x24, 4), (0x80000009, 9)],
 )  # fmt: skip
-def test_these_raise_ve(host, ask, leaf, subleaf):
+def test_these_raise_ve(host: Host, ask: Any, leaf: int, subleaf: int) -> None:
     _, tdvpr, context = host.runnable()
     assert ask(tdvpr, context, leaf, subleaf) is None
 
 
 @pytest.mark.parametrize("leaf", [0x24, 0x3FFFFFFF, 0x50000000, 0x80000009, 0xFFFFFFFF])
-def test_out_of_range_leaves_read_as_the_highest(host, ask, leaf):
+def test_out_of_range_leaves_read_as_the_highest(host: Host, ask: Any, leaf: int) -> None:
     _, tdvpr, context = host.runnable()
     for subleaf in range(4):
         assert ask(tdvpr, context, leaf, subleaf) == ask(tdvpr, context, 0x23, subleaf)
     assert ask(tdvpr, context, leaf, 4) is None
 
 
-def test_leaf_1_follows_the_virtual_cpu(host, ask):
+def test_leaf_1_follows_the_virtual_cpu(host: Host, ask: Any) -> None:
     tdr = host.build(max_vcpus=4, cpuid={0: (0, 4 << 16, 0, 0)})
     host.vcpu(tdr)
     tdvpr = host.vcpu(tdr)
@@ -100,7 +106,7 @@ def test_leaf_1_follows_the_virtual_cpu(host, ask):
     assert ask(tdvpr, context, 1)[2] >> 27 & 1
 
 
-def test_topology_once_the_guest_wants_it(host, ask, call):
+def test_topology_once_the_guest_wants_it(host: Host, ask: Any, call: Callable[..., GuestStep]) -> None:
     levels = {12: (1, 1, 1 << 8, 0), 13: (4, 4, 2 << 8 | 1, 0)}
     tdr = host.build(cpuid=levels)
     tdvpr = host.vcpu(tdr, x2apic_id=6)
@@ -114,20 +120,20 @@ def test_topology_once_the_guest_wants_it(host, ask, call):
     assert ask(tdvpr, context, 1)[1] >> 24 == 6
 
 
-def test_leaf_2_once_the_guest_wants_it(host, ask, call):
+def test_leaf_2_once_the_guest_wants_it(host: Host, ask: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = host.runnable()
     host.guest(tdvpr, context, call(8, rdx=TD_CTLS, r8=4, r9=4))
     assert ask(tdvpr, context, 2) == (0x00FEFF01, 0, 0, 0)
 
 
-def test_the_tsc_leaf(host, ask):
+def test_the_tsc_leaf(host: Host, ask: Any) -> None:
     _, tdvpr, context = host.runnable(tsc_frequency=60)
     assert ask(tdvpr, context, 0x15) == (1, 60, 25_000_000, 0)
 
 
 @pytest.mark.parametrize(("flags", "eptp"), [(4, 0x1E), (5, 0x26)], ids=["gpaw 48", "gpaw 52"])
 @pytest.mark.parametrize(("la57", "linear"), [(0, 48), (1 << 16, 57)])
-def test_linear_address_width_follows_la57(host, ask, flags, eptp, la57, linear):
+def test_linear_address_width_follows_la57(host: Host, ask: Any, flags: int, eptp: int, la57: int, linear: int) -> None:
     """tdh_mng_init: CPUID 0x80000008 EAX[15:8] by the configured CPUID(7,0).ECX[16], not by GPAW."""
     place = config_order().index((7, 0))
     _, tdvpr, context = host.runnable(config_flags=flags, eptp_controls=eptp, cpuid={place: (0, 0, la57, 0)})
@@ -135,19 +141,19 @@ def test_linear_address_width_follows_la57(host, ask, flags, eptp, la57, linear)
     assert ask(tdvpr, context, 0x80000008)[0] == linear << 8 | 52
 
 
-def test_virtual_maxpa(host, ask):
+def test_virtual_maxpa(host: Host, ask: Any) -> None:
     _, tdvpr, context = host.runnable(config_flags=0xC, cpuid={9: (46, 0, 0, 0)})
     assert ask(tdvpr, context, 0x80000008)[0] & 0xFF == 46
 
 
-def test_syscall_shows_in_64_bit_mode_only(host, ask):
+def test_syscall_shows_in_64_bit_mode_only(host: Host, ask: Any) -> None:
     _, tdvpr, context = host.runnable()
     assert ask(tdvpr, context, 0x80000001)[3] >> 11 & 1
     context.segments[1] = (8, 0, 0xFFFFFFFF, 0xC09B)
     assert not ask(tdvpr, context, 0x80000001)[3] >> 11 & 1
 
 
-def test_allowed_bits_are_there_only_if_asked_for(host, ask):
+def test_allowed_bits_are_there_only_if_asked_for(host: Host, ask: Any) -> None:
     """CPUID.1 ECX bit 24 (TSC deadline), native and allowed; EBX 7.0 ERMS is not configurable."""
     tdr, tdvpr, context = host.runnable(cpuid={0: (0, 0, 1 << 24, 0)})
     assert ask(tdvpr, context, 1)[2] >> 24 & 1
@@ -166,7 +172,7 @@ STATES = {
 }
 
 
-def test_save_areas_follow_xfam_and_xcr0(host, processor, ask):
+def test_save_areas_follow_xfam_and_xcr0(host: Host, processor: FakeProcessor, ask: Any) -> None:
     processor.cpuid_overrides |= STATES
     host.module.td_rules = type(host.module.td_rules)(processor, host.module.version)
     _, tdvpr, context = host.runnable(xfam=3 | 4 | 1 << 9)
@@ -179,7 +185,7 @@ def test_save_areas_follow_xfam_and_xcr0(host, processor, ask):
     assert ask(tdvpr, context, 0xD, 5) == (0, 0, 0, 0)
 
 
-def test_features_without_their_state_are_hidden(host, processor, ask):
+def test_features_without_their_state_are_hidden(host: Host, processor: FakeProcessor, ask: Any) -> None:
     processor.cpuid_overrides[7, 0] = (2, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
     _, tdvpr, context = host.runnable()
     _, ebx, ecx, edx = ask(tdvpr, context, 7, 0)
@@ -189,7 +195,7 @@ def test_features_without_their_state_are_hidden(host, processor, ask):
     assert not ecx >> 31  # PKS without the attribute
 
 
-def test_perfmon_leaves_are_zero_without_the_attribute(host, processor, ask):
+def test_perfmon_leaves_are_zero_without_the_attribute(host: Host, processor: FakeProcessor, ask: Any) -> None:
     processor.cpuid_overrides[0xA, 0] = (0x07300805, 0, 0, 0x8604)
     _, tdvpr, context = host.runnable()
     assert ask(tdvpr, context, 0xA) == (0, 0, 0, 0)
@@ -199,7 +205,7 @@ def test_perfmon_leaves_are_zero_without_the_attribute(host, processor, ask):
 # --- metadata ---------------------------------------------------------------------------------------------------------
 
 
-def test_cpuid_values_are_metadata(host, ask):
+def test_cpuid_values_are_metadata(host: Host, ask: Any) -> None:
     """Field codes as KVM makes them: leaf bit 31 at 16, leaf 15:9, sub-leaf 7:1 (0x1FE: none), half 0."""
     tdr, tdvpr, context = host.runnable()
     for leaf, subleaf in ((0, None), (0x15, None), (4, 1), (0x80000008, None), (7, 0)):
@@ -211,7 +217,7 @@ def test_cpuid_values_are_metadata(host, ask):
 
 
 @pytest.mark.parametrize("code", [3 << 9 | 1 << 1, 0x16 << 9 | 0x1FE, 4 << 9 | 0x1FE, 4 << 9 | 7 << 1])
-def test_leaves_that_are_not_there_are_no_fields(host, code):
+def test_leaves_that_are_not_there_are_no_fields(host: Host, code: int) -> None:
     tdr = host.build()
     status, _ = host.call("TDH.MNG.RD", rcx=tdr, rdx=0x9410000300000000 | code)
     assert status == 0xC0000C0000000000

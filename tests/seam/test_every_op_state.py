@@ -7,11 +7,15 @@ SEAMCALLs leads there. `test_op_states` puts a TD into them by hand and finds th
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam.lifecycle import OpState
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
+from testing.seam.fake_host import Host
 from tests.seam.test_op_states import CHECKED
 
 TABLE = load("op_states")["seamcall_allowed"]
@@ -40,8 +44,8 @@ NOT_CONSULTED = {"TDH_VP_FLUSH"}
 
 
 @pytest.fixture
-def td_in(host):
-    def make(state):
+def td_in(host: Host) -> Any:
+    def make(state: Any) -> Any:
         if state is OpState.UNINITIALIZED:
             return host.uninitialized(), 0
         if state is OpState.INITIALIZED:
@@ -53,7 +57,7 @@ def td_in(host):
 
 
 @pytest.mark.parametrize(("leaf", "state"), PAIRS)
-def test_pair(host, td_in, leaf, state):
+def test_pair(host: Host, td_in: Any, leaf: str, state: Any) -> None:
     short = leaf.removeprefix("TDH_")
     tdr, tdvpr = td_in(state)
     assert host.module.tds[tdr].op_state is state
@@ -76,7 +80,7 @@ def test_pair(host, td_in, leaf, state):
         assert host.snapshot() == before
 
 
-def test_all_pairs_are_accounted_for(report):
+def test_all_pairs_are_accounted_for(report: Callable[..., None]) -> None:
     total = len(TABLE) * len(OpState)
     assert len(PAIRS) + sum(UNREACHABLE.values()) == total
     report(

@@ -8,11 +8,15 @@ cannot be pointed at such an entry.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import StatusCode
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 
 S = SeptState
 GIB = 1 << 30
@@ -29,7 +33,7 @@ REMOVAL_LIKE = {
 }  # fmt: skip
 
 
-def out_of_reach(leaf, state):
+def out_of_reach(leaf: str, state: Any) -> Any:
     """Why no SEAMCALL leads there, or None."""
     if state not in REACHABLE:
         return "the entry state is one of a migration"
@@ -56,7 +60,7 @@ HOST_PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def world(new_host):
+def world(new_host: Callable[..., Host]) -> Any:
     """A debug TD under construction and one that runs (debug, so that MEM.RD and WR pass)."""
     host = new_host().bring_up()
     building = host.build(attributes=1)
@@ -64,7 +68,7 @@ def world(new_host):
     return host, building, runnable, tdvpr, context, iter(range(GIB, 1 << 40, 1 << 21))
 
 
-def drive(world, tdr, state, level):
+def drive(world: Any, tdr: int, state: Any, level: int) -> Any:
     """A GPA whose entry at ``level`` is in this state, by SEAMCALLs (and TDCALL) alone."""
     host, building, _, tdvpr, context, addresses = world
     gpa = next(addresses)
@@ -97,15 +101,15 @@ def drive(world, tdr, state, level):
     return gpa
 
 
-def accept(operand):
-    def step(context):
+def accept(operand: Any) -> Any:
+    def step(context: FakeContext) -> int:
         context.gpr[0], context.gpr[1] = 6, operand
         return 77
 
     return step
 
 
-def expected(leaf, state, *, running):
+def expected(leaf: str, state: Any, *, running: Any) -> Any:
     """Status in this entry state, when all else is in order."""
     code = StatusCode
     if state in sept.ALLOWED[leaf]:
@@ -121,7 +125,7 @@ def expected(leaf, state, *, running):
 
 
 @pytest.mark.parametrize(("leaf", "state", "running"), HOST_PAIRS)
-def test_host_pair(world, leaf, state, running):
+def test_host_pair(world: Any, leaf: str, state: Any, running: Any) -> None:
     host, building, runnable, *_ = world
     tdr = runnable if running else building
     level = 1 if state in NON_LEAF or leaf in FROM_2M else 0
@@ -152,7 +156,7 @@ BY_HAND = [
 """States of a migration; leaf functions whose effect is not one of it."""
 
 
-def put(world, tdr, state, level):
+def put(world: Any, tdr: int, state: Any, level: int) -> Any:
     """A GPA whose entry at ``level``, that of a pending page, is given this state by hand."""
     host = world[0]
     gpa = drive(world, tdr, S.PENDING, level)
@@ -163,7 +167,7 @@ def put(world, tdr, state, level):
 
 
 @pytest.mark.parametrize(("leaf", "state"), [pair for pair in BY_HAND if pair[0] in LEAVES])
-def test_host_pair_by_hand(world, leaf, state):
+def test_host_pair_by_hand(world: Any, leaf: str, state: Any) -> None:
     host, building, *_ = world
     level = 1 if leaf in FROM_2M else 0
     gpa = put(world, building, state, level)
@@ -182,7 +186,7 @@ def test_host_pair_by_hand(world, leaf, state):
 
 
 @pytest.mark.parametrize(("leaf", "state"), [pair for pair in PAIRS + BY_HAND if pair[0] in GUEST_LEAVES])
-def test_guest_pair(world, leaf, state, call):
+def test_guest_pair(world: Any, leaf: str, state: Any, call: Callable[..., GuestStep]) -> None:
     host, _, tdr, tdvpr, context, _ = world
     level = 1 if state in NON_LEAF else 0
     gpa = (drive if state in REACHABLE else put)(world, tdr, state, level)
@@ -209,8 +213,8 @@ def test_guest_pair(world, leaf, state, call):
         assert args.rdx & 0xF == {"TDG_MEM_PAGE_ACCEPT": 1, "TDG_MEM_PAGE_ATTR_RD": 0, "TDG_MEM_PAGE_ATTR_WR": 5}[leaf]
 
 
-def test_all_pairs_are_accounted_for(report):
-    reasons = {}
+def test_all_pairs_are_accounted_for(report: Callable[..., None]) -> None:
+    reasons: dict[str, int] = {}
     for pair in ALL:
         reason = out_of_reach(*pair)
         if reason is not None:

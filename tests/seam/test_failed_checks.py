@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from swtdx.seam.dispatch import LEAVES, SEAMCALL_NUMBERS
 from swtdx.seam.status import ERROR, StatusCode
+from testing.seam.fake_host import Host
 
 GPA = 0x8000_0000
 # VP.INIT counts NUM_VCPUS before it finds an id that is not unique: the real module does, too.
@@ -21,7 +25,7 @@ RAX = sorted(fn for fn in LEAVES if NAMES[fn & 0xFFFF] not in SKIPPED)
 
 
 @pytest.fixture(scope="module")
-def world(new_host):
+def world(new_host: Callable[..., Host]) -> Any:
     """TDs in several stages, and the addresses worth trying."""
     host = new_host().bring_up()
     created, half, built = host.create(), host.uninitialized(pages=3), host.build(attributes=1)
@@ -42,7 +46,7 @@ def world(new_host):
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_failure_changes_nothing(world, data):
+def test_a_failure_changes_nothing(world: Any, data: Any) -> None:
     host, interesting = world
     fn = data.draw(st.sampled_from(RAX))
     value = st.sampled_from(interesting) | st.integers(0, (1 << 64) - 1)

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam.status import StatusCode
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 
 GPA = 0x8000_0000
 VE, DF, GP, UD, PF = (20, 3, None), (8, 3, 0), (13, 3, 0), (6, 3, None), 14
 
 
-def exits(reason, **info):
-    def step(context):
+def exits(reason: Any, **info: Any) -> Any:
+    def step(context: FakeContext) -> Any:
         for name, value in info.items():
             setattr(context, name, value)
         return reason
@@ -21,11 +25,11 @@ def exits(reason, **info):
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.runnable(attributes=0)
 
 
-def ve_info(context):
+def ve_info(context: FakeContext) -> Any:
     return [context.gpr[n] for n in (1, 2, 8, 9, 10)]
 
 
@@ -33,7 +37,7 @@ def ve_info(context):
 
 
 @pytest.mark.parametrize("reason", [30, 12, 13, 18, 54, 65, 56])
-def test_instructions_that_raise_ve(host, td, call, reason):
+def test_instructions_that_raise_ve(host: Host, td: Any, call: Callable[..., GuestStep], reason: int) -> None:
     _, tdvpr, context = td
     info = {"exit_qualification": 0x5E0048, "instruction_length": 3, "instruction_info": 9}
     host.guest(tdvpr, context, exits(reason, **info), call(3))
@@ -42,14 +46,16 @@ def test_instructions_that_raise_ve(host, td, call, reason):
     assert ve_info(context) == [reason, 0x5E0048, 0, 0, 3 | 9 << 32]
 
 
-def test_ve_info_is_read_once(host, td, call):
+def test_ve_info_is_read_once(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, 12, call(3), call(3, rcx=1, rdx=2, r8=3, r9=4, r10=5))
     assert context.gpr[0] == StatusCode.NO_VALID_VE_INFO
     assert ve_info(context) == [0, 0, 0, 0, 0]
 
 
-def test_a_second_ve_before_the_first_is_read_is_a_double_fault(host, td, call):
+def test_a_second_ve_before_the_first_is_read_is_a_double_fault(
+    host: Host, td: Any, call: Callable[..., GuestStep]
+) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, exits(30, exit_qualification=7), 12, call(3))
     assert context.injected == [VE, DF]
@@ -59,7 +65,7 @@ def test_a_second_ve_before_the_first_is_read_is_a_double_fault(host, td, call):
 
 
 @pytest.mark.parametrize("reason", [11, 17, *range(19, 28), 36, 39, 50, 53, 59, 60, 70, 73, 76])
-def test_instructions_that_do_not_exist_in_a_td(host, td, reason):
+def test_instructions_that_do_not_exist_in_a_td(host: Host, td: Any, reason: Any) -> None:
     _, tdvpr, context = td
     if reason == 18:
         return
@@ -68,7 +74,7 @@ def test_instructions_that_do_not_exist_in_a_td(host, td, reason):
 
 
 @pytest.mark.parametrize("reason", [15, 72])
-def test_instructions_that_raise_gp(host, td, reason):
+def test_instructions_that_raise_gp(host: Host, td: Any, reason: int) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, reason)
     assert context.injected == [GP]
@@ -79,8 +85,8 @@ def test_instructions_that_raise_gp(host, td, reason):
 RCX = 1 << 8
 
 
-def mov_to_cr(number, value):
-    def step(context):
+def mov_to_cr(number: Any, value: int) -> Any:
+    def step(context: FakeContext) -> Any:
         context.gpr[1] = value
         context.exit_qualification = number | RCX
         return 28
@@ -107,7 +113,9 @@ def mov_to_cr(number, value):
         (4, 1 << 63 | 0x60, GP),
     ],
 )
-def test_control_register_bits_that_are_not_the_guests(host, td, number, value, event):
+def test_control_register_bits_that_are_not_the_guests(
+    host: Host, td: Any, number: int, value: int, event: int
+) -> None:
     _, tdvpr, context = td
     before = context.rip, context.cr0, context.cr4
     host.guest(tdvpr, context, mov_to_cr(number, value))
@@ -115,7 +123,7 @@ def test_control_register_bits_that_are_not_the_guests(host, td, number, value, 
     assert (context.rip, context.cr0, context.cr4) == before
 
 
-def test_owned_bits(host):
+def test_owned_bits(host: Host) -> None:
     _, _, context = host.runnable(xfam=3 | 1 << 9)
     assert context.cr0_guest_host_mask == 1 | 1 << 5 | 1 << 29 | 1 << 30
     assert context.cr4_guest_host_mask & (1 << 6 | 1 << 13 | 1 << 14) == 1 << 6 | 1 << 13 | 1 << 14
@@ -123,7 +131,7 @@ def test_owned_bits(host):
     assert context.cr4_guest_host_mask >> 23 & 1
 
 
-def test_lmsw_changes_three_bits(host, td):
+def test_lmsw_changes_three_bits(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     rip = context.rip
     host.guest(tdvpr, context, exits(28, exit_qualification=3 << 4 | 0xFFFE << 16))
@@ -134,8 +142,8 @@ def test_lmsw_changes_three_bits(host, td):
 # --- XSETBV -----------------------------------------------------------------------------------------------------------
 
 
-def xsetbv(value, index=0):
-    def step(context):
+def xsetbv(value: int, index: int = 0) -> Any:
+    def step(context: FakeContext) -> Any:
         context.gpr[1], context.gpr[0], context.gpr[2] = index, value & 0xFFFFFFFF, value >> 32
         return 55
 
@@ -143,7 +151,7 @@ def xsetbv(value, index=0):
 
 
 @pytest.mark.parametrize("value", [1, 3])
-def test_xsetbv_within_xfam(host, td, value):
+def test_xsetbv_within_xfam(host: Host, td: Any, value: int) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, xsetbv(value))
     assert context.xcr0 == value
@@ -151,7 +159,7 @@ def test_xsetbv_within_xfam(host, td, value):
 
 
 @pytest.mark.parametrize(("value", "index"), [(2, 0), (0, 0), (7, 0), (3 | 1 << 9, 0), (3 | 1 << 63, 0), (3, 1)])
-def test_xsetbv_outside(host, td, value, index):
+def test_xsetbv_outside(host: Host, td: Any, value: int, index: int) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, xsetbv(value, index))
     assert context.xcr0 == 1
@@ -164,7 +172,9 @@ QUALIFICATION = 1 << 8 | 1 << 7 | 2  # a write by a linear access
 SHARED = 1 << 47
 
 
-def touch(gpa, qualification=QUALIFICATION, gla=0xFFFF8000_12345678, convertible=False):
+def touch(
+    gpa: int, qualification: int = QUALIFICATION, gla: int = 0xFFFF8000_12345678, convertible: bool = False
+) -> Any:
     return exits(
         48,
         exit_qualification=qualification,
@@ -174,7 +184,7 @@ def touch(gpa, qualification=QUALIFICATION, gla=0xFFFF8000_12345678, convertible
     )
 
 
-def test_unmapped_private_memory_is_the_hosts_business(host, td):
+def test_unmapped_private_memory_is_the_hosts_business(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     context.queue(touch(GPA | 0x123))
     status, args = host.enter(tdvpr)
@@ -182,7 +192,7 @@ def test_unmapped_private_memory_is_the_hosts_business(host, td):
     assert (args.rcx, args.rdx, args.r8) == (2, 0, GPA)  # bits 12:7 are hidden
 
 
-def test_shared_memory_exits_with_its_shared_bit(host, td):
+def test_shared_memory_exits_with_its_shared_bit(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     context.queue(touch(SHARED | 0x3F8))
     status, args = host.enter(tdvpr)
@@ -191,21 +201,21 @@ def test_shared_memory_exits_with_its_shared_bit(host, td):
     assert args.rcx == QUALIFICATION
 
 
-def test_shared_memory_whose_entry_allows_it_raises_ve(host, td, call):
+def test_shared_memory_whose_entry_allows_it_raises_ve(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = td
     host.guest(tdvpr, context, touch(SHARED | 0x3F8, convertible=True), call(3))
     assert context.injected == [VE]
     assert ve_info(context)[:4] == [48, QUALIFICATION, 0xFFFF8000_12345678, SHARED | 0x3F8]
 
 
-def test_a_malformed_shared_table(host, td):
+def test_a_malformed_shared_table(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     context.queue(exits(49, guest_physical_address=SHARED | 0x1008))
     status, args = host.enter(tdvpr)
     assert (status, args.r8) == (49, SHARED | 0x1000)
 
 
-def test_a_pending_page_raises_ve(host, td, call):
+def test_a_pending_page_raises_ve(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     host.guest(tdvpr, context, touch(GPA | 8), call(3))
@@ -213,7 +223,7 @@ def test_a_pending_page_raises_ve(host, td, call):
     assert ve_info(context)[:4] == [48, QUALIFICATION, 0xFFFF8000_12345678, GPA | 8]
 
 
-def test_a_pending_page_exits_with_sept_ve_disable(host):
+def test_a_pending_page_exits_with_sept_ve_disable(host: Host) -> None:
     tdr, tdvpr, context = host.runnable(attributes=1 << 28)
     host.augment(tdr, GPA)
     context.queue(touch(GPA | 8))
@@ -223,7 +233,7 @@ def test_a_pending_page_exits_with_sept_ve_disable(host):
     assert context.injected == []
 
 
-def test_a_blocked_page_exits(host, td):
+def test_a_blocked_page_exits(host: Host, td: Any) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
@@ -232,7 +242,7 @@ def test_a_blocked_page_exits(host, td):
     assert (status, args.rdx) == (48, 0)
 
 
-def test_a_page_that_came_in_the_meantime_is_tried_again(host, td, call):
+def test_a_page_that_came_in_the_meantime_is_tried_again(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
     status, _ = host.guest(tdvpr, context, call(6, rcx=GPA), touch(GPA))
@@ -249,7 +259,9 @@ def test_a_page_that_came_in_the_meantime_is_tried_again(host, td, call):
         (0xC, 0x1E, 46, 51, 45),
     ],
 )
-def test_guest_page_tables_must_not_name_addresses_beyond_the_guests_width(host, flags, eptp, maxpa, bad, good):
+def test_guest_page_tables_must_not_name_addresses_beyond_the_guests_width(
+    host: Host, flags: int, eptp: int, maxpa: int, bad: int, good: int
+) -> None:
     _, tdvpr, context = host.runnable(attributes=0, config_flags=flags, eptp_controls=eptp, cpuid={9: (maxpa, 0, 0, 0)})
     host.guest(tdvpr, context, touch(1 << bad, gla=0xABC000))
     assert context.injected == [(PF, 3, 1 | 2 | 8)]  # present, write, reserved bit
@@ -258,14 +270,14 @@ def test_guest_page_tables_must_not_name_addresses_beyond_the_guests_width(host,
     assert host.enter(tdvpr)[0] == 48
 
 
-def test_the_page_fault_tells_user_fetches(host, td):
+def test_the_page_fault_tells_user_fetches(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     context.segments[2] = (0, 0, 0xFFFFFFFF, 0xC0F3)  # SS with DPL 3
     host.guest(tdvpr, context, touch(1 << 50, qualification=1 << 8 | 1 << 7 | 4))
     assert context.injected == [(PF, 3, 1 | 4 | 8 | 16)]
 
 
-def test_memory_that_left_the_host_program_is_an_ept_violation(host, td):
+def test_memory_that_left_the_host_program_is_an_ept_violation(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     context.queue(exits(0x10000, guest_physical_address=SHARED | 0x5000))
     status, args = host.enter(tdvpr)

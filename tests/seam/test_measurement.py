@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from swtdx.seam import report
 from swtdx.seam.identity import Identity
 from swtdx.seam.status import Operand, StatusCode
+from swtdx.seam.td import Td
+from testing.seam.fake_host import GuestStep, Host
 
 # Source of the digests: reference vectors of the module's facts (test_vectors.json), restated.
 MRTD_NO_PAGES = "38b060a751ac96384cd9327eb1b1e36a21fdb71114be07434c0cc7bf63f6e1da274edebfe76f65fbd51ad2f14898b95b"
@@ -26,36 +30,36 @@ TOP = 0xFFFFF000
 PATTERN = bytes((7 * i + i // 256) & 255 for i in range(4096))
 
 
-def test_the_literals_are_the_published_vectors(shared_reference):
+def test_the_literals_are_the_published_vectors(shared_reference: Path) -> None:
     vectors = json.loads((shared_reference / "tdx-module" / "test_vectors.json").read_text())
     published = {vector["sha384"] for vector in vectors}
     mine = {MRTD_NO_PAGES, MRTD_PAGE_0, MRTD_PAGE_TOP, MRTD_EXTENDED, RTMR_ONES, TEE_INFO_OF_ZEROS}
     assert mine == published
 
 
-def finalized(host, td):
+def finalized(host: Host, td: Any) -> Any:
     host.vcpu(td, x2apic_id=0)
     host.ok("TDH.MR.FINALIZE", rcx=td)
     words = [host.ok("TDH.MNG.RD", rcx=td, rdx=0x1310000300000000 | n).r8 for n in range(6)]
     return b"".join(word.to_bytes(8, "little") for word in words).hex()
 
 
-def extend(host, td, gpa):
+def extend(host: Host, td: Any, gpa: int) -> None:
     host.ok("TDH.MR.EXTEND", rcx=gpa, rdx=td)
 
 
-def test_no_pages(host):
+def test_no_pages(host: Host) -> None:
     assert finalized(host, host.build()) == MRTD_NO_PAGES
 
 
 @pytest.mark.parametrize(("gpa", "digest"), [(0, MRTD_PAGE_0), (TOP, MRTD_PAGE_TOP)])
-def test_one_page_whose_content_is_not_measured(host, gpa, digest):
+def test_one_page_whose_content_is_not_measured(host: Host, gpa: int, digest: int) -> None:
     td = host.build()
     host.add(td, gpa, PATTERN)
     assert finalized(host, td) == digest
 
 
-def test_a_page_and_its_sixteen_chunks(host):
+def test_a_page_and_its_sixteen_chunks(host: Host) -> None:
     td = host.build()
     host.add(td, TOP, PATTERN)
     for offset in range(0, 4096, 256):
@@ -63,15 +67,15 @@ def test_a_page_and_its_sixteen_chunks(host):
     assert finalized(host, td) == MRTD_EXTENDED
 
 
-def test_the_hash_of_an_empty_tdinfo():
+def test_the_hash_of_an_empty_tdinfo() -> None:
     td = SimpleNamespace(attributes=0, xfam=0, rtmr=[bytes(48)] * 4)
     td.mrtd = td.mrconfigid = td.mrowner = td.mrownerconfig = td.servtd_hash = bytes(48)
-    assert report.make(td, Identity(), bytes(64))[80:128].hex() == TEE_INFO_OF_ZEROS
+    assert report.make(cast(Td, td), Identity(), bytes(64))[80:128].hex() == TEE_INFO_OF_ZEROS
 
 
 @pytest.mark.skipif(not DEBIAN_OVMF.exists(), reason=f"{DEBIAN_OVMF} is not installed (package ovmf)")
 @pytest.mark.parametrize("order", ["per_page", "per_region"])
-def test_debian_12s_firmware_in_either_order(host, shared_reference, order):
+def test_debian_12s_firmware_in_either_order(host: Host, shared_reference: Path, order: str) -> None:
     """By SEAMCALLs, from the sections that the published vector lists."""
     image = DEBIAN_OVMF.read_bytes()
     vectors = json.loads((shared_reference / "vectors" / "tdvf_metadata_and_mrtd.json").read_text()).values()
@@ -93,7 +97,7 @@ def test_debian_12s_firmware_in_either_order(host, shared_reference, order):
     assert known[f"mrtd_{order}"].startswith({"per_page": "4c7206f0", "per_region": "acccbcc8"}[order])
 
 
-def predicted(pages, *, page_by_page):
+def predicted(pages: Any, *, page_by_page: Any) -> Any:
     """The same by other means: each block built from its text, hashed at the end."""
     adds = {gpa: [b"MEM.PAGE.ADD" + bytes(4) + gpa.to_bytes(8, "little") + bytes(104)] for gpa in pages}
     extends = {
@@ -111,7 +115,7 @@ def predicted(pages, *, page_by_page):
 
 
 @pytest.mark.parametrize("page_by_page", [True, False])
-def test_the_order_of_calls_decides(host, page_by_page):
+def test_the_order_of_calls_decides(host: Host, page_by_page: bool) -> None:
     pages = {0x100000 + 4096 * n: hashlib.sha512(bytes([n])).digest() * 64 for n in range(3)}
     td = host.build()
     for gpa, content in pages.items():
@@ -126,7 +130,7 @@ def test_the_order_of_calls_decides(host, page_by_page):
     assert finalized(host, td) == predicted(pages, page_by_page=page_by_page)
 
 
-def test_tables_and_removal_are_not_measured(host):
+def test_tables_and_removal_are_not_measured(host: Host) -> None:
     td = host.build()
     host.tables(td, 0x4000_0000)
     host.augment(td, 0x5000_0000)
@@ -142,24 +146,24 @@ def test_tables_and_removal_are_not_measured(host):
         (TOP - 4096, StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX),
     ],
 )
-def test_extend_operand(host, rcx, status):
+def test_extend_operand(host: Host, rcx: int, status: int) -> None:
     td = host.build()
     host.add(td, TOP)
     assert host.call("TDH.MR.EXTEND", rcx=rcx, rdx=td)[0] == status
 
 
-def test_extend_of_a_pending_page_names_no_operand(host):
+def test_extend_of_a_pending_page_names_no_operand(host: Host) -> None:
     td = host.build()
     host.augment(td, TOP)
     assert host.call("TDH.MR.EXTEND", rcx=TOP, rdx=td)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT
 
 
-def test_finalize_needs_a_virtual_cpu(host):
+def test_finalize_needs_a_virtual_cpu(host: Host) -> None:
     td = host.build()
     assert host.call("TDH.MR.FINALIZE", rcx=td)[0] == StatusCode.NO_VCPUS
 
 
-def test_after_finalize_nothing_is_measured(host):
+def test_after_finalize_nothing_is_measured(host: Host) -> None:
     tdr, *_ = host.runnable()
     assert host.call("TDH.MR.EXTEND", rcx=0, rdx=tdr)[0] == StatusCode.OP_STATE_INCORRECT
     assert host.call("TDH.MR.FINALIZE", rcx=tdr)[0] == StatusCode.OP_STATE_INCORRECT
@@ -168,7 +172,7 @@ def test_after_finalize_nothing_is_measured(host):
 # --- RTMR -------------------------------------------------------------------------------------------------------------
 
 
-def test_rtmr_extension(host, call):
+def test_rtmr_extension(host: Host, call: Callable[..., GuestStep]) -> None:
     td = host.build()
     host.add(td, TOP, b"\x01" * 48 + bytes(4048))
     tdvpr = host.vcpu(td, x2apic_id=0)
@@ -186,7 +190,7 @@ def test_rtmr_extension(host, call):
     ("rcx", "rdx", "status"),
     [(TOP + 32, 0, 1), (TOP | 1 << 47, 0, 1), (TOP, 4, 2)],
 )
-def test_rtmr_operands(host, call, rcx, rdx, status):
+def test_rtmr_operands(host: Host, call: Callable[..., GuestStep], rcx: int, rdx: int, status: int) -> None:
     td = host.build()
     host.add(td, TOP)
     tdvpr = host.vcpu(td, x2apic_id=0)

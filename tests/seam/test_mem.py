@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from swtdx.seam import sept
+from swtdx.seam.pamt import PageType
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import FakeProcessor, Host
 
 INVALID = StatusCode.OPERAND_INVALID
 GPA = 0x8000_0000
@@ -15,7 +19,7 @@ NULL = (1 << 64) - 1
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.build()
 
 
@@ -34,7 +38,7 @@ GPA_LEAVES = {
 
 
 @pytest.mark.parametrize("name", GPA_LEAVES)
-def test_gpa_operand(host, td, name):
+def test_gpa_operand(host: Host, td: Any, name: str) -> None:
     lowest, highest = GPA_LEAVES[name]
     bad = [1 << 3 | lowest, 1 << 11 | lowest, 1 << 52 | lowest, 1 << 63 | lowest, highest + 1]
     bad += [1 << 47 | lowest, 1 << 48 | lowest, 1 << 51 | lowest]  # not private
@@ -47,7 +51,7 @@ def test_gpa_operand(host, td, name):
 
 
 @pytest.mark.parametrize("name", GPA_LEAVES)
-def test_a_walk_that_ends_early_shows_where(host, td, name):
+def test_a_walk_that_ends_early_shows_where(host: Host, td: Any, name: str) -> None:
     lowest, _ = GPA_LEAVES[name]
     status, args = host.call(name, rcx=lowest, rdx=td, r8=host.page(), r9=host.page())
     assert status == StatusCode.EPT_WALK_FAILED | Operand.RCX
@@ -56,7 +60,7 @@ def test_a_walk_that_ends_early_shows_where(host, td, name):
 
 
 @pytest.mark.parametrize("name", ["TDH.MEM.SEPT.ADD", "TDH.MEM.SEPT.RD"])
-def test_reserved_bits_beside_the_tdr(host, td, name):
+def test_reserved_bits_beside_the_tdr(host: Host, td: Any, name: str) -> None:
     for bit in (1, 11, 52, 63):
         assert host.call(name, rcx=1, rdx=td | 1 << bit, r8=host.page())[0] == INVALID | Operand.RDX
 
@@ -64,7 +68,7 @@ def test_reserved_bits_beside_the_tdr(host, td, name):
 # --- SEPT.ADD ---------------------------------------------------------------------------------------------------------
 
 
-def test_sept_pages_are_real_tables(host, td):
+def test_sept_pages_are_real_tables(host: Host, td: Any) -> None:
     host.tables(td, GPA)
     root = host.module.tds[td].tdcx[3]
     table, path = root, []
@@ -80,7 +84,7 @@ def test_sept_pages_are_real_tables(host, td):
     assert (metadata.rcx, metadata.rdx) == (8, td)
 
 
-def test_sept_add_twice(host, td):
+def test_sept_add_twice(host: Host, td: Any) -> None:
     host.tables(td, 0)
     status, args = host.call("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=host.page())
     assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
@@ -88,7 +92,7 @@ def test_sept_add_twice(host, td):
     assert args.rdx == 3 | 132 << 8
 
 
-def test_sept_add_version_1_may_find_the_page_there(host, td):
+def test_sept_add_version_1_may_find_the_page_there(host: Host, td: Any) -> None:
     host.tables(td, 0)
     page = host.page()
     args = host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td | 1, r8=page, r9=NULL, r10=NULL, r11=page)
@@ -98,7 +102,7 @@ def test_sept_add_version_1_may_find_the_page_there(host, td):
     assert host.ok("TDH.PHYMEM.PAGE.RDMD", rcx=page).rcx == 0  # still free
 
 
-def test_sept_add_without_a_page(host, td):
+def test_sept_add_without_a_page(host: Host, td: Any) -> None:
     assert host.call("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=NULL)[0] == INVALID | Operand.R8
     status, _ = host.call("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td, r8=NULL)
     assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX
@@ -107,7 +111,7 @@ def test_sept_add_without_a_page(host, td):
 # --- PAGE.ADD ---------------------------------------------------------------------------------------------------------
 
 
-def test_page_add_copies_maps_and_encrypts(host, td):
+def test_page_add_copies_maps_and_encrypts(host: Host, td: Any) -> None:
     content = bytes(range(256)) * 16
     hpa = host.add(td, GPA, content)
     entry, level = host.entry(td, GPA)
@@ -121,7 +125,7 @@ def test_page_add_copies_maps_and_encrypts(host, td):
     assert (metadata.rcx, metadata.rdx, metadata.r8, metadata.r9) == (3, td, 0, 0)
 
 
-def test_page_add_checks_in_order(host, td):
+def test_page_add_checks_in_order(host: Host, td: Any) -> None:
     """Entry before source, source before target."""
     host.add(td, GPA)
     status, args = host.call("TDH.MEM.PAGE.ADD", rcx=GPA, rdx=td, r8=1, r9=1)
@@ -134,7 +138,7 @@ def test_page_add_checks_in_order(host, td):
     assert status == StatusCode.PAGE_METADATA_INCORRECT | Operand.R8
 
 
-def test_page_add_into_a_running_td_is_refused(host):
+def test_page_add_into_a_running_td_is_refused(host: Host) -> None:
     tdr, *_ = host.runnable()
     status, _ = host.call("TDH.MEM.PAGE.ADD", rcx=GPA, rdx=tdr, r8=host.page(), r9=host.page())
     assert status == StatusCode.OP_STATE_INCORRECT
@@ -143,7 +147,7 @@ def test_page_add_into_a_running_td_is_refused(host):
 # --- PAGE.AUG ---------------------------------------------------------------------------------------------------------
 
 
-def test_page_aug_maps_pending_and_leaves_the_content(host, td):
+def test_page_aug_maps_pending_and_leaves_the_content(host: Host, td: Any) -> None:
     host.tables(td, GPA)
     hpa = host.write(b"what the host left")
     host.ok("TDH.MEM.PAGE.AUG", rcx=GPA, rdx=td, r8=hpa)
@@ -152,7 +156,7 @@ def test_page_aug_maps_pending_and_leaves_the_content(host, td):
     assert host.memory.read(hpa, 18) == b"what the host left"
 
 
-def test_page_aug_of_two_mebibytes(host, td):
+def test_page_aug_of_two_mebibytes(host: Host, td: Any) -> None:
     hpa = host.augment(td, GPA, level=1)
     entry, level = host.entry(td, GPA, level=1)
     assert (entry, level) == (hpa | 0x81000000000000F0, 1)
@@ -166,7 +170,7 @@ def test_page_aug_of_two_mebibytes(host, td):
     host.ok("TDH.VP.CREATE", rcx=hpa + 0x5000, rdx=td)
 
 
-def test_page_aug_of_two_mebibytes_wants_all_512_free(host, td):
+def test_page_aug_of_two_mebibytes_wants_all_512_free(host: Host, td: Any) -> None:
     host.tables(td, GPA, lowest=2)
     hpa = host.page(1 << 21)
     host.ok("TDH.VP.CREATE", rcx=hpa + 511 * 4096, rdx=td)
@@ -178,7 +182,7 @@ def test_page_aug_of_two_mebibytes_wants_all_512_free(host, td):
 # --- BLOCK, TRACK, REMOVE ---------------------------------------------------------------------------------------------
 
 
-def test_before_it_runs_a_page_is_removed_without_blocking(host, td):
+def test_before_it_runs_a_page_is_removed_without_blocking(host: Host, td: Any) -> None:
     hpa = host.add(td, GPA)
     assert host.ok("TDH.MEM.PAGE.REMOVE", rcx=GPA, rdx=td).rcx == hpa
     assert host.entry(td, GPA)[0] == 0x80E0 << 48
@@ -186,7 +190,7 @@ def test_before_it_runs_a_page_is_removed_without_blocking(host, td):
     assert host.memory.read(hpa, 64) != bytes(64)  # still under the TD's key
 
 
-def test_a_running_td_is_blocked_tracked_and_left_before_removal(host):
+def test_a_running_td_is_blocked_tracked_and_left_before_removal(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     hpa = host.augment(tdr, GPA)
     remove = {"rcx": GPA, "rdx": tdr}
@@ -194,7 +198,7 @@ def test_a_running_td_is_blocked_tracked_and_left_before_removal(host):
     assert status == StatusCode.GPA_RANGE_NOT_BLOCKED | Operand.RCX
     assert args.rdx == 0 | 2 << 8
 
-    def inside(_):
+    def inside(_: Any) -> Any:
         """While the guest runs: block, track; what is inside may still use the old translation."""
         host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
         again, info = host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)
@@ -213,7 +217,7 @@ def test_a_running_td_is_blocked_tracked_and_left_before_removal(host):
     assert host.ok("TDH.MEM.PAGE.REMOVE", **remove).rcx == hpa
 
 
-def test_entering_in_a_new_epoch_drops_translations(host, processor):
+def test_entering_in_a_new_epoch_drops_translations(host: Host, processor: FakeProcessor) -> None:
     tdr, tdvpr, context = host.runnable()
     context.queue(1, 1, 1)
     host.enter(tdvpr)
@@ -225,7 +229,7 @@ def test_entering_in_a_new_epoch_drops_translations(host, processor):
     assert processor.flushes == flushed + 1
 
 
-def test_unblock_gives_the_mapping_back_once_tracked(host):
+def test_unblock_gives_the_mapping_back_once_tracked(host: Host) -> None:
     tdr, *_ = host.runnable()
     hpa = host.augment(tdr, GPA)
     status, _ = host.call("TDH.MEM.RANGE.UNBLOCK", rcx=GPA, rdx=tdr)
@@ -237,7 +241,7 @@ def test_unblock_gives_the_mapping_back_once_tracked(host):
     assert host.entry(tdr, GPA)[0] == hpa | sept.PENDING_LEAF
 
 
-def test_sept_remove_wants_an_empty_page(host, td):
+def test_sept_remove_wants_an_empty_page(host: Host, td: Any) -> None:
     host.add(td, GPA)
     rcx = GPA | 1
     status, args = host.call("TDH.MEM.SEPT.REMOVE", rcx=rcx, rdx=td)
@@ -250,7 +254,7 @@ def test_sept_remove_wants_an_empty_page(host, td):
     assert host.call("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)[0] == StatusCode.EPT_WALK_FAILED | Operand.RCX
 
 
-def test_a_blocked_table_of_a_running_td_hides_what_is_below(host):
+def test_a_blocked_table_of_a_running_td_hides_what_is_below(host: Host) -> None:
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA)
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=tdr)
@@ -259,7 +263,7 @@ def test_a_blocked_table_of_a_running_td_hides_what_is_below(host):
     assert host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)[0] == StatusCode.EPT_WALK_FAILED | Operand.RCX
 
 
-def test_sept_rd(host, td):
+def test_sept_rd(host: Host, td: Any) -> None:
     hpa = host.add(td, GPA)
     args = host.ok("TDH.MEM.SEPT.RD", rcx=GPA, rdx=td)
     assert (args.rcx, args.rdx) == (hpa | 0x80000000000000F7, 0 | 4 << 8)
@@ -286,7 +290,7 @@ NON_LEAF = {"NL_MAPPED", "NL_BLOCKED"}
 
 @pytest.mark.parametrize("state", [state.name for state in SeptState])
 @pytest.mark.parametrize("name", ENTRY_LEAVES)
-def test_entry_states_follow_the_table(host, name, state):
+def test_entry_states_follow_the_table(host: Host, name: str, state: Any) -> None:
     td = host.build(attributes=1)
     level = ENTRY_LEAVES[name]
     host.tables(td, GPA, lowest=level + 1)
@@ -296,7 +300,7 @@ def test_entry_states_follow_the_table(host, name, state):
     if state not in ("FREE", "REMOVED"):
         metadata, _ = host.module.pamt.index_of(page)
         table = state in NON_LEAF
-        host.module.pamt.assign(metadata, 8 if table else 3, td)
+        host.module.pamt.assign(metadata, PageType.EPT if table else PageType.REG, td)
         host.memory.raw[page : page + 4096] = sept.FREE_PAGE
         entry |= page | (0 if table else 6 << 3) | sept._PERMISSIONS[SeptState[state]]
     host.memory.qwords[index] = entry
@@ -321,7 +325,7 @@ def test_entry_states_follow_the_table(host, name, state):
 
 
 @pytest.mark.parametrize("how", ["removed", "blocked", "blocked above", "promoted"])
-def test_a_table_that_is_gone_is_not_walked_any_more(host, td, how):
+def test_a_table_that_is_gone_is_not_walked_any_more(host: Host, td: Any, how: str) -> None:
     """However often the walks before came to it."""
     host.tables(td, GPA)
     first, source = host.page(1 << 21), host.page()
@@ -342,13 +346,13 @@ def test_a_table_that_is_gone_is_not_walked_any_more(host, td, how):
 # --- debug access -----------------------------------------------------------------------------------------------------
 
 
-def test_memory_of_a_production_td_is_not_read(host, td):
+def test_memory_of_a_production_td_is_not_read(host: Host, td: Any) -> None:
     host.add(td, GPA)
     assert host.call("TDH.MEM.RD", rcx=GPA, rdx=td)[0] == StatusCode.TD_NON_DEBUG
     assert host.call("TDH.MEM.WR", rcx=GPA, rdx=td)[0] == StatusCode.TD_NON_DEBUG
 
 
-def test_memory_of_a_debug_td_is_read_and_written(host):
+def test_memory_of_a_debug_td_is_read_and_written(host: Host) -> None:
     td = host.build(attributes=1)
     hpa = host.add(td, GPA, b"\x11" * 4096)
     assert host.ok("TDH.MEM.RD", rcx=GPA + 8, rdx=td).r8 == 0x1111111111111111

@@ -3,29 +3,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam import sept
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import GuestStep, Host
 
 GPA = 0x8000_0000
 MIB2, GIB = 1 << 21, 1 << 30
 NULL = (1 << 64) - 1
 
 
-def state(host, tdr, gpa, level=0):
+def state(host: Host, tdr: int, gpa: int, level: int = 0) -> Any:
     entry, reached = host.entry(tdr, gpa, level)
     assert reached == level
     return SeptState(entry & sept.STATE_MASK)
 
 
-def block_and_track(host, tdr, operand):
+def block_and_track(host: Host, tdr: int, operand: Any) -> None:
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=operand, rdx=tdr)
     host.ok("TDH.MEM.TRACK", rcx=tdr)
 
 
-def metadata(host, hpa):
+def metadata(host: Host, hpa: int) -> Any:
     args = host.ok("TDH.PHYMEM.PAGE.RDMD", rcx=hpa)
     return args.rcx, args.r8
 
@@ -33,7 +37,7 @@ def metadata(host, hpa):
 # --- relocate ---------------------------------------------------------------------------------------------------------
 
 
-def test_relocate_moves_content_mapping_and_metadata(host):
+def test_relocate_moves_content_mapping_and_metadata(host: Host) -> None:
     tdr = host.build()
     old = host.add(tdr, GPA, b"moved" * 800 + bytes(96))
     children = host.module.tds[tdr].child_count
@@ -47,7 +51,7 @@ def test_relocate_moves_content_mapping_and_metadata(host):
     assert host.module.tds[tdr].child_count == children
 
 
-def test_relocate_does_not_heal_what_the_host_has_broken(host):
+def test_relocate_does_not_heal_what_the_host_has_broken(host: Host) -> None:
     """The integrity of a page's lines is gone with a write under another KeyID; moving them does not bring it back."""
     tdr = host.build()
     hpa = host.add(tdr, GPA, b"x" * 4096)
@@ -57,7 +61,7 @@ def test_relocate_does_not_heal_what_the_host_has_broken(host):
     assert host.memory.poison[new >> 12]
 
 
-def test_relocate_of_a_pending_page_moves_no_content(host):
+def test_relocate_of_a_pending_page_moves_no_content(host: Host) -> None:
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA)
     new = host.write(b"left alone" * 400)
@@ -67,12 +71,12 @@ def test_relocate_of_a_pending_page_moves_no_content(host):
     assert host.memory.raw[new : new + 10].tobytes() == b"left alone"
 
 
-def test_relocate_refuses(host):
+def test_relocate_refuses(host: Host) -> None:
     tdr, *_ = host.runnable()
     hpa = host.augment(tdr, GPA)
     page, used = host.page(), host.module.tds[tdr].tdcx[0]
 
-    def call(**registers):
+    def call(**registers: Any) -> Any:
         return host.call("TDH.MEM.PAGE.RELOCATE", **({"rcx": GPA, "rdx": tdr, "r8": page} | registers))[0]
 
     assert call(rcx=GPA | 1) == StatusCode.OPERAND_INVALID | Operand.RCX
@@ -95,7 +99,7 @@ def test_relocate_refuses(host):
 
 
 @pytest.mark.parametrize("pending", [True, False])
-def test_demote_and_promote_are_each_others_reverse(host, call, pending):
+def test_demote_and_promote_are_each_others_reverse(host: Host, call: Callable[..., GuestStep], pending: bool) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     td = host.module.tds[tdr]
     hpa = host.augment(tdr, GPA, level=1)
@@ -130,9 +134,8 @@ def test_demote_and_promote_are_each_others_reverse(host, call, pending):
     assert metadata(host, hpa) == (0, 0)
 
 
-def test_one_gibibyte(make_host):
+def test_one_gibibyte(make_host: Callable[..., Host]) -> None:
     host = make_host(memory_size=3 * GIB)
-    host.tdmr_size = 3 * GIB
     host.start()
     status, _ = host.config(host.tdmr(size=3 * GIB, pamt=0x10_0000, reserved=[(0, 0x200_0000)]))
     assert status == 0
@@ -163,17 +166,17 @@ def test_one_gibibyte(make_host):
     assert metadata(host, GIB) == (0, 0)
 
 
-def split(host, tdr):
+def split(host: Host, tdr: int) -> Any:
     hpa = host.augment(tdr, GPA, level=1)
     host.ok("TDH.MEM.PAGE.DEMOTE", rcx=GPA | 1, rdx=tdr, r8=host.page())
     return hpa
 
 
-def test_promote_wants_512_pages_that_are_alike_and_side_by_side(host):
+def test_promote_wants_512_pages_that_are_alike_and_side_by_side(host: Host) -> None:
     tdr = host.build()
     split(host, tdr)
 
-    def refused(operand=GPA | 1):
+    def refused(operand: int = GPA | 1) -> None:
         before = host.snapshot()
         status, args = host.call("TDH.MEM.PAGE.PROMOTE", rcx=operand, rdx=tdr)
         assert status == StatusCode.EPT_INVALID_PROMOTE_CONDITIONS | Operand.RCX
@@ -190,7 +193,7 @@ def test_promote_wants_512_pages_that_are_alike_and_side_by_side(host):
     host.ok("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)
 
 
-def test_promote_meets_a_locked_child(host):
+def test_promote_meets_a_locked_child(host: Host) -> None:
     tdr = host.build()
     hpa = split(host, tdr)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA + 4096, 0)
@@ -201,12 +204,12 @@ def test_promote_meets_a_locked_child(host):
         assert host.call("TDH.MEM.PAGE.PROMOTE", rcx=GPA | 1, rdx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
 
 
-def test_demote_refuses(host):
+def test_demote_refuses(host: Host) -> None:
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA, level=1)
     page, used = host.page(), host.module.tds[tdr].tdcx[0]
 
-    def call(**registers):
+    def call(**registers: Any) -> Any:
         return host.call("TDH.MEM.PAGE.DEMOTE", **({"rcx": GPA | 1, "rdx": tdr, "r8": page} | registers))[0]
 
     assert call(rdx=tdr | 2) == StatusCode.OPERAND_INVALID | Operand.RDX

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from swtdx.seam import metadata
 from swtdx.seam.metadata import Accessor
 from swtdx.seam.status import StatusCode
 from swtdx.seam.version import module_version
+from testing.seam.fake_host import Host
 
 CURRENT = module_version("1.5.06")
 NONE = (1 << 64) - 1
@@ -18,27 +21,27 @@ HP_LOCK_TIMEOUT = 0x9110000300000011
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.runnable()
 
 
-def context_of(context):
+def context_of(context: int) -> int:
     return context << 52
 
 
-def test_every_field_is_found_by_its_id_and_by_class_and_code():
+def test_every_field_is_found_by_its_id_and_by_class_and_code() -> None:
     for table in (metadata.system_fields(), metadata.td_fields(CURRENT), metadata.vcpu_fields(CURRENT)):
         for field in table.fields:
-            assert table.find(field.field_id)[0] is field
+            assert table.find(field.field_id) == (field, 0)
             short = field.field_id & 0x3F00000000FFFFFF
-            assert table.find(short)[0] is field
+            assert table.find(short) == (field, 0)
             if field.name != metadata.CPUID_VALUES:
                 last = field.field_id + (field.count - 1) * field.stride
                 assert table.find(last) == (field, field.count - 1)
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_td_fields_follow_their_masks(host, debug):
+def test_td_fields_follow_their_masks(host: Host, debug: bool) -> None:
     """Each of the 86 fields, read: allowed by the table's mask, or METADATA_FIELD_NOT_READABLE."""
     tdr = host.build(attributes=int(debug))
     accessor = Accessor.DEBUG if debug else Accessor.PRODUCTION
@@ -52,7 +55,7 @@ def test_td_fields_follow_their_masks(host, debug):
 
 
 @pytest.mark.parametrize("debug", [False, True])
-def test_vcpu_fields_follow_their_masks(host, debug):
+def test_vcpu_fields_follow_their_masks(host: Host, debug: bool) -> None:
     tdr = host.build(attributes=int(debug))
     tdvpr = host.vcpu(tdr)
     accessor = Accessor.DEBUG if debug else Accessor.PRODUCTION
@@ -63,7 +66,7 @@ def test_vcpu_fields_follow_their_masks(host, debug):
         assert args.r8 & ~mask == 0
 
 
-def test_fields_kvm_reads(host, td):
+def test_fields_kvm_reads(host: Host, td: Any) -> None:
     tdr, tdvpr, _ = td
     module_td = host.module.tds[tdr]
     assert host.ok("TDH.MNG.RD", rcx=tdr, rdx=0x110000000000000A).r8 == module_td.tsc_offset
@@ -71,7 +74,7 @@ def test_fields_kvm_reads(host, td):
     assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=0x1100000000000100 | 1 << 63).r8 == 0  # VCPU_STATE_DETAILS
 
 
-def test_vcpu_state_details_tell_of_a_pending_interrupt(host, td):
+def test_vcpu_state_details_tell_of_a_pending_interrupt(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     details = 0x9120000300000100
     context.vapic[0x200 + 0x10 * 1] = 1 << 1  # vector 33 requested
@@ -81,13 +84,13 @@ def test_vcpu_state_details_tell_of_a_pending_interrupt(host, td):
 
 
 @pytest.mark.parametrize("identifier", [1 << 62, 1 << 55, 1 << 47, 1 << 34, 1 << 38, 1 << 24])
-def test_reserved_and_list_bits(host, identifier):
+def test_reserved_and_list_bits(host: Host, identifier: int) -> None:
     tdr = host.build()
     status, _ = host.call("TDH.MNG.RD", rcx=tdr, rdx=0x1110000300000001 | identifier)
     assert status == StatusCode.METADATA_FIELD_ID_INCORRECT
 
 
-def test_version_1_walks_all_readable_fields(host):
+def test_version_1_walks_all_readable_fields(host: Host) -> None:
     tdr = host.build()
     status, args = host.call("TDH.MNG.RD", version=1, rcx=tdr, rdx=NONE)
     assert status == StatusCode.METADATA_FIRST_FIELD_ID_IN_CONTEXT
@@ -102,12 +105,12 @@ def test_version_1_walks_all_readable_fields(host):
     assert len(seen) == cpuid + sum(f.count for f in readable if f.name != metadata.CPUID_VALUES)
 
 
-def test_version_0_knows_no_first_field(host):
+def test_version_0_knows_no_first_field(host: Host) -> None:
     status, _ = host.call("TDH.MNG.RD", rcx=host.build(), rdx=NONE)
     assert status == StatusCode.METADATA_FIELD_ID_INCORRECT
 
 
-def test_the_upper_half_of_a_vmcs_field_is_no_field(host, td):
+def test_the_upper_half_of_a_vmcs_field_is_no_field(host: Host, td: Any) -> None:
     _, tdvpr, _ = td
     assert host.call("TDH.VP.RD", rcx=tdvpr, rdx=0x2011)[0] == StatusCode.METADATA_FIELD_ID_INCORRECT
 
@@ -115,7 +118,7 @@ def test_the_upper_half_of_a_vmcs_field_is_no_field(host, td):
 # --- writes -----------------------------------------------------------------------------------------------------------
 
 
-def test_hp_lock_timeout(host, td):
+def test_hp_lock_timeout(host: Host, td: Any) -> None:
     tdr = td[0]
     write = {"rcx": tdr, "rdx": HP_LOCK_TIMEOUT, "r9": FULL}
     assert host.call("TDH.MNG.WR", **write, r8=9_999)[0] == StatusCode.METADATA_FIELD_VALUE_NOT_VALID
@@ -125,13 +128,13 @@ def test_hp_lock_timeout(host, td):
     assert host.ok("TDH.MNG.RD", rcx=tdr, rdx=HP_LOCK_TIMEOUT).r8 == 10_000
 
 
-def test_a_read_only_field_is_not_written(host, td):
+def test_a_read_only_field_is_not_written(host: Host, td: Any) -> None:
     for field in (0x1110000300000000, 0x9210000300000000):
         status, _ = host.call("TDH.MNG.WR", rcx=td[0], rdx=field, r8=0, r9=FULL)
         assert status == StatusCode.METADATA_FIELD_NOT_WRITABLE
 
 
-def test_posted_interrupts(host, td):
+def test_posted_interrupts(host: Host, td: Any) -> None:
     """Vector and descriptor first, then the control; each with its own rule."""
     _, tdvpr, context = td
     descriptor = host.page()
@@ -153,7 +156,7 @@ def test_posted_interrupts(host, td):
     assert context.posted_interrupt_descriptor == 0
 
 
-def test_shared_eptp(host, td):
+def test_shared_eptp(host: Host, td: Any) -> None:
     _, tdvpr, context = td
     root = host.page()
     mask = 0xFFFFFFFFFF000
@@ -164,7 +167,7 @@ def test_shared_eptp(host, td):
     assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=SHARED_EPTP).r8 == root
 
 
-def test_guest_state_of_a_production_td_is_out_of_reach(host, td):
+def test_guest_state_of_a_production_td_is_out_of_reach(host: Host, td: Any) -> None:
     _, tdvpr, _ = td
     for field in (0x681E, 0x6800, 0x800, 0x1020000300000000):
         assert host.call("TDH.VP.RD", rcx=tdvpr, rdx=field)[0] == StatusCode.METADATA_FIELD_NOT_READABLE
@@ -172,7 +175,7 @@ def test_guest_state_of_a_production_td_is_out_of_reach(host, td):
         assert status == StatusCode.METADATA_FIELD_NOT_WRITABLE
 
 
-def test_guest_state_of_a_debug_td(host):
+def test_guest_state_of_a_debug_td(host: Host) -> None:
     _, tdvpr, context = host.runnable(attributes=1)
     assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=0x681E).r8 == context.rip
     host.ok("TDH.VP.WR", rcx=tdvpr, rdx=0x681E, r8=0x1000, r9=FULL)
@@ -186,10 +189,10 @@ def test_guest_state_of_a_debug_td(host):
     assert context.gpr[2] & 0xFFFF == 0x1177
 
 
-def test_the_host_of_a_debug_td_learns_why_it_left_and_sees_its_registers(host):
+def test_the_host_of_a_debug_td_learns_why_it_left_and_sees_its_registers(host: Host) -> None:
     tdr = host.build(attributes=1)
     tdvpr = host.vcpu(tdr)
-    context = host.module.vcpus[tdvpr].context
+    context = host.processor.contexts[-1]
     context.exit_qualification, context.exit_reason, context.interruption_info = 0x4001, 0, 0x80000301
     for code, value in ((0x6400, 0x4001), (0x4402, 0), (0x4404, 0x80000301)):
         assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=code).r8 == value

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import FakeProcessor, Host
 
 INVALID = StatusCode.OPERAND_INVALID
 PERFMON, MIGRATABLE, ICSSD, PKS, KL = 1 << 63, 1 << 29, 1 << 16, 1 << 30, 1 << 31
@@ -15,11 +19,11 @@ PERFMON, MIGRATABLE, ICSSD, PKS, KL = 1 << 63, 1 << 29, 1 << 16, 1 << 30, 1 << 3
 
 
 @pytest.mark.parametrize("hkid", [0, 31, 64, 0x10021])
-def test_create_wants_a_private_hkid(host, hkid):
+def test_create_wants_a_private_hkid(host: Host, hkid: int) -> None:
     assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=hkid)[0] == INVALID | Operand.RDX
 
 
-def test_create_checks_the_hkid_before_the_page(host):
+def test_create_checks_the_hkid_before_the_page(host: Host) -> None:
     assert host.call("TDH.MNG.CREATE", rcx=1, rdx=0)[0] == INVALID | Operand.RDX
 
 
@@ -33,18 +37,18 @@ def test_create_checks_the_hkid_before_the_page(host):
         (0, StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX),  # reserved area
     ],
 )
-def test_create_page_operand(host, rcx, status):
+def test_create_page_operand(host: Host, rcx: int, status: int) -> None:
     assert host.call("TDH.MNG.CREATE", rcx=rcx, rdx=33)[0] == status
 
 
-def test_create_wants_a_free_hkid_and_a_free_page(host):
+def test_create_wants_a_free_hkid_and_a_free_page(host: Host) -> None:
     tdr = host.create(hkid=33)
     assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=33)[0] == StatusCode.HKID_NOT_FREE
     assert host.call("TDH.MNG.CREATE", rcx=host.page(), rdx=32)[0] == StatusCode.HKID_NOT_FREE  # the module's own
     assert host.call("TDH.MNG.CREATE", rcx=tdr, rdx=34)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
 
 
-def test_a_tdr_page_belongs_to_the_module(host):
+def test_a_tdr_page_belongs_to_the_module(host: Host) -> None:
     tdr = host.page()
     host.memory.write(tdr, b"host data")
     host.ok("TDH.MNG.CREATE", rcx=tdr, rdx=33)
@@ -57,7 +61,7 @@ def test_a_tdr_page_belongs_to_the_module(host):
 # --- KEY.CONFIG, ADDCX ------------------------------------------------------------------------------------------------
 
 
-def test_key_config_for_each_package(make_host):
+def test_key_config_for_each_package(make_host: Callable[..., Host]) -> None:
     host = make_host(logical_processors=4, packages=2).bring_up()
     tdr = host.page()
     host.ok("TDH.MNG.CREATE", rcx=tdr, rdx=33)
@@ -68,13 +72,13 @@ def test_key_config_for_each_package(make_host):
     assert host.call("TDH.MNG.KEY.CONFIG", rcx=tdr, lp=3)[0] == StatusCode.LIFECYCLE_STATE_INCORRECT
 
 
-def test_addcx_takes_nine_pages_at_most(host):
+def test_addcx_takes_nine_pages_at_most(host: Host) -> None:
     tdr = host.uninitialized(pages=9)
     assert host.call("TDH.MNG.ADDCX", rcx=host.page(), rdx=tdr)[0] == StatusCode.TDCX_NUM_INCORRECT
     assert host.module.tds[tdr].child_count == 9
 
 
-def test_addcx_prepares_msr_bitmaps_and_the_sept_root(host):
+def test_addcx_prepares_msr_bitmaps_and_the_sept_root(host: Host) -> None:
     tdr = host.uninitialized()
     pages = host.module.tds[tdr].tdcx
     raw = host.memory.raw
@@ -84,12 +88,12 @@ def test_addcx_prepares_msr_bitmaps_and_the_sept_root(host):
     assert all(host.memory.key_of(page) == host.module.tds[tdr].hkid for page in pages)
 
 
-def test_addcx_after_init_is_refused(host):
+def test_addcx_after_init_is_refused(host: Host) -> None:
     tdr = host.build()
     assert host.call("TDH.MNG.ADDCX", rcx=host.page(), rdx=tdr)[0] == StatusCode.OP_STATE_INCORRECT
 
 
-def test_operands_name_the_wrong_register(host):
+def test_operands_name_the_wrong_register(host: Host) -> None:
     tdr, page = host.create(), host.page()
     assert host.call("TDH.MNG.ADDCX", rcx=page, rdx=page)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RDX
     assert host.call("TDH.MNG.ADDCX", rcx=tdr, rdx=tdr)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
@@ -98,7 +102,7 @@ def test_operands_name_the_wrong_register(host):
 # --- INIT -------------------------------------------------------------------------------------------------------------
 
 
-def test_init_needs_keys_then_pages_then_its_state(host):
+def test_init_needs_keys_then_pages_then_its_state(host: Host) -> None:
     tdr = host.page()
     host.ok("TDH.MNG.CREATE", rcx=tdr, rdx=33)
     params = host.write(host.td_params())
@@ -113,11 +117,11 @@ def test_init_needs_keys_then_pages_then_its_state(host):
 
 
 @pytest.mark.parametrize("rdx", [0x1000200, 33 << 46 | 0x1000000, 1 << 52])
-def test_init_params_must_be_a_shared_aligned_hpa(host, rdx):
+def test_init_params_must_be_a_shared_aligned_hpa(host: Host, rdx: int) -> None:
     assert host.call("TDH.MNG.INIT", rcx=host.uninitialized(), rdx=rdx)[0] == INVALID | Operand.RDX
 
 
-RULES = {
+RULES: dict[str, tuple[dict[str, Any], int]] = {
     "ATTRIBUTES outside FIXED0": ({"attributes": KL}, 64),
     "ATTRIBUTES reserved": ({"attributes": 2}, 64),
     "LASS is not native": ({"attributes": 1 << 27}, 64),
@@ -149,7 +153,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_init_rules(host, case):
+def test_init_rules(host: Host, case: str) -> None:
     change, operand = RULES[case]
     tdr = host.uninitialized()
     params = host.write(host.td_params(**change))
@@ -175,7 +179,9 @@ FEATURES = {(0xD, 0): (0x602E7, 0, 0, 0), (0xD, 1): (0x1F, 0, 0xD900, 0)}
         (3 | 1 << 8 | 1 << 9 | 1 << 14 | 1 << 15, True),
     ],
 )
-def test_xfam_combinations_on_a_processor_that_has_them(host, processor, xfam, good):
+def test_xfam_combinations_on_a_processor_that_has_them(
+    host: Host, processor: FakeProcessor, xfam: int, good: bool
+) -> None:
     processor.cpuid_overrides |= FEATURES
     host.module.td_rules = type(host.module.td_rules)(processor, host.module.version)
     tdr = host.uninitialized()
@@ -183,13 +189,13 @@ def test_xfam_combinations_on_a_processor_that_has_them(host, processor, xfam, g
     assert status == (0 if good else INVALID | Operand.XFAM)
 
 
-def test_init_rules_come_in_order(host):
+def test_init_rules_come_in_order(host: Host) -> None:
     """Each later fault stays hidden behind an earlier one."""
     order = ["ATTRIBUTES reserved", "XFAM not native", "MAX_VCPUS 0", "NUM_L2_VMS 4", "RESERVED_0", "CONFIG_FLAGS",
              "EPTP memory type", "TSC 75 MHz", "RESERVED_1", "RESERVED_3"]  # fmt: skip
     tdr = host.uninitialized()
     for position, case in enumerate(order):
-        change = {}
+        change: dict[str, Any] = {}
         for later in reversed(order[position:]):
             change |= RULES[later][0]
         status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(**change)))
@@ -197,7 +203,7 @@ def test_init_rules_come_in_order(host):
 
 
 @pytest.mark.parametrize("l2_vms", [1, 3])
-def test_l2_vms_need_pages(host, l2_vms):
+def test_l2_vms_need_pages(host: Host, l2_vms: int) -> None:
     tdr = host.uninitialized(pages=6)
     params = host.write(host.td_params(num_l2_vms=l2_vms))
     assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=params)[0] == StatusCode.TDCS_NOT_ALLOCATED
@@ -206,7 +212,7 @@ def test_l2_vms_need_pages(host, l2_vms):
     host.ok("TDH.MNG.INIT", rcx=tdr, rdx=params)
 
 
-def test_a_migratable_td_has_no_l2_vms(host):
+def test_a_migratable_td_has_no_l2_vms(host: Host) -> None:
     tdr = host.uninitialized(pages=7)
     params = host.write(host.td_params(attributes=MIGRATABLE, num_l2_vms=1))
     assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=params)[0] == INVALID | Operand.RDX
@@ -230,20 +236,20 @@ NO_SUBLEAF = 0xFFFFFFFF << 32
         (0, (0x00050000, 0, 0, 0), 1 | NO_SUBLEAF),  # a foreign family, model, stepping
     ],
 )
-def test_cpuid_config_faults_report_their_leaf(host, slot, value, where):
+def test_cpuid_config_faults_report_their_leaf(host: Host, slot: int, value: Any, where: int) -> None:
     tdr = host.uninitialized()
     status, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(cpuid={slot: value})))
     assert status == INVALID | Operand.CPUID_CONFIG
     assert args.rcx == where
 
 
-def test_a_success_leaves_rcx_zero(host):
+def test_a_success_leaves_rcx_zero(host: Host) -> None:
     tdr = host.uninitialized()
     assert host.ok("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params())).rcx == 0
 
 
 @pytest.mark.parametrize(("maxpa", "good"), [(44, False), (45, True), (48, True), (49, False), (0, False)])
-def test_virtual_maxpa(host, maxpa, good):
+def test_virtual_maxpa(host: Host, maxpa: int, good: bool) -> None:
     tdr = host.uninitialized()
     params = host.td_params(config_flags=0xC, cpuid={9: (maxpa, 0, 0, 0)})
     status, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(params))
@@ -270,7 +276,7 @@ SMT, CORE, DIE = 1 << 8, 2 << 8, 5 << 8
         ([SMT, DIE | 1, CORE | 2], False),  # types fall
     ],
 )
-def test_topology_leaf(host, levels, good):
+def test_topology_leaf(host: Host, levels: Any, good: bool) -> None:
     tdr = host.uninitialized()
     cpuid = {12 + number: (1, 1, level, 0) for number, level in enumerate(levels)}
     status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(cpuid=cpuid)))
@@ -284,19 +290,19 @@ def test_topology_leaf(host, levels, good):
     ("flags", "eptp", "gpaw", "levels", "shared_bit"),
     [(4, 0x1E, 48, 4, 47), (4, 0x26, 48, 5, 47), (5, 0x26, 52, 5, 51)],
 )
-def test_gpa_width_and_levels(host, flags, eptp, gpaw, levels, shared_bit):
+def test_gpa_width_and_levels(host: Host, flags: int, eptp: int, gpaw: int, levels: int, shared_bit: int) -> None:
     td = host.module.tds[host.build(config_flags=flags, eptp_controls=eptp)]
     assert (td.gpaw, td.sept.levels, td.shared_bit) == (gpaw, levels, 1 << shared_bit)
     assert td.sept.eptp == td.tdcx[3] | eptp
 
 
-def test_virtual_tsc_starts_at_zero_with_the_frequency_asked_for(host, processor):
+def test_virtual_tsc_starts_at_zero_with_the_frequency_asked_for(host: Host, processor: FakeProcessor) -> None:
     td = host.module.tds[host.build(tsc_frequency=40)]
     assert td.tsc_multiplier == 1 << 47  # 1 GHz of 2 GHz
     virtual = (processor.tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
     assert virtual == 0
 
 
-def test_sept_ve_disable_sets_pending_ve_disable(host):
+def test_sept_ve_disable_sets_pending_ve_disable(host: Host) -> None:
     assert host.module.tds[host.build(attributes=1 << 28)].pending_ve_disable
     assert not host.module.tds[host.build(attributes=0)].pending_ve_disable

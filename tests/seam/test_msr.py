@@ -4,25 +4,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swtdx.seam.msr import HELD_BY_CONTEXT, X2APIC_NATIVE
+from testing.seam.fake_host import FakeContext, FakeProcessor, GuestStep, Host
 
 GP, VE = (13, 3, 0), (20, 3, None)
 RDMSR, WRMSR = 31, 32
 
 
-def rdmsr(index):
-    def step(context):
+def rdmsr(index: int) -> Any:
+    def step(context: FakeContext) -> Any:
         context.gpr[1], context.gpr[0], context.gpr[2] = index, 0xAAAA, 0xBBBB
         return RDMSR
 
     return step
 
 
-def wrmsr(index, value):
-    def step(context):
+def wrmsr(index: int, value: int) -> Any:
+    def step(context: FakeContext) -> Any:
         context.gpr[1], context.gpr[0], context.gpr[2] = index, value & 0xFFFFFFFF, value >> 32
         return WRMSR
 
@@ -30,15 +34,15 @@ def wrmsr(index, value):
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.runnable()
 
 
-def value(context):
+def value(context: FakeContext) -> Any:
     return context.gpr[0] | context.gpr[2] << 32
 
 
-def outcome(host, td, step):
+def outcome(host: Host, td: Any, step: Any) -> Any:
     """The exception of an access, or None."""
     _, tdvpr, context = td
     context.injected.clear()
@@ -51,13 +55,13 @@ WITHOUT = {"PERFMON", "XFAM_CET", "XFAM_PT", "XFAM_ULI", "XFAM_LBR", "PKS", "TSX
 """Conditions that do not hold for a TD with XFAM 3 and no attributes on the emulated processor."""
 
 
-def expected(rule):
+def expected(rule: Any) -> Any:
     if rule.startswith("native if"):
         rule = rule.split(" else ")[1]
     return {"#GP(0)": GP, "#VE": VE}.get(rule)
 
 
-def test_every_row(host, td, shared_reference):
+def test_every_row(host: Host, td: Any, shared_reference: Path) -> None:
     published = json.loads((shared_reference / "tdx-module" / "msr_virtualization.json").read_text())["1.5.06"]
     assert len(published) > 100
     for row in published:
@@ -71,18 +75,18 @@ def test_every_row(host, td, shared_reference):
 
 
 @pytest.mark.parametrize("index", [0x1B, 0x830, 0x832, 0x838, 0x1FFF, 0x2000, 0xC0000083, 0xC0002000, 0xFFFFFFFF])
-def test_what_the_table_does_not_list_raises_ve(host, td, index):
+def test_what_the_table_does_not_list_raises_ve(host: Host, td: Any, index: int) -> None:
     assert outcome(host, td, rdmsr(index)) == VE
     assert outcome(host, td, wrmsr(index, 1)) == VE
     assert host.module.vcpus[td[1]].ve.exit_reason == WRMSR
 
 
-def bit(bitmap, index, write):
+def bit(bitmap: Any, index: int, write: Any) -> Any:
     quarter = (2 if write else 0) + (1 if index >= 0xC0000000 else 0)
     return bitmap[1024 * quarter + ((index & 0x1FFF) >> 3)] >> (index & 7) & 1
 
 
-def test_the_bitmap_lets_native_msrs_of_the_processor_pass(host, td):
+def test_the_bitmap_lets_native_msrs_of_the_processor_pass(host: Host, td: Any) -> None:
     _, _, context = td
     bitmap = context.bitmap
     assert len(bitmap) == 4096
@@ -99,7 +103,7 @@ def test_the_bitmap_lets_native_msrs_of_the_processor_pass(host, td):
     assert passing <= len(HELD_BY_CONTEXT)
 
 
-def test_the_bitmap_is_in_the_tdcs(host, td):
+def test_the_bitmap_is_in_the_tdcs(host: Host, td: Any) -> None:
     tdr, _, context = td
     page = host.module.tds[tdr].tdcx[2]
     assert host.memory.raw[page : page + 4096].tobytes() == context.bitmap
@@ -117,7 +121,7 @@ def test_the_bitmap_is_in_the_tdcs(host, td):
         (0xD01, 0x1D01, VE),
     ],
 )
-def test_efer(host, td, old, new, raised):
+def test_efer(host: Host, td: Any, old: int, new: int, raised: int | None) -> None:
     context = td[2]
     context.efer = old
     rip = context.rip
@@ -126,7 +130,7 @@ def test_efer(host, td, old, new, raised):
     assert context.rip == rip + (0 if raised else context.instruction_length)
 
 
-def test_arch_capabilities_and_their_configuration(host, processor):
+def test_arch_capabilities_and_their_configuration(host: Host, processor: FakeProcessor) -> None:
     """Bits 4, 16, 19, 20 and 24 can be taken from the guest; the rest is native."""
     native = processor.rdmsr(0x10A)
     plain = host.runnable()
@@ -138,7 +142,7 @@ def test_arch_capabilities_and_their_configuration(host, processor):
     assert outcome(host, plain, wrmsr(0x10A, 0)) == GP
 
 
-def test_xss_within_xfam(host, td):
+def test_xss_within_xfam(host: Host, td: Any) -> None:
     assert outcome(host, td, wrmsr(0xDA0, 0)) is None
     assert outcome(host, td, wrmsr(0xDA0, 1 << 8)) == GP
     assert outcome(host, td, rdmsr(0xDA0)) is None
@@ -149,13 +153,13 @@ def test_xss_within_xfam(host, td):
     ("wanted", "raised"),
     [(1, None), (1 << 63, GP), (1 << 6, VE), (1 << 7 | 1 << 6, None), (1 << 14, GP), (1 << 15, GP)],
 )
-def test_debugctl(host, td, wanted, raised):
+def test_debugctl(host: Host, td: Any, wanted: int, raised: int | None) -> None:
     assert outcome(host, td, wrmsr(0x1D9, wanted)) == raised
     outcome(host, td, rdmsr(0x1D9))
     assert value(td[2]) == (0 if raised else wanted)
 
 
-def test_x2apic_id_needs_topology(host, call):
+def test_x2apic_id_needs_topology(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr = host.build()
     tdvpr = host.vcpu(tdr, x2apic_id=5)
     context = host.processor.contexts[-1]
@@ -168,25 +172,25 @@ def test_x2apic_id_needs_topology(host, call):
     assert value(context) == 5
 
 
-def test_predictor_commands_are_write_only(host, td):
+def test_predictor_commands_are_write_only(host: Host, td: Any) -> None:
     assert outcome(host, td, wrmsr(0x49, 1)) is None
     assert outcome(host, td, wrmsr(0x49, 2)) == GP
     assert outcome(host, td, rdmsr(0x49)) == GP
 
 
-def test_misc_enable_is_emulated(host, td):
+def test_misc_enable_is_emulated(host: Host, td: Any) -> None:
     assert outcome(host, td, rdmsr(0x1A0)) is None
     assert value(td[2]) == 1 | 1 << 11 | 1 << 12
     assert outcome(host, td, wrmsr(0x1A0, 1)) == VE
 
 
-def test_msrs_that_no_context_holds_keep_their_value(host, td):
+def test_msrs_that_no_context_holds_keep_their_value(host: Host, td: Any) -> None:
     assert outcome(host, td, wrmsr(0x600, 0x1234_5678_9ABC)) is None  # DS_AREA
     outcome(host, td, rdmsr(0x600))
     assert value(td[2]) == 0x1234_5678_9ABC
 
 
 @pytest.mark.parametrize(("deadline", "raised"), [(0, GP), (1 << 24, VE)])
-def test_tsc_deadline_follows_its_feature(host, deadline, raised):
+def test_tsc_deadline_follows_its_feature(host: Host, deadline: int, raised: int) -> None:
     td = host.runnable(cpuid={0: (0, 0, deadline, 0)})
     assert outcome(host, td, wrmsr(0x6E0, 1)) == raised

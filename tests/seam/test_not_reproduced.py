@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam.lifecycle import SysState
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 
 GPA = 0x8000_0000
 SERVTD_RD, SERVTD_WR, VP_ENTER, INVEPT, INVVPID, ATTR_RD, ATTR_WR = 18, 20, 25, 26, 27, 23, 24
@@ -26,21 +30,21 @@ SERVTD_RD, SERVTD_WR, VP_ENTER, INVEPT, INVVPID, ATTR_RD, ATTR_WR = 18, 20, 25, 
         ("IMPORT.MEM", "rdx", True, StatusCode.OP_STATE_INCORRECT),
     ],
 )
-def test_where_migration_would_begin(host, name, registers, migratable, status):
+def test_where_migration_would_begin(host: Host, name: str, registers: str, migratable: bool, status: int) -> None:
     tdr, *_ = host.runnable(attributes=1 << 29 if migratable else 0)
     before = host.snapshot()
     assert host.call(f"TDH.{name}", **{registers: tdr})[0] == status
     assert host.snapshot() == before
 
 
-def test_import_and_prebinding_begin_before_the_td_does(host):
+def test_import_and_prebinding_begin_before_the_td_does(host: Host) -> None:
     tdr = host.uninitialized()
     assert host.call("TDH.IMPORT.STATE.IMMUTABLE", rcx=tdr)[0] == StatusCode.MIN_MIGS_NOT_CREATED
     assert host.call("TDH.SERVTD.PREBIND", rcx=tdr)[0] == StatusCode.OPERAND_INVALID | Operand.R9
     assert host.call("TDH.SERVTD.PREBIND", rcx=tdr, r8=1)[0] == StatusCode.OPERAND_INVALID | Operand.R8
 
 
-def test_no_entry_is_blocked_for_writing(host):
+def test_no_entry_is_blocked_for_writing(host: Host) -> None:
     tdr, *_ = host.runnable()
     host.augment(tdr, GPA)
     status, args = host.call("TDH.EXPORT.UNBLOCKW", rcx=GPA, rdx=tdr)
@@ -70,14 +74,16 @@ def test_no_entry_is_blocked_for_writing(host):
         (ATTR_WR, {"rcx": GPA | 1, "rdx": 0, "r8": 0}, 0),
     ],
 )
-def test_guest_leaf_functions(host, call, leaf, registers, status):
+def test_guest_leaf_functions(
+    host: Host, call: Callable[..., GuestStep], leaf: int, registers: dict[str, Any], status: int
+) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA, level=1)
     host.guest(tdvpr, context, call(leaf, **registers))
     assert context.gpr[Gpr.RAX] == status
 
 
-def test_attributes_tell_size_and_acceptance(host, call):
+def test_attributes_tell_size_and_acceptance(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA, level=1)
     host.guest(tdvpr, context, call(ATTR_RD, rcx=GPA + 0x5678, rdx=9))
@@ -86,7 +92,7 @@ def test_attributes_tell_size_and_acceptance(host, call):
     assert (context.gpr[Gpr.RCX], context.gpr[Gpr.RDX]) == (GPA | 1, 0)
 
 
-def test_attributes_for_a_virtual_machine_without_tables(host, call):
+def test_attributes_for_a_virtual_machine_without_tables(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr = host.build(pages=7, num_l2_vms=1, attributes=0)
     tdvpr = host.vcpu(tdr, x2apic_id=0, pages=8)
     context = host.processor.contexts[-1]
@@ -100,24 +106,24 @@ def test_attributes_for_a_virtual_machine_without_tables(host, call):
     assert context.gpr[Gpr.RAX] == 0
 
 
-def test_shutdown(host):
+def test_shutdown(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     assert host.call("TDH.SYS.SHUTDOWN", rcx=1)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
 
-    def inside(context):
+    def inside(context: FakeContext) -> int:
         assert host.call("TDH.SYS.SHUTDOWN", lp=1)[0] == StatusCode.SYS_BUSY
         return 1
 
     context.queue(inside)
     host.enter(tdvpr)
-    assert host.module.state is SysState.SYS_READY
+    states = [host.module.state]
     host.ok("TDH.SYS.SHUTDOWN")
-    assert host.module.state is SysState.SHUTDOWN
+    assert [*states, host.module.state] == [SysState.SYS_READY, SysState.SHUTDOWN]
     assert host.call("TDH.MNG.RD", rcx=tdr)[0] == StatusCode.SYS_SHUTDOWN
     host.ok("TDH.SYS.LP.SHUTDOWN")
 
 
-def test_update_finds_nothing_handed_over(cold):
+def test_update_finds_nothing_handed_over(cold: Host) -> None:
     assert cold.call("TDH.SYS.UPDATE")[0] == StatusCode.SYS_STATE_INCORRECT
     cold.start()
     assert cold.call("TDH.SYS.UPDATE")[0] == StatusCode.SYS_INVALID_HANDOFF

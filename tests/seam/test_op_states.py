@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from swtdx.seam.lifecycle import LifecycleState, OpState
 from swtdx.seam.status import StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdh import not_reproduced
+from testing.seam.fake_host import Host
 
 NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
 TABLE = load("op_states")["seamcall_allowed"]
@@ -32,7 +36,7 @@ TDVPR_IN_RDX = {"TDH.VP.ADDCX"}
 
 
 @pytest.fixture(scope="module")
-def td(new_host):
+def td(new_host: Callable[..., Host]) -> Any:
     """One TD with a virtual CPU for the whole table; its OP_STATE is set by hand."""
     host = new_host().bring_up()
     tdr = host.build()
@@ -42,7 +46,7 @@ def td(new_host):
 
 @pytest.mark.parametrize("state", list(OpState))
 @pytest.mark.parametrize("name", CHECKED)
-def test_allowed_states(td, name, state):
+def test_allowed_states(td: Any, name: str, state: OpState) -> None:
     host, tdr, tdvpr = td
     host.module.tds[tdr].restore(op_state=state)
     operands = {"rcx": 0, "rdx": tdr}
@@ -64,13 +68,13 @@ def test_allowed_states(td, name, state):
         assert host.snapshot() == before
 
 
-def test_the_table_is_the_published_one(shared_reference):
+def test_the_table_is_the_published_one(shared_reference: Path) -> None:
     published = json.loads((shared_reference / "tdx-module" / "op_states.json").read_text())["1.5.06"]
     assert published["seamcall_allowed"] == TABLE
 
 
 @pytest.mark.parametrize("name", CHECKED)
-def test_fatal_comes_before_keys_before_pages_before_op_state(host, name):
+def test_fatal_comes_before_keys_before_pages_before_op_state(host: Host, name: str) -> None:
     tdr = host.build()
     tdvpr = host.vcpu(tdr, x2apic_id=0)
     td = host.module.tds[tdr]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from swtdx.seam.status import ERROR, Operand, Status, StatusCode, decode, describe, detail_bytes
 
 
-def test_codes_are_the_published_ones(shared_reference):
+def test_codes_are_the_published_ones(shared_reference: Path) -> None:
     published = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())
     of_version = {
         name.removeprefix("TDX_"): int(code["value"], 16)
@@ -32,7 +33,7 @@ def test_codes_are_the_published_ones(shared_reference):
         (0x123400000000, "unknown status (0x0000123400000000)"),
     ],
 )
-def test_describe(value, text):
+def test_describe(value: int, text: str) -> None:
     assert describe(value) == text
 
 
@@ -50,20 +51,20 @@ def test_describe(value, text):
         "NON_RECOVERABLE_VCPU",
     ],
 )
-def test_these_are_no_errors(name):
+def test_these_are_no_errors(name: str) -> None:
     assert not StatusCode[name] & ERROR
 
 
-def test_decode_splits_code_and_details():
+def test_decode_splits_code_and_details() -> None:
     assert decode(0xC000010000000008) == (StatusCode.OPERAND_INVALID, Operand.R8)
     assert decode(0x77)[0] is StatusCode.SUCCESS
 
 
-def test_details_are_bytes_from_the_lowest():
+def test_details_are_bytes_from_the_lowest() -> None:
     assert detail_bytes(1, 2, 3) == 0x030201
 
 
-def test_a_status_carries_its_outputs():
+def test_a_status_carries_its_outputs() -> None:
     status = Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, rcx=5, rdx=6)
     assert status.value == 0xC0000B0000000001
     assert status.outputs == {"rcx": 5, "rdx": 6}

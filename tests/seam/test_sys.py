@@ -5,28 +5,32 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import FakeProcessor, Host
 
 MIB, GIB = 1 << 20, 1 << 30
 
 
-def invalid(operand):
+def invalid(operand: Any) -> Any:
     return StatusCode.OPERAND_INVALID | operand
 
 
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
-def test_sys_init_wants_rcx_zero_and_happens_once(cold):
+def test_sys_init_wants_rcx_zero_and_happens_once(cold: Host) -> None:
     assert cold.call("TDH.SYS.INIT", rcx=1)[0] == invalid(1)
     cold.ok("TDH.SYS.INIT")
     assert cold.call("TDH.SYS.INIT")[0] == StatusCode.SYS_INIT_NOT_PENDING
 
 
-def test_sys_init_refuses_a_processor_without_its_features(processor, cold):
+def test_sys_init_refuses_a_processor_without_its_features(processor: FakeProcessor, cold: Host) -> None:
     processor.cpuid_overrides[0, 0] = (0x23, 0, 0, 0)
     status, args = cold.call("TDH.SYS.INIT")
     assert status == StatusCode.INCORRECT_CPUID_VALUE
@@ -48,14 +52,18 @@ def test_sys_init_refuses_a_processor_without_its_features(processor, cold):
         ((0x1F, 2), (0, 1, 6 << 8 | 2, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # a level without a meaning
     ],
 )
-def test_sys_init_refuses_a_processor_that_it_cannot_describe(processor, cold, leaf, registers, status):
+def test_sys_init_refuses_a_processor_that_it_cannot_describe(
+    processor: FakeProcessor, cold: Host, leaf: Any, registers: Any, status: int
+) -> None:
     processor.cpuid_overrides[leaf] = registers
     assert cold.call("TDH.SYS.INIT")[0] == status
     processor.cpuid_overrides.clear()
     cold.ok("TDH.SYS.INIT")
 
 
-def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(processor, cold, shared_reference):
+def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(
+    processor: FakeProcessor, cold: Host, shared_reference: Path
+) -> None:
     """The leaves that TD_PARAMS configures come first there."""
     published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.5.06"]
     order = {
@@ -68,18 +76,18 @@ def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(processor, cold, shar
 
 
 @pytest.mark.parametrize(("version", "most"), [("1.5.06", 2048), ("1.0", 128)])
-def test_sys_init_knows_so_many_keyids(make_host, version, most):
+def test_sys_init_knows_so_many_keyids(make_host: Callable[..., Host], version: str, most: int) -> None:
     for private, status in ((most - 1 - 60, 0), (most - 60, StatusCode.NUM_ACTIVATED_HKIDS_NOT_SUPPORTED | most)):
         platform = {"keyid_bits": 12, "mktme_keyids": 60, "tdx_keyids": private, "module_version": version}
         assert make_host(**platform).call("TDH.SYS.INIT")[0] == status
 
 
-def test_sys_init_refuses_a_limited_cpuid(processor, cold):
+def test_sys_init_refuses_a_limited_cpuid(processor: FakeProcessor, cold: Host) -> None:
     processor.msrs[0x1A0] = 1 << 22
     assert cold.call("TDH.SYS.INIT")[0] == StatusCode.LIMIT_CPUID_MAXVAL_SET
 
 
-def test_lp_init_follows_sys_init_and_happens_once_each(cold):
+def test_lp_init_follows_sys_init_and_happens_once_each(cold: Host) -> None:
     assert cold.call("TDH.SYS.LP.INIT")[0] == StatusCode.SYS_LP_INIT_NOT_PENDING
     cold.ok("TDH.SYS.INIT")
     cold.ok("TDH.SYS.LP.INIT", lp=0)
@@ -87,7 +95,7 @@ def test_lp_init_follows_sys_init_and_happens_once_each(cold):
     cold.ok("TDH.SYS.LP.INIT", lp=1)
 
 
-def test_lp_init_knows_eight_packages(make_host):
+def test_lp_init_knows_eight_packages(make_host: Callable[..., Host]) -> None:
     host = make_host(packages=9, logical_processors=9)
     host.ok("TDH.SYS.INIT")
     for lp in range(8):
@@ -95,7 +103,7 @@ def test_lp_init_knows_eight_packages(make_host):
     assert host.call("TDH.SYS.LP.INIT", lp=8)[0] == StatusCode.INVALID_PKG_ID | 8
 
 
-def test_config_needs_every_logical_processor(cold):
+def test_config_needs_every_logical_processor(cold: Host) -> None:
     cold.ok("TDH.SYS.INIT")
     cold.ok("TDH.SYS.LP.INIT", lp=0)
     assert cold.config(cold.default_tdmr())[0] == StatusCode.SYS_CONFIG_NOT_PENDING
@@ -104,7 +112,7 @@ def test_config_needs_every_logical_processor(cold):
     assert cold.config(cold.default_tdmr())[0] == StatusCode.SYS_CONFIG_NOT_PENDING
 
 
-def test_key_config_once_for_each_package(make_host):
+def test_key_config_once_for_each_package(make_host: Callable[..., Host]) -> None:
     host = make_host(logical_processors=4, packages=2)
     host.start()
     assert host.call("TDH.SYS.KEY.CONFIG")[0] == StatusCode.SYS_KEY_CONFIG_NOT_PENDING
@@ -116,7 +124,7 @@ def test_key_config_once_for_each_package(make_host):
     assert host.call("TDH.SYS.KEY.CONFIG", lp=3)[0] == StatusCode.SYS_KEY_CONFIG_NOT_PENDING
 
 
-def test_tdmr_init_reports_progress_in_gib_and_ends(cold):
+def test_tdmr_init_reports_progress_in_gib_and_ends(cold: Host) -> None:
     cold.start()
     cold.config(cold.default_tdmr())
     cold.ok("TDH.SYS.KEY.CONFIG")
@@ -133,13 +141,13 @@ def test_tdmr_init_reports_progress_in_gib_and_ends(cold):
 
 
 @pytest.mark.parametrize("base", [4096, GIB, 1 << 46, 1 << 52, 1 << 63])
-def test_tdmr_init_wants_the_base_of_a_tdmr(host, base):
+def test_tdmr_init_wants_the_base_of_a_tdmr(host: Host, base: int) -> None:
     status, args = host.call("TDH.SYS.TDMR.INIT", rcx=base, rdx=77)
     assert status == invalid(1)
     assert args.rdx == 0
 
 
-def test_no_page_of_a_block_that_is_not_wholly_initialised_is_usable(cold):
+def test_no_page_of_a_block_that_is_not_wholly_initialised_is_usable(cold: Host) -> None:
     cold.start()
     cold.config(cold.default_tdmr())
     cold.ok("TDH.SYS.KEY.CONFIG")
@@ -153,32 +161,32 @@ def test_no_page_of_a_block_that_is_not_wholly_initialised_is_usable(cold):
 
 
 @pytest.fixture
-def started(cold):
+def started(cold: Host) -> Any:
     cold.start()
     return cold
 
 
 @pytest.mark.parametrize("rcx", [0x1000200 | 1, 0x1000100, 1 << 52, 32 << 46])
-def test_config_array_must_be_a_shared_aligned_hpa(started, rcx):
+def test_config_array_must_be_a_shared_aligned_hpa(started: Any, rcx: int) -> None:
     assert started.call("TDH.SYS.CONFIG", rcx=rcx, rdx=1, r8=32)[0] == invalid(1)
 
 
 @pytest.mark.parametrize("count", [0, 65])
-def test_config_count(started, count):
+def test_config_count(started: Any, count: int) -> None:
     assert started.config(started.default_tdmr(), count=count)[0] == invalid(2)
 
 
 @pytest.mark.parametrize("hkid", [0, 31, 64, 1 << 16 | 32])
-def test_config_hkid_must_be_private(started, hkid):
+def test_config_hkid_must_be_private(started: Any, hkid: int) -> None:
     assert started.config(started.default_tdmr(), hkid=hkid)[0] == invalid(8)
 
 
-def test_config_pointer_must_be_aligned(started):
+def test_config_pointer_must_be_aligned(started: Any) -> None:
     array = started.write(struct.pack("<Q", started.page() + 64))
     assert started.call("TDH.SYS.CONFIG", rcx=array, rdx=1, r8=32)[0] == invalid(1)
 
 
-def test_a_refused_tdmr_leaves_the_hkid_reserved_and_the_state(started):
+def test_a_refused_tdmr_leaves_the_hkid_reserved_and_the_state(started: Any) -> None:
     assert started.config(started.tdmr(size=0))[0] == StatusCode.INVALID_TDMR
     assert started.module.kot.state(32).name == "RESERVED"
     assert started.config(started.default_tdmr(), hkid=33)[0] == 0
@@ -188,14 +196,14 @@ def test_a_refused_tdmr_leaves_the_hkid_reserved_and_the_state(started):
 
 
 @pytest.fixture
-def two_gib(make_host):
+def two_gib(make_host: Callable[..., Host]) -> Any:
     """A started host with 2 GiB."""
     host = make_host(memory_size=2 * GIB)
     host.start()
     return host
 
 
-def pamt_sizes(size=GIB):
+def pamt_sizes(size: int = GIB) -> Any:
     return [max(4096, size >> shift << 4) for shift in (30, 21, 12)]
 
 
@@ -211,12 +219,12 @@ BASE_RULES = {
 
 
 @pytest.mark.parametrize("case", BASE_RULES)
-def test_region_rules(two_gib, case):
+def test_region_rules(two_gib: Any, case: Any) -> None:
     change, status = BASE_RULES[case]
     assert two_gib.config(two_gib.tdmr(**{"reserved": RESERVED} | change))[0] == status
 
 
-def test_a_tdmr_must_follow_the_one_before(two_gib):
+def test_a_tdmr_must_follow_the_one_before(two_gib: Any) -> None:
     first = two_gib.tdmr(base=GIB, pamt=0x10_0000)
     second = two_gib.tdmr(base=0, pamt=0x80_0000, reserved=RESERVED)
     assert two_gib.config(first, second)[0] == StatusCode.NON_ORDERED_TDMR | 1
@@ -235,11 +243,11 @@ def test_a_tdmr_must_follow_the_one_before(two_gib):
         ([(0, 16 * MIB), ((1 << 64) - 4096, 8192)], StatusCode.INVALID_RESERVED_IN_TDMR | 1 << 8),
     ],
 )
-def test_reserved_area_rules(two_gib, reserved, status):
+def test_reserved_area_rules(two_gib: Any, reserved: Any, status: int) -> None:
     assert two_gib.config(two_gib.tdmr(reserved=reserved))[0] == status
 
 
-def with_pamt(host, index, base=None, length=None):
+def with_pamt(host: Host, index: int, base: Any = None, length: Any = None) -> Any:
     """A good TDMR with one metadata array (0: 1 GiB, 1: 2 MiB, 2: 4 KiB entries) changed."""
     words = list(struct.unpack("<40Q", host.tdmr(reserved=RESERVED)))
     if base is not None:
@@ -251,35 +259,35 @@ def with_pamt(host, index, base=None, length=None):
 
 @pytest.mark.parametrize(("index", "code"), [(0, 2), (1, 1), (2, 0)])
 @pytest.mark.parametrize("fault", [{"base": 0x10_0008}, {"length": 0}, {"base": (1 << 64) - 4096}, {"base": 1 << 46}])
-def test_pamt_form_rules(two_gib, index, code, fault):
+def test_pamt_form_rules(two_gib: Any, index: int, code: int, fault: dict[str, Any]) -> None:
     assert two_gib.config(with_pamt(two_gib, index, **fault))[0] == StatusCode.INVALID_PAMT | code << 8
 
 
-def test_pamt_must_be_large_enough(two_gib):
+def test_pamt_must_be_large_enough(two_gib: Any) -> None:
     short = with_pamt(two_gib, 2, length=(GIB >> 12 << 4) - 4096)
     assert two_gib.config(short)[0] == StatusCode.INVALID_PAMT
 
 
-def test_pamt_must_not_lie_in_memory_that_it_describes(two_gib):
+def test_pamt_must_not_lie_in_memory_that_it_describes(two_gib: Any) -> None:
     assert two_gib.config(with_pamt(two_gib, 2, base=512 * MIB))[0] == StatusCode.PAMT_OVERLAP
 
 
-def test_pamts_must_not_overlap(two_gib):
+def test_pamts_must_not_overlap(two_gib: Any) -> None:
     assert two_gib.config(with_pamt(two_gib, 1, base=0x10_0000))[0] == StatusCode.PAMT_OVERLAP | 1 << 8
 
 
-def test_pamt_of_one_tdmr_in_another(two_gib):
+def test_pamt_of_one_tdmr_in_another(two_gib: Any) -> None:
     first = two_gib.tdmr(reserved=RESERVED, pamt=GIB + MIB)
     second = two_gib.tdmr(base=GIB, pamt=0x10_0000)
     status, _ = two_gib.config(first, second)
     assert status & ~0xFFFFFFFF == StatusCode.PAMT_OVERLAP
 
 
-def test_pamt_must_be_convertible_memory(two_gib):
+def test_pamt_must_be_convertible_memory(two_gib: Any) -> None:
     assert two_gib.config(with_pamt(two_gib, 2, base=4 * GIB))[0] == StatusCode.PAMT_OUTSIDE_CMRS
 
 
-def test_two_tdmrs_are_accepted_and_initialised_independently(two_gib):
+def test_two_tdmrs_are_accepted_and_initialised_independently(two_gib: Any) -> None:
     first = two_gib.tdmr(reserved=RESERVED, pamt=0x10_0000)
     second = two_gib.tdmr(base=GIB, pamt=0x80_0000)
     assert two_gib.config(first, second)[0] == 0
@@ -293,7 +301,7 @@ def test_two_tdmrs_are_accepted_and_initialised_independently(two_gib):
 # --- SYS.INFO and SYS.RD ----------------------------------------------------------------------------------------------
 
 
-def test_sys_info_fills_both_structures(host):
+def test_sys_info_fills_both_structures(host: Host) -> None:
     info, cmrs = host.page(), host.page()
     args = host.ok("TDH.SYS.INFO", rcx=info, rdx=1024, r8=cmrs, r9=32)
     assert (args.rdx, args.r9) == (1024, 32)
@@ -316,14 +324,14 @@ def test_sys_info_fills_both_structures(host):
 @pytest.mark.parametrize(
     ("change", "operand"), [({"rcx": 0x1000200}, 1), ({"rdx": 1023}, 2), ({"r8": 0x1000100}, 8), ({"r9": 31}, 9)]
 )
-def test_sys_info_operands(host, change, operand):
+def test_sys_info_operands(host: Host, change: dict[str, Any], operand: int) -> None:
     operands = {"rcx": host.page(), "rdx": 1024, "r8": host.page(), "r9": 32} | change
     status, args = host.call("TDH.SYS.INFO", **operands)
     assert status == invalid(operand)
     assert (args.rdx, args.r9) == (0, 0)
 
 
-def test_sys_info_and_rd_need_an_initialised_lp(cold):
+def test_sys_info_and_rd_need_an_initialised_lp(cold: Host) -> None:
     for name in ("TDH.SYS.INFO", "TDH.SYS.RD"):
         assert cold.call(name)[0] == StatusCode.SYS_LP_INIT_NOT_DONE
 
@@ -349,7 +357,7 @@ def test_sys_info_and_rd_need_an_initialised_lp(cold):
     ],
 )
 @pytest.mark.parametrize("form", ["whole", "class and code", "other context"])
-def test_sys_rd_values(host, field, value, form):
+def test_sys_rd_values(host: Host, field: int, value: int, form: str) -> None:
     if form == "class and code":  # what KVM passes
         field &= 0x3F00000000FFFFFF
     elif form == "other context":
@@ -357,7 +365,7 @@ def test_sys_rd_values(host, field, value, form):
     assert host.ok("TDH.SYS.RD", rdx=field).r8 == value
 
 
-def test_sys_rd_walks_all_fields(host):
+def test_sys_rd_walks_all_fields(host: Host) -> None:
     status, args = host.call("TDH.SYS.RD", rdx=(1 << 64) - 1)
     assert status == StatusCode.METADATA_FIRST_FIELD_ID_IN_CONTEXT
     assert args.rdx == 0x0000000200000000
@@ -370,13 +378,13 @@ def test_sys_rd_walks_all_fields(host):
 
 
 @pytest.mark.parametrize("field", [0x7F << 56, 0x0800000200000099, 1 << 34 | 0x0800000200000000, 1 << 38, 1 << 24])
-def test_sys_rd_of_a_wrong_id(host, field):
+def test_sys_rd_of_a_wrong_id(host: Host, field: int) -> None:
     status, args = host.call("TDH.SYS.RD", rdx=field, r8=5)
     assert status == StatusCode.METADATA_FIELD_ID_INCORRECT
     assert (args.rdx, args.r8) == (0, 0)
 
 
-def test_features_that_are_not_there_are_not_offered(host):
+def test_features_that_are_not_there_are_not_offered(host: Host) -> None:
     features = host.ok("TDH.SYS.RD", rdx=0x0A00000300000008).r8
     assert features & ~0x2E1F0FBF == 0
     assert not features & (1 << 0 | 1 << 7)  # migration, partitioning

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,18 +14,18 @@ from swtdx.seam.lifecycle import LEAVES_ALLOWED, OpState
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 
 
-def reference(directory, name):
+def reference(directory: Any, name: str) -> Any:
     return json.loads((directory / "tdx-module" / f"{name}.json").read_text())
 
 
-def test_leaf_numbers_are_the_published_ones(shared_reference):
+def test_leaf_numbers_are_the_published_ones(shared_reference: Path) -> None:
     published = reference(shared_reference, "leaves")
     assert {leaf["name"]: leaf["num"] for leaf in published["tdcall"]} == TDCALL_NUMBERS
     for leaf in published["seamcall"]:
         assert dispatch.SEAMCALL_NUMBERS[leaf["name"]] == leaf["num"]
 
 
-def test_op_states_are_the_published_ones(shared_reference):
+def test_op_states_are_the_published_ones(shared_reference: Path) -> None:
     published = reference(shared_reference, "op_states")["1.5.06"]
     assert published["states"] == {state.name: state.value for state in OpState}
     for name, states in published["seamcall_allowed"].items():
@@ -31,7 +33,7 @@ def test_op_states_are_the_published_ones(shared_reference):
         assert states == [state.name for state in OpState if number in LEAVES_ALLOWED[state]]
 
 
-def test_sept_states_are_the_published_ones(shared_reference):
+def test_sept_states_are_the_published_ones(shared_reference: Path) -> None:
     published = reference(shared_reference, "sept_transitions")["1.5.06"]
     for name, state in published["states"].items():
         assert sept.SeptState[name] == int(state["entry_bits"], 16)
@@ -46,7 +48,7 @@ def test_sept_states_are_the_published_ones(shared_reference):
             assert moves[sept.SeptState[old]] == sept.SeptState[new]
 
 
-def test_cpuid_rows_are_the_published_ones(shared_reference):
+def test_cpuid_rows_are_the_published_ones(shared_reference: Path) -> None:
     published = reference(shared_reference, "cpuid_virtualization")["1.5.06"]
     assert len(cpuid.rows()) == len(published["leaves"])
     for leaf in published["leaves"]:
@@ -61,21 +63,21 @@ def test_cpuid_rows_are_the_published_ones(shared_reference):
     assert list(cpuid.config_order()) == order
 
 
-def test_msr_rows_are_the_published_ones(shared_reference):
+def test_msr_rows_are_the_published_ones(shared_reference: Path) -> None:
     published = reference(shared_reference, "msr_virtualization")["1.5.06"]
     columns = ("name", "first", "last", "read", "write")
     assert tables.load("msr")["rows"] == [[row[column] for column in columns] for row in published]
 
 
 @pytest.mark.parametrize("context", ["SYS", "TD", "VP", "VP_VMCS"])
-def test_metadata_rows_are_the_published_ones(shared_reference, context):
+def test_metadata_rows_are_the_published_ones(shared_reference: Path, context: str) -> None:
     published = reference(shared_reference, "metadata_fields")["1.5.06"][context]
     table = tables.load("metadata")
     columns = table[f"{context}_columns"]
     assert table[context] == [[row.get(column, "0x0") for column in columns] for row in published]
 
 
-def test_every_registered_leaf_is_in_the_table():
+def test_every_registered_leaf_is_in_the_table() -> None:
     numbers = {number & 0xFFFF for number in dispatch.LEAVES}
     assert numbers <= set(dispatch.SEAMCALL_NUMBERS.values())
 
@@ -91,8 +93,10 @@ def test_every_registered_leaf_is_in_the_table():
         ("sept_transitions", {"transitions": {"TDH_MEM_PAGE_ADD": {"MAPPED": "FREE"}}}, "not allowed"),
     ],
 )
-def test_a_damaged_table_is_refused(monkeypatch, table, change, complaint):
+def test_a_damaged_table_is_refused(
+    monkeypatch: pytest.MonkeyPatch, table: str, change: dict[str, Any], complaint: str
+) -> None:
     damaged = tables.load(table) | change
-    monkeypatch.setattr(tables.json, "loads", lambda _: damaged)
+    monkeypatch.setattr(json, "loads", lambda _: damaged)
     with pytest.raises(tables.TableError, match=complaint):
         tables.load.__wrapped__(table)

@@ -7,11 +7,14 @@ import hashlib
 import hmac
 import itertools
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tdg.tdcall import LEAVES, TDCALL_NUMBERS
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 
 INVALID = StatusCode.OPERAND_INVALID
 NONE = (1 << 64) - 1
@@ -20,7 +23,7 @@ MISSING = sorted(set(TDCALL_NUMBERS.values()) - {fn & 0xFFFF for fn in LEAVES} -
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     """A TD with 4 KiB of private memory at BUFFER: (TDR, TDVPR, context, HPA)."""
     tdr = host.build(attributes=0, config_flags=6)  # FLEXIBLE_PENDING_VE, NO_RBP_MOD
     hpa = host.add(tdr, BUFFER, bytes(range(256)) * 16)
@@ -32,10 +35,10 @@ def td(host):
 
 
 @pytest.mark.parametrize("rax", [*MISSING, 0x1FF, 1 << 16 | 1, 1 << 24 | 1, 1 << 63 | 1, 2 << 16 | 7])
-def test_unknown_leaves_versions_and_reserved_bits(host, td, rax):
+def test_unknown_leaves_versions_and_reserved_bits(host: Host, td: Any, rax: Any) -> None:
     _, tdvpr, context, _ = td
 
-    def step(guest):
+    def step(guest: FakeContext) -> int:
         guest.gpr[0] = rax
         return 77
 
@@ -43,7 +46,7 @@ def test_unknown_leaves_versions_and_reserved_bits(host, td, rax):
     assert context.gpr[0] == INVALID | Operand.RAX
 
 
-def test_vp_info(host, td, call):
+def test_vp_info(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(1, r11=5))
     td = host.module.tds[tdr]
@@ -53,10 +56,10 @@ def test_vp_info(host, td, call):
 @pytest.mark.parametrize(
     ("flags", "cpl", "raises"), [(0, 0, False), (1, 0, True), (1, 3, False), (2, 0, False), (2, 3, True), (3, 3, True)]
 )
-def test_cpuidve_set(host, td, call, flags, cpl, raises):
+def test_cpuidve_set(host: Host, td: Any, call: Callable[..., GuestStep], flags: int, cpl: int, raises: bool) -> None:
     _, tdvpr, context, _ = td
 
-    def cpuid(guest):
+    def cpuid(guest: FakeContext) -> int:
         guest.segments[2] = (0, 0, 0xFFFFFFFF, 0xC093 | cpl << 5)
         guest.gpr[0] = 0
         return 10
@@ -65,7 +68,7 @@ def test_cpuidve_set(host, td, call, flags, cpl, raises):
     assert (context.injected != []) == raises
 
 
-def test_cpuidve_set_operand(host, td, call):
+def test_cpuidve_set_operand(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(5, rcx=4))
     assert context.gpr[0] == INVALID | Operand.RCX
@@ -86,13 +89,13 @@ def test_cpuidve_set_operand(host, td, call):
         (0x1310000300000010, 0x1111111111111111),  # MRCONFIGID
     ],
 )
-def test_vm_rd(host, td, call, field, value):
+def test_vm_rd(host: Host, td: Any, call: Callable[..., GuestStep], field: int, value: int) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(7, rcx=0, rdx=field))
     assert (context.gpr[0], context.gpr[8]) == (0, value)
 
 
-def test_vm_rd_of_the_hosts_fields(host, td, call):
+def test_vm_rd_of_the_hosts_fields(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(7, rdx=0x8010000300000004, r8=5))  # CHLDCNT
     assert (context.gpr[0], context.gpr[8]) == (StatusCode.METADATA_FIELD_NOT_READABLE, 0)
@@ -100,7 +103,7 @@ def test_vm_rd_of_the_hosts_fields(host, td, call):
     assert context.gpr[0] == INVALID | Operand.RCX
 
 
-def test_vm_rd_version_1_walks_what_the_guest_may_read(host, td, call):
+def test_vm_rd_version_1_walks_what_the_guest_may_read(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(7, version=1, rdx=NONE))
     assert context.gpr[0] == StatusCode.METADATA_FIRST_FIELD_ID_IN_CONTEXT
@@ -115,7 +118,7 @@ def test_vm_rd_version_1_walks_what_the_guest_may_read(host, td, call):
     assert len(seen) == len(set(seen))
 
 
-def test_vm_wr_td_ctls(host, td, call):
+def test_vm_wr_td_ctls(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context, _ = td
     td_ctls = 0x9110000300000017
     host.guest(tdvpr, context, call(8, rdx=td_ctls, r8=7, r9=7))
@@ -130,14 +133,14 @@ def test_vm_wr_td_ctls(host, td, call):
     assert context.gpr[0] == StatusCode.METADATA_FIELD_NOT_WRITABLE
 
 
-def test_pending_ve_disable_is_fixed_without_the_flag(host, call):
+def test_pending_ve_disable_is_fixed_without_the_flag(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context = host.runnable(attributes=1 << 28, config_flags=4)
     host.guest(tdvpr, context, call(8, rdx=0x9110000300000017, r8=0, r9=1))
     assert context.gpr[0] == StatusCode.METADATA_FIELD_VALUE_NOT_VALID
     assert host.module.tds[tdr].pending_ve_disable
 
 
-def test_topology_needs_its_configuration(host, call):
+def test_topology_needs_its_configuration(host: Host, call: Callable[..., GuestStep]) -> None:
     tdr = host.build()
     tdvpr = host.vcpu(tdr)  # version 0
     context = host.processor.contexts[-1]
@@ -147,7 +150,7 @@ def test_topology_needs_its_configuration(host, call):
     assert context.gpr[0] == StatusCode.METADATA_FIELD_VALUE_NOT_VALID
 
 
-def test_vp_rd_and_wr(host, td, call):
+def test_vp_rd_and_wr(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(9, rdx=0xA020000200000002))  # VCPU_INDEX
     assert (context.gpr[0], context.gpr[8]) == (0, 0)
@@ -160,11 +163,11 @@ def test_vp_rd_and_wr(host, td, call):
     assert tdr in host.module.tds
 
 
-def test_cpuid_control_of_one_leaf(host, td, call):
+def test_cpuid_control_of_one_leaf(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context, _ = td
 
-    def cpuid(leaf):
-        def step(guest):
+    def cpuid(leaf: int) -> GuestStep:
+        def step(guest: FakeContext) -> int:
             guest.gpr[0], guest.gpr[1] = leaf, 0
             return 10
 
@@ -177,7 +180,7 @@ def test_cpuid_control_of_one_leaf(host, td, call):
     assert len(context.injected) == 1
 
 
-def test_sys_rd_shows_the_guest_little(host, td, call):
+def test_sys_rd_shows_the_guest_little(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(11, rdx=0x0800000200000000))
     assert (context.gpr[0], context.gpr[8]) == (0, 0x8086)
@@ -189,13 +192,13 @@ def test_sys_rd_shows_the_guest_little(host, td, call):
 # --- reports ----------------------------------------------------------------------------------------------------------
 
 
-def report(host, td, call, *, rdx=BUFFER, extra=()):
+def report(host: Host, td: Any, call: Callable[..., GuestStep], *, rdx: int = BUFFER, extra: Any = ()) -> Any:
     _, tdvpr, context, hpa = td
     host.guest(tdvpr, context, *extra, call(4, rcx=BUFFER + 0x800, rdx=rdx, r8=0))
     return context.gpr[0], host.memory.raw[hpa + 0x800 : hpa + 0xC00].tobytes()
 
 
-def test_tdreport_layout_and_mac(host, td, call):
+def test_tdreport_layout_and_mac(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     """Offsets of TDREPORT_STRUCT; hashes and MAC recomputed here."""
     tdr, _, _, _ = td
     status, data = report(host, td, call, extra=[call(2, rcx=BUFFER, rdx=1)])
@@ -221,7 +224,9 @@ def test_tdreport_layout_and_mac(host, td, call):
     assert data[912:] == bytes(112)
 
 
-def test_a_report_is_verified_only_where_it_was_made(host, td, call, make_host):
+def test_a_report_is_verified_only_where_it_was_made(
+    host: Host, td: Any, call: Callable[..., GuestStep], make_host: Callable[..., Host]
+) -> None:
     tdr, tdvpr, context, hpa = td
     _, data = report(host, td, call)
     host.guest(tdvpr, context, call(22, rcx=BUFFER + 0x800))
@@ -246,7 +251,9 @@ def test_a_report_is_verified_only_where_it_was_made(host, td, call, make_host):
     ],
     ids=["RTMR.EXTEND", "REPORT", "VERIFYREPORT", "SYS.RDALL"],
 )
-def test_a_page_whose_integrity_the_host_has_broken_ends_the_td(host, td, call, number, registers):
+def test_a_page_whose_integrity_the_host_has_broken_ends_the_td(
+    host: Host, td: Any, call: Callable[..., GuestStep], number: int, registers: dict[str, Any]
+) -> None:
     """As when the guest touches it itself: a machine check, and the TD is not accessible any more."""
     tdr, tdvpr, context, hpa = td
     host.memory.write(hpa + 64, b"vandalism")
@@ -257,7 +264,7 @@ def test_a_page_whose_integrity_the_host_has_broken_ends_the_td(host, td, call, 
     assert host.module.tds[tdr].rtmr == [bytes(48)] * 4
 
 
-def test_report_data_from_shared_memory(host, td, call):
+def test_report_data_from_shared_memory(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     """The walk of the host's own EPT: four levels made by hand."""
     _, tdvpr, _, _ = td
     shared = 1 << 47 | 0x1234_5000
@@ -276,13 +283,17 @@ def test_report_data_from_shared_memory(host, td, call):
     ("change", "operand"),
     [({"rcx": BUFFER + 512}, 1), ({"rcx": 1 << 47}, 1), ({"rdx": BUFFER + 32}, 2), ({"r8": 1}, 8)],
 )
-def test_report_operands(host, td, call, change, operand):
+def test_report_operands(
+    host: Host, td: Any, call: Callable[..., GuestStep], change: dict[str, Any], operand: int
+) -> None:
     _, tdvpr, context, _ = td
     host.guest(tdvpr, context, call(4, **({"rcx": BUFFER, "rdx": BUFFER, "r8": 0} | change)))
     assert context.gpr[0] == INVALID | operand
 
 
-def test_a_report_into_missing_memory_exits_like_the_guests_own_access(host, td, call):
+def test_a_report_into_missing_memory_exits_like_the_guests_own_access(
+    host: Host, td: Any, call: Callable[..., GuestStep]
+) -> None:
     _, tdvpr, context, _ = td
     rip = context.rip
     context.queue(call(4, rcx=BUFFER + 0x4000, rdx=BUFFER, r8=0))
@@ -291,7 +302,7 @@ def test_a_report_into_missing_memory_exits_like_the_guests_own_access(host, td,
     assert context.rip == rip
 
 
-def test_a_report_into_pending_memory_raises_ve(host, td, call):
+def test_a_report_into_pending_memory_raises_ve(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
     tdr, tdvpr, context, _ = td
     host.augment(tdr, BUFFER + 0x4000)
     host.guest(tdvpr, context, call(4, rcx=BUFFER + 0x4000, rdx=BUFFER, r8=0))

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.seam.lifecycle import HkidState
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import Host
 
 GPA = 0x8000_0000
 
 
-def pages_of(host, tdr):
+def pages_of(host: Host, tdr: int) -> Any:
     """Every 4 KiB page (or its start, for a large one) that the TD owns, by the metadata."""
     pamt, found = host.module.pamt, []
     for page in host.pages:
@@ -21,7 +25,7 @@ def pages_of(host, tdr):
     return found
 
 
-def page_types(host):
+def page_types(host: Host) -> Any:
     """Types of all pages of RAM from 16 MiB on."""
     pamt = host.module.pamt
     block = pamt.blocks[0]
@@ -32,7 +36,7 @@ def page_types(host):
 
 
 @pytest.mark.parametrize("packages", [1, 2])
-def test_everything_comes_back(make_host, packages):
+def test_everything_comes_back(make_host: Callable[..., Host], packages: int) -> None:
     host = make_host(logical_processors=4, packages=packages).bring_up()
     for _ in range(3):
         tdr, tdvpr, context = host.runnable()
@@ -53,7 +57,7 @@ def test_everything_comes_back(make_host, packages):
     host.create(hkid=33)
 
 
-def test_a_td_that_was_only_created(host):
+def test_a_td_that_was_only_created(host: Host) -> None:
     tdr = host.page()
     host.ok("TDH.MNG.CREATE", rcx=tdr, rdx=33)
     host.tear_down(tdr)
@@ -61,7 +65,7 @@ def test_a_td_that_was_only_created(host):
     assert page_types(host) == {0}
 
 
-def test_vpflushdone_waits_for_every_virtual_cpu(host):
+def test_vpflushdone_waits_for_every_virtual_cpu(host: Host) -> None:
     tdr = host.build()
     first, second = host.vcpu(tdr, lp=0), host.vcpu(tdr, lp=1)
     assert host.call("TDH.MNG.VPFLUSHDONE", rcx=tdr)[0] == StatusCode.FLUSHVP_NOT_DONE
@@ -72,7 +76,7 @@ def test_vpflushdone_waits_for_every_virtual_cpu(host):
     assert host.call("TDH.MNG.VPFLUSHDONE", rcx=tdr)[0] == StatusCode.LIFECYCLE_STATE_INCORRECT
 
 
-def test_the_key_waits_for_the_caches_of_all_packages(make_host):
+def test_the_key_waits_for_the_caches_of_all_packages(make_host: Callable[..., Host]) -> None:
     host = make_host(logical_processors=4, packages=2).bring_up()
     tdr = host.create()
     assert host.call("TDH.MNG.KEY.FREEID", rcx=tdr)[0] == StatusCode.LIFECYCLE_STATE_INCORRECT
@@ -89,11 +93,11 @@ def test_the_key_waits_for_the_caches_of_all_packages(make_host):
 @pytest.mark.parametrize(
     ("rcx", "status"), [(1, StatusCode.WBCACHE_RESUME_ERROR), (2, StatusCode.OPERAND_INVALID | Operand.RCX)]
 )
-def test_cache_wb_operand(host, rcx, status):
+def test_cache_wb_operand(host: Host, rcx: int, status: int) -> None:
     assert host.call("TDH.PHYMEM.CACHE.WB", rcx=rcx)[0] == status
 
 
-def test_reclaim_rules(host):
+def test_reclaim_rules(host: Host) -> None:
     tdr = host.build()
     page = host.module.tds[tdr].tdcx[0]
     free = host.page()
@@ -116,7 +120,7 @@ def test_reclaim_rules(host):
     assert host.module.tds[tdr].child_count == 5
 
 
-def test_a_large_page_is_reclaimed_by_its_start(host):
+def test_a_large_page_is_reclaimed_by_its_start(host: Host) -> None:
     tdr = host.build()
     hpa = host.augment(tdr, GPA, level=1)
     pages = pages_of(host, tdr)
@@ -125,7 +129,7 @@ def test_a_large_page_is_reclaimed_by_its_start(host):
     assert page_types(host) == {0}
 
 
-def test_keys_die_with_the_td(host):
+def test_keys_die_with_the_td(host: Host) -> None:
     tdr = host.build()
     hpa = host.add(tdr, GPA, b"private" + bytes(4089))
     td = host.module.tds[tdr]
@@ -137,7 +141,7 @@ def test_keys_die_with_the_td(host):
     assert host.memory.read(hpa, 4096) == bytes(4096)
 
 
-def test_wbinvd_takes_a_free_page_with_its_keyid(host):
+def test_wbinvd_takes_a_free_page_with_its_keyid(host: Host) -> None:
     page, tdr = host.page(), host.create()
     host.ok("TDH.PHYMEM.PAGE.WBINVD", rcx=page | 33 << 46)
     assert (
@@ -147,5 +151,5 @@ def test_wbinvd_takes_a_free_page_with_its_keyid(host):
     assert host.call("TDH.PHYMEM.PAGE.WBINVD", rcx=page + 8)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
 
 
-def test_reclaimid_does_nothing(host):
+def test_reclaimid_does_nothing(host: Host) -> None:
     host.ok("TDH.MNG.KEY.RECLAIMID", rcx=12345)

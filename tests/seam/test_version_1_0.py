@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +21,7 @@ from swtdx.seam.report import REPORT_SIZE
 from swtdx.seam.status import FATAL, FormerStatus, Operand, StatusCode, describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.seam.version import module_version
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 from testing.seam.random_calls import campaign
 
 INVALID = StatusCode.OPERAND_INVALID
@@ -28,17 +32,17 @@ ABSENT = ["TDH.SYS.RD", "TDH.SYS.RDALL", "TDH.SYS.SHUTDOWN", "TDH.SYS.UPDATE"]
 
 
 @pytest.fixture
-def cold(make_host):
+def cold(make_host: Callable[..., Host]) -> Any:
     return make_host(module_version="1.0")
 
 
-def read_entry(host, tdr, gpa, level=0):
+def read_entry(host: Host, tdr: int, gpa: int, level: int = 0) -> Any:
     """(entry, level, state) as SEPT.RD shows them."""
     args = host.ok("TDH.MEM.SEPT.RD", rcx=gpa | level, rdx=tdr)
     return args.rcx, args.rdx & 7, args.rdx >> 8 & 0xFF
 
 
-def is_(status, code, operand=0):
+def is_(status: int, code: Any, operand: int = 0) -> None:
     """A status has this name and operand, and no FATAL bit."""
     wanted = {**FormerStatus.__members__, **StatusCode.__members__}[code] & ~FATAL
     assert status == wanted | operand, describe(status)
@@ -48,17 +52,17 @@ def is_(status, code, operand=0):
 
 
 @pytest.mark.parametrize("name", ABSENT)
-def test_leaf_functions_that_came_later(cold, name):
+def test_leaf_functions_that_came_later(cold: Host, name: str) -> None:
     is_(cold.call(name)[0], "SYS_NOT_READY")  # not one of those that may come early
     is_(cold.bring_up().call(name)[0], "OPERAND_INVALID")
 
 
 @pytest.mark.parametrize("name", ["TDH.MNG.RD", "TDH.VP.RD", "TDH.VP.INIT", "TDH.MEM.SEPT.ADD", "TDH.MEM.PAGE.PROMOTE"])
-def test_rax_has_no_version(host, name):
+def test_rax_has_no_version(host: Host, name: str) -> None:
     is_(host.call(name, version=1)[0], "OPERAND_INVALID")
 
 
-def test_only_1_0_is_like_that(new_host):
+def test_only_1_0_is_like_that(new_host: Callable[..., Host]) -> None:
     """The same calls, of the version that is not 1.0."""
     host = new_host().bring_up()
     tdr = host.build()
@@ -66,7 +70,7 @@ def test_only_1_0_is_like_that(new_host):
     assert host.call("TDH.MNG.RD", version=1, rcx=tdr, rdx=(1 << 64) - 1)[0] >> 63 == 0
 
 
-def test_lp_shutdown_is_for_good(host):
+def test_lp_shutdown_is_for_good(host: Host) -> None:
     """SYS_STATE becomes SHUTDOWN; that logical processor cannot enter the module any more (VMfailInvalid)."""
     host.ok("TDH.SYS.LP.SHUTDOWN", lp=0)
     is_(host.call("TDH.SYS.INFO", lp=1)[0], "SYS_SHUTDOWN")
@@ -74,7 +78,7 @@ def test_lp_shutdown_is_for_good(host):
     host.ok("TDH.SYS.LP.SHUTDOWN", lp=1)
 
 
-def test_versions_that_are_not_there():
+def test_versions_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"1\.5\.06, 1\.0"):
         module_version("2.0")
 
@@ -82,7 +86,7 @@ def test_versions_that_are_not_there():
 # --- what it says of itself -------------------------------------------------------------------------------------------
 
 
-def test_sys_info(host):
+def test_sys_info(host: Host) -> None:
     info, cmrs = host.page(), host.page()
     host.ok("TDH.SYS.INFO", rcx=info, rdx=1024, r8=cmrs, r9=32)
     data = host.memory.read(info, 1024)
@@ -95,7 +99,7 @@ def test_sys_info(host):
     assert leaves == [(1, 0xFFFFFFFF), (4, 0), (4, 1), (4, 2), (4, 3), (7, 0)]
 
 
-def test_cpuid_rows_are_the_published_ones(shared_reference):
+def test_cpuid_rows_are_the_published_ones(shared_reference: Path) -> None:
     published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.0"]
     rows = cpuid.rows("-1.0")
     assert len(rows) == len(published["leaves"])
@@ -110,7 +114,7 @@ def test_cpuid_rows_are_the_published_ones(shared_reference):
 # --- life cycle -------------------------------------------------------------------------------------------------------
 
 
-def test_flags_in_place_of_op_state(host):
+def test_flags_in_place_of_op_state(host: Host) -> None:
     tdr = host.uninitialized(pages=3)
     add = {"rcx": GPA, "rdx": tdr, "r8": host.page(), "r9": host.page()}
     params = host.write(host.td_params())
@@ -128,18 +132,17 @@ def test_flags_in_place_of_op_state(host):
     host.ok("TDH.MR.FINALIZE", rcx=host.build())  # with no virtual CPU: 1.0 does not mind
 
 
-def test_init_and_finalized_are_metadata_fields(host):
+def test_init_and_finalized_are_metadata_fields(host: Host) -> None:
     """Non-architectural field 0 of classes 0 (TD management) and 16 (TDCS management)."""
     tdr = host.uninitialized()
     seen = []
-    for prepare in (lambda: host.ok("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params())),
-                    lambda: host.ok("TDH.MR.FINALIZE", rcx=tdr)):  # fmt: skip
-        prepare()
+    for leaf, registers in (("TDH.MNG.INIT", {"rdx": host.write(host.td_params())}), ("TDH.MR.FINALIZE", {})):
+        host.ok(leaf, rcx=tdr, **registers)
         seen.append(tuple(host.ok("TDH.MNG.RD", rcx=tdr, rdx=1 << 63 | group << 56).r8 for group in (0, 16)))
     assert seen == [(1, 0), (1, 1)]
 
 
-def test_pages_of_a_virtual_cpu_are_tdvpx(host):
+def test_pages_of_a_virtual_cpu_are_tdvpx(host: Host) -> None:
     tdr = host.build()
     tdvpr = host.page()
     host.ok("TDH.VP.CREATE", rcx=tdvpr, rdx=tdr)
@@ -154,13 +157,13 @@ def test_pages_of_a_virtual_cpu_are_tdvpx(host):
     host.ok("TDH.VP.INIT", rcx=tdvpr)
 
 
-def test_a_dead_td_is_dead_without_the_fatal_bit(host):
+def test_a_dead_td_is_dead_without_the_fatal_bit(host: Host) -> None:
     tdr = host.build()
     host.module.tds[tdr].die()
     is_(host.call("TDH.MEM.TRACK", rcx=tdr)[0], "TD_FATAL")
 
 
-def test_a_metadata_field_that_is_not_there_or_closed(host):
+def test_a_metadata_field_that_is_not_there_or_closed(host: Host) -> None:
     tdr = host.build()
     is_(host.call("TDH.MNG.RD", rcx=tdr, rdx=0x11 << 56 | 0x777)[0], "OPERAND_INVALID", Operand.RDX)
     attributes, eptp = 0x11 << 56, 0x11 << 56 | 4
@@ -193,7 +196,7 @@ def test_a_metadata_field_that_is_not_there_or_closed(host):
         ({"tsc_frequency": 3, "cpuid": {0: (1, 0, 0, 0)}}, 70),
     ],
 )
-def test_rules_of_td_params_and_their_order(host, change, operand):
+def test_rules_of_td_params_and_their_order(host: Host, change: dict[str, Any], operand: int | None) -> None:
     """ATTRIBUTES, XFAM, MAX_VCPUS, reserved, EPTP, EXEC_CONTROLS, TSC, CPUID."""
     tdr = host.uninitialized()
     status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(**change)))
@@ -204,12 +207,12 @@ def test_rules_of_td_params_and_their_order(host, change, operand):
 
 
 @pytest.fixture
-def mapped(host):
+def mapped(host: Host) -> Any:
     """A TD that runs, with tables for GPA and one page there that its guest has accepted: TDR."""
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA)
 
-    def accept(guest):
+    def accept(guest: FakeContext) -> int:
         guest.gpr[0], guest.gpr[1] = 6, GPA
         return TDCALL
 
@@ -218,7 +221,7 @@ def mapped(host):
     return tdr
 
 
-def test_states_as_sept_rd_shows_them(host, mapped):
+def test_states_as_sept_rd_shows_them(host: Host, mapped: Any) -> None:
     assert read_entry(host, mapped, GPA + 4096)[1:] == (0, 0)
     assert read_entry(host, mapped, GPA)[1:] == (0, MAPPED)
     assert read_entry(host, mapped, GPA, 1)[1:] == (1, MAPPED)  # a table is no other state
@@ -229,7 +232,7 @@ def test_states_as_sept_rd_shows_them(host, mapped):
         assert read_entry(host, mapped, gpa)[2] == state
 
 
-def test_every_condition_has_a_status_of_its_own(host, mapped):
+def test_every_condition_has_a_status_of_its_own(host: Host, mapped: Any) -> None:
     free = GPA + 0x10_0000
     page, large = host.page(), GPA + (1 << 21)
     block = {"rcx": GPA, "rdx": mapped}
@@ -253,7 +256,7 @@ def test_every_condition_has_a_status_of_its_own(host, mapped):
     is_(host.call("TDH.MEM.PAGE.PROMOTE", rcx=large | 1, rdx=mapped)[0], "EPT_ENTRY_LEAF", 1)
 
 
-def test_a_refused_entry_is_not_shown_but_one_where_a_walk_ended_is(host, mapped):
+def test_a_refused_entry_is_not_shown_but_one_where_a_walk_ended_is(host: Host, mapped: Any) -> None:
     _, args = host.call("TDH.MEM.PAGE.AUG", rcx=GPA, rdx=mapped, r8=host.page())
     assert (args.rcx, args.rdx) == (0, 0)
     status, args = host.call("TDH.MEM.PAGE.AUG", rcx=0, rdx=mapped, r8=host.page())
@@ -261,7 +264,7 @@ def test_a_refused_entry_is_not_shown_but_one_where_a_walk_ended_is(host, mapped
     assert (args.rcx, args.rdx) == (1 << 63 | 7, 2)  # free, at the level of 1 GiB
 
 
-def test_a_table_that_is_not_empty_stays(host, mapped):
+def test_a_table_that_is_not_empty_stays(host: Host, mapped: Any) -> None:
     host.ok("TDH.MEM.RANGE.BLOCK", rcx=GPA | 1, rdx=mapped)
     host.ok("TDH.MEM.TRACK", rcx=mapped)
     status, args = host.call("TDH.MEM.SEPT.REMOVE", rcx=GPA | 1, rdx=mapped)
@@ -269,7 +272,7 @@ def test_a_table_that_is_not_empty_stays(host, mapped):
     assert (args.rcx, args.rdx) == (0, 0)
 
 
-def test_pages_are_blocked_and_tracked_before_they_go_while_the_td_is_built_too(host):
+def test_pages_are_blocked_and_tracked_before_they_go_while_the_td_is_built_too(host: Host) -> None:
     tdr = host.build()
     hpa = host.add(tdr, GPA)
     is_(host.call("TDH.MEM.PAGE.REMOVE", rcx=GPA, rdx=tdr)[0], "GPA_RANGE_NOT_BLOCKED", 1)
@@ -279,7 +282,7 @@ def test_pages_are_blocked_and_tracked_before_they_go_while_the_td_is_built_too(
     assert host.ok("TDH.MEM.PAGE.REMOVE", rcx=GPA, rdx=tdr).rcx == hpa
 
 
-def test_a_free_entry_is_bit_63_alone(host):
+def test_a_free_entry_is_bit_63_alone(host: Host) -> None:
     tdr = host.build(attributes=1)
     assert host.ok("TDH.MNG.RD", rcx=tdr, rdx=0x21 << 56).r8 == 1 << 63  # SEPT_ROOT, of a debug TD
     is_(host.call("TDH.MEM.RD", rcx=GPA, rdx=tdr)[0], "EPT_WALK_FAILED", 1)
@@ -291,7 +294,7 @@ def test_a_free_entry_is_bit_63_alone(host):
 
 
 @pytest.fixture
-def guest(host):
+def guest(host: Host) -> Any:
     """A TD that runs: run(step) -> context afterwards."""
     tdr = host.build(attributes=0)
     host.add(tdr, GPA, bytes(4096))
@@ -300,7 +303,7 @@ def guest(host):
     context.long_mode()
     host.ok("TDH.MR.FINALIZE", rcx=tdr)
 
-    def run(step):
+    def run(step: Any) -> Any:
         host.guest(tdvpr, context, step)
         return context
 
@@ -308,23 +311,23 @@ def guest(host):
 
 
 @pytest.mark.parametrize("number", sorted({*TDCALL_NUMBERS.values(), 9} - set(range(9))))
-def test_tdcalls_that_came_later(guest, call, number):
+def test_tdcalls_that_came_later(guest: Any, call: Callable[..., GuestStep], number: Any) -> None:
     assert guest(call(number)).gpr[0] == INVALID | Operand.RAX
 
 
 @pytest.mark.parametrize("number", [1, 5, 7])
-def test_tdcall_has_no_version(guest, call, number):
+def test_tdcall_has_no_version(guest: Any, call: Callable[..., GuestStep], number: int) -> None:
     assert guest(call(number, version=1)).gpr[0] == INVALID | Operand.RAX
 
 
-def test_vp_info_tells_of_no_sys_rd(guest, call):
+def test_vp_info_tells_of_no_sys_rd(guest: Any, call: Callable[..., GuestStep]) -> None:
     assert guest(call(1)).gpr[10] == 0
 
 
 @pytest.mark.parametrize("leaf", [0x22, 0x23, 0x7FFF_FFFF, 0x8000_0009])
-def test_cpuid_beyond_0x21_is_0x21(guest, leaf):
-    def step(number):
-        def cpuid(context):
+def test_cpuid_beyond_0x21_is_0x21(guest: Any, leaf: int) -> None:
+    def step(number: Any) -> Any:
+        def cpuid(context: FakeContext) -> int:
             context.gpr[0], context.gpr[1] = number, 0
             return 10
 
@@ -336,7 +339,7 @@ def test_cpuid_beyond_0x21_is_0x21(guest, leaf):
     assert (beyond[3] | beyond[2] << 32).to_bytes(8, "little") == b"IntelTDX"  # EBX, EDX; ECX are blanks
 
 
-def test_a_report_of_former_days(host, guest, call):
+def test_a_report_of_former_days(host: Host, guest: Any, call: Callable[..., GuestStep]) -> None:
     """TEE_TCB_INFO.VALID 0x1FF, no second security version."""
     context = guest(call(4, rcx=GPA, rdx=GPA + REPORT_SIZE, r8=0))
     assert context.gpr[0] == 0
@@ -352,7 +355,7 @@ def test_a_report_of_former_days(host, guest, call):
 
 
 @pytest.fixture(scope="module")
-def known(shared_reference):
+def known(shared_reference: Path) -> Any:
     """Status values of module 1.0, DETAILS_L2 zero."""
     codes = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())["codes"]
     values = {}
@@ -362,7 +365,7 @@ def known(shared_reference):
     return values
 
 
-def test_former_codes_are_the_published_ones(known):
+def test_former_codes_are_the_published_ones(known: Any) -> None:
     now = {code.value & ~FATAL for code in StatusCode}
     former = {code.value: code.name for code in FormerStatus}
     assert {value: name for value, name in known.items() if value not in now} == {
@@ -371,7 +374,7 @@ def test_former_codes_are_the_published_ones(known):
     assert former.items() <= known.items()
 
 
-def test_random_calls_find_none_but_its_own_statuses(known):
+def test_random_calls_find_none_but_its_own_statuses(known: Any) -> None:
     result = campaign(2000, 10, version="1.0")
     assert not result.failures
     assert {answer.split()[1] for answer in result.answers} <= set(known.values())

@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.status import Operand, StatusCode
+from testing.seam.fake_host import FakeProcessor, Host
 
 INVALID = StatusCode.OPERAND_INVALID
 
 
 @pytest.fixture
-def td(host):
+def td(host: Host) -> Any:
     return host.build()
 
 
-def created(host, td, pages=5):
+def created(host: Host, td: Any, pages: int = 5) -> Any:
     tdvpr = host.page()
     host.ok("TDH.VP.CREATE", rcx=tdvpr, rdx=td)
     for _ in range(pages):
@@ -24,7 +27,7 @@ def created(host, td, pages=5):
     return tdvpr
 
 
-def test_create_names_the_wrong_operand(host, td):
+def test_create_names_the_wrong_operand(host: Host, td: Any) -> None:
     assert (
         host.call("TDH.VP.CREATE", rcx=host.page(), rdx=host.page())[0]
         == StatusCode.PAGE_METADATA_INCORRECT | Operand.RDX
@@ -32,17 +35,17 @@ def test_create_names_the_wrong_operand(host, td):
     assert host.call("TDH.VP.CREATE", rcx=td, rdx=td)[0] == StatusCode.PAGE_METADATA_INCORRECT | Operand.RCX
 
 
-def test_addcx_takes_fifteen_pages_in_all(host, td):
+def test_addcx_takes_fifteen_pages_in_all(host: Host, td: Any) -> None:
     tdvpr = created(host, td, pages=14)
     assert host.call("TDH.VP.ADDCX", rcx=host.page(), rdx=tdvpr)[0] == StatusCode.TDCX_NUM_INCORRECT
 
 
-def test_addcx_after_init_is_refused(host, td):
+def test_addcx_after_init_is_refused(host: Host, td: Any) -> None:
     tdvpr = host.vcpu(td)
     assert host.call("TDH.VP.ADDCX", rcx=host.page(), rdx=tdvpr)[0] == StatusCode.VCPU_STATE_INCORRECT
 
 
-def test_init_needs_all_pages_and_happens_once(host, td):
+def test_init_needs_all_pages_and_happens_once(host: Host, td: Any) -> None:
     tdvpr = created(host, td, pages=4)
     assert host.call("TDH.VP.INIT", rcx=tdvpr)[0] == StatusCode.TDCX_NUM_INCORRECT
     host.ok("TDH.VP.ADDCX", rcx=host.page(), rdx=tdvpr)
@@ -50,13 +53,13 @@ def test_init_needs_all_pages_and_happens_once(host, td):
     assert host.call("TDH.VP.INIT", rcx=tdvpr)[0] == StatusCode.VCPU_STATE_INCORRECT
 
 
-def test_init_stops_at_max_vcpus(host):
+def test_init_stops_at_max_vcpus(host: Host) -> None:
     td = host.build(max_vcpus=1)
     host.vcpu(td)
     assert host.call("TDH.VP.INIT", rcx=created(host, td))[0] == StatusCode.MAX_VCPUS_EXCEEDED
 
 
-def test_init_version_1_wants_a_32_bit_unique_id(host, td):
+def test_init_version_1_wants_a_32_bit_unique_id(host: Host, td: Any) -> None:
     first, second = created(host, td), created(host, td)
     assert host.call("TDH.VP.INIT", version=1, rcx=first, r8=1 << 32)[0] == INVALID | Operand.R8
     host.ok("TDH.VP.INIT", version=1, rcx=first, r8=7)
@@ -67,7 +70,7 @@ def test_init_version_1_wants_a_32_bit_unique_id(host, td):
     assert host.module.vcpus[second].index == 2
 
 
-def test_one_init_of_version_0_ends_topology_enumeration(host, td):
+def test_one_init_of_version_0_ends_topology_enumeration(host: Host, td: Any) -> None:
     host.vcpu(td, x2apic_id=0)
     assert host.module.tds[td].topology_enum_configured
     host.vcpu(td)
@@ -75,7 +78,7 @@ def test_one_init_of_version_0_ends_topology_enumeration(host, td):
 
 
 @pytest.mark.parametrize(("flags", "eptp", "gpaw"), [(4, 0x1E, 48), (5, 0x26, 52)])
-def test_initial_state(host, processor, flags, eptp, gpaw):
+def test_initial_state(host: Host, processor: FakeProcessor, flags: int, eptp: int, gpaw: int) -> None:
     """Section "vCPU initial state" of the module's facts: every register by value."""
     td = host.build(config_flags=flags, eptp_controls=eptp)
     host.vcpu(td, x2apic_id=0)
@@ -108,7 +111,7 @@ def test_initial_state(host, processor, flags, eptp, gpaw):
     assert context.shared_ept == (0, 1 << gpaw - 1)
 
 
-def test_init_associates_with_the_logical_processor(host, td):
+def test_init_associates_with_the_logical_processor(host: Host, td: Any) -> None:
     tdvpr = host.vcpu(td, lp=1)
     assert host.module.tds[td].num_associated == 1
     assert host.call("TDH.VP.FLUSH", rcx=tdvpr, lp=0)[0] == StatusCode.VCPU_NOT_ASSOCIATED
@@ -117,24 +120,24 @@ def test_init_associates_with_the_logical_processor(host, td):
     assert host.call("TDH.VP.FLUSH", rcx=tdvpr, lp=1)[0] == StatusCode.VCPU_NOT_ASSOCIATED
 
 
-def test_flush_wants_a_virtual_cpu_with_all_its_pages(host, td):
+def test_flush_wants_a_virtual_cpu_with_all_its_pages(host: Host, td: Any) -> None:
     assert host.call("TDH.VP.FLUSH", rcx=created(host, td, pages=0))[0] == StatusCode.TDCX_NUM_INCORRECT
 
 
-def test_flush_of_a_td_without_keys(host, td):
+def test_flush_of_a_td_without_keys(host: Host, td: Any) -> None:
     tdvpr = host.vcpu(td)
     host.ok("TDH.VP.FLUSH", rcx=tdvpr)
     host.ok("TDH.MNG.VPFLUSHDONE", rcx=td)
     assert host.call("TDH.VP.FLUSH", rcx=tdvpr)[0] == StatusCode.TD_KEYS_NOT_CONFIGURED
 
 
-def test_flush_does_not_ask_for_fatal(host, td):
+def test_flush_does_not_ask_for_fatal(host: Host, td: Any) -> None:
     tdvpr = host.vcpu(td)
     host.module.tds[td].die()
     host.ok("TDH.VP.FLUSH", rcx=tdvpr)
 
 
-def test_a_virtual_cpu_on_another_processor_is_not_reached(host):
+def test_a_virtual_cpu_on_another_processor_is_not_reached(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     assert host.enter(tdvpr, lp=1)[0] == StatusCode.VCPU_ASSOCIATED
     assert host.call("TDH.VP.RD", rcx=tdvpr, rdx=0x2010, lp=1)[0] == StatusCode.VCPU_ASSOCIATED

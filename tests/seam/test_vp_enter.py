@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from swtdx.cpu.vmx import ExitReason
 from swtdx.seam.lifecycle import VcpuState
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Msr
-from testing.seam.fake_host import POWER_ON_MSRS
+from testing.seam.fake_host import POWER_ON_MSRS, FakeContext, FakeProcessor, GuestStep, Host
 
 TDCALL = 77
 INVALID = StatusCode.OPERAND_INVALID
 OUT = ("rbx", "rsi", "rdi", "r10", "r11", "r12", "r13", "r14", "r15")
 
 
-def exits(reason, **info):
+def exits(reason: Any, **info: Any) -> Any:
     """A guest step that exits with this reason and exit information."""
 
-    def step(context):
+    def step(context: FakeContext) -> Any:
         for name, value in info.items():
             setattr(context, name, value)
         return reason
@@ -31,13 +34,13 @@ def exits(reason, **info):
 
 
 @pytest.mark.parametrize("bit", [0, 11, 54, 63])
-def test_reserved_bits_of_rcx(host, bit):
+def test_reserved_bits_of_rcx(host: Host, bit: int) -> None:
     _, tdvpr, _ = host.runnable()
     assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | Operand.RCX
 
 
 @pytest.mark.parametrize("bit", [52, 53])
-def test_hints_need_their_occasion(host, bit):
+def test_hints_need_their_occasion(host: Host, bit: int) -> None:
     _, tdvpr, _ = host.runnable()
     assert host.call("TDH.VP.ENTER", rcx=tdvpr | 1 << bit)[0] == INVALID | Operand.RCX
 
@@ -51,7 +54,9 @@ def test_hints_need_their_occasion(host, bit):
     ],
 )
 @pytest.mark.parametrize("entered", [False, True])
-def test_msrs_that_the_host_has_changed(host, processor, msr, value, status, rcx, entered):
+def test_msrs_that_the_host_has_changed(
+    host: Host, processor: FakeProcessor, msr: int, value: int, status: int, rcx: int, entered: bool
+) -> None:
     """Also when the virtual CPU has run on this logical processor before."""
     _, tdvpr, context = host.runnable()
     if entered:
@@ -67,12 +72,12 @@ def test_msrs_that_the_host_has_changed(host, processor, msr, value, status, rcx
     assert host.enter(tdvpr)[0] == 1
 
 
-def test_before_finalize(host):
+def test_before_finalize(host: Host) -> None:
     tdvpr = host.vcpu(host.build())
     assert host.enter(tdvpr)[0] == StatusCode.OP_STATE_INCORRECT
 
 
-def test_a_vcpu_that_is_not_initialised(host):
+def test_a_vcpu_that_is_not_initialised(host: Host) -> None:
     tdr = host.build()
     tdvpr, bare = host.vcpu(tdr), host.page()
     host.ok("TDH.VP.CREATE", rcx=bare, rdx=tdr)
@@ -81,10 +86,10 @@ def test_a_vcpu_that_is_not_initialised(host):
     assert tdvpr != bare
 
 
-def test_a_running_vcpu_holds_itself_and_its_td(host):
+def test_a_running_vcpu_holds_itself_and_its_td(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
 
-    def inside(_):
+    def inside(_: Any) -> Any:
         assert host.enter(tdvpr)[0] == StatusCode.VCPU_STATE_INCORRECT
         assert host.call("TDH.VP.FLUSH", rcx=tdvpr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
         assert host.call("TDH.MNG.VPFLUSHDONE", rcx=tdr)[0] == StatusCode.OPERAND_BUSY | Operand.RCX
@@ -103,10 +108,10 @@ def test_a_running_vcpu_holds_itself_and_its_td(host):
     host.ok("TDH.VP.FLUSH", rcx=tdvpr)
 
 
-def test_an_engine_that_fails_leaves_nothing_held(host):
+def test_an_engine_that_fails_leaves_nothing_held(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
 
-    def broken(_):
+    def broken(_: FakeContext) -> int:
         raise RuntimeError("engine")
 
     context.queue(broken)
@@ -122,16 +127,16 @@ def test_an_engine_that_fails_leaves_nothing_held(host):
 NUMBER = {"rdx": 2, "rbx": 3, "rsi": 6, "rdi": 7} | {f"r{n}": n for n in range(8, 16)}
 
 
-def fill(context):
+def fill(context: FakeContext) -> None:
     for number in range(1, 16):
         context.gpr[number] = 0x1000 + number
 
 
 @pytest.mark.parametrize("mask", [0, 0xFC00, 0xFFCC, 0x000C, 0x8400, 0xFFFF_FC00])
-def test_only_selected_registers_cross(host, call, mask):
+def test_only_selected_registers_cross(host: Host, call: Callable[..., GuestStep], mask: int) -> None:
     _, tdvpr, context = host.runnable()
 
-    def vmcall(guest):
+    def vmcall(guest: FakeContext) -> int:
         fill(guest)
         return call(0, rcx=mask)(guest)
 
@@ -144,7 +149,7 @@ def test_only_selected_registers_cross(host, call, mask):
         assert getattr(args, name) == (0x1000 + number if mask >> number & 1 else 0), name
     assert context.rip == rip + context.instruction_length
 
-    def look(guest):
+    def look(guest: FakeContext) -> int:
         assert guest.gpr[0] == 0
         assert guest.gpr[1] == mask
         assert (guest.gpr[4], guest.gpr[5]) == (0x1004, 0x1005)
@@ -156,7 +161,7 @@ def test_only_selected_registers_cross(host, call, mask):
     host.enter(tdvpr, **{name: 0x2000 + number for name, number in NUMBER.items()})
 
 
-def test_registers_come_back_only_after_a_tdvmcall(host):
+def test_registers_come_back_only_after_a_tdvmcall(host: Host) -> None:
     _, tdvpr, context = host.runnable()
     fill(context)
     context.queue(1, 1)
@@ -166,7 +171,7 @@ def test_registers_come_back_only_after_a_tdvmcall(host):
     assert context.gpr[3] == 0x1003
 
 
-def test_a_tdvmcall_is_answered_once(host, call):
+def test_a_tdvmcall_is_answered_once(host: Host, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = host.runnable()
     context.queue(call(0, rcx=0x400, r10=1), 1, 1)
     host.enter(tdvpr)
@@ -177,20 +182,20 @@ def test_a_tdvmcall_is_answered_once(host, call):
 
 
 @pytest.mark.parametrize("mask", [1, 2, 0x10, 0x20, 1 << 32, 1 << 63])
-def test_a_forbidden_mask_stays_with_the_guest(host, call, mask):
+def test_a_forbidden_mask_stays_with_the_guest(host: Host, call: Callable[..., GuestStep], mask: int) -> None:
     _, tdvpr, context = host.runnable(config_flags=4)  # NO_RBP_MOD
     status, _ = host.guest(tdvpr, context, call(0, rcx=mask))
     assert status == 1
     assert context.gpr[0] == INVALID | Operand.RCX
 
 
-def test_rbp_may_be_selected_without_no_rbp_mod(host, call):
+def test_rbp_may_be_selected_without_no_rbp_mod(host: Host, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = host.runnable(config_flags=0)
     context.queue(call(0, rcx=0x20))
     assert host.enter(tdvpr)[0] == TDCALL
 
 
-def test_tdvmcall_with_version_or_reserved_bits_is_no_tdvmcall(host, call):
+def test_tdvmcall_with_version_or_reserved_bits_is_no_tdvmcall(host: Host, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = host.runnable()
     host.guest(tdvpr, context, call(0, version=1, rcx=0xFC00))
     assert context.gpr[0] == INVALID | Operand.RAX
@@ -209,7 +214,7 @@ def test_tdvmcall_with_version_or_reserved_bits_is_no_tdvmcall(host, call):
         (2, {}, StatusCode.NON_RECOVERABLE_VCPU | ExitReason.TRIPLE_FAULT),
     ],
 )
-def test_exits_to_the_host(host, reason, info, status):
+def test_exits_to_the_host(host: Host, reason: int, info: dict[str, Any], status: int) -> None:
     _, tdvpr, context = host.runnable()
     fill(context)
     context.queue(exits(reason, **info))
@@ -223,7 +228,7 @@ def test_exits_to_the_host(host, reason, info, status):
     assert context.rip == rip
 
 
-def test_a_triple_fault_ends_the_virtual_cpu(host):
+def test_a_triple_fault_ends_the_virtual_cpu(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     context.queue(2)
     host.enter(tdvpr)
@@ -233,7 +238,7 @@ def test_a_triple_fault_ends_the_virtual_cpu(host):
     host.ok("TDH.MEM.TRACK", rcx=tdr)  # and the TD lives
 
 
-def test_a_machine_check_ends_the_td(host):
+def test_a_machine_check_ends_the_td(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     context.queue(exits(0, interruption_info=0x80000312))
     status, args = host.enter(tdvpr)
@@ -244,18 +249,18 @@ def test_a_machine_check_ends_the_td(host):
     host.tear_down(tdr, [tdvpr], [page for page in host.pages if owned(host, page, tdr)])
 
 
-def owned(host, page, tdr):
+def owned(host: Host, page: int, tdr: int) -> Any:
     metadata, _ = host.module.pamt.index_of(page)
     return host.module.pamt.type_at(metadata) in (5, 6, 8, 3) and host.module.pamt.owner_at(metadata) == tdr
 
 
-def test_a_machine_check_elsewhere_stops_the_others(host):
+def test_a_machine_check_elsewhere_stops_the_others(host: Host) -> None:
     tdr = host.build()
     first, second = host.vcpu(tdr, x2apic_id=0, lp=0), host.vcpu(tdr, x2apic_id=1, lp=1)
     host.ok("TDH.MR.FINALIZE", rcx=tdr)
     contexts = host.processor.contexts
 
-    def other_dies(_):
+    def other_dies(_: Any) -> Any:
         contexts[1].queue(exits(0, interruption_info=0x80000312))
         host.enter(second, lp=1)
         return 10
@@ -268,7 +273,7 @@ def test_a_machine_check_elsewhere_stops_the_others(host):
 @pytest.mark.parametrize(
     ("attributes", "status"), [(0, StatusCode.NON_RECOVERABLE_TD | ExitReason.MTF), (1, ExitReason.MTF)]
 )
-def test_an_unexpected_exit_is_fatal_except_to_a_debug_td(host, attributes, status):
+def test_an_unexpected_exit_is_fatal_except_to_a_debug_td(host: Host, attributes: int, status: int) -> None:
     tdr, tdvpr, context = host.runnable(attributes=attributes)
     context.queue(37)  # monitor trap flag
     assert host.enter(tdvpr)[0] == status
@@ -280,11 +285,11 @@ def test_an_unexpected_exit_is_fatal_except_to_a_debug_td(host, attributes, stat
 PEND_NMI = 0x202000000000000B
 
 
-def test_an_nmi_from_the_host_waits_for_its_window(host):
+def test_an_nmi_from_the_host_waits_for_its_window(host: Host) -> None:
     _, tdvpr, context = host.runnable()
     host.ok("TDH.VP.WR", rcx=tdvpr, rdx=PEND_NMI, r8=1, r9=0xFF)
 
-    def window(guest):
+    def window(guest: FakeContext) -> int:
         assert guest.nmi_window_exiting
         return 8
 
@@ -294,16 +299,16 @@ def test_an_nmi_from_the_host_waits_for_its_window(host):
     assert host.ok("TDH.VP.RD", rcx=tdvpr, rdx=PEND_NMI).r8 == 0
 
 
-def test_an_nmi_waits_until_ve_info_is_read(host, call):
+def test_an_nmi_waits_until_ve_info_is_read(host: Host, call: Callable[..., GuestStep]) -> None:
     _, tdvpr, context = host.runnable()
     host.guest(tdvpr, context, 12)  # HLT raises #VE
     host.ok("TDH.VP.WR", rcx=tdvpr, rdx=PEND_NMI, r8=1, r9=0xFF)
 
-    def inhibited(guest):
+    def inhibited(guest: FakeContext) -> int:
         assert not guest.nmi_window_exiting
         return call(3)(guest)
 
-    def window(guest):
+    def window(guest: FakeContext) -> int:
         assert guest.nmi_window_exiting
         return 8
 
