@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The bench on which the parts are plugged together: processor, TDX module, kernel.
+"""Where the parts are connected: processor, TDX module, kernel.
 
 This is the only module that knows all of them. What it hands out is the system-call line: an object with ``open``,
 ``ioctl``, ``mmap``, ``close``, ``eventfd`` and ``fallocate``, behind which there is either the emulated machine or the
@@ -36,9 +36,9 @@ KernelName = Literal["emulated", "host"]
 
 
 class MachineKernel(EmulatedKernel):
-    """The kernel of a machine whose TDX module can be looked into, as no real one can.
+    """The kernel of a machine whose TDX module can be inspected, unlike a real one.
 
-    The kernel itself does not use the window: it reaches the module by SEAMCALL only.
+    The kernel itself does not use this: it reaches the module by SEAMCALL only.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class MachineKernel(EmulatedKernel):
         super().__init__(processor, dialect, config)
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
-        """Tell what a trace still holds back: of each vCPU its last exit."""
+        """Report what a trace still holds back: the last exit of each vCPU."""
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
-        """What the TDX module holds of the TD behind a VM's descriptor.
+        """Return what the TDX module holds of the TD behind a VM's descriptor.
 
         ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``rtmr_events``
         what they were extended with, in order, as [register, hex], ``passes_rbp``: the guest has passed RBP in a
@@ -74,14 +74,14 @@ class MachineKernel(EmulatedKernel):
         }
 
     def debug_td(self, vm_fd: int) -> TdxDebug:
-        """The door to the memory and the vCPUs of the debug TD behind a VM's descriptor.
+        """Return access to the memory and the vCPUs of the debug TD behind a VM's descriptor.
 
         No real kernel has it: it stands for the SEAMCALLs themselves. Raises OSError(EBADF) for anything but a VM's
         descriptor, ENOENT where there is no TD; a TD without ATTRIBUTES.DEBUG answers every call with EACCES.
         """
         kvm = self._kvm_of(vm_fd)
         if kvm.tdx is None:
-            raise OSError(errno.ENOENT, "the VM is no TD")
+            raise OSError(errno.ENOENT, "the VM is not a TD")
         return TdxDebug(
             kvm,
             {

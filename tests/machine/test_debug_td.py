@@ -89,7 +89,7 @@ def test_the_registers_of_a_debug_td_are_behind_no_ioctl(kernel: MachineKernel) 
 def test_the_door_is_for_tds() -> None:
     kernel = boot(debug_tds=True)
     with Kvm(kernel) as device, device.create_vm() as vm:
-        with pytest.raises(OSError, match="no TD"):
+        with pytest.raises(OSError, match="not a TD"):
             kernel.debug_td(vm.fd)
         with pytest.raises(OSError) as refused:
             kernel.debug_td(device.fd)

@@ -42,7 +42,7 @@ def _text(data: bytes) -> Registers:
 
 
 def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Registers:
-    """What CPUID returns on logical processor ``lp`` outside any guest (kernel mode, all of XCR0 enabled)."""
+    """Return what CPUID gives on logical processor ``lp`` outside any guest (kernel mode, all of XCR0 enabled)."""
     threads = max(platform.logical_processors, 1)
     bits = (threads - 1).bit_length()
     tsc = platform.tsc_hz

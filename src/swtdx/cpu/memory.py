@@ -9,9 +9,9 @@ With multi-key memory encryption the same line of DRAM reads differently under d
 * software that writes with another KeyID than a private one destroys the line's integrity: the page is *poisoned*, and
   the guest that owns it takes a machine check on touching it. A full overwrite (MOVDIR64B) heals it.
 
-Inside, data is kept in the clear, so that guest execution costs nothing extra; ciphertext is computed when somebody
-asks for it. The keys are made at random when configured (PCONFIG) and die with :meth:`PhysicalMemory.drop_key`. They
-protect nobody: this process can read everything.
+Data is stored in the clear, so that guest execution has no extra cost; ciphertext is computed when it is read. Keys
+are generated at random when configured (PCONFIG) and end with :meth:`PhysicalMemory.drop_key`. They protect nothing:
+this process can read everything.
 
 Above RAM lie *windows* on the memory of the process that uses the emulated kernel: the physical pages behind its
 mappings, as the EPT of a guest names them.
@@ -69,7 +69,7 @@ class PhysicalMemory:
         """A byte for each page, non-zero while its integrity is broken."""
         self._poisoned = 0
         self.on_broken: Callable[[int], None] | None = None
-        """Told of each page whose integrity breaks: whoever would take the machine check without a guest's help."""
+        """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
         self._keys: dict[int, bytes] = {}
         self._windows: dict[int, tuple[int, int]] = {}
         self._window_bases: list[int] = []
@@ -86,11 +86,11 @@ class PhysicalMemory:
         self._keys[hkid] = secrets.token_bytes(64)
 
     def drop_key(self, hkid: int) -> None:
-        """Forget a KeyID's key: what was stored under it is noise from now on."""
+        """Forget a KeyID's key. What was stored under it reads as noise from now on."""
         self._keys.pop(hkid, None)
 
     def set_key(self, hpa: int, hkid: int) -> None:
-        """The page at ``hpa`` is completely written under ``hkid`` now. Heals poison; stale guest code is forgotten."""
+        """Note that the page at ``hpa`` is completely written under ``hkid``: no poison, no stale guest code."""
         page = hpa >> 12
         self._keyid[page] = hkid
         if self._poisoned and self.poison[page]:
@@ -100,7 +100,7 @@ class PhysicalMemory:
             self._engine.forget_code(hpa & ~4095, PAGE_SIZE)
 
     def key_of(self, hpa: int) -> int:
-        """The KeyID under which the page at ``hpa`` is stored."""
+        """Return the KeyID under which the page at ``hpa`` is stored."""
         return self._keyid[hpa >> 12]
 
     def _tell_poison(self, change: int) -> None:
@@ -109,7 +109,7 @@ class PhysicalMemory:
             self._engine.poisoned(self._poisoned)
 
     def _crypt(self, data: bytes, hkid: int, page: int, *, encrypt: bool) -> bytes:
-        """AES-256-XTS of a page under a KeyID's key, tweaked by its position; a KeyID without a key is transparent."""
+        """Encrypt or decrypt a page: AES-256-XTS under a KeyID's key, tweaked by position. No key: no change."""
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         key = self._keys.get(hkid)
@@ -120,7 +120,7 @@ class PhysicalMemory:
         return context.update(data) + context.finalize()
 
     def _dram(self, page: int) -> bytes:
-        """What lies in the DIMMs for this page."""
+        """Return the page as it lies in the DIMMs."""
         return self._crypt(bytes(self.raw[page << 12 : (page + 1) << 12]), self._keyid[page], page, encrypt=True)
 
     # --- access as software does it, with a KeyID in the address ------------------------------------------------------
@@ -181,11 +181,11 @@ class PhysicalMemory:
             self._engine.forget_code(page << 12, PAGE_SIZE)
 
     def integrity_broken(self, hpa: int) -> bool:
-        """Whether whoever reads the page at ``hpa`` with its KeyID takes a machine check."""
+        """Return whether a read of the page at ``hpa`` with its KeyID raises a machine check."""
         return bool(self.poison[hpa >> 12])
 
     def break_integrity(self, hpa: int) -> None:
-        """The page at ``hpa`` is poisoned from now on, until it is completely written."""
+        """Poison the page at ``hpa`` until it is completely written."""
         if not self.poison[hpa >> 12]:
             self.poison[hpa >> 12] = 1
             self._tell_poison(1)
@@ -199,7 +199,7 @@ class PhysicalMemory:
         self.set_key(hpa, hkid)
 
     def clear_range(self, hpa: int, length: int, hkid: int) -> None:
-        """`clear_page` for a range of whole pages under ``hkid``. Host memory behind it is given back, not written."""
+        """Do `clear_page` for whole pages under ``hkid``. Host memory behind them is released, not written."""
         try:
             self._map.madvise(mmap.MADV_DONTNEED, hpa, length)
         except OSError:  # locked memory (RLIMIT, mlockall) is not given back
@@ -215,13 +215,13 @@ class PhysicalMemory:
             self._engine.forget_code(hpa, length)
 
     def is_ram(self, hpa: int) -> bool:
-        """Is this physical address RAM (as opposed to a window or nothing)?"""
+        """Return whether this physical address is RAM (as opposed to a window or nothing)."""
         return 0 <= hpa < self.size
 
     # --- windows on user memory ---------------------------------------------------------------------------------------
 
     def map_user(self, address: int, length: int) -> int:
-        """Pin ``length`` bytes of this process at ``address`` (both page aligned): the physical address of a window.
+        """Pin ``length`` bytes of this process at ``address`` (page aligned); returns a window's physical address.
 
         The window is aligned to 2 MiB. The memory must stay mapped; if it does not, a guest that touches it exits with
         HOST_FAULT.
@@ -241,7 +241,7 @@ class PhysicalMemory:
             return hpa
 
     def _allocate_window(self, length: int) -> int:
-        """Physical addresses, by powers of two, so that what is given back fits again."""
+        """Allocate physical addresses by powers of two, so that a released range fits again."""
         size = _window_size(length)
         free = self._free_windows
         if free.get(size):
@@ -263,7 +263,7 @@ class PhysicalMemory:
         self._free_windows.setdefault(_window_size(length), []).append(hpa)
 
     def unmap_user(self, hpa: int, length: int) -> None:
-        """Give a window back (same arguments as came out of and went into :meth:`map_user`)."""
+        """Release a window (same arguments as came out of and went into :meth:`map_user`)."""
         with self._windows_lock:
             if self._windows.get(hpa, (0, 0))[1] != length:
                 raise ValueError(f"no window of {length:#x} bytes at {hpa:#x}")
@@ -309,7 +309,7 @@ class PhysicalMemory:
         return address + hpa - base if hpa + length <= base + size else None
 
     def attach(self, engine: Engine) -> None:
-        """Tell the engine what is here, and from now on what changes."""
+        """Pass the engine what is mapped, and every later change."""
         with self._windows_lock:
             self._engine = engine
             for hpa, (address, length) in self._windows.items():
@@ -317,5 +317,5 @@ class PhysicalMemory:
         engine.poisoned(self._poisoned)
 
     def detach(self) -> None:
-        """The engine is gone."""
+        """Forget the engine, which is gone."""
         self._engine = None

@@ -23,11 +23,11 @@ _MEASURING_ERROR = 100e-6
 
 @functools.cache
 def _measure_tsc() -> int:
-    """The host's TSC frequency in Hz."""
+    """Return the host's TSC frequency in Hz."""
     from swtdx.cpu import _engine
 
     def moment() -> tuple[int, int]:
-        """(ns, TSC) of one moment: of a few tries that in which nobody came between the two readings."""
+        """Return (ns, TSC) of one moment: the closest pair of a few tries, in case the thread is preempted."""
         tries = []
         for _ in range(5):
             before, ticks, after = time.perf_counter_ns(), _engine.host_tsc(), time.perf_counter_ns()
@@ -42,7 +42,7 @@ def _measure_tsc() -> int:
 
 @functools.cache
 def scaled_tsc(host_hz: int) -> tuple[int, int]:
-    """(frequency in Hz, ratio to the host's counter in units of 2^-48) of the emulated counter.
+    """Return (frequency in Hz, ratio to the host's counter in units of 2^-48) of the emulated counter.
 
     The frequency is the multiple of 25 MHz that is nearest to the host's. A host that counts at one, as far as that can
     be measured, is not scaled.

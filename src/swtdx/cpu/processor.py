@@ -91,7 +91,7 @@ class Processor:
     # --- SEAM ---------------------------------------------------------------------------------------------------------
 
     def load_seam_module(self, module: SeamModule) -> None:
-        """What the SEAM loader does at boot: from now on SEAMCALLs reach ``module``."""
+        """Load ``module`` as the SEAM loader does at boot: SEAMCALLs reach it from now on."""
         self._module = module
 
     @property
@@ -100,7 +100,7 @@ class Processor:
         return self._module is not None
 
     def seamcall(self, fn: int, args: SeamArgs, lp: int = 0) -> int:
-        """The SEAMCALL instruction: ``fn`` in RAX, ``args`` in place, the status (RAX) returned."""
+        """Execute SEAMCALL: ``fn`` in RAX, ``args`` in place; returns the status (RAX)."""
         if self._module is None:
             return TDX_SEAMCALL_VMFAILINVALID
         return self._module.seamcall(fn, args, lp)
@@ -108,25 +108,25 @@ class Processor:
     # --- inter-processor interrupts -----------------------------------------------------------------------------------
 
     def enter_lp(self, lp: int, context: GuestContext) -> None:
-        """``context`` is about to run on logical processor ``lp``: interrupts for ``lp`` are for it until it leaves."""
+        """Note that ``context`` is about to run on ``lp``, and takes its interrupts until it leaves."""
         self._on_lp[lp] = context
         if lp in self._interrupted:
             self._interrupted.discard(lp)
             context.kick()
 
     def leave_lp(self, lp: int) -> None:
-        """Nothing of a guest runs on ``lp`` any more."""
+        """Note that no guest runs on ``lp`` any more."""
         context = self._on_lp.pop(lp, None)
         if context is not None:
             self._left_lp[lp] = context
 
     def spins(self, lp: int) -> int:
-        """How often in a row the guest that left ``lp`` last was found where it had been: it polls for another one."""
+        """Return at how many ends of slices in a row the guest that left ``lp`` last was polling for another one."""
         context = self._left_lp.get(lp)
         return 0 if context is None else context.spins
 
     def send_ipi(self, lp: int) -> None:
-        """An interrupt for the host on ``lp``: a guest there exits; if none is there yet, the next one does at once."""
+        """Interrupt ``lp`` for the host: the guest there exits. With no guest there, the next one exits at once."""
         context = self._on_lp.get(lp)
         if context is None:
             self._interrupted.add(lp)
@@ -134,26 +134,26 @@ class Processor:
             context.kick()
 
     def send_notification(self, lp: int) -> None:
-        """The posted-interrupt notification on ``lp``: a guest there looks at its descriptor, without an exit."""
+        """Send the posted-interrupt notification to ``lp``: the guest there reads its descriptor without an exit."""
         context = self._on_lp.get(lp)
         if context is not None:
             context.notify()
 
-    # --- what an instruction tells ------------------------------------------------------------------------------------
+    # --- instructions of the host -------------------------------------------------------------------------------------
 
     def cpuid(self, leaf: int, subleaf: int = 0, lp: int = 0) -> cpuid.Registers:
-        """CPUID executed by the host: EAX, EBX, ECX, EDX."""
+        """Execute CPUID as the host: returns EAX, EBX, ECX, EDX."""
         return cpuid.native(self.platform, leaf, subleaf, lp)
 
     def rdmsr(self, index: int) -> int:
-        """RDMSR executed by the host. Raises KeyError where the real one would be #GP."""
+        """Execute RDMSR as the host. Raises KeyError where the real one would be #GP."""
         return self._msrs[index]
 
     def wrmsr(self, index: int, value: int) -> None:
-        """WRMSR executed by the host, of any register that `rdmsr` reads. Raises KeyError for others.
+        """Execute WRMSR as the host, for any register that `rdmsr` reads. Raises KeyError for others.
 
-        The emulated kernel writes none. Whoever wants to know what the TDX module says of a host that limits CPUID or
-        moves IA32_TSC_ADJUST does it here.
+        The emulated kernel writes none. Tests use it to see how the TDX module answers a host that limits CPUID or
+        changes IA32_TSC_ADJUST.
         """
         if index not in self._msrs:
             raise KeyError(index)
@@ -161,12 +161,12 @@ class Processor:
         self.msrs_changed = True
 
     def rdtsc(self) -> int:
-        """The time-stamp counter: the host's, scaled."""
+        """Return the time-stamp counter: the host's, scaled."""
         return _engine.host_tsc() * self._tsc_ratio >> TSC_RATIO_BITS
 
     @staticmethod
     def signal_pending() -> bool:
-        """Whether a signal handler on this thread has called ``swtdx_signal`` (`_engine.signal_entry`)."""
+        """Return whether a signal handler on this thread has called ``swtdx_signal`` (`_engine.signal_entry`)."""
         return _engine.signal_pending()
 
     # --- virtual CPUs -------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ class Processor:
             return self._engine
 
     def new_context(self) -> GuestContext:
-        """A virtual CPU in its power-on state (real mode, at the reset vector), without EPT."""
+        """Create a virtual CPU in its power-on state (real mode, at the reset vector), without EPT."""
         context = self.context_class(self._get_engine())
         context.attach_views()
         return context

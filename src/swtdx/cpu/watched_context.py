@@ -5,7 +5,7 @@ No overhead unless tracing is enabled: then virtual CPUs are made from a subclas
 (`Processor.context_class`), in which ``run`` and ``inject`` report what they do.  An exit is reported when the guest is
 entered again (or at `flush`), because only then is known how long it took and what a TDCALL left in RAX.
 
-What the processor settles by itself makes no exit, here as on a real one, and so is not seen: EPT walks that succeed,
+What the processor handles without an exit, here as on a real one, is not reported: EPT walks that succeed,
 accesses to the virtual APIC page, delivery of posted interrupts, MSRs outside the bitmap.
 
 Times are nanoseconds of ``time.perf_counter_ns``.
@@ -64,16 +64,16 @@ class Watcher(Protocol):
     """What gets the reports."""
 
     def vm_exit(self, exit: VmExit) -> None:
-        """An exit has been dealt with."""
+        """Take an exit that has been handled."""
         ...
 
     def injection(self, injection: Injection) -> None:
-        """An event has been put in."""
+        """Take an event that was injected."""
         ...
 
 
 def reason_name(reason: int) -> str:
-    """``EPT_VIOLATION``; of a reason without a name its number."""
+    """Return ``EPT_VIOLATION``; for a reason without a name its number."""
     try:
         return ExitReason(reason).name
     except ValueError:
@@ -81,7 +81,7 @@ def reason_name(reason: int) -> str:
 
 
 def event_type_name(kind: int) -> str:
-    """``hardware exception``."""
+    """Return ``hardware exception``."""
     try:
         return EventType(kind).name.lower().replace("_", " ")
     except ValueError:
@@ -89,9 +89,9 @@ def event_type_name(kind: int) -> str:
 
 
 def watch(processor: Processor, watcher: Watcher) -> Callable[[], None]:
-    """Have ``watcher`` told of every virtual CPU that ``processor`` makes from now on.
+    """Report every virtual CPU that ``processor`` creates from now on to ``watcher``.
 
-    Returns a function that tells what is still untold: of each virtual CPU its last exit.
+    Returns a function that reports what is still pending: the last exit of each virtual CPU.
     """
     contexts: list[_Watched] = []
 
@@ -152,7 +152,7 @@ class _Watched(GuestContext):
         )
 
     def tell(self) -> None:
-        """The exit before, now that it is over."""
+        """Report the previous exit, which is over now."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.resumed = perf_counter_ns()

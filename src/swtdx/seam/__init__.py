@@ -13,6 +13,12 @@ checks it when it is loaded. The version reproduced is 1.5.06; ``version`` says 
 The host may reach this package by SEAMCALL only, that is through ``Processor.seamcall``; the package in turn touches
 memory and virtual CPUs only through the processor (``hardware`` says what it asks of it).
 
+Reading the fast paths: leaf functions that run for each page or exit look before they call. ``if MR_EXTEND not in
+td.allowed: td.check_state(MR_EXTEND)`` is ``td.check_state(MR_EXTEND)``, ``if entry & STATE_MASK != FREE:
+check_entry(...)`` is ``check_entry(...)``, and a dictionary is read where ``module.td(...)`` would do. The called
+function makes the same check first and then finds out which status to raise. A Python call costs as much as the rest
+of such a check, and in the usual case there is nothing to raise.
+
 Not reproduced: migration, TD partitioning, service TDs, TD preserving update, host-priority locks, the single- and
 zero-step defence. Their leaf functions make the checks that come before the missing feature and answer as a module
 does for which it is not enabled (``tdh/not_reproduced.py``, ``tdg/not_reproduced.py``); TDX_FEATURES0 does not offer

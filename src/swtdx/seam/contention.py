@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a caller meets when it is not alone: locks that others hold, interrupts, a random-number generator run dry.
+"""Contention: locks that other processors hold, pending interrupts, a random-number generator without entropy.
 
-Leaf functions are serialised here, so that two of them never meet inside. On the real module they do: every lock is
-only tried, and OPERAND_BUSY (SYS_BUSY for the module's own lock) names the one that another logical processor held.
-Long leaf functions look for a pending interrupt and return INTERRUPTED_RESUMABLE or _RESTARTABLE. RDSEED and PCONFIG
-can find no entropy. A host kernel has to cope with all of it; whoever tests one makes it happen from here::
+Leaf functions are serialised here, and two of them never run at the same time. On the real module they do: a lock is
+tried once, and OPERAND_BUSY (SYS_BUSY for the module's own lock) names the one that another logical processor holds.
+Long leaf functions check for a pending interrupt and return INTERRUPTED_RESUMABLE or _RESTARTABLE. RDSEED and PCONFIG
+can find no entropy. A host kernel must handle all of it; a test of one produces it from here::
 
     with module.contention.hold(Operand.SEPT_TREE, tdr):
         ...                                  # TDH.MEM.PAGE.AUG: OPERAND_BUSY|SEPT_TREE
@@ -13,7 +13,7 @@ can find no entropy. A host kernel has to cope with all of it; whoever tests one
 The locks of pages (TDR, TDVPR, TDCX, ...) are those in their metadata entries: `hold_page`.
 
 Sources: TDX module 1.5.06, lock acquisition of the leaf functions. Host-priority locks, by which a host that failed
-gets its turn before the guest, are not reproduced: with leaf functions serialised nobody waits.
+runs before the guest, are not reproduced: with leaf functions serialised no caller waits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Contention:
 
     @contextmanager
     def hold(self, lock: Operand, owner: int = 0, *, shared: bool = False) -> Iterator[None]:
-        """Another logical processor holds ``lock``.
+        """Hold ``lock`` as another logical processor would.
 
         ``owner``: HPA of the TDR for the locks in TD_LOCKS, package number for WBCACHE, base of the region for TDMR.
         ``shared`` matters for a TD's locks: leaf functions that take them shared, too, do not mind.
@@ -68,9 +68,9 @@ class Contention:
 
     @contextmanager
     def hold_page(self, hpa: int, *, exclusive: bool = False) -> Iterator[None]:
-        """Another logical processor holds the metadata entry of a page (TDR, TDVPR, ...).
+        """Hold the metadata entry of a page (TDR, TDVPR, ...) as another logical processor would.
 
-        While a TDR or TDVPR is held exclusively, nobody else finds the TD or virtual CPU behind it.
+        While a TDR or TDVPR is held exclusively, no other caller finds the TD or virtual CPU behind it.
         """
         index, _ = self._pamt.index_of(hpa)
         hidden_td = self._tds.pop(hpa, None) if exclusive else None
@@ -91,7 +91,7 @@ class Contention:
                 self._tds[hpa] = hidden_td
 
     def interrupt(self, lp: int) -> None:
-        """An interrupt becomes pending on a logical processor; the leaf function that notices it takes it away."""
+        """Make an interrupt pending on a logical processor. The leaf function that notices it clears it."""
         self._interrupted.add(lp)
 
     # --- asked by leaf functions --------------------------------------------------------------------------------------
@@ -104,18 +104,18 @@ class Contention:
             raise Status(StatusCode.OPERAND_BUSY, lock if named is None else named)
 
     def check_entropy(self) -> None:
-        """RDSEED or RDRAND: raises RND_NO_ENTROPY."""
+        """Execute RDSEED or RDRAND: raises RND_NO_ENTROPY."""
         if not self.entropy:
             raise Status(StatusCode.RND_NO_ENTROPY)
 
     def check_key_generation(self) -> None:
-        """PCONFIG with a random key: raises OPERAND_BUSY|KET, KEY_GENERATION_FAILED."""
+        """Execute PCONFIG with a random key: raises OPERAND_BUSY|KET, KEY_GENERATION_FAILED."""
         self.check(Operand.KET)
         if not self.entropy:
             raise Status(StatusCode.KEY_GENERATION_FAILED)
 
     def interrupted(self, lp: int) -> bool:
-        """Whether an interrupt is pending on the logical processor; it is noticed once."""
+        """Return whether an interrupt is pending on the logical processor, and clear it."""
         if lp in self._interrupted:
             self._interrupted.discard(lp)
             return True

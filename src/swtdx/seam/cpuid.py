@@ -41,7 +41,7 @@ NO_SUBLEAF = 0xFFFF_FFFF
 TOPOLOGY, CORE_LEVEL, LEVEL_TYPES = 0x1F, 2, 6
 LAST_LEVEL_CACHE = 4, 3
 HIGHEST_NEEDED = {0: TOPOLOGY, 0x8000_0000: HIGHEST_EXTENDED}
-"""The leaves that tell the highest one, and what that must be at least."""
+"""The leaves that return the highest leaf number, and its required minimum."""
 CRYSTAL_HZ = 25_000_000
 LA57 = 1 << 16
 """Leaf 7, ECX."""
@@ -66,7 +66,7 @@ class Row:
 
 @cache
 def rows(version: str = "") -> Mapping[Key, Row]:
-    """The table by (leaf, sub-leaf); ``version`` is what the names of that version's tables end with."""
+    """Return the table by (leaf, sub-leaf); ``version`` is the suffix of the version's table names."""
     result = {}
     for leaf, subleaf, config, lookup, ve_always, *masks in load(f"cpuid{version}")["leaves"]:
         key = (int(leaf, 16), subleaf)
@@ -76,7 +76,7 @@ def rows(version: str = "") -> Mapping[Key, Row]:
 
 @cache
 def config_order(version: str = "") -> tuple[Key, ...]:
-    """The configurable leaves in the order of TD_PARAMS.CPUID_CONFIG."""
+    """Return the configurable leaves in the order of TD_PARAMS.CPUID_CONFIG."""
     return tuple((int(leaf, 16), subleaf) for leaf, subleaf in load(f"cpuid{version}")["config_order"])
 
 
@@ -91,7 +91,7 @@ def _xfam_clear(version: str) -> Mapping[Key, tuple[tuple[int, Registers], ...]]
 
 
 def config_mask(processor: Processor, key: Key, version: str = "") -> Registers:
-    """Bits of a configurable leaf that TD_PARAMS may set: config_direct | (allow_direct & native)."""
+    """Return the bits of a configurable leaf that TD_PARAMS may set: config_direct | (allow_direct & native)."""
     row, native = rows(version)[key], processor.cpuid(key[0], key[1] or 0)
     eax, ebx, ecx, edx = (
         direct | (allow & value)
@@ -101,10 +101,10 @@ def config_mask(processor: Processor, key: Key, version: str = "") -> Registers:
 
 
 def check_native(processor: Processor, waived: Mapping[Key, Registers], module: ModuleVersion) -> None:
-    """Whether the processor is fit for TDs: each native leaf as the module demands, in the order of its table.
+    """Check that the processor can run TDs: each native leaf, in the order of the module's table.
 
     ``waived`` are bits not held against the processor. Raises INCORRECT_CPUID_VALUE with leaf, mask and value,
-    CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F tells of no cores), and
+    CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F has no core level), and
     CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise, INVALID_WBINVD_SCOPE.
     """
     for row in sorted(rows(module.tables).values(), key=lambda row: row.lookup_index):
@@ -134,7 +134,7 @@ def _incorrect(row: Row) -> Status:
 
 
 def _check_level(processor: Processor, subleaf: int) -> None:
-    """A sub-leaf of the native leaf 0x1F, whose types rise from SMT until there is none.
+    """Check a sub-leaf of the native leaf 0x1F: types rise from SMT until there is none.
 
     All logical processors of a package share the last-level cache, so that WBINVD writes back all of it.
     """
@@ -145,7 +145,7 @@ def _check_level(processor: Processor, subleaf: int) -> None:
         raise Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
     if not here and CORE_LEVEL not in before:
         raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, Operand.RAX)
-    if not here and before[-1]:  # the first that is none: of the last level the shift to the package's number is told
+    if not here and before[-1]:  # the first invalid level: the one before has the shift to the package number
         shift = levels[-2][0] & 0x1F
         sharing = processor.cpuid(*LAST_LEVEL_CACHE)[0] >> 14 & 0xFFF
         if shift and sharing >> shift - 1 != 1:  # without a shift there is but one
@@ -184,7 +184,7 @@ class VirtualCpuid:
         return eax, ebx, ecx, edx
 
     def _complete(self, config: Mapping[Key, Registers], maxpa: int) -> None:
-        """Values that follow ATTRIBUTES, XFAM, the TSC frequency, other leaves and the native processor."""
+        """Add the values that follow ATTRIBUTES, XFAM, the TSC frequency, other leaves and the native processor."""
         td, values = self._td, self.values
         if config.get((1, None), (0,) * 4)[0] == 0:  # family, model, stepping 0: native
             self._replace((1, None), eax=self._processor.cpuid(1)[0])
@@ -223,7 +223,7 @@ class VirtualCpuid:
                 self.values[key] = (0, 0, 0, 0)
 
     def save_area_size(self, states: int, *, compacted: bool = False) -> int:
-        """Bytes of an XSAVE area holding ``states`` (an XCR0 or XFAM value); legacy area and header are 576."""
+        """Return the bytes of an XSAVE area for ``states`` (an XCR0 or XFAM value); legacy area and header are 576."""
         size = 576
         for component in range(2, 19):
             if not states >> component & 1:
@@ -238,10 +238,11 @@ class VirtualCpuid:
     # --- what the guest asks ------------------------------------------------------------------------------------------
 
     def query(self, vcpu: Vcpu, leaf: int, subleaf: int) -> Registers | None:
-        """CPUID of a running virtual CPU; None where it raises #VE."""
+        """Return CPUID of a running virtual CPU; None where it raises #VE."""
         if vcpu.cpuid_supervisor_ve or vcpu.cpuid_user_ve:
             if vcpu.cpuid_user_ve if vcpu.cpl else vcpu.cpuid_supervisor_ve:
                 return None
+        # Most answers depend on the TD only, and are looked up without the checks of `_slow`.
         static = self._static
         value = static.get((leaf, subleaf)) or static.get((leaf, None))
         if value is None:
@@ -268,7 +269,7 @@ class VirtualCpuid:
         return self._dynamic(vcpu, leaf, subleaf, value)
 
     def control_changed(self, vcpus: list[Vcpu]) -> None:
-        """A guest set CPUID_CONTROL: answers must look at it, so nothing is static any more."""
+        """Stop using static answers: a guest has set CPUID_CONTROL, which each answer must check."""
         if any(any(vcpu.cpuid_control) for vcpu in vcpus):
             self._static = {}
 
@@ -301,18 +302,18 @@ class VirtualCpuid:
     # --- metadata -----------------------------------------------------------------------------------------------------
 
     def indexed(self, element: int) -> int:
-        """One register of a leaf by its place in the table: row * 4 + register, as the metadata of 1.0 has it."""
+        """Return one register of a leaf by its place in the table (row * 4 + register), as the metadata of 1.0 does."""
         place, register = divmod(element, 4)
         by_place = {row.lookup_index: key for key, row in rows(self._version.tables).items()}
         key = by_place.get(place)
         return self.values[key][register] if key in self.values else 0
 
     def metadata_codes(self) -> list[int]:
-        """Field codes of CPUID_VALUES, ascending."""
+        """Return the field codes of CPUID_VALUES, ascending."""
         return sorted(_metadata_code(key) | half for key in self.values for half in (0, 1))
 
     def metadata(self, code: int) -> int | None:
-        """A CPUID_VALUES field: EAX and EBX, or ECX and EDX with bit 0 of the code set; None if there is none."""
+        """Return a CPUID_VALUES field: EAX and EBX, or ECX and EDX with bit 0 of the code set; None if unknown."""
         for key, value in self.values.items():
             if _metadata_code(key) == code & ~1:
                 return value[2] | value[3] << 32 if code & 1 else value[0] | value[1] << 32
@@ -323,14 +324,14 @@ _DYNAMIC = frozenset({1, 2, 7, 0xD, *TOPOLOGY_LEAVES, 0x8000_0001})
 
 
 def _metadata_code(key: Key) -> int:
-    """Field code of a leaf: leaf bit 31 at 16, leaf 15:9, sub-leaf absent 8, sub-leaf 7:1."""
+    """Return the field code of a leaf: leaf bit 31 at 16, leaf 15:9, sub-leaf absent 8, sub-leaf 7:1."""
     leaf, subleaf = key
     low = 0x1FE if subleaf is None else subleaf << 1
     return leaf >> 31 << 16 | (leaf & 0x7F) << 9 | low
 
 
 def check_topology(levels: list[Registers]) -> None:
-    """Leaf 0x1F as TD_PARAMS gives it, sub-leaf by sub-leaf; all zero asks for the native one.
+    """Check leaf 0x1F of TD_PARAMS, sub-leaf by sub-leaf; all zero selects the native one.
 
     Raises CPUID_LEAF_1F_FORMAT_UNRECOGNIZED: the level number is the sub-leaf, SMT comes only first, types rise, a
     core level exists.

@@ -91,14 +91,14 @@ def _bind(handler: VersionedHandler, version: int) -> Handler:
 
 @cache
 def leaves_of(module: ModuleVersion) -> dict[int, Entry]:
-    """The leaf functions that a version of the module has, by RAX."""
+    """Return the leaf functions that a version of the module has, by RAX."""
     if module.seamcalls is None:
         return LEAVES
     return {SEAMCALL_NUMBERS[name]: LEAVES[SEAMCALL_NUMBERS[name]] for name in module.seamcalls}
 
 
 def refuse(fn: int, state: SysState, module: ModuleVersion) -> int | None:
-    """The entry checks for a RAX value: the status that refuses it, or None if a leaf function may run."""
+    """Make the entry checks for a RAX value: the status that refuses it, or None if a leaf function may run."""
     bad_rax = StatusCode.OPERAND_INVALID | Operand.RAX
     number = fn
     if module.leaf_versions:
@@ -117,7 +117,7 @@ def refuse(fn: int, state: SysState, module: ModuleVersion) -> int | None:
 
 
 def _tolerates_versions(number: int) -> bool:
-    """Whether the version is left to the leaf function itself (which still answers OPERAND_INVALID|RAX)."""
+    """Return whether the leaf function itself checks its version (and answers OPERAND_INVALID|RAX)."""
     return len(_VERSIONS.get(number, ())) > 1
 
 

@@ -2,8 +2,8 @@
 """What the module and the platform say they are: version, limits, feature bits, and test values of the TCB.
 
 The limits and fixed bits here are those that versions of the module share. The security version numbers, MRSEAM and the
-report key belong to no real platform: they are test values, so that nobody takes a report of this module for one of
-real hardware.
+report key are test values and do not belong to a real platform, so that a report of this module cannot be mistaken for
+one of real hardware.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Identity:
 
     @classmethod
     def of(cls, version: ModuleVersion) -> Identity:
-        """The test identity of a version of the module."""
+        """Return the test identity of a version of the module."""
         svn = bytes.fromhex(version.tee_tcb_svn)
         return cls(
             tee_tcb_svn=svn,
@@ -79,17 +79,17 @@ class Identity:
 
 
 def xfam_native(processor: Processor) -> int:
-    """XFAM bits the processor supports: user states of CPUID 0xD.0, supervisor states of 0xD.1."""
+    """Return the XFAM bits the processor supports: user states of CPUID 0xD.0, supervisor states of 0xD.1."""
     user, supervisor = processor.cpuid(0xD, 0), processor.cpuid(0xD, 1)
     return user[0] | user[3] << 32 | supervisor[2] | supervisor[3] << 32
 
 
 def xfam_fixed0(processor: Processor) -> int:
-    """XFAM bits a TD may be given on this processor."""
+    """Return the XFAM bits a TD may be given on this processor."""
     return XFAM_FIXED0 & xfam_native(processor)
 
 
 def attributes_fixed0(processor: Processor, version: ModuleVersion) -> int:
-    """ATTRIBUTES bits a TD may be given on this processor: LASS only where it is native (CPUID 7.1 EAX bit 6)."""
+    """Return the ATTRIBUTES bits a TD may have on this processor: LASS only where native (CPUID 7.1 EAX bit 6)."""
     lass = processor.cpuid(7, 1)[0] >> 6 & 1
     return version.attributes_fixed0 if lass else version.attributes_fixed0 & ~ATTRIBUTE_LASS

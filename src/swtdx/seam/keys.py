@@ -24,17 +24,17 @@ class KeyOwnershipTable:
         self._write_back_pending = dict.fromkeys(self.private, 0)
 
     def check_private(self, hkid: int, operand: Operand) -> int:
-        """An HKID operand: reserved bits zero, inside the private range; raises OPERAND_INVALID."""
+        """Check an HKID operand: reserved bits zero, inside the private range; raises OPERAND_INVALID."""
         if hkid & HKID_RESERVED or hkid not in self.private:
             raise Status(StatusCode.OPERAND_INVALID, operand)
         return hkid
 
     def state(self, hkid: int) -> HkidState:
-        """The HKID's state."""
+        """Return the HKID's state."""
         return self._state[hkid]
 
     def check_free(self, hkid: int) -> None:
-        """Raises HKID_NOT_FREE."""
+        """Check that the HKID is free; raises HKID_NOT_FREE."""
         if self._state[hkid] is not HkidState.FREE:
             raise Status(StatusCode.HKID_NOT_FREE)
 
@@ -48,13 +48,13 @@ class KeyOwnershipTable:
         self._write_back_pending[hkid] = (1 << packages) - 1
 
     def flushed(self) -> list[int]:
-        """The HKIDs that wait for cache write-back."""
+        """Return the HKIDs that wait for cache write-back."""
         return [hkid for hkid, state in self._state.items() if state is HkidState.FLUSHED]
 
     def written_back(self, hkid: int, package: int) -> None:
-        """A package wrote its caches back for the HKID."""
+        """Note that a package wrote its caches back for the HKID."""
         self._write_back_pending[hkid] &= ~(1 << package)
 
     def write_back_pending(self, hkid: int) -> int:
-        """Bitmap of packages that have not."""
+        """Return a bitmap of the packages that have not written their caches back."""
         return self._write_back_pending[hkid]

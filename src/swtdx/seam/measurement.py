@@ -41,12 +41,12 @@ def page_added(td: Td, gpa: int) -> None:
 
 
 def finish(td: Td) -> None:
-    """MRTD is final."""
+    """Compute the final MRTD."""
     td.mrtd = td.mrtd_context.digest()
 
 
 def extend_rtmr(td: Td, index: int, data: bytes) -> None:
     """Extend a run-time measurement register by 48 bytes."""
     td.rtmr[index] = hashlib.sha384(td.rtmr[index] + data).digest()
-    if len(td.rtmr_events) < MAX_EVENTS:  # a guest that extends for ever must not fill the host's memory
+    if len(td.rtmr_events) < MAX_EVENTS:  # a guest in a loop must not fill the host's memory
         td.rtmr_events.append((index, bytes(data)))

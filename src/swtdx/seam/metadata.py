@@ -21,7 +21,7 @@ Access to a single element looks at class and field code; the context is the lea
 non-architectural bits are not compared (KVM passes none of them). A field with several elements has consecutive codes,
 except CPUID_VALUES, whose codes name leaf and sub-leaf.
 
-What a field holds is the business of `metadata_values`; which bits of it a caller may see or change is in
+`metadata_values` has what a field holds; which bits of it a caller may see or change is in
 ``tables/metadata.json``.
 """
 
@@ -102,7 +102,7 @@ class FieldTable:
         self.by_name = {field.name: field for field in fields}
 
     def find(self, identifier: int) -> tuple[Field, int] | None:
-        """(field, element) of an identifier, or None. Of CPUID_VALUES the element is the field code."""
+        """Return (field, element) of an identifier, or None. Of CPUID_VALUES the element is the field code."""
         if self.exact and identifier & ~EXACT_BITS:
             return None
         group = self._by_class.get(identifier >> CLASS_SHIFT & CLASS_MASK)
@@ -127,7 +127,7 @@ def _masks(row: list[str]) -> tuple[int, int]:
 
 @cache
 def system_fields() -> FieldTable:
-    """Fields of TDH.SYS.RD and TDG.SYS.RD; the debug column does not exist there."""
+    """Return the fields of TDH.SYS.RD and TDG.SYS.RD; the debug column does not exist there."""
     fields = []
     for name, field_id, size, num_fields, num_elements, host, guest in load("metadata")["SYS"]:
         masks = ((int(host, 16), 0), (int(host, 16), 0), (int(guest, 16), 0))
@@ -143,7 +143,7 @@ def td_fields(version: ModuleVersion) -> FieldTable:
 
 @cache
 def vcpu_fields(version: ModuleVersion) -> FieldTable:
-    """Fields of a virtual CPU, its VMCS among them (class 0)."""
+    """Return the fields of a virtual CPU, its VMCS among them (class 0)."""
     return FieldTable(_rows(version, "VP_VMCS") + _rows(version, "VP"), exact=version.exact_field_ids)
 
 
@@ -188,7 +188,7 @@ def _checked(table: FieldTable, identifier: int) -> tuple[Field, int]:
 
 
 def merge(table: FieldTable, field: Field, accessor: Accessor, old: int, value: int, mask: int) -> int:
-    """The new value of a field; raises METADATA_FIELD_VALUE_NOT_VALID when a bit that may not change would.
+    """Return the new value of a field; raises METADATA_FIELD_VALUE_NOT_VALID if a fixed bit would change.
 
     Module 1.0 leaves such bits as they are.
     """
@@ -200,12 +200,12 @@ def merge(table: FieldTable, field: Field, accessor: Accessor, old: int, value: 
 
 
 def first(table: FieldTable, accessor: Accessor) -> int:
-    """Identifier of the first field the accessor may read, or NONE."""
+    """Return the identifier of the first field the accessor may read, or NONE."""
     return next((field.field_id for field in table.fields if field.masks[accessor][0]), NONE)
 
 
 def following(table: FieldTable, field: Field, element: int, accessor: Accessor, codes: list[int]) -> int:
-    """Identifier of the next readable element, or NONE. ``codes`` are the codes of CPUID_VALUES."""
+    """Return the identifier of the next readable element, or NONE. ``codes`` are the codes of CPUID_VALUES."""
     if field.name == CPUID_VALUES:
         position = bisect_right(codes, element)
         if position < len(codes):

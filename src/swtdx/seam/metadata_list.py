@@ -28,7 +28,7 @@ Reader = Callable[[Field, int], int]
 
 
 def dump(table: FieldTable, start: int, accessor: Accessor, size: int, read: Reader) -> tuple[bytes, int]:
-    """(list of at most ``size`` bytes, id to go on from or NONE when all fields fitted).
+    """Return (list of at most ``size`` bytes, id to go on from or NONE when all fields fitted).
 
     ``start``: id of the first field, or NONE for the very first. Raises METADATA_FIELD_ID_INCORRECT unless it is the
     first element of a field and names its element size.
@@ -57,7 +57,7 @@ def dump(table: FieldTable, start: int, accessor: Accessor, size: int, read: Rea
 
 
 def _from(table: FieldTable, start: int, accessor: Accessor) -> Iterator[tuple[int, Field, int]]:
-    """The readable fields from ``start`` on, each as (id, table row, number within the row)."""
+    """Yield the readable fields from ``start`` on, each as (id, table row, number within the row)."""
     position, skip = 0, 0
     if start != NONE:
         if start & (metadata.RESERVED_BITS | metadata.LIST_BITS):

@@ -101,7 +101,7 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
 
 
 def read_system(module: TdxModule, field: Field, element: int) -> int:
-    """A field of the module."""
+    """Return a field of the module."""
     value = _SYSTEM.get(field.name, 0)
     return value if isinstance(value, int) else value(module, element)
 
@@ -168,7 +168,7 @@ _TD |= {  # fields of module 1.0 alone
 
 
 def read_td(td: Td, field: Field, element: int) -> int:
-    """A field of a TD; raises METADATA_FIELD_ID_INCORRECT for a CPUID leaf that is not there."""
+    """Return a field of a TD; raises METADATA_FIELD_ID_INCORRECT for a CPUID leaf that does not exist."""
     if field.name == CPUID_VALUES:
         value = td.cpuid.metadata(element)
         if value is None:
@@ -247,7 +247,7 @@ _VCPU: dict[str, Callable[[Vcpu, int], int]] = {
 
 
 def read_vcpu(vcpu: Vcpu, field: Field, element: int) -> int:
-    """A field of a virtual CPU or of its VMCS."""
+    """Return a field of a virtual CPU or of its VMCS."""
     name = field.name
     if field.class_code == 0:
         return vcpu_vmcs.read(vcpu, field.code + element * field.stride)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The TDX module as loaded into the SEAM range: its global state and the SEAMCALL gate.
 
-Leaf functions exclude each other by one lock, which is given back while a guest runs; so of itself a host never meets
-OPERAND_BUSY except on what a running virtual CPU holds: its TD and itself. `contention` makes it meet the rest.
+Leaf functions exclude each other by one lock, which is released while a guest runs. A host therefore gets OPERAND_BUSY
+only for what a running virtual CPU holds: its TD and itself. `contention` produces the other cases.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class TdxModule:
         self.memory.on_broken = self._integrity_broken
 
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
-        """One SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` the registers in and out; returns RAX."""
+        """Serve one SEAMCALL on logical processor ``lp``: ``fn`` is RAX, ``args`` registers in and out; returns RAX."""
         with self.lock:
+            # Look first: one lookup covers reserved bits, version, SYS_STATE and leaf number of a call that passes.
             found = self._open.get(fn)
             if found is None:
                 if lp in self.shut_down_lps:
@@ -105,21 +106,21 @@ class TdxModule:
     def restore(self, state: SysState) -> None:
         """Set SYS_STATE to one that the module had, without a transition."""
         self._state = state
-        # Without SYS_READY every call takes the way past the checks of the dispatcher.
+        # An empty table sends every call through the dispatcher's checks: only SYS_READY may skip them.
         self._open = self.leaves if state is SysState.SYS_READY else {}
 
     def package_of(self, lp: int) -> int:
-        """The package of a logical processor; they are numbered package by package."""
+        """Return the package of a logical processor; they are numbered package by package."""
         return lp * self.platform.packages // self.platform.logical_processors
 
     # --- integrity ----------------------------------------------------------------------------------------------------
 
     def _integrity_broken(self, hpa: int) -> None:
-        """The host has written to a private page, and whoever touches it next takes a machine check.
+        """Handle a host write to a private page: the next access to the page takes a machine check.
 
-        A page of guest memory is the guest's affair. The pages with which the module and the processor run a TD (TDR,
-        TDCX, TDVPR, Secure EPT) cost the TD its life, wherever they are touched. The module's own metadata cost the
-        module its: a machine check in SEAM mode shuts the logical processor down for SEAM, and none can enter again.
+        A page of guest memory matters when the guest reads it. A page with which the module and the processor run a TD
+        (TDR, TDCX, TDVPR, Secure EPT) is fatal to the TD at any access. A page of the module's own metadata is fatal to
+        the module: a machine check in SEAM mode disables the logical processor for SEAM, here all of them.
         """
         if hpa in self.tds:
             self.tds[hpa].die()
@@ -135,7 +136,7 @@ class TdxModule:
     # --- operands -----------------------------------------------------------------------------------------------------
 
     def td(self, hpa: int, operand: Operand) -> Td:
-        """TDR(operand) shared: the TD whose root page this is."""
+        """Return TDR(operand) shared: the TD whose root page this is."""
         td = self.tds.get(hpa)
         if td is None:
             self.pamt.page(hpa, operand, PageType.TDR)
@@ -143,14 +144,14 @@ class TdxModule:
         return td
 
     def td_exclusive(self, hpa: int, operand: Operand) -> Td:
-        """TDR(operand) exclusive: OPERAND_BUSY while a virtual CPU of the TD runs."""
+        """Return TDR(operand) exclusive; raises OPERAND_BUSY while a virtual CPU of the TD runs."""
         td = self.td(hpa, operand)
         if self.pamt.locked(td.pamt_index):
             raise Status(StatusCode.OPERAND_BUSY, operand)
         return td
 
     def vcpu(self, hpa: int, operand: Operand) -> Vcpu:
-        """TDVPR(operand) shared: the virtual CPU whose root page this is."""
+        """Return TDVPR(operand) shared: the virtual CPU whose root page this is."""
         vcpu = self.vcpus.get(hpa)
         if vcpu is None:
             self.pamt.page(hpa, operand, PageType.TDVPR)
@@ -158,7 +159,7 @@ class TdxModule:
         return vcpu
 
     def vcpu_exclusive(self, hpa: int, operand: Operand) -> Vcpu:
-        """TDVPR(operand) exclusive: OPERAND_BUSY while the virtual CPU runs."""
+        """Return TDVPR(operand) exclusive; raises OPERAND_BUSY while the virtual CPU runs."""
         vcpu = self.vcpu(hpa, operand)
         if self.pamt.locked(vcpu.pamt_index):
             raise Status(StatusCode.OPERAND_BUSY, operand)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """MSRs as a TD sees them: ``tables/msr.json`` and the few accesses the module carries out itself.
 
-The table says for each MSR whether a read or write is native, raises #GP(0) or #VE, or is the module's business; what
-it does not list raises #VE. Conditions (PERFMON, XFAM_PT, ...) are decided once for a TD.
+The table has for each MSR whether a read or write is native, raises #GP(0) or #VE, or is carried out by the module; an
+MSR that is not listed raises #VE. Conditions (PERFMON, XFAM_PT, ...) are decided once for a TD.
 
 A native MSR that the processor context holds does not exit at all. One that no context holds (the processor has no
 such feature state) exits, and the module carries the access out as the processor would: it keeps the value.
@@ -97,7 +97,7 @@ class Range(NamedTuple):
 
 @cache
 def ranges() -> tuple[Range, ...]:
-    """The table, ascending."""
+    """Return the table, ascending."""
     return tuple(Range(int(a, 16), int(b, 16), read, write) for _, a, b, read, write in load("msr")["rows"])
 
 
@@ -147,7 +147,7 @@ class MsrPolicy:
         return Access(rule)
 
     def _by_feature(self, index: int) -> Access:
-        """#VE when the feature that brings the MSR is virtualized, #GP(0) when CPUID says it is not there."""
+        """Return #VE if the feature with the MSR is virtualized, #GP(0) if CPUID does not have it."""
         features = self._td.cpuid.values
         ecx1, ecx7, edx7 = features[1, None][2], features[7, 0][2], features[7, 0][3]
         if index == Msr.TSC_DEADLINE:
@@ -163,7 +163,7 @@ class MsrPolicy:
     # --- accesses that exit -------------------------------------------------------------------------------------------
 
     def read(self, vcpu: Vcpu, index: int) -> int:
-        """RDMSR by the guest; raises Refused."""
+        """Execute RDMSR for the guest; raises Refused."""
         access = self.reads.get(index, Access.VE)
         if access is Access.NATIVE:
             return self._read_native(vcpu, index)
@@ -172,7 +172,7 @@ class MsrPolicy:
         raise Refused(access)
 
     def write(self, vcpu: Vcpu, index: int, value: int) -> None:
-        """WRMSR by the guest; raises Refused."""
+        """Execute WRMSR for the guest; raises Refused."""
         access = self.writes.get(index, Access.VE)
         if access is Access.NATIVE:
             self._write_native(vcpu, index, value)
@@ -244,7 +244,7 @@ class MsrPolicy:
 
 
 def _write_efer(vcpu: Vcpu, value: int) -> None:
-    """Only SCE may change; LMA is read-only and ignored."""
+    """Write EFER: only SCE may change; LMA is read-only and ignored."""
     old = vcpu.context.efer
     value = value & ~Efer.LMA | old & Efer.LMA
     if (value ^ old) & ~Efer.SCE:
@@ -253,7 +253,7 @@ def _write_efer(vcpu: Vcpu, value: int) -> None:
 
 
 def _bitmap_quarter(covered: range, accesses: dict[int, Access]) -> bytearray:
-    """1024 bytes of VMX MSR bitmap: 1 exits; clear for native MSRs that the context holds."""
+    """Return 1024 bytes of VMX MSR bitmap: 1 exits; clear for native MSRs that the context holds."""
     quarter = bytearray(b"\xff" * BITMAP_SIZE)
     for index in _passing(covered, accesses):
         bit = index - covered.start

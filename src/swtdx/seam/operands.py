@@ -32,11 +32,11 @@ class HostAddresses:
         return self._hkid_shift
 
     def split(self, pa: int) -> tuple[int, int]:
-        """(HPA without KeyID, KeyID)."""
+        """Return (HPA without KeyID, KeyID)."""
         return pa & ((1 << self._hkid_shift) - 1), (pa & (self._limit - 1)) >> self._hkid_shift
 
     def is_shared(self, hpa: int, alignment: int) -> bool:
-        """Aligned, within the physical address width, KeyID in the shared range."""
+        """Return whether an HPA is aligned, inside the physical address width, and has a shared KeyID."""
         return not (hpa & (alignment - 1) or hpa >= self._limit or hpa >> self._hkid_shift >= self._first_private)
 
     def shared(self, hpa: int, alignment: int, operand: Operand) -> int:
@@ -47,7 +47,7 @@ class HostAddresses:
 
 
 def gpa_and_level(operand: int, lowest: int, highest: int) -> tuple[int, int]:
-    """GPA(lowest, highest): split RCX into GPA and level; raises OPERAND_INVALID|RCX."""
+    """Split RCX into GPA and level, GPA(lowest, highest); raises OPERAND_INVALID|RCX."""
     level = operand & LEVEL_MASK
     gpa = operand & ~LEVEL_MASK
     if operand & GPA_RESERVED or not lowest <= level <= highest or gpa & ((1 << (12 + 9 * level)) - 1):
@@ -56,7 +56,7 @@ def gpa_and_level(operand: int, lowest: int, highest: int) -> tuple[int, int]:
 
 
 def walk(td: Td, gpa: int, level: int, *, exclusive: bool = False) -> tuple[int, int]:
-    """WALK: the Secure-EPT entry of a private GPA at ``level`` as (index, entry).
+    """Return the Secure-EPT entry of a private GPA at ``level`` as (index, entry), WALK.
 
     Raises OPERAND_INVALID|RCX for a GPA that is not private, OPERAND_BUSY|SEPT_TREE, EPT_WALK_FAILED where the tables
     end early. ``exclusive``: the leaf function takes the tree's lock exclusively, so that sharers are in its way, too.
@@ -72,12 +72,12 @@ def walk(td: Td, gpa: int, level: int, *, exclusive: bool = False) -> tuple[int,
 
 
 def walk_failed(td: Td, entry: int, level: int) -> Status:
-    """EPT_WALK_FAILED with the entry at which the walk stopped."""
+    """Return EPT_WALK_FAILED with the entry at which the walk stopped."""
     return Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, **td.version.entry_info(entry, level))
 
 
 def check_entry(td: Td, leaf: str, entry: int, level: int) -> None:
-    """ENTRY(leaf): the entry is not locked, and ``tables/sept_transitions.json`` allows its state.
+    """Check ENTRY(leaf): the entry is not locked, and ``tables/sept_transitions.json`` allows its state.
 
     Raises OPERAND_BUSY|RCX and EPT_ENTRY_STATE_INCORRECT, both with the entry; module 1.0 has other statuses.
     """
@@ -87,7 +87,7 @@ def check_entry(td: Td, leaf: str, entry: int, level: int) -> None:
 
 
 def check_leaf(td: Td, entry: int, level: int) -> None:
-    """The entry at which a walk to level 0 ended maps a page, whatever its size.
+    """Check that the entry at which a walk to level 0 ended maps a page, of any size.
 
     Raises EPT_ENTRY_NOT_PRESENT with the entry at which the walk ended; in module 1.0 EPT_WALK_FAILED where it ended
     early, and EPT_ENTRY_NOT_PRESENT for a page that the guest cannot use.
@@ -102,7 +102,7 @@ def check_leaf(td: Td, entry: int, level: int) -> None:
 
 
 def check_tracked(td: Td, pamt: Pamt, entry: int, level: int, pamt_index: int) -> None:
-    """TRACKED: before a mapping goes away it must be blocked, and every vCPU must have left since.
+    """Check TRACKED: a mapping to be removed is blocked, and every vCPU has exited since.
 
     Raises GPA_RANGE_NOT_BLOCKED (with the entry) or TLB_TRACKING_NOT_DONE; neither before the TD can run.
     """

@@ -109,11 +109,11 @@ class Pamt:
         self._progress = {tdmr.base: tdmr.base for tdmr in tdmrs}
 
     def initialized_up_to(self, base: int) -> int | None:
-        """The HPA up to which the TDMR at ``base`` is initialised; None when no TDMR begins there."""
+        """Return the HPA up to which the TDMR at ``base`` is initialised; None if no TDMR begins there."""
         return self._progress.get(base)
 
     def initialize_slice(self, base: int, hkid: int) -> int:
-        """One step of TDH.SYS.TDMR.INIT for the TDMR at ``base``: returns the new progress as an HPA.
+        """Do one step of TDH.SYS.TDMR.INIT for the TDMR at ``base``; returns the new progress as an HPA.
 
         The metadata becomes private under ``hkid``. Parents (2 MiB, 1 GiB) are written when their first page is.
         """
@@ -151,13 +151,13 @@ class Pamt:
         self.blocks[number] = Block(*((tdmr.pamt[size][0] >> 3) - (tdmr.base >> size.shift) * 2 for size in PageSize))
 
     def lies_in(self, hpa: int) -> bool:
-        """Whether the page at ``hpa`` holds metadata."""
+        """Return whether the page at ``hpa`` holds metadata."""
         return any(base <= hpa < base + size for tdmr in self.tdmrs for base, size in tdmr.pamt)
 
     # --- operands -----------------------------------------------------------------------------------------------------
 
     def free_page(self, hpa: int, operand: Operand) -> int:
-        """HPA4K(operand, PT_NDA) exclusive: the index of the entry of a free 4 KiB page.
+        """Return the entry index of a free 4 KiB page, HPA4K(operand, PT_NDA) exclusive.
 
         Raises the Status of the first check that fails.
         """
@@ -175,14 +175,14 @@ class Pamt:
         return index
 
     def page(self, hpa: int, operand: Operand, page_type: PageType, *, shared: bool = False) -> int:
-        """HPA4K(operand, page_type): the entry index of the 4 KiB page at ``hpa``; raises the failed check's Status."""
+        """Return the entry index of the 4 KiB page at ``hpa``, HPA4K(operand, page_type); raises Status."""
         index, size = self.find(hpa, operand, shared=shared)
         if size is not PageSize.SIZE_4K or self.type_at(index) is not page_type:
             raise Status(StatusCode.PAGE_METADATA_INCORRECT, operand)
         return index
 
     def find(self, hpa: int, operand: Operand, *, shared: bool = False) -> tuple[int, PageSize]:
-        """Form, TDMR and lock checks of a physical page operand: (entry index, size) of the page that contains it."""
+        """Make the form, TDMR and lock checks of a page operand; returns (entry index, size) of the page around it."""
         if hpa & PAGE_OFFSET_MASK or hpa >> self._hkid_shift:
             raise Status(StatusCode.OPERAND_INVALID, operand)
         block = self.blocks.get(hpa >> 30)
@@ -204,7 +204,7 @@ class Pamt:
         return block.bias_4k + (hpa >> 12) * 2, PageSize.SIZE_4K
 
     def free_large_page(self, hpa: int, operand: Operand) -> int:
-        """A free 2 MiB page for MEM.PAGE.AUG: its entry and those of its 512 small pages are PT_NDA."""
+        """Return the entry of a free 2 MiB page for MEM.PAGE.AUG: it and its 512 small pages are PT_NDA."""
         if hpa & 0x1F_FFFF or hpa >> self._hkid_shift:
             raise Status(StatusCode.OPERAND_INVALID, operand)
         block = self.blocks.get(hpa >> 30)
@@ -223,19 +223,19 @@ class Pamt:
     # --- entries ------------------------------------------------------------------------------------------------------
 
     def index_of(self, hpa: int) -> tuple[int, PageSize]:
-        """Entry index and size of a page known to be inside an initialised block."""
+        """Return entry index and size of a page known to be inside an initialised block."""
         return self.search(self.blocks[hpa >> 30], hpa)
 
     def type_at(self, index: int) -> PageType:
-        """Page type of an entry."""
+        """Return the page type of an entry."""
         return PageType((self._qwords[index] & TYPE_MASK) >> TYPE_SHIFT)
 
     def owner_at(self, index: int) -> int:
-        """HPA of the TDR that owns (or last owned) the page of an entry."""
+        """Return the HPA of the TDR that owns (or last owned) the page of an entry."""
         return (self._qwords[index] >> 24) << 12
 
     def epoch_at(self, index: int) -> int:
-        """BEPOCH of an entry."""
+        """Return the BEPOCH of an entry."""
         word: int = self._qwords[index + 1]
         return word
 
@@ -245,7 +245,7 @@ class Pamt:
         self._qwords[index + 1] = 0
 
     def release(self, index: int) -> None:
-        """The page of an entry becomes PT_NDA; the owner field keeps its old value."""
+        """Make the page of an entry PT_NDA; the owner field keeps its old value."""
         self._qwords[index] &= ~BUSY_OR_USED
 
     def block_at(self, index: int, epoch: int) -> None:
@@ -253,35 +253,35 @@ class Pamt:
         self._qwords[index + 1] = epoch
 
     def large(self, hpa: int, size: PageSize) -> int:
-        """Index of the entry that tracks ``hpa`` as a page of this size."""
+        """Return the index of the entry that tracks ``hpa`` as a page of this size."""
         return self.blocks[hpa >> 30][size] + (hpa >> size.shift) * 2
 
     def _smaller(self, hpa: int, size: PageSize) -> slice:
-        """The entries' first words of the 512 pages of the next smaller size."""
+        """Return the entries' first words of the 512 pages of the next smaller size."""
         first = self.large(hpa, PageSize(size - 1))
         return slice(first, first + 1024, 2)
 
     def any_locked(self, hpa: int, size: PageSize) -> bool:
-        """Whether someone holds the entry of a page of this size, or of one of the 512 inside it."""
+        """Return whether the entry of a page of this size, or of one of the 512 inside it, is locked."""
         words = [self._qwords[self.large(hpa, size)], *self._qwords[self._smaller(hpa, size)].tolist()]
         return any(word & LOCK_MASK for word in words)
 
     def merge(self, hpa: int, size: PageSize, owner: int) -> None:
-        """512 private pages become one of ``size``; BEPOCH 0."""
+        """Merge 512 private pages into one of ``size``; BEPOCH 0."""
         inside = self._smaller(hpa, size)
         for index in range(inside.start, inside.stop, 2):
             self.release(index)
         self.assign(self.large(hpa, size), PageType.REG, owner)
 
     def split(self, hpa: int, size: PageSize, owner: int) -> None:
-        """A private page of ``size`` becomes 512 of the next smaller size; BEPOCH 0."""
+        """Split a private page of ``size`` into 512 of the next smaller size; BEPOCH 0."""
         inside = self._smaller(hpa, size)
         for index in range(inside.start, inside.stop, 2):
             self.assign(index, PageType.REG, owner)
         self.release(self.large(hpa, size))
 
     def locked(self, index: int) -> bool:
-        """Whether someone holds the entry's lock."""
+        """Return whether the entry's lock is held."""
         return bool(self._qwords[index] & LOCK_MASK)
 
     def lock_shared(self, index: int) -> None:
@@ -293,7 +293,7 @@ class Pamt:
         self._qwords[index] |= EXCLUSIVE
 
     def unlock_exclusive(self, index: int) -> None:
-        """Let them in again."""
+        """Release the exclusive lock."""
         self._qwords[index] &= ~EXCLUSIVE
 
     def unlock_shared(self, index: int) -> None:

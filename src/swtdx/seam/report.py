@@ -29,14 +29,14 @@ assert (_MAC_STRUCT.size, _TCB_INFO.size, _TD_INFO.size) == (224, 239, 512)
 
 
 def td_info(td: Td) -> bytes:
-    """TDINFO_STRUCT, 512 bytes."""
+    """Return TDINFO_STRUCT, 512 bytes."""
     return _TD_INFO.pack(
         td.attributes, td.xfam, td.mrtd, td.mrconfigid, td.mrowner, td.mrownerconfig, *td.rtmr, td.servtd_hash
     )
 
 
 def tee_tcb_info(identity: Identity) -> bytes:
-    """TEE_TCB_INFO, 239 bytes."""
+    """Return TEE_TCB_INFO, 239 bytes."""
     return _TCB_INFO.pack(
         identity.tcb_info_valid,
         identity.tee_tcb_svn,
@@ -48,7 +48,7 @@ def tee_tcb_info(identity: Identity) -> bytes:
 
 
 def make(td: Td, identity: Identity, report_data: bytes) -> bytes:
-    """A TDREPORT of ``td`` over 64 bytes of report data."""
+    """Return a TDREPORT of ``td`` over 64 bytes of report data."""
     info, tcb = td_info(td), tee_tcb_info(identity)
     head = _MAC_STRUCT.pack(
         REPORT_TYPE_TDX, 0, 0, 0,
@@ -58,10 +58,10 @@ def make(td: Td, identity: Identity, report_data: bytes) -> bytes:
 
 
 def mac(identity: Identity, head: bytes) -> bytes:
-    """The MAC over the first 224 bytes of REPORTMACSTRUCT."""
+    """Return the MAC over the first 224 bytes of REPORTMACSTRUCT."""
     return hmac.digest(identity.report_key, head[:MACED_SIZE], "sha256")
 
 
 def verify(identity: Identity, mac_struct: bytes) -> bool:
-    """Whether a REPORTMACSTRUCT (256 bytes) was made on this machine."""
+    """Return whether a REPORTMACSTRUCT (256 bytes) was made on this machine."""
     return hmac.compare_digest(mac(identity, mac_struct), mac_struct[MACED_SIZE:MAC_STRUCT_SIZE])

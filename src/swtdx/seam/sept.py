@@ -99,7 +99,7 @@ CONDITIONAL_TRANSITIONS: Mapping[str, Mapping[str, Mapping[int, int]]] = {
 }
 """Transitions that depend on more than the entry: by leaf function and condition."""
 FORMER_STATES = 7
-"""The bits of a state number that module 1.0 has: it does not tell tables from pages."""
+"""The bits of a state number that module 1.0 has: its numbers are the same for tables and pages."""
 TLB_TRACKING_REQUIRED = _having("tlb_tracking_required")
 ANY_BLOCKED = _having("any_blocked")
 ANY_PENDING = _having("any_pending")
@@ -121,7 +121,7 @@ _EMPTY = frozenset((SeptState.FREE, SeptState.REMOVED))
 
 
 def _move(old: int, new: int) -> tuple[int, int]:
-    """(bits of an entry to keep, bits to set) for a change of state.
+    """Return (bits of an entry to keep, bits to set) for a change of state.
 
     An entry that stays a page, or stays a table, keeps its HPA and memory type. Any other change makes a new entry.
     """
@@ -167,12 +167,12 @@ def made_by(leaf: str, condition: str = "") -> int:
 
 
 def level_shift(level: int) -> int:
-    """log2 of the bytes that an entry at ``level`` maps: 12, 21, 30, 39, 48."""
+    """Return log2 of the bytes that an entry at ``level`` maps: 12, 21, 30, 39, 48."""
     return 12 + 9 * level
 
 
 def extended_info(entry: int, level: int) -> dict[str, int]:
-    """RCX and RDX of a Secure-EPT error: the entry as the host may see it, its level and state.
+    """Return RCX and RDX of a Secure-EPT error: the entry as the host may see it, its level and state.
 
     The HPA of a non-leaf entry stays hidden; of a free entry only bit 63 shows.
     """
@@ -187,7 +187,7 @@ def extended_info(entry: int, level: int) -> dict[str, int]:
 
 
 def former_info(entry: int, level: int) -> dict[str, int]:
-    """RCX and RDX of a Secure-EPT error as module 1.0 gives them.
+    """Return RCX and RDX of a Secure-EPT error as module 1.0 gives them.
 
     Permissions show as 7 whatever they are, and the HPA of a table shows; there are five states, of pages and tables
     alike: FREE 0, BLOCKED 1, PENDING 2, PENDING_BLOCKED 3, PRESENT 4.
@@ -204,12 +204,12 @@ def former_info(entry: int, level: int) -> dict[str, int]:
 
 
 def wrong_state(entry: int, level: int) -> Status:
-    """EPT_ENTRY_STATE_INCORRECT with the entry that was found."""
+    """Return EPT_ENTRY_STATE_INCORRECT with the entry that was found."""
     return Status(StatusCode.EPT_ENTRY_STATE_INCORRECT, Operand.RCX, **extended_info(entry, level))
 
 
 def locked(entry: int, level: int) -> Status:
-    """OPERAND_BUSY with the entry that another holds locked."""
+    """Return OPERAND_BUSY with the entry, which another logical processor holds."""
     return Status(StatusCode.OPERAND_BUSY, Operand.RCX, **extended_info(entry, level))
 
 
@@ -225,7 +225,7 @@ class SecureEpt:
         self._range, self._table = NOWHERE, 0
 
     def forget(self) -> None:
-        """A table is about to be taken out of the tree: forget the last one that a walk came to.
+        """Forget the last table that a walk reached: a table is about to leave the tree.
 
         The counterpart of the processor's paging-structure cache, for walks that go to the same 2 MiB again and again.
         """

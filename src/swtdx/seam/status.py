@@ -8,13 +8,13 @@ bits    field                    meaning
 62      NON_RECOVERABLE          trying again cannot help
 61      FATAL                    the TD cannot run any more
 60      HOST_RECOVERABILITY_HINT the host may recover and enter the TD again
-47:40   CLASS                    which part of the module says so
+47:40   CLASS                    the kind of status
 39:32   DETAILS_L1               the code within the class
 31:0    DETAILS_L2               operand id; or VMX exit reason of a TD exit; or four bytes of detail
 ======  =======================  ==============================================================================
 
-A check that fails raises `Status`, and by then nothing has been changed. Values without the ERROR bit that are no
-plain success (KEY_CONFIGURED, PAGE_ALREADY_ACCEPTED, ...) are returned the same way.
+A check that fails raises `Status` before anything has been changed. Values without the ERROR bit other than plain
+success (KEY_CONFIGURED, PAGE_ALREADY_ACCEPTED, ...) are returned the same way.
 
 Source: TDX module 1.5.06, completion status codes.
 """
@@ -33,7 +33,7 @@ DETAILS_L2_MASK = 0xFFFF_FFFF
 
 
 class Operand(IntEnum):
-    """Operand ids: which input, structure or lock DETAILS_L2 speaks of."""
+    """Operand ids: which input, structure or lock DETAILS_L2 names. Registers have their x86 numbers."""
 
     RAX = Gpr.RAX
     RCX = Gpr.RCX
@@ -302,7 +302,7 @@ def decode(value: int) -> tuple[StatusCode | FormerStatus | None, int]:
 
 
 def describe(value: int) -> str:
-    """A status as a person reads it: ``OPERAND_INVALID|RCX (0xC000010000000001)``.
+    """Return a status as text: ``OPERAND_INVALID|RCX (0xC000010000000001)``.
 
     >>> describe(0xC000010000000001)
     'OPERAND_INVALID|RCX (0xC000010000000001)'
@@ -334,5 +334,5 @@ class Status(Exception):
 
 
 def detail_bytes(*parts: int) -> int:
-    """DETAILS_L2 made of single bytes, the first lowest (TDMR index, area index, ...)."""
+    """Return DETAILS_L2 made of single bytes, the first lowest (TDMR index, area index, ...)."""
     return int.from_bytes(bytes(part & 0xFF for part in parts), "little")

@@ -114,7 +114,7 @@ class Td:
         """GPA bits that no guest page table may use: an access with one is a reserved-bit page fault."""
         self.debug = False
         self.passes_rbp = False
-        """The guest has selected RBP in a TDVMCALL: not state of the real module, but what its owner should hear of."""
+        """The guest has selected RBP in a TDVMCALL. Not state of the real module; `swtdx run` reports it."""
         self.sept: SecureEpt
         self.cpuid: VirtualCpuid
         self.msrs: MsrPolicy
@@ -127,7 +127,7 @@ class Td:
         self.mrownerconfig = bytes(HASH_SIZE)
         self.rtmr = [bytes(HASH_SIZE)] * NUM_RTMRS
         self.rtmr_events: list[tuple[int, bytes]] = []
-        """What RTMRs were extended with, in order (register, data): for whoever looks into the machine."""
+        """What RTMRs were extended with, in order (register, data): for `MachineKernel.inspect_td`."""
         self.servtd_hash = bytes(HASH_SIZE)
 
     # --- states -------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Td:
         self.admit()
 
     def die(self) -> None:
-        """The TD met an unrecoverable error; its key and pages can only be taken back."""
+        """Mark the TD FATAL after an unrecoverable error; its key and pages can only be reclaimed."""
         self.fatal = True
         self.admit()
 
@@ -169,7 +169,7 @@ class Td:
         self.allowed = LEAVES_ALLOWED[self._op_state] if alive and not self._locks else NO_LEAVES
 
     def check_state(self, leaf: int) -> None:
-        """STATE(leaf): raises the Status of the first check that does not let this leaf function pass."""
+        """Check STATE(leaf): raises the Status of the first check that refuses this leaf function."""
         if leaf in self.allowed:
             return
         if self.fatal:
@@ -178,6 +178,7 @@ class Td:
             raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
         if not self._has_tdcs() and self.version.tdcs_before_op_state:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+        # After the TDCS is known to exist, because the lock is a part of it.
         if leaf not in WITHOUT_OP_STATE_LOCK:
             self.check_lock(Operand.OP_STATE, shared=True)
         if leaf not in LEAVES_ALLOWED[self._op_state]:
@@ -191,12 +192,12 @@ class Td:
     # --- locks --------------------------------------------------------------------------------------------------------
 
     def hold(self, lock: Operand, *, shared: bool) -> None:
-        """Another logical processor takes a lock of this TD. Only then do the checks on the fast paths look for it."""
+        """Take a lock of this TD for another logical processor. The checks on fast paths look at locks only then."""
         self._locks[lock] = shared
         self._contended()
 
     def let_go(self, lock: Operand) -> None:
-        """It gives the lock back."""
+        """Release the other logical processor's lock."""
         del self._locks[lock]
         self._contended()
 
@@ -210,7 +211,7 @@ class Td:
             raise Status(StatusCode.OPERAND_BUSY, lock)
 
     def cannot_walk(self, gpa: int) -> Status:
-        """Why a GPA at or above `gpa_limit` is refused: it is not private, or the Secure EPT is locked."""
+        """Return why a GPA at or above `gpa_limit` is refused: it is not private, or the Secure EPT is locked."""
         if gpa >= self.private_limit:
             return Status(StatusCode.OPERAND_INVALID, Operand.RCX)
         return Status(StatusCode.OPERAND_BUSY, Operand.SEPT_TREE)
@@ -235,16 +236,17 @@ class Td:
     # --- TLB tracking -------------------------------------------------------------------------------------------------
 
     def enter_epoch(self) -> int:
-        """A virtual CPU enters: the epoch it runs in."""
+        """Count a virtual CPU that enters; returns the epoch it runs in."""
         self.refcount[self.epoch & 1] += 1
         return self.epoch
 
     def leave_epoch(self, epoch: int) -> None:
-        """A virtual CPU that entered in ``epoch`` has left."""
+        """Count a virtual CPU that entered in ``epoch`` as exited."""
         self.refcount[epoch & 1] -= 1
 
     def tracked(self, bepoch: int) -> bool:
-        """Whether no processor can still hold a translation that was blocked at ``bepoch``."""
+        """Return whether no processor can still hold a translation that was blocked at ``bepoch``."""
         if bepoch & MIGRATION_FORM:
             return False
+        # Blocked two epochs ago: TDH.MEM.TRACK has waited. One ago: all that ran then must have exited.
         return bepoch < self.epoch - 1 or (bepoch == self.epoch - 1 and self.refcount[bepoch & 1] == 0)

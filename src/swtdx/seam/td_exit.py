@@ -11,7 +11,7 @@ R8    GPA of an EPT exit, page aligned, shared bit kept
 R9    interruption information
 ====  ===========================================================
 
-and zero in every other register. RBP is no part of SeamArgs: it stays the guest's, as with CONFIG_FLAGS.NO_RBP_MOD.
+and zero in every other register. SeamArgs has no RBP: it stays the guest's, as with CONFIG_FLAGS.NO_RBP_MOD.
 """
 
 from __future__ import annotations
@@ -96,6 +96,6 @@ def inject_ud(vcpu: Vcpu) -> None:
 
 
 def advance(vcpu: Vcpu) -> None:
-    """The exiting instruction is done: step over it."""
+    """Step over the exiting instruction, which is done."""
     context = vcpu.context
     context.rip = context.rip + context.instruction_length

@@ -76,7 +76,7 @@ class TdParams:
 
 
 def parse(data: bytes, version: ModuleVersion) -> TdParams:
-    """TD_PARAMS from its 1024 bytes."""
+    """Parse the 1024 bytes of TD_PARAMS."""
     config, offset = {}, CPUID_CONFIG_OFFSET
     for key in config_order(version.tables):
         config[key] = _ENTRY.unpack_from(data, offset)
@@ -134,7 +134,7 @@ class Rules:
             raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
 
     def _check_gpaw(self, params: TdParams, checked: Checked) -> None:
-        """The 52-bit address width needs a fifth level; no other flags."""
+        """Check that a 52-bit address width has a fifth level, and that no other flag is set."""
         if params.config_flags & CONFIG_GPAW_52 and params.sept_levels != FIVE_LEVELS:
             raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
         self._check_config_flags(params, checked)
@@ -197,7 +197,7 @@ class Rules:
                 raise _cpuid_fault(key)
 
     def _check_cpuid_wide(self, params: TdParams, checked: Checked) -> None:
-        """As module 1.0: a bit that the processor lacks may be asked for, and stays 0."""
+        """Check CPUID as module 1.0 does: a bit that the processor lacks may be set, and stays 0."""
         for key, value in params.cpuid_config.items():
             row = rows(self._version.tables)[key]
             masks = zip(value, row.config_direct, row.allow_direct, strict=True)
@@ -245,7 +245,7 @@ class Rules:
 
 
 def _reserved(*fields: str) -> Check:
-    """Members that must be zero."""
+    """Return the rule that these members are zero."""
 
     def check(rules: Rules, params: TdParams, checked: Checked) -> None:
         for name in fields:
@@ -278,19 +278,19 @@ LIMIT_CPUID_MAXVAL = 1 << 22
 
 
 def check_limit_cpuid_maxval(read: Callable[[int], int]) -> None:
-    """IA32_MISC_ENABLE does not limit CPUID; raises LIMIT_CPUID_MAXVAL_SET."""
+    """Check that IA32_MISC_ENABLE does not limit CPUID; raises LIMIT_CPUID_MAXVAL_SET."""
     if native_msr(read, Msr.MISC_ENABLE) & LIMIT_CPUID_MAXVAL:
         raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
 
 
 def check_tsc_adjust(read: Callable[[int], int], at_init: int) -> None:
-    """IA32_TSC_ADJUST is what it was at SYS.INIT; raises INCONSISTENT_MSR|0x3B."""
+    """Check that IA32_TSC_ADJUST is what it was at SYS.INIT; raises INCONSISTENT_MSR|0x3B."""
     if native_msr(read, Msr.TSC_ADJUST) != at_init:
         raise Status(StatusCode.INCONSISTENT_MSR, Msr.TSC_ADJUST)
 
 
 def native_msr(read: Callable[[int], int], index: int) -> int:
-    """A native MSR, 0 where the processor has none."""
+    """Return a native MSR, 0 where the processor has none."""
     try:
         return read(index)
     except KeyError:

@@ -27,7 +27,7 @@ Area = tuple[int, int]
 
 @dataclass(frozen=True)
 class MemoryRules:
-    """What TDMRs are held against: convertible memory, and the HPA bits that are no KeyID."""
+    """What TDMRs are checked against: convertible memory, and the HPA bits below the KeyID."""
 
     cmrs: tuple[Area, ...]
     address_limit: int
@@ -35,7 +35,7 @@ class MemoryRules:
 
 
 def parse(data: bytes) -> Tdmr:
-    """A TDMR_INFO as written by the host, unchecked; reserved areas are still offsets, all 16 of them."""
+    """Parse a TDMR_INFO, unchecked; reserved areas are still offsets, all 16 of them."""
     words = _LAYOUT.unpack(data)
     areas = tuple(zip(words[8::2], words[9::2], strict=True))
     return Tdmr(words[0], words[1], ((words[6], words[7]), (words[4], words[5]), (words[2], words[3])), areas)
@@ -71,7 +71,7 @@ def _check_region(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRul
 
 
 def _check_reserved(number: int, tdmr: Tdmr) -> tuple[Area, ...]:
-    """Reserved areas are sorted, disjoint, page aligned and inside the TDMR; a null one ends the list."""
+    """Check that reserved areas are sorted, disjoint, page aligned and inside the TDMR; a null one ends the list."""
     areas: list[Area] = []
     ended = False
     for j, (offset, size) in enumerate(tdmr.reserved):
@@ -105,7 +105,7 @@ def _check_pamt(number: int, tdmr: Tdmr, size: PageSize, earlier: list[Tdmr], ru
 
 
 def available(tdmr: Tdmr) -> list[Area]:
-    """The parts of a TDMR between its (absolute) reserved areas."""
+    """Return the parts of a TDMR between its (absolute) reserved areas."""
     parts, start = [], tdmr.base
     for area, size in tdmr.reserved:
         if area > start:
@@ -117,12 +117,12 @@ def available(tdmr: Tdmr) -> list[Area]:
 
 
 def overlap(first: Area, second: Area) -> bool:
-    """Whether two (base, size) areas share a byte."""
+    """Return whether two (base, size) areas share a byte."""
     return first[0] < second[0] + second[1] and second[0] < first[0] + first[1]
 
 
 def covered(area: Area, cmrs: tuple[Area, ...]) -> bool:
-    """Whether an area lies in convertible memory; adjacent CMRs count as one."""
+    """Return whether an area lies in convertible memory; adjacent CMRs count as one."""
     position, end = area[0], area[0] + area[1]
     for base, size in sorted(cmrs):
         if base <= position < base + size:

@@ -41,7 +41,7 @@ _VECTORS[20] = "#VE"
 
 @cache
 def _row(kind: str, key: str, version: int) -> tuple[Operands, Operands]:
-    """(inputs, outputs) of a leaf, each as (register, name)."""
+    """Return (inputs, outputs) of a leaf, each as (register, name)."""
     inputs, outputs = load("operands")[kind].get(key, ["", ""])[-2:]
     return _parsed(inputs, version), _parsed(outputs, version)
 
@@ -57,7 +57,7 @@ def _parsed(text: str, version: int) -> Operands:
 
 
 def status_text(status: int) -> str:
-    """A completion status in words.
+    """Return a completion status in words.
 
     >>> status_text(0), status_text(0xC000010000000008), status_text(0x8000020000000092)
     ('SUCCESS', 'OPERAND_INVALID|R8', 'OPERAND_BUSY|SEPT_TREE')
@@ -84,7 +84,7 @@ class SeamTracer:
         self._emit = emit
 
     def module(self, module: TdxModule) -> TracedModule:
-        """What to load into the processor in place of ``module``."""
+        """Return what to load into the processor in place of ``module``."""
         return TracedModule(module, self._emit)
 
     def vm_exit(self, exit: VmExit) -> None:
@@ -187,7 +187,7 @@ def _tdcall(exit: VmExit) -> Tdcall:
 
 
 def _vmcall(gpr: tuple[int, ...]) -> tuple[str, Operands, Operands]:
-    """What a TDG.VP.VMCALL asks for: (function, inputs, outputs) by the GHCI, or a KVM hypercall."""
+    """Return what a TDG.VP.VMCALL requests: (function, inputs, outputs) by the GHCI, or a KVM hypercall."""
     if gpr[10]:
         return f"hypercall {gpr[10]:#x}", (), ()
     function = gpr[11]

@@ -41,7 +41,7 @@ INITIAL_FMASK = Rflags.IF | Rflags.VM
 INITIAL_EFER = Efer.SCE | Efer.LME | Efer.NXE
 RESET_VECTOR = 0xFFFF_FFF0
 UNSET_POSTED_VECTOR = 0xFFFF
-UNSET_DESCRIPTOR = 0xFFFF_FFFF_FFFF_FFC0  # all ones, as far as the field is writable (64-byte aligned)
+UNSET_DESCRIPTOR = 0xFFFF_FFFF_FFFF_FFC0  # all ones in the writable bits (64-byte aligned)
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Vcpu:
             self.td.num_associated += 1
 
     def disassociate(self) -> None:
-        """TDH.VP.FLUSH: no processor holds anything of it any more."""
+        """Release the virtual CPU from its processor, which holds nothing of it any more (TDH.VP.FLUSH)."""
         self.lp = NO_LP
         self.td.num_associated -= 1
 
@@ -118,7 +118,7 @@ class Vcpu:
 
 
 def reset(vcpu: Vcpu, *, initial_rcx: int, family_model_stepping: int) -> None:
-    """The architectural state that TDH.VP.INIT gives: 32-bit protected mode without paging at 4 GiB - 16."""
+    """Set the state that TDH.VP.INIT gives: 32-bit protected mode without paging at 4 GiB - 16."""
     context, td = vcpu.context, vcpu.td
     registers = [0] * 16
     registers[Gpr.RCX] = registers[Gpr.R8] = initial_rcx
@@ -150,7 +150,7 @@ def reset(vcpu: Vcpu, *, initial_rcx: int, family_model_stepping: int) -> None:
 
 
 def control(vcpu: Vcpu) -> None:
-    """The VMCS controls of a TD: what exits, which Secure EPT is walked, virtual APIC, virtual TSC."""
+    """Set the VMCS controls of a TD: what exits, which Secure EPT is walked, virtual APIC, virtual TSC."""
     context, td = vcpu.context, vcpu.td
     context.tdx_mode = True
     context.exception_bitmap = EXCEPTION_BITMAP
@@ -164,12 +164,12 @@ def control(vcpu: Vcpu) -> None:
 
 
 def owned_cr4(td: Td) -> int:
-    """CR4 bits whose change exits: fixed ones, and those of features that the TD was not given."""
+    """Return the CR4 bits whose change exits: fixed ones, and those of features that the TD lacks."""
     return CR4_OWNED | forbidden_cr4(td)
 
 
 def forbidden_cr4(td: Td) -> int:
-    """CR4 bits that raise #GP(0) when set, because XFAM or ATTRIBUTES lack the feature."""
+    """Return the CR4 bits that raise #GP(0) when set, because XFAM or ATTRIBUTES lack the feature."""
     forbidden: int = Cr4.KL
     if not td.xfam & XFeature.PKRU:
         forbidden |= Cr4.PKE

@@ -69,7 +69,7 @@ _RSP, _DR7 = 0x681C, 0x681A
 
 
 def read(vcpu: Vcpu, code: int) -> int:
-    """The VMCS field with encoding ``code``; zero for controls that are not used here."""
+    """Return the VMCS field with encoding ``code``; zero for controls that are not used here."""
     fixed: dict[int, int] = {
         Encoding.POSTED_INTERRUPT_VECTOR: vcpu.posted_vector,
         Encoding.POSTED_INTERRUPT_DESCRIPTOR: vcpu.posted_descriptor,
@@ -164,7 +164,7 @@ def _write_guest_state(vcpu: Vcpu, code: int, value: int) -> None:
 
 
 def _segment_part(code: int) -> tuple[Segment, int] | None:
-    """(segment register, part of its tuple) for a selector, base, limit or access-rights field."""
+    """Return (segment register, part of its tuple) for a selector, base, limit or access-rights field."""
     for first, count, part in ((_SELECTORS, 8, 0), (_BASES, 10, 1), (_LIMITS, 10, 2), (_RIGHTS, 8, 3)):
         if code & 1 == 0 and 0 <= code - first < 2 * count:
             return _SEGMENTS[(code - first) // 2], part
@@ -172,7 +172,7 @@ def _segment_part(code: int) -> tuple[Segment, int] | None:
 
 
 def interrupt_pending(vcpu: Vcpu) -> bool:
-    """VCPU_STATE_DETAILS bit 0: a virtual interrupt would be delivered (RVI above the processor priority).
+    """Return VCPU_STATE_DETAILS bit 0: a virtual interrupt would be delivered (RVI above the processor priority).
 
     RVI counts what the posted-interrupt descriptor holds only once the processor has synchronised it.
     """

@@ -116,14 +116,14 @@ class ModuleVersion:
         return bool(self.renamed) or not self.fatal_bit
 
     def wrong_op_state(self, leaf: int, state: OpState) -> Status:
-        """Why a leaf function does not pass in this OP_STATE."""
+        """Return why a leaf function is refused in this OP_STATE."""
         errors = self.op_state_errors
         if not errors:
             return Status(StatusCode.OP_STATE_INCORRECT)
         return Status(errors[_NAMES[leaf]] if _NAMES[leaf] in errors else errors[state.name])
 
     def check_entry(self, leaf: str, entry: int, level: int) -> None:
-        """Whether a leaf function may act on an entry that nobody holds locked; raises the Status of a failed check."""
+        """Check that a leaf function may act on an unlocked entry; raises the Status of a failed check."""
         if self.entry_states:
             if entry & STATE_MASK not in sept.ALLOWED[leaf]:
                 raise sept.wrong_state(entry, level)
@@ -134,11 +134,11 @@ class ModuleVersion:
                 raise Status(status, Operand.RCX)
 
     def entry_info(self, entry: int, level: int) -> dict[str, int]:
-        """RCX and RDX for an entry that is shown to the host."""
+        """Return RCX and RDX for an entry that is shown to the host."""
         return sept.extended_info(entry, level) if self.entry_states else sept.former_info(entry, level)
 
     def present(self, status: int, leaf: int | None) -> tuple[int, bool]:
-        """A status of 1.5 as this version says it, and whether it still shows an entry in RCX and RDX."""
+        """Translate a status of 1.5 into this version's; returns it and whether RCX and RDX still show an entry."""
         code, details = status & ~DETAILS_L2_MASK, status & DETAILS_L2_MASK
         new = self.renamed.get((leaf, code)) or self.renamed.get((None, code))
         shows = True
@@ -177,7 +177,7 @@ def _renamed(rows: Mapping[str, list[str | None]]) -> Mapping[tuple[int | None, 
 
 @cache
 def module_version(name: str) -> ModuleVersion:
-    """The version called ``name``; raises ValueError when there is none."""
+    """Return the version called ``name``; raises ValueError if it does not exist."""
     rows: dict[str, dict[str, Any]] = load("versions")["versions"]
     if name not in rows:
         raise ValueError(f"TDX module {name} is not available; there are {', '.join(rows)}")

@@ -24,7 +24,7 @@ class TableError(ValueError):
 
 @cache
 def load(name: str) -> dict[str, Any]:
-    """The table ``name`` as parsed JSON, checked: its version, its rows' shape and the names it refers to.
+    """Return the table ``name`` as parsed JSON, checked: its version, its rows' shape and the names it refers to.
 
     Raises TableError with the first thing found wrong.
     """
@@ -44,7 +44,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def registers(text: str) -> tuple[int, int, int, int]:
-    """``"eax ebx ecx edx"`` in hexadecimal as four integers."""
+    """Return ``"eax ebx ecx edx"`` in hexadecimal as four integers."""
     eax, ebx, ecx, edx = (int(part, 16) for part in text.split())
     return eax, ebx, ecx, edx
 

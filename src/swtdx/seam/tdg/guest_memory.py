@@ -31,7 +31,7 @@ PENDING_EXIT = int(ExtendedType.PENDING_EPT_VIOLATION)
 
 
 def ept_violation(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """An access that the EPT did not let through."""
+    """Handle an access that the EPT did not allow."""
     context, td = vcpu.context, vcpu.td
     gpa, qualification = context.guest_physical_address, context.exit_qualification
     gla_valid = qualification & QUALIFICATION_GLA_VALID
@@ -49,7 +49,7 @@ def ept_violation(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def private_violation(vcpu: Vcpu, args: Args, gpa: int, qualification: int, gla: int) -> int | None:
-    """An access to private memory that is not mapped, pending or blocked.
+    """Handle an access to private memory that is not mapped, pending or blocked.
 
     The zero-step defence, which logs repeated faults at one instruction, is not reproduced.
     """
@@ -73,7 +73,7 @@ def _private_exit(vcpu: Vcpu, args: Args, gpa: int, qualification: int, extended
 
 
 def reserved_bit_fault(vcpu: Vcpu, qualification: int) -> None:
-    """#PF as the processor raises it for a page-table entry with a reserved bit."""
+    """Raise #PF as the processor does for a page-table entry with a reserved bit."""
     error = PF_PRESENT | PF_RESERVED
     if qualification & WRITE:
         error |= PF_WRITE
@@ -86,12 +86,12 @@ def reserved_bit_fault(vcpu: Vcpu, qualification: int) -> None:
 
 
 def ept_misconfiguration(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """Only the host's shared tables can be malformed."""
+    """Pass a misconfigured EPT entry to the host: only its shared tables can be malformed."""
     return asynchronous(vcpu, args, ExitReason.EPT_MISCONFIG, gpa=vcpu.context.guest_physical_address)
 
 
 def private_hpa(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int, access: int) -> int:
-    """Where the module finds private memory that a TDCALL names (the caller has checked that the GPA is private).
+    """Return where private memory that a TDCALL names is (the caller has checked that the GPA is private).
 
     Raises Interrupted when the guest itself could not access it: then it is as if the guest had tried. That ends the
     TD where the host has broken the page's integrity (the real module takes the machine check itself, and is lost).
@@ -107,7 +107,7 @@ def private_hpa(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int, access: int
 
 
 def machine_check(vcpu: Vcpu, args: Args, interruption: int, qualification: int = 0) -> int:
-    """The TD has met a line whose integrity is broken: it is dead, and the host is told."""
+    """Kill the TD after a machine check on a line whose integrity is broken, and report it to the host."""
     vcpu.td.die()
     dead = StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE
     return asynchronous(
@@ -116,7 +116,7 @@ def machine_check(vcpu: Vcpu, args: Args, interruption: int, qualification: int 
 
 
 def shared_hpa(vcpu: Vcpu, args: Args, gpa: int, access: int, qwords: memoryview) -> int:
-    """Where the module finds shared memory that a TDCALL names: the walk of the host's EPT.
+    """Return where shared memory that a TDCALL names is: walk the host's EPT.
 
     Raises Interrupted: #VE where the entry lets it, else a TD exit.
     """

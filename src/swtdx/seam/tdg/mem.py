@@ -43,6 +43,7 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     if gpa >= td.gpa_limit:
         raise td.cannot_walk(gpa)
     index, entry, reached = td.sept.walk(gpa, level)
+    # Look first: a guest that boots accepts each of its pages once.
     if reached != level or entry & STATE_OR_LOCK != PENDING:
         _check(vcpu, args, gpa, level, entry, reached)
     hpa = entry & HPA_MASK
@@ -52,6 +53,7 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
         entry &= ~ACCEPT_COUNTER
         end = hpa + sept.ENTRIES * PAGE_SIZE
         for page in range(first, end, PAGE_SIZE):
+            # Zeroing 2 MiB takes long enough to delay the host's interrupts.
             if module.contention.interrupted(vcpu.lp):
                 if page > first:
                     memory.clear_range(first, page - first, td.hkid)
@@ -76,7 +78,7 @@ def check_guest_lock(entry: int) -> None:
 
 
 def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> None:
-    """Everything but a pending page at the requested level; returns for the other acceptable state."""
+    """Handle everything but a pending page at the requested level; returns for the other acceptable state."""
     check_guest_lock(entry)
     state = entry & STATE_MASK
     accessible = state in sept.GUEST_ACCESSIBLE
@@ -93,7 +95,7 @@ def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: in
 
 
 def _violation(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> Interrupted:
-    """The host is told what the guest wanted to accept, and where the Secure EPT ends."""
+    """Report to the host what the guest wanted to accept, and where the Secure EPT ends."""
     leaf = 1 if entry & LEAF else 0
     info = level | reached << 3 | sept.ARCH_STATE[entry & STATE_MASK] << 6 | leaf << 14
     return Interrupted(

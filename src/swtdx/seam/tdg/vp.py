@@ -25,7 +25,7 @@ GUEST = Accessor.GUEST
 
 @tdcall_leaf("TDG.VP.INFO")
 def tdg_vp_info(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """GPA width, attributes, numbers of virtual CPUs, own index."""
+    """Return GPA width, attributes, numbers of virtual CPUs and the own index."""
     td, gpr = vcpu.td, vcpu.context.gpr
     gpr[RCX], gpr[RDX] = td.gpaw, td.attributes
     gpr[R8], gpr[R9] = td.num_vcpus | td.max_vcpus << 32, vcpu.index
@@ -35,7 +35,7 @@ def tdg_vp_info(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 
 @tdcall_leaf("TDG.VP.VEINFO.GET", clears=(RCX, RDX, R8, R9, R10))
 def tdg_vp_veinfo_get(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """What the last #VE was about; the next one may come."""
+    """Return what the last #VE was about, and allow the next one."""
     info, context = vcpu.ve, vcpu.context
     if not info.valid:
         raise Status(StatusCode.NO_VALID_VE_INFO)
@@ -60,7 +60,7 @@ def tdg_vp_cpuidve_set(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 
 
 def _own_vm(vcpu: Vcpu) -> None:
-    """RCX names the TD or virtual CPU: only oneself, 0."""
+    """Check that RCX names the own TD or virtual CPU: 0."""
     if vcpu.context.gpr[RCX]:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
 

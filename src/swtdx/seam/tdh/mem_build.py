@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Private memory coming: TDH.MEM.SEPT.ADD, MEM.PAGE.ADD, MR.EXTEND, MR.FINALIZE and MEM.PAGE.AUG.
+"""Adding private memory: TDH.MEM.SEPT.ADD, MEM.PAGE.ADD, MR.EXTEND, MR.FINALIZE and MEM.PAGE.AUG.
 
 Before the TD is finalized pages are added with content and measured; afterwards they are augmented: pending, without
 content, until the guest accepts them.
@@ -54,6 +54,7 @@ def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> in
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level)
     check_entry(td, "TDH_MEM_SEPT_ADD", entry, level)
+    # Two host threads may add the same table; with ALLOW_EXISTING the second one succeeds and keeps its page.
     existing = entry & STATE_MASK != SeptState.FREE
     no_page = args.r8 == NULL_PAGE
     if no_page:
@@ -81,6 +82,7 @@ def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> in
 @leaf("TDH.MEM.PAGE.ADD", clears=("rcx", "rdx"))
 def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
     """Add a page with content copied from the host, and measure its address."""
+    # Exclusive: the measurement is one stream, and two calls at once would have no order.
     td = module.td_exclusive(args.rdx, Operand.RDX)
     if PAGE_ADD not in td.allowed:
         td.check_state(PAGE_ADD)
@@ -94,6 +96,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
         check_entry(td, "TDH_MEM_PAGE_ADD", entry, 0)
     source = module.host.shared(args.r9, PAGE_SIZE, Operand.R9)
     page = module.pamt.free_page(hpa, Operand.R8)
+    # Read before the page gets its key: source and target may be the same page, added in place.
     content = module.read_host(source, PAGE_SIZE)
     module.memory.set_key(hpa, td.hkid)
     module.memory.raw[hpa : hpa + PAGE_SIZE] = content
@@ -108,6 +111,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.MR.EXTEND", clears=("rcx", "rdx"))
 def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     """Measure 256 bytes of a page that was added."""
+    # Look first (see the package's docstring): this leaf runs sixteen times for each page of an image.
     td, memory = module.tds.get(args.rdx), module.memory
     if td is None or memory.qwords[td.pamt_index] & LOCK_MASK:
         td = module.td_exclusive(args.rdx, Operand.RDX)
@@ -120,6 +124,7 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
     if entry & STATE_MASK != MAPPED:
         check_leaf(td, entry, level)
         raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT)
+    # The walk to level 0 may end at a large page.
     offset = (1 << (12 + 9 * level)) - 1 if level else PAGE_OFFSET_MASK
     hpa = entry & HPA_MASK & ~offset | gpa & offset
     td.mrtd_context.update(extension(MR_EXTEND_BLOCK, gpa, memory.raw[hpa : hpa + CHUNK_SIZE].tobytes()))
@@ -129,7 +134,7 @@ def tdh_mr_extend(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.MR.FINALIZE")
 def tdh_mr_finalize(module: TdxModule, args: Args, lp: int) -> int:
-    """The initial image is complete: MRTD is final and the TD can run."""
+    """Complete the initial image: MRTD is final and the TD can run."""
     td = module.td_exclusive(args.rcx, Operand.RCX)
     td.check_state(MR_FINALIZE)
     if not td.num_vcpus and td.version.finalize_needs_vcpus:
@@ -142,6 +147,7 @@ def tdh_mr_finalize(module: TdxModule, args: Args, lp: int) -> int:
 @leaf("TDH.MEM.PAGE.AUG", clears=("rcx", "rdx"))
 def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
     """Map a page as pending; its content is not touched until the guest accepts it."""
+    # Look first: a guest that boots touches each of its pages once. The TDR is only shared, so no lock is tried.
     td = module.tds.get(args.rdx) or module.td(args.rdx, Operand.RDX)
     if PAGE_AUG not in td.allowed:
         td.check_state(PAGE_AUG)

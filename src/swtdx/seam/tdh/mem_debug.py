@@ -39,7 +39,7 @@ def tdh_mem_wr(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def _locate(module: TdxModule, args: Args, number: int, name: str) -> int:
-    """Checks common to both; the index of the 64-bit word in physical memory."""
+    """Make the checks common to both; returns the index of the 64-bit word in physical memory."""
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(number)
     if not td.debug:

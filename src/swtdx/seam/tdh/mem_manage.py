@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Private memory going: TDH.MEM.RANGE.BLOCK, RANGE.UNBLOCK, MEM.TRACK, PAGE.REMOVE, SEPT.REMOVE; and SEPT.RD.
+"""Removing private memory: TDH.MEM.RANGE.BLOCK, RANGE.UNBLOCK, MEM.TRACK, PAGE.REMOVE, SEPT.REMOVE; and SEPT.RD.
 
 A mapping that a running TD may have in its TLBs is first blocked, then tracked (MEM.TRACK begins a new epoch, and
 every virtual CPU that ran in the old one must leave), then removed.
@@ -32,14 +32,14 @@ REMOVED_DURING_IMPORT = sept.made_by("TDH_MEM_PAGE_REMOVE", "import in progress"
 
 
 def mapped_page(entry: int, level: int) -> int:
-    """HPA of the page or Secure-EPT page that an entry points to; without the acceptance progress of a pending one."""
+    """Return the HPA that an entry points to, without the acceptance progress of a pending page."""
     hpa = entry & HPA_MASK
     return hpa & ~((1 << (12 + 9 * level)) - 1) if entry & sept.LEAF else hpa
 
 
 @leaf("TDH.MEM.RANGE.BLOCK", clears=("rcx", "rdx"))
 def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
-    """Take a mapping away from new translations, and note the epoch."""
+    """Block a mapping for new translations, and note the epoch."""
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(RANGE_BLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
@@ -51,6 +51,7 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     check_entry(td, "TDH_MEM_RANGE_BLOCK", entry, level)
     hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
+    # The epoch of the block decides later whether a virtual CPU can still have the translation (`Td.tracked`).
     module.pamt.block_at(page, td.epoch)
     module.memory.qwords[entry_index] = sept.after("TDH_MEM_RANGE_BLOCK", entry & ~HPA_MASK | hpa)
     td.sept.forget()
@@ -60,7 +61,7 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.MEM.RANGE.UNBLOCK", clears=("rcx", "rdx"))
 def tdh_mem_range_unblock(module: TdxModule, args: Args, lp: int) -> int:
-    """Give a blocked and tracked mapping back."""
+    """Unblock a blocked and tracked mapping."""
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(RANGE_UNBLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
@@ -80,6 +81,7 @@ def tdh_mem_track(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td(args.rcx, Operand.RCX)
     td.check_state(MEM_TRACK)
     td.check_lock(Operand.TD_EPOCH)
+    # Two epochs can be told apart by their parity only: none of the one before may still be running.
     if td.refcount[1 - (td.epoch & 1)]:
         raise Status(StatusCode.PREVIOUS_TLB_EPOCH_BUSY)
     td.epoch += 1
@@ -99,6 +101,7 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     if module.pamt.locked(page):
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, module.pamt, entry, level, page)
+    # During an import the entry must show that the page was there, so that it is not imported a second time.
     module.memory.qwords[entry_index] = REMOVED_DURING_IMPORT if td.op_state in IMPORT_IN_PROGRESS else REMOVED
     module.pamt.release(page)
     td.child_count -= 1 << (9 * level)
@@ -122,6 +125,7 @@ def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) ->
     if module.memory.raw[hpa : hpa + PAGE_SIZE].tobytes() != sept.FREE_PAGE:
         raise Status(StatusCode.EPT_PAGE_NOT_FREE, Operand.RCX, **sept.extended_info(entry, level))
     module.memory.qwords[entry_index] = TABLE_REMOVED
+    # A walk that starts at the removed table would read a page that is already in another use.
     td.sept.forget()
     module.pamt.release(page)
     td.child_count -= 1

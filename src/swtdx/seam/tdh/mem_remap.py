@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same private memory, mapped otherwise: TDH.MEM.PAGE.RELOCATE, PAGE.PROMOTE and PAGE.DEMOTE.
+"""Changing how private memory is mapped: TDH.MEM.PAGE.RELOCATE, PAGE.PROMOTE and PAGE.DEMOTE.
 
-RELOCATE moves a page to another place in physical memory. PROMOTE makes one large page of 512 smaller ones that lie
-side by side, and gives the Secure-EPT page back that held their entries; DEMOTE is the reverse. All three take a
-translation away that a running TD may use, and demand a blocked and tracked mapping as a removal does.
+RELOCATE moves a page to another place in physical memory. PROMOTE makes one large page of 512 contiguous smaller ones,
+and returns the Secure-EPT page that held their entries; DEMOTE is the reverse. All three remove a translation that a
+running TD may have in its TLBs, and require a blocked and tracked mapping as a removal does.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, pamt, entry, level, old_page)
     new_page = pamt.free_page(new, Operand.R8)
+    # A pending page is zeroed when the guest accepts it, so there is no content yet.
     if entry & STATE_MASK not in ANY_PENDING:
         module.take_page(new, td.hkid, memory.raw[old : old + PAGE_SIZE].tobytes())
-        if memory.integrity_broken(old):  # the real module takes the machine check itself; here whoever reads it next
+        if memory.integrity_broken(old):  # the real module takes the machine check itself; here the next reader does
             memory.break_integrity(new)
     memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_RELOCATE", entry & ~HPA_MASK | new)
     pamt.assign(new_page, PageType.REG, td.hpa)
@@ -58,7 +59,7 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
 
 @versioned_leaf("TDH.MEM.PAGE.PROMOTE", clears=("rcx", "rdx"))
 def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -> int:
-    """Merge 512 pages into one of the next size; RCX: HPA of the Secure-EPT page that is free now."""
+    """Merge 512 pages into one of the next size; RCX: HPA of the released Secure-EPT page."""
     td, pamt = module.td(args.rdx, Operand.RDX), module.pamt
     td.check_state(PROMOTE)
     gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
@@ -70,6 +71,7 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
         raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     check_tracked(td, pamt, entry, level, table_page)
     merged = _merged(module, td, table, entry, level)
+    # The last check: the host repeats the call with the same registers, and nothing has been changed.
     if td.version.interrupts_remapping and module.contention.interrupted(lp):
         raise Status(StatusCode.INTERRUPTED_RESTARTABLE, rcx=args.rcx, rdx=args.rdx)
     hpa = merged & HPA_MASK
@@ -89,7 +91,7 @@ def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -
 
 
 def _merged(module: TdxModule, td: Td, table: int, entry: int, level: int) -> int:
-    """The leaf that replaces a table of 512 leaves which are alike and lie side by side.
+    """Return the leaf that replaces a table of 512 leaves with equal attributes and contiguous pages.
 
     Raises OPERAND_BUSY for a locked one, EPT_INVALID_PROMOTE_CONDITIONS with the parent's entry.
     """

@@ -38,7 +38,7 @@ MAX_GPA_BITS = 52
 
 @leaf("TDH.MNG.CREATE")
 def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
-    """Make a TD out of a page and a free private KeyID."""
+    """Create a TD from a page and a free private KeyID."""
     hpa = args.rcx
     hkid = module.kot.check_private(args.rdx, Operand.RDX)
     index = module.pamt.free_page(hpa, Operand.RCX)
@@ -46,6 +46,7 @@ def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
     module.kot.check_free(hkid)
     if module.version.entropy_checks:
         module.contention.check_entropy()
+    # The TDR outlives the TD's key, because reclaiming the other pages needs it: it is under the module's key.
     module.take_page(hpa, module.global_hkid, ZERO_PAGE)
     module.kot.advance(hkid, Event.MNG_CREATE)
     module.pamt.assign(index, PageType.TDR, 0)
@@ -65,6 +66,7 @@ def tdh_mng_key_config(module: TdxModule, args: Args, lp: int) -> int:
     if td.packages_configured & package:
         raise Status(StatusCode.KEY_CONFIGURED)
     module.contention.check_key_generation()
+    # One key for all packages: the first call makes it, the others program the same one.
     if not td.packages_configured:
         module.memory.create_key(td.hkid)
     td.packages_configured |= package
@@ -117,7 +119,7 @@ def tdh_mng_init(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> None:
-    """Give a TD everything that follows from its checked parameters."""
+    """Set everything in a TD that follows from its checked parameters."""
     td.params = replace(params, cpuid_config=checked.cpuid_config)
     td.attributes, td.xfam, td.config_flags = params.attributes, params.xfam, params.config_flags
     td.max_vcpus, td.num_l2_vms = params.max_vcpus, params.num_l2_vms
@@ -145,7 +147,7 @@ def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> 
 
 
 def illegal_gpa_bits(td: Td) -> int:
-    """Bits 48 up to the virtual MAXPA of a 48-bit TD, and bits from the virtual MAXPA to 51 except the shared bit."""
+    """Return bits 48 up to the virtual MAXPA of a 48-bit TD, and the virtual MAXPA to 51 except the shared bit."""
     maxpa = td.virt_maxpa if td.config_flags & CONFIG_MAXPA_VIRT else MAX_GPA_BITS
     above = (1 << MAX_GPA_BITS) - (1 << maxpa)
     between = (1 << maxpa) - (1 << td.gpaw) if td.gpaw < maxpa else 0
@@ -154,13 +156,14 @@ def illegal_gpa_bits(td: Td) -> int:
 
 @leaf("TDH.MNG.VPFLUSHDONE")
 def tdh_mng_vpflushdone(module: TdxModule, args: Args, lp: int) -> int:
-    """No virtual CPU is on any processor: the TD's key is given up, its caches must be written back."""
+    """Release the TD's key once no virtual CPU is associated; caches must be written back next."""
     td = module.td_exclusive(args.rcx, Operand.RCX)
     module.contention.check(Operand.KOT)
     if td.lifecycle not in (LifecycleState.KEYS_CONFIGURED, LifecycleState.HKID_ASSIGNED):
         raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
     if td.num_associated:
         raise Status(StatusCode.FLUSHVP_NOT_DONE)
+    # Lines under the key may still be in caches. Until they are written back, the KeyID must not get another key.
     module.kot.flush(td.hkid, module.platform.packages)
     td.advance(Event.MNG_VPFLUSHDONE)
     return SUCCESS
@@ -168,7 +171,7 @@ def tdh_mng_vpflushdone(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.MNG.KEY.FREEID")
 def tdh_mng_key_freeid(module: TdxModule, args: Args, lp: int) -> int:
-    """All packages wrote their caches back: the KeyID is free again, the TD's pages can be reclaimed."""
+    """Free the KeyID after all packages wrote their caches back; the TD's pages can be reclaimed."""
     td = module.td_exclusive(args.rcx, Operand.RCX)
     if td.lifecycle is not LifecycleState.BLOCKED:
         raise Status(StatusCode.LIFECYCLE_STATE_INCORRECT)
@@ -183,5 +186,5 @@ def tdh_mng_key_freeid(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.MNG.KEY.RECLAIMID")
 def tdh_mng_key_reclaimid(module: TdxModule, args: Args, lp: int) -> int:
-    """Nothing, in 1.0 and 1.5."""
+    """Do nothing, in 1.0 and 1.5."""
     return SUCCESS

@@ -95,7 +95,7 @@ def tdh_vp_wr(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def check_accessible(vcpu: Vcpu, leaf_number: int, lp: int, states: tuple[VcpuState, ...]) -> None:
-    """What VP.RD and VP.WR ask of a virtual CPU: TD state, pages, vCPU state, association."""
+    """Check a virtual CPU for VP.RD and VP.WR: TD state, pages, vCPU state, association."""
     vcpu.td.check_state(leaf_number)
     if len(vcpu.pages) < vcpu.td.vcpu_pages:
         raise Status(StatusCode.TDCX_NUM_INCORRECT)

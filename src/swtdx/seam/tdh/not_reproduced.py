@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Migration and service TDs: their leaf functions up to the point where the feature itself would begin.
 
-Neither is reproduced, and TDX_FEATURES0 says so. The leaf functions exist nevertheless, as they do in a module where
-nobody uses them: they check their TD and its OP_STATE, and no TD here ever enters a state of export or import. What
-the few answer that pass follows from what there is none of:
+Neither is reproduced, and TDX_FEATURES0 does not offer them. The leaf functions exist, as in a module where neither
+feature is used: they check their TD and its OP_STATE, and no TD here ever enters a state of export or import. A few
+leaf functions pass these checks. They answer as a module without sessions, streams and service TDs does:
 
 ========================  ==================================================================================
 leaf                      answer
@@ -12,7 +12,7 @@ EXPORT.STATE.IMMUTABLE    TD_NOT_MIGRATABLE; of a migratable TD MIN_MIGS_NOT_CRE
 IMPORT.STATE.IMMUTABLE    MIN_MIGS_NOT_CREATED
 EXPORT.RESTORE            TD_NOT_MIGRATABLE, else OPERAND_INVALID|RCX: there is no list to restore from
 EXPORT.UNBLOCKW           EPT_ENTRY_STATE_INCORRECT: no entry was ever blocked for writing
-MIG.STREAM.CREATE         MAX_MIGS_NUM_EXCEEDED: no stream can be had
+MIG.STREAM.CREATE         MAX_MIGS_NUM_EXCEEDED: no stream can be created
 SERVTD.BIND, PREBIND      OPERAND_INVALID|R9: there is no type of service TD
 ========================  ==================================================================================
 
@@ -43,7 +43,7 @@ VCPU_IN_RCX = ("EXPORT.STATE.VP", "IMPORT.STATE.VP")
 
 
 def _no_session(td: Td, args: Args) -> None:
-    """No TD comes here: its OP_STATE would be one of a migration."""
+    """Refuse: the OP_STATE would have to be one of a migration, which no TD here reaches."""
     raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
 
 

@@ -33,7 +33,7 @@ def tdh_phymem_page_rdmd(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.PHYMEM.PAGE.RECLAIM", clears=OUTPUTS[:5])
 def tdh_phymem_page_reclaim(module: TdxModule, args: Args, lp: int) -> int:
-    """Give a page of a TD in teardown back to the host; the TDR last. RCX type, RDX owner, R8 size."""
+    """Return a page of a TD in teardown to the host; the TDR last. RCX type, RDX owner, R8 size."""
     pamt, hpa = module.pamt, args.rcx
     index, size = pamt.find(hpa, Operand.RCX)
     page_type, owner = pamt.type_at(index), pamt.owner_at(index)

@@ -61,6 +61,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     if not module.platform.cmrs or len(module.platform.cmrs) > identity.MAX_CMRS:
         raise Status(StatusCode.CMR_LIST_INVALID)
     module.contention.check_entropy()
+    # Later entries compare: a host that moves the TSC of a logical processor would move it for TDs, too.
     module.tsc_adjust = native_msr(module.processor.rdmsr, Msr.TSC_ADJUST)
     module.advance(Event.SYS_INIT)
     args.rcx = args.rdx = args.r8 = args.r9 = args.r10 = 0
@@ -69,7 +70,7 @@ def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.LP.INIT", clears=("rcx", "rdx", "r8"))
 def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
-    """Make a logical processor known. CPUID and MSRs are the same on all of them here, so they cannot disagree."""
+    """Initialise a logical processor. CPUID and MSRs are the same on all of them, so they cannot disagree."""
     module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSINIT_DONE:
         raise Status(StatusCode.SYS_LP_INIT_NOT_PENDING)
@@ -86,13 +87,14 @@ def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.CONFIG")
 def tdh_sys_config(module: TdxModule, args: Args, lp: int) -> int:
-    """Take the TDMRs and the module's own KeyID. The KeyID stays reserved even when a TDMR is then refused."""
+    """Take the TDMRs and the module's own KeyID. The KeyID stays reserved even if a TDMR is then refused."""
     module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSINIT_DONE or len(module.initialized_lps) < module.platform.logical_processors:
         raise Status(StatusCode.SYS_CONFIG_NOT_PENDING)
     array = module.host.shared(args.rcx, tdmr.ALIGNMENT, Operand.RCX)
     if not 1 <= args.rdx <= tdmr.MAX_TDMRS:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
+    # Before the TDMRs, as on the real module: a TDMR that is refused leaves the KeyID reserved.
     module.global_hkid = module.kot.check_private(args.r8, Operand.R8)
     module.kot.advance(module.global_hkid, Event.SYS_CONFIG)
     tdmrs = read_tdmrs(module, array, args.rdx)
@@ -150,7 +152,7 @@ def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.LP.SHUTDOWN")
 def tdh_sys_lp_shutdown(module: TdxModule, args: Args, lp: int) -> int:
-    """Nothing, since module 1.5; 1.0 shuts down for good, and the logical processor cannot enter it any more."""
+    """Do nothing, since module 1.5; in 1.0 shut down for good and disable the logical processor for SEAM."""
     if module.version.lp_shutdown_shuts_down:
         module.contention.check(Operand.SYS)
         module.advance(Event.SYS_LP_SHUTDOWN)
@@ -176,7 +178,7 @@ def tdh_sys_shutdown(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.UPDATE")
 def tdh_sys_update(module: TdxModule, args: Args, lp: int) -> int:
-    """Take over the TDs of the module that was here before: there never are any (see SYS.SHUTDOWN)."""
+    """Take over the TDs of the previous module, of which there are none (see SYS.SHUTDOWN)."""
     module.contention.check(Operand.SYS)
     if module.state is not SysState.SYSINIT_DONE or len(module.initialized_lps) < module.platform.logical_processors:
         raise Status(StatusCode.SYS_STATE_INCORRECT)

@@ -25,7 +25,7 @@ _CPUID_CONFIG = struct.Struct("<6I")
 
 
 def tdsysinfo(module: TdxModule) -> bytes:
-    """TDSYSINFO_STRUCT, 1024 bytes."""
+    """Return TDSYSINFO_STRUCT, 1024 bytes."""
     processor = module.processor
     version = module.version
     order = cpuid.config_order(version.tables)
@@ -72,7 +72,7 @@ def tdh_sys_rd(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def read_system_field(module: TdxModule, identifier: int, accessor: Accessor) -> tuple[int, int]:
-    """(next id, value); raises METADATA_FIRST_FIELD_ID_IN_CONTEXT for the id -1, and the errors of `lookup`."""
+    """Return (next id, value); raises METADATA_FIRST_FIELD_ID_IN_CONTEXT for the id -1, and the errors of `lookup`."""
     table = metadata.system_fields()
     context = 7 << metadata.CONTEXT_SHIFT
     if identifier | context == metadata.NONE:
@@ -96,7 +96,7 @@ def tdh_sys_rdall(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def dump_system(module: TdxModule, start: int, accessor: Accessor) -> tuple[bytes, int]:
-    """(metadata list of the module's fields from ``start``, id to go on from); raises METADATA_FIELD_ID_INCORRECT."""
+    """Return (metadata list from ``start`` on, id to go on from); raises METADATA_FIELD_ID_INCORRECT."""
     if start | 7 << metadata.CONTEXT_SHIFT == metadata.NONE:
         start = metadata.NONE
 

@@ -24,7 +24,7 @@ MAX_X2APIC_ID = 0xFFFF_FFFF
 
 @leaf("TDH.VP.CREATE")
 def tdh_vp_create(module: TdxModule, args: Args, lp: int) -> int:
-    """Make a virtual CPU's root page."""
+    """Create a virtual CPU's root page."""
     hpa = args.rcx
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(VP_CREATE)
@@ -57,7 +57,7 @@ def tdh_vp_addcx(module: TdxModule, args: Args, lp: int) -> int:
 
 @versioned_leaf("TDH.VP.INIT")
 def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
-    """Give a virtual CPU its initial state; version 1 sets its x2APIC id. It is associated from now on.
+    """Set a virtual CPU's initial state and associate it; version 1 sets its x2APIC id.
 
     As on the real module, an id that is not unique and a changed IA32_TSC_ADJUST are noticed after NUM_VCPUS has been
     counted up.
@@ -84,6 +84,7 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
         td.num_vcpus += 1
         td.topology_enum_configured = False
         vcpu.x2apic_id = td.num_vcpus - 1
+    # After NUM_VCPUS was counted up, as on the real module: a failure here uses up an index.
     check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
     vcpu.index = td.num_vcpus - 1
     vcpu.context = module.processor.new_context()
@@ -97,7 +98,7 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
 
 @leaf("TDH.VP.FLUSH")
 def tdh_vp_flush(module: TdxModule, args: Args, lp: int) -> int:
-    """Take a virtual CPU off the logical processor that holds it. OP_STATE and FATAL are not asked."""
+    """Disassociate a virtual CPU from its logical processor. OP_STATE and FATAL are not checked."""
     vcpu = module.vcpu_exclusive(args.rcx, Operand.RCX)
     if vcpu.td.lifecycle is not LifecycleState.KEYS_CONFIGURED:
         raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TDH.VP.ENTER: run a virtual CPU until something is the host's business.
+"""TDH.VP.ENTER: run a virtual CPU until an exit that the host must handle.
 
 While the guest runs, the TD and the virtual CPU are held shared (their metadata entries' locks) and other SEAMCALLs
-may work; between VM exits the module's lock is held again.
+can run; the module handles a VM exit with its own lock held.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _TDVMCALL = LastTdExit.TDVMCALL
 @leaf("TDH.VP.ENTER")
 def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     """Run until a TD exit; after a TDVMCALL the host's registers that the guest selected are inputs."""
+    # Look first: the usual entry repeats the one before, and `_check` makes a dozen checks.
     vcpu, processor = module.vcpus.get(args.rcx), module.processor
     if (
         vcpu is None
@@ -49,16 +50,19 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
         vcpu.associate(lp)
     td, context = vcpu.td, vcpu.context
     qwords, td_lock, vcpu_lock = module.memory.qwords, td.pamt_index, vcpu.pamt_index
+    # Shared locks, counted in the metadata entries: meanwhile others get OPERAND_BUSY for what needs them exclusively.
     qwords[td_lock] += 1
     qwords[vcpu_lock] += 1
     epoch = td.epoch
     td.refcount[epoch & 1] += 1
     vcpu.state = _ACTIVE
+    # In a new epoch, mappings may have been blocked since this virtual CPU cached them.
     if vcpu.epoch != epoch or vcpu.flush_needed:
         processor.invept()
         vcpu.epoch, vcpu.flush_needed = epoch, False
     if vcpu.last_td_exit is _TDVMCALL:
         resume(vcpu, args)
+    # A guest that is about to read VE_INFO must not be interrupted by an NMI whose handler could raise another #VE.
     if vcpu.pending_nmi and not vcpu.ve.valid:
         context.nmi_window_exiting = True
     lock = module.lock
@@ -66,6 +70,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     result: int | None = None
     try:
         while result is None:
+            # The guest runs without the module's lock, or no other SEAMCALL could reach the module.
             lock.release()
             try:
                 reason = context.run()
@@ -90,7 +95,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
 
 
 def _check(module: TdxModule, rcx: int, lp: int) -> Vcpu:
-    """The checks of TDH.VP.ENTER in order; raises the Status of the first that fails.
+    """Make the checks of TDH.VP.ENTER in order; raises the Status of the first that fails.
 
     Left out: a time-stamp counter that went back (here it is the machine's own), the monitor setting (no TD is given
     MONITOR and MWAIT), and the zero-step defence, which would need the Secure EPT.
