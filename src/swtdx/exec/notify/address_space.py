@@ -138,7 +138,7 @@ class ProgramMm(Mm):
         for window in getattr(self, "windows", ()):
             _munmap(window.address, window.end - window.start)
 
-    # Which address space it is
+    # --- Which address space it is ------------------------------------------------------------------------------------
 
     def alive(self) -> bool:
         """Whether any process has it still."""
@@ -151,7 +151,7 @@ class ProgramMm(Mm):
         """Whether ``pid``, a thread of another process than the owner, has this address space."""
         return self.alive() and _syscall(_SYS_KCMP, self.pid, pid, _KCMP_VM, 0, 0) == 0
 
-    # What the kernel asks (Mm)
+    # --- What the kernel asks (Mm) ------------------------------------------------------------------------------------
 
     def fstat(self, fd: int) -> os.stat_result:
         try:
@@ -215,7 +215,7 @@ class ProgramMm(Mm):
             self.windows.remove(window)
             _munmap(window.address, window.end - window.start)
 
-    # Memory goes away
+    # --- Memory goes away ---------------------------------------------------------------------------------------------
 
     def touches(self, start: int, end: int) -> bool:
         """Whether guests may run in a part of the range."""
@@ -239,7 +239,7 @@ class ProgramMm(Mm):
                     offset = window.offset + low - window.start
                     _fallocate(moved, _PUNCH_HOLE, offset, high - low)
 
-    # Sharing
+    # --- Sharing ------------------------------------------------------------------------------------------------------
 
     def vmas(self, start: int, end: int) -> Iterator[Vma]:
         """The mappings that overlap the range, whole."""
@@ -324,7 +324,7 @@ class ProgramMm(Mm):
             self.windows.append(Window(start, end, address, status.st_dev, status.st_ino, offset))
         return True
 
-    # Moving: while the program stands still
+    # --- Moving: while the program stands still -----------------------------------------------------------------------
 
     def move(self, vmas: list[Vma], fd: int) -> list[Move]:
         """Fill the memfd ``fd``, which is ours from now on, with the contents of ``vmas``: what goes where in it.

@@ -63,7 +63,7 @@ class FileCalls:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return task, name
 
-    # open
+    # --- open ---------------------------------------------------------------------------------------------------------
 
     def _open(self, notification: Notification, directory: int, address: int, flags: int) -> int | None:
         found = self._find(notification, directory, address)
@@ -93,7 +93,7 @@ class FileCalls:
             return None
         return self._open(notification, signed(notification.args[0]), notification.args[1], flags)
 
-    # stat and access
+    # --- stat and access ----------------------------------------------------------------------------------------------
 
     def _stat(self, notification: Notification, directory: int, path: int, buffer: int) -> int | None:
         found = self._find(notification, directory, path)

@@ -73,7 +73,7 @@ class MemoryCalls:
         if task is not None and not start % _PAGE:
             task.mm.discard(start, start + (length + _PAGE - 1 & -_PAGE))
 
-    # mmap
+    # --- mmap ---------------------------------------------------------------------------------------------------------
 
     def _mmap(self, notification: Notification) -> int | None:
         address, length, _, flags, _, offset = notification.args
@@ -115,7 +115,7 @@ class MemoryCalls:
         except OSError as error:
             its.result = -(error.errno or errno.EIO)
 
-    # Sharing
+    # --- Sharing ------------------------------------------------------------------------------------------------------
 
     def share(self, notification: Notification, task: Task, start: int, end: int, result: int | None) -> None:
         """Make the program's memory in the range ours too, as far as there is any.

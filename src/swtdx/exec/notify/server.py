@@ -110,7 +110,7 @@ class Server:
                 self.machine, self.kernel = machine, kernel
             return self.kernel, self.descriptors
 
-    # Threads
+    # --- Threads ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Serve from now on, on threads of our own."""
@@ -162,7 +162,7 @@ class Server:
         else:
             self.listener.answer(notification, result)
 
-    # For those who serve
+    # --- For those who serve ------------------------------------------------------------------------------------------
 
     def give(self, fd: int) -> int:
         """A descriptor to hand over for the kernel's ``fd``, which is closed if there can be none. Raises OSError."""
