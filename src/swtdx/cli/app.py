@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import sys
 from enum import StrEnum
 from functools import cache
@@ -427,7 +426,7 @@ def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> in
     except (KeyboardInterrupt, typer.Abort):
         return _STATUS_INTERRUPTED
     except MemoryError:
-        return _complain(f"there is not enough memory{_address_space()}", _of_the_system(typed))
+        return _complain_of(OSError(errno.ENOMEM, "there is not enough memory"), typed)
     except OSError as error:
         if error is streams.stdout_problem:
             return 0  # `StandardStreams.finish` reports it
@@ -439,12 +438,6 @@ def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> in
 def _of_the_system(typed: str) -> int:
     """The exit status of a command that the system lets down: no memory, a folder that cannot be searched."""
     return Verdict.NO_INPUT if typed in COMMANDS else _STATUS_BAD_INPUT
-
-
-def _address_space() -> str:
-    """What limits the memory of this process, if anything does: for the end of a sentence."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return "" if limit == resource.RLIM_INFINITY else f": the address space is limited to {limit >> 10} KiB (ulimit -v)"
 
 
 def _foreseen() -> tuple[type[Exception], ...]:
@@ -462,7 +455,9 @@ def _complain_of(error: Exception, typed: str) -> int:
     if isinstance(error, KvmError):
         status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
     elif isinstance(error, OSError):
-        limit = _address_space() if error.errno == errno.ENOMEM else ""
+        from swtdx.cli.parameters import address_space_limit
+
+        limit = address_space_limit() if error.errno == errno.ENOMEM else ""
         what = f"{error.filename}: " if error.filename is not None else ""
         status = _complain(f"{what}{error.strerror or error}{limit}", _of_the_system(typed))
     else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 from swtdx.image.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY
 from swtdx.units import UNITS
@@ -29,6 +30,12 @@ def memory_size(text: str) -> int:
     if not MINIMUM_MEMORY <= size <= MAXIMUM_MEMORY:
         raise InputError(f"--memory {text} is out of range: from {MINIMUM_MEMORY // MIB}M to {MAXIMUM_MEMORY >> 40}T")
     return size
+
+
+def address_space_limit() -> str:
+    """What limits the memory of this process, if anything does: the end of a sentence about a lack of it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if limit == resource.RLIM_INFINITY else f": ulimit -v allows {limit >> 10} KiB"
 
 
 def digest(option: str, text: str | None) -> bytes:

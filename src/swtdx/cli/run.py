@@ -8,6 +8,7 @@ nobody could end the run by hand, so it ends by itself: at ``--until``, at the U
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from rich.status import Status
 from swtdx.cli import debugger, run_record
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
-from swtdx.cli.parameters import InputError
+from swtdx.cli.parameters import InputError, address_space_limit
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.explain.notes import explained, outcome_explained
@@ -251,13 +252,14 @@ def kernel_named(
     platform = Platform(memory_size=gib << 30, logical_processors=cpus)
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
-    return open_kernel(
-        "emulated",
-        dialect,
-        platform,
-        config,
-        trace=trace,
-    )
+    try:
+        return open_kernel("emulated", dialect, platform, config, trace=trace)
+    except (MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        raise InputError(
+            f"no {gib} GiB of address space can be reserved for the machine{address_space_limit()}"
+        ) from None
 
 
 def _kernel(options: Options, trace: Emit | None) -> Kernel:

@@ -64,8 +64,9 @@ class PhysicalMemory:
         """All of RAM, in the clear ('B'). For the processor and the TDX module, which hold the keys."""
         self.qwords = self.raw.cast("Q")
         """The same as 64-bit words: ``qwords[hpa >> 3]``."""
-        self._keyid = array.array("H", bytes(2 * (size // PAGE_SIZE)))
-        self.poison = bytearray(size // PAGE_SIZE)
+        # Mappings, of which only what is touched takes memory: a machine may be larger than its host.
+        self._keyid = memoryview(mmap.mmap(-1, 2 * (size // PAGE_SIZE))).cast("H")
+        self.poison = memoryview(mmap.mmap(-1, size // PAGE_SIZE))
         """A byte for each page, non-zero while its integrity is broken."""
         self._poisoned = 0
         self.on_broken: Callable[[int], None] | None = None

@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import time
 
+MAXIMUM_MEMORY_SIZE = 1 << 44
+"""Bytes; above 32 TiB (`swtdx.cpu.memory.WINDOW_BASE`) are windows on user memory."""
 MODULE_VERSIONS = ("1.5.06", "1.0")
 
 
@@ -78,8 +80,8 @@ class Platform:
     def __post_init__(self) -> None:
         if self.memory_size <= 0 or self.memory_size % (1 << 30):
             raise ValueError("memory_size must be a positive multiple of 1 GiB (a TDMR's granularity)")
-        if self.memory_size > 1 << 40:
-            raise ValueError("memory_size is limited to 1 TiB")
+        if self.memory_size > MAXIMUM_MEMORY_SIZE:
+            raise ValueError(f"memory_size is limited to {MAXIMUM_MEMORY_SIZE >> 40} TiB")
         if self.logical_processors < 1:
             raise ValueError("a platform has at least one logical processor")
         if self.mktme_keyids + self.tdx_keyids >= 1 << self.keyid_bits:

@@ -25,7 +25,6 @@ from swtdx.image.memory_map import (
     IOAPIC_BASE,
     LOCAL_APIC_BASE,
     PCI_HIGH_END,
-    PCI_HIGH_START,
     MemoryMap,
 )
 
@@ -213,7 +212,7 @@ def _pci_root(layout: MemoryMap, level_interrupts: bool, ecam_base: int) -> byte
         aml.io_window(0, 0xCF7),
         aml.io_window(0xD00, 0xFFFF),
         *(aml.memory_window(first, last) for first, last in around_ecam if first < last),
-        aml.memory_window(PCI_HIGH_START, PCI_HIGH_END - 1),
+        aml.memory_window(layout.pci_high_start, PCI_HIGH_END - 1),
     ]
     terms = [
         aml.name("_HID", aml.eisa_id("PNP0A08")),

@@ -11,7 +11,8 @@
     0xfeffc000        what KVM on Intel needs for itself to run real mode (identity map, TSS): 4 pages
     4 GiB - firmware  the firmware image
     4 GiB             RAM ("high"): what did not fit below
-    2 TiB - 128 TiB   64-bit BARs, wherever in there the firmware likes: private addresses of a TD end at 128 TiB
+    2 TiB - 128 TiB   64-bit BARs, wherever in there the firmware likes: private addresses of a TD end at 128 TiB;
+                      with more RAM than fits below, from the next power of two on
 
 The I/O APIC and local APIC addresses are those of the Intel SDM; the split of RAM is QEMU's (hw/i386/pc_q35.c).
 """
@@ -38,7 +39,7 @@ TSS_ADDRESS = 0xFEFF_D000
 
 # GPAW 48 leaves 47 bits of private addresses, and one slot has at most 2^31-1 pages; stay far below both.
 MINIMUM_MEMORY = MIB
-MAXIMUM_MEMORY = 1 << 40
+MAXIMUM_MEMORY = 1 << 42
 
 E820_RAM = 1
 E820_RESERVED = 2
@@ -60,6 +61,12 @@ class MemoryMap:
     def high_size(self) -> int:
         """RAM above 4 GiB."""
         return self.memory_size - self.low_size
+
+    @property
+    def pci_high_start(self) -> int:
+        """Where 64-bit BARs may begin: above all RAM, at a power of two."""
+        end = FOUR_GIB + self.high_size
+        return max(PCI_HIGH_START, 1 << (end - 1).bit_length())
 
     @property
     def firmware_address(self) -> int:

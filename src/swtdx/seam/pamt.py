@@ -38,6 +38,9 @@ OWNER_SHIFT = 12
 BUSY_OR_USED = LOCK_MASK | TYPE_MASK
 SLICE_PAGES = 1024
 """4 KiB pages whose metadata one TDH.SYS.TDMR.INIT call initialises (4 MiB of memory)."""
+LARGE_TDMR = 128 << 30
+LARGE_SLICE_PAGES = 1 << 18
+"""In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory, or a host of terabytes would take minutes to start."""
 GIB = 1 << 30
 
 
@@ -119,7 +122,8 @@ class Pamt:
         """
         tdmr = next(tdmr for tdmr in self.tdmrs if tdmr.base == base)
         start = self._progress[base]
-        end = min(start + SLICE_PAGES * PAGE_SIZE, tdmr.end)
+        pages = SLICE_PAGES if tdmr.size < LARGE_TDMR else LARGE_SLICE_PAGES
+        end = min(start + pages * PAGE_SIZE, tdmr.end)
         for size in PageSize:
             table, _ = tdmr.pamt[size]
             first = (start - base + (1 << size.shift) - 1) >> size.shift
@@ -134,18 +138,25 @@ class Pamt:
         begin, length = table + first * ENTRY_SIZE, (last - first) * ENTRY_SIZE
         if length == 0:
             return
-        for page in range(begin & ~PAGE_OFFSET_MASK, begin + length, PAGE_SIZE):
-            self._memory.set_key(page, hkid)
-        raw = self._memory.raw
-        zeros = bytes(length)
-        if raw[begin : begin + length].tobytes() != zeros:  # lazily backed memory that is zero already stays unbacked
-            raw[begin : begin + length] = zeros
+        if begin & PAGE_OFFSET_MASK or length & PAGE_OFFSET_MASK:
+            self._fill_part(begin, length, hkid)
+        else:
+            self._memory.clear_range(begin, length, hkid)
         if size is not PageSize.SIZE_4K:
             return
         window = (tdmr.base + first * PAGE_SIZE, tdmr.base + last * PAGE_SIZE)
         for area, area_size in tdmr.reserved:
             for hpa in range(max(area, window[0]), min(area + area_size, window[1]), PAGE_SIZE):
                 self._qwords[(table >> 3) + ((hpa - tdmr.base) >> 12) * 2] = PageType.RSVD << TYPE_SHIFT
+
+    def _fill_part(self, begin: int, length: int, hkid: int) -> None:
+        """The same for entries that share their pages with others."""
+        for page in range(begin & ~PAGE_OFFSET_MASK, begin + length, PAGE_SIZE):
+            self._memory.set_key(page, hkid)
+        raw = self._memory.raw
+        zeros = bytes(length)
+        if raw[begin : begin + length].tobytes() != zeros:  # lazily backed memory that is zero already stays unbacked
+            raw[begin : begin + length] = zeros
 
     def _open_block(self, tdmr: Tdmr, number: int) -> None:
         self.blocks[number] = Block(*((tdmr.pamt[size][0] >> 3) - (tdmr.base >> size.shift) * 2 for size in PageSize))
