@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from swtdx.cli import debugger, run_record
+from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError, address_space_limit
@@ -156,6 +156,7 @@ def run(options: Options) -> int:
         if refusal is not None:
             voice.say(f"warning: {refusal}")
     with ExitStack() as files:
+        interruption = files.enter_context(Interruption())
         outputs = files.enter_context(Outputs())
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
         kept = _open_outputs(outputs, options, plan, disks)
@@ -170,7 +171,7 @@ def run(options: Options) -> int:
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        session = _Session(options, voice, plan, disks, kept, recording, gdb)
+        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
@@ -313,8 +314,11 @@ class _Session:
         outputs: Mapping[str, Output],
         recording: Recording,
         gdb: GdbServer | None,
+        interruption: Interruption,
     ) -> None:
         self.options = options
+        self.interruption = interruption
+        self._terminal: Keyboard | None = None
         self.outputs = outputs
         self.gdb = gdb
         self.recording = recording
@@ -400,11 +404,11 @@ class _Session:
         limit = options.timeout
         if limit is None and not self.interactive and options.until is None and options.gdb is None:
             limit = UNATTENDED_SECONDS
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: run.finish(_INTERRUPTED))
+        self.interruption.act = lambda name: run.finish(Outcome(End.INTERRUPTED, f"the run was interrupted by {name}"))
         try:
             with ExitStack() as attended:
                 if self.interactive:
-                    attended.enter_context(self._keyboard(run, machine))
+                    self._terminal = attended.enter_context(self._keyboard(run, machine))
                 run.start()
                 try:
                     while run.wait(_FLUSH_SECONDS) is None:
@@ -420,7 +424,7 @@ class _Session:
                     if self._halts is not None:
                         self._halts.close()
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            self.interruption.act = None
         assert run.outcome is not None
         return run.outcome
 
@@ -430,6 +434,8 @@ class _Session:
         except StuckVcpu as stuck:
             # A thread that never returns would keep the process for ever, and its memory is in use.
             self.output.flush()
+            if self._terminal is not None:
+                self._terminal.restore()
             ended = f"; the run itself had ended: {run.outcome.text}" if run.outcome else ""
             print(f"swtdx: {stuck}{ended}", file=sys.stderr, flush=True)
             os._exit(End.INTERNAL_ERROR.status)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import termios
 import threading
 import tty
 from collections.abc import Callable
-from types import TracebackType
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 SHELL_PROMPT = "Shell>"
@@ -171,13 +173,16 @@ class Keyboard:
         self._saved: list[Any] | None = None
         self._wake_read, self._wake_write = -1, -1
         self._thread: threading.Thread | None = None
+        self._old_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Keyboard:
         self._saved = termios.tcgetattr(self._descriptor)
-        tty.setraw(self._descriptor, termios.TCSANOW)
-        attributes = termios.tcgetattr(self._descriptor)
-        attributes[1] |= termios.OPOST  # our own lines still end in \n
-        termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
+        self._make_raw()
+        if threading.current_thread() is threading.main_thread():
+            self._old_handlers = {
+                number: signal.signal(number, handler)
+                for number, handler in ((signal.SIGTSTP, self._suspended), (signal.SIGCONT, self._continued))
+            }
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._read, name="keyboard", daemon=True)
         self._thread.start()
@@ -186,13 +191,46 @@ class Keyboard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         os.write(self._wake_write, b"x")
         if self._thread is not None:
             self._thread.join()
         os.close(self._wake_read)
         os.close(self._wake_write)
-        if self._saved is not None:
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, self._saved)
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the terminal back as it was."""
+        if self._saved is not None and self._is_foreground():
+            with suppress(termios.error):  # it is gone
+                termios.tcsetattr(self._descriptor, termios.TCSANOW, self._saved)
+
+    def _make_raw(self) -> None:
+        with suppress(termios.error):
+            tty.setraw(self._descriptor, termios.TCSANOW)
+            attributes = termios.tcgetattr(self._descriptor)
+            attributes[1] |= termios.OPOST  # our own lines still end in \n
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, attributes)
+
+    def _is_foreground(self) -> bool:
+        """Whether the terminal is ours to change: a process in the background is stopped for trying."""
+        try:
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:  # not the controlling terminal
+            return True
+
+    def _suspended(self, number: int, frame: FrameType | None) -> None:
+        """SIGTSTP: stop as any program does, but not in raw mode; this returns when the process is continued."""
+        self.restore()
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
+
+    def _continued(self, number: int, frame: FrameType | None) -> None:
+        """SIGCONT: whoever had the terminal meanwhile has set it as it likes."""
+        if self._is_foreground():
+            self._make_raw()
 
     def take(self, data: bytes) -> None:
         """Interpret typed bytes (separate from reading them, so that tests can type)."""
