@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.vmx.main import vt_x86_ops
-from swtdx.linux.arch.x86.kvm.vmx.tdx_params import supported_attributes, supported_xfam
+from swtdx.linux.arch.x86.kvm.vmx.tdx_params import tdx_get_supported_attrs, tdx_get_supported_xfam
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.linux.arch.x86.kvm.x86.capability import system_capabilities
 from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
@@ -109,7 +109,7 @@ class EmulatedKernel:
         info = host.sysinfo
         if not self.upstream:
             return
-        if not supported_attributes(info) or not supported_xfam(info, self.supported_xfam):
+        if not tdx_get_supported_attrs(info) or not tdx_get_supported_xfam(info, self.supported_xfam):
             raise TdxUnavailable("the module demands attributes or extended features that KVM does not support")
         for feature, name in ((FEATURE_TOPOLOGY_ENUM, "TOPOLOGY_ENUM"), (FEATURE_NO_RBP_MOD, "NO_RBP_MOD")):
             if not info.features0 & feature:

@@ -58,7 +58,7 @@ def handle_tdvmcall(vcpu: "Vcpu") -> int:
     """1: enter the TD again; 0: to user space."""
     args = vcpu.tdx.vp_enter_args
     if args.r10:
-        return _hypercall(vcpu)
+        return tdx_emulate_vmcall(vcpu)
     handler = _HANDLERS.get(args.r11)
     if handler is None:
         args.r10 = TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED
@@ -71,20 +71,23 @@ def _invalid(vcpu: "Vcpu") -> int:
     return 1
 
 
-def _cpuid(vcpu: "Vcpu") -> int:
+def tdx_emulate_cpuid(vcpu: "Vcpu") -> int:
+    """Answer from KVM's copy of the CPUID: the module answers leaves that it virtualises without an exit."""
     args = vcpu.tdx.vp_enter_args
     args.r12, args.r13, args.r14, args.r15 = vcpu.cpuid.query(args.r12 & 0xFFFFFFFF, args.r13 & 0xFFFFFFFF)
     return 1
 
 
-def _hlt(vcpu: "Vcpu") -> int:
+def tdx_emulate_hlt(vcpu: "Vcpu") -> int:
+    """Sleep until an interrupt: R12 tells whether the guest has interrupts blocked (see tdx_interrupt_allowed)."""
     return vcpu.halt()
 
 
 # Port I/O and MMIO
 
 
-def _io(vcpu: "Vcpu") -> int:
+def tdx_emulate_io(vcpu: "Vcpu") -> int:
+    """R12 size, R13 direction, R14 port, R15 data. String I/O does not exist: the guest's #VE handler unrolls it."""
     args = vcpu.tdx.vp_enter_args
     size, write, port = args.r12, args.r13, args.r14
     vcpu.stat.values[IO_EXITS] += 1
@@ -99,22 +102,24 @@ def _io(vcpu: "Vcpu") -> int:
             return 1
         data.pack_into(run, _PIO_DATA, value)
     else:
-        vcpu.complete_userspace_io = lambda: _complete_in(vcpu, size)
+        vcpu.complete_userspace_io = lambda: tdx_complete_pio_in(vcpu, size)
     _pack_u32(run, _EXIT_REASON, _EXIT_IO)
     _pack_io(run, _UNION, write, size, port & 0xFFFF, 1, _PIO_DATA)
     return 0
 
 
-def _complete_in(vcpu: "Vcpu", size: int) -> None:
+def tdx_complete_pio_in(vcpu: "Vcpu", size: int) -> None:
     vcpu.tdx.vp_enter_args.r11 = _PIO_STRUCTS[size].unpack_from(vcpu.run, _PIO_DATA)[0]
 
 
-def _mmio(vcpu: "Vcpu") -> int:
+def tdx_emulate_mmio(vcpu: "Vcpu") -> int:
+    """R12 size, R13 direction, R14 address, R15 data. The address must be shared: private memory is never MMIO."""
     args = vcpu.tdx.vp_enter_args
     size, write, gpa = args.r12, args.r13, args.r14
     if size not in run_struct.DATA or write > 1:
         return _invalid(vcpu)
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
+    # Both ends: an access that starts shared and ends private would reach memory that the host may not touch.
     if not gpa & shared or not gpa + size - 1 & shared:
         return _invalid(vcpu)
     gpa &= ~shared
@@ -126,20 +131,20 @@ def _mmio(vcpu: "Vcpu") -> int:
             return 1
         data = value.to_bytes(8, "little")
     else:
-        vcpu.complete_userspace_io = lambda: _complete_mmio_read(vcpu, size)
+        vcpu.complete_userspace_io = lambda: tdx_complete_mmio_read(vcpu, size)
     _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_MMIO)
     run_struct.MMIO.pack_into(vcpu.run, _UNION, gpa, data, size, write)
     return 0
 
 
-def _complete_mmio_read(vcpu: "Vcpu", size: int) -> None:
+def tdx_complete_mmio_read(vcpu: "Vcpu", size: int) -> None:
     vcpu.tdx.vp_enter_args.r11 = run_struct.DATA[size].unpack_from(vcpu.run, _UNION + 8)[0]
 
 
 # MSRs
 
 
-def _rdmsr(vcpu: "Vcpu") -> int:
+def tdx_emulate_rdmsr(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(value: int | None) -> None:
@@ -151,7 +156,7 @@ def _rdmsr(vcpu: "Vcpu") -> int:
     return msr_exit.read(vcpu, args.r12 & 0xFFFFFFFF, done)
 
 
-def _wrmsr(vcpu: "Vcpu") -> int:
+def tdx_emulate_wrmsr(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(accepted: bool) -> None:
@@ -164,21 +169,24 @@ def _wrmsr(vcpu: "Vcpu") -> int:
 # MapGPA
 
 
-def _map_gpa(vcpu: "Vcpu") -> int:
+def tdx_map_gpa(vcpu: "Vcpu") -> int:
     kvm, tdx = vcpu.kvm, vcpu.tdx
     args = tdx.vp_enter_args
     gpa, size = args.r12, args.r13
     shared = kvm.mmu.direct_bits << PAGE_SHIFT
+    # upstream: user space owns the memory attributes, so a conversion needs its consent by KVM_CAP_EXIT_HYPERCALL.
     exits = bool(kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE)
     if not exits and kvm.kernel.dialect is Dialect.UPSTREAM:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, gpa)
     end = gpa + size
+    # The range must not wrap and must lie on one side of the shared bit; upstream: within the vCPU's own address width.
     illegal = vcpu.cpuid.reserved_gpa_bits if kvm.kernel.dialect is Dialect.UPSTREAM else -1 << 52
     if not size or end >= 1 << 64 or (gpa | end - 1) & illegal or (gpa ^ end - 1) & shared:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, gpa)
     if gpa % PAGE_SIZE or size % PAGE_SIZE:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_ALIGN_ERROR, gpa)
     if not exits:
+        # v10: no attributes and no exit; KVM drops what the guest gives up, and maps the other side on demand.
         start, last = (gpa & ~shared) >> PAGE_SHIFT, (end - 1 & ~shared) >> PAGE_SHIFT
         with kvm.slots_lock:
             if gpa & shared:
@@ -187,7 +195,7 @@ def _map_gpa(vcpu: "Vcpu") -> int:
                 kvm.mmu.zap_direct(start, last + 1)
         return 1
     tdx.map_gpa_next, tdx.map_gpa_end = gpa, end
-    return _map_gpa_chunk(vcpu)
+    return __tdx_map_gpa(vcpu)
 
 
 def _map_gpa_error(tdx: "VcpuTdx", status: int, gpa: int) -> int:
@@ -196,13 +204,16 @@ def _map_gpa_error(tdx: "VcpuTdx", status: int, gpa: int) -> int:
     return 1
 
 
-def _map_gpa_chunk(vcpu: "Vcpu") -> int:
-    """__tdx_map_gpa: one exit for the next 2 MiB at most."""
+def __tdx_map_gpa(vcpu: "Vcpu") -> int:
+    """Exit for the next 2 MiB at most, so that a large conversion does not hold up interrupts until its end.
+
+    hypercall.ret is preset to 0: user space that does not know the exit's result field (QEMU up to 9.2) means success.
+    """
     tdx = vcpu.tdx
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
     gpa, size = tdx.map_gpa_next, min(tdx.map_gpa_end - tdx.map_gpa_next, MAP_GPA_MAX_LEN)
     attribute = KVM_MAP_GPA_RANGE_DECRYPTED if gpa & shared else KVM_MAP_GPA_RANGE_ENCRYPTED
-    vcpu.complete_userspace_io = lambda: _complete_map_gpa(vcpu, size)
+    vcpu.complete_userspace_io = lambda: tdx_complete_vmcall_map_gpa(vcpu, size)
     _pack_u32(vcpu.run, _EXIT_REASON, int(KVM_EXIT_HYPERCALL))
     run_struct.HYPERCALL.pack_into(
         vcpu.run, _UNION, KVM_HC_MAP_GPA_RANGE, gpa & ~shared, size >> PAGE_SHIFT, attribute, 0, 0, 0, 0,
@@ -211,16 +222,17 @@ def _map_gpa_chunk(vcpu: "Vcpu") -> int:
     return 0
 
 
-def _complete_map_gpa(vcpu: "Vcpu", size: int) -> int:
+def tdx_complete_vmcall_map_gpa(vcpu: "Vcpu", size: int) -> int:
     tdx = vcpu.tdx
     if run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, tdx.map_gpa_next)
     tdx.map_gpa_next += size
     if tdx.map_gpa_next >= tdx.map_gpa_end:
         return 1
+    # An interrupt goes first: the guest gets RETRY with the address reached, and calls again from there.
     if vcpu.has_events():
         return _map_gpa_error(tdx, TDVMCALL_STATUS_RETRY, tdx.map_gpa_next)
-    return _map_gpa_chunk(vcpu)
+    return __tdx_map_gpa(vcpu)
 
 
 # Served by user space: KVM_EXIT_TDX and KVM_EXIT_SYSTEM_EVENT
@@ -232,44 +244,47 @@ def _tdx_exit(vcpu: "Vcpu", nr: int, ret: int, *words: int) -> int:
     return 0
 
 
-def _complete_ret(vcpu: "Vcpu") -> None:
+def tdx_complete_simple(vcpu: "Vcpu") -> None:
     vcpu.tdx.vp_enter_args.r10 = run_struct.U64.unpack_from(vcpu.run, _UNION + 16)[0]
 
 
-def _get_td_vm_call_info(vcpu: "Vcpu") -> int:
+def tdx_get_td_vm_call_info(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
+    # Leaf 0 asks for the base GHCI calls, which KVM serves; leaf 1 is for user space to answer. v10 knows leaf 0 only.
     if args.r12 == 0:
         args.r10 = args.r11 = args.r12 = args.r13 = args.r14 = 0
         return 1
     if args.r12 > 1 or vcpu.kvm.kernel.dialect is Dialect.V10:
         return _invalid(vcpu)
 
-    def complete() -> None:
+    def tdx_complete_get_td_vm_call_info() -> None:
         values = run_struct.TDX.unpack_from(vcpu.run, _UNION)
         args.r10, (args.r11, args.r12, args.r13, args.r14) = values[2], values[4:8]
 
-    vcpu.complete_userspace_io = complete
+    vcpu.complete_userspace_io = tdx_complete_get_td_vm_call_info
     return _tdx_exit(vcpu, TDVMCALL_GET_TD_VM_CALL_INFO, 0, args.r12)
 
 
-def _get_quote(vcpu: "Vcpu") -> int:
+def tdx_get_quote(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
-    if not args.r12 & shared:
+    if not args.r12 & shared:  # user space writes the quote there, which it cannot do in private memory
         return _invalid(vcpu)
-    vcpu.complete_userspace_io = lambda: _complete_ret(vcpu)
+    # ret is preset: user space that does not serve the call leaves "unsupported" for the guest.
+    vcpu.complete_userspace_io = lambda: tdx_complete_simple(vcpu)
     return _tdx_exit(vcpu, TDVMCALL_GET_QUOTE, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, args.r12 & ~shared, args.r13)
 
 
-def _setup_event_notify_interrupt(vcpu: "Vcpu") -> int:
+def tdx_setup_event_notify_interrupt(vcpu: "Vcpu") -> int:
     vector = vcpu.tdx.vp_enter_args.r12
-    if vector < 32 or vector > 255:
+    if vector < 32 or vector > 255:  # 0 to 31 are exceptions, which cannot be interrupts
         return _invalid(vcpu)
-    vcpu.complete_userspace_io = lambda: _complete_ret(vcpu)
+    vcpu.complete_userspace_io = lambda: tdx_complete_simple(vcpu)
     return _tdx_exit(vcpu, TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, vector)
 
 
-def _report_fatal_error(vcpu: "Vcpu") -> int:
+def tdx_report_fatal_error(vcpu: "Vcpu") -> int:
+    """Exit with all registers: the guest may put a message of its own in any of them (GHCI, ReportFatalError)."""
     a = vcpu.tdx.vp_enter_args
     registers = (
         vcpu.tdx.vp_enter_ret, a.rcx, a.rdx, a.rbx, 0, 0, a.rsi, a.rdi,
@@ -283,7 +298,7 @@ def _report_fatal_error(vcpu: "Vcpu") -> int:
 # KVM hypercalls
 
 
-def _hypercall(vcpu: "Vcpu") -> int:
+def tdx_emulate_vmcall(vcpu: "Vcpu") -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(result: int) -> None:
@@ -293,15 +308,15 @@ def _hypercall(vcpu: "Vcpu") -> int:
 
 
 _HANDLERS = {
-    EXIT_CPUID: _cpuid,
-    EXIT_HLT: _hlt,
-    EXIT_IO: _io,
-    EXIT_RDMSR: _rdmsr,
-    EXIT_WRMSR: _wrmsr,
-    EXIT_MMIO: _mmio,
-    TDVMCALL_GET_TD_VM_CALL_INFO: _get_td_vm_call_info,
-    TDVMCALL_MAP_GPA: _map_gpa,
-    TDVMCALL_GET_QUOTE: _get_quote,
-    TDVMCALL_REPORT_FATAL_ERROR: _report_fatal_error,
-    TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT: _setup_event_notify_interrupt,
+    EXIT_CPUID: tdx_emulate_cpuid,
+    EXIT_HLT: tdx_emulate_hlt,
+    EXIT_IO: tdx_emulate_io,
+    EXIT_RDMSR: tdx_emulate_rdmsr,
+    EXIT_WRMSR: tdx_emulate_wrmsr,
+    EXIT_MMIO: tdx_emulate_mmio,
+    TDVMCALL_GET_TD_VM_CALL_INFO: tdx_get_td_vm_call_info,
+    TDVMCALL_MAP_GPA: tdx_map_gpa,
+    TDVMCALL_GET_QUOTE: tdx_get_quote,
+    TDVMCALL_REPORT_FATAL_ERROR: tdx_report_fatal_error,
+    TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT: tdx_setup_event_notify_interrupt,
 }

@@ -108,7 +108,12 @@ def tdx_vm_pre_destroy(kvm: "Kvm") -> None:
 
 
 def tdx_mmu_release_hkid(kvm: "Kvm") -> None:
-    """tdx_mmu_release_hkid: flush vCPUs and caches, free the key. A key that the module keeps is leaked."""
+    """Flush vCPUs and caches, and free the key. A key that the module keeps is leaked.
+
+    The order is the module's: VPFLUSHDONE checks that no vCPU is associated with a processor, CACHE.WB must follow it
+    so that no line with the key comes back, KEY.FREEID wants both. Leaking a key is the safe way out of an error: a key
+    given to another TD too early would decrypt the first one's lines.
+    """
     from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp
 
     tdx = tdx_of(kvm)
@@ -124,7 +129,7 @@ def tdx_mmu_release_hkid(kvm: "Kvm") -> None:
                 host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.VPFLUSHDONE: {status:#x}")
                 return
             for cpu in host.package_cpus:
-                status = _cache_writeback(tdx, cpu)
+                status = smp_func_do_phymem_cache_wb(tdx, cpu)
                 if status:
                     host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.PHYMEM.CACHE.WB: {status:#x}")
                     return
@@ -136,7 +141,12 @@ def tdx_mmu_release_hkid(kvm: "Kvm") -> None:
         tdx.hkid = -1
 
 
-def _cache_writeback(tdx: KvmTdx, cpu: int) -> int:
+def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
+    """Write back the caches of the package of ``cpu``; return 0 or the status.
+
+    The module yields to interrupts in the middle, and is called again to resume. "No HKID ready" means that another
+    writeback covered this key already.
+    """
     status, resume = 0, False
     for _ in range(_CACHE_WB_LIMIT):
         status = tdx.host.seamcall.tdh_phymem_cache_wb(resume, cpu)
@@ -173,6 +183,12 @@ def tdx_vm_destroy(kvm: "Kvm") -> None:
         tdx.source_page = 0
     if not tdx.tdr or tdx.is_assigned:
         return  # not made, or the key could not be freed: nothing can be reclaimed
+    tdx_reclaim_td_control_pages(kvm)
+
+
+def tdx_reclaim_td_control_pages(kvm: "Kvm") -> None:
+    """Reclaim orphans, TDCS and at last TDR: the module keeps TDR while any other page belongs to the TD."""
+    tdx = tdx_of(kvm)
     for page, level in tdx.orphans:
         if level == PG_LEVEL_4K:
             tdx_reclaim_control_page(kvm, page)
@@ -187,6 +203,7 @@ def tdx_vm_destroy(kvm: "Kvm") -> None:
     if status:
         log.error("VM %d: TDH.PHYMEM.PAGE.RECLAIM of the TDR: %#x", kvm.number, status)
         return
+    # TDR alone is encrypted with the module's own key: its cache lines are written back with that one.
     status = seamcall.tdh_phymem_page_wbinvd(tdx.tdr | tdx.host.global_keyid << tdx.host.hkid_shift)
     if status:
         log.error("VM %d: TDH.PHYMEM.PAGE.WBINVD of the TDR: %#x", kvm.number, status)
@@ -218,15 +235,15 @@ def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
     return 0
 
 
-def _get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     host = tdx_of(kvm).host
     if kvm.kernel.dialect is Dialect.V10:
         tdx_params.capabilities_v10(host.sysinfo, cmd)
     else:
-        tdx_params.capabilities_upstream(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.config.debug_tds)
+        tdx_params.init_kvm_tdx_caps(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.config.debug_tds)
 
 
-def _td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     tdx = tdx_of(kvm)
     if tdx.state is not TdState.UNINITIALIZED:
         raise err(errno.EINVAL, "the TD is initialised already")
@@ -236,12 +253,12 @@ def _td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
         init = tdx_params.init_vm_v10(kvm, tdx.host.sysinfo, cmd)
     else:
         init = tdx_params.init_vm_upstream(kvm, tdx.host.sysinfo, cmd)
-    _create_td(kvm, tdx, init, cmd)
+    __tdx_td_init(kvm, tdx, init, cmd)
     tdx.state = TdState.INITIALIZED
 
 
-def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
-    """__tdx_td_init. Raises OSError: ENOSPC, ENOMEM, EAGAIN, EIO, EINVAL; everything taken is given back then."""
+def __tdx_td_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
+    """Create the TD. Raises OSError: ENOSPC, ENOMEM, EAGAIN, EIO, EINVAL; then everything is given back."""
     host, seamcall, pages = tdx.host, tdx.host.seamcall, kvm.pages
     hkid = host.tdx_guest_keyid_alloc()
     tdr = 0
@@ -250,6 +267,7 @@ def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command
         tdr = pages.alloc_page("tdr")
         for _ in range(host.sysinfo.tdcs_pages):
             tdcs.append(pages.alloc_page("tdcs"))  # one by one: what was had when one fails is given back
+        # Against tdx_mmu_release_hkid: CREATE and CACHE.WB with KEY.FREEID contend for the module's table of keys.
         with host.lock:
             status = seamcall.tdh_mng_create(tdr, hkid)
         if status:
@@ -261,10 +279,8 @@ def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command
         raise
     tdx.hkid, tdx.tdr = hkid, tdr
     try:
-        for cpu in host.package_cpus:
-            status = seamcall.tdh_mng_key_config(tdr, cpu)
-            if status:
-                raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
+        for cpu in host.package_cpus:  # each package has a memory controller with keys of its own
+            tdx_do_tdh_mng_key_config(tdx, cpu)
         while tdcs:
             status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
             if status:
@@ -281,6 +297,16 @@ def _create_td(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command
     tdx.attributes, tdx.xfam, tdx.gpaw = init.attributes, init.xfam, init.gpaw
     if init.max_vcpus:
         kvm.max_vcpus = min(kvm.max_vcpus, init.max_vcpus)
+
+
+def tdx_do_tdh_mng_key_config(tdx: KvmTdx, cpu: int) -> None:
+    """Program the TD's key into the package of ``cpu``. Raises OSError(EIO).
+
+    upstream: only on the way to a new TD, where nothing contends; a status of any kind is an error.
+    """
+    status = tdx.host.seamcall.tdh_mng_key_config(tdx.tdr, cpu)
+    if status:
+        raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
 
 
 def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
@@ -311,11 +337,11 @@ def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
     return err(code, seamcall_failed(leaf, status))
 
 
-def _td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     tdx = tdx_of(kvm)
     if not tdx.is_assigned or tdx.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
-    if tdx.premapped:
+    if tdx.premapped:  # the mirror would say present where the Secure EPT has nothing
         raise err(errno.EINVAL, f"{len(tdx.premapped)} pages were mapped but never added")
     status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
     if status:
@@ -328,7 +354,7 @@ def _td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
         tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter
 
 
-def _td_terminate(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_terminate_vm(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     """KVM_TDX_TERMINATE_VM (proposed 2025, v5): the TD dies and its HKID comes back before the last close.
 
     What comes after, page by page, are plain reclaims instead of BLOCK, TRACK, REMOVE.
@@ -360,15 +386,15 @@ def _init_mem_region(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
 
 _VM_COMMANDS = {
     Dialect.UPSTREAM: {
-        int(TdxCommand.CAPABILITIES): _get_capabilities,
-        int(TdxCommand.INIT_VM): _td_init,
-        int(TdxCommand.FINALIZE_VM): _td_finalize,
-        int(TdxCommand.TERMINATE_VM): _td_terminate,
+        int(TdxCommand.CAPABILITIES): tdx_get_capabilities,
+        int(TdxCommand.INIT_VM): tdx_td_init,
+        int(TdxCommand.FINALIZE_VM): tdx_td_finalize,
+        int(TdxCommand.TERMINATE_VM): tdx_terminate_vm,
     },
     Dialect.V10: {
-        int(TdxCommand.CAPABILITIES): _get_capabilities,
-        int(TdxCommand.INIT_VM): _td_init,
+        int(TdxCommand.CAPABILITIES): tdx_get_capabilities,
+        int(TdxCommand.INIT_VM): tdx_td_init,
         int(TdxCommand.INIT_MEM_REGION): _init_mem_region,
-        int(TdxCommand.FINALIZE_VM): _td_finalize,
+        int(TdxCommand.FINALIZE_VM): tdx_td_finalize,
     },
 }

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a TD may be, and what the caller wants it to be: KVM_TDX_CAPABILITIES and the arguments of KVM_TDX_INIT_VM.
 
-Upstream: `capabilities_upstream`, `init_vm_upstream` follow Linux 6.16 (tdx_get_capabilities, setup_tdparams). KVM does
+Upstream: `init_kvm_tdx_caps`, `init_vm_upstream` follow Linux 6.16 (tdx_get_capabilities, setup_tdparams). KVM does
 not mask CPUID: bits that cannot be configured are refused by the module (EINVAL, ``hw_error``).
 
 v10, the document of Nov 2022: the module's fixed masks and CPUID configurations as they are; INIT_VM takes a pointer to
@@ -59,7 +59,7 @@ class InitVm:
     td_params: bytes
 
 
-def _td_params(
+def setup_tdparams(
     kvm: "Kvm",
     info: SysInfo,
     *,
@@ -88,7 +88,7 @@ def _td_params(
 # Upstream
 
 
-def supported_attributes(info: SysInfo, debug_tds: bool = False) -> int:
+def tdx_get_supported_attrs(info: SysInfo, debug_tds: bool = False) -> int:
     """ATTRIBUTES bits that INIT_VM may set; 0 if KVM cannot give what the module demands.
 
     ``debug_tds``: with DEBUG, which upstream leaves out.
@@ -98,7 +98,7 @@ def supported_attributes(info: SysInfo, debug_tds: bool = False) -> int:
     return 0 if info.attributes_fixed1 & ~supported else supported
 
 
-def supported_xfam(info: SysInfo, kvm_xfam: int) -> int:
+def tdx_get_supported_xfam(info: SysInfo, kvm_xfam: int) -> int:
     """XFAM bits that INIT_VM may set; 0 if KVM cannot give what the module demands."""
     supported = kvm_xfam & info.xfam_fixed0
     return 0 if info.xfam_fixed1 & ~supported else supported
@@ -119,7 +119,7 @@ def configurable_cpuid(info: SysInfo) -> list[kvm_cpuid_entry2]:
     return entries
 
 
-def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
+def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
     """KVM_TDX_CAPABILITIES. Raises OSError(EINVAL, EFAULT, E2BIG, EIO)."""
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
@@ -127,7 +127,7 @@ def capabilities_upstream(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds:
     nent = get_user(nent_address, 4)
     if nent < len(info.cpuid_configs):
         raise err(errno.E2BIG, f"room for {nent} CPUID entries, {len(info.cpuid_configs)} needed")
-    attributes, xfam = supported_attributes(info, debug_tds), supported_xfam(info, kvm_xfam)
+    attributes, xfam = tdx_get_supported_attrs(info, debug_tds), tdx_get_supported_xfam(info, kvm_xfam)
     if not attributes or not xfam:
         raise err(errno.EIO, "the module demands attributes or extended features that KVM does not support")
     capabilities = tdx_upstream.kvm_tdx_capabilities(
@@ -155,15 +155,15 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         raise err(errno.EINVAL, "cpuid.padding must be 0")
     if kvm.created_vcpus:
         raise err(errno.EBUSY, "vCPUs exist")
-    if init.attributes & ~supported_attributes(info, kvm.kernel.config.debug_tds):
+    if init.attributes & ~tdx_get_supported_attrs(info, kvm.kernel.config.debug_tds):
         raise err(errno.EINVAL, f"attributes {init.attributes:#x}: more than KVM_TDX_CAPABILITIES offers")
-    if init.xfam & ~supported_xfam(info, kvm.kernel.supported_xfam):
+    if init.xfam & ~tdx_get_supported_xfam(info, kvm.kernel.supported_xfam):
         raise err(errno.EINVAL, f"xfam {init.xfam:#x}: more than KVM_TDX_CAPABILITIES offers")
     gpaw_entry = _find(entries, GPAW_LEAF, 0)
     gpaw = gpaw_entry.eax >> 16 & 0xFF if gpaw_entry is not None else 0
     if gpaw not in (48, 52):
         raise err(errno.EINVAL, f"CPUID 0x80000008 EAX[23:16] must be 48 or 52, not {gpaw}")
-    return _td_params(
+    return setup_tdparams(
         kvm,
         info,
         attributes=init.attributes,
@@ -171,7 +171,7 @@ def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
         gpaw=gpaw,
         flags=CONFIG_FLAGS_NO_RBP_MOD if kvm.kernel.config.no_rbp_mod else 0,
         digests=(bytes(init.mrconfigid), bytes(init.mrowner), bytes(init.mrownerconfig)),
-        cpuid_values=_cpuid_values(info, entries),
+        cpuid_values=setup_tdparams_cpuids(info, entries),
         max_vcpus=kvm.max_vcpus,
     )
 
@@ -183,7 +183,7 @@ def _find(entries: list[kvm_cpuid_entry2], leaf: int, index: int) -> kvm_cpuid_e
     return None
 
 
-def _cpuid_values(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> list[Registers]:
+def setup_tdparams_cpuids(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> list[Registers]:
     """setup_tdparams_cpuids: what goes into TD_PARAMS, in the module's order. Raises OSError(EINVAL)."""
     values: list[Registers] = []
     matched = 0
@@ -254,7 +254,7 @@ def init_vm_v10(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
     xfam = _xfam_of(entries) & kvm.kernel.supported_xfam & info.xfam_fixed0
     if xfam & (XFAM_LBR | XFAM_XTILE):
         raise err(errno.EOPNOTSUPP, "LBR and AMX are not supported")
-    return _td_params(
+    return setup_tdparams(
         kvm,
         info,
         attributes=init.attributes,

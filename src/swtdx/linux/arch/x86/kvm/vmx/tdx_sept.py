@@ -15,7 +15,8 @@ Module 1.0 wants BLOCK and TRACK before every removal, later ones only in a TD t
 
 import errno
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
 from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_of, tdx_reclaim_control_page, tdx_reclaim_page
@@ -25,7 +26,7 @@ from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
 from swtdx.uapi.dialect import Dialect
-from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
+from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, MemFlag
 from swtdx.uapi.reason import Reason, seamcall_failed, sept_seamcall_failed
 from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
 
@@ -35,12 +36,13 @@ if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 log = logging.getLogger(__name__)
+R = TypeVar("R", int, tuple[int, int, int])
 
 TDX_EXTENDMR_CHUNKSIZE = 256
 
 
 def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
-    """A table goes under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
+    """Link a table under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
     tdx = tdx_of(kvm)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_sept_add(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
     if status:
@@ -48,14 +50,27 @@ def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> No
 
 
 def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
-    """A leaf is set. Raises OSError(EBUSY, EIO)."""
+    """Set a leaf: add the page to a running TD, or note it for KVM_TDX_INIT_MEM_REGION. Raises OSError(EBUSY, EIO)."""
+    if tdx_of(kvm).state is TdState.RUNNABLE:
+        tdx_mem_page_aug(kvm, gfn, level, page)
+    else:
+        tdx_mem_page_record_premap_cnt(kvm, gfn)
+
+
+def tdx_mem_page_aug(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+    """Add a page, pending until the guest accepts it. Raises OSError(EBUSY, EIO).
+
+    EBUSY: another vCPU works at the same entry; the fault is taken again, as often as it needs.
+    """
     tdx = tdx_of(kvm)
-    if tdx.state is not TdState.RUNNABLE:
-        tdx.premapped.add(gfn)
-        return
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_aug(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
     if status:
         raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
+
+
+def tdx_mem_page_record_premap_cnt(kvm: "Kvm", gfn: int) -> None:
+    """Note that only the mirror has the page: MEM.PAGE.ADD needs its contents, and comes later."""
+    tdx_of(kvm).premapped.add(gfn)
 
 
 def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int) -> OSError:
@@ -65,7 +80,7 @@ def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int
 
 
 def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
-    """A table is freed with the TD."""
+    """Free a table, with the TD: RECLAIM needs the TD's key gone, and no SEAMCALL unlinks tables before."""
     if tdx_of(kvm).is_assigned:
         log.error("VM %d: Secure EPT page %#x cannot be freed while the HKID is in use", kvm.number, page)
         return
@@ -73,32 +88,32 @@ def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> No
 
 
 def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
-    """A leaf is removed; its contents are gone. Failure kills the VM and keeps the page for later."""
+    """Remove a leaf; its contents are lost. Failure kills the VM and keeps the page for later."""
     tdx = tdx_of(kvm)
-    if not tdx.is_assigned:
+    if not tdx.is_assigned:  # without a key there is no TD to run: a plain reclaim is enough
         if not tdx_reclaim_page(kvm, page, pages_per_level(level)):
             _orphan(kvm, tdx, page, level)
         return
-    if gfn in tdx.premapped:  # in the mirror, but never added: the module knows nothing of it
+    if gfn in tdx.premapped:  # in the mirror and never added: the Secure EPT has no such entry
         tdx.premapped.discard(gfn)
         return
-    failure = _remove(kvm, tdx, gfn << PAGE_SHIFT, level - 1, page)
+    gpa = gfn << PAGE_SHIFT
+    failure = tdx_sept_zap_private_spte(kvm, gpa, level - 1) or tdx_track(kvm)
+    failure = failure or tdx_sept_drop_private_spte(kvm, gpa, level - 1, page)
     if failure:
         _orphan(kvm, tdx, page, level)
         kvm.bug(failure)
 
 
 def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) -> None:
-    """A 2 MiB leaf becomes a table of 512; what the guest has in it stays. Raises OSError(EBUSY, EIO)."""
+    """Split a 2 MiB leaf into a table of 512; the guest's contents stay. Raises OSError(EBUSY, EIO)."""
     tdx = tdx_of(kvm)
     gpa = gfn << PAGE_SHIFT
-    failure = _block_and_track(kvm, tdx, gpa, level - 1)
+    failure = tdx_sept_zap_private_spte(kvm, gpa, level - 1) or tdx_track(kvm)
     if failure:
         raise kvm.bug(failure)
-    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
-    if status_class(status) == TDX_OPERAND_BUSY:
-        with _NoVcpusEnter(kvm):
-            status, entry, level_state = tdx.host.seamcall.tdh_mem_page_demote(tdx.tdr, gpa, level - 1, table)
+    demote = tdx.host.seamcall.tdh_mem_page_demote
+    status, entry, level_state = tdh_do_no_vcpus(demote, kvm, tdx.tdr, gpa, level - 1, table)
     if status:
         raise kvm.bug(sept_seamcall_failed("TDH.MEM.PAGE.DEMOTE", status, entry, level_state))
 
@@ -109,18 +124,72 @@ def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
         gmem.give_up(page)
 
 
-def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> Reason | None:
-    """Run the removal sequence. Return what went wrong, or None."""
-    seamcall, tdr = tdx.host.seamcall, tdx.tdr
-    failure = _block_and_track(kvm, tdx, gpa, level)
-    if failure:
-        return failure
-    status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
-    if status_class(status) == TDX_OPERAND_BUSY:
-        with _NoVcpusEnter(kvm):
-            status, entry, level_state = seamcall.tdh_mem_page_remove(tdr, gpa, level)
+def tdh_do_no_vcpus(tdh_func: Callable[..., R], kvm: "Kvm", *args: int) -> R:
+    """Call a SEAMCALL, and once more with no vCPU in the TD if the module says that it is busy.
+
+    The module takes its locks without waiting. While the kernel holds the MMU lock for writing no other host thread
+    contends, so only guests can (TDG.MEM.PAGE.ACCEPT, TDG.VP.VMCALL): with all of them out the second call must
+    succeed, and a third would be a bug. Returns what ``tdh_func`` returns, its status first.
+    """
+    result = tdh_func(*args)
+    if status_class(_status(result)) == TDX_OPERAND_BUSY:
+        tdx_no_vcpus_enter_start(kvm)
+        try:
+            result = tdh_func(*args)
+        finally:
+            tdx_no_vcpus_enter_stop(kvm)
+    return result
+
+
+def _status(result: int | tuple[int, int, int]) -> int:
+    return result if isinstance(result, int) else result[0]
+
+
+def tdx_no_vcpus_enter_start(kvm: "Kvm") -> None:
+    """Send every vCPU out of the TD, and let none in (tdx_vcpu_run waits for the mark to go)."""
+    tdx_of(kvm).wait_for_sept_zap = True
+    kvm.kick_all_outside_guest()
+
+
+def tdx_no_vcpus_enter_stop(kvm: "Kvm") -> None:
+    """Let vCPUs in again."""
+    tdx_of(kvm).wait_for_sept_zap = False
+
+
+def tdx_sept_zap_private_spte(kvm: "Kvm", gpa: int, level: int) -> Reason | None:
+    """Block the entry: no new translation of it enters a TLB. Return what went wrong, or None."""
+    tdx = tdx_of(kvm)
+    block = tdx.host.seamcall.tdh_mem_range_block
+    status, entry, level_state = tdh_do_no_vcpus(block, kvm, tdx.tdr, gpa, level)
+    return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state) if status else None
+
+
+def tdx_track(kvm: "Kvm") -> Reason | None:
+    """Make sure that no TLB has a translation of a blocked entry. Return what went wrong, or None.
+
+    TRACK opens a new epoch of the TD, and a vCPU that enters in it starts with an empty TLB. Those inside still run in
+    an older epoch, and TRACK refuses to open a second one meanwhile. So all of them are kicked, and waited for: when
+    the kick returns none is inside any more.
+    """
+    tdx = tdx_of(kvm)
+    # Before FINALIZE no vCPU has run: there is no TLB to clear. v10: that series always tracked, as module 1.0 wants.
+    if tdx.state is not TdState.RUNNABLE and kvm.kernel.dialect is not Dialect.V10:
+        return None
+    status = tdh_do_no_vcpus(tdx.host.seamcall.tdh_mem_track, kvm, tdx.tdr)
+    if status:
+        return seamcall_failed("TDH.MEM.TRACK", status)
+    kvm.kick_all_outside_guest()
+    return None
+
+
+def tdx_sept_drop_private_spte(kvm: "Kvm", gpa: int, level: int, page: int) -> Reason | None:
+    """Remove a page that is blocked and tracked, and wipe it. Return what went wrong, or None."""
+    tdx = tdx_of(kvm)
+    seamcall = tdx.host.seamcall
+    status, entry, level_state = tdh_do_no_vcpus(seamcall.tdh_mem_page_remove, kvm, tdx.tdr, gpa, level)
     if status:
         return sept_seamcall_failed("TDH.MEM.PAGE.REMOVE", status, entry, level_state)
+    # Cache lines with the TD's key must be written back before the page is used with another: they would overwrite it.
     size = pages_per_level(level + 1) << PAGE_SHIFT
     for small in range(page, page + size, PAGE_SIZE):
         status = seamcall.tdh_phymem_page_wbinvd(small | tdx.hkid << tdx.host.hkid_shift)
@@ -131,41 +200,6 @@ def _remove(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int, page: int) -> Reaso
     else:
         kvm.processor.memory.clear_range(page, size, 0)
     return None
-
-
-def _block_and_track(kvm: "Kvm", tdx: "KvmTdx", gpa: int, level: int) -> Reason | None:
-    """Make sure that no vCPU reaches the page any more. Return what went wrong, or None."""
-    seamcall, tdr = tdx.host.seamcall, tdx.tdr
-    tracking = tdx.state is TdState.RUNNABLE or kvm.kernel.dialect is Dialect.V10
-    status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
-    if status_class(status) == TDX_OPERAND_BUSY:
-        with _NoVcpusEnter(kvm):
-            status, entry, level_state = seamcall.tdh_mem_range_block(tdr, gpa, level)
-    if status:
-        return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state)
-    if tracking:
-        status = seamcall.tdh_mem_track(tdr)
-        if status_class(status) == TDX_OPERAND_BUSY:
-            with _NoVcpusEnter(kvm):
-                status = seamcall.tdh_mem_track(tdr)
-        if status:
-            return seamcall_failed("TDH.MEM.TRACK", status)
-        kvm.kick_all_outside_guest()
-    return None
-
-
-class _NoVcpusEnter:
-    """tdx_no_vcpus_enter_start and _stop: everybody out, nobody in."""
-
-    def __init__(self, kvm: "Kvm") -> None:
-        self._kvm = kvm
-
-    def __enter__(self) -> None:
-        tdx_of(self._kvm).wait_for_sept_zap = True
-        self._kvm.kick_all_outside_guest()
-
-    def __exit__(self, *exception: object) -> None:
-        tdx_of(self._kvm).wait_for_sept_zap = False
 
 
 # KVM_TDX_INIT_MEM_REGION
@@ -215,7 +249,7 @@ def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_
             while left:
                 if vcpu.signal_pending():
                     raise err(errno.EINTR, "a signal is pending")
-                _add_page(kvm, tdx, source, gpa, measure)
+                tdx_gmem_post_populate(kvm, tdx, source, gpa, measure)
                 source += PAGE_SIZE
                 gpa += PAGE_SIZE
                 left -= 1
@@ -223,19 +257,21 @@ def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_
         copy_to_user(cmd.data, kvm_tdx_init_mem_region(source_addr=source, gpa=gpa, nr_pages=left))
 
 
-def _add_page(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -> None:
+def tdx_gmem_post_populate(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -> None:
+    """Copy a page from user memory into the guest_memfd's page, add it to the TD and measure it if asked."""
     gfn = gpa >> PAGE_SHIFT
     slot = kvm.memslots.gfn_to_memslot(gfn)
     if slot is None:
         raise err(errno.EINVAL, f"no slot with private memory at {gpa:#x}")
     gmem = slot.gmem
     if gmem is None:
-        raise err(errno.EFAULT if slot.flags & 4 else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
+        raise err(errno.EFAULT if slot.flags & MemFlag.GUEST_MEMFD else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
     index = gfn - slot.base_gfn + slot.gmem_pgoff
     if gmem.is_prepared(index):
         raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
+    # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
     kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
     kvm.mmu.map_private(slot, gfn)
     page = gmem.get_page(index)
