@@ -227,24 +227,30 @@ def unexpected(module: TdxModule, vcpu: Vcpu, args: Args, reason: int) -> int:
     return asynchronous(vcpu, args, reason, status=status, qualification=vcpu.context.exit_qualification)
 
 
-_VMX_INSTRUCTIONS = (*range(19, 28), 50, 53, 59)
-"""VMCLEAR to VMXON, INVEPT, INVVPID, VMFUNC."""
-_OTHER_UNDEFINED = (60, 70, 73, 76)
-"""ENCLS, ENCLV, ENQCMDS without PASID translation, SEAMCALL."""
-_PCONFIG, _ENQCMD, _SMI, _BUS_LOCK, _NOTIFICATION = 65, 72, 6, 74, 75
+_UNDEFINED = (
+    ExitReason.GETSEC, ExitReason.RSM, ExitReason.MONITOR, ExitReason.MWAIT,
+    ExitReason.VMCLEAR, ExitReason.VMLAUNCH, ExitReason.VMPTRLD, ExitReason.VMPTRST, ExitReason.VMREAD,
+    ExitReason.VMRESUME, ExitReason.VMWRITE, ExitReason.VMXOFF, ExitReason.VMXON,
+    ExitReason.INVEPT, ExitReason.INVVPID, ExitReason.VMFUNC,
+    ExitReason.ENCLS, ExitReason.ENCLV, ExitReason.SEAMCALL,
+    ExitReason.ENQCMDS,  # without PASID translation
+)  # fmt: skip
 
 _TABLE: dict[int, Handler] = {
-    **dict.fromkeys((ExitReason.GETSEC, ExitReason.RSM, *_VMX_INSTRUCTIONS, *_OTHER_UNDEFINED), undefined_opcode),
-    ExitReason.MONITOR: undefined_opcode,
-    ExitReason.MWAIT: undefined_opcode,
+    **dict.fromkeys(_UNDEFINED, undefined_opcode),
     **{
         reason: virtualization_exception(reason)
         for reason in (
-            ExitReason.IO, ExitReason.HLT, ExitReason.INVD, ExitReason.VMCALL, ExitReason.WBINVD, _PCONFIG,
+            ExitReason.IO, ExitReason.HLT, ExitReason.INVD, ExitReason.VMCALL, ExitReason.WBINVD, ExitReason.PCONFIG,
             ExitReason.APIC_WRITE,
         )
     },
-    **{reason: to_host(reason) for reason in (ExitReason.INIT, _SMI, ExitReason.TASK_SWITCH, _BUS_LOCK, _NOTIFICATION)},
+    **{
+        reason: to_host(reason)
+        for reason in (
+            ExitReason.INIT, ExitReason.OTHER_SMI, ExitReason.TASK_SWITCH, ExitReason.BUS_LOCK, ExitReason.NOTIFICATION
+        )
+    },
     ExitReason.EXCEPTION_NMI: exception_or_nmi,
     ExitReason.EXTERNAL_INTERRUPT: external_interrupt,
     ExitReason.TRIPLE_FAULT: triple_fault,
@@ -255,7 +261,7 @@ _TABLE: dict[int, Handler] = {
     ExitReason.CR_ACCESS: cr_access,
     ExitReason.XSETBV: xsetbv,
     ExitReason.RDPMC: rdpmc,
-    _ENQCMD: rdpmc,
+    ExitReason.ENQCMD: rdpmc,
     ExitReason.EPT_VIOLATION: ept_violation,
     ExitReason.EPT_MISCONFIG: ept_misconfiguration,
     ExitReason.TDCALL: tdcall,
