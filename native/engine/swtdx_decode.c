@@ -35,3 +35,16 @@ bool swtdx_may_lock(int b, uint8_t modrm)
         return false;
     }
 }
+
+/* SSE4a: EXTRQ and INSERTQ (66 or F2 0F 78, 79), MOVNTSS and MOVNTSD (F3 or F2 0F 2B). The prefixes are the translator's. */
+bool swtdx_undefined(int b, int prefixes)
+{
+    switch (b) {
+    case 0x12b:
+        return prefixes & (SWTDX_PREFIX_REPZ | SWTDX_PREFIX_REPNZ);
+    case 0x178: case 0x179:
+        return prefixes & (SWTDX_PREFIX_REPNZ | SWTDX_PREFIX_DATA);
+    default:
+        return false;
+    }
+}

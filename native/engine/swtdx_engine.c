@@ -22,7 +22,9 @@
 #define SPIN_SLICE_NS 20000
 #define LINGER_NS 100000
 #define WAIT_NS 200000
+#ifndef CODE_BUFFER_BYTES
 #define CODE_BUFFER_BYTES (256u << 20)
+#endif
 
 void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr);
 

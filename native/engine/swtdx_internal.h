@@ -13,6 +13,11 @@
 #define SWTDX_VMCALL 0x801
 #define SWTDX_XSETBV 0x802
 
+/* Prefixes as the translator has them (PREFIX_* of translate.c). */
+#define SWTDX_PREFIX_REPZ 0x01
+#define SWTDX_PREFIX_REPNZ 0x02
+#define SWTDX_PREFIX_DATA 0x08
+
 #define SWTDX_HPA_MASK 0x000ffffffffff000ull
 #define SWTDX_RESET_RIP 0xfff0
 #define SWTDX_SCRATCH (1ull << 51) /* physical page behind env->vm_vmcb, which TCG writes to; no EPT entry can name it */
@@ -95,6 +100,7 @@ void swtdx_debug_stop(CPUState *cs);
 void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;
 void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
 bool swtdx_may_lock(int b, uint8_t modrm);
+bool swtdx_undefined(int b, int prefixes);
 
 /* between the engine's own files */
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;

@@ -24,6 +24,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "temporaries": ["test_translator.py::test_a_page_of_one_instruction"],
     "ram-addresses": ["test_memory.py::test_windows_have_translated_code_of_their_own"],
     "no-end-address": ["test_translator.py::test_code_at_linear_address_zero_runs"],
+    "sse4a": ["test_translator.py::test_sse4a_is_undefined"],
     "lock-prefix": ["test_translator.py::test_lock_is_undefined_but_for_some_instructions_that_write_memory"],
     "exit-requests": ["test_execution.py::test_a_read_modify_write_is_executed_once_however_often_it_is_stopped"],
     "physical-address-bits": ["test_ept.py::test_the_shared_bit_selects_the_shared_ept"],

@@ -145,6 +145,28 @@ def test_lock_is_undefined_but_for_some_instructions_that_write_memory(code: str
     assert reason == (ExitReason.EXCEPTION_NMI if allowed is False else ExitReason.HLT)
 
 
+# AMD's SSE4a, which Intel's processors do not have; beside each what has the same opcode.
+@pytest.mark.parametrize(
+    ("code", "defined"),
+    [
+        ("660f79c1", False),  # extrq xmm0, xmm1
+        ("660f78c00408", False),  # extrq xmm0, 4, 8
+        ("f20f79c1", False),  # insertq
+        ("f20f78c10408", False),
+        ("0f79c1", False),  # vmwrite, which no guest has
+        ("f30f2b03", False),  # movntss [rbx], xmm0
+        ("f20f2b03", False),  # movntsd
+        ("0f2b03", True),  # movntps
+        ("660f2b03", True),  # movntpd
+    ],
+)
+def test_sse4a_is_undefined(code: str, defined: bool) -> None:
+    guest = Guest()
+    guest.memory.write(CODE, bytes.fromhex(code) + b"\xf4")
+    guest.context.rip, guest.context.gpr[3], guest.context.exception_bitmap = CODE, 0x80000, 1 << 6
+    assert guest.run() == (ExitReason.HLT if defined else ExitReason.EXCEPTION_NMI)
+
+
 def at_zero(guest: Guest, bits: int) -> None:
     """The mode's code segment, so that RIP 0 is linear address 0."""
     context = guest.context
