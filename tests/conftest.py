@@ -49,7 +49,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"swtdx on Linux {platform.release()}, {os.cpu_count()} processors",
         f"real /dev/kvm: {'opens' if refusal is None else f'no ({refusal}): tests against the real host are skipped'}",
         f"firmware: {firmware_image() if firmware_image().is_file() else 'none: install the package ovmf'}",
-        f"reference: {reference if reference.is_dir() else f'none at {reference}: its tests are skipped'}",
+        f"reference: {reference if reference.is_dir() else f'none at {reference}: -m published is empty'}",
     ]
 
 
@@ -72,8 +72,15 @@ SLOW = {
 """Folders and files whose tests are marked slow: ``script/test --quick`` omits them."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what is slow, and what needs published material; without the material the latter is not selected."""
+    published = [item for item in items if "shared_reference" in getattr(item, "fixturenames", ())]
+    for item in published:
+        item.add_marker(pytest.mark.published)
+    if published and not reference_directory().is_dir():
+        config.hook.pytest_deselected(items=published)
+        dropped = set(published)
+        items[:] = [item for item in items if item not in dropped]
     for item in items:
         place = item.path.relative_to(REPOSITORY / "tests")
         if not SLOW.isdisjoint((place.parts[0], place.as_posix())):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The MRTD predictor against published digests."""
+"""The MRTD predictor against the specification's blocks, written out one by one, and against published digests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,58 @@ import pytest
 
 from swtdx.image.mrtd import MrtdPredictor, Order, predict_mrtd
 from swtdx.image.tdvf import parse
-from testing.tdvf_image import image_with
+from testing.tdvf_image import GOOD, image_with
 
 DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
 
 
 def test_nothing_added_measures_as_the_hash_of_nothing() -> None:
     assert MrtdPredictor().digest() == hashlib.sha384(b"").digest()
+
+
+Call = tuple[bytes, int, bytes]
+"""(name of the block, GPA, chunk that follows it)."""
+
+
+def hashed(calls: list[Call]) -> bytes:
+    """SHA-384 over the blocks of the base specification: 128 bytes with the name at 0 and the GPA at 16, and chunks."""
+    stream = hashlib.sha384()
+    for name, gpa, chunk in calls:
+        stream.update(name.ljust(16, b"\0") + gpa.to_bytes(8, "little") + bytes(104) + chunk)
+    return stream.digest()
+
+
+def extends(gpa: int, page: bytes) -> list[Call]:
+    return [(b"MR.EXTEND", gpa + at, page[at : at + 256]) for at in range(0, 4096, 256)]
+
+
+@pytest.mark.parametrize("gpa", [0, 0xF000, 0x80_9000, 0xFFFF_F000, (1 << 47) - 0x3000])
+@pytest.mark.parametrize("order", list(Order))
+def test_regions_follow_the_specification(gpa: int, order: Order) -> None:
+    """Three pages that are measured, after one that is not; from 0xf000 on they cross a border of 64 KiB."""
+    contents = [bytes((7 * at + at // 256 + page) & 255 for at in range(4096)) for page in range(3)]
+    adds = [[(b"MEM.PAGE.ADD", gpa + 4096 * page, b"")] for page in range(3)]
+    measured = [extends(gpa + 4096 * page, contents[page]) for page in range(3)]
+    if order is Order.PER_PAGE:
+        calls = [call for add, extend in zip(adds, measured, strict=True) for call in (*add, *extend)]
+    else:
+        calls = [call for each in (*adds, *measured) for call in each]
+    predictor = MrtdPredictor(order)
+    predictor.add_region(0x10_0000, bytes(4096), measured=False)
+    predictor.add_region(gpa, b"".join(contents), measured=True)
+    assert predictor.digest() == hashed([(b"MEM.PAGE.ADD", 0x10_0000, b""), *calls])
+
+
+def test_a_firmware_image_is_measured_section_by_section() -> None:
+    """The synthetic image: BFV measured from the file, CFV, temporary memory and TD HOB only added."""
+    image = image_with()
+    calls: list[Call] = []
+    for at, size, gpa, length, _, attributes in GOOD:
+        for offset in range(0, length, 4096):
+            calls.append((b"MEM.PAGE.ADD", gpa + offset, b""))
+            if attributes & 1:
+                calls += extends(gpa + offset, image[at : at + size][offset : offset + 4096])
+    assert predict_mrtd(parse(image, "x.fd")) == hashed(calls)
 
 
 def test_published_vectors(shared_reference: Path) -> None:
