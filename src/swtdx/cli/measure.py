@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json as json_format
 import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +16,12 @@ import typer
 
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, measure_image, order_matters
 from swtdx.cli.input import file_bytes, firmware_bytes
+from swtdx.cli.option_groups import grouped
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.image.memory_map import MAXIMUM_MEMORY
 from swtdx.image.mrtd import Order
-from swtdx.image.tdvf import TdvfError
+from swtdx.image.tdvf import Tdvf, TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
     from swtdx.attest.direct_boot import BootPrediction
@@ -52,7 +54,7 @@ place of what they were then.
 [bold]Exit status[/bold]
 
 0 measured; 1 wrong usage, also an option that cannot change the result; 2 no TD can start from the image, or it cannot
-be predicted; 3 a file is not to be had; 5 the event log cannot be read
+be predicted; 3 a file cannot be read; 5 the event log cannot be read
 """
 
 
@@ -73,107 +75,151 @@ class OutputFormat(StrEnum):
 ORDERS = {OrderChoice.page: Order.PER_PAGE, OrderChoice.region: Order.PER_REGION}
 
 
-def register(app: typer.Typer) -> None:
-    """Declare the command."""
-    app.command(name="measure", epilog=EPILOG)(measure)
+@dataclass(frozen=True)
+class Subject:
+    """What is measured."""
 
-
-def measure(
     image: Annotated[
         Path | None,
         typer.Argument(
             help="Firmware image. Not given: as swtdx run finds it; none: --kernel is entered without firmware.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     order: Annotated[
         OrderChoice | None,
         typer.Option(help="Add and measure page by page (default), or a region at a time.", show_default=False),
-    ] = None,
+    ] = None
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE", help="Guest memory; with --kernel (not given: 256M), or if the TD HOB is measured."
         ),
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True)
+class Linux:
+    """A kernel that is started, and the machine on which it is."""
+
     kernel: Annotated[
         Path | None, typer.Option(metavar="BZIMAGE", help="Linux kernel that the firmware starts: predict RTMR0-2 too.")
-    ] = None,
-    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initial RAM disk.")] = None,
-    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Its command line.")] = None,
+    ] = None
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Initial RAM disk.")] = None
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Kernel command line.")] = None
     cpus: Annotated[
         int | None, typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: 1).", show_default=False)
-    ] = None,
+    ] = None
     event_log: Annotated[
         Path | None,
         typer.Option(
             metavar="CCEL",
             help="With --kernel: for the machine that has written this event log, in place of that of swtdx run.",
         ),
-    ] = None,
-    output_format: Annotated[
-        OutputFormat | None, typer.Option(help="hex (default) or base64.", show_default=False)
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the digest, and errors.")] = False,
-) -> None:
-    """Tell the MRTD that a TD has which is built from a firmware image, and its RTMRs if that starts a kernel."""
-    if json and output_format is not None:
-        raise Failure("--output-format does not change what --json writes", Verdict.USAGE)
-    if kernel is None:
-        only_with_it = (("--initrd", initrd), ("--append", append), ("--cpus", cpus), ("--event-log", event_log))
-        for option, value in only_with_it:
-            if value is not None:
-                raise Failure(f"{option} cannot change the MRTD; it is for --kernel, which names none", Verdict.USAGE)
-    elif event_log is not None:
-        if cpus is not None:
-            raise Failure(
-                "--cpus cannot change the result: the event log is of a machine that has its own", Verdict.USAGE
-            )
-    elif memory is None:
-        memory = DEFAULT_MEMORY
-    if str(image) == "none":
-        if event_log is not None:
-            raise Failure("without firmware (none) there is no event log", Verdict.USAGE)
-        _measure_direct(kernel, initrd, append, memory, cpus, order, output_format, json)
-        return
-    contents, name = firmware_bytes(image, quiet)
-    try:
-        tdvf = checked(contents, name)
-        if order is not None and not order_matters(tdvf):
-            raise Failure(f"--order cannot change the MRTD of {name}: no more than a page is measured", Verdict.USAGE)
-        if memory is not None and (kernel is None or event_log is not None) and not depends_on_memory(tdvf):
-            raise Failure(f"--memory cannot change the MRTD of {name}: its TD HOB is not measured", Verdict.USAGE)
-        if memory is None and depends_on_memory(tdvf):
-            raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
-        size = None if memory is None else memory_size(memory)
-        measurement = measure_image(contents, name, ORDERS[order or OrderChoice.page], size)
-        linux = None if kernel is None else linux_files(kernel, initrd, append or "", size or MAXIMUM_MEMORY)
-        boot = None
-        if linux is not None and event_log is not None:
-            boot = _on_the_machine_of(event_log, contents, linux, name)
-        elif linux is not None and size is not None:
-            from swtdx.attest.direct_boot import predict_direct_boot
+    ] = None
 
-            boot = predict_direct_boot(contents, linux, size, cpus or 1, name)
+    def check(self) -> None:
+        """Raise `Failure` for options that cannot change the result."""
+        if self.kernel is None:
+            for option, value in (
+                ("--initrd", self.initrd),
+                ("--append", self.append),
+                ("--cpus", self.cpus),
+                ("--event-log", self.event_log),
+            ):
+                if value is not None:
+                    text = f"{option} cannot change the MRTD; it is for --kernel, which names none"
+                    raise Failure(text, Verdict.USAGE)
+        elif self.event_log is not None and self.cpus is not None:
+            text = "--cpus cannot change the result: the event log is of a machine that has its own"
+            raise Failure(text, Verdict.USAGE)
+
+    def predict(self, image: bytes, size: int | None, name: str) -> tuple[LinuxBoot, BootPrediction] | None:
+        """Return the boot and its RTMRs; None without a kernel. Raises `Failure`, and what the prediction raises."""
+        if self.kernel is None:
+            return None
+        boot = linux_files(self.kernel, self.initrd, self.append or "", size or MAXIMUM_MEMORY)
+        if self.event_log is not None:
+            return boot, _on_the_machine_of(self.event_log, image, boot, name)
+        from swtdx.attest.direct_boot import predict_direct_boot
+
+        assert size is not None, "without an event log there is a default"
+        return boot, predict_direct_boot(image, boot, size, self.cpus or 1, name)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine, for JSON."""
+        return {"event_log": str(self.event_log)} if self.event_log is not None else {"cpus": self.cpus or 1}
+
+
+@dataclass(frozen=True)
+class Printed:
+    """How the result is printed."""
+
+    output_format: Annotated[OutputFormat | None, typer.Option(help="hex (default) or base64.", show_default=False)] = (
+        None
+    )
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the digest, and errors.")] = False
+
+    def check(self) -> None:
+        """Raise `Failure` for options that exclude each other."""
+        if self.json and self.output_format is not None:
+            raise Failure("--output-format does not change what --json writes", Verdict.USAGE)
+
+
+@grouped
+def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
+    """Print the MRTD of a TD built from a firmware image, and its RTMRs if that starts a kernel."""
+    printed.check()
+    linux.check()
+    memory = subject.memory
+    if linux.kernel is not None and linux.event_log is None and memory is None:
+        memory = DEFAULT_MEMORY
+    if str(subject.image) == "none":
+        if linux.event_log is not None:
+            raise Failure("without firmware (none) there is no event log", Verdict.USAGE)
+        _measure_direct(linux, memory, subject.order, printed)
+        return
+    contents, name = firmware_bytes(subject.image, printed.quiet)
+    try:
+        _check_options(checked(contents, name), name, subject.order, memory, linux)
+        size = None if memory is None else memory_size(memory)
+        measurement = measure_image(contents, name, ORDERS[subject.order or OrderChoice.page], size)
+        predicted = linux.predict(contents, size, name)
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
-    for note in boot.notes if boot is not None and not quiet else []:
+    for note in predicted[1].notes if predicted is not None and not printed.quiet else []:
         print(f"swtdx: {note}", file=sys.stderr)
-    if json:
+    if printed.json:
         content = measurement.as_json()
-        if boot is not None and linux is not None:
-            machine = {"event_log": str(event_log)} if event_log is not None else {"cpus": cpus or 1}
-            content["direct_boot"] = {**_described(linux), **machine, **boot.as_json()}
+        if predicted is not None:
+            content["direct_boot"] = {**_described(predicted[0]), **linux.machine, **predicted[1].as_json()}
         print(json_format.dumps(content, indent=2))
         return
     rows = {"": measurement.mrtd}
-    if boot is not None:
-        rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": boot.rtmrs[number] for number in PREDICTED_RTMRS}}
+    if predicted is not None:
+        rtmrs = predicted[1].rtmrs
+        rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": rtmrs[number] for number in PREDICTED_RTMRS}}
     for label, digest in rows.items():
-        print(label + _written(digest, output_format))
+        print(label + _written(digest, printed.output_format))
+
+
+def _check_options(tdvf: Tdvf, name: str, order: OrderChoice | None, memory: str | None, linux: Linux) -> None:
+    """Raise `Failure` for options that cannot change the MRTD of this image, or that it needs."""
+    if order is not None and not order_matters(tdvf):
+        raise Failure(f"--order cannot change the MRTD of {name}: no more than a page is measured", Verdict.USAGE)
+    if memory is not None and (linux.kernel is None or linux.event_log is not None) and not depends_on_memory(tdvf):
+        raise Failure(f"--memory cannot change the MRTD of {name}: its TD HOB is not measured", Verdict.USAGE)
+    if memory is None and depends_on_memory(tdvf):
+        raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command(name="measure", epilog=EPILOG)(measure)
 
 
 def _on_the_machine_of(event_log: Path, image: bytes, linux: LinuxBoot, name: str) -> BootPrediction:
@@ -188,35 +234,26 @@ def _on_the_machine_of(event_log: Path, image: bytes, linux: LinuxBoot, name: st
     return predict_from_log(image, linux, log, name)
 
 
-def _measure_direct(
-    kernel: Path | None,
-    initrd: Path | None,
-    append: str | None,
-    memory: str | None,
-    cpus: int | None,
-    order: OrderChoice | None,
-    output_format: OutputFormat | None,
-    json: bool,
-) -> None:
+def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None, printed: Printed) -> None:
     """``measure none --kernel ...``: all of the boot is in MRTD, and the RTMRs stay zero. Raises `Failure`."""
     from swtdx.attest.measure import measure_direct
     from swtdx.image.linux_image import LinuxImageError
 
-    if kernel is None:
+    if linux.kernel is None:
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
     try:
         size = memory_size(memory or DEFAULT_MEMORY)
-        linux = linux_files(kernel, initrd, append or "", size)
-        measurement = measure_direct(linux, size, cpus or 1, ORDERS[order or OrderChoice.page])
+        boot = linux_files(linux.kernel, linux.initrd, linux.append or "", size)
+        measurement = measure_direct(boot, size, linux.cpus or 1, ORDERS[order or OrderChoice.page])
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, LinuxImageError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
-    if json:
-        entered = {"entered_directly": {**_described(linux), "cpus": cpus or 1}}
+    if printed.json:
+        entered = {"entered_directly": {**_described(boot), "cpus": linux.cpus or 1}}
         print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
         return
-    print(_written(measurement.mrtd, output_format))
+    print(_written(measurement.mrtd, printed.output_format))
 
 
 def _written(digest: bytes, output_format: OutputFormat | None) -> str:

@@ -118,3 +118,19 @@ class EptEntry(IntFlag):
 EPT_ADDRESS_MASK = 0x000F_FFFF_FFFF_F000
 EPTP_WRITE_BACK = 6
 """Memory type of the tables in an EPT pointer; bits 5:3 hold the number of levels less one."""
+
+
+def reason_name(reason: int) -> str:
+    """Return ``EPT_VIOLATION``; for a reason without a name its number."""
+    try:
+        return ExitReason(reason).name
+    except ValueError:
+        return f"reason {reason}"
+
+
+def event_type_name(kind: int) -> str:
+    """Return ``hardware exception``."""
+    try:
+        return EventType(kind).name.lower().replace("_", " ")
+    except ValueError:
+        return f"type {kind}"

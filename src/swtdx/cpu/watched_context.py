@@ -20,7 +20,6 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
 from swtdx.cpu._engine import GuestContext
-from swtdx.cpu.vmx import EventType, ExitReason
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -70,22 +69,6 @@ class Watcher(Protocol):
     def injection(self, injection: Injection) -> None:
         """Take an event that was injected."""
         ...
-
-
-def reason_name(reason: int) -> str:
-    """Return ``EPT_VIOLATION``; for a reason without a name its number."""
-    try:
-        return ExitReason(reason).name
-    except ValueError:
-        return f"reason {reason}"
-
-
-def event_type_name(kind: int) -> str:
-    """Return ``hardware exception``."""
-    try:
-        return EventType(kind).name.lower().replace("_", " ")
-    except ValueError:
-        return f"type {kind}"
 
 
 def watch(processor: Processor, watcher: Watcher) -> Callable[[], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swtdx.cpu.watched_context import reason_name
+from swtdx.cpu.vmx import reason_name
 from swtdx.explain import table
 from swtdx.seam.status import DETAILS_L2_MASK, ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load as module_table

@@ -14,8 +14,8 @@ from functools import cache
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from swtdx.cpu.vmx import ExitReason
-from swtdx.cpu.watched_context import Injection, VmExit, event_type_name, reason_name
+from swtdx.cpu.vmx import ExitReason, event_type_name, reason_name
+from swtdx.cpu.watched_context import Injection, VmExit
 from swtdx.seam.dispatch import LEAF_MASK, SEAMCALL_NUMBERS, VERSION_SHIFT
 from swtdx.seam.hardware import Args
 from swtdx.seam.operands import LEVEL_MASK

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx run``: its options, in groups, and what `swtdx.cli.run` is asked for.
+
+What carries the command out is imported when it runs: declaring the options must be quick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from swtdx.cli.option_groups import grouped
+from swtdx.trace.file import TraceFormat
+
+if TYPE_CHECKING:
+    from swtdx.vmm.launch import TdParameters
+
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx run[/cyan] - the installed firmware as a TD, to the UEFI shell
+
+[cyan]swtdx run --until 'Shell>' --json run.json[/cyan] - keep all there is to know
+
+[cyan]swtdx run --firmware OVMF.fd --memory 2G --cpus 2 --timeout 60[/cyan]
+
+[cyan]swtdx run --dialect v10[/cyan] - by the ioctls of November 2022
+
+[cyan]swtdx run --dialect v10 --module-version 1.0[/cyan] - and on a TDX module of that time
+
+[cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
+
+[cyan]swtdx run --disk disk.img --disk seed.img,ro --rng[/cyan] - with virtio devices
+
+[cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
+
+[cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - the quick way
+
+[cyan]swtdx run --html boot.html[/cyan] - the run on one page, for a browser
+
+[cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
+
+[cyan]swtdx run --vm-type default --gdb :1234 --gdb-wait[/cyan] - then: gdb -ex 'target remote :1234'
+
+[cyan]swtdx run --debug-td --gdb :1234[/cyan] - a debug TD under gdb
+
+[cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
+
+[bold]Exit status[/bold]
+
+0 powered off, reset, text or prompt seen, left; 1 internal error; 2 bad input;
+
+3 the guest reported a fatal error or crashed; 4 timeout; 130 interrupted
+"""
+
+
+class KvmChoice(StrEnum):
+    """Whose /dev/kvm."""
+
+    emulated = "emulated"
+    host = "host"
+
+
+class VmType(StrEnum):
+    """What to build."""
+
+    tdx = "tdx"
+    default = "default"
+
+
+class DialectChoice(StrEnum):
+    """Which ioctl interface."""
+
+    upstream = "upstream"
+    v10 = "v10"
+
+
+class ModuleVersionChoice(StrEnum):
+    """Which TDX module, of `swtdx.cpu.platform.MODULE_VERSIONS`."""
+
+    v1_5 = "1.5.06"
+    v1_0 = "1.0"
+
+
+class OnPanicChoice(StrEnum):
+    """What a panic of the guest's kernel does to the run, of `swtdx.cli.run.OnPanic`."""
+
+    stop = "stop"
+    # "continue" is a word of Python's
+    go_on = "continue"
+
+
+class GpaWidth(StrEnum):
+    """Guest physical address widths that a TD can have."""
+
+    w48 = "48"
+    w52 = "52"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What to run."""
+
+    firmware: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="IMAGE|none",
+            help="TDVF image. Not given: QEMU's firmware descriptors with intel-tdx, then the usual paths. none: "
+            "straight into --kernel, without firmware.",
+        ),
+    ] = None
+    memory: Annotated[str, typer.Option(help="Guest memory, as in 512M or 2G.")] = "256M"
+    cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1
+    vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx
+    kernel: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BZIMAGE|host|emulated",
+            help="A Linux kernel for the guest, which the firmware starts. host and emulated are accepted as an alias "
+            "of --kvm.",
+        ),
+    ] = None
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Initial RAM disk.")] = None
+    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Kernel command line.")] = None
+    smbios: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="type=N,NAME=TEXT",
+            help="SMBIOS tables for the firmware, with this in them, as for QEMU; may be given more than once.",
+        ),
+    ] = None
+
+    @property
+    def is_td(self) -> bool:
+        """Whether it is a Trust Domain."""
+        return self.vm_type is VmType.tdx
+
+    def options(self, host: Host) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        from swtdx.cli.parameters import memory_size
+
+        return {
+            "firmware": self.firmware,
+            "memory": memory_size(self.memory),
+            "cpus": self.cpus,
+            "kernel": None if host.named_by(self.kernel) else self.kernel,
+            "initrd": self.initrd,
+            "append": self.append,
+            "smbios": tuple(self.smbios or ()),
+        }
+
+
+@dataclass(frozen=True)
+class Host:
+    """Which kernel and TDX module to run it on."""
+
+    kvm: Annotated[
+        KvmChoice | None, typer.Option(help="The embedded kernel's KVM (default), or this machine's own /dev/kvm.")
+    ] = None
+    dialect: Annotated[
+        DialectChoice, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
+    ] = DialectChoice.upstream
+    module_version: Annotated[
+        ModuleVersionChoice,
+        typer.Option(help="The TDX module of the embedded kernel's machine. 1.0 is of the v10 dialect's time."),
+    ] = ModuleVersionChoice.v1_5
+    no_rbp_mod: Annotated[
+        bool,
+        typer.Option(
+            "--no-rbp-mod",
+            help="Create the TD with NO_RBP_MOD, as Linux does: firmware from before edk2-stable202405 dies of it.",
+        ),
+    ] = False
+    no_huge_pages: Annotated[
+        bool,
+        typer.Option(
+            "--no-huge-pages", help="Map private memory in 4 KiB pages only, as merged kernels do: slower, same guest."
+        ),
+    ] = False
+
+    @staticmethod
+    def named_by(kernel: Path | None) -> bool:
+        """Whether --kernel has a word that means --kvm."""
+        return kernel is not None and str(kernel) in KvmChoice.__members__
+
+    def options(self, guest: Guest) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        from swtdx.cli.parameters import InputError
+        from swtdx.uapi.dialect import Dialect
+
+        kvm = self.kvm
+        if self.named_by(guest.kernel):
+            if kvm not in (None, KvmChoice(str(guest.kernel))):
+                raise InputError(f"--kernel {guest.kernel} and --kvm {kvm} contradict each other")
+            kvm = KvmChoice(str(guest.kernel))
+        kvm = kvm or KvmChoice.emulated
+        if self.module_version is ModuleVersionChoice.v1_0:
+            if kvm is KvmChoice.host:
+                raise InputError(
+                    "--module-version 1.0 is for the embedded kernel: this machine has the module that it has"
+                )
+            if self.dialect is DialectChoice.upstream and guest.is_td:
+                raise InputError(
+                    "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10"
+                )
+        return {
+            "kvm": kvm.value,
+            "dialect": Dialect(self.dialect.value) if kvm is KvmChoice.emulated else None,
+            "module_version": self.module_version.value,
+            "no_rbp_mod": self.no_rbp_mod,
+            "huge_pages": not self.no_huge_pages,
+        }
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When the run ends."""
+
+    until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End after so long (0: never). Unattended without --until: 300."),
+    ] = None
+    debug_exit: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="QEMU's isa-debug-exit: a write of N to PORT ends with status 2 N + 1."),
+    ] = None
+    on_panic: Annotated[
+        OnPanicChoice | None,
+        typer.Option(
+            help="When the guest's kernel panics: end the run, or let it go on (kdump, panic=). Not given: stop, but "
+            "continue on a terminal and with --gdb.",
+            show_default=False,
+        ),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        from swtdx.cli.parameters import InputError, port
+        from swtdx.cli.run import OnPanic
+
+        if self.timeout is not None and not 0 <= self.timeout < 1e9:
+            raise InputError(f"--timeout {self.timeout:g} is not a valid number of seconds")
+        if self.until == "":
+            raise InputError("--until needs a text to wait for")
+        return {
+            "until": self.until,
+            "timeout": self.timeout,
+            "debug_exit": None if self.debug_exit is None else port("--debug-exit", self.debug_exit),
+            "on_panic": None if self.on_panic is None else OnPanic(self.on_panic.value),
+        }
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices of the board."""
+
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); more than one may be given."
+        ),
+    ] = None
+    virtio_console: Annotated[
+        bool,
+        typer.Option(
+            "--virtio-console",
+            help="A virtio console (hvc0) beside the serial port: both are shown, keys go to it once its driver runs.",
+        ),
+    ] = False
+    rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False
+
+    def options(self) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.run.Options` that follow."""
+        return {"disks": tuple(self.disk or ()), "virtio_console": self.virtio_console, "rng": self.rng}
+
+
+@dataclass(frozen=True)
+class Records:
+    """Files that the run writes, and what is said meanwhile."""
+
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep everything about the run in FILE.")] = None
+    log: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write console output to FILE.")] = None
+    debugcon: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The firmware's debug port (0x402) to FILE.")
+    ] = None
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE (compressed if it ends in .gz).",
+        ),
+    ] = None
+    trace_format: Annotated[
+        TraceFormat, typer.Option(help="JSON lines, or Chrome's trace format, which Perfetto opens.")
+    ] = TraceFormat.jsonl
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs, console.")
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False
+
+
+@dataclass(frozen=True)
+class TrustDomain:
+    """The parameters of the TD."""
+
+    attributes: Annotated[
+        str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
+    ] = None
+    gpaw: Annotated[GpaWidth, typer.Option(help="Guest physical address width.")] = GpaWidth.w48
+    mrconfigid: Annotated[str | None, typer.Option(metavar="HEX", help="MRCONFIGID, 48 bytes.")] = None
+    mrowner: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNER, 48 bytes.")] = None
+    mrownerconfig: Annotated[str | None, typer.Option(metavar="HEX", help="MROWNERCONFIG, 48 bytes.")] = None
+    debug_td: Annotated[
+        bool,
+        typer.Option(
+            "--debug-td",
+            help="A TD with ATTRIBUTES.DEBUG: the host may see and change all of it. MRTD is unchanged; TDREPORT shows "
+            "the attribute.",
+        ),
+    ] = False
+
+    def parameters(self) -> TdParameters:
+        """Return them as the VMM takes them. Raises InputError."""
+        from swtdx.cli.parameters import bit_mask, digest
+        from swtdx.vmm.launch import TdParameters
+
+        return TdParameters(
+            attributes=None if self.attributes is None else bit_mask("--attributes", self.attributes),
+            gpa_width=int(self.gpaw.value),
+            mrconfigid=digest("--mrconfigid", self.mrconfigid),
+            mrowner=digest("--mrowner", self.mrowner),
+            mrownerconfig=digest("--mrownerconfig", self.mrownerconfig),
+            debug=self.debug_td,
+        )
+
+
+@dataclass(frozen=True)
+class Debugger:
+    """Access for gdb."""
+
+    gdb: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST]:PORT|PATH",
+            help="Listen for gdb (target remote), on this machine only if no HOST is given, or on a unix socket. For "
+            "ordinary VMs and debug TDs.",
+        ),
+    ] = None
+    gdb_wait: Annotated[
+        bool, typer.Option("--gdb-wait", help="Do not start vCPUs until a debugger connects and continues.")
+    ] = False
+
+
+@grouped
+def run(
+    guest: Guest,
+    host: Host,
+    ending: Ending,
+    devices: Devices,
+    records: Records,
+    td: TrustDomain,
+    debugger: Debugger,
+) -> None:
+    """Launch a firmware as a Trust Domain and stream its console.
+
+    The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
+    ends the run. Without one the run ends by itself at the UEFI shell's prompt.
+    """
+    from swtdx.cli.run import Options
+    from swtdx.cli.run import run as carry_out
+
+    members = host.options(guest) | ending.options() | guest.options(host) | devices.options()
+    parameters = td.parameters()
+    options = Options(td=parameters if guest.is_td else None, **members, **vars(records), **vars(debugger))
+    raise typer.Exit(carry_out(options))
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    app.command(epilog=EPILOG)(run)
