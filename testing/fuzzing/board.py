@@ -113,6 +113,7 @@ class Bench:
         self.board.program_chipset()
         self._map_bars()
         self._open_interrupts()
+        self.board._rtc_timer.set(1e6)  # its thread is there from now on
         self.ports = sorted(self.board.ports.reads.keys() | self.board.ports.writes.keys())
         self.at_power_on = self.weight()
 
@@ -226,14 +227,16 @@ def campaign(accesses: int, seed: int, progress: Callable[[int], object] = lambd
             while result.cases < min(end, accesses):
                 if chance.random() < 0.02:
                     told = "memory and fw_cfg DMA"
-                    bench.scribble()
+                    with bench.board.lock:
+                        bench.scribble()
                 steps = [bench.access() for _ in range(chance.choice((1, 1, 1, 1, 2, 3)))]
                 told = " then ".join(name for name, _ in steps)
                 burst = chance.choice(BURSTS)
-                for _ in range(burst):
-                    for name, step in steps:
-                        step()
-                        result.accesses[name] += 1
+                with bench.board.lock:
+                    for _ in range(burst):
+                        for name, step in steps:
+                            step()
+                            result.accesses[name] += 1
                 event, bench.board.power_event = bench.board.power_event, None
                 if event is not None:
                     result.requests[event.name] += 1
@@ -249,6 +252,8 @@ def campaign(accesses: int, seed: int, progress: Callable[[int], object] = lambd
             result.failures.append(f"seed {seed}, round {rounds - 1}: {told}: {error!r} at {place}")
             if len(result.failures) >= 20:
                 break
+        finally:
+            bench.board.stop()
     return result
 
 

@@ -611,3 +611,195 @@ def test_pvpanic_takes_the_two_events_of_its_specification_and_reports_them() ->
     for value in (1, 2, 3, 0x80, 0, 0xFD):
         ports.write(0x505, 1, value)
     assert reported == [1, 2, 3, 1]
+
+
+# --- interrupts of the real-time clock --------------------------------------------------------------------------------
+#
+# Motorola MC146818A data sheet: registers A, B and C, "Interrupts". ACPI 6.5, 4.8.3.1: PM1 status and enable registers.
+
+
+class Alarmed:
+    """A real-time clock whose time a test moves; ``fire`` lets the timer expire if its time has come."""
+
+    def __init__(self, now: float = 1_700_000_000.25) -> None:
+        self.now = now
+        self.ports, self.level, self.edges, self.alarms = PortBus(), False, 0, 0
+        self.due: float | None = None
+        self.rtc = Rtc(
+            self.ports, LAYOUT, lambda: self.now, set_irq=self._irq, alarm=self._alarm, set_timer=self._timer
+        )
+
+    def _irq(self, level: bool) -> None:
+        assert level != self.level
+        self.level = level
+        self.edges += level
+
+    def _alarm(self) -> None:
+        self.alarms += 1
+
+    def _timer(self, delay: float | None) -> None:
+        self.due = None if delay is None else self.now + delay
+
+    def read(self, register: int) -> int:
+        self.ports.write(0x70, 1, register)
+        return self.ports.read(0x71, 1)
+
+    def write(self, register: int, value: int) -> None:
+        self.ports.write(0x70, 1, register)
+        self.ports.write(0x71, 1, value)
+
+    def pass_time(self, seconds: float) -> None:
+        """As the board's timer does it: time goes on to each moment that was asked for."""
+        end = self.now + seconds
+        while self.due is not None and self.due <= end:
+            self.now, self.due = max(self.now, self.due), None
+            self.rtc.tick()
+        self.now = end
+
+    def set_alarm(self, seconds: int) -> None:
+        at = time.gmtime(int(self.now) + seconds)
+        for register, value in ((1, at.tm_sec), (3, at.tm_min), (5, at.tm_hour)):
+            self.write(register, value // 10 << 4 | value % 10)
+
+
+def test_rtc_alarm_interrupts_once_and_register_c_acknowledges() -> None:
+    clock = Alarmed()
+    clock.set_alarm(5)
+    clock.write(0x0B, 0x22)
+    clock.pass_time(4.5)
+    assert (clock.level, clock.alarms) == (False, 0)
+    clock.pass_time(0.5)
+    assert (clock.level, clock.edges, clock.alarms) == (True, 1, 1)
+    assert clock.read(0x0C) & 0xB0 == 0xB0  # IRQF, AF, and UF, which is not enabled
+    assert not clock.level
+    assert clock.read(0x0C) == 0
+    clock.pass_time(86_400)
+    assert (clock.level, clock.alarms) == (True, 2), "the next day"
+
+
+@pytest.mark.parametrize(
+    ("registers", "seconds"),
+    [
+        ((0xFF, 0xFF, 0xFF), [1, 2, 3]),  # each second
+        ((0x00, 0xFF, 0xC0), [40, 100, 160]),  # each minute
+        ((0x30, 0x15, 0xFF), [130, 3730]),  # each hour at 15:30 past
+        ((0x61, 0xFF, 0xFF), []),  # there is no such second
+        ((0x00, 0x00, 0x24), []),
+    ],
+)
+def test_rtc_alarm_does_not_care(registers: tuple[int, int, int], seconds: list[int]) -> None:
+    clock = Alarmed(1_700_000_000.0)  # 22:13:20
+    for register, value in zip((1, 3, 5), registers, strict=True):
+        clock.write(register, value)
+    clock.write(0x0B, 0x22)
+    start, seen = clock.now, []
+    for _ in seconds or [0]:
+        clock.pass_time((seconds[len(seen)] if seconds else 90_000) - (clock.now - start))
+        if clock.level:
+            seen.append(round(clock.now - start))
+            clock.read(0x0C)
+    assert seen == seconds
+
+
+@pytest.mark.parametrize(("b", "hour"), [(0x22, 0x23), (0x26, 23), (0x20, 0x91), (0x24, 0x8B)])
+def test_rtc_alarm_in_every_format(b: int, hour: int) -> None:
+    """BCD and binary, 24 hours and 12 with the PM bit: 22:13:20 and 23:00:00."""
+    clock = Alarmed(1_700_000_000.0)
+    clock.write(0x0B, b & ~0x20)
+    for register, value in ((1, 0), (3, 0), (5, hour)):
+        clock.write(register, value)
+    clock.write(0x0B, b)
+    clock.pass_time(46 * 60 + 39)
+    assert not clock.level
+    clock.pass_time(1)
+    assert clock.level
+
+
+def test_rtc_update_interrupt_comes_each_second() -> None:
+    clock = Alarmed()
+    clock.write(0x0B, 0x12)
+    for count in range(1, 4):
+        clock.pass_time(1)
+        assert clock.edges == count
+        assert clock.read(0x0C) & 0x90 == 0x90
+    clock.write(0x0B, 0x92)  # SET: no updates, and SET clears nothing that waits
+    clock.pass_time(5)
+    assert clock.edges == 3
+
+
+@pytest.mark.parametrize(("select", "rate"), [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)])
+def test_rtc_periodic_interrupt(select: int, rate: int) -> None:
+    clock = Alarmed()
+    clock.write(0x0A, 0x20 | select)
+    clock.write(0x0B, 0x42)
+    count, end = 0, clock.now + 2
+    while clock.due is not None and clock.due <= end:
+        clock.pass_time(clock.due - clock.now)
+        count += clock.level
+        assert clock.read(0x0C) & 0x40 or not clock.level
+    assert abs(count - 2 * rate) <= 2
+
+
+def test_rtc_that_nobody_acknowledges_costs_nothing() -> None:
+    clock = Alarmed()
+    clock.write(0x0A, 0x23)
+    clock.write(0x0B, 0x52)
+    clock.pass_time(10)
+    assert clock.edges == 1
+    assert clock.due is None
+
+
+def test_rtc_flags_are_set_without_interrupts() -> None:
+    clock = Alarmed()
+    clock.pass_time(2)
+    assert clock.read(0x0C) & 0xD0 == 0x50
+    assert not clock.edges
+    clock.pass_time(2)
+    clock.write(0x0B, 0x12)  # what is flagged already interrupts at once
+    assert clock.level
+
+
+def test_rtc_time_that_is_set_moves_the_alarm() -> None:
+    clock = Alarmed(1_700_000_000.0)  # 22:13:20
+    for register, value in ((1, 0), (3, 0), (5, 0x23)):
+        clock.write(register, value)
+    clock.write(0x0B, 0x22)
+    clock.write(0x04, 0x22)
+    clock.write(0x02, 0x59)  # 22:59:20
+    clock.read(0x0C)
+    clock.pass_time(39)
+    assert not clock.level
+    clock.pass_time(1)
+    assert clock.level
+
+
+def test_the_alarm_is_an_acpi_event() -> None:
+    ports, levels = PortBus(), []
+    pm = AcpiPm(ports, lambda event: None, set_sci=levels.append)
+    pm.rtc_alarm()
+    assert (ports.read(0x600, 2), levels) == (1 << 10, [])
+    ports.write(0x602, 2, 1 << 10)
+    assert (ports.read(0x600, 4), levels) == (1 << 26 | 1 << 10, [True])
+    ports.write(0x600, 2, 1 << 8)
+    assert levels == [True]
+    ports.write(0x600, 2, 1 << 10)
+    assert (ports.read(0x600, 2), levels) == (0, [True, False])
+
+
+def test_the_alarm_reaches_the_i_o_apic_by_itself() -> None:
+    """With the real timer: nothing touches the board meanwhile."""
+    sent: list[Msi] = []
+    board = Board(LAYOUT, GuestMemory(), 1, serial=lambda data: None, signal_msi=sent.append, route_msis=lambda r: None)
+    for pin, vector in ((8, 0x28), (9, 0x29)):
+        for register, value in ((0x10 + 2 * pin, vector),):
+            board.mmio.write(0xFEC00000, 4, register)
+            board.mmio.write(0xFEC00010, 4, value)
+    board.ports.write(0x602, 2, 1 << 10)
+    for register, value in ((1, 0xFF), (3, 0xFF), (5, 0xFF), (0x0B, 0x22)):
+        board.ports.write(0x70, 1, register)
+        board.ports.write(0x71, 1, value)
+    end = time.monotonic() + 10
+    while len(sent) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert sorted(data & 0xFF for _, data in sent[:2]) == [0x28, 0x29]
+    board.stop()

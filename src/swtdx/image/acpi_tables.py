@@ -35,7 +35,7 @@ LOADER_FILE = "etc/table-loader"
 _OEM_ID, _OEM_TABLE_ID, _CREATOR_ID = b"SWTDX ", b"SWTDXQ35", b"SWTD"
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")
 _CHECKSUM_AT = 9
-_SCI_LINE = 9
+SCI_LINE = 9
 _GPE0 = 0x20  # offset of the general-purpose event block in the PM block
 _GPE0_LENGTH = 16
 _RESET_VALUE = 0x06  # hard reset of port 0xcf9
@@ -128,7 +128,7 @@ def _fadt(facs: int, dsdt: int) -> bytes:
     table = bytearray(_table(b"FACP", _FADT_REVISION, bytes(_FADT_LENGTH - _HEADER.size)))
     put = struct.pack_into
     put("<II", table, _FADT_FACS, facs, dsdt)
-    put("<H", table, 46, _SCI_LINE)
+    put("<H", table, 46, SCI_LINE)
     put("<I", table, 56, base + PM1_STS)
     put("<I", table, 64, base + PM1_CNT)
     put("<I", table, 76, base + PM_TIMER)
@@ -162,7 +162,7 @@ def _madt(cpus: int, level_interrupts: bool, wakeup: tuple[int, int] | None) -> 
         body += struct.pack("<BBBBI", 0, 8, number, number, 1)
     body += struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC_BASE, 0)
     body += _override(0, 2, 0)
-    body += _override(_SCI_LINE, _SCI_LINE, 0x0D if level_interrupts else 0x05)  # active high; level or edge
+    body += _override(SCI_LINE, SCI_LINE, 0x0D if level_interrupts else 0x05)  # active high; level or edge
     body += struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1)  # NMI at LINT1 of all
     if wakeup is not None:
         body += struct.pack("<BBHIQQ", 16, 24, 1, 0, *wakeup)  # multiprocessor wake-up, version 1 (ACPI 6.6, 5.2.12.19)

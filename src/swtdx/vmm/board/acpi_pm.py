@@ -5,7 +5,10 @@ The block sits where the LPC bridge's PMBASE says; firmware puts it at 0x600 (IC
 The timer counts 3.579545 MHz in 24 bits; polling it is most of what firmware asks of a VMM, so its read is the shortest
 function here.  Writing SLP_EN with the S5 type to PM1_CNT powers off.  Port 0xcf9 resets (ICH9 13.7.5).
 
-Power-off and reset only note that they happened: the run loop sees it after the exit.  Interrupts (SCI) are not wired.
+Power-off and reset only note that they happened: the run loop sees it after the exit.
+
+The one event that there is, is the alarm of the real-time clock (RTC_STS, RTC_EN): with it Linux wakes from suspend to
+idle.  It interrupts by the SCI while it is enabled and not cleared.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ _RESET_CPU = 0x04
 SLEEP_ENABLE = 0x2000
 _SLEEP_TYPE_SHIFT = 10
 _SCI_ENABLE = 1
+RTC_EVENT = 1 << 10  # in PM1_STS and PM1_EN (ACPI 4.8.3.1)
 
 
 class PowerEvent(Enum):
@@ -37,17 +41,25 @@ class PowerEvent(Enum):
 
 
 class AcpiPm:
-    """The register block and the reset port. ``request`` gets what the guest asks for; ``clock`` gives seconds."""
+    """The register block and the reset port.
+
+    ``request`` gets what the guest asks for, ``set_sci`` the level of the system control interrupt; ``clock`` gives
+    seconds.
+    """
 
     def __init__(
         self,
         ports: PortBus,
         request: Callable[[PowerEvent], object],
         clock: Callable[[], float] = time.monotonic,
+        set_sci: Callable[[bool], object] = lambda level: None,
     ) -> None:
         self._ports = ports
         self._request = request
         self._clock = clock
+        self._set_sci = set_sci
+        self._sci = False
+        self._events = 0
         self._enabled_events = 0
         self._control = _SCI_ENABLE  # there is no SMM to switch ACPI mode on: it is on
         self._base: int | None = None
@@ -69,7 +81,8 @@ class AcpiPm:
         # The firmware programs this address; it may put it onto other devices, whose handlers then give way.
         reads, writes = self._ports.reads, self._ports.writes
         reads[base + PM_TIMER] = self._timer_reader()
-        reads[base + PM1_STS] = lambda port, size: self._enabled_events << 16 if size == 4 else 0
+        reads[base + PM1_STS] = lambda port, size: self._events | self._enabled_events << 16
+        writes[base + PM1_STS] = self._write_status
         reads[base + PM1_EN] = lambda port, size: self._enabled_events
         writes[base + PM1_EN] = self._write_enable
         reads[base + PM1_CNT] = lambda port, size: self._control
@@ -83,8 +96,27 @@ class AcpiPm:
 
         return read_timer
 
+    def rtc_alarm(self) -> None:
+        """The alarm of the real-time clock interrupts."""
+        self._events |= RTC_EVENT
+        self._update_sci()
+
+    def _update_sci(self) -> None:
+        level = bool(self._events & self._enabled_events)
+        if level != self._sci:
+            self._sci = level
+            self._set_sci(level)
+
+    def _write_status(self, port: int, size: int, value: int) -> None:
+        """Ones clear. An access of 32 bits reaches PM1_EN too."""
+        self._events &= ~value
+        if size == 4:
+            self._enabled_events = value >> 16
+        self._update_sci()
+
     def _write_enable(self, port: int, size: int, value: int) -> None:
         self._enabled_events = value & 0xFFFF
+        self._update_sci()
 
     def _write_control(self, port: int, size: int, value: int) -> None:
         self._control = value & 0x1C06 | _SCI_ENABLE

@@ -41,7 +41,8 @@ from swtdx.vmm.board.pci import (
     lpc_bridge,
 )
 from swtdx.vmm.board.pvpanic import PanicEvent, Pvpanic
-from swtdx.vmm.board.rtc import Rtc
+from swtdx.vmm.board.rtc import RTC_IRQ, Rtc
+from swtdx.vmm.board.timer import BoardTimer
 from swtdx.vmm.board.uart16550 import COM1_IRQ, Uart16550
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -92,7 +93,18 @@ class Board:
         self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
         self.pic = I8259Pair(self.ports)
         self.timer = I8254(self.ports)
-        self.rtc = Rtc(self.ports, layout)
+        self.pm = AcpiPm(
+            self.ports, self._request, set_sci=lambda level: self._set_isa_irq(acpi_tables.SCI_LINE, level)
+        )
+        self._rtc_timer = BoardTimer(self.lock)
+        self.rtc = Rtc(
+            self.ports,
+            layout,
+            set_irq=lambda level: self._set_isa_irq(RTC_IRQ, level),
+            alarm=self.pm.rtc_alarm,
+            set_timer=self._rtc_timer.set,
+        )
+        self._rtc_timer.function = self.rtc.tick
         self._build_acpi = partial(acpi_tables.build, layout, cpus, level_interrupts=level_interrupts)
         self.acpi = self._build_acpi()
         self._other_files = standard_files(layout)
@@ -101,7 +113,6 @@ class Board:
         self.fw_cfg = FwCfg(self.ports, memory, cpus, layout, {**self._other_files, **self.acpi.files()}, linux)
         self.debug_console = DebugConsole(self.ports, debug)
         self.com1 = Uart16550(self.ports, serial, lambda level: self._set_isa_irq(COM1_IRQ, level))
-        self.pm = AcpiPm(self.ports, self._request)
         self.reset_line = ResetLine(self.ports, self._request)
         self.pci = PciBus(self.ports, self.mmio)
         self.pci.attach(HOST_BRIDGE, host_bridge(self.pci, self._ecam_moved))
@@ -152,6 +163,7 @@ class Board:
 
     def stop(self) -> None:
         """The run is over: no device begins anything long any more. From any thread, without the lock."""
+        self._rtc_timer.stop()
         for device in self._virtio:
             device.stopping = True
 
