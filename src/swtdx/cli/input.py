@@ -41,12 +41,16 @@ def file_bytes(path: Path, at_most: int = MAXIMUM_INPUT_SIZE) -> bytes:
     """Return the first ``at_most`` bytes of a file, or of standard input for ``-``. Raises `Failure`."""
     try:
         if str(path) == "-":
-            return sys.stdin.buffer.read(at_most)
-        with path.open("rb") as file:
-            return file.read(at_most)
+            contents = sys.stdin.buffer.read(at_most)
+        else:
+            with path.open("rb") as file:
+                contents = file.read(at_most)
     except (OSError, ValueError, AttributeError) as error:  # a closed standard input is None, or raises ValueError
         name = "standard input" if str(path) == "-" else str(path)
         raise Failure(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}", Verdict.NO_INPUT) from None
+    if len(contents) == MAXIMUM_INPUT_SIZE:
+        raise Failure(f"{path} is longer than {MAXIMUM_INPUT_SIZE >> 20} MiB, which no input is", Verdict.NO_INPUT)
+    return contents
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from typing import Any
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, TdvfError, check_image_size, parse
 
 FEATURE = "intel-tdx"
+_LONGEST_DESCRIPTOR = 1 << 20  # characters
 ARCHITECTURE = "x86_64"
 
 USUAL_PATHS = (
@@ -87,6 +88,13 @@ def find_firmware(
     )
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that cannot be searched
+        return False
+
+
 def descriptor_search_folders(environment: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
     """The three folders of QEMU's firmware descriptors, strongest first."""
     configuration = environment.get("XDG_CONFIG_HOME") or os.path.join(environment.get("HOME", "/"), ".config")
@@ -101,7 +109,7 @@ def candidates(
     for descriptor, path in _described(folders):
         yield path, f"the firmware descriptor {descriptor} offers the feature {FEATURE}"
     for path in usual_paths:
-        if path.exists():
+        if _exists(path):
             yield path, "the first of the usual paths that holds a TDVF"
 
 
@@ -117,9 +125,10 @@ def _described(folders: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
             by_name.setdefault(descriptor.name, descriptor)
     for _, descriptor in sorted(by_name.items()):
         try:
-            text = descriptor.read_text(encoding="utf-8")
+            with descriptor.open(encoding="utf-8") as file:
+                text = file.read(_LONGEST_DESCRIPTOR)
             image = _image_of(json.loads(text)) if text.strip() else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue  # a broken descriptor describes nothing
         if image is not None:
             yield descriptor, image
@@ -152,9 +161,9 @@ def _read(path: Path) -> bytes:
             image = file.read(MAXIMUM_IMAGE_SIZE + 1)
             if len(image) > MAXIMUM_IMAGE_SIZE:
                 size = os.fstat(file.fileno()).st_size
+                long = f"{size} bytes long" if size else f"longer than {MAXIMUM_IMAGE_SIZE} bytes"
                 raise FirmwareError(
-                    f"{path} is {size} bytes long, but firmware must fit into the "
-                    f"{MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
+                    f"{path} is {long}, but firmware must fit into the {MAXIMUM_IMAGE_SIZE >> 20} MiB below 4 GiB"
                 )
             return image
     except OSError as error:

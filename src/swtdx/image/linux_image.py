@@ -9,6 +9,7 @@ byte of it, since the firmware measures what it loads.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +76,7 @@ class LinuxBoot:
 
 def parse(image: bytes, name: str) -> BzImage:
     """Read the setup header. Raises `LinuxImageError` for what is not a bzImage, or cannot be started here."""
-    if (
-        len(image) < _HEADER_END
-        or image[_MAGIC : _MAGIC + 4] != b"HdrS"
-        or image[_BOOT_FLAG : _BOOT_FLAG + 2] != b"U\xaa"
-    ):
-        raise LinuxImageError(f"{name} is not a bzImage: it lacks the setup header of a Linux kernel for x86")
+    _check_magic(image, name)
 
     def field(layout: str, at: int) -> int:
         return int(struct.unpack_from(layout, image, at)[0])
@@ -118,8 +114,8 @@ def parse(image: bytes, name: str) -> BzImage:
 
 def load(kernel: Path, initrd: Path | None, command_line: str, memory_size: int) -> LinuxBoot:
     """Read the files and check that they fit a machine with ``memory_size`` bytes. Raises `LinuxImageError`."""
-    image = parse(_read(kernel, "kernel"), str(kernel))
-    contents = _read(initrd, "initrd") if initrd is not None else b""
+    image = parse(_read(kernel, "kernel", memory_size), str(kernel))
+    contents = _read(initrd, "initrd", memory_size) if initrd is not None else b""
     length = len(command_line.encode())
     if length > image.command_line_size:
         raise LinuxImageError(
@@ -127,10 +123,6 @@ def load(kernel: Path, initrd: Path | None, command_line: str, memory_size: int)
         )
     if "\0" in command_line:
         raise LinuxImageError("the command line has a zero byte in it")
-    if len(contents) >= memory_size:
-        raise LinuxImageError(
-            f"{initrd} is {len(contents)} bytes long, which is more than the guest's memory ({memory_size} bytes)"
-        )
     needed = image.init_size + len(contents) + len(image.image)
     if needed >= memory_size:
         raise LinuxImageError(
@@ -140,16 +132,34 @@ def load(kernel: Path, initrd: Path | None, command_line: str, memory_size: int)
     return LinuxBoot(image, contents, command_line)
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, what: str, memory_size: int) -> bytes:
+    """The whole file, which is shorter than the guest's memory: the file may have no end. Raises `LinuxImageError`."""
+    limit = min(memory_size, MAXIMUM_FILE_SIZE)
     try:
         if path.is_dir():
             raise LinuxImageError(f"the {what} {path} is a folder")
-        size = path.stat().st_size
-        if size > MAXIMUM_FILE_SIZE:
-            raise LinuxImageError(f"the {what} {path} is {size} bytes long, more than {MAXIMUM_FILE_SIZE >> 30} GiB")
-        contents = path.read_bytes()
+        with path.open("rb") as file:
+            contents = file.read(_HEADER_END)
+            if what == "kernel":
+                _check_magic(contents, str(path))
+            if len(contents) == _HEADER_END:
+                contents += file.read(limit - min(limit, _HEADER_END))
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise LinuxImageError(f"the {what} {path} cannot be read: {error.strerror}") from None
     if not contents:
         raise LinuxImageError(f"the {what} {path} is empty")
+    if len(contents) >= limit:
+        long = f"{size} bytes long, which is more" if size else "longer"
+        of = f"the guest's memory ({memory_size} bytes)" if limit == memory_size else f"{limit >> 30} GiB"
+        raise LinuxImageError(f"the {what} {path} is {long} than {of}")
     return contents
+
+
+def _check_magic(start: bytes, name: str) -> None:
+    if (
+        len(start) < _HEADER_END
+        or start[_MAGIC : _MAGIC + 4] != b"HdrS"
+        or start[_BOOT_FLAG : _BOOT_FLAG + 2] != b"U\xaa"
+    ):
+        raise LinuxImageError(f"{name} is not a bzImage: it lacks the setup header of a Linux kernel for x86")

@@ -225,4 +225,6 @@ def from_json(found: dict[str, Any]) -> Event:
     if "guest" in found:
         more["guest"] = round(found["guest"] * 1000)
     times = round(found["t"] * 1000), round(found["dur"] * 1000)
+    if not isinstance(found["name"], str) or not isinstance(found.get("args", {}), dict):
+        raise TypeError("an event has a name and named operands")
     return kind(found["name"], *times, int(found.get("tid", 0)), _read(found.get("args", {})), **more)

@@ -16,8 +16,8 @@ import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -29,6 +29,10 @@ from swtdx.trace.event import Event, Exit, Injected, Tdcall, from_json
 VERSION = 1
 
 _VMM, _GUEST = 1, 2
+
+_LONGEST_HEAD, _LONGEST_LINE = 1 << 20, 256 << 20  # bytes; the last line holds the whole console
+_NOT_VALID = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What reading JSON raises that is damaged, nested too deeply, or not what it should be."""
 _HELD_BYTES = 8192  # written at once
 _SLICE_DETAILS = ("args", "out", "on", "status", "text", "errno", "lp")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
@@ -165,25 +169,45 @@ def read_events(path: Path) -> Iterator[Line]:
     ends it.
     """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
-        first = file.readline()
+        lines = _lines(path, file)
+        first = next(lines, b"")
         if first.strip() == b"[":
             yield Head()
-            yield from _chrome_events(path, file)
+            yield from _chrome_events(path, lines)
             return
         try:
             head = json.loads(first)
-        except ValueError:
-            head = None
-        if not isinstance(head, dict) or head.get("kind") != "trace":
+            version, command = head["version"], tuple(map(str, head.get("command", ())))
+            is_trace = head["kind"] == "trace"
+        except _NOT_VALID:
+            is_trace = False
+        if not is_trace:
             raise TraceError(f"{path} is not a trace of swtdx run --trace")
-        if head.get("version") != VERSION:
-            raise TraceError(f"{path} is a trace of version {head.get('version')}, this swtdx reads {VERSION}")
-        yield Head(str(head.get("swtdx", "")), tuple(map(str, head.get("command", ()))))
-        with suppress(EOFError):  # a compressed file that is cut off
-            for number, line in enumerate(file, 2):
-                if not line.endswith(b"\n"):
-                    return
-                yield _line(path, number, line)
+        if version != VERSION:
+            raise TraceError(f"{path} is a trace of version {version}, this swtdx reads {VERSION}")
+        yield Head(str(head.get("swtdx", "")), command)
+        for number, line in enumerate(lines, 2):
+            if not line.endswith(b"\n"):
+                return
+            yield _line(path, number, line)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file that may be anything, also endless. Raises OSError, `TraceError`."""
+    longest = _LONGEST_HEAD
+    while True:
+        try:
+            line = file.readline(longest + 1)
+        except EOFError:  # a compressed file that is cut off
+            return
+        except (gzip.BadGzipFile, zlib.error):
+            raise TraceError(f"{path} is not a trace of swtdx run --trace: its compressed data is damaged") from None
+        if not line:
+            return
+        if len(line) > longest:
+            raise TraceError(f"{path} is not a trace of swtdx run --trace: it has a line of more than {longest} bytes")
+        yield line
+        longest = _LONGEST_LINE
 
 
 def _line(path: Path, number: int, line: bytes) -> Event | End:
@@ -192,13 +216,13 @@ def _line(path: Path, number: int, line: bytes) -> Event | End:
         if found["kind"] == "end":
             return End(found.get("events", 0), found.get("record"))
         return from_json(found)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except _NOT_VALID:
         raise TraceError(f"{path}: line {number} is not a valid event") from None
 
 
-def _chrome_events(path: Path, file: BinaryIO) -> Iterator[Event]:
+def _chrome_events(path: Path, lines: Iterator[bytes]) -> Iterator[Event]:
     guest = 0.0
-    for number, line in enumerate(file, 2):
+    for number, line in enumerate(lines, 2):
         text = line.strip().strip(b",")
         if not text or text == b"]" or not line.endswith(b"\n"):
             continue
@@ -214,6 +238,6 @@ def _chrome_events(path: Path, file: BinaryIO) -> Iterator[Event]:
             if found["kind"] == Exit.kind:
                 found["guest"], guest = guest, 0.0
             event = from_json(found)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except _NOT_VALID:
             raise TraceError(f"{path}: line {number} is not a slice of a trace") from None
         yield event
