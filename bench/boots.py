@@ -3,7 +3,7 @@
 
 Both run the same firmware, kernel and initrd on one processor. QEMU's is an ordinary VM, since its TCG has no TDX; ours
 is a Trust Domain, with everything that this takes, and then an ordinary VM too. Timed is the whole command, from its
-start until a text stands on the guest's console, as somebody who waits for it would; what the guest measures of itself
+start until a text stands on the guest's console, as a person who waits for it would; what the guest measures of itself
 is by its own clock. Runs alternate, so that whatever else the machine does meets both alike.
 
 QEMU's processor goes without CMPXCHG16B: in version 7.2 its flags may come from an address, and Linux dies of it in

@@ -2,7 +2,7 @@
 """The reference pages that follow from code and tables: commands, ioctls, sub-commands, leaf functions, status codes.
 
 Each function returns Markdown; ``conf.py`` writes them to ``_generated/`` when the site is built, and the pages under
-``reference/`` include them. What stands there is therefore what the code does, and nobody edits it.
+``reference/`` include them. What stands there is therefore what the code does, and is not edited.
 """
 
 from __future__ import annotations

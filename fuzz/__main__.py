@@ -31,7 +31,7 @@ def main() -> int:
     kinds = "\n".join(f"  {name:<9}{what}" for name, what in KINDS.items())
     parser = argparse.ArgumentParser(
         prog="script/fuzz",
-        description="Feed swtdx what nobody in his right mind would.",
+        description="Fuzz swtdx with malformed input.",
         epilog=f"kinds:\n{kinds}\n\nexamples: script/fuzz parsers --cases 1000 --seed 7\n"
         "          script/fuzz seam --minutes 30 --module-version 1.0",
         formatter_class=argparse.RawDescriptionHelpFormatter,

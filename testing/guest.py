@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The measured guest: a page of hand-assembled code that asks the VMM what to do, does it so many times, and says so.
+"""The measured guest: a page of hand-assembled code that asks the VMM what to do, does it so many times, and reports.
 
 How it comes to be in 64-bit mode is `swtdx.vmm.bare_guest`'s business. From there on the guest only knows two port
 reads (which workload, how often) and one port write (done), all by TDG.VP.VMCALL<Instruction.IO> (GHCI specification):

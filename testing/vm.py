@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Normal VMs to measure: one that writes to a port for ever, and one that spins until it is interrupted."""
+"""Normal VMs to measure: one that writes to a port without end, and one that spins until it is interrupted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RealModeVm:
         return taken / exits
 
     def seconds_to_leave(self, *, interrupt: bool) -> float:
-        """How long a vCPU that spins in the guest goes on: from ``immediate_exit``, set by another thread without a
+        """How long a vCPU that spins in the guest continues: from ``immediate_exit``, set by another thread without a
         signal, or from an NMI that is sent as a message, to the return of KVM_RUN."""
         returned: list[float] = []
 

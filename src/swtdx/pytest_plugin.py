@@ -12,7 +12,7 @@
 A test that fails with a refused ioctl shows the kernel's reason, the rule that was broken, and what to do about it.
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
-cpus=1)`` say what ``td`` is to be (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
+cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
 dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0")`` says which kernel, on a machine with how many
 processors and which TDX module. A firmware wants as many processors as it gets vCPUs (one from before
 edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that is the default.

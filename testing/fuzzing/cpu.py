@@ -98,7 +98,7 @@ def stream(seed: int, number: int) -> Stream:
 
 
 class Target:
-    """A processor with one virtual CPU, set up anew for each stream."""
+    """A processor with one virtual CPU, set up again for each stream."""
 
     def __init__(self) -> None:
         self.processor = Processor(Platform(memory_size=1 << 30))
@@ -178,7 +178,7 @@ class Target:
 
 
 def _child(seed: int, first: int, count: int, pipe: int) -> None:
-    """Play streams and say so: the number before each, the exits at the end."""
+    """Play streams and report: the number before each, the exits at the end."""
     exits: Counter[str] = Counter()
     target = Target()
     for number in range(first, first + count):

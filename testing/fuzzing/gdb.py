@@ -199,7 +199,7 @@ def campaign(cases: int, seed: int, progress: Callable[[int], None] = lambda don
                     break
                 if client.stub.waiting:
                     client.happen()
-                # Whatever was left open, a whole packet begins anew.
+                # Whatever was left open, a whole packet begins again.
                 assert client.give(framed(b"qAttached"))[-1:] == [b"1"], "it does not answer any more"
             except Exception as error:  # noqa: BLE001 - whatever it is, it was not to be raised
                 where = traceback.extract_tb(error.__traceback__)[-1]

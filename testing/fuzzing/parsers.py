@@ -112,7 +112,7 @@ def _case(kind: Kind, random: Random, name: str, result: Result) -> None:
         result.refused[kind.name] += 1
         if not str(refusal) or "\n" in str(refusal):
             result.failures.append(f"{name}: no sentence: {refusal!r}")
-    except BaseException as error:  # a panic of a library below is no Exception
+    except BaseException as error:  # a panic of a library below is not an Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         result.failures.append(f"{name}: {error!r}")

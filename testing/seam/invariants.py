@@ -158,7 +158,7 @@ def _check_vcpus(module: Any, td: Any) -> None:
     if len(td.vcpus) > td.num_vcpus or any(vcpu.state is VcpuState.ACTIVE for vcpu in mine):
         raise Violation(f"TDR {td.hpa:#x}: {td.num_vcpus} virtual CPUs, {[vcpu.state for vcpu in mine]}")
     if any(td.refcount):
-        raise Violation(f"TDR {td.hpa:#x}: REFCOUNT {td.refcount} with nobody inside")
+        raise Violation(f"TDR {td.hpa:#x}: REFCOUNT {td.refcount} with no vCPU inside")
 
 
 def _check_keys(module: Any) -> None:
@@ -177,7 +177,7 @@ def _check_keys(module: Any) -> None:
 # --- everything -------------------------------------------------------------------------------------------------------
 
 _NO_STATE = {"passes_rbp", "rtmr_events"}
-"""What is noted for whoever looks into the machine."""
+"""What is recorded for inspection."""
 _BY_NAME = {"cpuid", "msrs", "sept", "params", "version", "td", "context", "vcpus"}
 """Objects that are made once, or have a picture of their own."""
 

@@ -31,7 +31,7 @@ WRITABLE = {
     for _, mask in field.masks
     if mask
 }
-"""Fields of TDs and virtual CPUs that somebody may write, and the bits."""
+"""Fields of TDs and virtual CPUs that a host or guest may write, and the bits."""
 SYSTEM_FIELDS = tuple(field.field_id for field in metadata.system_fields().fields)
 FIELDS = (NONE, 0x9100000100000008, 0x1110000300000000, *WRITABLE)
 SKIPPED = {"TDH.SYS.SHUTDOWN", "TDH.SYS.LP.SHUTDOWN"}

@@ -175,20 +175,20 @@ def _region(**changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        (b"{", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"\xff\xfe{", "no JSON"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe{", "not JSON"),
         (b"{}", "no 'mrtd'"),
         (b'{"vm_type": "default"}', "ordinary VM"),
         ({"mrtd": "zz"}, "hexadecimal"),
-        ({"mrtd": 5}, "no record"),
+        ({"mrtd": 5}, "not a record"),
         ({"mrtd": "00"}, "1 bytes"),
         ({"mrtd_order": "at random"}, "at random"),
         ({"rtmr": ["00" * 48]}, "four RTMRs"),
-        ({"rtmr_events": [[7, "00" * 48]]}, "no number of an RTMR"),
+        ({"rtmr_events": [[7, "00" * 48]]}, "not the number of an RTMR"),
         ({"rtmr_events": [3]}, ""),
-        ({"added": {}}, "no list"),
-        ({"added": [5]}, "no record"),
+        ({"added": {}}, "not a list"),
+        ({"added": [5]}, "not a record"),
         ({"added": [{}]}, "no 'section'"),
         ({"added": _region(pages=-1)}, "numbers"),
         ({"added": _region(gpa="0")}, "numbers"),
@@ -196,7 +196,7 @@ def _region(**changes: Any) -> list[dict[str, Any]]:
         ({"added": _region(pages=2)}, "2 pages and 1 digests"),
         ({"added": _region(measured=False)}, "1 pages and 1 digests"),
         ({"added": _region(sha384=["00"])}, "1 bytes"),
-        ({"added": _region(sha384=None)}, "no record"),
+        ({"added": _region(sha384=None)}, "not a record"),
     ],
 )
 def test_what_is_no_record_is_refused(record: bytes | dict[str, Any], words: str) -> None:
@@ -204,8 +204,8 @@ def test_what_is_no_record_is_refused(record: bytes | dict[str, Any], words: str
     with pytest.raises(RecordError, match="record") as caught:
         recorded_build(text, "x.json")
     assert str(caught.value).startswith("x.json")
-    assert words in str(caught.value) or words == "no record"
-    if words == "no record":
+    assert words in str(caught.value) or words == "not a record"
+    if words == "not a record":
         assert "is no record of a launch" in str(caught.value)
 
 

@@ -37,17 +37,17 @@ def authenticode_digest(image: bytes, algorithm: str = "sha384") -> bytes:
     >>> authenticode_digest(b"MZ")
     Traceback (most recent call last):
     ...
-    swtdx.attest.authenticode.PeError: is no PE executable
+    swtdx.attest.authenticode.PeError: is not a PE executable
     """
     if image[:2] != _DOS_SIGNATURE or len(image) < _PE_POINTER_AT + 4:
-        raise PeError("is no PE executable")
+        raise PeError("is not a PE executable")
     pe = int.from_bytes(image[_PE_POINTER_AT : _PE_POINTER_AT + 4], "little")
     optional = pe + len(_PE_SIGNATURE) + _COFF.size
     if len(image) < optional + _DIRECTORIES_AT or image[pe : pe + 4] != _PE_SIGNATURE:
-        raise PeError("is no PE executable")
+        raise PeError("is not a PE executable")
     machine, count, _, _, _, optional_size, _ = _COFF.unpack_from(image, pe + 4)
     if (machine, _number(image, optional, 2)) != (MACHINE_X64, _MAGIC_PE32_PLUS):
-        raise PeError("is no PE executable for x86-64")
+        raise PeError("is not a PE executable for x86-64")
     headers = _number(image, optional + _SIZE_OF_HEADERS_AT)
     checksum = optional + _CHECKSUM_AT
     directory_end = checksum + 4

@@ -96,7 +96,7 @@ def _cfv_size(tdvf: Tdvf) -> int:
 
 
 def _variable_name(event: Event) -> bytes:
-    """Vendor and name; of an event that is no variable's, something else."""
+    """Vendor and name; for an event of another kind, something else."""
     return event.data[:16] + event.data[32 : 32 + 2 * int.from_bytes(event.data[16:24], "little")]
 
 

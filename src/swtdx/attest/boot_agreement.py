@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A predicted boot held against what a launch has extended, one extension after the other.
+"""A predicted boot compared with what a launch has extended, one extension after the other.
 
 A launch may be looked at before it is through, and a guest may extend further once it runs: neither contradicts the
 prediction.  The first extension that is another one does.

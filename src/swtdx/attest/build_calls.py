@@ -34,7 +34,7 @@ _RTMRS = 4
 
 
 class RecordError(Exception):
-    """What was given is no record of a TD's launch; the text is one sentence for a person."""
+    """The input is not a record of a TD's launch; the text is one sentence for a person."""
 
 
 class Leaf(StrEnum):
@@ -127,7 +127,7 @@ def build_of(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | None 
 
 
 def with_direct_boot(build: Build, prediction: BootPrediction) -> Build:
-    """A predicted build whose firmware goes on to start a kernel: its RTMRs are known then."""
+    """A predicted build whose firmware then starts a kernel: its RTMRs are known then."""
     extended = tuple((event.rtmr or 0, event.digest) for event in prediction.events)
     words = tuple(f"{type_name(event.event_type)}: {event.words}" for event in prediction.events)
     return replace(build, rtmr=prediction.rtmrs, events=extended, event_words=words)
@@ -137,24 +137,24 @@ def recorded_build(record: bytes, name: str = "the record") -> Build:
     """The build that ``swtdx run --json`` has recorded.
 
     Where the firmware that was launched is still where it was and still the same, its bytes are taken from there.
-    Raises `RecordError` for what is no record of a TD's launch.
+    Raises `RecordError` if it is not a record of a TD's launch.
 
     >>> recorded_build(b"[]", "x.json")
     Traceback (most recent call last):
     ...
-    swtdx.attest.build_calls.RecordError: x.json is no record of a launch: it is no JSON object
+    swtdx.attest.build_calls.RecordError: x.json is not a record of a launch: it is not a JSON object
     """
     try:
         kept = json.loads(record)
     except (ValueError, RecursionError):
-        raise RecordError(f"{name} is no record of a launch: it is no JSON") from None
+        raise RecordError(f"{name} is not a record of a launch: it is not JSON") from None
     if not isinstance(kept, dict):
-        raise RecordError(f"{name} is no record of a launch: it is no JSON object")
+        raise RecordError(f"{name} is not a record of a launch: it is not a JSON object")
     if kept.get("vm_type") == "default":
         raise RecordError(f"{name} records the launch of an ordinary VM, of which nothing is measured")
     for needed in ("mrtd", "mrtd_order", "added"):
         if needed not in kept:
-            raise RecordError(f"{name} is no record of a launch with its measured pages: it has no {needed!r}")
+            raise RecordError(f"{name} is not a record of a launch with its measured pages: it has no {needed!r}")
     try:
         order = None if kept["mrtd_order"] is None else Order(kept["mrtd_order"])
         regions = _regions(kept["added"])
@@ -166,7 +166,7 @@ def recorded_build(record: bytes, name: str = "the record") -> Build:
         events = kept.get("rtmr_events")
         extended = None if events is None else tuple(_event(each) for each in events)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise RecordError(f"{name} is no record of a launch: {_because(error)}") from None
+        raise RecordError(f"{name} is not a record of a launch: {_because(error)}") from None
     tdvf = _image_of(kept)
     memory = kept.get("memory")
     ram = MemoryMap(memory, len(tdvf.image)).ram if tdvf is not None and isinstance(memory, int) else None
@@ -180,7 +180,7 @@ def recorded_build(record: bytes, name: str = "the record") -> Build:
 def _event(kept: Any) -> tuple[int, bytes]:
     register, digest = kept
     if register not in range(_RTMRS):
-        raise ValueError(f"{register!r} is no number of an RTMR")
+        raise ValueError(f"{register!r} is not the number of an RTMR")
     return register, _digest(digest)
 
 
@@ -190,7 +190,7 @@ def _because(error: Exception) -> str:
 
 def _regions(kept: Any) -> tuple[AddedRegion, ...]:
     if not isinstance(kept, list):
-        raise ValueError("'added' is no list")
+        raise ValueError("'added' is not a list")
     regions = []
     total = 0
     for each in kept:

@@ -38,7 +38,7 @@ class Divergence:
         if first is None or second is None:
             more = first or second
             assert more is not None
-            return f"{same} one has ended, the other goes on with {_called(more)}"
+            return f"{same} one has ended, the other continues with {_called(more)}"
         if first._replace(sha384=None, section=0, type="", page=0) != second._replace(
             sha384=None, section=0, type="", page=0
         ):

@@ -2,8 +2,9 @@
 """What a firmware image will do once it runs, as far as that shows in the file: measure, and enforce Secure Boot.
 
 edk2 measures in TDs with the driver TdTcg2Dxe, and before that in SEC or PEI, whose code then has the name of the TD
-HOB's event in it.  An edk2 image, which shows in its DXE core, without both never extends an RTMR; of other makes (as
-td-shim, which measures by itself) nothing can be told.  Secure Boot is a matter of the variables in the image's CFV.
+HOB's event in it.  An edk2 image, which shows in its DXE core, without both never extends an RTMR; of others (as
+td-shim, which has its own code for measuring) nothing is known.  Secure Boot is a matter of the variables in the image's
+CFV.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HOB_EVENT = b"TdxTable"
 
 @dataclass(frozen=True)
 class FirmwareTraits:
-    """None: unknown. Of RTMRs, for what is no edk2 build; of Secure Boot, where no variables could be read."""
+    """None: unknown. Of RTMRs, for firmware other than edk2; of Secure Boot, where no variables could be read."""
 
     extends_rtmrs: bool | None
     secure_boot: bool | None

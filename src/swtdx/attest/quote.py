@@ -184,7 +184,7 @@ def _members(record: Any) -> dict[str, Any]:
 
 
 class _Reader:
-    """Takes pieces from the front; knows the offset in the quote for whoever complains."""
+    """Take pieces from the front; keeps the offset in the quote for error messages."""
 
     def __init__(self, data: bytes, offset: int = 0, end: int | None = None) -> None:
         self.data, self.offset, self.end = data, offset, len(data) if end is None else end

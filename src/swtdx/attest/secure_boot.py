@@ -27,7 +27,7 @@ _DIGESTS = ("sha256", "sha384", "sha512")  # that a signature may be of
 def allowing_signature(kernel: bytes, db: bytes, dbx: bytes) -> bytes | None:
     """The entry of ``db`` (EFI_SIGNATURE_DATA: owner and certificate) by which an executable starts; None: by none.
 
-    Raises `swtdx.attest.authenticode.PeError` for what is no executable.
+    Raises `swtdx.attest.authenticode.PeError` for data that are not an executable.
 
     >>> list(entries(b"", _X509))
     []

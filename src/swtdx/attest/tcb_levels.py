@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A platform's TCB held against TCB info and QE identity: the level, the status, and what is missing for a better one.
+"""A platform's TCB compared with TCB info and QE identity: the level, the status, and what is missing for a better one.
 
 The order is that of Intel's quote verification library: the levels from the highest down, the first of which all
 components are reached; then the status of the TDX module's identity and of the quoting enclave are merged into it.

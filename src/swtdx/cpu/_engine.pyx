@@ -177,7 +177,7 @@ cdef class GuestContext:
     """One virtual CPU in VMX non-root operation: registers, VM-execution controls, exit information.
 
     Everything but :meth:`kick` and :meth:`notify` is for the thread that runs it. Exits are fault-like: ``rip`` is that
-    of the instruction; whoever handles it adds ``instruction_length``.
+    of the instruction; the handler adds ``instruction_length``.
     """
 
     cdef swtdx_cpu *cpu
@@ -549,7 +549,7 @@ cdef class GuestContext:
 
     @property
     def spins(self) -> int:
-        """At how many ends of slices in a row its registers were those of an earlier one: it polls for somebody else."""
+        """At how many ends of slices in a row its registers were those of an earlier one: it polls for another one."""
         return self.cpu.spins
 
     @property

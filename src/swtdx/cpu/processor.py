@@ -4,7 +4,7 @@
 SEAMCALL is a door: the kernel passes a leaf number and registers, the TDX module that was loaded into the SEAM range
 answers. Before a module is loaded the instruction fails as VMfailInvalid, which Linux reports as 0x8000FF00FFFF0000.
 
-The kernel believes in several logical processors; execution takes turns on one engine. To reach a virtual CPU that is
+The kernel sees several logical processors; execution takes turns on one engine. To reach a virtual CPU that is
 inside a SEAMCALL the kernel sends an interrupt to the logical processor on which it entered.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A failed ioctl: errno, hw_error, and where a kernel told it, its own reason; also out of a line that somebody pasted.
+"""A failed ioctl: errno, hw_error, and the kernel's own reason if it gave one; also from a pasted line.
 
 These lines are understood: those of swtdx and of its client, QEMU's (``TDX ioctl TDX_INIT_VM failed, hw_errors: ...``),
 the kernel log's (``SEAMCALL TDH_MNG_INIT failed: 0x...``, ``SEAMCALL (0x8) failed: 0x...``), any line with the name of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``swtdx run`` says by itself when a launch or a run fails: the explanation, and how to ask for more.
+"""What ``swtdx run`` prints when a launch or a run fails: the explanation, and how to ask for more.
 
 `explained` puts it on the exception, as notes, where the command line finds it when it has said its sentence. A kernel
 that tells its reason (the embedded one) makes a list of all rules that could be meant superfluous.

@@ -80,7 +80,7 @@ def status_lines(status: dict[str, Any]) -> Iterator[tuple[str, str]]:
         names = status["leaves"]
         more = f" and {len(names) - SHOWN_LEAVES} more" if len(names) > SHOWN_LEAVES else ""
         shown = ", ".join(names[:SHOWN_LEAVES]) or "no leaf function of this module"
-        yield "answers", f"{shown}{more}{': --leaf NAME tells the rule' if names else ''}"
+        yield "answers", f"{shown}{more}{': --leaf NAME shows the rule' if names else ''}"
     if remedy := status.get("remedy"):
         yield "do", remedy
 

@@ -97,7 +97,7 @@ def build(
 ) -> AcpiTables:
     """The tables of a board with ``cpus`` vCPUs. ``level_interrupts``: whether ends of interrupt reach the I/O APIC.
 
-    ``ecam_base`` is what the firmware has programmed into PCIEXBAR; ``wakeup``, where the tables are to say so, the
+    ``ecam_base`` is what the firmware has programmed into PCIEXBAR; ``wakeup``, if the tables describe it, the
     mailbox through which further processors are started, and the address to which they return when put off line.
     """
     result = AcpiTables()

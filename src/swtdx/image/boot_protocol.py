@@ -103,7 +103,7 @@ def lay_out(linux: LinuxBoot, layout: MemoryMap, cpus: int, *, td: bool) -> Dire
         )
     if image.preferred_address < PARAMETERS + MIB:
         raise LinuxImageError(
-            f"{image.name} wants to be loaded at {image.preferred_address:#x}, where its own parameters are"
+            f"{image.name} must be loaded at {image.preferred_address:#x}, where its own parameters are"
         )
     room_end = _page_up(image.preferred_address + max(image.init_size, len(image.kernel)))
     top = min(layout.low_size, image.initrd_maximum + 1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A Linux kernel to start directly: the bzImage, its initrd and its command line, checked before anything is built.
 
-A bzImage is the real-mode setup code, whose header tells how the rest wants to be loaded, and behind it the
+A bzImage is the real-mode setup code, whose header describes how the rest is to be loaded, and behind it the
 protected-mode kernel (Documentation/arch/x86/boot.rst).  The same file is a PE executable, the EFI stub: that is how
 firmware starts it, after reading its two halves from fw_cfg and putting them together again.  Nothing here changes a
 byte of it, since the firmware measures what it loads.

@@ -12,7 +12,7 @@ Descriptor and sections are those of the TDX Virtual Firmware Design Guide (Inte
 the section types beyond it (PAYLOAD and up) are td-shim's.
 
 Everything a launch would trip over later is refused here, in one sentence that names file, section and rule.  `parse`
-stops at the first rule that is broken, which is what a launch needs; `examine` goes on and tells all of them.
+stops at the first rule that is broken, which is what a launch needs; `examine` continues and reports all of them.
 """
 
 from __future__ import annotations
@@ -385,7 +385,7 @@ def _section(index: int, row: Row, name: str) -> Section:
 
 
 def _section_faults(section: Section, image: bytes, name: str) -> Iterator[TdvfError]:
-    """The rules that one section must keep by itself, broken."""
+    """Return the rules for single sections that a section breaks."""
     where = f"{name}: {section}"
     if section.data_offset + section.raw_size > len(image):
         yield TdvfError(

@@ -103,7 +103,7 @@ def config_mask(processor: Processor, key: Key, version: str = "") -> Registers:
 def check_native(processor: Processor, waived: Mapping[Key, Registers], module: ModuleVersion) -> None:
     """Check that the processor can run TDs: each native leaf, in the order of the module's table.
 
-    ``waived`` are bits not held against the processor. Raises INCORRECT_CPUID_VALUE with leaf, mask and value,
+    ``waived`` are bits that the processor need not have. Raises INCORRECT_CPUID_VALUE with leaf, mask and value,
     CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F has no core level), and
     CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise, INVALID_WBINVD_SCOPE.
     """

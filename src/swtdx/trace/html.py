@@ -33,7 +33,7 @@ _NAMES_FROM_OUTSIDE = {
     PageState.UNMAPPED: "private (which of it is mapped, only the kernel knows)",
     PageState.SHARED: "shared with the host",
 }
-"""On a real host, where no SEAMCALL is to be seen."""
+"""On a real host, where SEAMCALLs are not visible."""
 _SERIES = ("#2b6cb0", "#d1495b", "#f2b134", "#3a9d5d", "#7b5ea7", "#8d99ae")
 _COLUMNS = 120
 _BIN_SECONDS = 0.01

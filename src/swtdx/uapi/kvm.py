@@ -3,7 +3,7 @@
 
 The header is long; here it is laid out as `asm_kvm` (registers, MSRs, CPUID), `capability` (KVM_CAP_*), `kvm_run` (the
 shared page and the exits) and this module (memory, interrupts, devices, and the requests themselves). All names can be
-had from here, as from the header.
+imported from here, as from the header.
 
 Left out: other architectures, Xen, Hyper-V, SEV, device assignment of old, and requests that no kernel serves any more.
 Structures and numbers newer than Linux 6.1 (memory attributes, guest_memfd, region2, pre-fault) follow 6.18.

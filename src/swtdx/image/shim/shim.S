@@ -78,7 +78,7 @@ page:
 	.fill	METADATA_ROOM, 1, 0
 
 	/*
-	 * The reset vector of the wake-up structure. Whoever comes back from the system is in 64-bit mode, with interrupts
+	 * The reset vector of the wake-up structure. A vCPU that comes back from the system is in 64-bit mode, with interrupts
 	 * off, and has of our memory nothing mapped but this page.
 	 */
 	.code64
@@ -193,7 +193,7 @@ accept_small:				/* and the next 511 too: they are not aligned */
 	je	accept_small
 	cmpl	$TDX_OPERAND_BUSY_HOST_PRIORITY, %eax
 	je	accept_small
-	/* What is accepted already has been tampered with: nobody but this loop accepts, each page once. */
+	/* What is accepted already has been tampered with: only this loop accepts, each page once. */
 refused:
 	movl	%eax, %r12d
 	movq	message(%rip), %r14

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest's leaf functions of service TDs and TD partitioning: SERVTD.RD and WR, VP.ENTER, INVEPT, INVVPID.
 
-Neither feature is reproduced (TDX_FEATURES0 says so). No TD was ever bound to another, so that no binding handle is
+Neither feature is reproduced (TDX_FEATURES0 has neither). No TD was ever bound to another, so that no binding handle is
 right; L2 virtual machines that a TD was given cannot be entered, and have nothing to flush.
 """
 

@@ -40,7 +40,7 @@ WAIVED_CPUID: dict[cpuid.Key, cpuid.Registers] = {
     (0x80000001, None): (0, 0, 1 << 0 | 1 << 5 | 1 << 8, 0),
 }
 """CPUID bits that the real module demands and the emulated processor may lack, because it does not implement the
-feature. The TD then sees the feature as absent, which is the truth. All else is held against the processor."""
+feature. The TD then sees the feature as absent, which is the truth. All else is compared with the processor."""
 
 
 @leaf("TDH.SYS.INIT", clears=("rcx", "rdx", "r8", "r9", "r10"))

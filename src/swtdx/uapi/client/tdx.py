@@ -37,7 +37,7 @@ class CpuidConfig:
 
     leaf: int
     subleaf: int | None
-    """None if the leaf has none. Upstream cannot say so and gives 0."""
+    """None if the leaf has none. Upstream gives 0 instead."""
     eax: int
     ebx: int
     ecx: int
@@ -57,7 +57,7 @@ class TdCapabilities:
     xfam_required: int
     cpuid: tuple[CpuidConfig, ...]
     kernel_tdvmcalls: tuple[int, int] = (0, 0)
-    """GetTdVmCallInfo leaf 1, R11 and R12: TDVMCALLs that KVM serves by itself. Upstream only."""
+    """GetTdVmCallInfo leaf 1, R11 and R12: TDVMCALLs that KVM serves itself. Upstream only."""
     user_tdvmcalls: tuple[int, int] = (0, 0)
     """The same for TDVMCALLs that KVM passes to the VMM."""
     can_terminate: bool = False
