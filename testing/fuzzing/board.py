@@ -3,8 +3,8 @@
 
 The board is the real one with a disk, a console and a random number generator; KVM behind it is a stand-in that refuses
 now and then. A case is a burst: one access, or a few, made again and again, since what grows without bound grows by
-repetition. A fault is what is raised, a value that is not an integer of the access's size, and *growth*: whatever a guest
-does, what the board holds stays below a bound, which is far above what it holds in use.
+repetition. A fault is what is raised, a value that is not an integer of the access's size, and *growth*: whatever a
+guest does, what the board holds stays below a bound, which is far above what it holds in use.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def test_what_is_no_record_is_refused(record: bytes | dict[str, Any], words: str
     assert str(caught.value).startswith("x.json")
     assert words in str(caught.value) or words == "not a record"
     if words == "not a record":
-        assert "is no record of a launch" in str(caught.value)
+        assert "is not a record of a launch" in str(caught.value)
 
 
 @given(st.binary(max_size=8), st.integers(0, 3000), st.integers(0, 5000))

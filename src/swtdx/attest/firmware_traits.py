@@ -3,7 +3,7 @@
 
 edk2 measures in TDs with the driver TdTcg2Dxe, and before that in SEC or PEI, whose code then has the name of the TD
 HOB's event in it.  An edk2 image, which shows in its DXE core, without both never extends an RTMR; of others (as
-td-shim, which has its own code for measuring) nothing is known.  Secure Boot is a matter of the variables in the image's
+td-shim, which has its own code for measuring) nothing is known.  Secure Boot depends on the variables in the image's
 CFV.
 """
 
