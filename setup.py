@@ -83,5 +83,11 @@ setup(
             depends=["native/preload/gate.h"],
             extra_compile_args=PRELOAD_FLAGS,
         ),
+        Extension(
+            "swtdx.exec.notify._receiver",
+            sources=["native/notify/receiver.c"],
+            libraries=["pthread"],
+            extra_compile_args=["-O2", "-g0", "-std=gnu11"],
+        ),
     ],
 )

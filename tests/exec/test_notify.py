@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from swtdx.exec.notify import available
+from swtdx.vmm import bare_guest
 from tests.conftest import skip_loudly
 from tests.exec.conftest import PROGRAMS, Run, real_kvm
 from tests.exec.test_programs import CASES as ALIKE
@@ -151,6 +153,20 @@ def test_a_musl_program(tmp_path: Path, swtdx_exec: Run, flags: list[str]) -> No
     )
     done = swtdx_exec(program, "late", options=["--quiet"])
     assert (done.stdout, done.returncode, done.stderr) == (LATE, 0, "")
+
+
+@pytest.mark.parametrize("flags", [["-static"], []], ids=["notify", "preload"])
+def test_a_vmm_for_tds(compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path, flags: list[str]) -> None:
+    """Both front ends: initial memory out of the program's, a measured TD, its exits, its guest_memfd."""
+    text = b"hello from a TD"
+    code = b"".join(bare_guest.io_out(0x80, byte) for byte in text) + bare_guest.io_out(0xF4, 0)
+    parts = (struct.pack("<QQ", gpa, len(contents)) + contents for gpa, contents in bare_guest.regions(code))
+    (tmp_path / "regions").write_bytes(b"".join(parts))
+    done = swtdx_exec(compiled("td", *flags), tmp_path / "regions", options=["--quiet"])
+    expected = (
+        f"regions: 4\nthe TD says: {text.decode()}\nexit: 2\nprivate memory punched out: 0\nbeyond what there is: -95\n"
+    )
+    assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
 
 
 def _servers() -> set[int]:

@@ -117,12 +117,12 @@ class NotShared(OSError):
 class ProgramMm(Mm):
     """The address space of a process under ``swtdx exec``, known to the kernel as ``current->mm``."""
 
-    def __init__(self, pid: int, owner: int, signals: Callable[[], set[int]]) -> None:
-        """Of the thread ``pid``, which belongs to the process ``owner``."""
+    def __init__(self, pid: int, owner: int, signals: Callable[[], set[int]], changed: Callable[[], None]) -> None:
+        """Of the thread ``pid``, which belongs to the process ``owner``. ``changed``: `windows` has changed."""
         super().__init__(pid)
         self.owner = owner
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        self._signals = signals
+        self._signals, self._changed = signals, changed
         self.windows: list[Window] = []
         self._moved: dict[tuple[int, int], int] = {}  # device and inode of a memfd -> our descriptor
         self.wanted: tuple[int, int] | None = None
@@ -138,7 +138,7 @@ class ProgramMm(Mm):
         for window in getattr(self, "windows", ()):
             _munmap(window.address, window.end - window.start)
 
-    # --- Which address space it is ------------------------------------------------------------------------------------
+    # --- which address space it is ------------------------------------------------------------------------------------
 
     def alive(self) -> bool:
         """Whether any process has it still."""
@@ -151,7 +151,7 @@ class ProgramMm(Mm):
         """Whether ``pid``, a thread of another process than the owner, has this address space."""
         return self.alive() and _syscall(_SYS_KCMP, self.pid, pid, _KCMP_VM, 0, 0) == 0
 
-    # --- What the kernel asks (Mm) ------------------------------------------------------------------------------------
+    # --- what the kernel asks (Mm) ------------------------------------------------------------------------------------
 
     def fstat(self, fd: int) -> os.stat_result:
         try:
@@ -214,8 +214,9 @@ class ProgramMm(Mm):
         for window in [w for w in self.windows if not w.current and not w.users]:
             self.windows.remove(window)
             _munmap(window.address, window.end - window.start)
+            self._changed()
 
-    # --- Memory goes away ---------------------------------------------------------------------------------------------
+    # --- memory goes away ---------------------------------------------------------------------------------------------
 
     def touches(self, start: int, end: int) -> bool:
         """Whether guests may run in a part of the range."""
@@ -239,7 +240,7 @@ class ProgramMm(Mm):
                     offset = window.offset + low - window.start
                     _fallocate(moved, _PUNCH_HOLE, offset, high - low)
 
-    # --- Sharing ------------------------------------------------------------------------------------------------------
+    # --- sharing ------------------------------------------------------------------------------------------------------
 
     def vmas(self, start: int, end: int) -> Iterator[Vma]:
         """The mappings that overlap the range, whole."""
@@ -322,9 +323,10 @@ class ProgramMm(Mm):
         status = os.fstat(fd)
         with self.lock:
             self.windows.append(Window(start, end, address, status.st_dev, status.st_ino, offset))
+        self._changed()
         return True
 
-    # --- Moving: while the program stands still -----------------------------------------------------------------------
+    # --- moving: while the program stands still -----------------------------------------------------------------------
 
     def move(self, vmas: list[Vma], fd: int) -> list[Move]:
         """Fill the memfd ``fd``, which is ours from now on, with the contents of ``vmas``: what goes where in it.

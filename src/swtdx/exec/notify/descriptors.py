@@ -19,6 +19,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from swtdx.exec.notify import _receiver
+
 if TYPE_CHECKING:
     from swtdx.linux.files import File
     from swtdx.machine import MachineKernel
@@ -70,6 +72,7 @@ class Descriptors:
             with self._lock:
                 held = self.by_inode.get(inode)
                 if held is None:
+                    _receiver.set_device(stat.st_dev)  # the same for all memfds
                     watch = int(_libc.inotify_add_watch(self.inotify, f"/proc/self/fd/{fd}".encode(), _IN_CLOSE))
                     held = self.by_inode[inode] = Held(fd, file, inode, watch)
                     self._by_watch[watch] = held

@@ -7,6 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from swtdx.exec.notify import _receiver
 from swtdx.exec.notify.paths import DEV_KVM, Paths, stat_bytes, statx_bytes
 from swtdx.exec.notify.seccomp import Notification, Sys
 from swtdx.exec.notify.server import Handler, Server, signed
@@ -28,6 +29,7 @@ class FileCalls:
     def __init__(self, server: Server, paths: Paths) -> None:
         self._server, self._paths = server, paths
         server.handlers |= self._handlers()
+        _receiver.set_names(paths.last_components())
 
     def _handlers(self) -> dict[int, Handler]:
         return {

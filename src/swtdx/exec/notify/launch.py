@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def run(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve)
         status = 1
         try:
             status = _be_server(path, arguments, rules, serve, writing)
+        except BaseException:  # noqa: BLE001 - the process ends here
+            os.write(2, f"swtdx: the server has failed:\n{traceback.format_exc()}".encode())
         finally:
             os._exit(status)
     os.close(writing)

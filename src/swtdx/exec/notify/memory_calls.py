@@ -115,7 +115,7 @@ class MemoryCalls:
         except OSError as error:
             its.result = -(error.errno or errno.EIO)
 
-    # --- Sharing ------------------------------------------------------------------------------------------------------
+    # --- sharing ------------------------------------------------------------------------------------------------------
 
     def share(self, notification: Notification, task: Task, start: int, end: int, result: int | None) -> None:
         """Make the program's memory in the range ours too, as far as there is any.

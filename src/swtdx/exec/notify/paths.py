@@ -29,6 +29,10 @@ class Paths:
         self.files = dict(files)
         self._last = {path.rpartition("/")[2].encode() for path in (DEV_KVM, *files)}
 
+    def last_components(self) -> list[bytes]:
+        """A path is ours only if its last component is one of these."""
+        return sorted(self._last)
+
     def which(self, task: Task, directory: int, path: bytes) -> str | None:
         """The path of ours that the program means, or None."""
         if path.rstrip(b"/").rpartition(b"/")[2] not in self._last:

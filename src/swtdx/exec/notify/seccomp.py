@@ -16,6 +16,7 @@ import os
 import select
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -29,7 +30,7 @@ _SYS_SECCOMP = 317
 _SET_MODE_FILTER, _GET_ACTION_AVAIL, _GET_NOTIF_SIZES = 1, 2, 3
 _FLAG_NEW_LISTENER, _FLAG_WAIT_KILLABLE_RECV = 1 << 3, 1 << 5
 _RET_ALLOW, _RET_USER_NOTIF, _RET_ERRNO = 0x7FFF0000, 0x7FC00000, 0x00050000
-_NOTIF_RECV, _NOTIF_SEND = 0xC0502100, 0xC0182101
+_NOTIF_SEND = 0xC0182101
 _NOTIF_ADDFD, _NOTIF_SET_FLAGS = 0x40182103, 0x40082104
 _RESPONSE_CONTINUE = 1
 _ADDFD_SETFD, _ADDFD_SEND = 1, 2
@@ -123,26 +124,24 @@ def program(rules: tuple[Rule, ...]) -> bytes:
 
 
 _NOTIFICATION = struct.Struct("<QIIiIQ6Q")  # struct seccomp_notif with its seccomp_data
-_ZEROS = bytes(_NOTIFICATION.size)
 _RESPONSE = struct.Struct("<QqiI")  # struct seccomp_notif_resp
 
 
 class Notification:
-    """A call that waits. One object per receiving thread, filled by `Listener.receive`."""
+    """A call that waits. One object for each thread that serves."""
 
-    __slots__ = ("_response", "_response_address", "address", "args", "buffer", "id", "nr", "pid")
+    __slots__ = ("_response", "_response_address", "args", "buffer", "id", "nr", "pid")
 
     def __init__(self) -> None:
         self.buffer = bytearray(_NOTIFICATION.size)
         self._response = bytearray(_RESPONSE.size)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.buffer))
         self._response_address = ctypes.addressof(ctypes.c_char.from_buffer(self._response))
         self.id = self.pid = self.nr = 0
         self.args: tuple[int, ...] = ()
         """The six arguments, 64 bits each."""
 
     def parse(self) -> None:
-        """What the kernel has written."""
+        """What was received into `buffer`."""
         self.id, self.pid, _, self.nr, _, _, *args = _NOTIFICATION.unpack(self.buffer)
         self.args = tuple(args)
 
@@ -185,7 +184,9 @@ def install(rules: tuple[Rule, ...]) -> int:
 
 
 def available() -> str:
-    """Empty, or why this kernel cannot do it, as a sentence."""
+    """Empty, or why it cannot be done here, as a sentence."""
+    if find_spec("swtdx.exec.notify._receiver") is None:
+        return "swtdx.exec.notify._receiver is missing: install swtdx again (from a checkout: script/setup)"
     action = ctypes.c_uint32(_RET_USER_NOTIF)
     if _syscall(_SYS_SECCOMP, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) < 0:
         return "this kernel has no seccomp user notification (CONFIG_SECCOMP_FILTER, Linux 5.0)"
@@ -197,20 +198,12 @@ def available() -> str:
 
 
 class Listener:
-    """The server's end. Any thread may receive; whoever has received a call answers it."""
+    """The server's end. The receiver (native/notify) receives; whoever serves a call answers it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
         # Linux 6.6: the answer wakes the program on this processor, at once. Otherwise it is slower and the same.
         _ioctl(fd, _NOTIF_SET_FLAGS, _SYNC_WAKE_UP)
-
-    def receive(self, into: Notification) -> bool:
-        """Wait for the next call. False: none came (it was killed, or a signal came to us); ask again."""
-        into.buffer[:] = _ZEROS
-        if _ioctl(self.fd, _NOTIF_RECV, into.address) < 0:
-            return False
-        into.parse()
-        return True
 
     def finished(self) -> bool:
         """Whether no program is left that could call."""

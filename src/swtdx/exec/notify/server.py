@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The server: one emulated kernel for all programs below one ``swtdx exec``, and the threads that serve their calls.
 
-Each call is received by one of several threads, served there and answered by the same thread: KVM_RUN takes as long as
-the guest runs, so another thread waits for the next call meanwhile. The kernel sees the program that called as
-``current`` (`use_mm`): it follows its pointers, knows its descriptors, and refuses it the VMs of others.
+Calls come from the receiver (native/notify). Each is served by one of several threads and answered by the same thread:
+KVM_RUN takes as long as the guest runs, so another thread waits for the next call meanwhile. The kernel sees the
+program that called as ``current`` (`use_mm`): it follows its pointers, knows its descriptors, and refuses it the VMs of
+others.
 
 What is not ours is left to the machine's kernel (SECCOMP_USER_NOTIF_FLAG_CONTINUE), which then looks at the arguments
 again. A program that changes them in between deceives itself alone: it never gets more than it could open anyway.
@@ -18,11 +19,11 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from swtdx.exec.notify import _receiver
 from swtdx.exec.notify.descriptors import Descriptors
 from swtdx.exec.notify.ptrace import Borrowed, hold, thread_ids
 from swtdx.exec.notify.seccomp import Listener, Notification, Sys
 from swtdx.exec.notify.tasks import Task, Tasks
-from swtdx.uapi.kvm import REQUESTS
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.descriptors import Held
@@ -31,17 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_QUICK = frozenset(
-    int(REQUESTS[name])
-    for name in (
-        *("KVM_GET_API_VERSION", "KVM_CHECK_EXTENSION", "KVM_GET_VCPU_MMAP_SIZE", "KVM_IOEVENTFD"),
-        *("KVM_IRQ_LINE", "KVM_IRQ_LINE_STATUS", "KVM_SIGNAL_MSI"),
-    )
-)
-"""Requests that wait for nothing that another call could be needed for."""
 _SPARE_THREADS = 3
-_SHARED_FILE = 0x01
-_QUICK_MMAP = 0x01 | 0x20  # MAP_SHARED without MAP_ANONYMOUS may be a mapping of ours
 
 
 class Teller(Protocol):
@@ -91,8 +82,7 @@ class Server:
         self._boot = boot
         self._booting = threading.Lock()
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        self._parked = 0
+        self._idle = 0
         self._waiting: set[int] = set()
         """Threads whose calls are ours to answer."""
 
@@ -110,34 +100,32 @@ class Server:
                 self.machine, self.kernel = machine, kernel
             return self.kernel, self.descriptors
 
-    # --- Threads ------------------------------------------------------------------------------------------------------
+    # --- threads ------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Serve from now on, on threads of our own."""
+        _receiver.start(self.listener.fd)
+        self._spawn()
+
+    def _spawn(self) -> None:
         threading.Thread(target=self._serve, name="swtdx-server", daemon=True).start()
 
     def _serve(self) -> None:
-        """One thread receives at a time. It lets another one do so before it serves a call that may take long."""
+        """There is always one thread more that waits for calls than there are calls that are served."""
         notification = Notification()
-        listener, turn = self.listener, self._turn
         while True:
             with self._lock:
-                if self._parked >= _SPARE_THREADS:
+                if self._idle >= _SPARE_THREADS:
                     return
-                self._parked += 1
-            turn.acquire()
+                self._idle += 1
+            if not _receiver.take(notification.buffer):
+                return
+            notification.parse()
             with self._lock:
-                self._parked -= 1
-            while True:
-                while not listener.receive(notification):
-                    if listener.finished():
-                        return
-                if not _is_quick(notification):
-                    break
-                self._answer(notification)
-            if not self._parked:
-                self.start()
-            turn.release()
+                self._idle -= 1
+                alone = not self._idle
+            if alone:
+                self._spawn()
             self._answer(notification)
 
     def _answer(self, notification: Notification) -> None:
@@ -162,7 +150,7 @@ class Server:
         else:
             self.listener.answer(notification, result)
 
-    # --- For those who serve ------------------------------------------------------------------------------------------
+    # --- for those who serve ------------------------------------------------------------------------------------------
 
     def give(self, fd: int) -> int:
         """A descriptor to hand over for the kernel's ``fd``, which is closed if there can be none. Raises OSError."""
@@ -243,12 +231,3 @@ class Server:
     def _execve(self, notification: Notification) -> int | None:
         self.tasks.executes(notification.pid)
         return None
-
-
-def _is_quick(notification: Notification) -> bool:
-    """Whether the thread that receives may serve it before it receives the next."""
-    if notification.nr == Sys.IOCTL:
-        return notification.args[1] & 0xFFFFFFFF in _QUICK
-    if notification.nr == Sys.MMAP:
-        return notification.args[3] & _QUICK_MMAP != _SHARED_FILE
-    return notification.nr != Sys.FALLOCATE

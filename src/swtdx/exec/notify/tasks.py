@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import threading
 import weakref
 
+from swtdx.exec.notify import _receiver
 from swtdx.exec.notify.address_space import ProgramMm
 from swtdx.exec.notify.signals import pending
 
@@ -101,7 +103,7 @@ class Tasks:
                     return mm
             elif mm.is_of(task.tid):
                 return mm
-        mm = ProgramMm(task.tid, task.tgid, self._pending)
+        mm = ProgramMm(task.tid, task.tgid, self._pending, self.publish)
         self._spaces.add(mm)
         return mm
 
@@ -120,6 +122,13 @@ class Tasks:
         for tid, task in list(self._tasks.items()):
             if not task.alive():
                 self._tasks.pop(tid, None)
+
+    def publish(self) -> None:
+        """Tell the receiver which memory guests use."""
+        pairs = [
+            (window.start, window.end) for mm in list(self._spaces) for window in list(mm.windows) if window.current
+        ]
+        _receiver.set_memory(b"".join(struct.pack("<QQ", *pair) for pair in pairs))
 
     def _pending(self) -> set[int]:
         """Of the thread that is served: its pending signals."""
