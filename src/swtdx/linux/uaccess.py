@@ -3,7 +3,8 @@
 
 An ioctl's pointer is an address in the caller's memory and may be anything. It is never dereferenced here: the copies
 go through process_vm_readv(2) and process_vm_writev(2) on the caller's process, for which a bad address is EFAULT and a
-read-only page refuses a write.
+read-only page refuses a write. Where a sandbox forbids these two, a copy within our own process goes through a pipe:
+read(2) and write(2) check their buffer's address just so (`_through_pipe`).
 
 `current_mm` stands for ``current->mm``: fork() gives the child another one, by which KVM knows that a VM is not its. It
 is our own process's, unless a front end serves other processes: then each thread that serves a call sets the caller's
@@ -35,6 +36,12 @@ for _function in (_readv, _writev):
     _function.restype = ctypes.c_ssize_t
     _function.argtypes = _PROTOTYPE
 
+_read, _write = _libc.read, _libc.write
+for _function in (_read, _write):
+    _function.restype = ctypes.c_ssize_t
+    _function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+
+_PIPE_BYTES = 4096  # what a pipe takes at once, however small its limit
 _SMALL = 4096  # bytes of the per-thread bounce buffer
 TASK_SIZE = (1 << 47) - 4096
 """End of user addresses on x86-64 with 4-level paging; what access_ok() compares with."""
@@ -150,12 +157,12 @@ def copy_from_user(address: int, length: int, mm: Mm | None = None) -> bytes:
         bounce.local.length = length
         bounce.remote.base, bounce.remote.length = address, length
         if _readv((mm or bounce.mm).pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
-            raise err(errno.EFAULT, f"cannot read {length} bytes at {address:#x}")
+            _otherwise(mm or bounce.mm, "read", address, length, address, bounce.local.base)
         return bytes(bounce.view[:length])
     buffer = (ctypes.c_char * length)()
     local, remote = _iovec(ctypes.addressof(buffer), length), _iovec(address, length)
     if _readv((mm or bounce.mm).pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
-        raise err(errno.EFAULT, f"cannot read {length} bytes at {address:#x}")
+        _otherwise(mm or bounce.mm, "read", address, length, address, local.base)
     return bytes(buffer)
 
 
@@ -173,12 +180,44 @@ def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Str
         bounce.local.length = length
         bounce.remote.base, bounce.remote.length = address, length
         if _writev((mm or bounce.mm).pid, bounce.local_address, 1, bounce.remote_address, 1, 0) != length:
-            raise err(errno.EFAULT, f"cannot write {length} bytes at {address:#x}")
+            _otherwise(mm or bounce.mm, "write", address, length, bounce.local.base, address)
         return
     buffer = (ctypes.c_char * length).from_buffer_copy(view)
     local, remote = _iovec(ctypes.addressof(buffer), length), _iovec(address, length)
     if _writev((mm or bounce.mm).pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
-        raise err(errno.EFAULT, f"cannot write {length} bytes at {address:#x}")
+        _otherwise(mm or bounce.mm, "write", address, length, local.base, address)
+
+
+def _otherwise(mm: Mm, access: str, address: int, length: int, source: int, target: int) -> None:
+    """A copy by process_vm_readv or process_vm_writev has failed: raise OSError(EFAULT), or copy in another way."""
+    if ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS):
+        raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
+    if mm is not _own_mm:
+        raise err(errno.EFAULT, f"process_vm_{access}v is forbidden here (a sandbox, or another user's process)")
+    if not _through_pipe(source, target, length):
+        raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
+
+
+def _through_pipe(source: int, target: int, length: int) -> bool:
+    """Copy memory within our process; False if any of it is not mapped so that it can be."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        done = 0
+        while done < length:
+            taken = _write(write_end, source + done, min(length - done, _PIPE_BYTES))
+            if taken <= 0:
+                return False
+            given = 0
+            while given < taken:
+                step = _read(read_end, target + done + given, taken - given)
+                if step <= 0:
+                    return False
+                given += step
+            done += taken
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+    return True
 
 
 def struct_from_user(structure: type[S], address: int) -> S:
