@@ -22,6 +22,7 @@ from swtdx.linux.config import KernelConfig
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.files import FileTable
 from swtdx.linux.mm import PageAllocator
+from swtdx.linux.release import RELEASES
 from swtdx.linux.sched import HostCpus, TimerQueue
 from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.eventfd import IrqfdThread
@@ -54,7 +55,7 @@ class EmulatedKernel:
         self.processor = processor
         self.config = config
         self.dialect = dialect
-        self.upstream = dialect is Dialect.UPSTREAM
+        self.release = RELEASES[dialect]
         self.last_refusal = NO_REASON
         """Why the last call was refused."""
         self.sees_signals = False
@@ -95,7 +96,7 @@ class EmulatedKernel:
 
     def _bring_up_tdx(self) -> TdxHost | None:
         try:
-            host = TdxHost(self.processor, self.pages, sys_rd=self.upstream)
+            host = TdxHost(self.processor, self.pages, sys_rd=self.release.reads_module_fields)
             self._check_for_kvm(host)
         except TdxUnavailable as unavailable:
             self.last_refusal = Reason(str(unavailable))
@@ -107,7 +108,7 @@ class EmulatedKernel:
     def _check_for_kvm(self, host: TdxHost) -> None:
         """tdx_hardware_setup's and __tdx_bringup's demands. Raises TdxUnavailable."""
         info = host.sysinfo
-        if not self.upstream:
+        if not self.release.checks_module_features:
             return
         if not tdx_get_supported_attrs(info) or not tdx_get_supported_xfam(info, self.supported_xfam):
             raise TdxUnavailable("the module demands attributes or extended features that KVM does not support")

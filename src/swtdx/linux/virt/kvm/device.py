@@ -94,7 +94,9 @@ class KvmDevice(File):
 
     def _get_supported_cpuid(self, arg: int) -> int:
         self._check_room(arg)
-        cpuid2_to_user(arg, supported_cpuid(self.kernel.processor, guest_phys_bits=self.kernel.upstream))
+        cpuid2_to_user(
+            arg, supported_cpuid(self.kernel.processor, guest_phys_bits=self.kernel.release.reports_guest_phys_bits)
+        )
         return 0
 
     def _get_emulated_cpuid(self, arg: int) -> int:

@@ -16,7 +16,6 @@ from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IO_EXITS
-from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import (
     KVM_EXIT_HYPERCALL,
     KVM_EXIT_HYPERCALL_LONG_MODE,
@@ -176,11 +175,11 @@ def tdx_map_gpa(vcpu: "Vcpu") -> int:
     shared = kvm.mmu.direct_bits << PAGE_SHIFT
     # upstream: user space owns the memory attributes, so a conversion needs its consent by KVM_CAP_EXIT_HYPERCALL.
     exits = bool(kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE)
-    if not exits and kvm.kernel.dialect is Dialect.UPSTREAM:
+    if not exits and kvm.kernel.release.map_gpa_needs_exit:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, gpa)
     end = gpa + size
     # The range must not wrap and must lie on one side of the shared bit; upstream: within the vCPU's own address width.
-    illegal = vcpu.cpuid.reserved_gpa_bits if kvm.kernel.dialect is Dialect.UPSTREAM else -1 << 52
+    illegal = vcpu.cpuid.reserved_gpa_bits if kvm.kernel.release.map_gpa_knows_guest_width else -1 << 52
     if not size or end >= 1 << 64 or (gpa | end - 1) & illegal or (gpa ^ end - 1) & shared:
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, gpa)
     if gpa % PAGE_SIZE or size % PAGE_SIZE:
@@ -254,7 +253,7 @@ def tdx_get_td_vm_call_info(vcpu: "Vcpu") -> int:
     if args.r12 == 0:
         args.r10 = args.r11 = args.r12 = args.r13 = args.r14 = 0
         return 1
-    if args.r12 > 1 or vcpu.kvm.kernel.dialect is Dialect.V10:
+    if args.r12 > 1 or not vcpu.kvm.kernel.release.vm_call_info_to_user_space:
         return _invalid(vcpu)
 
     def tdx_complete_get_td_vm_call_info() -> None:

@@ -94,7 +94,7 @@ def tdx_vm_init(kvm: "Kvm") -> None:
     host = kvm.kernel.tdx
     assert host is not None
     kvm.tdx = KvmTdx(host)
-    kvm.has_attributes = kvm.kernel.dialect is Dialect.UPSTREAM
+    kvm.has_attributes = kvm.kernel.release.tds_have_attributes
     kvm.max_vcpus = min(kvm.max_vcpus, kvm.cpus.count, host.sysinfo.max_vcpus_per_td)
 
 
@@ -220,7 +220,7 @@ def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
     dialect = kvm.kernel.dialect
     cmd = struct_from_user(dialect.cmd, arg)
     member = dialect.hw_error_member
-    if getattr(cmd, member) or (dialect is Dialect.V10 and cmd.unused):
+    if any(getattr(cmd, name) for name in (member, *kvm.kernel.release.reserved_members)):
         raise err(errno.EINVAL, f"{member} must be 0")
     with kvm.lock:
         handler = _VM_COMMANDS[dialect].get(cmd.id)
@@ -236,11 +236,12 @@ def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
 
 
 def tdx_get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
-    host = tdx_of(kvm).host
-    if kvm.kernel.dialect is Dialect.V10:
-        tdx_params.capabilities_v10(host.sysinfo, cmd)
-    else:
-        tdx_params.init_kvm_tdx_caps(host.sysinfo, kvm.kernel.supported_xfam, cmd, kvm.kernel.config.debug_tds)
+    kernel, info = kvm.kernel, tdx_of(kvm).host.sysinfo
+    tdx_params.init_kvm_tdx_caps(info, kernel.supported_xfam, cmd, kernel.config.debug_tds)
+
+
+def _get_capabilities_v10(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+    tdx_params.capabilities_v10(tdx_of(kvm).host.sysinfo, cmd)
 
 
 def tdx_td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
@@ -249,10 +250,7 @@ def tdx_td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
         raise err(errno.EINVAL, "the TD is initialised already")
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
-    if kvm.kernel.dialect is Dialect.V10:
-        init = tdx_params.init_vm_v10(kvm, tdx.host.sysinfo, cmd)
-    else:
-        init = tdx_params.init_vm_upstream(kvm, tdx.host.sysinfo, cmd)
+    init = _PARSE_INIT_VM[kvm.kernel.dialect](kvm, tdx.host.sysinfo, cmd)
     __tdx_td_init(kvm, tdx, init, cmd)
     tdx.state = TdState.INITIALIZED
 
@@ -318,7 +316,7 @@ def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command"
     finally:
         kvm.pages.free_page(page)
     if status:
-        if kvm.kernel.dialect is Dialect.V10:
+        if not kvm.kernel.release.init_reports_operands:
             cmd.error = status
             raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
         if status_class(status) == TDX_OPERAND_INVALID:
@@ -350,7 +348,7 @@ def tdx_td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
             raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
         raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
     tdx.state = TdState.RUNNABLE
-    if kvm.kernel.dialect is Dialect.V10:
+    if kvm.kernel.release.tracks_while_building:
         tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter
 
 
@@ -384,6 +382,7 @@ def _init_mem_region(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     tdx_init_mem_region_v10(kvm, cmd)
 
 
+_PARSE_INIT_VM = {Dialect.UPSTREAM: tdx_params.init_vm_upstream, Dialect.V10: tdx_params.init_vm_v10}
 _VM_COMMANDS = {
     Dialect.UPSTREAM: {
         int(TdxCommand.CAPABILITIES): tdx_get_capabilities,
@@ -392,7 +391,7 @@ _VM_COMMANDS = {
         int(TdxCommand.TERMINATE_VM): tdx_terminate_vm,
     },
     Dialect.V10: {
-        int(TdxCommand.CAPABILITIES): tdx_get_capabilities,
+        int(TdxCommand.CAPABILITIES): _get_capabilities_v10,
         int(TdxCommand.INIT_VM): tdx_td_init,
         int(TdxCommand.INIT_MEM_REGION): _init_mem_region,
         int(TdxCommand.FINALIZE_VM): tdx_td_finalize,

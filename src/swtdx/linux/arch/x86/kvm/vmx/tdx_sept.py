@@ -25,7 +25,6 @@ from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, status_
 from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
-from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, MemFlag
 from swtdx.uapi.reason import Reason, seamcall_failed, sept_seamcall_failed
 from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
@@ -173,7 +172,7 @@ def tdx_track(kvm: "Kvm") -> Reason | None:
     """
     tdx = tdx_of(kvm)
     # Before FINALIZE no vCPU has run: there is no TLB to clear. v10: that series always tracked, as module 1.0 wants.
-    if tdx.state is not TdState.RUNNABLE and kvm.kernel.dialect is not Dialect.V10:
+    if tdx.state is not TdState.RUNNABLE and not kvm.kernel.release.tracks_while_building:
         return None
     status = tdh_do_no_vcpus(tdx.host.seamcall.tdh_mem_track, kvm, tdx.tdr)
     if status:

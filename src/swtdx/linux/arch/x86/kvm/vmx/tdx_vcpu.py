@@ -43,7 +43,7 @@ from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import NMI_INJECTIONS
 from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
-from swtdx.uapi.dialect import Dialect, TdxCommand
+from swtdx.uapi.dialect import Target, TdxCommand
 from swtdx.uapi.kvm import (
     KVM_EXIT_EXCEPTION,
     KVM_EXIT_SHUTDOWN,
@@ -99,7 +99,7 @@ class VcpuTdx:
 
 def tdx_vcpu_precreate(kvm: "Kvm") -> None:
     """Before a vCPU is made; v10 did not check the TD's state here. Raises OSError(EIO, EINVAL)."""
-    if kvm.kernel.dialect is Dialect.UPSTREAM and tdx_of(kvm).state is not TdState.INITIALIZED:
+    if kvm.kernel.release.vcpus_need_initialized_td and tdx_of(kvm).state is not TdState.INITIALIZED:
         raise err(errno.EIO, "vCPUs are created between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
     if kvm.irqchip_mode is not IrqchipMode.SPLIT:
         raise err(errno.EINVAL, "a TD needs KVM_CAP_SPLIT_IRQCHIP")
@@ -158,24 +158,24 @@ def tdx_vcpu_ioctl(vcpu: "Vcpu", arg: int) -> int:
     kvm = vcpu.kvm
     dialect = kvm.kernel.dialect
     td = tdx_of(kvm)
-    if dialect is Dialect.V10 and vcpu.tdx.initialized:
+    if kvm.kernel.release.initialized_vcpu_takes_no_command and vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
     if not td.is_assigned or td.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
     cmd = struct_from_user(dialect.cmd, arg)
     member = dialect.hw_error_member
-    if getattr(cmd, member) or (dialect is Dialect.V10 and cmd.unused):
+    if any(getattr(cmd, name) for name in (member, *kvm.kernel.release.reserved_members)):
         raise err(errno.EINVAL, f"{member} must be 0")
+    if dialect.layout.targets.get(cmd.id) is not Target.VCPU:
+        raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for a vCPU's fd")
     if cmd.id == TdxCommand.INIT_VCPU:
         _init_vcpu(vcpu, cmd)
-    elif dialect is Dialect.UPSTREAM and cmd.id == TdxCommand.INIT_MEM_REGION:
+    elif cmd.id == TdxCommand.INIT_MEM_REGION:
         if not vcpu.tdx.initialized:
             raise err(errno.EINVAL, "the vCPU is not initialised")
         tdx_vcpu_init_mem_region(vcpu, cmd)
-    elif dialect is Dialect.UPSTREAM and cmd.id == TdxCommand.GET_CPUID:
-        _get_cpuid(vcpu, cmd.data)
     else:
-        raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for a vCPU's fd")
+        _get_cpuid(vcpu, cmd.data)
     return 0
 
 
@@ -184,7 +184,7 @@ def _init_vcpu(vcpu: "Vcpu", cmd: Any) -> None:
         raise err(errno.EINVAL, "flags must be 0")
     if vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
-    if vcpu.kvm.kernel.dialect is Dialect.UPSTREAM:
+    if vcpu.kvm.kernel.release.sets_apic_base:
         bsp = APICBASE_BSP if vcpu.is_bsp else 0
         vcpu.set_apic_base(APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | APICBASE_X2APIC | bsp)
     else:

@@ -63,7 +63,7 @@ def check_extension(kernel: "EmulatedKernel", kvm: Kvm | None, cap: int) -> int:
     is_td = kvm is not None and kvm.is_td
     if cap == dialect.cap_vm_types:
         return kernel.supported_vm_types
-    if cap in _UPSTREAM_ONLY and not kernel.upstream:
+    if cap in kernel.release.absent_capabilities:
         return 0
     value = kernel.capabilities.get(cap)
     if value is None:
@@ -79,16 +79,6 @@ def check_extension(kernel: "EmulatedKernel", kvm: Kvm | None, cap: int) -> int:
     return value
 
 
-_UPSTREAM_ONLY = frozenset(
-    {
-        Cap.USER_MEMORY2,
-        Cap.MEMORY_FAULT_INFO,
-        Cap.MEMORY_ATTRIBUTES,
-        Cap.GUEST_MEMFD,
-        Cap.PRE_FAULT_MEMORY,
-        Cap.X86_APIC_BUS_CYCLES_NS,
-    }
-)
 _ZERO_FOR_TD = frozenset([Cap.READONLY_MEM, Cap.SYNC_REGS])
 
 
@@ -129,7 +119,7 @@ def enable_cap(kvm: Kvm, request: kvm_enable_cap) -> int:
     if request.flags:
         raise err(errno.EINVAL, "flags must be 0")
     function = _ENABLE.get(request.cap)
-    if function is None or (request.cap in _UPSTREAM_ONLY and not kvm.kernel.upstream):
+    if function is None or request.cap in kvm.kernel.release.absent_capabilities:
         raise err(errno.EINVAL, f"capability {request.cap} cannot be enabled on a VM")
     with kvm.lock:
         function(kvm, request.args)
@@ -240,7 +230,7 @@ def _bus_lock_exit(kvm: Kvm, args: Any) -> None:
 
 def _max_vcpus(kvm: Kvm, args: Any) -> None:
     """v10-era trees let the number of vCPUs be enabled; kept for that dialect only."""
-    if kvm.kernel.upstream:
+    if not kvm.kernel.release.max_vcpus_can_be_enabled:
         raise err(errno.EINVAL, "KVM_CAP_MAX_VCPUS cannot be enabled")
     if not args[0]:
         raise err(errno.EINVAL, "0 vCPUs")

@@ -143,7 +143,7 @@ class VcpuFile(File):
             raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
         with vcpu.mutex:
             handler = _HANDLERS.get(request)
-            if handler is None or (request == _PRE_FAULT and not kvm.kernel.upstream):
+            if handler is None or request in kvm.kernel.release.absent_ioctls:
                 raise err(errno.EINVAL, f"{request:#010x} is not a request for a vCPU")
             return handler(vcpu, arg)
 
@@ -441,7 +441,6 @@ def _pre_fault_memory(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
-_PRE_FAULT = int(REQUESTS["KVM_PRE_FAULT_MEMORY"])
 _HANDLERS: dict[int, Handler] = {
     int(REQUESTS[name]): handler
     for name, handler in {

@@ -78,7 +78,7 @@ class VmFile(File):
         if kvm.dead:
             raise err(errno.EIO, "the VM is dead")
         handler = _HANDLERS.get(request)
-        if handler is None or (request in _NOT_IN_V10 and not kvm.kernel.upstream):
+        if handler is None or request in kvm.kernel.release.absent_ioctls:
             raise err(errno.ENOTTY, f"{request:#010x} is not a request for a VM")
         return handler(kvm, arg)
 
@@ -377,7 +377,3 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_X86_SET_MSR_FILTER": _set_msr_filter,
     }.items()
 }
-_NOT_IN_V10 = frozenset(
-    int(REQUESTS[name])
-    for name in ("KVM_SET_USER_MEMORY_REGION2", "KVM_SET_MEMORY_ATTRIBUTES", "KVM_CREATE_GUEST_MEMFD")
-)
