@@ -99,7 +99,7 @@ def skip_loudly() -> Callable[[str], NoReturn]:
 
 @pytest.fixture(scope="session")
 def shared_reference() -> Path:
-    """The directory of reference material that is no part of this repository; tests that need it skip without it."""
+    """The directory of reference material that is not part of this repository; tests that need it skip without it."""
     directory = reference_directory()
     if not directory.is_dir():
         pytest.skip(f"no reference material at {directory}: set SWTDX_SHARED to its directory")

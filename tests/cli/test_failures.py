@@ -110,7 +110,7 @@ def test_v10_reports_what_the_module_says_of_attributes(device: Kvm) -> None:
             initialise(device, td, attributes=1 << 29 | 1)  # MIGRATABLE and DEBUG
     said = rules_of(caught.value, Dialect.V10)
     assert "TDH.MNG.INIT" in said
-    assert "MIGRATABLE goes neither with DEBUG" in said
+    assert "MIGRATABLE excludes DEBUG" in said
 
 
 def test_the_cpuid_leaf_that_the_module_refuses_is_named(device: Kvm) -> None:
@@ -152,7 +152,7 @@ def test_run_explains_a_status_from_init_vm(command: Command, firmware: Path) ->
     assert result.status == 1
     for words in (
         "swtdx: the kernel refused: KVM_TDX_INIT_VM: EIO", "TDH.MNG.INIT", "OPERAND_INVALID|ATTRIBUTES",
-        "MIGRATABLE goes neither with DEBUG", "Ask KVM_TDX_CAPABILITIES",
+        "MIGRATABLE excludes DEBUG", "Ask KVM_TDX_CAPABILITIES",
         "swtdx explain EIO --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040 --dialect v10",
     ):  # fmt: skip
         assert words in result.err

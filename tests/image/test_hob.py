@@ -66,7 +66,7 @@ def test_the_list_is_a_handoff_then_ram_then_the_end() -> None:
         found.append((resource.ResourceType, resource.PhysicalStart, resource.ResourceLength))
         offset += header.HobLength
     assert (header.HobLength, offset + ctypes.sizeof(Header)) == (8, len(built))
-    # What the VMM added is system memory; all else is unaccepted; RAM goes on above 4 GiB after the PCI hole.
+    # What the VMM added is system memory; all else is unaccepted; RAM continues above 4 GiB after the PCI hole.
     assert found == [
         (7, 0, 0x80_0000), (0, 0x80_0000, 0x6000), (7, 0x80_6000, 0x3000), (0, 0x80_9000, 0x2000),
         (0, 0x80_B000, 0x2000), (7, 0x80_D000, 0x3000),

@@ -131,7 +131,7 @@ def test_uart_loopback_returns_what_is_sent_and_the_modem_lines() -> None:
 
 @pytest.mark.parametrize(("fifo", "kept"), [(0x01, bytes(range(16))), (0x00, b"\x63")], ids=["FIFO", "no FIFO"])
 def test_uart_loopback_overruns(fifo: int, kept: bytes) -> None:
-    """A full FIFO keeps what it has, the lone register has the newest; LSR bit 1 says so once (PC16550D, 8.6.4)."""
+    """A full FIFO keeps what it has, the lone register has the newest; LSR bit 1 reports it once (PC16550D, 8.6.4)."""
     serial = Serial()
     serial.write(2, fifo)
     serial.write(4, 0x10)
@@ -550,7 +550,7 @@ def board(sent: bytearray) -> tuple[Board, list[Msi]]:
 
 def test_without_firmware_the_chipset_is_where_the_tables_say() -> None:
     made, _ = board(bytearray())
-    assert made.mmio.read(0xE000_0000, 4) == 0xFFFF_FFFF  # nobody has switched ECAM on
+    assert made.mmio.read(0xE000_0000, 4) == 0xFFFF_FFFF  # ECAM is off
     made.program_chipset()
     assert made.mmio.read(0xE000_0000, 4) == 0x29C0_8086
     assert made.mmio.read(0xE000_0000 + (0x1F << 15), 4) == 0x2918_8086
@@ -649,7 +649,7 @@ class Alarmed:
         self.ports.write(0x71, 1, value)
 
     def pass_time(self, seconds: float) -> None:
-        """As the board's timer does it: time goes on to each moment that was asked for."""
+        """As the board's timer does it: time advances to each moment that was asked for."""
         end = self.now + seconds
         while self.due is not None and self.due <= end:
             self.now, self.due = max(self.now, self.due), None

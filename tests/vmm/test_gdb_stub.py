@@ -263,7 +263,7 @@ def test_a_connection_that_breaks_leaves_a_running_guest(both: Debugged) -> None
     time.sleep(0.2)
     again.interrupt()
     assert again.memory(COUNTER) > before
-    assert "the debugger has gone, the machine goes on" in both.session.said
+    assert "the debugger is gone, the VM continues" in both.session.said
 
 
 def test_a_guest_that_crashes_can_be_looked_at_before_it_is_gone(both: Debugged) -> None:

@@ -12,7 +12,7 @@ END = b"[    1.240000] ---[ end Kernel panic - not syncing: VFS: Unable to mount
 
 
 class Guest:
-    """A clock, and what the vCPUs do as it goes on."""
+    """A clock, and what the vCPUs do as it advances."""
 
     def __init__(self) -> None:
         self.now = 100.0

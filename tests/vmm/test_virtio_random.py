@@ -111,7 +111,7 @@ def misbehave(chance: random.Random, driver: Driver) -> None:
 
 
 def used(queue: Queue) -> int:
-    """How many chains the device has given back, if nobody wrote into the ring."""
+    """How many chains the device has given back, if the ring was not overwritten."""
     (index,) = struct.unpack("<H", queue.memory.read(queue.used + 2, 2))
     return int(index) if index <= queue.index else 0
 

@@ -123,7 +123,7 @@ def test_an_indirect_table_of_no_descriptors(driver: Driver, queue: Queue, lengt
 
 def test_an_indirect_descriptor_with_a_next_one(driver: Driver, queue: Queue) -> None:
     queue.submit((0x9_0000, 16, INDIRECT_FLAG), (BUFFER, 16, WRITE))
-    broken(driver, "goes on")
+    broken(driver, "continues")
 
 
 @pytest.mark.parametrize(

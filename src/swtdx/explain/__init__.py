@@ -12,7 +12,7 @@ errnos.json     for each ioctl and sub-command, in both dialects, the rules of K
 messages.json   messages of the host's kernel, of QEMU and of a guest's kernel: see `swtdx.explain.message`
 ==============  =====================================================================================================
 
-A rule is written as what must hold. In rules.json it is ``"STATUS|OPERAND: rule || what to do"``, the remedy left away
+A rule is written as what must hold. In rules.json it is ``"STATUS|OPERAND: rule || what to do"``, the remedy omitted
 where the status has none of its own; ``"@name argument | argument"`` stands for a sequence of rules that many leaf
 functions share, and ``{states}`` and ``{entries}`` are filled in from the module's own tables.
 

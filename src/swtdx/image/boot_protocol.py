@@ -90,7 +90,7 @@ class DirectBoot:
 
 
 def lay_out(linux: LinuxBoot, layout: MemoryMap, cpus: int, *, td: bool) -> DirectBoot:
-    """Decide where everything goes on a machine with this memory. Raises `LinuxImageError`.
+    """Lay everything out on a machine with this memory. Raises `LinuxImageError`.
 
     The machine of a TD has a mailbox through which processors are started (which is then in the ACPI tables), and no
     ends of interrupt at its I/O APIC.

@@ -106,7 +106,7 @@ def last_refusal(kernel: Kernel) -> Reason:
 
 
 def logical_processors(kernel: Kernel) -> int | None:
-    """Return how many logical processors the kernel was booted on, where it says so."""
+    """Return how many logical processors the kernel was booted on, where it states that."""
     inner = _unwrapped(kernel)
     return inner.logical_processors if isinstance(inner, Counted) else None
 

@@ -228,7 +228,7 @@ class Keyboard:
         signal.signal(signal.SIGTSTP, handler)
 
     def _continued(self, number: int, frame: FrameType | None) -> None:
-        """SIGCONT: whoever had the terminal meanwhile has set it as it likes."""
+        """SIGCONT: another program may have changed the terminal meanwhile."""
         if self._is_foreground():
             self._make_raw()
 

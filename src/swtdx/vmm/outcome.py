@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a run ended, and the exit status that says so to a script.
+"""How a run ended, and the exit status that reports it to a script.
 
 ======  =====================================================================================
 status  meaning

@@ -73,7 +73,7 @@ class PanicWatch:
             return False
         then, before = self._since
         if activity.halts != before.halts:
-            self._patience = None  # it goes on living
+            self._patience = None  # it stays alive
             return False
         return now - then >= self._patience.silence and activity.seconds - before.seconds >= self._patience.computing
 

@@ -178,7 +178,7 @@ class GdbServer:
         if not stub.gone:
             stub.detach()
         if not self._closing:
-            self._say("the debugger has gone, the machine goes on")
+            self._say("the debugger is gone, the VM continues")
 
     def _converse(self, client: socket.socket, stub: Stub, selector: selectors.BaseSelector) -> None:
         session = Conversation(client, stub)

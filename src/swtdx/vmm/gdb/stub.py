@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each packet means (gdb manual, E.2 to E.6), and what a stop is called.
 
-The machine stops when a client comes, and goes on when it leaves: QEMU's behaviour.  While the machine runs the client
-may only interrupt it; anything else it sends then is dropped.
+The machine stops when a client connects, and continues when it leaves: QEMU's behaviour.  While the machine runs the
+client may only interrupt it; anything else it sends then is dropped.
 
 Replies: ``OK``, ``Enn`` with an errno, data in hexadecimal, or nothing for a packet that is not known.
 """
@@ -83,7 +83,7 @@ class Stub:
         self.execution.hits.clear()
 
     def detach(self) -> None:
-        """The client left, one way or the other: nothing of it stays, and the machine goes on."""
+        """The client is gone: remove what it has set, and let the machine continue."""
         self.gone = True
         self.execution.attached = False
         self.execution.stop()
@@ -205,7 +205,7 @@ class Stub:
         self._steps = dict(steps)
         for vcpu, step in steps.items():
             if vcpu in self._crashed:
-                continue  # it only goes on to its end
+                continue  # it only continues to its end
             self.target.arm(vcpu, self.breakpoints, step=step, give_back=self._given_back.pop(vcpu, None))
         self.waiting = True
         self.execution.resume(steps)

@@ -2,8 +2,8 @@
 """What a virtio device is to its transport: identity, features, configuration, queues and what to do with a chain.
 
 A device works under the board's lock, on the thread of the vCPU that notifies it, and is done when the notification
-returns.  That is no slower than a thread of its own would be, since the guest waits for the interpreter either way, and
-it needs no ioeventfd.  What could take long is cut short by ``stopping``, which the end of a run sets.
+returns.  That is not slower than a thread of its own, since the guest waits for the interpreter either way, and it
+needs no ioeventfd.  What could take long is cut short by ``stopping``, which the end of a run sets.
 """
 
 from __future__ import annotations

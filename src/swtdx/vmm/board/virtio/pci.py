@@ -6,7 +6,7 @@ BAR 1   MSI-X, 32 bits: one vector for the configuration and one for each queue
 BAR 4   64 bits, prefetchable: common configuration, ISR, device configuration, notifications
 ======  =====================================================================================
 
-Each part of BAR 4 has a page of its own and a vendor-specific capability that says so; a fifth capability gives access
+Each part of BAR 4 has a page of its own and a vendor-specific capability that names it; a fifth capability gives access
 to all of it through configuration space (4.1.4.9).  Without MSI-X the INTx line and the ISR register do.
 
 A driver that breaks the rules of a ring finds DEVICE_NEEDS_RESET in the device status, and the first such mistake of

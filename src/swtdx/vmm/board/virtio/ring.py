@@ -101,7 +101,7 @@ class Virtqueue:
             address, length, flags, following = _DESCRIPTOR.unpack(self._at(table + 16 * number, 16))
             if flags & _INDIRECT:
                 if indirect or flags & _NEXT:
-                    raise RingError("an indirect table is within another, or goes on after its end")
+                    raise RingError("an indirect table is within another, or continues after its end")
                 if not length or length % 16:
                     raise RingError(f"an indirect table has {length} bytes, which is not a whole number of descriptors")
                 table, entries, number, indirect = address, length // 16, 0, True
