@@ -309,6 +309,11 @@ class PhysicalMemory:
             address, size = self._windows[base]
         return address + hpa - base if hpa + length <= base + size else None
 
+    def forget_code(self, hpa: int, length: int) -> None:
+        """Forget code that guests have translated from this memory, RAM or a window: it changed behind their backs."""
+        if self._engine is not None:
+            self._engine.forget_code(hpa, length)
+
     def attach(self, engine: Engine) -> None:
         """Pass the engine what is mapped, and every later change."""
         with self._windows_lock:

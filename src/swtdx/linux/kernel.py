@@ -24,6 +24,8 @@ from swtdx.linux.files import FileTable
 from swtdx.linux.mm import PageAllocator
 from swtdx.linux.release import RELEASES
 from swtdx.linux.sched import HostCpus, TimerQueue
+from swtdx.linux.uaccess import current_mm
+from swtdx.linux.virt.kvm import mmu_notifier
 from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.eventfd import IrqfdThread
 from swtdx.linux.virt.kvm.hva import UserWindows
@@ -189,6 +191,20 @@ class EmulatedKernel:
         except Exception as error:
             log.exception("internal error in close")
             raise err(errno.EIO, f"internal error: {error!r}") from error
+
+    # What a front end that watches other system calls of the process tells
+
+    def mmu_notifier_invalidate_range_start(self, start: int, end: int) -> None:
+        """Call before munmap(2), mmap(2) with MAP_FIXED, mremap(2) or mprotect(2) of [start, end) of the caller."""
+        mmu_notifier.invalidate_range_start(self, current_mm(), *mmu_notifier.whole_pages(start, end))
+
+    def mmu_notifier_invalidate_range_end(self, start: int, end: int) -> None:
+        """Call after it with the same range, also if it failed."""
+        mmu_notifier.invalidate_range_end(self, current_mm(), *mmu_notifier.whole_pages(start, end))
+
+    def mmu_notifier_contents_changed(self, start: int, end: int) -> None:
+        """Call after madvise(2) has discarded [start, end), or when its contents change otherwise."""
+        mmu_notifier.contents_changed(self, current_mm(), *mmu_notifier.whole_pages(start, end))
 
     def shutdown(self) -> None:
         """Switch the machine off: every descriptor is closed, as when a process ends, and its threads end.

@@ -5,8 +5,8 @@ The machine pins user memory with `PhysicalMemory.map_user`, which answers an HP
 done VMA by VMA at the first fault, because a slot may be made before its memory is mapped, or of several mappings, and
 because touching what is not mapped must be EFAULT: /proc/PID/maps says what is there and whether it can be written.
 
-Left out: MMU notifiers. Whoever unmaps or replaces the memory under a live slot takes it away from a running processor;
-delete the slot first.
+What is known of a mapping is kept until `HvaMapping.invalidate` says that it changes (`mmu_notifier`). A front end that
+watches munmap(2) and its like tells the kernel; a program without one deletes the slot first.
 """
 
 import errno
@@ -119,9 +119,22 @@ class HvaMapping:
         self._windows.insert(position, window)
         return window
 
+    def touched(self, start: int, end: int) -> list[_Window]:
+        """What is pinned of [start, end), whole windows."""
+        return [window for window in self._windows if window.start < end and start < window.end]
+
+    def invalidate(self, start: int, end: int) -> None:
+        """The mappings in [start, end) change. Nothing may point at the windows there any more."""
+        gone = self.touched(start, end)
+        self._windows = [window for window in self._windows if window not in gone]
+        self._unpin(gone)
+
     def release(self) -> None:
         """Unpin. Nothing may point at the window any more."""
         windows, self._windows = self._windows, []
+        self._unpin(windows)
+
+    def _unpin(self, windows: list[_Window]) -> None:
         for window in windows:
             if window.shared is not None:
                 self._pool.unshare(self._mm, *window.shared)

@@ -68,6 +68,8 @@ class TdpMmu:
         self.lock = threading.RLock()  # mmu_lock
         self.direct = DirectRoot(kvm.pages, levels)
         self.mirror: MirrorRoot | None = None
+        self.invalidating: list[tuple[int, int]] = []
+        """User addresses whose mappings change just now (mmu_invalidate_in_progress)."""
         self.direct_bits = 0  # gfn bits that are set in the shared half (gfn_direct_bits)
 
     def init_mirror(self, levels: int, direct_bits: int) -> None:
@@ -218,6 +220,8 @@ class TdpMmu:
         if slot.flags & _READONLY and write:
             return RetPf.EMULATE
         address = slot.userspace_addr + (gfn - slot.base_gfn << PAGE_SHIFT)
+        if self.invalidating and any(start <= address < end for start, end in self.invalidating):
+            return RetPf.RETRY
         try:
             hpa, start, end, writable = slot.hva.hpa(address, write)
         except OSError as error:
