@@ -58,7 +58,8 @@ class MachineKernel(EmulatedKernel):
 
         ``mrtd`` and four ``rtmr`` as lowercase hex (MRTD is zero until the TD is finalised), ``rtmr_events``
         what they were extended with, in order, as [register, hex], ``passes_rbp``: the guest has passed RBP in a
-        TDVMCALL, ``module_version``: the module's. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT
+        TDVMCALL, ``unread_ve``: the exit reason of each #VE whose information the guest has not
+        fetched, ``module_version``: the module's. Raises OSError(EBADF) for anything but a VM's descriptor, ENOENT
         where there is no TD.
         """
         kvm_tdx = self._kvm_of(vm_fd).tdx
@@ -70,6 +71,7 @@ class MachineKernel(EmulatedKernel):
             "rtmr": [value.hex() for value in td.rtmr],
             "rtmr_events": [[index, data.hex()] for index, data in td.rtmr_events],
             "passes_rbp": td.passes_rbp,
+            "unread_ve": [vcpu.ve.exit_reason for vcpu in td.vcpus if vcpu.ve.valid],
             "module_version": td.version.name,
         }
 

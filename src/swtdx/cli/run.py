@@ -30,7 +30,7 @@ from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError, address_space_limit
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
-from swtdx.explain.notes import explained, outcome_explained
+from swtdx.explain.notes import explained, outcome_explained, unread_ve
 from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE
@@ -492,7 +492,10 @@ class _Session:
                 self.voice.say(f"port I/O: {ports or 'none'}")
         elif outcome.status:
             print(f"swtdx: {outcome.text}", file=sys.stderr)
-        for line in outcome_explained(outcome, self.options.dialect, td=self.options.td is not None):
+        lines = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)
+        if outcome.end is End.CRASH:
+            lines += unread_ve(kept.get("unread_ve", []))
+        for line in lines:
             print(f"  {line}", file=sys.stderr)
         record = self.outputs.get("--json")
         if record is not None:

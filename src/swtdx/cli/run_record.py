@@ -54,6 +54,7 @@ def measurements(machine: Machine) -> dict[str, Any]:
         result["rtmr"] = list(seen["rtmr"])
         result["rtmr_events"] = seen["rtmr_events"]
         result["passes_rbp"] = seen["passes_rbp"]
+        result["unread_ve"] = seen.get("unread_ve", [])
         result["module_version"] = seen["module_version"]
         if machine.plan.linux is not None:
             result["rtmr_predicted"] = _held_against_prediction(machine.plan, seen["rtmr_events"])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from swtdx.cpu.vmx import reason_name
 from swtdx.explain import words
 from swtdx.explain.failure import Failed, explain_failure
 from swtdx.explain.status import explain_status
@@ -68,6 +69,20 @@ def outcome_explained(outcome: Outcome, dialect: Dialect | None, *, td: bool) ->
     if td and details.get("suberror") == kvm.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON and details["data"]:
         return words.text(explain_status(details["data"][0], VP_ENTER))
     return []
+
+
+def unread_ve(reasons: list[int]) -> list[str]:
+    """Explain a crash of a TD whose guest has not fetched what its last #VE was about, in lines for a person."""
+    if not reasons:
+        return []
+    name = reason_name(reasons[0])
+    return words.aligned(
+        [
+            ("reason", f"the guest got a #VE ({name}) and did not handle it: it never called TDG.VP.VEINFO.GET"),
+            ("do", "Use a guest kernel with TDX support (CONFIG_INTEL_TDX_GUEST=y, Linux 5.19 or later), or run this "
+             "one with --vm-type default."),
+        ]
+    )  # fmt: skip
 
 
 def _command(failed: Failed, dialect: Dialect) -> str:
