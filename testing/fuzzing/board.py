@@ -156,7 +156,7 @@ class Bench:
             waiting.extend(gc.get_referents(one))
         return total + len(self.output.record)
 
-    # Accesses
+    # --- Accesses -----------------------------------------------------------------------------------------------------
 
     def port(self) -> int:
         dice = self.chance.random()

@@ -145,7 +145,7 @@ class Rtc:
             return
         self._memory[index] = value
 
-    # Interrupts
+    # --- Interrupts ---------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """The time that was asked for has come."""
@@ -233,7 +233,7 @@ class Rtc:
                 return float(moment)
         return None  # no time of day is so
 
-    # The time
+    # --- The time -----------------------------------------------------------------------------------------------------
 
     def _latch_time(self) -> None:
         """Put the present time into the time registers."""
