@@ -334,7 +334,7 @@ def test_a_virtual_cpu_that_polls_for_another_leaves_so_that_it_can_sleep() -> N
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # nobody has kicked it
+        assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # no kick was sent
         assert poller.context.spins
         poller.memory.raw[0x300000] = 1
         while (reason := poller.run()) == ExitReason.EXTERNAL_INTERRUPT:

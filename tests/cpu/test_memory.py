@@ -104,16 +104,16 @@ def test_windows_go_and_come_back(memory: PhysicalMemory) -> None:
     assert memory.map_user(0x7000_0000, 0x1000) == first
 
 
-@pytest.mark.parametrize("loaded", ["nobody", "somebody", "somebody who is gone"])
+@pytest.mark.parametrize("loaded", ["none", "loaded", "loaded and gone"])
 def test_windows_go_whoever_is_loaded(loaded: str) -> None:
     user = mmap.mmap(-1, 1 << 20)
     address = ctypes.addressof(ctypes.c_char.from_buffer(user))
     processor = Processor(Platform(memory_size=1 << 30))
     context = processor.new_context()
     window = processor.memory.map_user(address, 1 << 20)
-    if loaded != "nobody":
+    if loaded != "none":
         assert context.cr0 == 0x60000010
-    if loaded == "somebody who is gone":
+    if loaded == "loaded and gone":
         context.close()
         del context
     processor.memory.unmap_user(window, 1 << 20)

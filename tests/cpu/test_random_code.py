@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guest is the adversary: whatever it executes, the processor exits or goes on, and never takes the process along.
+"""The guest is the adversary: whatever it executes, the processor exits or continues, and never ends the process.
 
 ``SWTDX_RANDOM_GUESTS=20000 pytest tests/cpu/test_random_code.py`` makes a campaign of it (``SWTDX_RANDOM_SEED`` for
 another sequence); by default some guests of each kind run in seconds.

@@ -3,7 +3,7 @@
 
 Each vCPU does, `turns` times over: an MMIO write, a write to a port that an ioeventfd takes, a write to a port at which
 the VMM answers with a message-signalled interrupt, a timer interrupt (vCPU 0 one-shot, vCPU 1 TSC deadline), and an IPI
-that the other vCPU answers with an IPI. It waits for each by HLT and goes on only when its handler has counted it, so
+that the other vCPU answers with an IPI. It waits for each by HLT and continues only when its handler has counted it, so
 that what is lost hangs and what comes twice shows in the counts, which it writes to ports at the end.
 
 A normal VM uses the instructions; a TD the TDVMCALLs that stand for them (GHCI), but for EOI, which the module's

@@ -4,7 +4,7 @@
 For every leaf function the first, the second and the last call of the life is made to fail, as if the module were busy
 and as if it refused; for every use of a page the first, the second and the last allocation. However far the client
 comes, it closes everything. What the module would not give back at the end stays booked: the kernel must neither
-free such a page nor use the HKID again (Linux leaks both and says so).
+free such a page nor use the HKID again (Linux leaks both and logs it).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ MARK = 0xA5
 
 
 def guest_code() -> bytes:
-    """For ever: take an operation and an operand from two ports, carry it out, put the result to a third."""
+    """In an endless loop: take an operation and an operand from two ports, carry it out, put the result to a third."""
     take = tdvmcall_io(4, 0, Port.WORKLOAD) + b"\x44\x89\xdb" + tdvmcall_io(4, 0, Port.COUNT) + b"\x44\x89\xdd"
     read = b"\x44\x0f\xb6\x7d\x00"  # movzx r15d, byte [rbp]
     write = b"\xc6\x45\x00" + bytes([MARK]) + b"\x45\x31\xff"  # mov byte [rbp], MARK; xor r15d, r15d

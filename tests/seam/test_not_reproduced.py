@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Migration, service TDs and partitioning, as a module answers where nobody uses them; and leaving the module."""
+"""Migration, service TDs and partitioning, as a module answers that does not use them; and leaving the module."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def mapped(host: Host) -> Any:
 def test_states_as_sept_rd_shows_them(host: Host, mapped: Any) -> None:
     assert read_entry(host, mapped, GPA + 4096)[1:] == (0, 0)
     assert read_entry(host, mapped, GPA)[1:] == (0, MAPPED)
-    assert read_entry(host, mapped, GPA, 1)[1:] == (1, MAPPED)  # a table is no other state
+    assert read_entry(host, mapped, GPA, 1)[1:] == (1, MAPPED)  # a table has no state of its own
     host.ok("TDH.MEM.PAGE.AUG", rcx=GPA + 8192, rdx=mapped, r8=host.page())
     assert read_entry(host, mapped, GPA + 8192)[2] == PENDING
     for gpa, state in ((GPA, BLOCKED), (GPA + 8192, PENDING_BLOCKED)):
