@@ -59,7 +59,7 @@ def no_more_pages(bench: Bench, after: int = 0) -> Iterator[None]:
         del pages.alloc_page
 
 
-# Section 1.1 to 1.3
+# --- Section 1.1 to 1.3 -----------------------------------------------------------------------------------------------
 
 
 def test_too_many_files_wins_over_a_bad_type(bench: Bench) -> None:
@@ -114,7 +114,7 @@ def test_an_overlap_wins_over_a_bad_guest_memfd(bench: Bench) -> None:
         bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION2, region)
 
 
-# Sections 1.4 and 3.1: running
+# --- Sections 1.4 and 3.1: running ------------------------------------------------------------------------------------
 
 
 def test_a_vcpu_that_waits_to_be_started(bench: Bench) -> None:
@@ -163,7 +163,7 @@ def test_a_signal_ends_pre_faulting(bench: Bench) -> None:
         bench.ioctl(vcpu, k.KVM_PRE_FAULT_MEMORY, request)
 
 
-# Section 2.3
+# --- Section 2.3 ------------------------------------------------------------------------------------------------------
 
 
 def test_a_signal_between_two_pages(bench: Bench) -> None:
@@ -237,7 +237,7 @@ def test_v10_finalized_once(bench_v10: Bench) -> None:
         bench_v10.command(vm, up.KVM_TDX_FINALIZE_VM)
 
 
-# Out of pages
+# --- Out of pages -----------------------------------------------------------------------------------------------------
 
 
 def test_no_page_for_a_vm(bench: Bench) -> None:
@@ -311,7 +311,7 @@ def test_no_page_for_a_fault(bench: Bench, after: int) -> None:
     assert bench.module.names().count("MEM_PAGE_AUG") == 1
 
 
-# What succeeds
+# --- What succeeds ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dialect", ["upstream", "v10"])

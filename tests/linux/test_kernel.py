@@ -25,7 +25,7 @@ from tests.linux.conftest import Bench, boot, boot_v10, refused
 REQUESTS = sorted({int(request) for request in k.REQUESTS.values()})
 
 
-# Descriptors
+# --- Descriptors ------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_only_dev_kvm(bench: Bench) -> None:
@@ -234,7 +234,7 @@ def test_the_reason_is_kept(bench: Bench) -> None:
     assert "VM type 7" in bench.kernel.last_reason
 
 
-# Unknown requests: EINVAL on /dev/kvm and a vCPU, ENOTTY on a VM
+# --- Unknown requests: EINVAL on /dev/kvm and a vCPU, ENOTTY on a VM --------------------------------------------------
 
 
 @pytest.mark.parametrize("request_", [0xAEFF, 0xC008AEBB, 0x1234, 0xAE80AE80])
@@ -260,7 +260,7 @@ def test_memory_encrypt_op_is_no_system_ioctl(bench: Bench) -> None:
         bench.ioctl(bench.device(), k.KVM_MEMORY_ENCRYPT_OP)
 
 
-# VM types and capabilities
+# --- VM types and capabilities ----------------------------------------------------------------------------------------
 
 
 def test_vm_types() -> None:
@@ -314,7 +314,7 @@ def test_an_unknown_capability_is_0(bench: Bench) -> None:
     assert bench.ioctl(bench.device(), k.KVM_CHECK_EXTENSION, 4711) == 0
 
 
-# Nonsense
+# --- Nonsense ---------------------------------------------------------------------------------------------------------
 
 SCRATCH = ctypes.create_string_buffer(1 << 16)
 ZEROS = ctypes.create_string_buffer(1 << 16)

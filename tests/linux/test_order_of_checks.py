@@ -73,7 +73,7 @@ def mp_state(bench: Bench, vcpu: int) -> int:
     return int(state.mp_state)
 
 
-# kvm_arch_vcpu_ioctl_run
+# --- kvm_arch_vcpu_ioctl_run ------------------------------------------------------------------------------------------
 
 
 def test_cr8_wins_over_immediate_exit(both: Both) -> None:
@@ -104,7 +104,7 @@ def test_sync_registers_win_over_cr8(both: Both) -> None:
     del run
 
 
-# kvm_vcpu_ioctl_interrupt
+# --- kvm_vcpu_ioctl_interrupt -----------------------------------------------------------------------------------------
 
 
 def test_a_second_interrupt(both: Both) -> None:
@@ -122,7 +122,7 @@ def test_a_second_interrupt(both: Both) -> None:
     assert (events.interrupt.injected, events.interrupt.nr) == (1, 0x41)
 
 
-# kvm_arch_vcpu_ioctl_set_mpstate, kvm_vcpu_ioctl_x86_set_vcpu_events
+# --- kvm_arch_vcpu_ioctl_set_mpstate, kvm_vcpu_ioctl_x86_set_vcpu_events ----------------------------------------------
 
 
 def test_sipi_received_is_init_received_with_a_sipi_pending(emulated: Both) -> None:
@@ -172,7 +172,7 @@ def test_a_triple_fault_by_the_events(both: Both) -> None:
     del run
 
 
-# kvm_apic_state_fixup, kvm_lapic_reset
+# --- kvm_apic_state_fixup, kvm_lapic_reset ----------------------------------------------------------------------------
 
 
 def lapic_with_x2apic(bench: Both, *, ids: int | None) -> tuple[int, k.kvm_lapic_state]:
@@ -217,7 +217,7 @@ def test_lint0_after_reset_is_a_quirk(both: Both, quirk: int, lint0: int) -> Non
     assert struct.unpack_from("<I", bytes(state), 0x350)[0] == lint0
 
 
-# kvm_irqfd, irqfd_resampler_ack
+# --- kvm_irqfd, irqfd_resampler_ack -----------------------------------------------------------------------------------
 
 
 def test_an_eventfd_is_known_under_any_descriptor(both: Both) -> None:
@@ -275,7 +275,7 @@ def test_a_resampled_line_stays_up_until_the_guest_has_ended_the_interrupt(emula
     assert not ioapic.state.irr & 1 << 5
 
 
-# kvm_set_memory_region, kvm_prepare_memory_region
+# --- kvm_set_memory_region, kvm_prepare_memory_region -----------------------------------------------------------------
 
 
 def test_the_guest_memfd_is_asked_before_the_last_frame(emulated: Both) -> None:
@@ -321,7 +321,7 @@ def test_a_dirty_log_that_begins_full(both: Both) -> None:
     assert bitmap.value == (1 << 13) - 1
 
 
-# kvm_vm_ioctl_create_vcpu, KVM_CAP_MAX_VCPU_ID
+# --- kvm_vm_ioctl_create_vcpu, KVM_CAP_MAX_VCPU_ID --------------------------------------------------------------------
 
 
 def test_ids_are_settled_once(both: Both) -> None:
@@ -339,7 +339,7 @@ def test_ids_are_settled_once(both: Both) -> None:
     assert both.ioctl(vm, k.KVM_CHECK_EXTENSION, k.Cap.MAX_VCPU_ID) > 2  # the limit of the kernel, not of the VM
 
 
-# kvm_do_msr_access, guest_pv_has
+# --- kvm_do_msr_access, guest_pv_has ----------------------------------------------------------------------------------
 
 
 def test_feature_msrs_of_the_device(both: Both) -> None:
@@ -364,7 +364,7 @@ def test_paravirtual_msrs_only_if_cpuid_has_them(emulated: Both) -> None:
     assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 1
 
 
-# The system-call line
+# --- The system-call line ---------------------------------------------------------------------------------------------
 
 
 def test_no_memory_is_enomem_and_the_vm_lives(emulated: Both, monkeypatch: pytest.MonkeyPatch) -> None:

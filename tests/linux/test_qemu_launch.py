@@ -197,7 +197,7 @@ class Launch:
             self.call(fd, "KVM_RUN")
         run.immediate_exit = 0
 
-    # TDX
+    # --- TDX ----------------------------------------------------------------------------------------------------------
 
     def command(self, fd: str, number: int, data: Any, flags: int = 0) -> int:
         self.keep.append(data)

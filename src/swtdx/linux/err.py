@@ -5,6 +5,8 @@ A system call can only return ``-errno``. The reason travels on the exception: `
 would give, a note (PEP 678) shows the reason in a traceback, and `EmulatedKernel.last_refusal` keeps its facts.
 """
 
+from __future__ import annotations
+
 import os
 
 from swtdx.uapi.reason import NO_REASON, Reason

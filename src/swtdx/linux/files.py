@@ -13,6 +13,8 @@ every KVM_RUN. Who enters notes the call first and then looks whether the file i
 reference away first and then looks for calls. So one of them sees the other.
 """
 
+from __future__ import annotations
+
 import errno
 import mmap
 import os

@@ -6,6 +6,8 @@ taken from the top at bring-up, everything between is handed out page by page, m
 booked under the name of its use, so that a test can say: after the last close nothing of the VM is left.
 """
 
+from __future__ import annotations
+
 import errno
 import threading
 from collections import Counter
@@ -27,7 +29,7 @@ LOW_MEMORY = 1 << 20  # what the kernel never gives away (memblock reserves it)
 class PageAllocator:
     """Free pages of ``memory``; addresses are HPAs without KeyID."""
 
-    def __init__(self, memory: "PhysicalMemory") -> None:
+    def __init__(self, memory: PhysicalMemory) -> None:
         self.memory = memory
         self._next = LOW_MEMORY
         self._end = memory.size & PAGE_MASK

@@ -13,6 +13,8 @@ handler runs. immediate_exit, which handlers like QEMU's set, is looked at then,
 KVM_SET_SIGNAL_MASK unblocks are seen in both states.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import heapq
@@ -41,7 +43,7 @@ class Task(Protocol):
 class HostCpus:
     """The logical processors, each owned by at most one running vCPU."""
 
-    def __init__(self, processor: "Processor") -> None:
+    def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self.count = processor.platform.logical_processors
         self.packages = processor.platform.packages
@@ -188,7 +190,7 @@ class Timer:
 
     __slots__ = ("_queue", "_ticket", "expires", "function", "shut_down")
 
-    def __init__(self, queue: "TimerQueue", function: Callable[[], None]) -> None:
+    def __init__(self, queue: TimerQueue, function: Callable[[], None]) -> None:
         self._queue = queue
         self.function = function
         self.expires = 0

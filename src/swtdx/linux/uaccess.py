@@ -11,6 +11,8 @@ is our own process's, unless a front end serves other processes: then each threa
 first (`use_mm`).
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os

@@ -188,7 +188,7 @@ def test_v10_has_none_of_this(bench_v10: Bench) -> None:
             bench_v10.ioctl(vm, request, 8)
 
 
-# KVM_PRE_FAULT_MEMORY
+# --- KVM_PRE_FAULT_MEMORY ---------------------------------------------------------------------------------------------
 
 
 def pre_fault(bench: Bench, vcpu: int, gpa: int, size: int, flags: int = 0) -> k.kvm_pre_fault_memory:

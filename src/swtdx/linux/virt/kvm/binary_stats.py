@@ -7,6 +7,8 @@ described. The file is memory: counters live in it from the moment somebody open
 descriptor sees them as they are.
 """
 
+from __future__ import annotations
+
 import ctypes
 import mmap
 import os
@@ -125,7 +127,7 @@ class Statistics:
             offset += 8 * statistic.size
         return b"".join(parts)
 
-    def open(self, files: "FileTable", name: str, get: Callable[[], None], put: Callable[[], None]) -> int:
+    def open(self, files: FileTable, name: str, get: Callable[[], None], put: Callable[[], None]) -> int:
         """A new descriptor, read-only. ``get`` and ``put`` keep the VM while one is open. Raises OSError(EMFILE)."""
         if self._file is not None and (fd := files.open_again(self._file)) >= 0:
             return fd
@@ -150,7 +152,7 @@ class Statistics:
         get()
         return fd
 
-    def closed(self, file: "StatsFile") -> None:
+    def closed(self, file: StatsFile) -> None:
         """No descriptor of ``file`` is left: the counters move back."""
         if self._file is file:
             self.values = memoryview(array("Q", self.values.tolist()))

@@ -6,6 +6,8 @@ of the VM's first vCPU, and what mmap(2) gives for the others is made to show th
 user space takes from ``first``; when the ring is full the write exits as any other, so that nothing is lost.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap

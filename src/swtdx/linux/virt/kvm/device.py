@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """/dev/kvm (kvm_dev_ioctl, kvm_arch_dev_ioctl). An unknown request is EINVAL."""
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -43,7 +45,7 @@ class KvmDevice(File):
 
     name = "/dev/kvm"
 
-    def __init__(self, kernel: "EmulatedKernel") -> None:
+    def __init__(self, kernel: EmulatedKernel) -> None:
         super().__init__()
         self.kernel = kernel
         self._handlers = {

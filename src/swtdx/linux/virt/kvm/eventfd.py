@@ -8,6 +8,8 @@ equal). A line whose irqfd has a resampling eventfd stays up until the guest has
 there, so that whoever raised it can look whether it is still needed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
@@ -47,7 +49,7 @@ class Eventfd:
     context: int
 
     @classmethod
-    def get(cls, fd: int) -> "Eventfd":
+    def get(cls, fd: int) -> Eventfd:
         """eventfd_ctx_fdget. Raises OSError(EBADF, EINVAL)."""
         try:
             copy = current_mm().dup(fd)
@@ -286,7 +288,7 @@ class Irqfd:
 class Irqfds:
     """The irqfds of a VM."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._irqfds: list[Irqfd] = []
 

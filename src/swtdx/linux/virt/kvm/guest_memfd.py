@@ -12,6 +12,8 @@ As in Linux 6.16 the file cannot be mapped, read or written. In the v10 dialect 
 for every slot of a TD (`kvm.memory_region`), which stands for that series' inaccessible memfd.
 """
 
+from __future__ import annotations
+
 import errno
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
@@ -31,7 +33,7 @@ class GuestMemfd(File):
 
     name = "anon_inode:[kvm-gmem]"
 
-    def __init__(self, kvm: "Kvm", length: int) -> None:
+    def __init__(self, kvm: Kvm, length: int) -> None:
         super().__init__()
         self.kvm = kvm
         self.length = length
@@ -46,7 +48,7 @@ class GuestMemfd(File):
     def ioctl(self, request: int, arg: int) -> int:
         raise err(errno.ENOTTY, "a guest_memfd takes no ioctl")
 
-    # Pages
+    # --- Pages --------------------------------------------------------------------------------------------------------
 
     def get_page(self, index: int) -> int:
         """HPA of the page at ``index``, allocated if need be. Raises OSError(ENOMEM)."""
@@ -96,9 +98,9 @@ class GuestMemfd(File):
                 self.prepared.discard(index)
                 return
 
-    # Slots
+    # --- Slots --------------------------------------------------------------------------------------------------------
 
-    def bind(self, slot: "Memslot", pgoff: int) -> None:
+    def bind(self, slot: Memslot, pgoff: int) -> None:
         """kvm_gmem_bind. Raises OSError(EINVAL)."""
         if (pgoff + slot.npages) << PAGE_SHIFT > self.length:
             raise err(errno.EINVAL, "the slot reaches beyond the end of the guest_memfd")
@@ -107,18 +109,18 @@ class GuestMemfd(File):
         slot.gmem, slot.gmem_pgoff = self, pgoff
         insort(self.bindings, (pgoff, slot.slot_id, slot))
 
-    def _bound(self, start: int, end: int) -> "list[Memslot]":
+    def _bound(self, start: int, end: int) -> list[Memslot]:
         """The slots that show a page of [start, end)."""
         first = max(0, bisect_left(self.bindings, (start,)) - 1)
         last = bisect_left(self.bindings, (end,), first)
         return [slot for _, _, slot in self.bindings[first:last] if slot.gmem_pgoff + slot.npages > start]
 
-    def unbind(self, slot: "Memslot") -> None:
+    def unbind(self, slot: Memslot) -> None:
         """kvm_gmem_unbind."""
         del self.bindings[bisect_left(self.bindings, (slot.gmem_pgoff,))]
         slot.gmem = None
 
-    # The file
+    # --- The file -----------------------------------------------------------------------------------------------------
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """Punch a hole or allocate. Raises OSError(EOPNOTSUPP, EINVAL, ENOMEM)."""

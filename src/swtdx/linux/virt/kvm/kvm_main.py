@@ -6,6 +6,8 @@ lives until its fd, every vCPU fd and every guest_memfd is closed. `bug` is KVM_
 not have; the VM is dead, every later ioctl is EIO, running vCPUs leave.
 """
 
+from __future__ import annotations
+
 import errno
 import itertools
 import logging
@@ -71,7 +73,7 @@ class IrqchipMode(Enum):
 class Kvm:
     """``ops`` is the kernel's kvm_x86_ops."""
 
-    def __init__(self, kernel: "EmulatedKernel", vm_type: int) -> None:
+    def __init__(self, kernel: EmulatedKernel, vm_type: int) -> None:
         self.kernel = kernel
         self.ops = kernel.kvm_x86_ops
         self.pages = kernel.pages
@@ -133,7 +135,7 @@ class Kvm:
         """Whether the kernel has at least the local APICs."""
         return self.irqchip_mode is not IrqchipMode.NONE
 
-    # Life
+    # --- Life ---------------------------------------------------------------------------------------------------------
 
     def get(self) -> None:
         """kvm_get_kvm."""
@@ -201,7 +203,7 @@ class Kvm:
         self.pit = Pit(self)
         self.buses.ports.update(dict.fromkeys(ports, self.pit))
 
-    # vCPUs as a whole
+    # --- vCPUs as a whole ---------------------------------------------------------------------------------------------
 
     def kick_all(self) -> None:
         """Make every vCPU leave the guest or wake up, without waiting for it."""
@@ -228,7 +230,7 @@ class Kvm:
         values[REMOTE_TLB_FLUSH] += 1
         self.processor.invept()
 
-    # Memory
+    # --- Memory -------------------------------------------------------------------------------------------------------
 
     def valid_slot_flags(self) -> int:
         """Flags a slot of this VM may have."""
@@ -373,7 +375,7 @@ class Kvm:
                     self.mmu.zap_private(start, end)
                 self.attributes.store(start, end, attributes)
 
-    # Guest memory as KVM itself sees it: shared memory only
+    # --- Guest memory as KVM itself sees it: shared memory only -------------------------------------------------------
 
     def read_guest(self, gpa: int, length: int) -> bytes:
         """kvm_read_guest: bytes of the slots' user memory. Raises OSError(EFAULT)."""

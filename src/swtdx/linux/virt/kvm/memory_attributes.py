@@ -13,6 +13,8 @@ and disjoint, so that making a whole VM private is one entry, and a lookup is a 
 (False, True)
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right
 
 

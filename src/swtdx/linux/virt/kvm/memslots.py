@@ -5,6 +5,8 @@
 (zapping, binding a guest_memfd) is `Kvm.set_memory_region`'s. Frame numbers are gfns, addresses bytes.
 """
 
+from __future__ import annotations
+
 import errno
 from bisect import bisect_right, insort
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ class Memslot:
     npages: int
     userspace_addr: int
     hva: HvaMapping
-    gmem: "GuestMemfd | None" = None
+    gmem: GuestMemfd | None = None
     gmem_pgoff: int = 0
     dirty_bitmap: bytearray | None = None
 

@@ -4,6 +4,8 @@
 A TD's private page is AUGed by it and stays PENDING until the guest accepts it. Not before KVM_TDX_FINALIZE_VM.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from typing import TYPE_CHECKING
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 
-def pre_fault_memory(vcpu: "Vcpu", arg: int) -> None:
+def pre_fault_memory(vcpu: Vcpu, arg: int) -> None:
     """Raises OSError: EFAULT, EINVAL, EOPNOTSUPP, EINTR, ENOENT; nothing if at least one page was mapped."""
     request = struct_from_user(kvm_pre_fault_memory, arg)
     try:
@@ -28,7 +30,7 @@ def pre_fault_memory(vcpu: "Vcpu", arg: int) -> None:
         copy_to_user(arg, memoryview(request).cast("B")[: ctypes.sizeof(kvm_pre_fault_memory)])
 
 
-def _pre_fault(vcpu: "Vcpu", request: kvm_pre_fault_memory) -> None:
+def _pre_fault(vcpu: Vcpu, request: kvm_pre_fault_memory) -> None:
     if request.flags:
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
     if request.gpa % PAGE_SIZE or request.size % PAGE_SIZE or not request.size or request.gpa + request.size >= 1 << 64:
@@ -47,7 +49,7 @@ def _pre_fault(vcpu: "Vcpu", request: kvm_pre_fault_memory) -> None:
         request.size -= PAGE_SIZE
 
 
-def _map_page(vcpu: "Vcpu", gpa: int) -> None:
+def _map_page(vcpu: Vcpu, gpa: int) -> None:
     kvm = vcpu.kvm
     if kvm.tdx is not None and kvm.tdx.state is not TdState.RUNNABLE:
         raise err(errno.EOPNOTSUPP, "a TD's memory cannot be mapped before KVM_TDX_FINALIZE_VM")

@@ -4,6 +4,8 @@
 Offsets are computed from `uapi.kvm_run`; the kernel writes through them into the vCPU's shared page.
 """
 
+from __future__ import annotations
+
 import struct
 
 from swtdx.uapi.kvm import kvm_run

@@ -7,6 +7,8 @@ Operands and results are unsigned integers of ``size`` bytes; flags are RFLAGS b
 True
 """
 
+from __future__ import annotations
+
 CF, PF, AF, ZF, SF, OF = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7, 1 << 11
 _STATUS = CF | PF | AF | ZF | SF | OF
 

@@ -6,6 +6,8 @@
 the highest basic leaf.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from collections.abc import Iterable, Sequence
@@ -54,7 +56,7 @@ def make_entry(function: int, index: int, flags: int, registers: Sequence[int]) 
     return kvm_cpuid_entry2(function=function, index=index, flags=flags, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
 
-def supported_cpuid(processor: "Processor", *, guest_phys_bits: bool = True) -> list[kvm_cpuid_entry2]:
+def supported_cpuid(processor: Processor, *, guest_phys_bits: bool = True) -> list[kvm_cpuid_entry2]:
     """KVM_GET_SUPPORTED_CPUID. ``guest_phys_bits``: with GuestPhysAddrSize, as Linux 6.10 and later tell it."""
     entries: list[kvm_cpuid_entry2] = []
 

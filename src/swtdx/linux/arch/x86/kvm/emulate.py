@@ -12,6 +12,8 @@ program's. The emulator is also what runs a guest whose page tables lie in a rea
 accessed and dirty bits there, the emulator drops them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
@@ -95,7 +97,7 @@ def _segments() -> dict[int, int]:
 class _Instruction:
     """One instruction being carried out on one vCPU."""
 
-    def __init__(self, vcpu: "Vcpu", context: "GuestContext") -> None:
+    def __init__(self, vcpu: Vcpu, context: GuestContext) -> None:
         self.vcpu = vcpu
         self.context = context
         self.gpr = context.gpr
@@ -107,7 +109,7 @@ class _Instruction:
         self.decoded = _iced().Decoder(self.bits, self.bytes, ip=rip).decode()
         self.next_rip = rip + self.decoded.len
 
-    # Operands
+    # --- Operands -----------------------------------------------------------------------------------------------------
 
     def get_register(self, register: int) -> int:
         try:
@@ -149,7 +151,7 @@ class _Instruction:
             size = instruction.memory_displ_size
         return self.linear(instruction.memory_segment, offset & (1 << 8 * size) - 1)
 
-    # Memory: a slot's if there is one, else MMIO, in pieces of at most 8 bytes
+    # --- Memory: a slot's if there is one, else MMIO, in pieces of at most 8 bytes ------------------------------------
 
     def read(self, linear: int, size: int) -> Read:
         value, done = 0, 0
@@ -223,7 +225,7 @@ class _Instruction:
     def _xmm(self, register: int) -> int:
         return self.context.get_xmm(self._xmm_number(register))
 
-    # Execution
+    # --- Execution ----------------------------------------------------------------------------------------------------
 
     def execute(self) -> Steps:
         """Everything the instruction does, RIP included."""
@@ -348,10 +350,10 @@ def _names() -> dict[int, str]:
     return {getattr(mnemonic, name): name for name in wanted}
 
 
-# Driving
+# --- Driving ----------------------------------------------------------------------------------------------------------
 
 
-def emulate_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
+def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
     vcpu.stat.values[INSN_EMULATION] += 1
     try:
@@ -363,7 +365,7 @@ def emulate_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _drive(vcpu, instruction, instruction.execute(), None)
 
 
-def skip_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
+def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     """Move RIP past the instruction without executing it. 1."""
     try:
         context.rip = _Instruction(vcpu, context).next_rip
@@ -372,7 +374,7 @@ def skip_instruction(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 1
 
 
-def _drive(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, answer: int | None) -> int:
+def _drive(vcpu: Vcpu, instruction: _Instruction, steps: Steps, answer: int | None) -> int:
     try:
         while True:
             access = next(steps) if answer is None else steps.send(answer)
@@ -387,7 +389,7 @@ def _drive(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, answer: int | 
         return _emulation_failure(vcpu, instruction.bytes)
 
 
-def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
+def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
     """The answer of a device in the kernel (0 for a write), or None."""
     apic = vcpu.apic
     if (
@@ -414,7 +416,7 @@ def _in_kernel(vcpu: "Vcpu", access: Access) -> int | None:
     return None
 
 
-def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Access) -> int:
+def _mmio_exit(vcpu: Vcpu, instruction: _Instruction, steps: Steps, access: Access) -> int:
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
     vcpu.stat.values[MMIO_EXITS] += 1
@@ -430,7 +432,7 @@ def _mmio_exit(vcpu: "Vcpu", instruction: _Instruction, steps: Steps, access: Ac
     return 0
 
 
-def inject_page_fault(context: "GuestContext", address: int, error_code: int = 0) -> int:
+def inject_page_fault(context: GuestContext, address: int, error_code: int = 0) -> int:
     """The guest takes #PF for an address that its tables do not map; ``error_code`` without the user bit. 1."""
     user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
     context.cr2 = address
@@ -438,7 +440,7 @@ def inject_page_fault(context: "GuestContext", address: int, error_code: int = 0
     return 1
 
 
-def _emulation_failure(vcpu: "Vcpu", code: bytes) -> int:
+def _emulation_failure(vcpu: Vcpu, code: bytes) -> int:
     """handle_emulation_failure: what a guest's user programs do is their trouble, unless user space wants to know."""
     vcpu.stat.values[INSN_EMULATION_FAIL] += 1
     context = vcpu.vmx.context

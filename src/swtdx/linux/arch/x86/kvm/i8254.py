@@ -5,6 +5,8 @@ Three channels of 1.193182 MHz at ports 40H..43H; channel 0 raises GSI 0, channe
 Only what a channel counts from is stored; what it counts to is computed from the clock when somebody looks.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ _MIN_PERIOD_NS = 200_000
 class Pit:
     """``state`` is what KVM_GET_PIT2 gives."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._lock = threading.RLock()
         self._timer = kvm.kernel.timers.timer(self._fire)
@@ -87,7 +89,7 @@ class Pit:
             return elapsed % count < (count + 1) // 2
         return elapsed == count
 
-    # Ports
+    # --- Ports --------------------------------------------------------------------------------------------------------
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT."""
@@ -180,7 +182,7 @@ class Pit:
             return count >> 8
         return count >> 8 & 0xFF if channel.read_state == _MSB else count & 0xFF
 
-    # KVM_GET_PIT2, KVM_SET_PIT2
+    # --- KVM_GET_PIT2, KVM_SET_PIT2 -----------------------------------------------------------------------------------
 
     def set_state(self, state: kvm_pit_state2) -> None:
         """Load channels and restart channel 0."""

@@ -5,6 +5,8 @@ Ports 20H, 21H (master), A0H, A1H (slave), 4D0H, 4D1H (edge/level). The output r
 State is kept in the layout of KVM_GET_IRQCHIP (`kvm_pic_state`).
 """
 
+from __future__ import annotations
+
 import threading
 from typing import TYPE_CHECKING
 
@@ -20,13 +22,13 @@ _CASCADE = 2
 class Pic:
     """Both chips. Lines 0..15."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.chips = (kvm_pic_state(elcr_mask=0xF8), kvm_pic_state(elcr_mask=0xDE))
         self.output = False
         self._lock = threading.RLock()
 
-    # Lines
+    # --- Lines --------------------------------------------------------------------------------------------------------
 
     def set_irq(self, line: int, level: int) -> int:
         """Raise or lower a line. As pic_set_irq1: 1 taken (or lowered), 0 it was pending already, -1 masked."""
@@ -107,7 +109,7 @@ class Pic:
             self.update()
             return int(vector & 0xFF)
 
-    # Ports
+    # --- Ports --------------------------------------------------------------------------------------------------------
 
     def write(self, port: int, size: int, value: int) -> None:
         """OUT."""

@@ -5,6 +5,8 @@
 pins while the line is high and the last interrupt was acknowledged (remote IRR clear).
 """
 
+from __future__ import annotations
+
 import threading
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ _READ_ONLY = REDIR_REMOTE_IRR | 1 << 12  # and delivery status
 class IoApic:
     """``state`` is what KVM_GET_IRQCHIP gives; ``irr`` there holds the lines' levels."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.state = kvm_ioapic_state(base_address=IOAPIC_DEFAULT_BASE_ADDRESS)
         for pin in range(KVM_IOAPIC_NUM_PINS):
@@ -81,7 +83,7 @@ class IoApic:
                     if self.state.irr & 1 << pin:
                         self._service(pin)
 
-    # Registers
+    # --- Registers ----------------------------------------------------------------------------------------------------
 
     def read(self, gpa: int, size: int) -> int:
         """A read by the guest."""

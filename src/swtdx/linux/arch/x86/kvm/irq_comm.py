@@ -6,6 +6,8 @@ irqchip here it can also be pins of the PICs and the I/O APIC, at first those of
 "Message Signalled Interrupts"; with KVM_X2APIC_API_USE_32BIT_IDS the upper address word carries destination bits 31:8.
 """
 
+from __future__ import annotations
+
 import errno
 import threading
 from typing import TYPE_CHECKING
@@ -35,7 +37,7 @@ APIC_DM_FIXED, APIC_DM_LOWEST, APIC_DM_SMI, APIC_DM_NMI, APIC_DM_INIT, APIC_DM_S
 class IrqRouting:
     """A VM's table from GSI to messages."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self.routes: dict[int, list[tuple[int, int, int]]] = {}  # gsi -> (address_lo, address_hi, data)
         self.pins: dict[int, list[tuple[int, int]]] = {}  # gsi -> (chip, pin)
@@ -129,8 +131,8 @@ class IrqRouting:
 
 
 def irq_delivery_to_apic(
-    kvm: "Kvm",
-    source: "Lapic | None",
+    kvm: Kvm,
+    source: Lapic | None,
     *,
     destination: int,
     logical: bool,

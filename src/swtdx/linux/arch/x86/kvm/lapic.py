@@ -8,6 +8,8 @@ KVM keeps one of its own for the timer, the ICR and the LVTs, and knows nothing 
 Interrupts are not written into IRR here but posted (`Vcpu.post_interrupt`): they reach IRR at the next entry.
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 import time
@@ -58,7 +60,7 @@ ICR_ASSERT, ICR_LEVEL_TRIGGERED = 1 << 14, 1 << 15
 class Lapic:
     """``page``: 4096 writable bytes."""
 
-    def __init__(self, vcpu: "Vcpu", page: memoryview) -> None:
+    def __init__(self, vcpu: Vcpu, page: memoryview) -> None:
         self.vcpu = vcpu
         self.page = page
         self._regs = page.cast("I")
@@ -101,7 +103,7 @@ class Lapic:
     def _set(self, register: int, value: int) -> None:
         self._regs[register >> 2] = value & 0xFFFFFFFF
 
-    # Mode and identity
+    # --- Mode and identity --------------------------------------------------------------------------------------------
 
     @property
     def enabled(self) -> bool:
@@ -164,7 +166,7 @@ class Lapic:
             return bool(ldr & destination)
         return ldr >> 4 == destination >> 4 and bool(ldr & destination & 0xF)
 
-    # Incoming
+    # --- Incoming -----------------------------------------------------------------------------------------------------
 
     def accept_irq(self, delivery_mode: int, vector: int, level_triggered: bool) -> int:
         """__apic_accept_irq: 1 if the interrupt was taken."""
@@ -229,7 +231,7 @@ class Lapic:
         if self._regs[TMR + 0x10 * (vector >> 5) >> 2] & 1 << (vector & 31):
             self.pending_ioapic_eoi = vector
 
-    # Register access
+    # --- Register access ----------------------------------------------------------------------------------------------
 
     def read(self, register: int) -> int:
         """A 32-bit register as the guest reads it."""
@@ -322,7 +324,7 @@ class Lapic:
             lowest=icr >> 8 & 7 == APIC_DM_LOWEST,
         )
 
-    # Timer
+    # --- Timer --------------------------------------------------------------------------------------------------------
 
     def _divisor(self) -> int:
         tdcr = self.get(TDCR)
@@ -375,7 +377,7 @@ class Lapic:
         if not lvtt & LVT_MASKED:
             self.accept_irq(APIC_DM_FIXED, lvtt & 0xFF, False)
 
-    # KVM_GET_LAPIC, KVM_SET_LAPIC
+    # --- KVM_GET_LAPIC, KVM_SET_LAPIC ---------------------------------------------------------------------------------
 
     def get_state(self) -> bytes:
         """The first KiB of the page; in x2APIC mode the id as the VM's API format has it."""

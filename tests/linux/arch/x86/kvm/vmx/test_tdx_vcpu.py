@@ -34,7 +34,7 @@ def runnable(bench: Bench) -> tuple[int, int]:
     return vm, vcpu
 
 
-# Creation and INIT_VCPU
+# --- Creation and INIT_VCPU -------------------------------------------------------------------------------------------
 
 
 def test_a_vcpu_needs_an_initialised_td(bench: Bench) -> None:
@@ -122,7 +122,7 @@ def test_a_seamcall_error_in_init_vcpu_kills_the_vm(bench: Bench, leaf: str) -> 
     assert bench.kernel.tdx.free_hkids == hkids
 
 
-# GET_CPUID
+# --- GET_CPUID --------------------------------------------------------------------------------------------------------
 
 
 def test_get_cpuid_tells_how_much_room_it_needs(bench: Bench) -> None:
@@ -140,7 +140,7 @@ def test_get_cpuid_tells_how_much_room_it_needs(bench: Bench) -> None:
     assert (answer.entries[1].eax, answer.entries[1].ebx, answer.entries[1].ecx, answer.entries[1].edx) == (1, 2, 3, 4)
 
 
-# INIT_MEM_REGION
+# --- INIT_MEM_REGION --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_v10_adds_no_memory_to_what_is_not_being_built(bench_v10: Bench) -> None
     assert vcpu
 
 
-# KVM_RUN
+# --- KVM_RUN ----------------------------------------------------------------------------------------------------------
 
 
 def test_run_before_finalize(bench: Bench) -> None:
@@ -486,7 +486,7 @@ def test_msrs_and_user_space(bench: Bench, runnable: tuple[int, int]) -> None:
     assert (run.exit_reason, run.msr.reason, run.msr.index, run.msr.data) == (30, 1, 0x4B564D01, 99)
 
 
-# Faults and failures
+# --- Faults and failures ----------------------------------------------------------------------------------------------
 
 
 def test_a_private_fault_costs_exactly_its_seamcalls(bench: Bench, runnable: tuple[int, int]) -> None:
@@ -601,7 +601,7 @@ def test_entry_errors(bench: Bench, runnable: tuple[int, int]) -> None:
     assert bench.vm_object().dead
 
 
-# Removal
+# --- Removal ----------------------------------------------------------------------------------------------------------
 
 
 def test_clearing_the_attribute_removes_the_page(bench: Bench, runnable: tuple[int, int]) -> None:
@@ -647,7 +647,7 @@ def test_a_moved_vcpu_is_flushed_where_it_was(bench: Bench, runnable: tuple[int,
     kvm.cpus.running[0] = None
 
 
-# Refused for a TD
+# --- Refused for a TD -------------------------------------------------------------------------------------------------
 
 
 GETS = ["REGS", "SREGS", "FPU", "XSAVE", "XSAVE2", "XCRS", "DEBUGREGS", "LAPIC"]

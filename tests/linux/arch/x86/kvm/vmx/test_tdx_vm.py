@@ -31,7 +31,7 @@ def everything_came_back(bench: Bench, hkids: int) -> None:
     assert not bench.kernel.tdx.leaked_hkids
 
 
-# Entry
+# --- Entry ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_normal_vm_has_no_tdx_commands(bench: Bench) -> None:
@@ -62,7 +62,7 @@ def test_v10_wants_unused_to_be_zero(bench_v10: Bench) -> None:
         bench_v10.ioctl(bench_v10.vm(), k.KVM_MEMORY_ENCRYPT_OP, cmd)
 
 
-# CAPABILITIES
+# --- CAPABILITIES -----------------------------------------------------------------------------------------------------
 
 
 def capabilities(bench: Bench, room: int, **cmd: Any) -> Any:
@@ -117,7 +117,7 @@ def test_v10_gives_the_modules_masks_and_configs_at_36(bench_v10: Bench) -> None
         bench_v10.command(bench_v10.vm(), v10.KVM_TDX_CAPABILITIES, answer)
 
 
-# INIT_VM
+# --- INIT_VM ----------------------------------------------------------------------------------------------------------
 
 
 def entry(function: int = 0x80000008, eax: int = 48 << 16, **members: int) -> k.kvm_cpuid_entry2:
@@ -283,7 +283,7 @@ def test_v10_masks_cpuid_silently(bench_v10: Bench) -> None:
     assert int.from_bytes(written[0][16:18], "little") == 1
 
 
-# FINALIZE_VM, TERMINATE_VM, the end
+# --- FINALIZE_VM, TERMINATE_VM, the end -------------------------------------------------------------------------------
 
 
 def test_finalize_does_not_look_at_flags(bench: Bench) -> None:

@@ -122,7 +122,7 @@ def each(request: pytest.FixtureRequest) -> Kernel:
     return request.getfixturevalue(request.param)
 
 
-# The instruction emulator
+# --- The instruction emulator -----------------------------------------------------------------------------------------
 
 AT = address(MMIO)
 INSTRUCTIONS = {
@@ -212,7 +212,7 @@ def test_flags_of_mmio_instructions(name: str, emulated: Kernel) -> None:
     assert hex(regs.rflags) == hex(expected.rflags)
 
 
-# String I/O
+# --- String I/O -------------------------------------------------------------------------------------------------------
 
 PORTS = {
     "outsb": "be00400000 6e",
@@ -276,7 +276,7 @@ def test_string_output_to_an_ioeventfd(each: Kernel) -> None:
     os.close(event)
 
 
-# Interrupts
+# --- Interrupts -------------------------------------------------------------------------------------------------------
 
 OUT_99 = "b099e680"  # mov al, 99h; out 80h, al
 
@@ -489,7 +489,7 @@ def _route(gsi: int, target: int, data: int) -> k.kvm_irq_routing_entry:
     return entry
 
 
-# Register state
+# --- Register state ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def test_bits_that_are_not_there_are_refused(kernel: Kernel) -> None:
     machine.close()
 
 
-# The task register
+# --- The task register ------------------------------------------------------------------------------------------------
 
 
 def user_mode(machine: Machine, code: str) -> None:
@@ -193,7 +193,7 @@ def test_no_guest_is_entered_without_a_task_register(kernel: Kernel, change: dic
     machine.close()
 
 
-# Instructions that KVM's emulator does not know (handle_emulation_failure)
+# --- Instructions that KVM's emulator does not know (handle_emulation_failure) ----------------------------------------
 
 FLD_MMIO = "d905000000d0"  # fld dword [0xd0000000]
 

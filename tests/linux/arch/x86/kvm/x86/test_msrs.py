@@ -115,7 +115,7 @@ def test_the_index_list_is_readable(bench: Bench, vcpu: int) -> None:
     assert len(set(msrs.MSR_INDEX_LIST)) == len(msrs.MSR_INDEX_LIST)
 
 
-# Machine checks: kvm_vcpu_ioctl_x86_setup_mce and _set_mce
+# --- Machine checks: kvm_vcpu_ioctl_x86_setup_mce and _set_mce --------------------------------------------------------
 
 
 ALL, VALID, UNCORRECTED, PCC = (1 << 64) - 1, 1 << 63, 1 << 61, 1 << 57

@@ -6,6 +6,8 @@ leaves empty tables behind, as is usual for a guest that converts memory back an
 processor sees them: for a TD's shared EPT the caller sets the shared bit.
 """
 
+from __future__ import annotations
+
 from array import array
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ _EMPTY = array("Q", [SHADOW_NONPRESENT_VALUE]) * 512
 class DirectRoot:
     """``levels``: 4 or 5. The callers hold mmu_lock."""
 
-    def __init__(self, pages: "PageAllocator", levels: int) -> None:
+    def __init__(self, pages: PageAllocator, levels: int) -> None:
         self._pages = pages
         self._qwords = pages.memory.qwords
         self.levels = levels

@@ -12,6 +12,8 @@ the series "KVM: TDX huge page support for private memory"; no merged kernel has
 take a part of a large leaf away it is split first (split_external_spte), which keeps what the guest has in it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -37,7 +39,7 @@ class KvmMmuPage:
 class MirrorRoot:
     """The callers hold mmu_lock. gfns have the shared bit clear."""
 
-    def __init__(self, kvm: "Kvm", levels: int) -> None:
+    def __init__(self, kvm: Kvm, levels: int) -> None:
         self._kvm = kvm
         self.levels = levels
         self.root = KvmMmuPage(levels, 0, -1)  # the Secure EPT's root is one of the TDCS pages

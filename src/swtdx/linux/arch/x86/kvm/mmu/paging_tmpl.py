@@ -6,6 +6,8 @@ check permissions: an access that the guest may not make has not left the guest.
 itself makes in the guest's name.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 _ADDRESS = 0x000FFFFFFFFFF000
 
 
-def _entry(kvm: "Kvm", gpa: int, size: int) -> int:
+def _entry(kvm: Kvm, gpa: int, size: int) -> int:
     slot = kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
     if slot is None:
         return 0
@@ -33,19 +35,19 @@ def _entry(kvm: "Kvm", gpa: int, size: int) -> int:
         return 0
 
 
-def walk(kvm: "Kvm", context: "GuestContext", address: int) -> int | None:
+def walk(kvm: Kvm, context: GuestContext, address: int) -> int | None:
     """The GPA of a linear address, or None where the tables map nothing."""
     return _walk(kvm, context, address)[0]
 
 
-def writable(kvm: "Kvm", context: "GuestContext", address: int, *, user: bool) -> bool:
+def writable(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -> bool:
     """Whether the guest's tables let it write there, at the supervisor's or the user's privilege."""
     gpa, rights = _walk(kvm, context, address)
     wanted = WRITABLE | USER if user else WRITABLE if context.cr0 & CR0_WP else 0
     return gpa is not None and rights & wanted == wanted
 
 
-def _walk(kvm: "Kvm", context: "GuestContext", address: int) -> tuple[int | None, int]:
+def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, int]:
     """The GPA and the permissions on the way, as in an entry."""
     cr3, cr4 = context.cr3, context.cr4
     rights = WRITABLE | USER
@@ -77,7 +79,7 @@ def _walk(kvm: "Kvm", context: "GuestContext", address: int) -> tuple[int | None
     return None, 0
 
 
-def _walk_32(kvm: "Kvm", cr3: int, large_pages: bool, address: int) -> tuple[int | None, int]:
+def _walk_32(kvm: Kvm, cr3: int, large_pages: bool, address: int) -> tuple[int | None, int]:
     directory = _entry(kvm, (cr3 & 0xFFFFF000) + 4 * (address >> 22), 4)
     if not directory & PRESENT:
         return None, 0

@@ -4,6 +4,8 @@
 A KVM page-table level counts from 1 (a table of 4 KiB leaves); a leaf at level 2 maps 2 MiB, at level 3 1 GiB.
 """
 
+from __future__ import annotations
+
 PG_LEVEL_4K, PG_LEVEL_2M, PG_LEVEL_1G, PG_LEVEL_512G, PG_LEVEL_256T = 1, 2, 3, 4, 5
 
 EPT_READABLE, EPT_WRITABLE, EPT_EXECUTABLE = 1 << 0, 1 << 1, 1 << 2

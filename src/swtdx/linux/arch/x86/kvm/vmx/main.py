@@ -5,6 +5,8 @@ Without TDX its entries are the VMX callbacks themselves. With TDX those that mu
 wrappers, which ask whether the VM is a TD; the others stay plain VMX for TDs too. A few exist for TDs alone.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,68 +34,68 @@ class KvmX86Ops:
     sets (``get_regs``...) for the many small register callbacks, which here would each cross into the processor.
     """
 
-    vm_init: "Callable[[Kvm], None]"
-    vm_pre_destroy: "Callable[[Kvm], None]"
-    vm_destroy: "Callable[[Kvm], None]"
-    vcpu_precreate: "Callable[[Kvm], None]"
-    vcpu_create: "Callable[[Vcpu], None]"
-    vcpu_free: "Callable[[Vcpu], None]"
-    vcpu_reset: "Callable[[Vcpu, bool], None]"
-    vcpu_load: "Callable[[Vcpu, int], None]"
-    set_cr8: "Callable[[Vcpu, int], None]"
-    vcpu_pre_run: "Callable[[Vcpu], int]"
-    vcpu_run: "Callable[[Vcpu, int], None]"
-    handle_exit: "Callable[[Vcpu], int]"
-    vcpu_kick: "Callable[[Vcpu], None]"
-    post_run_state: "Callable[[Vcpu], tuple[int, int, int]]"  # ready for injection, IF, CR8
-    sync_regs_load: "Callable[[Vcpu, int, int], None]"
-    sync_regs_store: "Callable[[Vcpu, int], None]"
+    vm_init: Callable[[Kvm], None]
+    vm_pre_destroy: Callable[[Kvm], None]
+    vm_destroy: Callable[[Kvm], None]
+    vcpu_precreate: Callable[[Kvm], None]
+    vcpu_create: Callable[[Vcpu], None]
+    vcpu_free: Callable[[Vcpu], None]
+    vcpu_reset: Callable[[Vcpu, bool], None]
+    vcpu_load: Callable[[Vcpu, int], None]
+    set_cr8: Callable[[Vcpu, int], None]
+    vcpu_pre_run: Callable[[Vcpu], int]
+    vcpu_run: Callable[[Vcpu, int], None]
+    handle_exit: Callable[[Vcpu], int]
+    vcpu_kick: Callable[[Vcpu], None]
+    post_run_state: Callable[[Vcpu], tuple[int, int, int]]  # ready for injection, IF, CR8
+    sync_regs_load: Callable[[Vcpu, int, int], None]
+    sync_regs_store: Callable[[Vcpu, int], None]
 
-    has_emulated_msr: "Callable[[Kvm | None, int], bool]"
-    get_msr: "Callable[[Vcpu, int, bool], int]"
-    set_msr: "Callable[[Vcpu, int, int, bool], None]"
-    get_regs: "Callable[[Vcpu], bytes]"
-    set_regs: "Callable[[Vcpu, bytes], None]"
-    get_sregs: "Callable[[Vcpu], bytes]"
-    set_sregs: "Callable[[Vcpu, bytes], None]"
-    get_fpu: "Callable[[Vcpu], bytes]"
-    set_fpu: "Callable[[Vcpu, bytes], None]"
-    get_xsave: "Callable[[Vcpu], bytes]"
-    set_xsave: "Callable[[Vcpu, bytes], None]"
-    get_xcrs: "Callable[[Vcpu], bytes]"
-    set_xcrs: "Callable[[Vcpu, bytes], None]"
-    get_debugregs: "Callable[[Vcpu], bytes]"
-    set_debugregs: "Callable[[Vcpu, bytes], None]"
-    get_lapic: "Callable[[Vcpu], bytes]"
-    set_lapic: "Callable[[Vcpu, bytes], None]"
-    translate: "Callable[[Vcpu, int], int | None]"
-    set_guest_debug: "Callable[[Vcpu, kvm_guest_debug], None]"
-    get_tsc_offset: "Callable[[Vcpu], int]"
-    write_tsc_offset: "Callable[[Vcpu, int], None]"
-    read_l1_tsc: "Callable[[Vcpu, int], int]"
-    write_tsc_multiplier: "Callable[[Vcpu], None]"
-    vcpu_after_set_cpuid: "Callable[[Vcpu], None]"
+    has_emulated_msr: Callable[[Kvm | None, int], bool]
+    get_msr: Callable[[Vcpu, int, bool], int]
+    set_msr: Callable[[Vcpu, int, int, bool], None]
+    get_regs: Callable[[Vcpu], bytes]
+    set_regs: Callable[[Vcpu, bytes], None]
+    get_sregs: Callable[[Vcpu], bytes]
+    set_sregs: Callable[[Vcpu, bytes], None]
+    get_fpu: Callable[[Vcpu], bytes]
+    set_fpu: Callable[[Vcpu, bytes], None]
+    get_xsave: Callable[[Vcpu], bytes]
+    set_xsave: Callable[[Vcpu, bytes], None]
+    get_xcrs: Callable[[Vcpu], bytes]
+    set_xcrs: Callable[[Vcpu, bytes], None]
+    get_debugregs: Callable[[Vcpu], bytes]
+    set_debugregs: Callable[[Vcpu, bytes], None]
+    get_lapic: Callable[[Vcpu], bytes]
+    set_lapic: Callable[[Vcpu, bytes], None]
+    translate: Callable[[Vcpu, int], int | None]
+    set_guest_debug: Callable[[Vcpu, kvm_guest_debug], None]
+    get_tsc_offset: Callable[[Vcpu], int]
+    write_tsc_offset: Callable[[Vcpu, int], None]
+    read_l1_tsc: Callable[[Vcpu, int], int]
+    write_tsc_multiplier: Callable[[Vcpu], None]
+    vcpu_after_set_cpuid: Callable[[Vcpu], None]
 
-    inject_machine_check: "Callable[[Vcpu], bool]"
-    deliver_interrupt: "Callable[[Vcpu, int], None]"
-    has_interrupt: "Callable[[Vcpu], bool]"
-    interrupt_allowed: "Callable[[Vcpu], bool]"
-    nmi_allowed: "Callable[[Vcpu], bool]"
-    apic_init_signal_blocked: "Callable[[Vcpu], bool]"
-    vcpu_deliver_sipi_vector: "Callable[[Vcpu, int], None]"
-    set_virtual_apic_mode: "Callable[[Vcpu], None]"
-    load_mmu_pgd: "Callable[[Vcpu], None]"
-    set_tss_addr: "Callable[[Kvm, int], None]"
-    set_identity_map_addr: "Callable[[Kvm, int], None]"
+    inject_machine_check: Callable[[Vcpu], bool]
+    deliver_interrupt: Callable[[Vcpu, int], None]
+    has_interrupt: Callable[[Vcpu], bool]
+    interrupt_allowed: Callable[[Vcpu], bool]
+    nmi_allowed: Callable[[Vcpu], bool]
+    apic_init_signal_blocked: Callable[[Vcpu], bool]
+    vcpu_deliver_sipi_vector: Callable[[Vcpu, int], None]
+    set_virtual_apic_mode: Callable[[Vcpu], None]
+    load_mmu_pgd: Callable[[Vcpu], None]
+    set_tss_addr: Callable[[Kvm, int], None]
+    set_identity_map_addr: Callable[[Kvm, int], None]
 
     # TDs only
-    mem_enc_ioctl: "Callable[[Kvm, int], int]"
-    vcpu_mem_enc_ioctl: "Callable[[Vcpu, int], int]"
-    link_external_spt: "Callable[[Kvm, int, int, int], None]"
-    set_external_spte: "Callable[[Kvm, int, int, int], None]"
-    remove_external_spte: "Callable[[Kvm, int, int, int], None]"
-    split_external_spte: "Callable[[Kvm, int, int, int], None]"
-    free_external_spt: "Callable[[Kvm, int, int, int], None]"
+    mem_enc_ioctl: Callable[[Kvm, int], int]
+    vcpu_mem_enc_ioctl: Callable[[Vcpu, int], int]
+    link_external_spt: Callable[[Kvm, int, int, int], None]
+    set_external_spte: Callable[[Kvm, int, int, int], None]
+    remove_external_spte: Callable[[Kvm, int, int, int], None]
+    split_external_spte: Callable[[Kvm, int, int, int], None]
+    free_external_spt: Callable[[Kvm, int, int, int], None]
 
 
 VMX_OPS = KvmX86Ops(
@@ -163,12 +165,12 @@ VMX_OPS = KvmX86Ops(
 # normal VM beside TDs would feel (script/bench shows what is left).
 
 
-def vt_vcpu_pre_run(vcpu: "Vcpu") -> int:
+def vt_vcpu_pre_run(vcpu: Vcpu) -> int:
     """Before the first entry of a KVM_RUN. 1: go on; 0: to user space."""
     return tdx_vcpu_pre_run(vcpu) if vcpu.is_td else vmx_vcpu_pre_run(vcpu)
 
 
-def vt_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+def vt_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     """Enter the guest on ``cpu``."""
     if vcpu.is_td:
         tdx_vcpu_run(vcpu, cpu)
@@ -176,7 +178,7 @@ def vt_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         vmx_vcpu_run(vcpu, cpu)
 
 
-def vt_handle_exit(vcpu: "Vcpu") -> int:
+def vt_handle_exit(vcpu: Vcpu) -> int:
     """1: back into the guest; 0: to user space."""
     if vcpu.is_td:
         return tdx_handle_exit(vcpu)
@@ -184,7 +186,7 @@ def vt_handle_exit(vcpu: "Vcpu") -> int:
 
 
 def _vt_vcpu(td: Callable[..., R], normal: Callable[..., R]) -> Callable[..., R]:
-    def vt(vcpu: "Vcpu", *args: Any) -> R:
+    def vt(vcpu: Vcpu, *args: Any) -> R:
         return td(vcpu, *args) if vcpu.is_td else normal(vcpu, *args)
 
     vt.__name__ = f"vt_{td.__name__.removeprefix('tdx_')}"
@@ -192,7 +194,7 @@ def _vt_vcpu(td: Callable[..., R], normal: Callable[..., R]) -> Callable[..., R]
 
 
 def _vt_vm(td: Callable[..., R], normal: Callable[..., R]) -> Callable[..., R]:
-    def vt(kvm: "Kvm | None", *args: Any) -> R:
+    def vt(kvm: Kvm | None, *args: Any) -> R:
         return td(kvm, *args) if kvm is not None and kvm.is_td else normal(kvm, *args)
 
     vt.__name__ = f"vt_{td.__name__.removeprefix('tdx_')}"

@@ -5,6 +5,8 @@ There is no nested virtualization here, as with kvm_intel.nested=0: the state is
 executed, and no other can be set.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import struct
@@ -28,7 +30,7 @@ _INVALID_GPA = (1 << 64) - 1
 _VMX = struct.Struct("<QQH")  # vmxon_pa, vmcs12_pa, smm.flags
 
 
-def get_nested_state(vcpu: "Vcpu", arg: int) -> int:
+def get_nested_state(vcpu: Vcpu, arg: int) -> int:
     """Raises OSError: EFAULT; E2BIG with the size that is needed."""
     size_at = arg + kvm_nested_state.size.offset
     if get_user(size_at, 4) < HEADER_SIZE:
@@ -40,7 +42,7 @@ def get_nested_state(vcpu: "Vcpu", arg: int) -> int:
     return 0
 
 
-def set_nested_state(vcpu: "Vcpu", arg: int) -> int:
+def set_nested_state(vcpu: Vcpu, arg: int) -> int:
     """Raises OSError: EFAULT, EINVAL."""
     state = struct_from_user(kvm_nested_state, arg)
     if state.size < HEADER_SIZE or state.flags & ~_KNOWN_FLAGS:

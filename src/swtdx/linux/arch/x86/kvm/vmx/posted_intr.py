@@ -10,6 +10,8 @@ at PIR only after it has cleared ON. While ON is clear and the word of PIR is ze
 that follows). Otherwise the request is noted, and the vCPU's own thread writes it when it is outside the guest.
 """
 
+from __future__ import annotations
+
 import threading
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ _MASK64 = (1 << 64) - 1
 class PostedInterruptDescriptor:
     """``hpa``: where the descriptor is, a page of its own."""
 
-    def __init__(self, pages: "PageAllocator") -> None:
+    def __init__(self, pages: PageAllocator) -> None:
         self._pages = pages
         self.hpa = pages.alloc_zeroed_page("pi_desc")
         self._qwords = pages.memory.qwords

@@ -9,6 +9,8 @@ In the v10 dialect user space has no attributes to set: MapGPA exits only if KVM
 otherwise the kernel itself drops the mappings of the side that the guest gives up, and answers success.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit
@@ -53,7 +55,7 @@ _pack_io = run_struct.IO.pack_into
 _PIO_STRUCTS = {size: run_struct.DATA[size] for size in (1, 2, 4)}
 
 
-def handle_tdvmcall(vcpu: "Vcpu") -> int:
+def handle_tdvmcall(vcpu: Vcpu) -> int:
     """1: enter the TD again; 0: to user space."""
     args = vcpu.tdx.vp_enter_args
     if args.r10:
@@ -65,27 +67,27 @@ def handle_tdvmcall(vcpu: "Vcpu") -> int:
     return handler(vcpu)
 
 
-def _invalid(vcpu: "Vcpu") -> int:
+def _invalid(vcpu: Vcpu) -> int:
     vcpu.tdx.vp_enter_args.r10 = TDVMCALL_STATUS_INVALID_OPERAND
     return 1
 
 
-def tdx_emulate_cpuid(vcpu: "Vcpu") -> int:
+def tdx_emulate_cpuid(vcpu: Vcpu) -> int:
     """Answer from KVM's copy of the CPUID: the module answers leaves that it virtualises without an exit."""
     args = vcpu.tdx.vp_enter_args
     args.r12, args.r13, args.r14, args.r15 = vcpu.cpuid.query(args.r12 & 0xFFFFFFFF, args.r13 & 0xFFFFFFFF)
     return 1
 
 
-def tdx_emulate_hlt(vcpu: "Vcpu") -> int:
+def tdx_emulate_hlt(vcpu: Vcpu) -> int:
     """Sleep until an interrupt: R12 tells whether the guest has interrupts blocked (see tdx_interrupt_allowed)."""
     return vcpu.halt()
 
 
-# Port I/O and MMIO
+# --- Port I/O and MMIO ------------------------------------------------------------------------------------------------
 
 
-def tdx_emulate_io(vcpu: "Vcpu") -> int:
+def tdx_emulate_io(vcpu: Vcpu) -> int:
     """R12 size, R13 direction, R14 port, R15 data. String I/O does not exist: the guest's #VE handler unrolls it."""
     args = vcpu.tdx.vp_enter_args
     size, write, port = args.r12, args.r13, args.r14
@@ -107,11 +109,11 @@ def tdx_emulate_io(vcpu: "Vcpu") -> int:
     return 0
 
 
-def tdx_complete_pio_in(vcpu: "Vcpu", size: int) -> None:
+def tdx_complete_pio_in(vcpu: Vcpu, size: int) -> None:
     vcpu.tdx.vp_enter_args.r11 = _PIO_STRUCTS[size].unpack_from(vcpu.run, _PIO_DATA)[0]
 
 
-def tdx_emulate_mmio(vcpu: "Vcpu") -> int:
+def tdx_emulate_mmio(vcpu: Vcpu) -> int:
     """R12 size, R13 direction, R14 address, R15 data. The address must be shared: private memory is never MMIO."""
     args = vcpu.tdx.vp_enter_args
     size, write, gpa = args.r12, args.r13, args.r14
@@ -136,14 +138,14 @@ def tdx_emulate_mmio(vcpu: "Vcpu") -> int:
     return 0
 
 
-def tdx_complete_mmio_read(vcpu: "Vcpu", size: int) -> None:
+def tdx_complete_mmio_read(vcpu: Vcpu, size: int) -> None:
     vcpu.tdx.vp_enter_args.r11 = run_struct.DATA[size].unpack_from(vcpu.run, _UNION + 8)[0]
 
 
-# MSRs
+# --- MSRs -------------------------------------------------------------------------------------------------------------
 
 
-def tdx_emulate_rdmsr(vcpu: "Vcpu") -> int:
+def tdx_emulate_rdmsr(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(value: int | None) -> None:
@@ -155,7 +157,7 @@ def tdx_emulate_rdmsr(vcpu: "Vcpu") -> int:
     return msr_exit.read(vcpu, args.r12 & 0xFFFFFFFF, done)
 
 
-def tdx_emulate_wrmsr(vcpu: "Vcpu") -> int:
+def tdx_emulate_wrmsr(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(accepted: bool) -> None:
@@ -165,10 +167,10 @@ def tdx_emulate_wrmsr(vcpu: "Vcpu") -> int:
     return msr_exit.write(vcpu, args.r12 & 0xFFFFFFFF, args.r13, done)
 
 
-# MapGPA
+# --- MapGPA -----------------------------------------------------------------------------------------------------------
 
 
-def tdx_map_gpa(vcpu: "Vcpu") -> int:
+def tdx_map_gpa(vcpu: Vcpu) -> int:
     kvm, tdx = vcpu.kvm, vcpu.tdx
     args = tdx.vp_enter_args
     gpa, size = args.r12, args.r13
@@ -197,13 +199,13 @@ def tdx_map_gpa(vcpu: "Vcpu") -> int:
     return __tdx_map_gpa(vcpu)
 
 
-def _map_gpa_error(tdx: "VcpuTdx", status: int, gpa: int) -> int:
+def _map_gpa_error(tdx: VcpuTdx, status: int, gpa: int) -> int:
     tdx.vp_enter_args.r10 = status
     tdx.vp_enter_args.r11 = gpa
     return 1
 
 
-def __tdx_map_gpa(vcpu: "Vcpu") -> int:
+def __tdx_map_gpa(vcpu: Vcpu) -> int:
     """Exit for the next 2 MiB at most, so that a large conversion does not hold up interrupts until its end.
 
     hypercall.ret is preset to 0: user space that does not know the exit's result field (QEMU up to 9.2) means success.
@@ -221,7 +223,7 @@ def __tdx_map_gpa(vcpu: "Vcpu") -> int:
     return 0
 
 
-def tdx_complete_vmcall_map_gpa(vcpu: "Vcpu", size: int) -> int:
+def tdx_complete_vmcall_map_gpa(vcpu: Vcpu, size: int) -> int:
     tdx = vcpu.tdx
     if run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
         return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, tdx.map_gpa_next)
@@ -234,20 +236,20 @@ def tdx_complete_vmcall_map_gpa(vcpu: "Vcpu", size: int) -> int:
     return __tdx_map_gpa(vcpu)
 
 
-# Served by user space: KVM_EXIT_TDX and KVM_EXIT_SYSTEM_EVENT
+# --- Served by user space: KVM_EXIT_TDX and KVM_EXIT_SYSTEM_EVENT -----------------------------------------------------
 
 
-def _tdx_exit(vcpu: "Vcpu", nr: int, ret: int, *words: int) -> int:
+def _tdx_exit(vcpu: Vcpu, nr: int, ret: int, *words: int) -> int:
     _pack_u32(vcpu.run, _EXIT_REASON, _EXIT_TDX)
     run_struct.TDX.pack_into(vcpu.run, _UNION, 0, nr, ret, *words, *(0,) * (5 - len(words)))
     return 0
 
 
-def tdx_complete_simple(vcpu: "Vcpu") -> None:
+def tdx_complete_simple(vcpu: Vcpu) -> None:
     vcpu.tdx.vp_enter_args.r10 = run_struct.U64.unpack_from(vcpu.run, _UNION + 16)[0]
 
 
-def tdx_get_td_vm_call_info(vcpu: "Vcpu") -> int:
+def tdx_get_td_vm_call_info(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
     # Leaf 0 asks for the base GHCI calls, which KVM serves; leaf 1 is for user space to answer. v10 knows leaf 0 only.
     if args.r12 == 0:
@@ -264,7 +266,7 @@ def tdx_get_td_vm_call_info(vcpu: "Vcpu") -> int:
     return _tdx_exit(vcpu, TDVMCALL_GET_TD_VM_CALL_INFO, 0, args.r12)
 
 
-def tdx_get_quote(vcpu: "Vcpu") -> int:
+def tdx_get_quote(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT
     if not args.r12 & shared:  # user space writes the quote there, which it cannot do in private memory
@@ -274,7 +276,7 @@ def tdx_get_quote(vcpu: "Vcpu") -> int:
     return _tdx_exit(vcpu, TDVMCALL_GET_QUOTE, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, args.r12 & ~shared, args.r13)
 
 
-def tdx_setup_event_notify_interrupt(vcpu: "Vcpu") -> int:
+def tdx_setup_event_notify_interrupt(vcpu: Vcpu) -> int:
     vector = vcpu.tdx.vp_enter_args.r12
     if vector < 32 or vector > 255:  # 0 to 31 are exceptions, which cannot be interrupts
         return _invalid(vcpu)
@@ -282,7 +284,7 @@ def tdx_setup_event_notify_interrupt(vcpu: "Vcpu") -> int:
     return _tdx_exit(vcpu, TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT, TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED, vector)
 
 
-def tdx_report_fatal_error(vcpu: "Vcpu") -> int:
+def tdx_report_fatal_error(vcpu: Vcpu) -> int:
     """Exit with all registers: the guest may put a message of its own in any of them (GHCI, ReportFatalError)."""
     a = vcpu.tdx.vp_enter_args
     registers = (
@@ -294,10 +296,10 @@ def tdx_report_fatal_error(vcpu: "Vcpu") -> int:
     return 0
 
 
-# KVM hypercalls
+# --- KVM hypercalls ---------------------------------------------------------------------------------------------------
 
 
-def tdx_emulate_vmcall(vcpu: "Vcpu") -> int:
+def tdx_emulate_vmcall(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
 
     def done(result: int) -> None:

@@ -10,6 +10,8 @@ Destruction gives everything back in the module's order: VP.FLUSH, VPFLUSHDONE, 
 KEY.FREEID and the HKID; then RECLAIM of the vCPUs' pages, the Secure EPT's, TDCS's and at last TDR.
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 from dataclasses import dataclass, field
@@ -79,17 +81,17 @@ class KvmTdx:
         return self.hkid > 0
 
 
-def tdx_of(kvm: "Kvm") -> KvmTdx:
+def tdx_of(kvm: Kvm) -> KvmTdx:
     """The TD part of a VM that is one."""
     tdx = kvm.tdx
     assert tdx is not None
     return tdx
 
 
-# VM life
+# --- VM life ----------------------------------------------------------------------------------------------------------
 
 
-def tdx_vm_init(kvm: "Kvm") -> None:
+def tdx_vm_init(kvm: Kvm) -> None:
     """KVM_CREATE_VM of a TD."""
     host = kvm.kernel.tdx
     assert host is not None
@@ -98,16 +100,16 @@ def tdx_vm_init(kvm: "Kvm") -> None:
     kvm.max_vcpus = min(kvm.max_vcpus, kvm.cpus.count, host.sysinfo.max_vcpus_per_td)
 
 
-def tdx_ignore_address(kvm: "Kvm", address: int) -> None:
+def tdx_ignore_address(kvm: Kvm, address: int) -> None:
     """KVM_SET_TSS_ADDR and KVM_SET_IDENTITY_MAP_ADDR mean nothing for a TD."""
 
 
-def tdx_vm_pre_destroy(kvm: "Kvm") -> None:
+def tdx_vm_pre_destroy(kvm: Kvm) -> None:
     """Phase 1: release the HKID while the page tables still stand."""
     tdx_mmu_release_hkid(kvm)
 
 
-def tdx_mmu_release_hkid(kvm: "Kvm") -> None:
+def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     """Flush vCPUs and caches, and free the key. A key that the module keeps is leaked.
 
     The order is the module's: VPFLUSHDONE checks that no vCPU is associated with a processor, CACHE.WB must follow it
@@ -156,7 +158,7 @@ def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
     return 0 if status_class(status) in (0, TDX_NO_HKID_READY_TO_WBCACHE) else status
 
 
-def tdx_reclaim_page(kvm: "Kvm", page: int, pages: int = 1) -> bool:
+def tdx_reclaim_page(kvm: Kvm, page: int, pages: int = 1) -> bool:
     """TDH.PHYMEM.PAGE.RECLAIM of one page (512 small ones: 2 MiB) and wipe. False if the module keeps it."""
     status = tdx_of(kvm).host.seamcall.tdh_phymem_page_reclaim(page)[0]
     if status:
@@ -169,13 +171,13 @@ def tdx_reclaim_page(kvm: "Kvm", page: int, pages: int = 1) -> bool:
     return True
 
 
-def tdx_reclaim_control_page(kvm: "Kvm", page: int) -> None:
+def tdx_reclaim_control_page(kvm: Kvm, page: int) -> None:
     """Reclaim a page that KVM allocated for the module, and free it. One that the module keeps stays booked: lost."""
     if tdx_reclaim_page(kvm, page):
         kvm.pages.free_page(page)
 
 
-def tdx_vm_destroy(kvm: "Kvm") -> None:
+def tdx_vm_destroy(kvm: Kvm) -> None:
     """Phase 4: TDCS and TDR, in this order."""
     tdx = tdx_of(kvm)
     if tdx.source_page:
@@ -186,7 +188,7 @@ def tdx_vm_destroy(kvm: "Kvm") -> None:
     tdx_reclaim_td_control_pages(kvm)
 
 
-def tdx_reclaim_td_control_pages(kvm: "Kvm") -> None:
+def tdx_reclaim_td_control_pages(kvm: Kvm) -> None:
     """Reclaim orphans, TDCS and at last TDR: the module keeps TDR while any other page belongs to the TD."""
     tdx = tdx_of(kvm)
     for page, level in tdx.orphans:
@@ -212,10 +214,10 @@ def tdx_reclaim_td_control_pages(kvm: "Kvm") -> None:
     tdx.tdr = 0
 
 
-# Sub-commands on the VM's fd
+# --- Sub-commands on the VM's fd --------------------------------------------------------------------------------------
 
 
-def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
+def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
     """KVM_MEMORY_ENCRYPT_OP on the VM's fd; ``arg`` is the address of a kvm_tdx_cmd. Raises OSError."""
     dialect = kvm.kernel.dialect
     cmd = struct_from_user(dialect.cmd, arg)
@@ -235,16 +237,16 @@ def tdx_vm_ioctl(kvm: "Kvm", arg: int) -> int:
     return 0
 
 
-def tdx_get_capabilities(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_get_capabilities(kvm: Kvm, cmd: tdx_params.Command) -> None:
     kernel, info = kvm.kernel, tdx_of(kvm).host.sysinfo
     tdx_params.init_kvm_tdx_caps(info, kernel.supported_xfam, cmd, kernel.config.debug_tds)
 
 
-def _get_capabilities_v10(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def _get_capabilities_v10(kvm: Kvm, cmd: tdx_params.Command) -> None:
     tdx_params.capabilities_v10(tdx_of(kvm).host.sysinfo, cmd)
 
 
-def tdx_td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_td_init(kvm: Kvm, cmd: tdx_params.Command) -> None:
     tdx = tdx_of(kvm)
     if tdx.state is not TdState.UNINITIALIZED:
         raise err(errno.EINVAL, "the TD is initialised already")
@@ -255,7 +257,7 @@ def tdx_td_init(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
     tdx.state = TdState.INITIALIZED
 
 
-def __tdx_td_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
+def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> None:
     """Create the TD. Raises OSError: ENOSPC, ENOMEM, EAGAIN, EIO, EINVAL; then everything is given back."""
     host, seamcall, pages = tdx.host, tdx.host.seamcall, kvm.pages
     hkid = host.tdx_guest_keyid_alloc()
@@ -307,7 +309,7 @@ def tdx_do_tdh_mng_key_config(tdx: KvmTdx, cpu: int) -> None:
         raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
 
 
-def _mng_init(kvm: "Kvm", tdx: KvmTdx, init: "InitVm", cmd: "tdx_params.Command") -> None:
+def _mng_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> None:
     seamcall = tdx.host.seamcall
     page = kvm.pages.alloc_zeroed_page("td_params")
     try:
@@ -335,7 +337,7 @@ def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
     return err(code, seamcall_failed(leaf, status))
 
 
-def tdx_td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
     tdx = tdx_of(kvm)
     if not tdx.is_assigned or tdx.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
@@ -352,7 +354,7 @@ def tdx_td_finalize(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
         tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter
 
 
-def tdx_terminate_vm(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
     """KVM_TDX_TERMINATE_VM (proposed 2025, v5): the TD dies and its HKID comes back before the last close.
 
     What comes after, page by page, are plain reclaims instead of BLOCK, TRACK, REMOVE.
@@ -376,7 +378,7 @@ def tdx_terminate_vm(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
             vcpu.mutex.release()
 
 
-def _init_mem_region(kvm: "Kvm", cmd: "tdx_params.Command") -> None:
+def _init_mem_region(kvm: Kvm, cmd: tdx_params.Command) -> None:
     from swtdx.linux.arch.x86.kvm.vmx.tdx_sept import tdx_init_mem_region_v10
 
     tdx_init_mem_region_v10(kvm, cmd)

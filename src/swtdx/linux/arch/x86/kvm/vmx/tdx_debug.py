@@ -6,6 +6,8 @@ refuses KVM_GET_REGS and its like for any TD.  Here they are a door beside the s
 nothing itself: of a production TD it is the TDX module that refuses.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -36,7 +38,7 @@ class TdxDebugError(OSError):
 class TdxDebug:
     """The door to one TD. ``vcpus`` by file descriptor."""
 
-    def __init__(self, kvm: "Kvm", vcpu_of: "dict[int, Vcpu]") -> None:
+    def __init__(self, kvm: Kvm, vcpu_of: dict[int, Vcpu]) -> None:
         self._kvm = kvm
         self._vcpu_of = vcpu_of
 
@@ -70,7 +72,7 @@ class TdxDebug:
         if status:
             raise TdxDebugError(f"TDH.VP.WR of {field:#x}", status)
 
-    def _on_its_cpu(self, vcpu_fd: int) -> "tuple[Vcpu, int]":
+    def _on_its_cpu(self, vcpu_fd: int) -> tuple[Vcpu, int]:
         """The vCPU, and the CPU on which alone the module talks about it; it is associated with that from now on."""
         vcpu = self._vcpu_of.get(vcpu_fd)
         if vcpu is None or not vcpu.tdx.initialized:

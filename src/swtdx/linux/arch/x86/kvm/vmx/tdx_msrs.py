@@ -4,6 +4,8 @@
 All others are the module's, or nobody's. x2APIC registers are KVM's but for those that the processor virtualises.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.x86 import mce, msrs
@@ -45,7 +47,7 @@ def has_emulated_msr(index: int) -> bool:
     return index in _EMULATED
 
 
-def get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+def get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     """Raises Invalid, also for what is not emulated; Unsupported for what the vCPU's CPUID does not have."""
     if not has_emulated_msr(index):
         raise Invalid
@@ -56,7 +58,7 @@ def get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
     return vcpu.msrs.get(index, host)
 
 
-def set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+def set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     """Raises Invalid, also for what is not emulated; Unsupported for what the vCPU's CPUID does not have."""
     if index in _READ_ONLY or not has_emulated_msr(index):
         raise Invalid

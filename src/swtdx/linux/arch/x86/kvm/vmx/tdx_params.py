@@ -9,6 +9,8 @@ a kvm_cpuid2, masks each configurable leaf silently, ignores other leaves, deriv
 width from leaf 0x80000008. Its 512-byte structure has two members named ``reserved``; both must be 0 here.
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 from dataclasses import dataclass
@@ -60,7 +62,7 @@ class InitVm:
 
 
 def setup_tdparams(
-    kvm: "Kvm",
+    kvm: Kvm,
     info: SysInfo,
     *,
     attributes: int,
@@ -85,7 +87,7 @@ def setup_tdparams(
     return InitVm(attributes, xfam, gpaw, max_vcpus, bytes(params))
 
 
-# Upstream
+# --- Upstream ---------------------------------------------------------------------------------------------------------
 
 
 def tdx_get_supported_attrs(info: SysInfo, debug_tds: bool = False) -> int:
@@ -141,7 +143,7 @@ def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: boo
     copy_to_user(cmd.data, bytes(capabilities) + b"".join(bytes(entry) for entry in entries))
 
 
-def init_vm_upstream(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
+def init_vm_upstream(kvm: Kvm, info: SysInfo, cmd: Command) -> InitVm:
     """Read and check kvm_tdx_init_vm, in the kernel's order. Raises OSError(EFAULT, E2BIG, EINVAL, EBUSY)."""
     init = struct_from_user(tdx_upstream.kvm_tdx_init_vm, cmd.data)
     nent = init.cpuid.nent
@@ -203,7 +205,7 @@ def setup_tdparams_cpuids(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> lis
     return values
 
 
-# v10
+# --- v10 --------------------------------------------------------------------------------------------------------------
 
 
 def capabilities_v10(info: SysInfo, cmd: Command) -> None:
@@ -225,7 +227,7 @@ def capabilities_v10(info: SysInfo, cmd: Command) -> None:
     copy_to_user(cmd.data, bytes(capabilities)[:offset] + configs)
 
 
-def init_vm_v10(kvm: "Kvm", info: SysInfo, cmd: Command) -> InitVm:
+def init_vm_v10(kvm: Kvm, info: SysInfo, cmd: Command) -> InitVm:
     """Read and check the document's kvm_tdx_init_vm. Raises OSError(EFAULT, E2BIG, EINVAL, EBUSY, EOPNOTSUPP)."""
     init = struct_from_user(tdx_v10.kvm_tdx_init_vm, cmd.data)
     header = copy_from_user(init.cpuid, 8)
@@ -273,7 +275,7 @@ def _xfam_of(entries: list[kvm_cpuid_entry2]) -> int:
     return xfam | (supervisor.ecx | supervisor.edx << 32 if supervisor is not None else 0)
 
 
-# KVM_TDX_GET_CPUID
+# --- KVM_TDX_GET_CPUID ------------------------------------------------------------------------------------------------
 
 MD_CPUID_VALUES = 0x9410000300000000
 _NO_SUBLEAF_ELEMENT = 0x1FE
@@ -285,7 +287,7 @@ def cpuid_field(leaf: int, subleaf: int | None, element: int) -> int:
     return MD_CPUID_VALUES | leaf >> 31 << 16 | (leaf & 0x7F) << 9 | selector | element
 
 
-def read_td_cpuid(kvm: "Kvm") -> list[kvm_cpuid_entry2]:
+def read_td_cpuid(kvm: Kvm) -> list[kvm_cpuid_entry2]:
     """What the TD's guest will see, as far as the module tells. Raises OSError(EIO) if leaves 0 or 0x80000000 fail."""
     tdx = kvm.tdx
     assert tdx is not None

@@ -13,6 +13,8 @@ not be kills the VM; a page that could not be removed then is an orphan, reclaim
 Module 1.0 wants BLOCK and TRACK before every removal, later ones only in a TD that can run.
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 from collections.abc import Callable
@@ -40,7 +42,7 @@ R = TypeVar("R", int, tuple[int, int, int])
 TDX_EXTENDMR_CHUNKSIZE = 256
 
 
-def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def tdx_sept_link_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Link a table under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
     tdx = tdx_of(kvm)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_sept_add(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
@@ -48,7 +50,7 @@ def tdx_sept_link_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> No
         raise _sept_error(kvm, "TDH.MEM.SEPT.ADD", status, entry, level_state)
 
 
-def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def tdx_sept_set_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Set a leaf: add the page to a running TD, or note it for KVM_TDX_INIT_MEM_REGION. Raises OSError(EBUSY, EIO)."""
     if tdx_of(kvm).state is TdState.RUNNABLE:
         tdx_mem_page_aug(kvm, gfn, level, page)
@@ -56,7 +58,7 @@ def tdx_sept_set_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> No
         tdx_mem_page_record_premap_cnt(kvm, gfn)
 
 
-def tdx_mem_page_aug(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def tdx_mem_page_aug(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Add a page, pending until the guest accepts it. Raises OSError(EBUSY, EIO).
 
     EBUSY: another vCPU works at the same entry; the fault is taken again, as often as it needs.
@@ -67,18 +69,18 @@ def tdx_mem_page_aug(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
         raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
 
 
-def tdx_mem_page_record_premap_cnt(kvm: "Kvm", gfn: int) -> None:
+def tdx_mem_page_record_premap_cnt(kvm: Kvm, gfn: int) -> None:
     """Note that only the mirror has the page: MEM.PAGE.ADD needs its contents, and comes later."""
     tdx_of(kvm).premapped.add(gfn)
 
 
-def _sept_error(kvm: "Kvm", leaf: str, status: int, entry: int, level_state: int) -> OSError:
+def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) -> OSError:
     if status_class(status) == TDX_OPERAND_BUSY:
         return err(errno.EBUSY, sept_seamcall_failed(leaf, status, entry, level_state))
     return kvm.bug(sept_seamcall_failed(leaf, status, entry, level_state))
 
 
-def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def tdx_sept_free_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Free a table, with the TD: RECLAIM needs the TD's key gone, and no SEAMCALL unlinks tables before."""
     if tdx_of(kvm).is_assigned:
         log.error("VM %d: Secure EPT page %#x cannot be freed while the HKID is in use", kvm.number, page)
@@ -86,7 +88,7 @@ def tdx_sept_free_private_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> No
     tdx_reclaim_control_page(kvm, page)
 
 
-def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def tdx_sept_remove_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Remove a leaf; its contents are lost. Failure kills the VM and keeps the page for later."""
     tdx = tdx_of(kvm)
     if not tdx.is_assigned:  # without a key there is no TD to run: a plain reclaim is enough
@@ -104,7 +106,7 @@ def tdx_sept_remove_private_spte(kvm: "Kvm", gfn: int, level: int, page: int) ->
         kvm.bug(failure)
 
 
-def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) -> None:
+def tdx_sept_split_private_spte(kvm: Kvm, gfn: int, level: int, table: int) -> None:
     """Split a 2 MiB leaf into a table of 512; the guest's contents stay. Raises OSError(EBUSY, EIO)."""
     tdx = tdx_of(kvm)
     gpa = gfn << PAGE_SHIFT
@@ -117,13 +119,13 @@ def tdx_sept_split_private_spte(kvm: "Kvm", gfn: int, level: int, table: int) ->
         raise kvm.bug(sept_seamcall_failed("TDH.MEM.PAGE.DEMOTE", status, entry, level_state))
 
 
-def _orphan(kvm: "Kvm", tdx: "KvmTdx", page: int, level: int) -> None:
+def _orphan(kvm: Kvm, tdx: KvmTdx, page: int, level: int) -> None:
     tdx.orphans.append((page, level))
     for gmem in kvm.guest_memfds:  # not by way of the slot, which may be gone by now
         gmem.give_up(page)
 
 
-def tdh_do_no_vcpus(tdh_func: Callable[..., R], kvm: "Kvm", *args: int) -> R:
+def tdh_do_no_vcpus(tdh_func: Callable[..., R], kvm: Kvm, *args: int) -> R:
     """Call a SEAMCALL, and once more with no vCPU in the TD if the module says that it is busy.
 
     The module takes its locks without waiting. While the kernel holds the MMU lock for writing no other host thread
@@ -144,18 +146,18 @@ def _status(result: int | tuple[int, int, int]) -> int:
     return result if isinstance(result, int) else result[0]
 
 
-def tdx_no_vcpus_enter_start(kvm: "Kvm") -> None:
+def tdx_no_vcpus_enter_start(kvm: Kvm) -> None:
     """Send every vCPU out of the TD, and let none in (tdx_vcpu_run waits for the mark to go)."""
     tdx_of(kvm).wait_for_sept_zap = True
     kvm.kick_all_outside_guest()
 
 
-def tdx_no_vcpus_enter_stop(kvm: "Kvm") -> None:
+def tdx_no_vcpus_enter_stop(kvm: Kvm) -> None:
     """Let vCPUs in again."""
     tdx_of(kvm).wait_for_sept_zap = False
 
 
-def tdx_sept_zap_private_spte(kvm: "Kvm", gpa: int, level: int) -> Reason | None:
+def tdx_sept_zap_private_spte(kvm: Kvm, gpa: int, level: int) -> Reason | None:
     """Block the entry: no new translation of it enters a TLB. Return what went wrong, or None."""
     tdx = tdx_of(kvm)
     block = tdx.host.seamcall.tdh_mem_range_block
@@ -163,7 +165,7 @@ def tdx_sept_zap_private_spte(kvm: "Kvm", gpa: int, level: int) -> Reason | None
     return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state) if status else None
 
 
-def tdx_track(kvm: "Kvm") -> Reason | None:
+def tdx_track(kvm: Kvm) -> Reason | None:
     """Make sure that no TLB has a translation of a blocked entry. Return what went wrong, or None.
 
     TRACK opens a new epoch of the TD, and a vCPU that enters in it starts with an empty TLB. Those inside still run in
@@ -181,7 +183,7 @@ def tdx_track(kvm: "Kvm") -> Reason | None:
     return None
 
 
-def tdx_sept_drop_private_spte(kvm: "Kvm", gpa: int, level: int, page: int) -> Reason | None:
+def tdx_sept_drop_private_spte(kvm: Kvm, gpa: int, level: int, page: int) -> Reason | None:
     """Remove a page that is blocked and tracked, and wipe it. Return what went wrong, or None."""
     tdx = tdx_of(kvm)
     seamcall = tdx.host.seamcall
@@ -201,10 +203,10 @@ def tdx_sept_drop_private_spte(kvm: "Kvm", gpa: int, level: int, page: int) -> R
     return None
 
 
-# KVM_TDX_INIT_MEM_REGION
+# --- KVM_TDX_INIT_MEM_REGION ------------------------------------------------------------------------------------------
 
 
-def _check_region(kvm: "Kvm", cmd: Command, *, end_may_touch_shared: bool) -> kvm_tdx_init_mem_region:
+def _check_region(kvm: Kvm, cmd: Command, *, end_may_touch_shared: bool) -> kvm_tdx_init_mem_region:
     if cmd.flags & ~KVM_TDX_MEASURE_MEMORY_REGION:
         raise err(errno.EINVAL, f"flags {cmd.flags:#x}")
     region = struct_from_user(kvm_tdx_init_mem_region, cmd.data)
@@ -218,13 +220,13 @@ def _check_region(kvm: "Kvm", cmd: Command, *, end_may_touch_shared: bool) -> kv
     return region
 
 
-def tdx_vcpu_init_mem_region(vcpu: "Vcpu", cmd: Command) -> None:
+def tdx_vcpu_init_mem_region(vcpu: Vcpu, cmd: Command) -> None:
     """Upstream. Raises OSError: EINVAL, EFAULT, EINTR, EEXIST, EBUSY, EIO, ENOMEM."""
     region = _check_region(vcpu.kvm, cmd, end_may_touch_shared=True)
     _add_pages(vcpu.kvm, vcpu, cmd, region)
 
 
-def tdx_init_mem_region_v10(kvm: "Kvm", cmd: Command) -> None:
+def tdx_init_mem_region_v10(kvm: Kvm, cmd: Command) -> None:
     """v10, on the VM's fd: needs a vCPU, does not ask for attributes. Raises OSError as upstream."""
     if not kvm.vcpus:
         raise err(errno.EINVAL, "a vCPU must exist (the BSP first)")
@@ -236,7 +238,7 @@ def tdx_init_mem_region_v10(kvm: "Kvm", cmd: Command) -> None:
         _add_pages(kvm, vcpu, cmd, region)
 
 
-def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_region) -> None:
+def _add_pages(kvm: Kvm, vcpu: Vcpu, cmd: Command, region: kvm_tdx_init_mem_region) -> None:
     """Page by page; how far it came is always written back, then the error, if any, is raised."""
     measure = bool(cmd.flags & KVM_TDX_MEASURE_MEMORY_REGION)
     source, gpa, left = region.source_addr, region.gpa, region.nr_pages
@@ -256,7 +258,7 @@ def _add_pages(kvm: "Kvm", vcpu: "Vcpu", cmd: Command, region: kvm_tdx_init_mem_
         copy_to_user(cmd.data, kvm_tdx_init_mem_region(source_addr=source, gpa=gpa, nr_pages=left))
 
 
-def tdx_gmem_post_populate(kvm: "Kvm", tdx: "KvmTdx", source: int, gpa: int, measure: bool) -> None:
+def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure: bool) -> None:
     """Copy a page from user memory into the guest_memfd's page, add it to the TD and measure it if asked."""
     gfn = gpa >> PAGE_SHIFT
     slot = kvm.memslots.gfn_to_memslot(gfn)

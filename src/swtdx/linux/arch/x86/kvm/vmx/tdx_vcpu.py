@@ -6,6 +6,8 @@ The guest's registers are the module's; KVM sees what VP.ENTER returns and nothi
 lower. For EPT violations: RCX qualification, RDX extended qualification, R8 the page's GPA, R9 interruption info.
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 import time
@@ -94,10 +96,10 @@ class VcpuTdx:
     map_gpa_end: int = 0
 
 
-# Life
+# --- Life -------------------------------------------------------------------------------------------------------------
 
 
-def tdx_vcpu_precreate(kvm: "Kvm") -> None:
+def tdx_vcpu_precreate(kvm: Kvm) -> None:
     """Before a vCPU is made; v10 did not check the TD's state here. Raises OSError(EIO, EINVAL)."""
     if kvm.kernel.release.vcpus_need_initialized_td and tdx_of(kvm).state is not TdState.INITIALIZED:
         raise err(errno.EIO, "vCPUs are created between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
@@ -105,13 +107,13 @@ def tdx_vcpu_precreate(kvm: "Kvm") -> None:
         raise err(errno.EINVAL, "a TD needs KVM_CAP_SPLIT_IRQCHIP")
 
 
-def tdx_vcpu_create(vcpu: "Vcpu") -> None:
+def tdx_vcpu_create(vcpu: Vcpu) -> None:
     """The KVM side of a vCPU; the module's comes with INIT_VCPU."""
     vcpu.tdx = VcpuTdx(PostedInterruptDescriptor(vcpu.kvm.pages))
     vcpu.apic = Lapic(vcpu, memoryview(bytearray(4096)))
 
 
-def tdx_vcpu_free(vcpu: "Vcpu") -> None:
+def tdx_vcpu_free(vcpu: Vcpu) -> None:
     """Phase 2 of the TD's end: reclaim TDCX pages, then TDVPR."""
     tdx, kvm = vcpu.tdx, vcpu.kvm
     tdx.pi_desc.free()
@@ -124,17 +126,17 @@ def tdx_vcpu_free(vcpu: "Vcpu") -> None:
     tdx.tdvpr = 0
 
 
-def tdx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
+def tdx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     """INIT cannot reach a TD."""
     log.warning("INIT for vCPU %d of a TD", vcpu.vcpu_id)
 
 
-def tdx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
+def tdx_vcpu_load(vcpu: Vcpu, cpu: int) -> None:
     """The vCPU moves: the module must forget it where it was."""
     tdx_flush_vp(vcpu)
 
 
-def tdx_flush_vp(vcpu: "Vcpu") -> None:
+def tdx_flush_vp(vcpu: Vcpu) -> None:
     """TDH.VP.FLUSH on the CPU with which the vCPU is associated (the kernel sends itself there by IPI)."""
     tdx = vcpu.tdx
     if tdx.associated_cpu < 0:
@@ -145,15 +147,15 @@ def tdx_flush_vp(vcpu: "Vcpu") -> None:
         vcpu.kvm.bug(seamcall_failed("TDH.VP.FLUSH", status))
 
 
-def tdx_guest_state_protected(vcpu: "Vcpu", data: object = None) -> Any:
+def tdx_guest_state_protected(vcpu: Vcpu, data: object = None) -> Any:
     """Registers, FPU, debug and APIC state of a TD are not for the host. Raises OSError(EINVAL)."""
     raise err(errno.EINVAL, "the state of a TD's vCPU is protected")
 
 
-# Sub-commands
+# --- Sub-commands -----------------------------------------------------------------------------------------------------
 
 
-def tdx_vcpu_ioctl(vcpu: "Vcpu", arg: int) -> int:
+def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     """KVM_MEMORY_ENCRYPT_OP on a vCPU's fd. Raises OSError."""
     kvm = vcpu.kvm
     dialect = kvm.kernel.dialect
@@ -179,7 +181,7 @@ def tdx_vcpu_ioctl(vcpu: "Vcpu", arg: int) -> int:
     return 0
 
 
-def _init_vcpu(vcpu: "Vcpu", cmd: Any) -> None:
+def _init_vcpu(vcpu: Vcpu, cmd: Any) -> None:
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
     if vcpu.tdx.initialized:
@@ -196,7 +198,7 @@ def _init_vcpu(vcpu: "Vcpu", cmd: Any) -> None:
     vcpu.kick()
 
 
-def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
+def _create_vp(vcpu: Vcpu, initial_rcx: int) -> None:
     """tdx_td_vcpu_init: VP.CREATE, VP.ADDCX, VP.INIT, VP.WR. Raises OSError(ENOMEM), or EIO and the VM is dead."""
     kvm, tdx, td = vcpu.kvm, vcpu.tdx, tdx_of(vcpu.kvm)
     seamcall, pages, info = td.host.seamcall, kvm.pages, td.host.sysinfo
@@ -229,13 +231,13 @@ def _create_vp(vcpu: "Vcpu", initial_rcx: int) -> None:
     _vp_write(vcpu, MD_VMCS_PIN_BASED, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR, cpu)
 
 
-def _vp_write(vcpu: "Vcpu", md_field: int, value: int, mask: int, cpu: int) -> None:
+def _vp_write(vcpu: Vcpu, md_field: int, value: int, mask: int, cpu: int) -> None:
     status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
     if status:
         raise vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
 
 
-def _get_cpuid(vcpu: "Vcpu", address: int) -> None:
+def _get_cpuid(vcpu: Vcpu, address: int) -> None:
     """KVM_TDX_GET_CPUID. Raises OSError(EFAULT, EIO, E2BIG); with E2BIG the count that is needed is written."""
     nent = int.from_bytes(copy_from_user(address, 8)[:4], "little")
     entries = read_td_cpuid(vcpu.kvm)
@@ -246,17 +248,17 @@ def _get_cpuid(vcpu: "Vcpu", address: int) -> None:
     copy_to_user(address + 8, b"".join(bytes(entry) for entry in entries))
 
 
-# Running
+# --- Running ----------------------------------------------------------------------------------------------------------
 
 
-def tdx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+def tdx_vcpu_pre_run(vcpu: Vcpu) -> int:
     """1. Raises OSError(EINVAL) unless TD and vCPU are ready."""
     if not vcpu.tdx.initialized or tdx_of(vcpu.kvm).state is not TdState.RUNNABLE:
         raise err(errno.EINVAL, "KVM_RUN needs KVM_TDX_INIT_VCPU and KVM_TDX_FINALIZE_VM")
     return 1
 
 
-def tdx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     """TDH.VP.ENTER on ``cpu``; the result is in VcpuTdx. Raises OSError(EIO) if what precedes it fails."""
     kvm, tdx = vcpu.kvm, vcpu.tdx
     td = kvm.tdx
@@ -285,11 +287,11 @@ def tdx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         vcpu.in_guest = False
 
 
-def _called_out(kvm: "Kvm") -> bool:
+def _called_out(kvm: Kvm) -> bool:
     return kvm.dead or tdx_of(kvm).wait_for_sept_zap
 
 
-def tdx_handle_exit(vcpu: "Vcpu") -> int:
+def tdx_handle_exit(vcpu: Vcpu) -> int:
     """1: enter again; 0: to user space. Raises OSError when KVM_RUN fails."""
     tdx = vcpu.tdx
     status = tdx.vp_enter_ret
@@ -304,7 +306,7 @@ def tdx_handle_exit(vcpu: "Vcpu") -> int:
     return _handle_rare_exit(vcpu, status)
 
 
-def _handle_failure(vcpu: "Vcpu", status: int) -> int:
+def _handle_failure(vcpu: Vcpu, status: int) -> int:
     if status_class(status) == TDX_OPERAND_BUSY:
         return 1
     if status & TDX_SW_ERROR == TDX_SW_ERROR:
@@ -321,7 +323,7 @@ def _handle_failure(vcpu: "Vcpu", status: int) -> int:
     return vcpu.internal_error(status)
 
 
-def _handle_rare_exit(vcpu: "Vcpu", status: int) -> int:
+def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
     if status & _FAILED_VMENTRY:
         return vcpu.fail_entry(status)
     reason = status & _EXIT_BASIC
@@ -342,7 +344,7 @@ def _handle_rare_exit(vcpu: "Vcpu", status: int) -> int:
     return vcpu.internal_error(status)
 
 
-def _handle_ept_violation(vcpu: "Vcpu") -> int:
+def _handle_ept_violation(vcpu: Vcpu) -> int:
     kvm = vcpu.kvm
     args = vcpu.tdx.vp_enter_args
     gpa, qualification = args.r8, args.rcx
@@ -365,71 +367,71 @@ def _handle_ept_violation(vcpu: "Vcpu") -> int:
     return 1
 
 
-def tdx_vcpu_kick(vcpu: "Vcpu") -> None:
+def tdx_vcpu_kick(vcpu: Vcpu) -> None:
     """Interrupt the CPU on which the vCPU runs."""
     vcpu.kvm.processor.send_ipi(vcpu.cpu)
 
 
-def tdx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
+def tdx_sync_regs_load(vcpu: Vcpu, valid: int, dirty: int) -> None:
     """KVM_CAP_SYNC_REGS is 0 for a TD. Raises OSError(EINVAL)."""
     raise err(errno.EINVAL, "registers of a TD cannot be synchronised")
 
 
-def tdx_sync_regs_store(vcpu: "Vcpu", valid: int) -> None:
+def tdx_sync_regs_store(vcpu: Vcpu, valid: int) -> None:
     """Never reached: `tdx_sync_regs_load` refuses."""
 
 
-def tdx_translate(vcpu: "Vcpu", address: int) -> int | None:
+def tdx_translate(vcpu: Vcpu, address: int) -> int | None:
     """KVM_TRANSLATE is not refused, but KVM knows no guest page tables: paging looks off."""
     return address
 
 
-# MSRs: see tdx_msrs
+# --- MSRs: see tdx_msrs -----------------------------------------------------------------------------------------------
 
 
-def tdx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
+def tdx_has_emulated_msr(kvm: Kvm | None, index: int) -> bool:
     """Whether KVM emulates the MSR for a TD."""
     return tdx_msrs.has_emulated_msr(index)
 
 
-def tdx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+def tdx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     """Raises Unsupported or Invalid."""
     return tdx_msrs.get_msr(vcpu, index, host)
 
 
-def tdx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+def tdx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     """Raises Unsupported or Invalid."""
     tdx_msrs.set_msr(vcpu, index, value, host)
 
 
-def tdx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
+def tdx_read_l1_tsc(vcpu: Vcpu, host_tsc: int) -> int:
     """The TD's TSC, from the offset and multiplier that the module chose."""
     td = tdx_of(vcpu.kvm)
     return (host_tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
 
 
-def tdx_get_tsc_offset(vcpu: "Vcpu") -> int:
+def tdx_get_tsc_offset(vcpu: Vcpu) -> int:
     """What the module chose."""
     return tdx_of(vcpu.kvm).tsc_offset
 
 
-def tdx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+def tdx_write_tsc_offset(vcpu: Vcpu, offset: int) -> None:
     """The module's; ignored."""
 
 
-def tdx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
+def tdx_write_tsc_multiplier(vcpu: Vcpu) -> None:
     """A TD's TSC frequency is fixed by INIT_VM. Raises OSError(EINVAL)."""
     raise err(errno.EINVAL, "the TSC frequency of a TD is fixed")
 
 
-def tdx_vcpu_after_set_cpuid(vcpu: "Vcpu") -> None:
+def tdx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
     """The module enforces CPUID; KVM's copy answers TDVMCALLs only."""
 
 
-# Interrupts
+# --- Interrupts -------------------------------------------------------------------------------------------------------
 
 
-def tdx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
+def tdx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
     """Post the interrupt; there is no other way in."""
     notify = vcpu.tdx.pi_desc.post(vector)
     if not vcpu.in_guest:
@@ -440,7 +442,7 @@ def tdx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
         vcpu.kick()
 
 
-def tdx_has_interrupt(vcpu: "Vcpu") -> bool:
+def tdx_has_interrupt(vcpu: Vcpu) -> bool:
     """tdx_protected_apic_has_interrupt: posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
     tdx = vcpu.tdx
     if tdx.pi_desc.pending():
@@ -452,31 +454,31 @@ def tdx_has_interrupt(vcpu: "Vcpu") -> bool:
     return not status and bool(details & STATE_DETAILS_INTR_PENDING)
 
 
-def tdx_inject_machine_check(vcpu: "Vcpu") -> bool:
+def tdx_inject_machine_check(vcpu: Vcpu) -> bool:
     """KVM cannot: the guest's exceptions are the module's. False."""
     return False
 
 
-def tdx_interrupt_allowed(vcpu: "Vcpu") -> bool:
+def tdx_interrupt_allowed(vcpu: Vcpu) -> bool:
     """A vCPU that halted with interrupts blocked (HLT's R12) wakes for an NMI only."""
     args, tdx = vcpu.tdx.vp_enter_args, vcpu.tdx
     halted = tdx.vp_enter_ret == _TDCALL and args.r10 == 0 and args.r11 == tdvmcall.EXIT_HLT
     return not (halted and args.r12)
 
 
-def tdx_nmi_allowed(vcpu: "Vcpu") -> bool:
+def tdx_nmi_allowed(vcpu: Vcpu) -> bool:
     """The module holds NMIs back itself."""
     return True
 
 
-def tdx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
+def tdx_apic_init_signal_blocked(vcpu: Vcpu) -> bool:
     """INIT and SIPI never reach a TD: its firmware wakes the other vCPUs by mailbox."""
     return True
 
 
-def tdx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+def tdx_load_mmu_pgd(vcpu: Vcpu) -> None:
     """The shared EPT has its levels from KVM_TDX_INIT_VM on; its root is written before the first entry."""
 
 
-def tdx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:
+def tdx_set_virtual_apic_mode(vcpu: Vcpu) -> None:
     """Always x2APIC, by the module."""

@@ -5,6 +5,8 @@ With the local APIC in the kernel the processor virtualises it (APICv): the vCPU
 page, interrupts are posted. Without, user space injects by KVM_INTERRUPT when the interrupt window is open.
 """
 
+from __future__ import annotations
+
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,7 +55,7 @@ _READ_LOW, _READ_HIGH, _WRITE_LOW, _WRITE_HIGH = 0, 1024, 2048, 3072
 class VcpuVmx:
     """struct vcpu_vmx."""
 
-    context: "GuestContext"
+    context: GuestContext
     pi_desc: PostedInterruptDescriptor
     exit_reason: int = 0
     tsc_offset: int = 0
@@ -65,53 +67,53 @@ class VcpuVmx:
     guest_dr: dict[int, int] | None = None  # the guest's DR0-3 and DR7 while a debugger's are loaded
 
 
-# VM
+# --- VM ---------------------------------------------------------------------------------------------------------------
 
 
-def vmx_vm_init(kvm: "Kvm") -> None:
+def vmx_vm_init(kvm: Kvm) -> None:
     """Nothing beyond the common part."""
 
 
-def vmx_vm_pre_destroy(kvm: "Kvm") -> None:
+def vmx_vm_pre_destroy(kvm: Kvm) -> None:
     """Nothing."""
 
 
-def vmx_vm_destroy(kvm: "Kvm") -> None:
+def vmx_vm_destroy(kvm: Kvm) -> None:
     """Nothing."""
 
 
-def vmx_vcpu_precreate(kvm: "Kvm") -> None:
+def vmx_vcpu_precreate(kvm: Kvm) -> None:
     """Nothing to check."""
 
 
-def vmx_set_tss_addr(kvm: "Kvm", address: int) -> None:
+def vmx_set_tss_addr(kvm: Kvm, address: int) -> None:
     """Real mode needs no TSS here: the processor is an unrestricted guest's."""
 
 
-def vmx_set_identity_map_addr(kvm: "Kvm", address: int) -> None:
+def vmx_set_identity_map_addr(kvm: Kvm, address: int) -> None:
     """Nor an identity map."""
 
 
-def vmx_mem_enc_ioctl(kvm: "Kvm", arg: int) -> int:
+def vmx_mem_enc_ioctl(kvm: Kvm, arg: int) -> int:
     """Raises OSError(ENOTTY): not an encrypted VM."""
     raise err(errno.ENOTTY, "not a TD")
 
 
-def vmx_vcpu_mem_enc_ioctl(vcpu: "Vcpu", arg: int) -> int:
+def vmx_vcpu_mem_enc_ioctl(vcpu: Vcpu, arg: int) -> int:
     """Raises OSError: ENOTTY from a kernel without TDX, EINVAL from one with it."""
     code = errno.EINVAL if vcpu.kvm.kernel.tdx is not None else errno.ENOTTY
     raise err(code, "not a vCPU of a TD")
 
 
-def vmx_no_external_spt(kvm: "Kvm", gfn: int, level: int, page: int) -> None:
+def vmx_no_external_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Only TDs have mirrored page tables."""
     raise AssertionError("a normal VM has no mirror page tables")
 
 
-# vCPU
+# --- vCPU -------------------------------------------------------------------------------------------------------------
 
 
-def vmx_vcpu_create(vcpu: "Vcpu") -> None:
+def vmx_vcpu_create(vcpu: Vcpu) -> None:
     """A processor context in its power-on state."""
     kvm = vcpu.kvm
     context = kvm.processor.new_context()
@@ -130,18 +132,18 @@ def vmx_vcpu_create(vcpu: "Vcpu") -> None:
     context.rflags = 2
 
 
-def vmx_load_mmu_pgd(vcpu: "Vcpu") -> None:
+def vmx_load_mmu_pgd(vcpu: Vcpu) -> None:
     """The root of the page tables."""
     vcpu.vmx.context.set_ept(vcpu.kvm.mmu.eptp)
 
 
-def vmx_vcpu_free(vcpu: "Vcpu") -> None:
+def vmx_vcpu_free(vcpu: Vcpu) -> None:
     """Give the context back."""
     vcpu.vmx.context.close()
     vcpu.vmx.pi_desc.free()
 
 
-def vmx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
+def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     """INIT: registers as after power-on, but FPU, most MSRs and the TSC stay (SDM vol. 3, table 10-1)."""
     context = vcpu.vmx.context
     for register in range(16):
@@ -168,32 +170,32 @@ def vmx_vcpu_reset(vcpu: "Vcpu", init_event: bool) -> None:
     vcpu.nmi_pending = 0
 
 
-def vmx_vcpu_deliver_sipi_vector(vcpu: "Vcpu", vector: int) -> None:
+def vmx_vcpu_deliver_sipi_vector(vcpu: Vcpu, vector: int) -> None:
     """Start in real mode at vector * 4 KiB."""
     context = vcpu.vmx.context
     context.set_segment(Segment.CS, vector << 8, vector << 12, 0xFFFF, 0x9B)
     context.rip = 0
 
 
-def vmx_vcpu_load(vcpu: "Vcpu", cpu: int) -> None:
+def vmx_vcpu_load(vcpu: Vcpu, cpu: int) -> None:
     """The context is not bound to a CPU."""
 
 
-def vmx_vcpu_pre_run(vcpu: "Vcpu") -> int:
+def vmx_vcpu_pre_run(vcpu: Vcpu) -> int:
     """User space may have written code. 1, or 0: exit."""
     vmx = vcpu.vmx
     vmx.context.check_code()
     return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE) if vmx.entry_fails else 1
 
 
-def vmx_set_cr8(vcpu: "Vcpu", cr8: int) -> None:
+def vmx_set_cr8(vcpu: Vcpu, cr8: int) -> None:
     """Without a local APIC here CR8 comes from user space at every KVM_RUN. Raises OSError(EINVAL)."""
     if cr8 > 15:
         raise err(errno.EINVAL, f"cr8 {cr8:#x}")
     vcpu.vmx.context.cr8 = cr8
 
 
-def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
+def vmx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     """One VM entry and exit, on ``cpu``."""
     vmx = vcpu.vmx
     context = vmx.context
@@ -217,11 +219,11 @@ def vmx_vcpu_run(vcpu: "Vcpu", cpu: int) -> None:
         vcpu.in_guest = False
 
 
-def _window_open(context: "GuestContext") -> bool:
+def _window_open(context: GuestContext) -> bool:
     return bool(context.rflags & RFLAGS_IF) and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS
 
 
-def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
+def _inject_nmi(vcpu: Vcpu, context: GuestContext) -> None:
     if context.event_pending or context.interruptibility & (BLOCKED_BY_NMI | BLOCKED_BY_STI_OR_MOV_SS):
         context.nmi_window_exiting = True
         return
@@ -230,17 +232,17 @@ def _inject_nmi(vcpu: "Vcpu", context: "GuestContext") -> None:
     context.inject(2, EventType.NMI)
 
 
-def _pic_output(vcpu: "Vcpu") -> bool:
+def _pic_output(vcpu: Vcpu) -> bool:
     pic = vcpu.kvm.pic
     return pic is not None and pic.output
 
 
-def _accepts_dm_interrupts(vcpu: "Vcpu") -> bool:
+def _accepts_dm_interrupts(vcpu: Vcpu) -> bool:
     """kvm_cpu_accept_dm_intr: an interrupt that user space injects would be taken, once the window is open."""
     return vcpu.apic is None or vcpu.apic.accepts_pic_interrupts
 
 
-def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
+def _inject_external(vcpu: Vcpu, context: GuestContext) -> None:
     """The vector of KVM_INTERRUPT or of the PIC here; with the APIC here, only if it lets it through."""
     if not _accepts_dm_interrupts(vcpu):
         return
@@ -256,12 +258,12 @@ def _inject_external(vcpu: "Vcpu", context: "GuestContext") -> None:
     context.inject(vector, EventType.EXTERNAL)
 
 
-def vmx_vcpu_kick(vcpu: "Vcpu") -> None:
+def vmx_vcpu_kick(vcpu: Vcpu) -> None:
     """Make the context leave the guest."""
     vcpu.vmx.context.kick()
 
 
-def vmx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
+def vmx_post_run_state(vcpu: Vcpu) -> tuple[int, int, int]:
     """(ready for interrupt injection, IF, CR8)."""
     context = vcpu.vmx.context
     flag = bool(context.rflags & RFLAGS_IF)
@@ -280,15 +282,15 @@ def vmx_post_run_state(vcpu: "Vcpu") -> tuple[int, int, int]:
     return int(ready), int(flag), cr8
 
 
-# MSRs
+# --- MSRs -------------------------------------------------------------------------------------------------------------
 
 
-def vmx_has_emulated_msr(kvm: "Kvm | None", index: int) -> bool:
+def vmx_has_emulated_msr(kvm: Kvm | None, index: int) -> bool:
     """SMBASE is not: there is no SMM here."""
     return index != msrs.IA32_SMBASE
 
 
-def vmx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
+def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     """Raises Unsupported or Invalid."""
     if index in PASSED_THROUGH:
         return vcpu.vmx.context.rdmsr(index)
@@ -307,7 +309,7 @@ def vmx_get_msr(vcpu: "Vcpu", index: int, host: bool) -> int:
     return vcpu.msrs.get(index, host)
 
 
-def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
+def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     """Raises Unsupported or Invalid."""
     if index in PASSED_THROUGH:
         _set_context_msr(vcpu, index, value)
@@ -337,7 +339,7 @@ def vmx_set_msr(vcpu: "Vcpu", index: int, value: int, host: bool) -> None:
         vcpu.msrs.set(index, value, host=host)
 
 
-def _set_context_msr(vcpu: "Vcpu", index: int, value: int) -> None:
+def _set_context_msr(vcpu: Vcpu, index: int, value: int) -> None:
     """An MSR that the processor holds, written by user space or by a guest whose VMM filters it."""
     context = vcpu.vmx.context
     if index in _CANONICAL:
@@ -357,30 +359,30 @@ def _set_context_msr(vcpu: "Vcpu", index: int, value: int) -> None:
     context.wrmsr(index, value)
 
 
-def vmx_read_l1_tsc(vcpu: "Vcpu", host_tsc: int) -> int:
+def vmx_read_l1_tsc(vcpu: Vcpu, host_tsc: int) -> int:
     """The guest's TSC when the host's is ``host_tsc``."""
     vmx = vcpu.vmx
     return (host_tsc * vmx.tsc_multiplier >> 48) + vmx.tsc_offset & _MASK64
 
 
-def vmx_write_tsc(vcpu: "Vcpu", value: int) -> None:
+def vmx_write_tsc(vcpu: Vcpu, value: int) -> None:
     """Let the guest's TSC read ``value`` now."""
     vmx = vcpu.vmx
     vmx_write_tsc_offset(vcpu, value - (vcpu.kvm.processor.rdtsc() * vmx.tsc_multiplier >> 48) & _MASK64)
 
 
-def vmx_get_tsc_offset(vcpu: "Vcpu") -> int:
+def vmx_get_tsc_offset(vcpu: Vcpu) -> int:
     """Guest TSC less scaled host TSC, modulo 2^64."""
     return vcpu.vmx.tsc_offset
 
 
-def vmx_write_tsc_offset(vcpu: "Vcpu", offset: int) -> None:
+def vmx_write_tsc_offset(vcpu: Vcpu, offset: int) -> None:
     """Set the offset."""
     vcpu.vmx.tsc_offset = vcpu.vmx.context.tsc_offset = offset
     vcpu.kvm.clock.tsc_changed()
 
 
-def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
+def vmx_write_tsc_multiplier(vcpu: Vcpu) -> None:
     """Follow the vCPU's TSC frequency, the counter's value kept."""
     vmx = vcpu.vmx
     now = vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
@@ -390,11 +392,11 @@ def vmx_write_tsc_multiplier(vcpu: "Vcpu") -> None:
     vmx_write_tsc(vcpu, now)
 
 
-def vmx_vcpu_after_set_cpuid(vcpu: "Vcpu") -> None:
+def vmx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
     """The processor does not restrict features by the guest's CPUID."""
 
 
-def msr_bitmap(vcpu: "Vcpu") -> bytes:
+def msr_bitmap(vcpu: Vcpu) -> bytes:
     """The VMX MSR bitmap: everything exits but what the processor holds and, in x2APIC mode, what it virtualises."""
     bitmap = bytearray(b"\xff" * 4096)
 
@@ -418,10 +420,10 @@ def msr_bitmap(vcpu: "Vcpu") -> bytes:
     return bytes(bitmap)
 
 
-# Interrupts
+# --- Interrupts -------------------------------------------------------------------------------------------------------
 
 
-def vmx_inject_machine_check(vcpu: "Vcpu") -> bool:
+def vmx_inject_machine_check(vcpu: Vcpu) -> bool:
     """#MC at the next entry; False if the guest has not enabled it."""
     context = vcpu.vmx.context
     if not context.cr4 & CR4_MCE:
@@ -430,13 +432,13 @@ def vmx_inject_machine_check(vcpu: "Vcpu") -> bool:
     return True
 
 
-def vmx_set_virtual_apic_mode(vcpu: "Vcpu") -> None:
+def vmx_set_virtual_apic_mode(vcpu: Vcpu) -> None:
     """xAPIC accesses exit as EPT violations, x2APIC's TPR, EOI and SELF IPI do not exit."""
     if hasattr(vcpu, "vmx"):
         vcpu.vmx.context.set_msr_bitmap(msr_bitmap(vcpu))
 
 
-def vmx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
+def vmx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
     """Post the interrupt."""
     notify = vcpu.vmx.pi_desc.post(vector)
     if vcpu.in_guest and notify:
@@ -445,7 +447,7 @@ def vmx_deliver_interrupt(vcpu: "Vcpu", vector: int) -> None:
         vcpu.kick()
 
 
-def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
+def vmx_has_interrupt(vcpu: Vcpu) -> bool:
     """Whether something waits that a HLT would end for."""
     apic = vcpu.apic
     if apic is None:
@@ -455,16 +457,16 @@ def vmx_has_interrupt(vcpu: "Vcpu") -> bool:
     return vcpu.vmx.pi_desc.pending() or apic.has_interrupt()
 
 
-def vmx_interrupt_allowed(vcpu: "Vcpu") -> bool:
+def vmx_interrupt_allowed(vcpu: Vcpu) -> bool:
     """RFLAGS.IF and no shadow."""
     return _window_open(vcpu.vmx.context)
 
 
-def vmx_nmi_allowed(vcpu: "Vcpu") -> bool:
+def vmx_nmi_allowed(vcpu: Vcpu) -> bool:
     """Not inside an NMI handler."""
     return not vcpu.vmx.context.interruptibility & BLOCKED_BY_NMI
 
 
-def vmx_apic_init_signal_blocked(vcpu: "Vcpu") -> bool:
+def vmx_apic_init_signal_blocked(vcpu: Vcpu) -> bool:
     """INIT is taken."""
     return False

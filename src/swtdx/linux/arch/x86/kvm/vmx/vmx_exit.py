@@ -5,6 +5,8 @@ A handler answers 1 (enter again) or 0 (kvm_run is filled: to user space). Exits
 moves on. An IN or OUT that user space completes is skipped at the next KVM_RUN, unless RIP was changed meanwhile.
 """
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -50,7 +52,7 @@ _IO_STRING = 1 << 4
 _DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
 
 
-def vmx_handle_exit(vcpu: "Vcpu") -> int:
+def vmx_handle_exit(vcpu: Vcpu) -> int:
     """1: enter again; 0: to user space. Raises OSError when KVM_RUN fails."""
     handler = _HANDLERS.get(vcpu.vmx.exit_reason)
     if handler is None:
@@ -62,50 +64,50 @@ def vmx_handle_exit(vcpu: "Vcpu") -> int:
     return handler(vcpu, context)
 
 
-def _skip(context: "GuestContext") -> int:
+def _skip(context: GuestContext) -> int:
     context.rip += context.instruction_length
     return 1
 
 
-def _again(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _again(vcpu: Vcpu, context: GuestContext) -> int:
     return 1
 
 
-def _external_interrupt(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _external_interrupt(vcpu: Vcpu, context: GuestContext) -> int:
     return vcpu.external_interrupt()
 
 
-def _interrupt_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _interrupt_window(vcpu: Vcpu, context: GuestContext) -> int:
     vcpu.stat.values[stats.IRQ_WINDOW_EXITS] += 1
     context.interrupt_window_exiting = False
     return 1
 
 
-def _nmi_window(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _nmi_window(vcpu: Vcpu, context: GuestContext) -> int:
     vcpu.stat.values[stats.NMI_WINDOW_EXITS] += 1
     context.nmi_window_exiting = False
     return 1
 
 
-def queue_exception(context: "GuestContext", vector: int, error_code: int | None = None) -> int:
+def queue_exception(context: GuestContext, vector: int, error_code: int | None = None) -> int:
     """Let the guest take an exception at the next entry. 1."""
     context.inject(vector, EventType.HARDWARE_EXCEPTION, error_code)
     return 1
 
 
-def _undefined(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _undefined(vcpu: Vcpu, context: GuestContext) -> int:
     return queue_exception(context, Vector.UD)
 
 
-def _general_protection(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _general_protection(vcpu: Vcpu, context: GuestContext) -> int:
     return queue_exception(context, Vector.GP, 0)
 
 
-def _nothing(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _nothing(vcpu: Vcpu, context: GuestContext) -> int:
     return _skip(context)
 
 
-def _monitor_or_mwait(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _monitor_or_mwait(vcpu: Vcpu, context: GuestContext) -> int:
     """They do nothing; with the quirk of that disabled a guest without the feature gets #UD (handle_monitor_trap)."""
     features = vcpu.cpuid.find(1)
     if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS and not (features and features[2] & 1 << 3):
@@ -113,7 +115,7 @@ def _monitor_or_mwait(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
-def _cpuid(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _cpuid(vcpu: Vcpu, context: GuestContext) -> int:
     gpr = context.gpr
     if vcpu.msrs.cpuid_fault and context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
         return queue_exception(context, Vector.GP, 0)
@@ -127,7 +129,7 @@ def _cpuid(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
-def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _hlt(vcpu: Vcpu, context: GuestContext) -> int:
     _skip(context)
     if vcpu.apic is not None:
         context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
@@ -137,7 +139,7 @@ def _hlt(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 0
 
 
-def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _io(vcpu: Vcpu, context: GuestContext) -> int:
     qualification = context.exit_qualification
     vcpu.stat.values[IO_EXITS] += 1
     if qualification & _IO_STRING:
@@ -183,7 +185,7 @@ def _io(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 0
 
 
-def _ept_violation(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _ept_violation(vcpu: Vcpu, context: GuestContext) -> int:
     kvm = vcpu.kvm
     gpa = context.guest_physical_address
     write = bool(context.exit_qualification & EPT_VIOLATION_ACC_WRITE)
@@ -197,16 +199,16 @@ def _ept_violation(vcpu: "Vcpu", context: "GuestContext") -> int:
     return emulate.emulate_instruction(vcpu, context)
 
 
-def _ept_misconfig(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _ept_misconfig(vcpu: Vcpu, context: GuestContext) -> int:
     raise vcpu.kvm.bug(f"EPT misconfiguration at {context.guest_physical_address:#x}")
 
 
-def _host_fault(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _host_fault(vcpu: Vcpu, context: GuestContext) -> int:
     gpa = context.guest_physical_address
     raise vcpu.memory_fault(gpa >> PAGE_SHIFT, False, f"user memory behind {gpa:#x} is gone", errno.EFAULT)
 
 
-def _rdmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _rdmsr(vcpu: Vcpu, context: GuestContext) -> int:
     def done(value: int | None) -> None:
         if value is None:
             queue_exception(context, Vector.GP, 0)
@@ -217,7 +219,7 @@ def _rdmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
     return msr_exit.read(vcpu, context.gpr[RCX] & 0xFFFFFFFF, done)
 
 
-def _wrmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _wrmsr(vcpu: Vcpu, context: GuestContext) -> int:
     def done(accepted: bool) -> None:
         if accepted:
             _skip(context)
@@ -228,7 +230,7 @@ def _wrmsr(vcpu: "Vcpu", context: "GuestContext") -> int:
     return msr_exit.write(vcpu, context.gpr[RCX] & 0xFFFFFFFF, value, done)
 
 
-def _xsetbv(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _xsetbv(vcpu: Vcpu, context: GuestContext) -> int:
     value = context.gpr[RAX] & 0xFFFFFFFF | (context.gpr[RDX] & 0xFFFFFFFF) << 32
     if context.gpr[RCX] & 0xFFFFFFFF or not xcr0_valid(vcpu, value):
         return queue_exception(context, Vector.GP, 0)
@@ -236,7 +238,7 @@ def _xsetbv(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
-def _vmcall(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
     gpr = context.gpr
     long_mode = bool(context.efer & 1 << 10 and context.segment(1)[3] & 1 << 13)
     mask = (1 << 64) - 1 if long_mode else 0xFFFFFFFF
@@ -252,7 +254,7 @@ def _vmcall(vcpu: "Vcpu", context: "GuestContext") -> int:
     return kvm_emulate_hypercall(vcpu, nr, (a0, a1, a2, a3), done, long_mode=long_mode)
 
 
-def _cr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _cr_access(vcpu: Vcpu, context: GuestContext) -> int:
     """Only CR8 without an APIC in the kernel, and what a guest/host mask would catch; KVM here sets none."""
     qualification = context.exit_qualification
     number, kind, register = qualification & 0xF, qualification >> 4 & 3, qualification >> 8 & 0xF
@@ -266,7 +268,7 @@ def _cr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
-def _dr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _dr_access(vcpu: Vcpu, context: GuestContext) -> int:
     """MOV DR, which exits while a debugger's breakpoints are in the registers. DR4 and DR5 mean DR6 and DR7."""
     qualification = context.exit_qualification
     number, register = qualification & 7, qualification >> 8 & 0xF
@@ -284,19 +286,19 @@ def _dr_access(vcpu: "Vcpu", context: "GuestContext") -> int:
     return _skip(context)
 
 
-def _virtualized_eoi(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _virtualized_eoi(vcpu: Vcpu, context: GuestContext) -> int:
     """A level-triggered vector ended. The instruction is complete."""
     if vcpu.apic is not None:
         vcpu.apic.pending_ioapic_eoi = context.exit_qualification & 0xFF
     return 1
 
 
-def _triple_fault(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _triple_fault(vcpu: Vcpu, context: GuestContext) -> int:
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
     return 0
 
 
-def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _exception(vcpu: Vcpu, context: GuestContext) -> int:
     information = context.interruption_info
     if information >> 8 & 7 == EventType.NMI:
         return 1
@@ -314,11 +316,11 @@ def _exception(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 0
 
 
-def _entry_failure(vcpu: "Vcpu", context: "GuestContext") -> int:
+def _entry_failure(vcpu: Vcpu, context: GuestContext) -> int:
     return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE)
 
 
-_HANDLERS: "dict[int, Callable[[Vcpu, GuestContext], int]]" = {
+_HANDLERS: dict[int, Callable[[Vcpu, GuestContext], int]] = {
     ExitReason.EXCEPTION_NMI: _exception,
     ExitReason.EXTERNAL_INTERRUPT: _external_interrupt,
     ExitReason.TRIPLE_FAULT: _triple_fault,

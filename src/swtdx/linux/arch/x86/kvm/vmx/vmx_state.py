@@ -4,6 +4,8 @@
 Functions take and give the bytes of the structures in `uapi.asm_kvm`; a refused value is OSError(EINVAL).
 """
 
+from __future__ import annotations
+
 import errno
 import struct
 from typing import TYPE_CHECKING
@@ -45,7 +47,7 @@ _XSAVE_LEGACY = 512
 TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 
 
-def vmx_get_regs(vcpu: "Vcpu") -> bytes:
+def vmx_get_regs(vcpu: Vcpu) -> bytes:
     """struct kvm_regs."""
     context = vcpu.vmx.context
     rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, *rest = context.gpr.tolist()
@@ -55,7 +57,7 @@ def vmx_get_regs(vcpu: "Vcpu") -> bytes:
     return _REGS.pack(rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, *rest, context.rip, rflags)
 
 
-def vmx_set_regs(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_regs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_regs."""
     rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, *rest = _REGS.unpack(data)
     context = vcpu.vmx.context
@@ -68,7 +70,7 @@ def vmx_set_regs(vcpu: "Vcpu", data: bytes) -> None:
     context.cancel_event()  # user space starts afresh: what was being delivered is dropped
 
 
-def _segment_to_user(context: "GuestContext", number: int) -> kvm_segment:
+def _segment_to_user(context: GuestContext, number: int) -> kvm_segment:
     selector, base, limit, rights = context.segment(number)
     if number == Segment.TR:
         rights |= TSS_BUSY
@@ -95,7 +97,7 @@ def task_register_refused(tr: kvm_segment, efer: int) -> bool:
     return bool(tr.unusable or not tr.present or tr.s or tr.type not in types)
 
 
-def _segment_from_user(context: "GuestContext", number: int, segment: kvm_segment) -> None:
+def _segment_from_user(context: GuestContext, number: int, segment: kvm_segment) -> None:
     if number == Segment.TR and (segment.unusable or not segment.present or segment.type & ~2 not in (1, 9)):
         rights = TSS_AVAILABLE  # the entry fails before anything makes use of it
     elif segment.unusable or not segment.present:
@@ -116,7 +118,7 @@ def _segment_from_user(context: "GuestContext", number: int, segment: kvm_segmen
     context.set_segment(number, segment.selector, segment.base, segment.limit, rights)
 
 
-def vmx_get_sregs(vcpu: "Vcpu") -> bytes:
+def vmx_get_sregs(vcpu: Vcpu) -> bytes:
     """struct kvm_sregs."""
     context = vcpu.vmx.context
     sregs = kvm_sregs(
@@ -142,7 +144,7 @@ def vmx_get_sregs(vcpu: "Vcpu") -> bytes:
     return bytes(sregs)
 
 
-def _check_sregs(vcpu: "Vcpu", sregs: kvm_sregs) -> None:
+def _check_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
     efer, cr0, cr4 = sregs.efer, sregs.cr0, sregs.cr4
     if cr0 >> 32 or (cr0 & 1 << 31 and not cr0 & 1) or cr0 >> 29 & 3 == 1:
         raise err(errno.EINVAL, f"cr0 {cr0:#x}")
@@ -161,7 +163,7 @@ def _check_sregs(vcpu: "Vcpu", sregs: kvm_sregs) -> None:
         raise err(errno.EINVAL, "EFER.LMA or CS.L without long mode")
 
 
-def vmx_set_sregs(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_sregs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_sregs. Raises OSError(EINVAL)."""
     sregs = kvm_sregs.from_buffer_copy(data)
     _check_sregs(vcpu, sregs)
@@ -190,7 +192,7 @@ def vmx_set_sregs(vcpu: "Vcpu", data: bytes) -> None:
         vcpu.pending_external_vector = pending[-1]
 
 
-def vmx_get_fpu(vcpu: "Vcpu") -> bytes:
+def vmx_get_fpu(vcpu: Vcpu) -> bytes:
     """struct kvm_fpu from the FXSAVE image."""
     image = vcpu.vmx.context.get_fpu()
     fpu = kvm_fpu()
@@ -201,7 +203,7 @@ def vmx_get_fpu(vcpu: "Vcpu") -> bytes:
     return bytes(fpu)
 
 
-def vmx_set_fpu(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_fpu(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_fpu; MXCSR is kept, as KVM does."""
     fpu = kvm_fpu.from_buffer_copy(data)
     image = bytearray(vcpu.vmx.context.get_fpu())
@@ -213,7 +215,7 @@ def vmx_set_fpu(vcpu: "Vcpu", data: bytes) -> None:
     vcpu.vmx.context.set_fpu(bytes(image))
 
 
-def vmx_get_xsave(vcpu: "Vcpu") -> bytes:
+def vmx_get_xsave(vcpu: Vcpu) -> bytes:
     """struct kvm_xsave: the legacy area, and a header that says x87 and SSE."""
     image = bytearray(4096)
     image[:_XSAVE_LEGACY] = vcpu.vmx.context.get_fpu()
@@ -221,7 +223,7 @@ def vmx_get_xsave(vcpu: "Vcpu") -> bytes:
     return bytes(image)
 
 
-def vmx_set_xsave(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_xsave(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_xsave. Raises OSError(EINVAL) for state components that the processor lacks."""
     components, compacted = struct.unpack_from("<QQ", data, 512)
     if components & ~vcpu.kvm.kernel.supported_xcr0 or compacted:
@@ -230,19 +232,19 @@ def vmx_set_xsave(vcpu: "Vcpu", data: bytes) -> None:
         vcpu.vmx.context.set_fpu(data[:_XSAVE_LEGACY])
 
 
-def vmx_get_xcrs(vcpu: "Vcpu") -> bytes:
+def vmx_get_xcrs(vcpu: Vcpu) -> bytes:
     """struct kvm_xcrs: XCR0."""
     xcrs = kvm_xcrs(nr_xcrs=1)
     xcrs.xcrs[0].value = vcpu.vmx.context.xcr0
     return bytes(xcrs)
 
 
-def xcr0_valid(vcpu: "Vcpu", value: int) -> bool:
+def xcr0_valid(vcpu: Vcpu, value: int) -> bool:
     """Whether XSETBV would accept ``value``."""
     return bool(value & 1) and not value & ~vcpu.kvm.kernel.supported_xcr0 and not (value & 4 and not value & 2)
 
 
-def vmx_set_xcrs(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_xcrs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_xcrs. Raises OSError(EINVAL)."""
     xcrs = kvm_xcrs.from_buffer_copy(data)
     if xcrs.nr_xcrs > len(xcrs.xcrs) or xcrs.flags:
@@ -254,7 +256,7 @@ def vmx_set_xcrs(vcpu: "Vcpu", data: bytes) -> None:
             vcpu.vmx.context.xcr0 = xcr.value
 
 
-def vmx_get_debugregs(vcpu: "Vcpu") -> bytes:
+def vmx_get_debugregs(vcpu: Vcpu) -> bytes:
     """struct kvm_debugregs."""
     registers = kvm_debugregs(dr6=guest_get_dr(vcpu, 6), dr7=guest_get_dr(vcpu, 7))
     for number in range(4):
@@ -262,7 +264,7 @@ def vmx_get_debugregs(vcpu: "Vcpu") -> bytes:
     return bytes(registers)
 
 
-def vmx_set_debugregs(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_debugregs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_debugregs. Raises OSError(EINVAL)."""
     registers = kvm_debugregs.from_buffer_copy(data)
     if registers.flags or registers.dr6 >> 32 or registers.dr7 >> 32:
@@ -273,7 +275,7 @@ def vmx_set_debugregs(vcpu: "Vcpu", data: bytes) -> None:
     guest_set_dr(vcpu, 7, registers.dr7)
 
 
-def vmx_get_lapic(vcpu: "Vcpu") -> bytes:
+def vmx_get_lapic(vcpu: Vcpu) -> bytes:
     """struct kvm_lapic_state. Raises OSError(EINVAL) without an APIC in the kernel."""
     if vcpu.apic is None:
         raise err(errno.EINVAL, "the local APIC is in user space")
@@ -281,22 +283,22 @@ def vmx_get_lapic(vcpu: "Vcpu") -> bytes:
     return vcpu.apic.get_state()
 
 
-def vmx_set_lapic(vcpu: "Vcpu", data: bytes) -> None:
+def vmx_set_lapic(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_lapic_state. Raises OSError(EINVAL)."""
     if vcpu.apic is None:
         raise err(errno.EINVAL, "the local APIC is in user space")
     vcpu.apic.set_state(data)
 
 
-def vmx_translate(vcpu: "Vcpu", address: int) -> int | None:
+def vmx_translate(vcpu: Vcpu, address: int) -> int | None:
     """The GPA of a linear address, or None."""
     return walk(vcpu.kvm, vcpu.vmx.context, address)
 
 
-# kvm_run.s.regs
+# --- kvm_run.s.regs ---------------------------------------------------------------------------------------------------
 
 
-def vmx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
+def vmx_sync_regs_load(vcpu: Vcpu, valid: int, dirty: int) -> None:
     """Take the registers that user space marked dirty. Raises OSError(EINVAL)."""
     if (valid | dirty) & ~_SYNC_REGS:
         raise err(errno.EINVAL, f"kvm_valid_regs {valid:#x}, kvm_dirty_regs {dirty:#x}")
@@ -309,7 +311,7 @@ def vmx_sync_regs_load(vcpu: "Vcpu", valid: int, dirty: int) -> None:
     run_struct.U64.pack_into(vcpu.run, run_struct.VALID_REGS + 8, 0)
 
 
-def vmx_sync_regs_store(vcpu: "Vcpu", valid: int) -> None:
+def vmx_sync_regs_store(vcpu: Vcpu, valid: int) -> None:
     """Give user space the registers it asked for."""
     base = run_struct.SYNC_REGS
     regs, sregs = kvm_sync_regs.regs, kvm_sync_regs.sregs

@@ -5,6 +5,8 @@ On /dev/kvm a capability is asked without a VM (``kvm`` is None); several answer
 the table answers 0. SMM is not built in, nor SW_PROTECTED VMs.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,7 @@ _ALWAYS_1 = (
 )  # fmt: skip
 
 
-def check_extension(kernel: "EmulatedKernel", kvm: Kvm | None, cap: int) -> int:
+def check_extension(kernel: EmulatedKernel, kvm: Kvm | None, cap: int) -> int:
     """The answer for capability number ``cap``; 0 if it is unknown."""
     dialect = kernel.dialect
     is_td = kvm is not None and kvm.is_td
@@ -82,7 +84,7 @@ def check_extension(kernel: "EmulatedKernel", kvm: Kvm | None, cap: int) -> int:
 _ZERO_FOR_TD = frozenset([Cap.READONLY_MEM, Cap.SYNC_REGS])
 
 
-def system_capabilities(kernel: "EmulatedKernel") -> dict[int, int]:
+def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
     """Number to answer, for /dev/kvm."""
     table: dict[int, int] = dict.fromkeys(map(int, _ALWAYS_1), 1)
     answers: dict[Cap, int] = {

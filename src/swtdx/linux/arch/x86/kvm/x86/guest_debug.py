@@ -12,6 +12,8 @@ Breakpoint registers of the debugger take the place of the guest's: what the gue
 KVM_GUESTDBG_BLOCKIRQ is done by the shadow that STI casts over the next instruction.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING
 
@@ -54,13 +56,13 @@ KVM_GUESTDBG_VALID_MASK = (
 )
 
 
-def linear_rip(context: "GuestContext") -> int:
+def linear_rip(context: GuestContext) -> int:
     """CS base and RIP, as KVM_EXIT_DEBUG tells them."""
     base: int = context.segment(_CS)[1]
     return base + context.rip & (1 << 64) - 1
 
 
-def set_guest_debug(vcpu: "Vcpu", request: kvm_guest_debug) -> None:
+def set_guest_debug(vcpu: Vcpu, request: kvm_guest_debug) -> None:
     """Raises OSError(EBUSY) if an exception to be injected collides with a pending one."""
     vmx, context = vcpu.vmx, vcpu.vmx.context
     control = request.control
@@ -90,7 +92,7 @@ def set_guest_debug(vcpu: "Vcpu", request: kvm_guest_debug) -> None:
     context.check_code(True)  # user space has planted breakpoints, or taken them out
 
 
-def _take_debug_registers(vcpu: "Vcpu", taken: bool) -> None:
+def _take_debug_registers(vcpu: Vcpu, taken: bool) -> None:
     """From the guest, which gets a copy, or back to it."""
     vmx, context = vcpu.vmx, vcpu.vmx.context
     if taken and vmx.guest_dr is None:
@@ -102,13 +104,13 @@ def _take_debug_registers(vcpu: "Vcpu", taken: bool) -> None:
     context.mov_dr_exiting = taken
 
 
-def guest_get_dr(vcpu: "Vcpu", number: int) -> int:
+def guest_get_dr(vcpu: Vcpu, number: int) -> int:
     """The guest's own debug register (kvm_get_dr)."""
     mine = vcpu.vmx.guest_dr
     return mine[number] if mine is not None and number in mine else vcpu.vmx.context.get_dr(number)
 
 
-def guest_set_dr(vcpu: "Vcpu", number: int, value: int) -> None:
+def guest_set_dr(vcpu: Vcpu, number: int, value: int) -> None:
     """Set the guest's own debug register (kvm_set_dr)."""
     if number == 6:
         value = value & ~DR6_ACTIVE_LOW & 0xE00F | DR6_ACTIVE_LOW
@@ -121,13 +123,13 @@ def guest_set_dr(vcpu: "Vcpu", number: int, value: int) -> None:
         vcpu.vmx.context.set_dr(number, value)
 
 
-def before_entry(vcpu: "Vcpu", context: "GuestContext") -> None:
+def before_entry(vcpu: Vcpu, context: GuestContext) -> None:
     """Keep interrupts out of a single step, where user space wants that."""
     if vcpu.vmx.guest_debug & KVM_GUESTDBG_BLOCKIRQ:
         context.interruptibility |= _STI_SHADOW
 
 
-def handle_debug_exception(vcpu: "Vcpu", context: "GuestContext", vector: int) -> int:
+def handle_debug_exception(vcpu: Vcpu, context: GuestContext, vector: int) -> int:
     """#DB or #BP. 0: KVM_EXIT_DEBUG. 1: a #DB that no debugger asked for is delivered to the guest.
 
     It exits at all so that a guest whose delivery of #DB causes the next one leaves the processor each time
@@ -142,7 +144,7 @@ def handle_debug_exception(vcpu: "Vcpu", context: "GuestContext", vector: int) -
     return _debug_exit(vcpu, vector, context.exit_qualification if vector == Vector.DB else 0)
 
 
-def handle_emulated(vcpu: "Vcpu", context: "GuestContext", rip: int, result: int) -> int:
+def handle_emulated(vcpu: Vcpu, context: GuestContext, rip: int, result: int) -> int:
     """After an exit from the instruction at ``rip``: if KVM has carried that out while stepping, the step is done.
 
     ``result``: what the exit's handler answers (1: enter again, 0: to user space), and the new answer.
@@ -162,7 +164,7 @@ def handle_emulated(vcpu: "Vcpu", context: "GuestContext", rip: int, result: int
     return result
 
 
-def _debug_exit(vcpu: "Vcpu", vector: int, reasons: int) -> int:
+def _debug_exit(vcpu: Vcpu, vector: int, reasons: int) -> int:
     context = vcpu.vmx.context
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_DEBUG))
     run_struct.DEBUG.pack_into(

@@ -5,6 +5,8 @@ Memory without a slot is MMIO and not served here. A linear address that the gue
 the emulator then lets the guest take the #PF itself.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import walk
@@ -28,7 +30,7 @@ class Mmio(Exception):
     """There is no slot at the guest-physical address."""
 
 
-def user_address(kvm: "Kvm", gpa: int) -> int | None:
+def user_address(kvm: Kvm, gpa: int) -> int | None:
     """The user address behind ``gpa``, or None where there is no slot (gfn_to_hva)."""
     slot = kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
     if slot is None:
@@ -36,7 +38,7 @@ def user_address(kvm: "Kvm", gpa: int) -> int | None:
     return slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
 
 
-def translate(vcpu: "Vcpu", context: "GuestContext", address: int) -> int:
+def translate(vcpu: Vcpu, context: GuestContext, address: int) -> int:
     """The GPA of a linear address. Raises GuestPageFault."""
     gpa = walk(vcpu.kvm, context, address)
     if gpa is None:
@@ -44,7 +46,7 @@ def translate(vcpu: "Vcpu", context: "GuestContext", address: int) -> int:
     return gpa
 
 
-def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> bytes:
+def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
     """Bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
     pieces = []
     while length:
@@ -59,7 +61,7 @@ def read_linear(vcpu: "Vcpu", context: "GuestContext", address: int, length: int
     return b"".join(pieces)
 
 
-def fetch(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> bytes:
+def fetch(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
     """Instruction bytes at a linear address, at most ``length``. Raises GuestPageFault if there is not even one."""
     in_page = PAGE_SIZE - (address & PAGE_SIZE - 1)
     code = read_linear(vcpu, context, address, min(length, in_page))
@@ -71,7 +73,7 @@ def fetch(vcpu: "Vcpu", context: "GuestContext", address: int, length: int) -> b
     return code
 
 
-def write_linear(vcpu: "Vcpu", context: "GuestContext", address: int, data: bytes) -> None:
+def write_linear(vcpu: Vcpu, context: GuestContext, address: int, data: bytes) -> None:
     """Write guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
     done = 0
     while done < len(data):

@@ -4,6 +4,8 @@
 By VMCALL from a normal VM, by TDVMCALL with R10 != 0 from a TD. Results are negative KVM_E* numbers or 0.
 """
 
+from __future__ import annotations
+
 import struct
 import time
 from collections.abc import Callable
@@ -29,7 +31,7 @@ _MASK64 = (1 << 64) - 1
 
 
 def kvm_emulate_hypercall(
-    vcpu: "Vcpu", nr: int, args: tuple[int, int, int, int], done: Callable[[int], None], *, long_mode: bool
+    vcpu: Vcpu, nr: int, args: tuple[int, int, int, int], done: Callable[[int], None], *, long_mode: bool
 ) -> int:
     """Serve hypercall ``nr``; ``done`` receives the result, now or at the next KVM_RUN. 1: go on; 0: to user space."""
     vcpu.stat.values[HYPERCALLS] += 1
@@ -61,7 +63,7 @@ def kvm_emulate_hypercall(
     return 1
 
 
-def _clock_pairing(vcpu: "Vcpu", address: int, kind: int) -> int:
+def _clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
     """Wall-clock time and the guest's TSC of one moment, to guest memory (of a TD: to shared memory)."""
     if kind != KVM_CLOCK_PAIRING_WALLCLOCK:
         return -KVM_EOPNOTSUPP
@@ -74,7 +76,7 @@ def _clock_pairing(vcpu: "Vcpu", address: int, kind: int) -> int:
     return 0
 
 
-def _send_ipi(vcpu: "Vcpu", low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
+def _send_ipi(vcpu: Vcpu, low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
     """The APIC ids first.. as two maps of ``cluster`` bits; the number of vCPUs reached."""
     if icr & _ICR_LOGICAL_OR_SHORTHAND:
         return -KVM_EINVAL

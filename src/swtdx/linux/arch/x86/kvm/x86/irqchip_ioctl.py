@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """ioctls of the PICs, the I/O APIC and the PIT on a VM's fd. Without them in the kernel they are ENXIO."""
 
+from __future__ import annotations
+
 import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,26 +30,26 @@ REINJECT_CONTROL_SIZE = 32
 """Bytes of struct kvm_reinject_control."""
 
 
-def _create_irqchip(kvm: "Kvm", arg: int) -> int:
+def _create_irqchip(kvm: Kvm, arg: int) -> int:
     with kvm.lock:
         kvm.create_irqchip()
     return 0
 
 
-def _create_pit2(kvm: "Kvm", arg: int) -> int:
+def _create_pit2(kvm: Kvm, arg: int) -> int:
     config = struct_from_user(kvm_pit_config, arg)
     with kvm.lock:
         kvm.create_pit(i8254.PORTS if config.flags & KVM_PIT_SPEAKER_DUMMY else i8254.PORTS[:4])
     return 0
 
 
-def _create_pit(kvm: "Kvm", arg: int) -> int:
+def _create_pit(kvm: Kvm, arg: int) -> int:
     with kvm.lock:
         kvm.create_pit(i8254.PORTS)
     return 0
 
 
-def _get_irqchip(kvm: "Kvm", arg: int) -> int:
+def _get_irqchip(kvm: Kvm, arg: int) -> int:
     chip = struct_from_user(kvm_irqchip, arg)
     if kvm.pic is None or kvm.ioapic is None:
         raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
@@ -61,7 +63,7 @@ def _get_irqchip(kvm: "Kvm", arg: int) -> int:
     return 0
 
 
-def _set_irqchip(kvm: "Kvm", arg: int) -> int:
+def _set_irqchip(kvm: Kvm, arg: int) -> int:
     chip = struct_from_user(kvm_irqchip, arg)
     if kvm.pic is None or kvm.ioapic is None:
         raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
@@ -77,42 +79,42 @@ def _set_irqchip(kvm: "Kvm", arg: int) -> int:
     return 0
 
 
-def _pit(kvm: "Kvm") -> "Pit":
+def _pit(kvm: Kvm) -> Pit:
     if kvm.pit is None:
         raise err(errno.ENXIO, "no PIT in the kernel")
     return kvm.pit
 
 
-def _get_pit(kvm: "Kvm", arg: int) -> int:
+def _get_pit(kvm: Kvm, arg: int) -> int:
     struct_from_user(kvm_pit_state, arg)  # this one is copied in before anything is asked; KVM_GET_PIT2 is not
     copy_to_user(arg, kvm_pit_state.from_buffer_copy(_pit(kvm).state))
     return 0
 
 
-def _get_pit2(kvm: "Kvm", arg: int) -> int:
+def _get_pit2(kvm: Kvm, arg: int) -> int:
     copy_to_user(arg, _pit(kvm).state)
     return 0
 
 
-def _set_pit(kvm: "Kvm", arg: int) -> int:
+def _set_pit(kvm: Kvm, arg: int) -> int:
     state = kvm_pit_state2(channels=struct_from_user(kvm_pit_state, arg).channels)
     _pit(kvm).set_state(state)
     return 0
 
 
-def _set_pit2(kvm: "Kvm", arg: int) -> int:
+def _set_pit2(kvm: Kvm, arg: int) -> int:
     state = struct_from_user(kvm_pit_state2, arg)
     _pit(kvm).set_state(state)
     return 0
 
 
-def _reinject_control(kvm: "Kvm", arg: int) -> int:
+def _reinject_control(kvm: Kvm, arg: int) -> int:
     copy_from_user(arg, REINJECT_CONTROL_SIZE)
     _pit(kvm)  # ticks are never reinjected here: a guest that is late misses them
     return 0
 
 
-HANDLERS: "dict[str, Callable[[Kvm, int], int]]" = {
+HANDLERS: dict[str, Callable[[Kvm, int], int]] = {
     "KVM_CREATE_IRQCHIP": _create_irqchip,
     "KVM_GET_IRQCHIP": _get_irqchip,
     "KVM_SET_IRQCHIP": _set_irqchip,

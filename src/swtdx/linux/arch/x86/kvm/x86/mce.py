@@ -6,6 +6,8 @@ does that was told of one by its own kernel. Left out: corrected-error interrupt
 IA32_MCi_CTL2 takes nothing but user space's 0, as where MCG_CAP lacks the bit.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING
 
@@ -104,7 +106,7 @@ class MachineCheck:
         return True
 
 
-def set_mce(vcpu: "Vcpu", mce: kvm_x86_mce) -> None:
+def set_mce(vcpu: Vcpu, mce: kvm_x86_mce) -> None:
     """KVM_X86_SET_MCE: an error is found in a bank, the guest gets #MC if it is uncorrected. Raises OSError(EINVAL)."""
     state = vcpu.msrs.mce
     status = mce.status

@@ -5,6 +5,8 @@ Common to normal VMs and TDs, which differ in how the result reaches the guest: 
 space has answered KVM_EXIT_X86_RDMSR / KVM_EXIT_X86_WRMSR at the next KVM_RUN.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 
-def read(vcpu: "Vcpu", index: int, done: Callable[[int | None], None]) -> int:
+def read(vcpu: Vcpu, index: int, done: Callable[[int | None], None]) -> int:
     """RDMSR; ``done`` gets the value, or None for an error. 1: go on; 0: to user space."""
     msr_filter = vcpu.kvm.msr_filter
     reason = KVM_MSR_EXIT_REASON_FILTER
@@ -46,7 +48,7 @@ def read(vcpu: "Vcpu", index: int, done: Callable[[int | None], None]) -> int:
     return _exit(vcpu, int(KVM_EXIT_X86_RDMSR), reason, index, 0, complete)
 
 
-def write(vcpu: "Vcpu", index: int, value: int, done: Callable[[bool], None]) -> int:
+def write(vcpu: Vcpu, index: int, value: int, done: Callable[[bool], None]) -> int:
     """WRMSR; ``done`` is told whether it was accepted. 1: go on; 0: to user space."""
     msr_filter = vcpu.kvm.msr_filter
     reason = KVM_MSR_EXIT_REASON_FILTER
@@ -70,7 +72,7 @@ def write(vcpu: "Vcpu", index: int, value: int, done: Callable[[bool], None]) ->
     return _exit(vcpu, int(KVM_EXIT_X86_WRMSR), reason, index, value, complete)
 
 
-def _exit(vcpu: "Vcpu", exit_reason: int, reason: int, index: int, data: int, complete: Callable[[], None]) -> int:
+def _exit(vcpu: Vcpu, exit_reason: int, reason: int, index: int, data: int, complete: Callable[[], None]) -> int:
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, exit_reason)
     run_struct.MSR.pack_into(vcpu.run, run_struct.UNION, 0, reason, index, data)
     vcpu.complete_userspace_io = complete

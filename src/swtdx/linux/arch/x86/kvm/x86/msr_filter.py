@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """KVM_X86_SET_MSR_FILTER: which MSRs a guest may touch without user space being asked (arch/x86/kvm/x86.c)."""
 
+from __future__ import annotations
+
 import errno
 from dataclasses import dataclass
 

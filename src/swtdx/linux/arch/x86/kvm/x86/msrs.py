@@ -10,6 +10,8 @@ paravirtual EOI and steal time (what a vCPU waits for is the engine, which nobod
 here; that of steal time reads 0, as in a kernel without scheduler statistics.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.cpuid import F7_EDX_ARCH_CAPABILITIES, F7_EDX_FLUSH_L1D, F7_EDX_SPEC_CTRL
@@ -117,7 +119,7 @@ def _is_refused(index: int) -> bool:
 class EmulatedMsrs:
     """The MSRs of one vCPU that are plain storage or belong to other parts of KVM."""
 
-    def __init__(self, vcpu: "Vcpu") -> None:
+    def __init__(self, vcpu: Vcpu) -> None:
         self.vcpu = vcpu
         self.values = dict(_PLAIN_DEFAULTS)
         self.arch_capabilities: int = vcpu.kvm.kernel.arch_capabilities

@@ -5,6 +5,8 @@ KVM_EXIT_IO carries as many items as fit into the PIO page and into RCX; after u
 RDI, and RCX are updated, and RIP moves on when RCX is used up (otherwise the instruction is simply executed again).
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
@@ -22,7 +24,7 @@ _RFLAGS_DF = 1 << 10
 _IO_REP = 1 << 5
 
 
-def string_io(vcpu: "Vcpu", context: "GuestContext", qualification: int) -> int:
+def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
     """0 (to user space), or 1 when there is nothing to do."""
     size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
     is_in = bool(qualification & 8)

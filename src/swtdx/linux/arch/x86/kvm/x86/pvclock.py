@@ -10,6 +10,8 @@ A page is written when what it says changes: the MSR, KVM_SET_CLOCK, the vCPU's 
 slot is there or it is read-only, stays as it is. TDs have no such page (the module shows them their TSC).
 """
 
+from __future__ import annotations
+
 import struct
 import threading
 import time
@@ -43,7 +45,7 @@ def time_scale(hertz: int) -> tuple[int, int]:
 class KvmClock:
     """A VM's clock: it counts from the VM's creation, or from what KVM_SET_CLOCK says."""
 
-    def __init__(self, kvm: "Kvm") -> None:
+    def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._lock = threading.Lock()
         self.wall_clock = 0
@@ -126,7 +128,7 @@ class KvmClock:
 class PvTime:
     """A vCPU's page."""
 
-    def __init__(self, vcpu: "Vcpu") -> None:
+    def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self.msr = 0
         self.guest_stopped = False

@@ -6,6 +6,8 @@ those given with KVM_SREGS2_FLAGS_PDPTRS_VALID are checked for the paging mode a
 whether the state may be touched before they look at the argument.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 from typing import TYPE_CHECKING
@@ -26,7 +28,7 @@ def _pae_paging(sregs: kvm_sregs | kvm_sregs2) -> bool:
     return bool(sregs.cr0 & CR0_PG and sregs.cr4 & CR4_PAE and not sregs.efer & EFER_LMA)
 
 
-def get_sregs2(vcpu: "Vcpu", arg: int) -> int:
+def get_sregs2(vcpu: Vcpu, arg: int) -> int:
     """KVM_GET_SREGS2. Raises OSError(EINVAL, EFAULT)."""
     data: bytes = vcpu.ops.get_sregs(vcpu)
     sregs = kvm_sregs2.from_buffer_copy(data[:SHARED_SIZE] + bytes(ctypes.sizeof(kvm_sregs2) - SHARED_SIZE))
@@ -42,7 +44,7 @@ def get_sregs2(vcpu: "Vcpu", arg: int) -> int:
     return 0
 
 
-def set_sregs2(vcpu: "Vcpu", arg: int) -> int:
+def set_sregs2(vcpu: Vcpu, arg: int) -> int:
     """KVM_SET_SREGS2. Raises OSError(EINVAL, EFAULT)."""
     if vcpu.kvm.is_td:
         raise err(errno.EINVAL, "the registers of a TD are the module's")

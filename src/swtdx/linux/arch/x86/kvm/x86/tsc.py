@@ -7,6 +7,8 @@ them. So a new vCPU, a write of 0, and a write that is within a second of what t
 offset that the others have. A TD's TSC is the module's: one offset for the whole TD.
 """
 
+from __future__ import annotations
+
 import threading
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ class TscGeneration:
         self.offset = 0
         self.multiplier: int | None = None
 
-    def offset_for(self, vcpu: "Vcpu", multiplier: int, value: int | None) -> int:
+    def offset_for(self, vcpu: Vcpu, multiplier: int, value: int | None) -> int:
         """The offset with which a vCPU's TSC goes on from now. ``value``: what user space wrote; None: it is new."""
         scaled = vcpu.kvm.processor.rdtsc() * multiplier >> 48
         with self.lock:

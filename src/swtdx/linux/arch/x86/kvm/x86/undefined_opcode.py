@@ -6,6 +6,8 @@ has VMCALL. KVM therefore writes VMCALL over a VMMCALL, once, and lets the guest
 KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled the guest takes the #UD. Every other #UD is the guest's own.
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
@@ -23,7 +25,7 @@ VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 _PF_PRESENT_WRITE = 0b11
 
 
-def handle_ud(vcpu: "Vcpu", context: "GuestContext") -> int:
+def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
     """1: enter the guest again, with the instruction replaced or the exception pending."""
     if not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
         address = linear_rip(context)
@@ -38,7 +40,7 @@ def handle_ud(vcpu: "Vcpu", context: "GuestContext") -> int:
     return 1
 
 
-def _fix_hypercall(vcpu: "Vcpu", context: "GuestContext", address: int) -> int:
+def _fix_hypercall(vcpu: Vcpu, context: GuestContext, address: int) -> int:
     """The write is the guest's own: a page that it may not write raises #PF."""
     user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
     for byte in (address, address + len(VMCALL) - 1):

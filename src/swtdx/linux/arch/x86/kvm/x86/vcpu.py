@@ -5,6 +5,8 @@ The loop: enter the guest, let kvm_x86_ops handle the exit, go on while the hand
 it answers 0. An exit that user space must complete leaves a callback in ``complete_userspace_io`` for the next KVM_RUN.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import threading
@@ -63,8 +65,8 @@ no more than twice as long as it had to; processors that firmware parks in a loo
 class Vcpu:
     """``run`` is the memory that user space maps: kvm_run, the PIO page, the coalesced-MMIO page."""
 
-    vmx: "VcpuVmx"
-    tdx: "VcpuTdx"
+    vmx: VcpuVmx
+    tdx: VcpuTdx
 
     def __init__(self, kvm: Kvm, vcpu_id: int, run: memoryview) -> None:
         self.kvm = kvm
@@ -113,7 +115,7 @@ class Vcpu:
             self.apic.free()
         self.ops.vcpu_free(self)
 
-    # APIC base, CPUID, TSC
+    # --- APIC base, CPUID, TSC ----------------------------------------------------------------------------------------
 
     @property
     def apic_base(self) -> int:
@@ -150,7 +152,7 @@ class Vcpu:
         """The guest's TSC now."""
         return self.ops.read_l1_tsc(self, self.kvm.processor.rdtsc())
 
-    # Interrupts
+    # --- Interrupts ---------------------------------------------------------------------------------------------------
 
     def kick(self) -> None:
         """kvm_vcpu_kick: out of the guest, or awake, whichever applies."""
@@ -169,7 +171,7 @@ class Vcpu:
         self.nmi_pending = min(self.nmi_pending + 1, 2)
         self.kick()
 
-    # Exits
+    # --- Exits --------------------------------------------------------------------------------------------------------
 
     def memory_fault(self, gfn: int, private: bool, reason: str, code: int = errno.EFAULT) -> OSError:
         """Prepare KVM_EXIT_MEMORY_FAULT; the error with which KVM_RUN is to fail."""
@@ -191,7 +193,7 @@ class Vcpu:
         run_struct.U32.pack_into(self.run, run_struct.UNION + 8, self.cpu)
         return 0
 
-    # KVM_RUN
+    # --- KVM_RUN ------------------------------------------------------------------------------------------------------
 
     def ioctl_run(self) -> int:
         """KVM_RUN with vcpu.mutex held. Raises OSError: EINTR, EAGAIN, EINVAL, EFAULT, EIO."""
@@ -350,7 +352,7 @@ class Vcpu:
             return False
         return any(not self.sigset >> number - 1 & 1 for number in self.kvm.mm.pending_signals())
 
-    # Blocking
+    # --- Blocking -----------------------------------------------------------------------------------------------------
 
     def halt(self) -> int:
         """The guest halted: sleep in the kernel if it has a local APIC here. 1."""

@@ -9,6 +9,8 @@ Left out: SMM (there is none), and the payload of a pending exception, which is 
 processor does not tell the shadow of MOV SS from that of STI: either reads as STI's.
 """
 
+from __future__ import annotations
+
 import errno
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,7 @@ _EXCEPTIONS = (EventType.HARDWARE_EXCEPTION, EventType.SOFTWARE_EXCEPTION)
 _SHADOW = {0: 0, 1: 2, 2: 1, 3: 3}  # KVM_X86_SHADOW_INT_MOV_SS 1, _STI 2; in the VMCS STI is bit 0, MOV SS bit 1
 
 
-def get_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
+def get_vcpu_events(vcpu: Vcpu, arg: int) -> int:
     """Raises OSError(EFAULT)."""
     events = kvm_vcpu_events(
         flags=KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM
@@ -61,7 +63,7 @@ def get_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
     return 0
 
 
-def _get_from_processor(vcpu: "Vcpu", events: kvm_vcpu_events) -> None:
+def _get_from_processor(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
     context = vcpu.vmx.context
     events.interrupt.shadow = _SHADOW[context.interruptibility & 3]
     events.nmi.masked = bool(context.interruptibility & BLOCKED_BY_NMI)
@@ -80,7 +82,7 @@ def _get_from_processor(vcpu: "Vcpu", events: kvm_vcpu_events) -> None:
         events.interrupt.injected, events.interrupt.nr = 1, vector
 
 
-def set_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
+def set_vcpu_events(vcpu: Vcpu, arg: int) -> int:
     """Raises OSError: EFAULT, EINVAL."""
     events = struct_from_user(kvm_vcpu_events, arg)
     flags, exception = events.flags, events.exception
@@ -111,7 +113,7 @@ def set_vcpu_events(vcpu: "Vcpu", arg: int) -> int:
     return 0
 
 
-def _set_in_processor(vcpu: "Vcpu", events: kvm_vcpu_events) -> None:
+def _set_in_processor(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
     context = vcpu.vmx.context
     exception = events.exception
     context.cancel_event()

@@ -6,6 +6,8 @@ vCPU's mutex is taken, and an unknown request is EINVAL too. The SET ioctls of r
 they ask whether the state may be touched, as the kernel does, so for a TD a bad pointer is EFAULT; the GETs ask first.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import mmap
@@ -196,7 +198,7 @@ def _set_lapic(vcpu: Vcpu, arg: int) -> int:
     return 0
 
 
-# CPUID and MSRs
+# --- CPUID and MSRs ---------------------------------------------------------------------------------------------------
 
 
 def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
@@ -291,7 +293,7 @@ def _set_msrs(vcpu: Vcpu, arg: int) -> int:
     return len(entries)
 
 
-# State
+# --- State ------------------------------------------------------------------------------------------------------------
 
 
 def _get_mp_state(vcpu: Vcpu, arg: int) -> int:

@@ -5,6 +5,8 @@ First EIO for a caller in another address space or a dead VM, then the request; 
 interrupt controllers are in `irqchip_ioctl`.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import logging

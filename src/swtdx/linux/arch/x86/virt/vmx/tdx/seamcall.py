@@ -8,6 +8,8 @@ times, as seamcall_retry does. ``cpu`` is the logical processor that issues the 
 Physical addresses are HPAs; GPA operands carry the level in their low bits: tdx_level, 0 for 4 KiB, 1 for 2 MiB...
 """
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.processor import SeamArgs
@@ -85,7 +87,7 @@ def status_class(status: int) -> int:
 class Seamcall:
     """The wrappers, bound to a processor."""
 
-    def __init__(self, processor: "Processor") -> None:
+    def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self._seamcall = processor.seamcall
 
@@ -109,7 +111,7 @@ class Seamcall:
         args.rcx, args.rdx, args.r8, args.r9 = rcx, rdx, r8, r9
         return self(fn, args, cpu), args
 
-    # The module as a whole
+    # --- The module as a whole ----------------------------------------------------------------------------------------
 
     def tdh_sys_init(self) -> int:
         return self._call(TDH_SYS_INIT)
@@ -136,7 +138,7 @@ class Seamcall:
         status, args = self._call_ret(TDH_SYS_TDMR_INIT, base)
         return status, args.rdx
 
-    # A TD
+    # --- A TD ---------------------------------------------------------------------------------------------------------
 
     def tdh_mng_create(self, tdr: int, hkid: int) -> int:
         return self._call(TDH_MNG_CREATE, tdr, hkid)
@@ -169,7 +171,7 @@ class Seamcall:
     def tdh_mng_key_freeid(self, tdr: int) -> int:
         return self._call(TDH_MNG_KEY_FREEID, tdr)
 
-    # A virtual processor
+    # --- A virtual processor ------------------------------------------------------------------------------------------
 
     def tdh_vp_create(self, tdr: int, tdvpr: int) -> int:
         return self._call(TDH_VP_CREATE, tdvpr, tdr)
@@ -194,7 +196,7 @@ class Seamcall:
     def tdh_vp_wr(self, tdvpr: int, field: int, value: int, mask: int, cpu: int) -> int:
         return self._call(TDH_VP_WR, tdvpr, field, value, mask, cpu)
 
-    # Private memory. (status, RCX, RDX): the last two are the Secure EPT entry and its level and state on error.
+    # --- Private memory. (status, RCX, RDX): the last two are the Secure EPT entry and its level and state on error. --
 
     def tdh_mem_sept_add(self, tdr: int, gpa: int, level: int, page: int) -> tuple[int, int, int]:
         status, args = self._call_ret(TDH_MEM_SEPT_ADD, gpa | level, tdr, page)
@@ -234,7 +236,7 @@ class Seamcall:
     def tdh_mem_track(self, tdr: int) -> int:
         return self._call(TDH_MEM_TRACK, tdr)
 
-    # Physical pages and caches
+    # --- Physical pages and caches ------------------------------------------------------------------------------------
 
     def tdh_phymem_page_reclaim(self, page: int) -> tuple[int, int, int, int]:
         """(status, page type, owner, size)."""

@@ -10,6 +10,8 @@ KeyIDs: the first private one is the global key, the rest are for guests. A gues
 leaked, never reused.
 """
 
+from __future__ import annotations
+
 import errno
 import logging
 import struct
@@ -112,7 +114,7 @@ class Tdmr:
 class TdxHost:
     """The module, up and configured. Raises TdxUnavailable on construction when it cannot be."""
 
-    def __init__(self, processor: "Processor", pages: PageAllocator, *, sys_rd: bool) -> None:
+    def __init__(self, processor: Processor, pages: PageAllocator, *, sys_rd: bool) -> None:
         self.processor = processor
         self.pages = pages
         self.seamcall = Seamcall(processor)
@@ -134,7 +136,7 @@ class TdxHost:
         per_package = max(1, cpus // self.packages)
         return [package * per_package for package in range(self.packages)]
 
-    # Bring-up
+    # --- Bring-up -----------------------------------------------------------------------------------------------------
 
     @staticmethod
     def _must(status: int, leaf: str) -> None:
@@ -249,7 +251,7 @@ class TdxHost:
                 raise TdxUnavailable(f"TDMR {tdmr.base:#x} needs {len(tdmr.reserved)} reserved areas")
         return tdmrs
 
-    # KeyIDs
+    # --- KeyIDs -------------------------------------------------------------------------------------------------------
 
     def tdx_guest_keyid_alloc(self) -> int:
         """A private KeyID for a guest. Raises OSError(ENOSPC) when all are taken."""
