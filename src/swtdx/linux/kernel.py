@@ -6,6 +6,8 @@ says which kernel it is: one with the TDX ABI of Linux 6.16 (upstream), or one w
 Whatever goes wrong, a caller sees OSError: an internal error is logged, kills the VM it happened in, and is EIO.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import logging
@@ -50,7 +52,7 @@ class EmulatedKernel:
 
     def __init__(
         self,
-        processor: "Processor",
+        processor: Processor,
         dialect: Dialect = Dialect.UPSTREAM,
         config: KernelConfig = DEFAULT_CONFIG,
     ) -> None:
@@ -133,7 +135,7 @@ class EmulatedKernel:
             return 1 << 31
         return None
 
-    # System calls
+    # --- System calls -------------------------------------------------------------------------------------------------
 
     def open(self, path: str, flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
         """/dev/kvm is all there is. Raises OSError(ENOENT)."""
@@ -192,7 +194,7 @@ class EmulatedKernel:
             log.exception("internal error in close")
             raise err(errno.EIO, f"internal error: {error!r}") from error
 
-    # What a front end that watches other system calls of the process tells
+    # --- What a front end that watches other system calls of the process tells ----------------------------------------
 
     def mmu_notifier_invalidate_range_start(self, start: int, end: int) -> None:
         """Call before munmap(2), mmap(2) with MAP_FIXED, mremap(2) or mprotect(2) of [start, end) of the caller."""

@@ -9,6 +9,8 @@ What is known of a mapping is kept until `HvaMapping.invalidate` says that it ch
 watches munmap(2) and its like tells the kernel; a program without one deletes the slot first.
 """
 
+from __future__ import annotations
+
 import errno
 import threading
 from bisect import bisect_right
@@ -34,7 +36,7 @@ class UserWindows:
     window begins elsewhere: they share one for each mapping, or for each GiB of a longer one.
     """
 
-    def __init__(self, memory: "PhysicalMemory") -> None:
+    def __init__(self, memory: PhysicalMemory) -> None:
         self._memory = memory
         self._shared: dict[tuple[Mm, int, int], list[int]] = {}  # mm, user start, user end: HPA, users
         self._lock = threading.Lock()

@@ -9,6 +9,8 @@ madvise(2) with MADV_DONTNEED and its like change contents alone. Guests see tha
 translated from them has to be forgotten. So it is with copy-on-write after fork(2): the parent's addresses stay.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -21,18 +23,18 @@ if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.memslots import Memslot
 
 
-def _vms(kernel: "EmulatedKernel", mm: Mm) -> "list[Kvm]":
+def _vms(kernel: EmulatedKernel, mm: Mm) -> list[Kvm]:
     return [kvm for kvm in list(kernel.vms) if kvm.mm is mm]
 
 
-def _slots(kvm: "Kvm", start: int, end: int) -> "Iterator[Memslot]":
+def _slots(kvm: Kvm, start: int, end: int) -> Iterator[Memslot]:
     """kvm_for_each_memslot_in_hva_range."""
     for slot in kvm.memslots:
         if slot.userspace_addr < end and start < slot.userspace_addr + (slot.npages << PAGE_SHIFT):
             yield slot
 
 
-def _zap(kvm: "Kvm", slot: "Memslot", start: int, end: int) -> None:
+def _zap(kvm: Kvm, slot: Memslot, start: int, end: int) -> None:
     """Unmap what the slot shows of [start, end), and of the windows there, which go as a whole."""
     windows = slot.hva.touched(start, end)
     low = max(slot.userspace_addr, min([start, *(window.start for window in windows)]))
@@ -41,7 +43,7 @@ def _zap(kvm: "Kvm", slot: "Memslot", start: int, end: int) -> None:
     kvm.mmu.zap_direct(first, first + (high - low >> PAGE_SHIFT))
 
 
-def invalidate_range_start(kernel: "EmulatedKernel", mm: Mm, start: int, end: int) -> None:
+def invalidate_range_start(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> None:
     """Let the caller change the mappings of [start, end), whole pages of ``mm``, when this returns."""
     for kvm in _vms(kernel, mm):
         with kvm.mmu.lock:
@@ -56,7 +58,7 @@ def invalidate_range_start(kernel: "EmulatedKernel", mm: Mm, start: int, end: in
                     slot.hva.invalidate(start, end)
 
 
-def invalidate_range_end(kernel: "EmulatedKernel", mm: Mm, start: int, end: int) -> None:
+def invalidate_range_end(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> None:
     """The change is made: faults may map the range again."""
     for kvm in _vms(kernel, mm):
         with kvm.mmu.lock:
@@ -64,7 +66,7 @@ def invalidate_range_end(kernel: "EmulatedKernel", mm: Mm, start: int, end: int)
                 kvm.mmu.invalidating.remove((start, end))
 
 
-def contents_changed(kernel: "EmulatedKernel", mm: Mm, start: int, end: int) -> None:
+def contents_changed(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> None:
     """Forget code that was translated from [start, end)."""
     for kvm in _vms(kernel, mm):
         with kvm.mmu.lock:

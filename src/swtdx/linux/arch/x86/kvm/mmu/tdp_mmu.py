@@ -15,6 +15,8 @@ In the v10 dialect there is no attribute that user space sets: the shared bit of
 a TD can hold both, and `convert` (MapGPA) drops the side that the guest gave up.
 """
 
+from __future__ import annotations
+
 import errno
 import threading
 from enum import IntEnum
@@ -63,7 +65,7 @@ class RetPf(IntEnum):
 class TdpMmu:
     """A VM's page tables."""
 
-    def __init__(self, kvm: "Kvm", levels: int = 4) -> None:
+    def __init__(self, kvm: Kvm, levels: int = 4) -> None:
         self.kvm = kvm
         self.lock = threading.RLock()  # mmu_lock
         self.direct = DirectRoot(kvm.pages, levels)
@@ -95,9 +97,9 @@ class TdpMmu:
                     self.kvm.ops.load_mmu_pgd(vcpu)
                 self.kvm.flush_tlbs()
 
-    # Faults
+    # --- Faults -------------------------------------------------------------------------------------------------------
 
-    def page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None = None) -> RetPf:
+    def page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None = None) -> RetPf:
         """kvm_tdp_page_fault. ``level``: at which the guest accepts the private page, if that is what it does.
 
         Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
@@ -120,7 +122,7 @@ class TdpMmu:
         values[PAGES_4K] = leaves[PG_LEVEL_4K] + (mirror.mapped - _2M_FRAMES * huge if mirror is not None else 0)
         values[PAGES_2M] = leaves[PG_LEVEL_2M] + huge
 
-    def _page_fault(self, vcpu: "Vcpu", gpa: int, write: bool, level: int | None) -> RetPf:
+    def _page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None) -> RetPf:
         kvm = self.kvm
         gfn = gpa >> PAGE_SHIFT
         if self.mirror is None:
@@ -135,7 +137,7 @@ class TdpMmu:
             return self._private_fault(vcpu, gfn, level)
         return self._direct_fault(vcpu, gfn, write)
 
-    def _private_fault(self, vcpu: "Vcpu", gfn: int, level: int | None) -> RetPf:
+    def _private_fault(self, vcpu: Vcpu, gfn: int, level: int | None) -> RetPf:
         slot = self.kvm.memslots.gfn_to_memslot(gfn)
         if slot is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
@@ -159,7 +161,7 @@ class TdpMmu:
         return RetPf.FIXED
 
     @staticmethod
-    def _page_for(vcpu: "Vcpu", slot: "Memslot", gfn: int) -> None:
+    def _page_for(vcpu: Vcpu, slot: Memslot, gfn: int) -> None:
         """kvm_gmem_get_pfn. Its failure is a memory-fault exit; that of a page for a table is not (ENOMEM alone)."""
         assert slot.gmem is not None
         try:
@@ -167,7 +169,7 @@ class TdpMmu:
         except OSError as error:
             raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
 
-    def _map_huge(self, slot: "Memslot", gfn: int) -> bool:
+    def _map_huge(self, slot: Memslot, gfn: int) -> bool:
         """Map the 2 MiB that the guest accepts, where slot, attributes and guest_memfd let it be one page."""
         gmem, mirror = slot.gmem, self.mirror
         assert mirror is not None
@@ -191,7 +193,7 @@ class TdpMmu:
             with self.lock:
                 self.mirror.split(gfn)
 
-    def map_private(self, slot: "Memslot", gfn: int) -> None:
+    def map_private(self, slot: Memslot, gfn: int) -> None:
         """The guest_memfd's page for ``gfn`` into the Secure EPT; that it is prepared now is the caller's to note.
 
         Raises OSError: EBUSY, EIO, ENOMEM, EFAULT.
@@ -208,7 +210,7 @@ class TdpMmu:
                 page = gmem.get_page(index)
             mirror.map(gfn, page)
 
-    def _direct_fault(self, vcpu: "Vcpu", gfn: int, write: bool) -> RetPf:
+    def _direct_fault(self, vcpu: Vcpu, gfn: int, write: bool) -> RetPf:
         kvm = self.kvm
         slot = kvm.memslots.gfn_to_memslot(gfn)
         if slot is None:
@@ -255,7 +257,7 @@ class TdpMmu:
             level += 1
         return self.direct.level_for(gfn | self.direct_bits, level)
 
-    def _mapping_level(self, slot: "Memslot", gfn: int, hpa: int, before: int, after: int) -> int:
+    def _mapping_level(self, slot: Memslot, gfn: int, hpa: int, before: int, after: int) -> int:
         """2 MiB where slot, user mapping, window alignment and attributes agree, else 4 KiB. Offsets in bytes."""
         frames = gfn & _2M_FRAMES - 1
         offset = frames << PAGE_SHIFT
@@ -273,7 +275,7 @@ class TdpMmu:
             return PG_LEVEL_4K
         return self.direct.level_for(gfn | self.direct_bits, PG_LEVEL_2M)
 
-    # Zapping
+    # --- Zapping ------------------------------------------------------------------------------------------------------
 
     def zap_direct(self, start: int, end: int) -> None:
         """Unmap what is shared in [start, end) (gfns without the shared bit) and flush."""
@@ -297,7 +299,7 @@ class TdpMmu:
                 shift = slot.gmem_pgoff - slot.base_gfn
                 slot.gmem.punch_hole(low + shift, high + shift)
 
-    def zap_slot(self, slot: "Memslot") -> None:
+    def zap_slot(self, slot: Memslot) -> None:
         """A slot is deleted or moves: nothing of it stays mapped, on either side."""
         self.zap_direct(slot.base_gfn, slot.end_gfn)
         self.zap_private(slot.base_gfn, slot.end_gfn)
