@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 import swtdx
+import swtdx.attest.direct_boot
 from swtdx.image.mrtd import Order, predict_mrtd
 from swtdx.image.tdvf import parse
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import Exit, kvm_run
+from testing.uefi_image import efi_kernel
 from tests.cli.conftest import Command
 from tests.vmm.fake_kernel import FakeKernel, Play, port_in, port_out, typed
 
@@ -203,3 +205,28 @@ def test_words_about_a_panic_do_not_end_a_run(command: Command, firmware: Path, 
     result = command("run", "--firmware", firmware)
     assert result.status == 0
     assert "STILL HERE" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "not signed"),
+        (["--timeout", "9"], 2, "not signed"),
+        (["--until", "Shell>"], 0, "warning: "),
+        (["--disk", "{disk},ro", "--timeout", "0.2"], 4, "warning: "),
+    ],
+)
+def test_a_kernel_that_secure_boot_refuses_is_refused_at_once(
+    arguments: list[str], status: int, words: str, command: Command, firmware: Path, scripted: Scripted, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    refusal = "firmware.fd enforces Secure Boot, and vmlinuz is not signed by a key of its db"
+    monkeypatch.setattr(swtdx.attest.direct_boot, "kernel_refusal", lambda image, linux, name: refusal)
+    kernel = scripted(FakeKernel(plays={0: PROMPT}))
+    (tmp_path / "vmlinuz").write_bytes(efi_kernel())
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    given = [each.format(disk=tmp_path / "disk") for each in arguments]
+    result = command("run", "--firmware", firmware, "--kernel", tmp_path / "vmlinuz", *given)
+    assert result.status == status
+    assert words in result.err
+    assert bool(kernel.calls) == (status != 2)

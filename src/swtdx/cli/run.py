@@ -150,11 +150,7 @@ def run(options: Options) -> int:
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
     if plan.linux is not None:
-        from swtdx.attest.direct_boot import kernel_refusal
-
-        refusal = kernel_refusal(plan.firmware.image, plan.linux, str(plan.firmware.path))
-        if refusal is not None:
-            voice.say(f"warning: {refusal}")
+        _check_secure_boot(options, plan, plan.linux, voice)
     with ExitStack() as files:
         interruption = files.enter_context(Interruption())
         outputs = files.enter_context(Outputs())
@@ -197,6 +193,19 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--html", options.html),
     )
     return {option: outputs.open(option, path) for option, path in wanted if path is not None}
+
+
+def _check_secure_boot(options: Options, plan: Plan, linux: LinuxBoot, voice: Voice) -> None:
+    """Refuse a kernel that the firmware will not start, where nothing else can come of the run. Raises InputError."""
+    from swtdx.attest.direct_boot import kernel_refusal
+
+    refusal = kernel_refusal(plan.firmware.image, linux, str(plan.firmware.path))
+    if refusal is None:
+        return
+    attended = options.gdb is not None or (sys.stdin.isatty() and sys.stdout.isatty())
+    if not (attended or options.until is not None or options.disks):
+        raise InputError(f"{refusal} (--until TEXT, a --disk or a terminal run the firmware without it)")
+    voice.say(f"warning: {refusal}")
 
 
 def _plan(options: Options) -> Plan:
