@@ -12,6 +12,7 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "tcg/tcg.h"
+#include "exec/helper-proto.h"
 #include "swtdx_internal.h"
 
 #define BREAKPOINTS 4
@@ -108,6 +109,12 @@ void swtdx_raise_debug(CPUX86State *env, uint64_t reasons)
         env->dr[6] = (env->dr[6] & ~DR6_BREAKPOINTS) | engine->debug_reasons;
     }
     raise_exception(env, EXCP01_DB);
+}
+
+/* INT1: a #DB without a reason, after the instruction. */
+void helper_swtdx_int1(CPUX86State *env)
+{
+    swtdx_raise_debug(env, 0);
 }
 
 /* TCG stopped for a breakpoint: before an instruction, or after a data access. */

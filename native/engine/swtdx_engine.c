@@ -72,25 +72,32 @@ void swtdx_set_executing(swtdx_engine *engine)
 
 /* ---- life ---- */
 
+/* What TCG executes is what src/swtdx/cpu/cpuid.py offers, and all else is #UD, whatever the model TCG was started with. */
 static void offer_features(CPUX86State *env)
 {
-    /* What TCG executes. What the guest is told is the business of whoever handles its CPUID exits. */
-    env->features[FEAT_1_EDX] |= CPUID_FP87 | CPUID_PSE | CPUID_TSC | CPUID_MSR | CPUID_PAE | CPUID_MCE | CPUID_CX8 |
-        CPUID_APIC | CPUID_SEP | CPUID_MTRR | CPUID_PGE | CPUID_MCA | CPUID_CMOV | CPUID_PAT | CPUID_PSE36 | CPUID_CLFLUSH |
-        CPUID_MMX | CPUID_FXSR | CPUID_SSE | CPUID_SSE2 | CPUID_SS;
-    env->features[FEAT_1_ECX] |= CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 | CPUID_EXT_SSE41 |
+    memset(env->features, 0, sizeof(env->features));
+    env->features[FEAT_1_EDX] = CPUID_FP87 | CPUID_VME | CPUID_DE | CPUID_PSE | CPUID_TSC | CPUID_MSR | CPUID_PAE | CPUID_MCE |
+        CPUID_CX8 | CPUID_APIC | CPUID_SEP | CPUID_MTRR | CPUID_PGE | CPUID_MCA | CPUID_CMOV | CPUID_PAT | CPUID_PSE36 |
+        CPUID_CLFLUSH | CPUID_MMX | CPUID_FXSR | CPUID_SSE | CPUID_SSE2 | CPUID_SS;
+    env->features[FEAT_1_ECX] = CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 | CPUID_EXT_SSE41 |
         CPUID_EXT_SSE42 | CPUID_EXT_POPCNT | CPUID_EXT_MOVBE | CPUID_EXT_AES | CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC;
-    env->features[FEAT_1_ECX] &= ~CPUID_EXT_MONITOR;
-    env->features[FEAT_7_0_EBX] |= CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_BMI1 | CPUID_7_0_EBX_BMI2 | CPUID_7_0_EBX_SMEP |
-        CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX | CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB |
-        CPUID_7_0_EBX_RDSEED;
-    env->features[FEAT_7_0_ECX] |= CPUID_7_0_ECX_LA57 | CPUID_7_0_ECX_PKU;
-    env->features[FEAT_8000_0001_EDX] |= CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
-    env->features[FEAT_8000_0001_ECX] |= CPUID_EXT3_LAHF_LM | CPUID_EXT3_ABM;
-    env->features[FEAT_8000_0001_ECX] &= ~(CPUID_EXT3_SVM | CPUID_EXT3_SKINIT | CPUID_EXT3_CR8LEG);
-    env->features[FEAT_XSAVE] |= CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XGETBV1;
-    env->features[FEAT_XSAVE_COMP_LO] |= XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK;
-    env->cpuid_level = env->cpuid_level < 0x24 ? 0x24 : env->cpuid_level;
+    env->features[FEAT_7_0_EBX] = CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_SMEP | CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX |
+        CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB | CPUID_7_0_EBX_RDSEED;
+    env->features[FEAT_7_0_ECX] = CPUID_7_0_ECX_LA57 | CPUID_7_0_ECX_PKU;
+    env->features[FEAT_8000_0001_EDX] = CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
+    env->features[FEAT_8000_0001_ECX] = CPUID_EXT3_LAHF_LM | CPUID_EXT3_ABM;
+    env->features[FEAT_XSAVE] = CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XGETBV1;
+    env->features[FEAT_XSAVE_COMP_LO] = XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK;
+    env->cpuid_level = 0x24;
+    env->cpuid_vendor1 = CPUID_VENDOR_INTEL_1;
+    env->cpuid_vendor2 = CPUID_VENDOR_INTEL_2;
+    env->cpuid_vendor3 = CPUID_VENDOR_INTEL_3;
+}
+
+/* Only SSE instructions demand an alignment of TCG: 16 bytes. */
+static void QEMU_NORETURN unaligned_access(CPUState *cs, vaddr address, MMUAccessType kind, int mmu_index, uintptr_t retaddr)
+{
+    raise_exception_err_ra(cs->env_ptr, EXCP0D_GPF, 0, retaddr);
 }
 
 /* The state after reset (SDM volume 3, table 10-1): real mode at the reset vector. */
@@ -156,6 +163,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
     pthread_mutex_init(&engine->mutex, NULL);
     pthread_cond_init(&engine->turn, NULL);
     env = uc->cpu->env_ptr;
+    CPU_GET_CLASS(uc->cpu)->do_unaligned_access = unaligned_access;
     offer_features(env);
     power_on(env);
     engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));

@@ -261,6 +261,18 @@ static bool tcg_has_msr(uint32_t index)
     }
 }
 
+/* MSRs that hold a linear address: WRMSR takes a canonical one only. */
+static bool holds_address(uint32_t index)
+{
+    switch (index) {
+    case MSR_IA32_SYSENTER_ESP: case MSR_IA32_SYSENTER_EIP: case MSR_LSTAR: case MSR_CSTAR: case MSR_FSBASE:
+    case MSR_GSBASE: case MSR_KERNELGSBASE:
+        return true;
+    default:
+        return false;
+    }
+}
+
 static void set_edx_eax(CPUX86State *env, uint64_t value)
 {
     env->regs[R_EAX] = (uint32_t)value;
@@ -307,6 +319,9 @@ bool swtdx_wrmsr(CPUX86State *env, uintptr_t retaddr)
     cpu = swtdx_current(env);
     if (msr_exits(cpu, index, true)) {
         exit_instruction(env, SWTDX_EXIT_WRMSR, 2, 0, retaddr);
+    }
+    if (holds_address(index) && !swtdx_canonical(env, value)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
     }
     if (tcg_has_msr(index)) {
         return false;
@@ -403,25 +418,4 @@ uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host)
     cpu = swtdx_current(env);
     host = (unsigned __int128)host * cpu->engine->tsc_ratio >> 48; /* the processor's own counter */
     return (uint64_t)((unsigned __int128)host * cpu->tsc_multiplier >> 48) + cpu->tsc_offset;
-}
-
-/* SYSCALL (SDM volume 2): CS and SS from STAR, RIP from LSTAR, flags masked by FMASK. */
-void swtdx_syscall(CPUX86State *env, int instruction_length, uintptr_t retaddr)
-{
-    uint32_t selector = env->star >> 32 & 0xfffc;
-    uint32_t flags;
-
-    if (!(env->efer & MSR_EFER_SCE) || !(env->hflags & HF_CS64_MASK)) {
-        raise_exception_err_ra(env, EXCP06_ILLOP, 0, retaddr); /* Intel: 64-bit mode only */
-    }
-    flags = cpu_compute_eflags(env);
-    env->regs[R_ECX] = env->eip + instruction_length;
-    env->regs[11] = flags & ~RF_MASK;
-    flags &= ~(env->fmask | RF_MASK | VM_MASK);
-    cpu_load_eflags(env, flags, ~(CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C | DF_MASK));
-    cpu_x86_load_seg_cache(env, R_CS, selector, 0, 0xffffffff,
-                           DESC_G_MASK | DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK | DESC_L_MASK);
-    cpu_x86_load_seg_cache(env, R_SS, (selector + 8) & 0xfffc, 0, 0xffffffff,
-                           DESC_G_MASK | DESC_B_MASK | DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK);
-    env->eip = env->lstar;
 }

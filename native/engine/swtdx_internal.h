@@ -81,6 +81,9 @@ void swtdx_set_executing(swtdx_engine *engine);
 
 /* called from the patched places */
 void swtdx_syscall(CPUX86State *env, int instruction_length, uintptr_t retaddr);
+void swtdx_sysret(CPUX86State *env, bool wide, uintptr_t retaddr);
+void swtdx_sysenter(CPUX86State *env, uintptr_t retaddr);
+void swtdx_sysexit(CPUX86State *env, bool wide, uintptr_t retaddr);
 void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr);
 void swtdx_intercept_io(CPUX86State *env, uint32_t port, uint32_t param, uint32_t length, uintptr_t retaddr);
 void swtdx_svm_exit(CPUX86State *env, uint32_t code, uintptr_t retaddr) QEMU_NORETURN;
@@ -103,6 +106,7 @@ bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 
 /* between the engine's own files */
+bool swtdx_canonical(CPUX86State *env, uint64_t address);
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;
 void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu);
 void swtdx_acquire(swtdx_engine *engine);

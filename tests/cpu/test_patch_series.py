@@ -43,6 +43,16 @@ NEEDED_BY: dict[str, list[str]] = {
     ],
     "stores": ["test_execution.py::test_one_that_counts_in_memory_is_not_taken_for_polling"],
     "compare-exchange": ["test_execution.py::test_comparing_wide_operands_changes_zf_alone"],
+    "fast-system-calls": [
+        "test_transfers.py::test_sysenter_enters_the_kernel",
+        "test_transfers.py::test_sysret_takes_no_reserved_flags",
+    ],
+    "stack-privilege": ["test_transfers.py::test_a_user_transfer_uses_the_stack_as_the_user"],
+    "vex": ["test_undefined.py::test_what_cpuid_does_not_offer_is_undefined"],
+    "sse": [
+        "test_instructions.py::test_sse_and_mmx_instructions_do_what_the_host_does",
+        "test_instructions.py::test_128_bits_of_memory_are_aligned_unless_the_instruction_says_otherwise",
+    ],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 

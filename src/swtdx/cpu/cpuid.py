@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """CPUID of the emulated processor: what the host (kernel and TDX module) sees natively.
 
-The signature is that of Sapphire Rapids (family 6, model 0x8f, stepping 8: the first with TDX); the feature bits are
-those that the execution engine really implements, so that nothing is offered that would be #UD. The time-stamp counter
-is the host's. Layouts: Intel SDM volume 2, CPUID.
+The feature bits are those that the execution engine really implements, so that nothing is offered that would be #UD.
+The signature is :attr:`Platform.signature`, by default that of Westmere: programs that go by the processor's model use
+what that model has, and it has nothing that is not offered (no AVX, no BMI). The time-stamp counter is the host's.
+Layouts: Intel SDM volume 2, CPUID.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from swtdx.x86 import XFeature
 Registers = tuple[int, int, int, int]
 """EAX, EBX, ECX, EDX."""
 
-SIGNATURE = 0x000806F8
 _NAME = b"Intel(R) Xeon(R) Processor (emulated by swtdx)".ljust(48, b"\0")
 _LEAF_1_EDX = 0x0FCBFBFF
 """Everything up to SSE2 and self-snoop but the serial number, debug store, thermal monitor and PBE."""
@@ -50,7 +50,12 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
         case 0:
             return 0x23, 0x756E6547, 0x6C65746E, 0x49656E69
         case 1:
-            return SIGNATURE, lp << 24 | min(threads, 255) << 16 | 8 << 8, _LEAF_1_ECX | 1 << 27, _LEAF_1_EDX | 1 << 28
+            return (
+                platform.signature,
+                lp << 24 | min(threads, 255) << 16 | 8 << 8,
+                _LEAF_1_ECX | 1 << 27,
+                _LEAF_1_EDX | 1 << 28,
+            )
         case 2:
             return 0x00FEFF01, 0, 0, 0
         case 4 if subleaf < len(_CACHE):

@@ -15,6 +15,10 @@ import time
 MAXIMUM_MEMORY_SIZE = 1 << 44
 """Bytes; above 32 TiB (`swtdx.cpu.memory.WINDOW_BASE`) are windows on user memory."""
 MODULE_VERSIONS = ("1.5.06", "1.0")
+WESTMERE = 0x000206C2
+"""Family 6, model 0x2c, stepping 2: the newest server model without AVX and BMI, which TCG does not execute."""
+SAPPHIRE_RAPIDS = 0x000806F8
+"""Family 6, model 0x8f, stepping 8: the first server processor with TDX."""
 
 
 TSC_UNIT_HZ = 25_000_000
@@ -76,6 +80,8 @@ class Platform:
     mktme_keyids: int = 31
     tdx_keyids: int = 32
     module_version: str = MODULE_VERSIONS[0]
+    signature: int = WESTMERE
+    """What CPUID leaf 1 says in EAX: stepping, model, family."""
 
     def __post_init__(self) -> None:
         if self.memory_size <= 0 or self.memory_size % (1 << 30):
