@@ -18,6 +18,7 @@ KINDS = {
     "kvm": "random ioctls, good and bad, while guests run",
     "cpu": "instructions of every kind, straight on for pages, in every mode",
     "board": "what a guest does to the devices: no fault, no growth",
+    "arithmetic": "SSE, MMX and x87 instructions beside the host's processor",
     "gdb": "what a debugger's stub may be sent",
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
@@ -28,7 +29,7 @@ _EVERY_SECONDS = 5.0
 
 def main() -> int:
     """Returns the exit status."""
-    kinds = "\n".join(f"  {name:<9}{what}" for name, what in KINDS.items())
+    kinds = "\n".join(f"  {name:<11}{what}" for name, what in KINDS.items())
     parser = argparse.ArgumentParser(
         prog="script/fuzz",
         description="Fuzz swtdx with malformed input.",

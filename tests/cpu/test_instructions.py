@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzz import arithmetic
 from swtdx.cpu.vmx import ExitReason
+from testing.fuzzing import arithmetic
 from tests.cpu.guest import Guest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,14 +16,14 @@ import random
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from iced_x86 import CpuidFeature, Decoder, EncodingKind, Instruction, OpCodeOperandKind
 
 from swtdx.cpu.vmx import ExitReason
-from tests.cpu.guest import CODE, Guest, assemble
+from testing.bare_processor import CODE, Guest, assemble
 
 STATE = 1024
 GENERAL, FLAGS, MEMORY = 512, 640, 704
@@ -388,3 +388,27 @@ def sweep(seed: int, states: int, *, x87: bool | None = None, immediates: int = 
             count += len(inputs)
             found += list(differences(machine, case, code, inputs))[:3]
     return count, found
+
+
+@dataclass
+class Result:
+    """What a campaign came to."""
+
+    comparisons: int
+    failures: list[str]
+
+    def lines(self) -> list[str]:
+        return [f"{self.comparisons:,} comparisons of {len(cases()):,} instructions", *self.failures[:50]]
+
+
+def campaign(number: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Result:
+    """At least so many comparisons; the same seed gives the same ones."""
+    result = Result(0, [])
+    while result.comparisons < number:
+        count, found = sweep(seed, min(16, 1 + number // len(cases())))
+        more, also = unmasked(seed, 1)
+        result.comparisons += count + more
+        result.failures += found + also
+        seed += 1
+        progress(result.comparisons)
+    return result
