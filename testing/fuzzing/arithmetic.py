@@ -114,7 +114,7 @@ def with_immediate(case: Case, immediate: int) -> bytes:
     return case.code
 
 
-# ---- states ----
+# --- states -----------------------------------------------------------------------------------------------------------
 
 _SINGLES = (
     0, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC12345, 0x7F800001, 0xFFA00000,
@@ -215,7 +215,7 @@ def result(state: bytes | bytearray) -> dict[str, bytes]:
     return parts | {"memory": image[MEMORY : MEMORY + 64]}
 
 
-# ---- both processors ----
+# --- both processors --------------------------------------------------------------------------------------------------
 
 
 def program(code: bytes) -> bytes:
