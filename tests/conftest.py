@@ -87,13 +87,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.slow)
 
 
+def skip(sentence: str) -> NoReturn:
+    """Skip the test that runs; ``sentence`` names what is missing, and what is therefore not shown."""
+    pytest.skip(" ".join(sentence.split()))
+
+
 @pytest.fixture
 def skip_loudly() -> Callable[[str], NoReturn]:
     """``skip_loudly("what is missing, and what is therefore not shown")`` skips the test with that one sentence."""
-
-    def skip(sentence: str) -> NoReturn:
-        pytest.skip(" ".join(sentence.split()))
-
     return skip
 
 

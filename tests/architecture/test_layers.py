@@ -81,7 +81,8 @@ def imports_of(file: Path, package: Path) -> Iterator[tuple[int, str]]:
             found = [".".join([*base, alias.name]) for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
             found = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-        yield from ((node.lineno, each) for each in found if each.split(".")[0] == package.name)
+        line = getattr(node, "lineno", 0)
+        yield from ((line, each) for each in found if each.split(".")[0] == package.name)
 
 
 def allowed(importer: str, imported: str) -> bool:

@@ -30,6 +30,7 @@ def imports(folder: str) -> Iterator[tuple[str, str]]:
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
                 names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             for name in names:
+                assert isinstance(node, ast.stmt | ast.expr)
                 yield f"{file.relative_to(REPOSITORY)}:{node.lineno}", name.split(".")[0]
 
 

@@ -84,7 +84,7 @@ def test_the_published_report_lacks_its_first_48_bytes_and_is_right_with_them(ve
 def test_published_quotes_parse_as_the_verifier_parses_them(
     vectors: Path, name: str, version: int, body_type: int, mrtd: str
 ) -> None:
-    import dcap_qvl
+    import dcap_qvl  # type: ignore[import-untyped]
 
     data = (vectors / "quotes" / name).read_bytes()
     quote = parse_quote(data)

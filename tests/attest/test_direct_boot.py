@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -54,7 +54,8 @@ def linux(kernel: bytes, initrd: bytes = b"", command_line: str = "") -> LinuxBo
 
 
 def predicted(image: bytes, kernel: LinuxBoot, **machine: int) -> BootPrediction:
-    return predict_direct_boot(image, kernel, **{"memory_size": MEMORY, **machine})
+    given: dict[str, Any] = {"memory_size": MEMORY, **machine}
+    return predict_direct_boot(image, kernel, **given)
 
 
 def test_rtmr1_is_the_kernel_the_call_and_the_end_of_boot_services() -> None:

@@ -30,10 +30,11 @@ BODY = QuoteBody(
     ],
 )
 def test_what_is_refused_unless_it_is_allowed(change: dict[str, Any], text: str, option: str) -> None:
+    allowed: dict[str, Any] = {option: True}
     body = replace(BODY, **change)
     (found,) = violations(Policy(), body)
     assert text in found
-    assert violations(Policy(**{option: True}), body) == []
+    assert violations(Policy(**allowed), body) == []
 
 
 def test_reserved_attributes_are_refused() -> None:

@@ -84,4 +84,4 @@ def test_json_and_quiet_exclude_each_other(command: Command) -> None:
 
 
 def test_vm_type_names_are_the_headers() -> None:
-    assert tdx_upstream.KVM_X86_TDX_VM == VmTypeBit.TDX
+    assert int(tdx_upstream.KVM_X86_TDX_VM) == int(VmTypeBit.TDX)

@@ -65,7 +65,7 @@ def test_a_data_breakpoint_traps_after_the_store(store: str, length: int) -> Non
     offset, reasons = stopped(guest)
     assert reasons == 1 << 3
     assert guest.context.gpr[0] == 0
-    assert guest.memory.raw[CODE + offset : CODE + offset + 3] == b"\x48\xff\xc0"  # the INC is next
+    assert bytes(guest.memory.raw[CODE + offset : CODE + offset + 3]) == b"\x48\xff\xc0"  # the INC is next
     if length < 8:
         assert guest.memory.raw[DATA] == 1, "the store has been made"
     assert guest.run() == ExitReason.HLT

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
 from xml.etree import ElementTree
@@ -21,9 +22,8 @@ MOVES = [("A", "C", "TDH.ONE"), ("C", "A", "TDH.BACK"), ("LONG_NAME_OF_A_STATE",
 def diagram(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
     monkeypatch.delitem(sys.modules, "diagram", raising=False)
-    import diagram
-
-    return diagram
+    module: ModuleType = import_module("diagram")
+    return module
 
 
 def test_it_is_xml_with_each_name_once_and_an_arrow_for_each_move(diagram: ModuleType) -> None:

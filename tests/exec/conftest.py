@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import skip_loudly
+from tests.conftest import skip
 
 PROGRAMS = Path(__file__).with_name("programs")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -24,13 +24,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     folder = tmp_path_factory.mktemp("programs")
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        skip_loudly("no C compiler: the programs of these tests cannot be built")
+        skip("no C compiler: the programs of these tests cannot be built")
+
+    used: str = compiler
 
     def build(name: str, *flags: str) -> Path:
         program = folder / "-".join([name, *(flag.strip("-").replace("/", "_") for flag in flags)])
         if not program.exists():
             source = PROGRAMS / f"{name}.c"
-            command = [compiler, "-O1", "-w", "-o", str(program), str(source), "-lpthread", *flags]
+            command = [used, "-O1", "-w", "-o", str(program), str(source), "-lpthread", *flags]
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         return program

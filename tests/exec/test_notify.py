@@ -21,7 +21,7 @@ import pytest
 
 from swtdx.exec.notify import available
 from swtdx.vmm import bare_guest
-from tests.conftest import skip_loudly
+from tests.conftest import skip
 from tests.exec.conftest import PROGRAMS, Run, real_kvm
 from tests.exec.test_programs import CASES as ALIKE
 
@@ -106,7 +106,7 @@ def _cases(cases: list[tuple[str, str, str]]) -> list[object]:
 @pytest.fixture(autouse=True)
 def _needs_notification() -> None:
     if cannot := available():
-        skip_loudly(cannot)
+        skip(cannot)
 
 
 @pytest.mark.parametrize(("program", "case", "expected"), _cases([*ALIKE, *OWN]))
@@ -141,7 +141,7 @@ def test_the_programs_print_this_on_a_real_kernel(
 def test_a_musl_program(tmp_path: Path, swtdx_exec: Run, flags: list[str]) -> None:
     compiler = shutil.which("musl-gcc")
     if compiler is None:
-        skip_loudly("no musl-gcc (Debian: musl-tools)")
+        skip("no musl-gcc (Debian: musl-tools)")
     headers = tmp_path / "include"
     headers.mkdir()
     for folder in ("linux", "asm-generic"):

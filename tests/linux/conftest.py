@@ -217,7 +217,7 @@ class Bench:
 
 def boot(dialect: Dialect, *, enable_tdx: bool = True, **platform: int) -> Bench:
     """A bench with a scripted module."""
-    settings = {"memory_size": 1 << 30, "logical_processors": 2, **platform}
+    settings: dict[str, Any] = {"memory_size": 1 << 30, "logical_processors": 2, **platform}
     processor = Processor(Platform(**settings))
     module = ScriptedModule()
     processor.load_seam_module(module)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -192,7 +193,7 @@ def test_a_file_is_released_once_by_whoever_leaves_last() -> None:
     file.go.set()
     for call in calls:
         call.join(PATIENCE)
-    assert file.released == 1
+    assert int(file.released) == 1
 
 
 def test_a_mapping_made_while_the_descriptor_is_closed_keeps_the_file() -> None:
@@ -204,12 +205,13 @@ def test_a_mapping_made_while_the_descriptor_is_closed_keeps_the_file() -> None:
     file.leave()
     assert not file.released
     files.put(file)
-    assert file.released == 1
+    assert int(file.released) == 1
 
 
 def test_a_timer_that_is_shut_down_does_not_run_any_more() -> None:
     """Neither now nor because its own function has armed it again."""
-    queue, ran = TimerQueue(), []
+    queue = TimerQueue()
+    ran: list[float] = []
     inside = threading.Event()
 
     def function() -> None:
@@ -259,7 +261,7 @@ def test_many_threads_close_and_run_the_same_descriptors(kernel: MachineKernel) 
                     except OSError as error:
                         answers[name, errno.errorcode[error.errno or 0]] += 1
 
-            threads = [Call(lambda number=number: attack(number), 0) for number in range(4)]
+            threads = [Call(partial(attack, number), 0) for number in range(4)]
             end = time.monotonic() + PATIENCE
             while any(thread.is_alive() for thread in threads):
                 assert time.monotonic() < end, "stuck"

@@ -110,7 +110,7 @@ def is_of_both(case: Case) -> bool:
     return "VM upstream" in case.on and case.why != "a TD"
 
 
-@pytest.mark.parametrize("case", list(filter(is_of_both, CASES)), ids=lambda case: case.id)
+@pytest.mark.parametrize("case", [case for case in CASES if is_of_both(case)], ids=lambda case: case.id)
 def test_a_vm_with_split_irqchip_and_vcpu(case: Case, host: Kernel) -> None:
     agree(case, *both(case, host, bare=False))
 

@@ -21,7 +21,7 @@ from swtdx.cpu.processor import SeamArgs
 from swtdx.linux.arch.x86.virt.vmx.tdx import seamcall as leaves
 from swtdx.linux.err import err
 from swtdx.machine import MachineKernel, boot
-from swtdx.seam.keys import HkidState
+from swtdx.seam.lifecycle import HkidState
 from swtdx.seam.pamt import PageType
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError
@@ -52,7 +52,7 @@ class Fault:
     struck: bool = False
 
     def __post_init__(self) -> None:
-        self.kernel.processor.load_seam_module(self)  # type: ignore[arg-type]
+        self.kernel.processor.load_seam_module(self)
         self._alloc = self.kernel.pages.alloc_page
         self.kernel.pages.alloc_page = self.alloc_page  # type: ignore[method-assign]
 

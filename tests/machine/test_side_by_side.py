@@ -49,7 +49,7 @@ class RealMode:
         self.vcpu.set_regs(kvm_regs(rip=CODE, rflags=2))
         self.vcpu.run()
         assert self.vcpu.exit_reason == Exit.IO
-        port = self.vcpu.kvm_run.io.port
+        port = int(self.vcpu.kvm_run.io.port)
         self.vcpu.run()
         assert self.vcpu.exit_reason == Exit.HLT
         return port

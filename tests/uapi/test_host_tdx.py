@@ -45,7 +45,7 @@ def test_a_machine_that_lacks_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"vendor": "AuthenticAMD"}, "no Intel one (AuthenticAMD)"),
+        ({"vendor": "AuthenticAMD"}, "not from Intel (AuthenticAMD)"),
         ({"flags": "vmx"}, "tdx_host_platform"),
         ({"flags": "vmx tdx_host_platform hypervisor"}, "virtual machine"),
         ({"flags": "vmx tdx_host_platform hypervisor tdx_guest"}, "is a TD itself"),

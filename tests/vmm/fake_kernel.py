@@ -85,7 +85,7 @@ class FakeKernel:
             return self._run(name)
         if request == kvm.KVM_MEMORY_ENCRYPT_OP:
             cmd = self.dialect.cmd.from_address(arg)
-            called = f"KVM_TDX_{TdxCommand(cmd.id).name}"  # type: ignore[attr-defined]
+            called = f"KVM_TDX_{TdxCommand(cmd.id).name}"
         else:
             cmd, called = None, kvm.ioctl_name(request)
         if request != kvm.KVM_CHECK_EXTENSION:
@@ -131,26 +131,26 @@ class FakeKernel:
         return 0
 
     def _tdx(self, called: str, cmd: ctypes.Structure) -> int:
-        data: int = cmd.data  # type: ignore[attr-defined]
+        data: int = cmd.data
         if called == "KVM_TDX_CAPABILITIES":
             answer = self.dialect.capabilities.from_address(data)
             if self.dialect is Dialect.UPSTREAM:
-                answer.supported_attrs, answer.supported_xfam = 1 << 28, 3  # type: ignore[attr-defined]
-                answer.user_tdvmcallinfo_1_r11 = 2  # type: ignore[attr-defined]
-                answer.cpuid.nent = 1  # type: ignore[attr-defined]
+                answer.supported_attrs, answer.supported_xfam = 1 << 28, 3
+                answer.user_tdvmcallinfo_1_r11 = 2
+                answer.cpuid.nent = 1
                 at = data + ctypes.sizeof(self.dialect.capabilities)
                 entry = kvm_cpuid_entry2.from_address(at)
                 entry.function, entry.eax = 0x80000008, 0xFF0000
             else:
-                answer.attrs_fixed0, answer.attrs_fixed1 = 1 << 28, 0  # type: ignore[attr-defined]
-                answer.xfam_fixed0, answer.xfam_fixed1 = 7, 3  # type: ignore[attr-defined]
-                answer.nr_cpuid_configs = 0  # type: ignore[attr-defined]
+                answer.attrs_fixed0, answer.attrs_fixed1 = 1 << 28, 0
+                answer.xfam_fixed0, answer.xfam_fixed1 = 7, 3
+                answer.nr_cpuid_configs = 0
         elif called == "KVM_TDX_INIT_VM":
             self.init_vm = ctypes.string_at(data, ctypes.sizeof(self.dialect.init_vm))
         elif called == "KVM_TDX_INIT_MEM_REGION":
             region = self.dialect.init_mem_region.from_address(data)
-            source, gpa, pages = region.source_addr, region.gpa, region.nr_pages  # type: ignore[attr-defined]
-            flags: int = cmd.flags  # type: ignore[attr-defined]
+            source, gpa, pages = region.source_addr, region.gpa, region.nr_pages
+            flags: int = cmd.flags
             self.regions.append((gpa, pages, bool(flags & 1), ctypes.string_at(source, pages * 4096)))
         return 0
 

@@ -692,7 +692,8 @@ def test_rtc_alarm_does_not_care(registers: tuple[int, int, int], seconds: list[
     for register, value in zip((1, 3, 5), registers, strict=True):
         clock.write(register, value)
     clock.write(0x0B, 0x22)
-    start, seen = clock.now, []
+    start = clock.now
+    seen: list[object] = []
     for _ in seconds or [0]:
         clock.pass_time((seconds[len(seen)] if seconds else 90_000) - (clock.now - start))
         if clock.level:
@@ -774,7 +775,8 @@ def test_rtc_time_that_is_set_moves_the_alarm() -> None:
 
 
 def test_the_alarm_is_an_acpi_event() -> None:
-    ports, levels = PortBus(), []
+    ports = PortBus()
+    levels: list[object] = []
     pm = AcpiPm(ports, lambda event: None, set_sci=levels.append)
     pm.rtc_alarm()
     assert (ports.read(0x600, 2), levels) == (1 << 10, [])

@@ -34,7 +34,7 @@ def test_there_must_be_a_text() -> None:
 
 
 def test_output_is_streamed_recorded_and_watched() -> None:
-    stream, found = io.BytesIO(), []  # type: ignore[var-annotated]
+    stream, found = io.BytesIO(), []
     output = GuestOutput(stream, TextWatch("ok"), lambda: found.append(1))
     for byte in b"line\nok>":
         output.put(bytes((byte,)))
@@ -56,7 +56,7 @@ def test_the_record_keeps_the_last_of_an_endless_output() -> None:
 
 
 def test_a_lost_reader_is_noticed_once_and_the_guest_goes_on() -> None:
-    lost = []  # type: ignore[var-annotated]
+    lost = []
     read_end, write_end = os.pipe()
     os.close(read_end)
     with open(write_end, "wb", buffering=0) as stream:

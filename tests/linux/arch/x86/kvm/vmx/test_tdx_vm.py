@@ -124,7 +124,7 @@ def entry(function: int = 0x80000008, eax: int = 48 << 16, **members: int) -> k.
     return k.kvm_cpuid_entry2(function=function, eax=eax, **members)
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], int]] = {
     "reserved": ({"reserved": (ctypes.c_uint64 * 12)(*range(12))}, errno.EINVAL),
     "padding": ({"padding": 1}, errno.EINVAL),
     "too many entries": ({"nent": 257}, errno.E2BIG),
@@ -252,7 +252,7 @@ def test_v10_reports_any_module_error_as_eio_with_the_status(bench_v10: Bench) -
     assert bench_v10.cmd.error == 0xC0000100_00000045
 
 
-V10_REFUSED = {
+V10_REFUSED: dict[str, tuple[dict[str, Any], int]] = {
     "reserved0": ({"reserved0": 1}, errno.EINVAL),
     "PERFMON": ({"attributes": 1 << 63}, errno.EOPNOTSUPP),
     "too many vCPUs": ({"max_vcpus": 3}, errno.EINVAL),

@@ -119,7 +119,8 @@ def kernel(emulated: Kernel) -> Kernel:
 @pytest.fixture(params=["emulated", "real"])
 def each(request: pytest.FixtureRequest) -> Kernel:
     """The same client and the same expectations, on both."""
-    return request.getfixturevalue(request.param)
+    kernel: Kernel = request.getfixturevalue(request.param)
+    return kernel
 
 
 # --- The instruction emulator -----------------------------------------------------------------------------------------

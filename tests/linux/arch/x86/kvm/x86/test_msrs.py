@@ -11,7 +11,7 @@ import pytest
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.uapi import kvm as k
 from swtdx.uapi.host import HostKernel
-from swtdx.uapi.layout import filled
+from swtdx.uapi.layout import filled, u64
 from tests.linux.conftest import Bench, ScriptedModule, refused
 
 VCPU_CPUID = [k.kvm_cpuid_entry2(function=1, ecx=1 << 21), k.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 1)]
@@ -122,7 +122,7 @@ ALL, VALID, UNCORRECTED, PCC = (1 << 64) - 1, 1 << 63, 1 << 61, 1 << 57
 
 
 def setup_mce(bench: Bench, vcpu: int, mcg_cap: int = 10 | 1 << 8) -> None:
-    bench.ioctl(vcpu, k.KVM_X86_SETUP_MCE, k.u64(mcg_cap))
+    bench.ioctl(vcpu, k.KVM_X86_SETUP_MCE, u64(mcg_cap))
 
 
 def test_setup_mce_enables_reporting(bench: Bench, vcpu: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from swtdx.linux.arch.x86.kvm.x86.pvclock import time_scale
 from swtdx.uapi import kvm as k
+from swtdx.uapi.layout import u64
 from tests.linux.arch.x86.kvm.x86.test_msrs import get, put
 from tests.linux.conftest import Bench, refused
 
@@ -117,7 +118,7 @@ def test_vcpus_with_tscs_of_their_own_have_no_stable_clock(bench: Bench) -> None
     put(bench, first, (SYSTEM_TIME, 0x1001))
     put(bench, second, (SYSTEM_TIME, 0x1041))
     assert guest.page(0x1000)[6] == guest.page(0x1040)[6] == 1
-    offset = k.u64(1 << 40)
+    offset = u64(1 << 40)
     attribute = k.kvm_device_attr(group=k.KVM_VCPU_TSC_CTRL, attr=k.KVM_VCPU_TSC_OFFSET, addr=ctypes.addressof(offset))
     bench.ioctl(second, k.KVM_SET_DEVICE_ATTR, attribute)
     assert guest.clock().flags == 0
@@ -191,4 +192,5 @@ def test_cpuid_offers_what_there_is(bench: Bench) -> None:
 def filled_cpuid() -> k.kvm_cpuid2:
     from swtdx.uapi.layout import with_entries
 
-    return with_entries(k.kvm_cpuid2, 200)(nent=200)
+    filled: k.kvm_cpuid2 = with_entries(k.kvm_cpuid2, 200)(nent=200)
+    return filled

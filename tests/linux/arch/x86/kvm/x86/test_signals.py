@@ -49,9 +49,9 @@ def watchdog() -> Iterator[None]:
 
 
 @pytest.fixture
-def handler() -> Iterator[Callable[[Callable[..., object]], None]]:
+def handler() -> Iterator[Callable[[Callable[..., object]], object]]:
     old = signal.getsignal(signal.SIGUSR1)
-    yield lambda function: signal.signal(signal.SIGUSR1, function) and None
+    yield lambda function: signal.signal(signal.SIGUSR1, function)
     signal.signal(signal.SIGUSR1, old)
 
 

@@ -60,7 +60,7 @@ def answers(vcpu: Vcpu) -> list[str]:
 
 
 def test_what_is_set_is_got_as_on_the_host(host_kvm: Path) -> None:
-    both = [answers(Machine(open_kernel(name), lambda vm: vm.split_irqchip()).vcpu) for name in ("host", "emulated")]  # type: ignore[arg-type]
+    both = [answers(Machine(open_kernel(name), lambda vm: vm.split_irqchip()).vcpu) for name in ("host", "emulated")]
     for step, real, ours in zip([None, *STEPS], *both, strict=True):
         assert ours == real, step
 
