@@ -204,6 +204,14 @@ class EmulatedKernel:
         """Call after it with the same range, also if it failed."""
         mmu_notifier.invalidate_range_end(self, current_mm(), *mmu_notifier.whole_pages(start, end))
 
+    def mmu_notifier_invalidate_range(self, start: int, end: int) -> None:
+        """Forget what is mapped of [start, end) of the caller.
+
+        For a front end that cannot embrace the change with start and end: a fault in between sees what is there then.
+        """
+        self.mmu_notifier_invalidate_range_start(start, end)
+        self.mmu_notifier_invalidate_range_end(start, end)
+
     def mmu_notifier_contents_changed(self, start: int, end: int) -> None:
         """Call after madvise(2) has discarded [start, end), or when its contents change otherwise."""
         mmu_notifier.contents_changed(self, current_mm(), *mmu_notifier.whole_pages(start, end))

@@ -151,6 +151,17 @@ def test_what_lies_beside_it_stays(machine: Machine) -> None:
         assert libc.mmap(address, 0x1000, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == address
 
 
+def test_a_change_that_is_told_afterwards(machine: Machine) -> None:
+    with machine.changing() as address:
+        pass
+    assert libc.mmap(address, HOLE, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == address
+    machine.kernel.mmu_notifier_invalidate_range(address, address + HOLE)
+    assert machine.read() == 0
+    assert libc.mprotect(address, HOLE, READ) == 0
+    machine.kernel.mmu_notifier_invalidate_range(address, address + HOLE)
+    assert machine.write(1) == -errno.EFAULT
+
+
 def test_discarded_code_is_not_executed_any_more(machine: Machine) -> None:
     assert machine.read() == 0x11
     assert libc.madvise(machine.base, 0x10000, mmap.MADV_DONTNEED) == 0
