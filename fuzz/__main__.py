@@ -23,7 +23,7 @@ KINDS = {
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
 SEAM_CALLS = 200_000
-DEFAULTS = {"cpu": 200_000, "seam": SEAM_CALLS}
+DEFAULTS = {"board": 1_000_000, "cpu": 200_000, "seam": SEAM_CALLS}
 _EVERY_SECONDS = 5.0
 
 
