@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,17 @@ def series() -> list[Path]:
 def patch_name(patch: Path) -> str:
     """What a patch is called: its file name without number and ending."""
     return patch.stem.partition("-")[2]
+
+
+def build_folder(cache: Path) -> Path:
+    """Where to compile: Unicorn's configure does not quote paths, so one without spaces, quotes and the like.
+
+    Raises :class:`BuildError` when there is none.
+    """
+    for folder in (cache, Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
+        if re.fullmatch(r"[A-Za-z0-9_./+-]+", str(folder.resolve())) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise BuildError(f"the engine cannot be compiled below {cache}: set TMPDIR to a folder without spaces in its path")
 
 
 def build_key(skip: str | None = None, mode: str = "release") -> str:
@@ -174,7 +186,7 @@ def build(
         if not shutil.which(tool):
             raise BuildError(f"{tool} is needed to build the guest CPU: pip install {tool}")
     archive = fetch_source(cache)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as scratch:
+    with tempfile.TemporaryDirectory(dir=build_folder(cache), prefix="swtdx-build-") as scratch:
         tree, output = Path(scratch) / "unicorn", Path(scratch) / "out"
         unpack(archive, tree)
         apply_series(tree, skip)
@@ -182,12 +194,13 @@ def build(
             done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
             if done.returncode:
                 raise BuildError(f"{command[0]} failed:\n{(done.stdout or '')[-6000:]}{(done.stderr or '')[-2000:]}")
-        staging = Path(scratch) / "staging"
-        staging.mkdir()
-        for library in set(result.libraries):
-            shutil.copy(output / library.name, staging / library.name)
-        shutil.rmtree(target, ignore_errors=True)
-        staging.replace(target)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="staging-") as beside:  # the target's file system
+            staging = Path(beside) / "engine"
+            staging.mkdir()
+            for library in set(result.libraries):
+                shutil.copy(output / library.name, staging / library.name)
+            shutil.rmtree(target, ignore_errors=True)
+            staging.replace(target)
     return result
 
 

@@ -101,3 +101,15 @@ def test_a_patch_whose_context_is_not_there_fails_loudly(tmp_path: Path) -> None
             target.write_text("not what we expect\n")
     with pytest.raises(native.BuildError, match=r"0001-engine.patch does not apply to Unicorn 2\.1\.4"):
         native.apply_series(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "caf\N{LATIN SMALL LETTER E WITH ACUTE}", "a$b", "a;b", 'a"b', "a(b)"])
+def test_the_engine_is_not_compiled_where_configure_would_split_the_path(name: str, tmp_path: Path) -> None:
+    cache = tmp_path / name
+    cache.mkdir()
+    folder = native_unicorn().build_folder(cache)
+    assert folder != cache
+    assert not set(str(folder)) & set(" '\"$;()")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert native_unicorn().build_folder(plain) == plain
