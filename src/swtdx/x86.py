@@ -9,6 +9,8 @@ Bits are members of an IntEnum and not of an IntFlag: ``Cr0.PE | Cr0.NE`` and ``
 With an IntFlag every operator runs Python code, as long as a whole fast path of a SEAMCALL, and the complement of
 a flag has only as many bits as the flag: ``value & ~flag`` loses the upper half of a register.
 
+Code that looks something up at each exit takes ``int(Gpr.RAX)`` once: as keys, members are slower than plain integers.
+
 Source: Intel SDM volume 1 (3.4, 13), volume 3 (2, 4, 6.3, 17) and volume 4 (2).
 """
 
@@ -272,6 +274,8 @@ class Msr(IntEnum):
     GS_BASE = 0xC000_0101
     KERNEL_GS_BASE = 0xC000_0102
     TSC_AUX = 0xC000_0103
+    HWCR = 0xC001_0015
+    """AMD's."""
 
 
 PAT_RESET = 0x0007_0406_0007_0406

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = KernelConfig()
-XFEATURE_PKRU = 1 << 9
 ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
 
 

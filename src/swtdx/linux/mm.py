@@ -14,12 +14,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
+from swtdx.x86 import PAGE_SHIFT as PAGE_SHIFT
+from swtdx.x86 import PAGE_SIZE as PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.cpu.memory import PhysicalMemory
 
-PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_MASK = ~(PAGE_SIZE - 1)
 HUGE_PAGE_PAGES = 512
 HUGE_PAGE_SIZE = HUGE_PAGE_PAGES * PAGE_SIZE

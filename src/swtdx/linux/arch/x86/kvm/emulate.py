@@ -35,12 +35,13 @@ from swtdx.uapi.kvm import (
     KVM_MEM_READONLY,
     Vector,
 )
+from swtdx.x86 import Gpr
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
-RAX, RCX, RSI, RDI = 0, 1, 6, 7
+RAX, RCX, RSI, RDI = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
 _MAX_INSTRUCTION = 15
 _RFLAGS_DF = 1 << 10
 

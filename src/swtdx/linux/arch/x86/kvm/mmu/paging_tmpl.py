@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import get_user
+from swtdx.x86 import Cr0, Cr4, Efer
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
-CR0_PG, CR0_WP, CR4_PSE, CR4_PAE, CR4_LA57, EFER_LMA = 1 << 31, 1 << 16, 1 << 4, 1 << 5, 1 << 12, 1 << 10
+CR0_PG, CR0_WP, EFER_LMA = Cr0.PG, Cr0.WP, Efer.LMA
+CR4_PSE, CR4_PAE, CR4_LA57 = Cr4.PSE, Cr4.PAE, Cr4.LA57
 PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 _ADDRESS = 0x000FFFFFFFFFF000
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swtdx.cpu.vmx import ExitReason
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit
 from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 # GHCI functions that are VMX exit reasons
-EXIT_CPUID, EXIT_HLT, EXIT_IO, EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = 10, 12, 30, 31, 32, 48
+# Plain integers: a table is read with them at each TDVMCALL.
+EXIT_CPUID, EXIT_HLT, EXIT_IO = int(ExitReason.CPUID), int(ExitReason.HLT), int(ExitReason.IO)
+EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = int(ExitReason.RDMSR), int(ExitReason.WRMSR), int(ExitReason.EPT_VIOLATION)
 
 MAP_GPA_MAX_LEN = 2 << 20  # bytes that one exit converts
 _EXIT_IO, _EXIT_MMIO, _EXIT_TDX = int(KVM_EXIT_IO), int(KVM_EXIT_MMIO), int(KVM_EXIT_TDX)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.x86 import mce, msrs
 from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid
+from swtdx.x86 import Efer
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -37,7 +38,7 @@ _EMULATED = frozenset(
 ) - {mce.IA32_P5_MC_ADDR, mce.IA32_P5_MC_TYPE}
 _READ_ONLY = frozenset([msrs.IA32_APIC_BASE, msrs.IA32_EFER, msrs.IA32_FEAT_CTL])
 _X2APIC_PROCESSOR = frozenset([0x808, 0x80A, 0x80B, *range(0x810, 0x828)])  # TPR, PPR, EOI, ISR, TMR, IRR
-EFER_OF_A_TD = 0xD01  # SCE, LME, LMA, NXE
+EFER_OF_A_TD = Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE
 
 
 def has_emulated_msr(index: int) -> bool:

@@ -23,6 +23,7 @@ from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
 from swtdx.uapi.kvm import Vector
+from swtdx.x86 import Cr4, Efer, Msr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -31,20 +32,20 @@ if TYPE_CHECKING:
 
 ENTRY_FAILURE_GUEST_STATE = 1 << 31 | int(ExitReason.ENTRY_FAILURE)
 POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated processor must not see: vmx_state.TSS_BUSY
-RFLAGS_IF = 1 << 9
+RFLAGS_IF = Rflags.IF
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
-CR4_MCE, MC_VECTOR = 1 << 6, 18
+CR4_MCE, MC_VECTOR = Cr4.MCE, Vector.MC
 INTERCEPTED_EXCEPTIONS = 1 << Vector.UD | 1 << Vector.DB | 1 << Vector.AC
 """What exits also when no debugger asks for it (vmx_update_exception_bitmap)."""
 
 # MSRs that the guest processor holds: reads and writes need no exit
 PASSED_THROUGH = (
-    0xC0000080, 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084,  # EFER, STAR, LSTAR, CSTAR, FMASK
-    0xC0000100, 0xC0000101, 0xC0000102, 0xC0000103,  # FS base, GS base, KERNEL_GS_BASE, TSC_AUX
-    0x174, 0x175, 0x176, msrs.IA32_PAT,
+    Msr.EFER, Msr.STAR, Msr.LSTAR, Msr.CSTAR, Msr.FMASK,
+    Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE, Msr.TSC_AUX,
+    Msr.SYSENTER_CS, Msr.SYSENTER_ESP, Msr.SYSENTER_EIP, Msr.PAT,
 )  # fmt: skip
 _CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
-EFER_VALID, EFER_LMA = 0xD01, 1 << 10  # SCE, LME, LMA, NXE
+EFER_VALID, EFER_LMA = Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE, Efer.LMA
 _SPEC_CTRL_FEATURES, _SPEC_CTRL_BITS = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD, 0b111  # IBRS, STIBP, SSBD
 _DEBUGCTL_DROPPED = 0b11  # LBR, BTF: taken and not done, as KVM does
 _MASK64 = (1 << 64) - 1

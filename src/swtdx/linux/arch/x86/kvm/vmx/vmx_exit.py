@@ -39,13 +39,14 @@ from swtdx.uapi.kvm import (
     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     Vector,
 )
+from swtdx.x86 import Cr4, Gpr
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
-RAX, RCX, RDX, RBX = 0, 1, 2, 3
-CR4_OSXSAVE = 1 << 18
+RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
+CR4_OSXSAVE = Cr4.OSXSAVE
 _F1_ECX_OSXSAVE, _F7_ECX_OSPKE, _CR4_PKE = 1 << 27, 1 << 4, 1 << 22
 _EXIT_IO = int(KVM_EXIT_IO)
 _IO_STRING = 1 << 4

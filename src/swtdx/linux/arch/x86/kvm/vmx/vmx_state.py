@@ -29,6 +29,7 @@ from swtdx.uapi.kvm import (
     kvm_sync_regs,
     kvm_xcrs,
 )
+from swtdx.x86 import Cr0, Cr4
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -41,8 +42,8 @@ _SEGMENTS = (
 )  # fmt: skip
 _TABLES = (("gdt", Segment.GDTR), ("idt", Segment.IDTR))
 _SYNC_REGS = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
-CR0_DEFINED = 0xE005003F
-CR4_VALID = 0x10773FFF  # what KVM lets a guest have: no SMXE, CET, PKS, UINTR
+CR0_DEFINED = sum(Cr0)
+CR4_VALID = sum(Cr4) & ~(Cr4.SMXE | Cr4.KL | Cr4.CET | Cr4.PKS | Cr4.UINTR | Cr4.LASS)  # what KVM lets a guest have
 _XSAVE_LEGACY = 512
 TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 

@@ -32,15 +32,16 @@ from swtdx.uapi.kvm import (
     Vector,
     kvm_guest_debug,
 )
+from swtdx.x86 import DR6_INIT, Cr4, Dr6, Dr7, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
-RFLAGS_TF = 1 << 8
-DR6_BS, DR6_ACTIVE_LOW = 1 << 14, 0xFFFF0FF0
-DR7_FIXED_1, DR7_GD = 1 << 10, 1 << 13
-CR4_DE = 1 << 3
+RFLAGS_TF = Rflags.TF
+DR6_BS, DR6_ACTIVE_LOW = Dr6.BS, DR6_INIT
+DR7_FIXED_1, DR7_GD = Dr7.FIXED_1, Dr7.GD
+CR4_DE = Cr4.DE
 _CS = 1
 _STI_SHADOW = 1
 _BP = 1 << Vector.BP

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.uapi.kvm import kvm_x86_mce
+from swtdx.x86 import Msr
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
-IA32_P5_MC_ADDR, IA32_P5_MC_TYPE = 0x0, 0x1
-IA32_MCG_CAP, IA32_MCG_STATUS, IA32_MCG_CTL, IA32_MCG_EXT_CTL = 0x179, 0x17A, 0x17B, 0x4D0
-IA32_MC0_CTL2, IA32_MC0_CTL = 0x280, 0x400
+IA32_P5_MC_ADDR, IA32_P5_MC_TYPE = map(int, (Msr.P5_MC_ADDR, Msr.P5_MC_TYPE))
+IA32_MCG_CAP, IA32_MCG_STATUS = map(int, (Msr.MCG_CAP, Msr.MCG_STATUS))
+IA32_MCG_CTL, IA32_MCG_EXT_CTL = map(int, (Msr.MCG_CTL, Msr.MCG_EXT_CTL))
+IA32_MC0_CTL2, IA32_MC0_CTL = map(int, (Msr.MC0_CTL2, Msr.MC0_CTL))
 KVM_MAX_MCE_BANKS = 32
 MCG_CTL_P, MCG_SER_P, MCG_LMCE_P = 1 << 8, 1 << 24, 1 << 27
 MCG_CAP_SUPPORTED = MCG_CTL_P | MCG_SER_P | MCG_LMCE_P

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from swtdx.linux.err import err
 from swtdx.linux.uaccess import copy_to_user, struct_from_user
 from swtdx.uapi.kvm import KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_sregs, kvm_sregs2
+from swtdx.x86 import Cr0, Cr4, Efer
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 SHARED_SIZE = kvm_sregs2.flags.offset
 """Bytes with which kvm_sregs and kvm_sregs2 begin alike."""
-CR0_PG, CR4_PAE, EFER_LMA = 1 << 31, 1 << 5, 1 << 10
+CR0_PG, CR4_PAE, EFER_LMA = Cr0.PG, Cr4.PAE, Efer.LMA
 
 
 def _pae_paging(sregs: kvm_sregs | kvm_sregs2) -> bool:

@@ -147,7 +147,7 @@ def _get_dirty_log(kvm: Kvm, arg: int) -> int:
     request = struct_from_user(kvm_dirty_log, arg)
     with kvm.slots_lock:
         slot = kvm.memslots.by_id.get(request.slot & 0xFFFF)
-        if request.slot >> 16 or request.slot & 0xFFFF >= 32764:
+        if request.slot >> 16 or request.slot & 0xFFFF >= KVM_USER_MEM_SLOTS:
             raise err(errno.EINVAL, f"slot {request.slot:#x}")
         if slot is None or slot.dirty_bitmap is None:
             raise err(errno.ENOENT, f"slot {request.slot} keeps no dirty log")
