@@ -59,60 +59,85 @@ static char *const *with_library(char *const envp[], char **room, char *text, si
     return room;
 }
 
-/*
- * The program to be executed does not load us: a static one, or one for another libc. It sees the machine's own /dev/kvm,
- * and that must not happen in silence. Only said where it could be used.
- */
-static void warn_if_out_of_reach(const char *path)
+static bool host_kvm_is_in_reach(void)
+{
+    char allowed[8];
+
+    return !RAW(SYS_faccessat, AT_FDCWD, "/dev/kvm", R_OK | W_OK) &&
+           !(setting("host", allowed, sizeof(allowed)) && *allowed == '1');
+}
+
+static bool quiet(void)
+{
+    char value[8];
+
+    return setting("quiet", value, sizeof(value)) && *value == '1';
+}
+
+/* Whether a file is an executable that does not load us: a static one, or one for another libc. */
+static bool out_of_reach(const char *path)
 {
     union {
         unsigned char bytes[4096];
         Elf64_Ehdr header;
     } file;
     const Elf64_Phdr *segment;
-    char allowed[8];
-    bool interpreter = false;
     long fd, got;
     int i;
 
-    if (!*library || RAW(SYS_faccessat, AT_FDCWD, "/dev/kvm", R_OK | W_OK)) {
-        return;
-    }
     fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        return;
+        return false;
     }
-    got = RAW(SYS_read, fd, &file, sizeof(file));
+    got = RAW(SYS_read, fd, &file, sizeof(file) - 1);
     RAW(SYS_close, fd);
     if (got < (long)sizeof(file.header) || memcmp(file.bytes, ELFMAG, SELFMAG) || file.header.e_machine != EM_X86_64) {
-        return;
+        return false;
     }
+    file.bytes[got] = 0;
     for (i = 0; i < file.header.e_phnum; i++) {
         uint64_t at = file.header.e_phoff + i * sizeof(*segment);
 
         if (at + sizeof(*segment) > (uint64_t)got) {
-            return;
+            return false;
         }
         segment = (const Elf64_Phdr *)(file.bytes + at);
         if (segment->p_type == PT_INTERP) {
-            interpreter = segment->p_offset + segment->p_filesz >= (uint64_t)got ||
-                          !strstr((const char *)file.bytes + segment->p_offset, "musl");
+            return segment->p_offset < (uint64_t)got && strstr((const char *)file.bytes + segment->p_offset, "ld-musl");
         }
     }
-    if (interpreter || strstr(path, "/ld-linux") || (setting("host", allowed, sizeof(allowed)) && *allowed == '1')) {
-        return;
+    return !strstr(path, "/ld-linux"); /* the loader itself: what it loads can be reached */
+}
+
+/*
+ * A program that does not load us sees the machine's own /dev/kvm, where there is one for it. That must not happen in
+ * silence. False if the program must not be executed: the library is gone, as in a chroot(), so nothing would load us.
+ */
+static bool may_execute(const char *path)
+{
+    if (!*library || !host_kvm_is_in_reach()) {
+        return true;
     }
-    if (!setting("quiet", allowed, sizeof(allowed)) || *allowed != '1') {
+    if (RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
+        say("swtdx: exec: %s cannot be read here, so %s would get this machine's own /dev/kvm: not executed. Make the "
+            "file available, or run 'swtdx exec --allow-host-kvm'", library, path);
+        return false;
+    }
+    if (out_of_reach(path) && !quiet()) {
         say("swtdx: exec: %s is linked statically or for another libc: if it opens /dev/kvm, it gets this machine's own, "
             "not the emulated one", path);
     }
+    return true;
 }
 
 static int execute(const char *path, char *const argv[], char *const envp[])
 {
     char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
 
-    warn_if_out_of_reach(path);
+    if (!may_execute(path)) {
+        errno = EACCES;
+        return -1;
+    }
     return NEXT(execve)(path, argv, (char **)with_library(envp, room, text, sizeof(text)));
 }
 
@@ -130,6 +155,10 @@ EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
 {
     char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
 
+    if (!may_execute(file)) {
+        errno = EACCES;
+        return -1;
+    }
     return NEXT(execvpe)(file, argv, (char **)with_library(envp, room, text, sizeof(text)));
 }
 
@@ -200,8 +229,8 @@ static int spawn(spawn_fn *next, pid_t *pid, const char *file, const posix_spawn
 {
     char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
 
-    if (strchr(file, '/')) {
-        warn_if_out_of_reach(file);
+    if (!may_execute(file)) {
+        return EACCES;
     }
     return next(pid, file, actions, attributes, argv, with_library(envp, room, text, sizeof(text)));
 }

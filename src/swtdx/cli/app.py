@@ -190,7 +190,7 @@ def _complain(text: str, status: int, *, shown: bool = False) -> int:
     """Print one sentence on stderr; with ``--json`` an object on stdout too, unless the command has printed its own."""
     sentence = " ".join(text.split())
     print(f"swtdx: {sentence}", file=sys.stderr)
-    if not shown and "--json" in sys.argv and sys.argv[1] in COMMANDS:
+    if not shown and "--json" in sys.argv and sys.argv[1] in COMMANDS and sys.argv[1] not in USAGE_STATUS:
         print(json.dumps({"error": sentence, "status": int(status)}, indent=2))
     return status
 

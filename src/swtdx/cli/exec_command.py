@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from swtdx.cli.output import OutputError
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.exec.program import FrontEnd, ProgramError
-from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError
+from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError, Settings
+from swtdx.trace.file import TraceFormat
 from swtdx.units import readable_size
 
 EPILOG = """
@@ -25,6 +27,8 @@ EPILOG = """
 [cyan]swtdx exec -- pytest tests/[/cyan] - its tests, on a machine without TDX
 
 [cyan]swtdx exec --trace run.jsonl -- ./my_vmm[/cyan] - then: swtdx trace summary run.jsonl
+
+[cyan]swtdx exec --json run.json --html run.html -- ./my_vmm[/cyan] - MRTD and RTMRs; the run on one page
 
 [bold]Exit status[/bold]
 
@@ -85,7 +89,21 @@ def exec_(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE."),
+        typer.Option(
+            metavar="FILE",
+            help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE. The first process "
+            "that opens /dev/kvm writes FILE, another one adds its process id to the name.",
+        ),
+    ] = None,
+    trace_format: Annotated[
+        TraceFormat, typer.Option(help="JSON lines, or Chrome's trace format, which Perfetto opens.")
+    ] = TraceFormat.jsonl,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs.")
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="MRTD and RTMRs of each TD, failed ioctls and counts, by process, in FILE."),
     ] = None,
     allow_host_kvm: Annotated[
         bool,
@@ -98,10 +116,8 @@ def exec_(
     COMMAND and all that it starts see the emulated /dev/kvm and no other file changed. Each process that opens it has a
     machine of its own. Why an ioctl failed is said on standard error, as it fails.
     """
-    from swtdx.exec.launch import run
-    from swtdx.exec.notify import run as run_notified
-    from swtdx.exec.program import find
-    from swtdx.exec.settings import Settings
+    from swtdx.cli.exec_record import Keeper
+    from swtdx.exec.sightings import files
 
     if module_version is ModuleVersion.v1_0 and dialect is DialectName.upstream and not no_tdx:
         raise ExecFailure(
@@ -114,44 +130,46 @@ def exec_(
         memory=_machine_memory(memory),
         processors=processors,
         tdx=not no_tdx,
-        trace=str(trace.absolute()) if trace else "",
         quiet=quiet,
         host=allow_host_kvm,
+        files=files(tdx=not no_tdx),
     )
     try:
-        path = find(command[0])
-        chosen = _choose(path, command[1:], front_end, host=allow_host_kvm)
-        if chosen is FrontEnd.notify:
-            raise typer.Exit(run_notified(path, command, settings))
-        raise typer.Exit(run(path, command, settings.write() if chosen else None))
+        with Keeper(command, trace, trace_format, html, json) as keeper:
+            status = _execute(command, keeper.settings(settings), front_end)
+            keeper.done(status)
     except ProgramError as error:
         raise ExecFailure(str(error), error.status) from None
-    except ExecError as error:
+    except (ExecError, OutputError) as error:
         raise ExecFailure(str(error), OWN_FAILURE) from None
+    raise typer.Exit(status)
 
 
-def _choose(path: Path, arguments: list[str], wanted: FrontEnd | None, *, host: bool) -> FrontEnd | None:
-    """The front end that was asked for, or reaches the program; None: the machine's own kernel. Raises ProgramError."""
+def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) -> int:
+    """Run the command by the front end that reaches it, or that is ``wanted``. Return its exit status."""
+    from swtdx.exec.launch import run
     from swtdx.exec.notify import available
-    from swtdx.exec.program import OutOfReach, check
+    from swtdx.exec.notify import run as run_notified
+    from swtdx.exec.program import choose, find, refusal
 
+    path = find(command[0])
     try:
-        check(path, arguments)
-    except OutOfReach as error:
-        if wanted is FrontEnd.preload or (wanted is None and host):
-            if not host:
-                raise
-            return None
-        if cannot := available():
-            raise ProgramError(f"{error}. It cannot be served by notification: {cannot}", error.status) from None
-        return FrontEnd.notify
+        front_end, why = choose(path, command[1:])
     except ProgramError:
-        if not host:
+        if not settings.host:
             raise
-        return None
-    if wanted is FrontEnd.notify and (cannot := available()):
+        return run(path, command, None)
+    if front_end is FrontEnd.notify and wanted is not FrontEnd.notify:
+        cannot = available() if wanted is None else "--front-end preload was asked for"
+        if settings.host and (cannot or wanted is None):
+            return run(path, command, None)
+        if cannot:
+            raise refusal(path, why, cannot)
+    elif wanted is FrontEnd.notify and (cannot := available()):
         raise ProgramError(f"--front-end notify: {cannot}")
-    return wanted or FrontEnd.preload
+    if FrontEnd.notify in (front_end, wanted):
+        return run_notified(path, command, settings)
+    return run(path, command, settings.write())
 
 
 def _machine_memory(text: str) -> int:

@@ -78,6 +78,17 @@ cdef extern from "swtdx.h" nogil:
     int swtdx_pending_interrupt(swtdx_cpu *cpu)
 
 
+cdef extern from "<cpuid.h>" nogil:
+    void __cpuid_count(uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ebx, uint32_t ecx, uint32_t edx)
+
+
+def host_cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """CPUID executed on the host's processor: EAX, EBX, ECX, EDX."""
+    cdef uint32_t number = leaf, index = subleaf, eax = 0, ebx = 0, ecx = 0, edx = 0
+    __cpuid_count(number, index, eax, ebx, ecx, edx)  # a macro: it assigns to its last four arguments
+    return eax, ebx, ecx, edx
+
+
 def host_tsc() -> int:
     """The host's time-stamp counter, on which all guest time is based."""
     return swtdx_host_tsc()

@@ -27,7 +27,6 @@ _LEAF_7_ECX = 1 << 3 | 1 << 16
 _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 """SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
 XCR0_SUPPORTED = XFeature.X87 | XFeature.SSE | XFeature.PKRU
-_XSAVE_SIZE_ALL = 0xA88
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
     (0x04000122, 0x01C0003F, 0x3F, 0),  # 32 KiB L1I
@@ -71,7 +70,7 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
             levels = ((0, 1, 1 << 8, lp), (bits, threads, 2 << 8 | 1, lp))
             return levels[subleaf] if subleaf < 2 else (0, 0, subleaf, lp)
         case 0xD:
-            return _xsave(subleaf)
+            return _xsave(platform, subleaf)
         case 0x15:
             return 1, tsc // 25_000_000, 25_000_000, 0
         case 0x16:
@@ -93,13 +92,14 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
             return 0, 0, 0, 0
 
 
-def _xsave(subleaf: int) -> Registers:
+def _xsave(platform: Platform, subleaf: int) -> Registers:
     match subleaf:
         case 0:
-            return XCR0_SUPPORTED, _XSAVE_SIZE_ALL, _XSAVE_SIZE_ALL, 0
+            size = platform.pkru_offset + 8
+            return XCR0_SUPPORTED, size, size, 0
         case 1:
             return 1 << 0 | 1 << 2, 0, 0, 0  # XSAVEOPT, XGETBV with ECX = 1
         case 9:
-            return 8, 0xA80, 0, 0  # PKRU
+            return 8, platform.pkru_offset, 0, 0
         case _:
             return 0, 0, 0, 0

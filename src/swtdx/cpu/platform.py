@@ -21,6 +21,7 @@ SAPPHIRE_RAPIDS = 0x000806F8
 """Family 6, model 0x8f, stepping 8: the first server processor with TDX."""
 
 
+PKRU_OFFSET = 0xA80
 TSC_UNIT_HZ = 25_000_000
 """The unit in which TDX expresses a TSC frequency. A processor with TDX counts at a multiple of it."""
 TSC_RATIO_BITS = 48
@@ -82,6 +83,8 @@ class Platform:
     module_version: str = MODULE_VERSIONS[0]
     signature: int = WESTMERE
     """What CPUID leaf 1 says in EAX: stepping, model, family."""
+    pkru_offset: int = PKRU_OFFSET
+    """Offset of PKRU in the standard form of the XSAVE area."""
 
     def __post_init__(self) -> None:
         if self.memory_size <= 0 or self.memory_size % (1 << 30):
@@ -90,6 +93,12 @@ class Platform:
             raise ValueError(f"memory_size is limited to {MAXIMUM_MEMORY_SIZE >> 40} TiB")
         if self.logical_processors < 1:
             raise ValueError("a platform has at least one logical processor")
+        if self.signature & ~0x0FFF3FFF:
+            raise ValueError(f"signature {self.signature:#x} has reserved bits of CPUID 1, EAX")
+        if self.pkru_offset < 0x240 or self.pkru_offset % 8:
+            raise ValueError(
+                f"pkru_offset {self.pkru_offset:#x} is not an offset behind the legacy region and the header"
+            )
         if self.mktme_keyids + self.tdx_keyids >= 1 << self.keyid_bits:
             raise ValueError("more KeyIDs than keyid_bits can name")
         if self.module_version not in MODULE_VERSIONS:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu import _engine
 from swtdx.exec import _bridge
+from swtdx.exec.record import Record
 from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from swtdx.uapi.kernel import Kernel
 
 _KVM_RUN = int(KVM_RUN)
-_INTERRUPTIBLE = {_KVM_RUN, int(KVM_MEMORY_ENCRYPT_OP), int(KVM_PRE_FAULT_MEMORY)}
+_ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
+_INTERRUPTIBLE = {_KVM_RUN, _ENCRYPT_OP, int(KVM_PRE_FAULT_MEMORY)}
 """Requests that a signal ends with EINTR."""
 _DEVICE_LINK = "/memfd:" + KvmDevice.name
 Call = Callable[[int, int, int, int], int]
@@ -49,6 +51,7 @@ class Process:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.telling = Telling(settings)
+        self.record = Record(settings)
         self.machine: MachineKernel | None = None
         self.kernel: Kernel | None = None
         self.mappings: dict[int, mmap.mmap] = {}
@@ -65,17 +68,18 @@ class Process:
         if self.kernel is None:
             from swtdx.exec.machine import boot
 
-            self.machine, self.kernel = boot(self.settings, self.telling.emit)
+            self.record.begin()
+            self.machine, self.kernel = boot(self.settings, self.record.emit if self.record.wanted else None)
             self.machine.sees_signals = True
             _bridge.set_interrupt(_engine.signal_entry())
         return self.kernel
 
     def _after_fork(self) -> None:
         """The parent's kernel must not be touched, nor let go of: its threads are not here."""
-        self._parents += [self.kernel, self.machine, self.mappings]
+        self._parents += [self.kernel, self.machine, self.mappings, self.record]
         self.kernel = self.machine = None
         self.mappings = {}
-        self.telling.forked()
+        self.record = Record(self.settings)
 
     # --- Calls --------------------------------------------------------------------------------------------------------
 
@@ -105,8 +109,10 @@ class Process:
             return kernel.ioctl(fd, request, argument)
         except OSError as error:
             number = error.errno or errno.EIO
-            if number not in (errno.EINTR, errno.EAGAIN):
-                self.telling.refused(request, argument, number, reason_of(error).text)
+            if number != errno.EINTR:
+                facts = self.telling.refused(request, argument, number, reason_of(error).text)
+                if facts is not None:
+                    self.record.refused(*facts)
             return -number
 
     def _interruptible(self, kernel: Kernel, fd: int, request: int, argument: int) -> int:
@@ -119,6 +125,8 @@ class Process:
             return kernel.ioctl(fd, request, argument)
         finally:
             _bridge.close_signals()
+            if request == _ENCRYPT_OP and machine is not None and self.record.wanted:
+                self.record.settle(machine)
 
     def mmap(self, fd: int, length: int, offset: int, _d: int) -> int:
         """The address; ENOTTY for a descriptor that is not ours after all."""
@@ -147,6 +155,8 @@ class Process:
             if self.kernel is None:
                 os.close(fd)
             else:
+                if self.machine is not None and self.record.wanted:
+                    self.record.settle(self.machine)
                 self.kernel.close(fd)
         except OSError as error:
             return -(error.errno or errno.EIO)
@@ -191,7 +201,8 @@ class Process:
         """The process exits."""
         if self.machine is not None:
             self.machine.flush_trace()
-        self.telling.finish()
+            self.record.settle(self.machine)
+            self.record.finish()
         return 0
 
 

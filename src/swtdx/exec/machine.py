@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from swtdx.cpu import _engine
+from swtdx.cpu.platform import PKRU_OFFSET, Platform
 from swtdx.exec.settings import Settings
 from swtdx.machine import boot as power_on
 from swtdx.trace.event import Emit
@@ -17,24 +19,32 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.traced_kernel import TracedKernel
 
 if TYPE_CHECKING:
-    from swtdx.cpu.platform import Platform
     from swtdx.machine import MachineKernel
     from swtdx.uapi.kernel import Kernel
+
+_SIGNATURE_MASK = 0x0FFF3FFF
+_PKRU_COMPONENT, _PKRU_SIZE = 9, 8
 
 
 def platform(settings: Settings) -> Platform:
     """Raises ValueError for a machine that cannot be."""
-    from swtdx.cpu.platform import Platform
-
     return Platform(
         memory_size=settings.memory,
         logical_processors=settings.processors,
         module_version=settings.module_version,
+        signature=_engine.host_cpuid(1)[0] & _SIGNATURE_MASK,
+        pkru_offset=_host_pkru_offset(),
     )
 
 
-def boot(settings: Settings, emit: Emit) -> tuple[MachineKernel, Kernel]:
-    """The machine's kernel, and the same as calls reach it (watched, if there is to be a trace)."""
-    trace = emit if settings.trace else None
+def _host_pkru_offset() -> int:
+    """Return where the host's XSAVE keeps PKRU, or where Intel's processors do if the host has no PKRU."""
+    highest = _engine.host_cpuid(0)[0]
+    size, offset, _, _ = _engine.host_cpuid(0xD, _PKRU_COMPONENT) if highest >= 0xD else (0, 0, 0, 0)
+    return offset if size == _PKRU_SIZE else PKRU_OFFSET
+
+
+def boot(settings: Settings, trace: Emit | None) -> tuple[MachineKernel, Kernel]:
+    """Boot the machine. Return its kernel, and the same as calls reach it: watched, if there is a ``trace``."""
     machine = power_on(Dialect(settings.dialect), platform(settings), enable_tdx=settings.tdx, trace=trace)
     return machine, machine if trace is None else TracedKernel(machine, trace)

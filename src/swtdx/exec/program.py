@@ -3,15 +3,17 @@
 
 The preloaded library reaches a program whose ELF header names glibc's dynamic loader. It does not reach static programs
 and those of other libcs, nor Go's, which make system calls without a libc: the server of `swtdx.exec.notify` serves
-those (`OutOfReach`). Nor does it reach setuid programs, whose loader ignores LD_PRELOAD; they are refused.
+those. Nor does it reach setuid programs, whose loader ignores LD_PRELOAD; they are refused.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import struct
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +24,8 @@ _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "64-bit ARM", 243: "RISC-V"
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _PT_INTERP, _PT_NOTE = 3, 4
+_LOADER_OPTIONS_WITH_VALUE = {"--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"}
+_PYTHON = re.compile(r"python(\d+\.\d+)")
 _MOST_SCRIPTS = 4  # the kernel's limit of interpreters of interpreters
 NOT_FOUND, NOT_USABLE = 127, 126
 """Exit statuses, as of env(1) and of shells."""
@@ -40,10 +44,6 @@ class ProgramError(Exception):
     def __init__(self, text: str, status: int = NOT_USABLE) -> None:
         super().__init__(text)
         self.status = status
-
-
-class OutOfReach(ProgramError):
-    """The preloaded library does not reach the program; the other front end does."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ def find(command: str) -> Path:
     return Path(path)
 
 
-def check(path: Path, arguments: list[str], depth: int = 0) -> None:
-    """Raise `ProgramError` unless the preloaded library reaches the program. ``arguments``: those after its name."""
+def choose(path: Path, arguments: list[str], depth: int = 0) -> tuple[FrontEnd, str]:
+    """Return the front end for a program, and why it is not the preloaded library, as the end of a sentence.
+
+    ``arguments``: those after the program's name. Raises `ProgramError` for what no front end can serve.
+    """
     _check_privileges(path)
     try:
         with path.open("rb") as file:
@@ -75,27 +78,36 @@ def check(path: Path, arguments: list[str], depth: int = 0) -> None:
     except OSError as error:
         raise ProgramError(f"{path}: cannot be read: {error.strerror}") from None
     if head.startswith(b"#!"):
-        _check_script(path, head, depth)
-        return
+        return choose(*_interpreter_of(path, head, depth), depth + 1)
     elf = read_elf(path, head)
-    if elf.interpreter is None:
-        if path.name.startswith("ld-linux"):  # the loader itself, with the program as its argument
-            _check_loaded(arguments, depth)
-            return
-        what = "a Go program without libc" if elf.go else "linked statically"
-        raise OutOfReach(f"{path}: {what}: {_OUT_OF_REACH}")
-    if "ld-musl" in elf.interpreter:
-        raise OutOfReach(f"{path}: linked against musl: {_OUT_OF_REACH}")
+    if elf.interpreter is None and path.name.startswith("ld-linux") and depth < _MOST_SCRIPTS:
+        loaded = _loaded_by(arguments)  # the loader itself, with the program as its argument
+        return choose(*loaded, depth + 1) if loaded is not None else (FrontEnd.preload, "")
     if elf.go:
-        raise OutOfReach(f"{path}: a Go program, which makes system calls without libc: {_OUT_OF_REACH}")
-    if not Path(elf.interpreter).exists():
+        return FrontEnd.notify, "is a Go program, which makes system calls without libc"
+    if elf.interpreter is None:
+        return FrontEnd.notify, "is linked statically"
+    if "ld-musl" in elf.interpreter:
+        return FrontEnd.notify, "is linked against musl"
+    if not Path(elf.interpreter).exists() and depth == 0:
         raise ProgramError(f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc")
+    version = _PYTHON.fullmatch(path.resolve().name)
+    if version is not None and version[1] != _our_version():
+        return FrontEnd.notify, f"is Python {version[1]}, and swtdx is installed for Python {_our_version()}"
+    return FrontEnd.preload, ""
 
 
-_OUT_OF_REACH = (
-    "the preloaded library does not reach it, and its /dev/kvm would be this machine's own. Use --front-end notify, a "
-    "build that is linked dynamically against glibc, or --allow-host-kvm to run it on this machine's /dev/kvm"
-)
+def refusal(path: Path, why: str, cannot: str) -> ProgramError:
+    """Return the error for a program that no front end reaches; ``cannot``: why notification does not."""
+    return ProgramError(
+        f"{path} {why}: the preloaded library does not reach it, and its /dev/kvm would be this machine's own. It "
+        f"cannot be served by notification: {cannot}. Use a build that is linked dynamically against glibc, or "
+        "--allow-host-kvm to run it on this machine's /dev/kvm"
+    )
+
+
+def _our_version() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _check_privileges(path: Path) -> None:
@@ -112,7 +124,8 @@ def _check_privileges(path: Path) -> None:
         )
 
 
-def _check_script(path: Path, head: bytes, depth: int) -> None:
+def _interpreter_of(path: Path, head: bytes, depth: int) -> tuple[Path, list[str]]:
+    """Of a script the interpreter, and the arguments that its first line gives to it."""
     line = head[2:].split(b"\n", 1)[0].decode("utf-8", "replace").split(None, 1)
     if not line or depth >= _MOST_SCRIPTS:
         raise ProgramError(f"{path}: its first line names no interpreter")
@@ -124,21 +137,17 @@ def _check_script(path: Path, head: bytes, depth: int) -> None:
         words = words[1:] if words[:1] == ["-S"] else words
         if words and "=" not in words[0] and not words[0].startswith("-"):
             interpreter, words = find(words[0]), words[1:]
-    check(interpreter, words, depth + 1)
+    return interpreter, words
 
 
-def _check_loaded(arguments: list[str], depth: int) -> None:
-    """Of ``ld-linux-x86-64.so.2 [OPTIONS] PROGRAM ...`` the program."""
+def _loaded_by(arguments: list[str]) -> tuple[Path, list[str]] | None:
+    """Of ``ld-linux-x86-64.so.2 [OPTION]... PROGRAM [ARGUMENT]...`` the program and its arguments."""
     rest = list(arguments)
     while rest and rest[0].startswith("--"):
         option = rest.pop(0)
-        if option in ("--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0", "--glibc-hwcaps-mask"):
+        if option in _LOADER_OPTIONS_WITH_VALUE:
             rest = rest[1:]
-    if rest and depth < _MOST_SCRIPTS:
-        program = find(rest[0])
-        elf = read_elf(program, program.read_bytes()[:4096])
-        if elf.interpreter is None or elf.go:
-            raise OutOfReach(f"{program}: linked statically, or a Go program: {_OUT_OF_REACH}")
+    return (find(rest[0]), rest[1:]) if rest else None
 
 
 def read_elf(path: Path, head: bytes) -> Elf:

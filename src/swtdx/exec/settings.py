@@ -40,6 +40,9 @@ class Settings:
     processors: int = PROCESSORS
     tdx: bool = True
     trace: str = ""
+    trace_format: str = "jsonl"
+    record: str = ""
+    """Directory in which each process leaves its summary."""
     quiet: bool = False
     host: bool = False
     """What the front end cannot reach may use the machine's real /dev/kvm."""

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a person is told of a program's ioctls: why one failed, on standard error, as it fails; and the trace.
+"""Why a program's ioctls fail, on standard error, as they fail.
 
 Not everything that fails is worth a word: programs try sizes (E2BIG), ask whether something exists, are interrupted.
-A sentence is said once in a process, however often its ioctl is repeated.
+A sentence is printed once in a process, however often its ioctl is repeated, also with other addresses.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 
 from swtdx.exec.settings import Settings
-from swtdx.trace.event import Event
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_MEMORY_ENCRYPT_OP, ioctl_name
 
 _STDERR = 2
+_NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d+)\b")
 _MOST_SENTENCES = 100
 _ROUTINE = {errno.E2BIG, errno.EINTR, errno.EAGAIN}
 _QUESTIONS = {int(KVM_HAS_DEVICE_ATTR)}
@@ -32,21 +33,14 @@ class Telling:
         self._dialect = Dialect(settings.dialect)
         self._said: set[str] = set()
 
-    def emit(self, event: Event) -> None:
-        """An event of the trace."""
-
-    def forked(self) -> None:
-        """A child: its trace is another."""
-
-    def finish(self) -> None:
-        """The process exits."""
-
-    def refused(self, request: int, argument: int, number: int, reason: str) -> None:
-        """An ioctl failed."""
-        if self._quiet or number in _ROUTINE or request in _QUESTIONS:
-            return
+    def refused(self, request: int, argument: int, number: int, reason: str) -> tuple[str, str, str] | None:
+        """An ioctl failed: report it, and return its name, errno and reason; None if that is routine."""
+        if number in _ROUTINE or request in _QUESTIONS:
+            return None
         name = self._command(argument) if request == _ENCRYPT_OP else ioctl_name(request)
-        self.say(f"{name}: {errno_name(number)}: {reason or os.strerror(number)}")
+        facts = name, errno_name(number), reason or os.strerror(number)
+        self.say(": ".join(facts))
+        return facts
 
     def failed(self, what: str, error: BaseException) -> None:
         """A fault of swtdx's own."""
@@ -54,12 +48,13 @@ class Telling:
         self.say(f"{what}: internal error: {error!r}\n{lines.rstrip()}", always=True)
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """One sentence, the first time."""
-        if (self._quiet and not always) or text in self._said or len(self._said) >= _MOST_SENTENCES:
+        """Print one sentence, unless it was printed before with other numbers in it."""
+        shape = _NUMBER.sub("#", text)
+        if (self._quiet and not always) or shape in self._said or len(self._said) >= _MOST_SENTENCES:
             return
-        self._said.add(text)
+        self._said.add(shape)
         if len(self._said) == _MOST_SENTENCES:
-            text += "; further failures are not reported (--trace keeps all)"
+            text += "; further failures are not reported (swtdx exec --trace FILE keeps all)"
         try:
             os.write(_STDERR, f"swtdx: {text}\n".encode("utf-8", "replace"))
         except OSError:  # nobody listens

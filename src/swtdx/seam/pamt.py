@@ -38,9 +38,10 @@ OWNER_SHIFT = 12
 BUSY_OR_USED = LOCK_MASK | TYPE_MASK
 SLICE_PAGES = 1024
 """4 KiB pages whose metadata one TDH.SYS.TDMR.INIT call initialises (4 MiB of memory)."""
-LARGE_TDMR = 128 << 30
+LARGE_TDMR = 16 << 30
 LARGE_SLICE_PAGES = 1 << 18
-"""In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory, or a host of terabytes would take minutes to start."""
+"""In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory, or a host of terabytes would take minutes to start, and each program of
+swtdx exec half a second."""
 GIB = 1 << 30
 
 

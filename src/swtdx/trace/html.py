@@ -119,6 +119,8 @@ def _title(record: dict[str, Any]) -> str:
 def _subtitle(history: RunHistory, record: dict[str, Any]) -> str:
     if not record:
         return f"{history.events:,} events; the trace has no end, so that measurements and console are not known"
+    if "subtitle" in record:  # not a run of our own VMM
+        return f"{record['subtitle']}; {history.events:,} events"
     cpus = f"{record['cpus']} vCPU{'s' if record['cpus'] > 1 else ''}"
     dialect = f", {record['dialect']} dialect" if record.get("dialect") else ""
     seconds = record["seconds"]
@@ -289,8 +291,8 @@ def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
     rows = []
     if record.get("mrtd"):
         order = record.get("mrtd_order")
-        verdict = f"as predicted for calls that come {order}" if order else "NOT as predicted"
-        source = f"{record.get('mrtd_source')}; {verdict}"
+        verdict = f"; as predicted for calls that come {order}" if order else "; NOT as predicted"
+        source = f"{record.get('mrtd_source')}{verdict if 'mrtd_order' in record else ''}"
         rows.append(("MRTD", record["mrtd"], source))
     for number, digest in enumerate(record.get("rtmr") or []):
         times = sum(1 for _, register in history.extensions if register == number)

@@ -22,15 +22,17 @@ from swtdx.exec.notify.seccomp import Listener, available
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.server import Server
+    from swtdx.exec.record import Record
     from swtdx.exec.settings import Settings
-    from swtdx.exec.telling import Telling
+    from swtdx.machine import MachineKernel
+    from swtdx.uapi.kernel import Kernel
 
 __all__ = ["available", "run"]
 
 
 class _Serving(Background):
-    def __init__(self, server: Server, telling: Telling) -> None:
-        self.server, self.telling = server, telling
+    def __init__(self, server: Server, record: Record) -> None:
+        self.server, self.record = server, record
 
     def descriptors(self) -> int:
         return self.server.descriptors.inotify if self.server.descriptors is not None else -1
@@ -47,7 +49,8 @@ class _Serving(Background):
     def finish(self) -> None:
         if self.server.machine is not None:
             self.server.machine.flush_trace()
-        self.telling.finish()
+            self.record.settle(self.server.machine)
+            self.record.finish()
 
 
 def run(path: Path, arguments: list[str], settings: Settings) -> int:
@@ -63,14 +66,20 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
         from swtdx.exec.notify.kvm_calls import KvmCalls
         from swtdx.exec.notify.memory_calls import MemoryCalls
         from swtdx.exec.notify.server import Server
+        from swtdx.exec.record import Record
         from swtdx.exec.telling import Telling
 
         sys.setswitchinterval(0.0005)
-        telling = Telling(settings)
-        server = Server(listener, lambda: boot(settings, telling.emit), telling)
+        telling, record = Telling(settings), Record(settings)
+
+        def power_on() -> tuple[MachineKernel, Kernel]:
+            record.begin()
+            return boot(settings, record.emit if record.wanted else None)
+
+        server = Server(listener, power_on, telling)
         FileCalls(server, Paths(settings.files))
         KvmCalls(server, MemoryCalls(server))
         server.start()
-        return _Serving(server, telling)
+        return _Serving(server, record)
 
     return _run(path, arguments, rules, serve)

@@ -38,7 +38,7 @@ _SPARE_THREADS = 3
 class Teller(Protocol):
     """Who tells a person."""
 
-    def refused(self, request: int, argument: int, number: int, reason: str) -> None:
+    def refused(self, request: int, argument: int, number: int, reason: str) -> object:
         """An ioctl failed."""
         ...
 

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What programs read to find out whether a machine has KVM and TDX, beside /dev/kvm itself.
+
+libvirt and test suites read the module parameter ``tdx`` of kvm_intel, many tools the flags in /proc/cpuinfo. The
+emulated machine is Intel's whatever the host is, so both are shown to a program under ``swtdx exec``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_PARAMETERS = "/sys/module/kvm_intel/parameters"
+_FLAGS = re.compile(r"^(flags\s*:.*)$", re.MULTILINE)
+
+
+def files(*, tdx: bool) -> dict[str, str]:
+    """Return the contents by path."""
+    found = {f"{_PARAMETERS}/tdx": "Y\n" if tdx else "N\n", f"{_PARAMETERS}/nested": "N\n"}
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return found
+    flags = ["vmx", "tdx_host_platform"] if tdx else ["vmx"]
+    return {**found, "/proc/cpuinfo": _FLAGS.sub(lambda line: _with(line[1], flags), text)}
+
+
+def _with(line: str, flags: list[str]) -> str:
+    words = line.split()
+    return " ".join([line.rstrip(), *(flag for flag in flags if flag not in words)])
