@@ -20,6 +20,7 @@ from tests.conftest import skip_loudly
 from tests.exec.conftest import Run
 
 OPENED = "12\n"
+PRELOAD = ["--front-end", "preload"]
 _OPEN = """
 #include <fcntl.h>
 #include <stdio.h>
@@ -76,8 +77,8 @@ def test_a_file_that_is_not_executable(swtdx_exec: Run, tmp_path: Path) -> None:
     refused(swtdx_exec(tmp_path / "text"), 126, "neither an ELF executable nor a script")
 
 
-def test_a_static_program_is_refused(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
-    refused(swtdx_exec(opener("-static")), 126, "linked statically", "--allow-host-kvm")
+def test_a_static_program_is_refused_by_the_preloaded_library(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
+    refused(swtdx_exec(opener("-static"), options=PRELOAD), 126, "linked statically", "--allow-host-kvm")
 
 
 def test_a_static_program_runs_where_the_real_kvm_is_allowed(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
@@ -110,7 +111,7 @@ def test_a_program_of_another_libc_is_refused(
     swtdx_exec: Run, opener: Callable[..., Path], loader: str, words: str
 ) -> None:
     program = opener(f"-Wl,--dynamic-linker={loader}")
-    refused(swtdx_exec(program), 126, words)
+    refused(swtdx_exec(program, options=PRELOAD), 126, words)
 
 
 def test_a_truncated_program_is_refused(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
@@ -131,7 +132,7 @@ def test_a_script_is_looked_at_by_its_interpreter(swtdx_exec: Run, opener: Calla
     script = tmp_path / "script"
     script.write_text(f"#!{opener('-static')}\n")
     script.chmod(0o755)
-    refused(swtdx_exec(script), 126, "linked statically")
+    refused(swtdx_exec(script, options=PRELOAD), 126, "linked statically")
     script.write_text("#!/usr/bin/env sh\nexit 7\n")
     assert swtdx_exec(script).returncode == 7
     script.write_text("#!/no/such/interpreter\n")
@@ -228,4 +229,4 @@ def test_other_users_can_read_the_settings(swtdx_exec: Run, tmp_path: Path) -> N
 def test_another_python_is_refused(swtdx_exec: Run, tmp_path: Path) -> None:
     fake = tmp_path / "python3.2"
     shutil.copy(shutil.which("true") or "/bin/true", fake)
-    refused(swtdx_exec(fake), 126, "Python 3.2")
+    refused(swtdx_exec(fake, options=PRELOAD), 126, "Python 3.2")
