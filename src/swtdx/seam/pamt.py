@@ -40,8 +40,8 @@ SLICE_PAGES = 1024
 """4 KiB pages whose metadata one TDH.SYS.TDMR.INIT call initialises (4 MiB of memory)."""
 LARGE_TDMR = 16 << 30
 LARGE_SLICE_PAGES = 1 << 18
-"""In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory, or a host of terabytes would take minutes to start, and each program of
-swtdx exec half a second."""
+"""In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory. Otherwise a host of terabytes takes minutes to start, and
+each program under ``swtdx exec`` half a second."""
 GIB = 1 << 30
 
 
