@@ -43,9 +43,9 @@ while True:
 """
 COMMAND = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-import swtdx.cli.run
+import swtdx.cli.session
 from tests.vmm.fake_kernel import FakeKernel, typed
-swtdx.cli.run.kernel_named = lambda *a, **k: FakeKernel(plays={{0: typed("up\\n")}})
+swtdx.cli.session.kernel_named = lambda *a, **k: FakeKernel(plays={{0: typed("up\\n")}})
 from swtdx.cli import main; main()
 """
 PATIENCE = 60.0
@@ -131,7 +131,7 @@ def test_a_signal_while_it_builds_leaves_no_files(name: str, firmware: Path, tmp
         "from swtdx.cli import main; main()",
         "import time\n"
         "def launch(*a):\n    print('building', flush=True)\n    time.sleep(60)\n"
-        "swtdx.cli.run.launch = launch\n"
+        "swtdx.cli.session.launch = launch\n"
         "from swtdx.cli import main; main()",
     )
     (tmp_path / "slow.py").write_text(slow)

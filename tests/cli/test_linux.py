@@ -24,7 +24,7 @@ from guest.newc import FILE, newc
 from swtdx.attest.event_log import parse_event_log
 from swtdx.attest.replay import replay
 from swtdx.attest.report import parse_report
-from swtdx.cli.run import kernel_named
+from swtdx.cli.session import kernel_named
 from swtdx.image.firmware import Firmware, find_firmware
 from swtdx.image.linux_image import load
 from swtdx.image.smbios import SmbiosFields, parse_smbios

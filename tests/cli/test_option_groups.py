@@ -10,8 +10,8 @@ from dataclasses import fields
 import pytest
 
 from swtdx.cli import option_groups
-from swtdx.cli.run import Options
 from swtdx.cli.run_command import Debugger, Devices, Ending, Guest, Host, Records, TrustDomain, run
+from swtdx.cli.session import Options
 
 GROUPS = (Guest, Host, Ending, Devices, Records, TrustDomain, Debugger)
 
@@ -34,7 +34,7 @@ def test_every_member_of_the_options_is_set(monkeypatch: pytest.MonkeyPatch) -> 
         given.append(members)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swtdx.cli.run.Options", noted)
+    monkeypatch.setattr("swtdx.cli.session.Options", noted)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert set(given[0]) == {field.name for field in fields(Options)}

@@ -221,11 +221,11 @@ def test_a_file_size_limit_is_a_full_disk(option: str, firmware: Path, tmp_path:
     root = Path(__file__).parents[2]
     script = (
         f"import resource, sys; sys.path.insert(0, {str(root)!r})\n"
-        "import swtdx.cli.run, struct\n"
+        "import swtdx.cli.session, struct\n"
         "from tests.vmm.fake_kernel import FakeKernel, port_out, typed\n"
         "plays = [*(port_out(0x402, b'D') for _ in range(20)), *typed('0123456789\\n' * 4), "
         "port_out(0x604, struct.pack('<H', 0x2000), 2)]\n"
-        "swtdx.cli.run.kernel_named = lambda *a, **k: FakeKernel(plays={0: plays})\n"
+        "swtdx.cli.session.kernel_named = lambda *a, **k: FakeKernel(plays={0: plays})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
         "from swtdx.cli import main; main()"
     )

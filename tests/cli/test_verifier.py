@@ -303,7 +303,7 @@ def test_measuring_loads_neither_engine_nor_kernel(firmware: Path) -> None:
     )
     loaded = done.stderr
     assert "swtdx.attest.measure" in loaded
-    for floor in ("swtdx.cpu", "swtdx.seam", "swtdx.linux", "swtdx.uapi", "swtdx.vmm.launch", "swtdx.cli.run"):
+    for floor in ("swtdx.cpu", "swtdx.seam", "swtdx.linux", "swtdx.uapi", "swtdx.vmm.launch", "swtdx.cli.session"):
         assert floor not in loaded
 
 

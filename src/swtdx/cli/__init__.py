@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command ``swtdx``: what a person types.
 
-``app`` declares it, ``parameters`` reads what was typed, ``run`` carries ``swtdx run`` out, ``report`` tells how it
-went.  The commands of a verifier have a module each, named after the command; ``verdict`` has their exit statuses.
+A module is named after its command. ``app`` declares them, ``parameters`` reads what was typed, ``session`` carries
+``swtdx run`` out, ``run_record`` reports how it went, and ``verdict`` has the exit statuses of a verifier's commands.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _of_the_system(typed: str) -> int:
 
 def _foreseen() -> tuple[type[Exception], ...]:
     """What ``run`` raises for a person; its modules are loaded already when one of these comes."""
-    from swtdx.cli.run import BAD_INPUT
+    from swtdx.cli.session import BAD_INPUT
     from swtdx.uapi.client import KvmError
 
     return (*BAD_INPUT, KvmError)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx run``: its options, in groups, and what `swtdx.cli.run` is asked for.
+"""``swtdx run``: its options, in groups, and what `swtdx.cli.session` is asked for.
 
 What carries the command out is imported when it runs: declaring the options must be quick.
 """
@@ -87,7 +87,7 @@ class ModuleVersionChoice(StrEnum):
 
 
 class OnPanicChoice(StrEnum):
-    """What a panic of the guest's kernel does to the run, of `swtdx.cli.run.OnPanic`."""
+    """What a panic of the guest's kernel does to the run, of `swtdx.cli.session.OnPanic`."""
 
     stop = "stop"
     # "continue" is a word of Python's
@@ -140,7 +140,7 @@ class Guest:
         return self.vm_type is VmType.tdx
 
     def options(self, host: Host) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import memory_size
 
         return {
@@ -188,7 +188,7 @@ class Host:
         return kernel is not None and str(kernel) in KvmChoice.__members__
 
     def options(self, guest: Guest) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError
         from swtdx.uapi.dialect import Dialect
 
@@ -239,9 +239,9 @@ class Ending:
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.run.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError, port
-        from swtdx.cli.run import OnPanic
+        from swtdx.cli.session import OnPanic
 
         if self.timeout is not None and not 0 <= self.timeout < 1e9:
             raise InputError(f"--timeout {self.timeout:g} is not a valid number of seconds")
@@ -275,7 +275,7 @@ class Devices:
     rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False
 
     def options(self) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.run.Options` that follow."""
+        """Return the members of `swtdx.cli.session.Options` that follow."""
         return {"disks": tuple(self.disk or ()), "virtio_console": self.virtio_console, "rng": self.rng}
 
 
@@ -372,8 +372,8 @@ def run(
     The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
     ends the run. Without one the run ends by itself at the UEFI shell's prompt.
     """
-    from swtdx.cli.run import Options
-    from swtdx.cli.run import run as carry_out
+    from swtdx.cli.session import Options
+    from swtdx.cli.session import run as carry_out
 
     members = host.options(guest) | ending.options() | guest.options(host) | devices.options()
     parameters = td.parameters()
