@@ -40,7 +40,7 @@ COMMANDS: dict[str, str] = {
 }
 """Command beside ``run`` -> the module whose ``register(app)`` declares it."""
 
-RUN = "swtdx.cli.run_command"
+RUN = "swtdx.cli.run"
 
 USAGE_STATUS = {"exec": 125}
 """Wrong usage, where it must not look like the status of the command that was to be run."""
