@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,55 @@ def test_a_vmm_for_tds(compiled: Callable[..., Path], swtdx_exec: Run, tmp_path:
         f"regions: 4\nthe TD says: {text.decode()}\nexit: 2\nprivate memory punched out: 0\nbeyond what there is: -95\n"
     )
     assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
+
+
+AS_NOBODY = """
+import ctypes, os, sys
+from pathlib import Path
+from swtdx.exec.notify import file_calls, kvm_calls, memory_calls, run
+from swtdx.exec.machine import boot
+from swtdx.exec.settings import Settings
+boot(Settings(), lambda event: None)  # whatever that imports may be unreadable afterwards
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which setuid has cleared
+sys.exit(run(Path(sys.argv[1]), sys.argv[1:], Settings(quiet=True)))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="all tests run without root anyway")
+@pytest.mark.parametrize(
+    ("program", "case", "expected"),
+    _cases([case for case in [*ALIKE, *OWN] if case[1] in ("kinds", "inherited", "spin")]),
+)
+def test_root_is_not_needed(compiled: Callable[..., Path], program: str, case: str, expected: str) -> None:
+    copy = Path(tempfile.mkdtemp(dir="/tmp")) / program
+    try:
+        shutil.copy(compiled(program, "-static"), copy)
+        copy.parent.chmod(0o755)
+        line = [sys.executable, "-c", AS_NOBODY, str(copy), case]
+        done = subprocess.run(line, check=False, capture_output=True, text=True, timeout=120)
+        assert (done.stdout, done.returncode, done.stderr) == (expected, 0, "")
+    finally:
+        shutil.rmtree(copy.parent)
+
+
+def test_a_hostile_program_upsets_nobody(compiled: Callable[..., Path]) -> None:
+    """The server neither dies nor hangs nor grows, and after each round a guest still runs."""
+    rounds = 4
+    line = [sys.executable, "-m", "swtdx", "exec", "--quiet", "--", str(compiled("hostile", "-static")), str(rounds)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdin is not None
+        assert started.stdout is not None
+        for _ in range(rounds):
+            assert started.stdout.readline() == "exit 2\n"
+            server = _children(started.pid)[0]
+            assert _wait_for(lambda: len(os.listdir(f"/proc/{server}/fd")) < 100)  # noqa: B023 - called at once
+            assert _wait_for(lambda: len(os.listdir(f"/proc/{server}/task")) < 20)  # noqa: B023 - called at once
+            started.stdin.write("\n")
+            started.stdin.flush()
+        assert started.wait(30) == 0
 
 
 def _servers() -> set[int]:

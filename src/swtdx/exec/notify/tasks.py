@@ -28,8 +28,8 @@ class Task:
     def __init__(self, tid: int) -> None:
         """Raises OSError if it is gone, or not ours to look at."""
         self.tid = tid
+        self.directory = self.status = -1
         self.directory = os.open(f"/proc/{tid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.status = -1
         try:
             self.status = os.open("status", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.directory)
             status = os.pread(self.status, 4096, 0)
