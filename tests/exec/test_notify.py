@@ -97,11 +97,10 @@ OWN = [
     ("tree", "threads", "exits: 1600\n"),
     ("tree", "closed", CLOSED),
 ]
-NOT_YET = {"notified"}  # the kernel has no MMU notifier
 
 
 def _cases(cases: list[tuple[str, str, str]]) -> list[object]:
-    return [pytest.param(*case, id="-".join(case[:2])) for case in cases if case[1] not in NOT_YET]
+    return [pytest.param(*case, id="-".join(case[:2])) for case in cases]
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Calls that change a program's memory: mmap(2), munmap(2) and the rest; and how memory becomes the server's too.
 
-The machine's kernel executes them after we have looked. What guests used of the range is forgotten first, so that their
-next access looks again (KVM's MMU notifier). Two calls are not left alone: a mapping of a vCPU shows the VM's ring, and
-MADV_DONTNEED of memory that was moved makes zeros of it, since the program believes that it is private.
+Where guests use the memory, the call is made in the program's name, so that the kernel can be told before and after
+(KVM's MMU notifier); it is left to the machine's kernel otherwise. Two calls are different: a mapping of a vCPU shows
+the VM's ring, and MADV_DONTNEED of memory that was moved makes zeros of it, since the program believes it is private.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 from swtdx.exec.notify.seccomp import Notification, Sys
-from swtdx.exec.notify.server import Server
+from swtdx.exec.notify.server import Act, Answered, Server
 from swtdx.exec.notify.tasks import Task
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.uaccess import use_mm
@@ -24,6 +24,22 @@ if TYPE_CHECKING:
 
 _PAGE = 4096
 _MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x10, 0x20
+_MREMAP_FIXED = 2
+_MADV_REMOVE = 9
+
+
+def call_again(its: Borrowed, notification: Notification) -> None:
+    """Make the call that was stopped; its result is the call's."""
+    try:
+        its.result = its.call(notification.nr, *notification.args)
+    except OSError as error:
+        its.result = -(error.errno or errno.EIO)
+
+
+def raise_if(answered: Answered | None) -> None:
+    """Raise ``answered``, if it is."""
+    if answered is not None:
+        raise answered
 
 
 class MemoryCalls:
@@ -32,58 +48,102 @@ class MemoryCalls:
     def __init__(self, server: Server) -> None:
         self._server = server
         server.handlers |= {
-            Sys.MUNMAP: lambda n: self._changes(n, n.args[0], n.args[1]),
-            Sys.MPROTECT: lambda n: self._changes(n, n.args[0], n.args[1]),
-            Sys.PKEY_MPROTECT: lambda n: self._changes(n, n.args[0], n.args[1]),
+            Sys.MUNMAP: lambda n: self._changes(n, [(n.args[0], n.args[1])]),
+            Sys.MPROTECT: lambda n: self._changes(n, [(n.args[0], n.args[1])]),
+            Sys.PKEY_MPROTECT: lambda n: self._changes(n, [(n.args[0], n.args[1])]),
             Sys.MREMAP: self._mremap,
             Sys.MADVISE: self._madvise,
             Sys.MMAP: self._mmap,
         }
 
-    def _used(self, notification: Notification, start: int, length: int) -> Task | None:
-        """The thread, if guests use a part of the range."""
+    def _used(self, notification: Notification, ranges: list[tuple[int, int]]) -> Task | None:
+        """The thread, if guests use a part of the ranges (start, length)."""
         if self._server.machine is None:
             return None
         try:
             task = self._server.tasks.get(notification.pid)
         except OSError:
             return None
-        return task if task.mm.windows and task.mm.touches(start, start + length) else None
+        used = task.mm.windows and any(task.mm.touches(start, start + length) for start, length in ranges)
+        return task if used else None
 
-    def _changes(self, notification: Notification, start: int, length: int) -> None:
-        task = self._used(notification, start, length)
+    def _changes(self, notification: Notification, ranges: list[tuple[int, int]]) -> None:
+        """The call changes what is mapped in the ranges. It is made in the program's name where guests use them."""
+        task = self._used(notification, ranges)
         if task is not None:
-            self._invalidate(task, start, start + length)
-            task.mm.forget(start, start + length)
+            raise_if(self._made(notification, task, ranges, -1, lambda its, _: call_again(its, notification)))
 
-    def _invalidate(self, task: Task, start: int, end: int) -> None:
-        use_mm(task.mm)
-        invalidate = getattr(self._server.machine, "mmu_notifier_invalidate_range", None)
-        if invalidate is not None:
-            invalidate(start, end)
+    def _made(
+        self, notification: Notification, task: Task, ranges: list[tuple[int, int]], fd: int, act: Act
+    ) -> Answered | None:
+        """Make the call by ``act``, with the kernel told before and after; None: under a debugger, it is left alone."""
+        machine, mm = self._server.machine, task.mm
+        assert machine is not None
+        use_mm(mm)
+        for start, length in ranges:
+            machine.mmu_notifier_invalidate_range_start(start, start + length)
+
+        left = list(ranges)
+
+        def over() -> None:
+            while left:
+                start, length = left.pop()
+                mm.forget(start, start + length)
+                machine.mmu_notifier_invalidate_range_end(start, start + length)
+
+        def act_and_tell(its: Borrowed, theirs: int) -> None:
+            use_mm(mm)
+            act(its, theirs)
+            over()  # before the program runs again
+
+        try:
+            return self._server.in_its_name(notification, task, fd, act_and_tell, alone=False)
+        except OSError:
+            return None
+        finally:
+            over()
 
     def _mremap(self, notification: Notification) -> None:
-        old, old_size, new_size, _, new = notification.args[:5]
-        self._changes(notification, old, max(old_size, new_size))
-        self._changes(notification, new, new_size)
+        old, old_size, new_size, flags, new = notification.args[:5]
+        ranges = [(old, max(old_size, new_size)), *([(new, new_size)] if flags & _MREMAP_FIXED else [])]
+        self._changes(notification, ranges)
 
     def _madvise(self, notification: Notification) -> None:
-        start, length, _ = notification.args[:3]
-        task = self._used(notification, start, length)
-        if task is not None and not start % _PAGE:
-            task.mm.discard(start, start + (length + _PAGE - 1 & -_PAGE))
+        """Contents alone change."""
+        start, length, advice = notification.args[:3]
+        task = self._used(notification, [(start, length)])
+        machine = self._server.machine
+        if task is None or machine is None or start % _PAGE:
+            return
+        end = start + (length + _PAGE - 1 & -_PAGE)
+        use_mm(task.mm)
+        if advice != _MADV_REMOVE:
+            task.mm.discard(start, end)
+            machine.mmu_notifier_contents_changed(start, end)
+            return
+
+        def remove(its: Borrowed, _: int) -> None:
+            use_mm(task.mm)
+            call_again(its, notification)
+            machine.mmu_notifier_contents_changed(start, end)
+
+        try:
+            answered = self._server.in_its_name(notification, task, -1, remove, alone=False)
+        except OSError:
+            return
+        raise answered
 
     # --- mmap ---------------------------------------------------------------------------------------------------------
 
     def _mmap(self, notification: Notification) -> int | None:
         address, length, _, flags, _, offset = notification.args
-        if flags & _MAP_FIXED:
-            self._changes(notification, address, length)
+        replaced = [(address, length)] if flags & _MAP_FIXED else []
         descriptors = self._server.descriptors
-        if descriptors is None or flags & _MAP_ANONYMOUS or not flags & _MAP_SHARED:
-            return None
-        found = self._server.find(notification, 4)
-        if found is None or found[2] is None:
+        found = None
+        if descriptors is not None and flags & _MAP_SHARED and not flags & _MAP_ANONYMOUS:
+            found = self._server.find(notification, 4)
+        if descriptors is None or found is None or found[2] is None:
+            self._changes(notification, replaced)
             return None
         task, _, held = found
         assert held is not None
@@ -93,14 +153,13 @@ class MemoryCalls:
             vcpu = held.file.vcpu
             ring = vcpu.kvm.buses.ring.descriptor
             if not vcpu.vcpu_idx or not offset <= RING_OFFSET < offset + length or ring < 0:
+                self._changes(notification, replaced)
                 return None
-            try:
-                answered = self._server.in_its_name(
-                    notification, task, ring, lambda its, fd: self._map_with_ring(notification, its, fd), alone=False
-                )
-            except OSError:  # under a debugger: the page is there, and shows nothing
-                return None
-            raise answered
+            made = self._made(
+                notification, task, replaced, ring, lambda its, fd: self._map_with_ring(notification, its, fd)
+            )
+            raise_if(made)
+            return None  # under a debugger: the page is there, and shows nothing
         finally:
             descriptors.end(held)
 

@@ -57,6 +57,8 @@ class Answered(Exception):
 
 Handler = Callable[[Notification], "int | None"]
 """Serves a call: its result, -errno or an OSError if it fails; None leaves it to the machine's kernel."""
+Act = Callable[[Borrowed, int], None]
+"""Makes calls in a thread's name; the number is that of a descriptor that the program has for the time."""
 Boot = Callable[[], "tuple[MachineKernel, Kernel]"]
 
 
@@ -186,13 +188,11 @@ class Server:
             return task, found, held
         return None
 
-    def in_its_name(
-        self, notification: Notification, task: Task, fd: int, act: Callable[[Borrowed, int], None], *, alone: bool
-    ) -> Answered:
+    def in_its_name(self, notification: Notification, task: Task, fd: int, act: Act, *, alone: bool) -> Answered:
         """Answer the call by what ``act`` does in the name of the thread that made it, and with the result it sets.
 
-        The program gets a descriptor for our ``fd`` for that time, which ``act`` is told. ``alone``: no thread of the
-        process executes anything meanwhile. To be raised. Raises OSError before anything was done.
+        The program gets a descriptor for our ``fd`` (-1: none) for that time, which ``act`` is told. ``alone``: no
+        thread of the process executes anything meanwhile. To be raised. Raises OSError before anything was done.
         """
         tid, outcome = task.tid, list[BaseException | None]()
 
@@ -203,7 +203,7 @@ class Server:
             try:
                 with hold(tids, self._waiting.__contains__) as threads:
                     thread = threads[tid]
-                    theirs = self.listener.add_fd(notification, fd, cloexec=True)
+                    theirs = self.listener.add_fd(notification, fd, cloexec=True) if fd >= 0 else -1
                     self.borrowed.add(tid)
                     try:
                         self.listener.answer(notification, 0)
@@ -211,7 +211,8 @@ class Server:
                         if thread.wait():
                             with thread.borrowed() as borrowed:
                                 act(borrowed, theirs)
-                                borrowed.call(Sys.CLOSE, theirs)
+                                if theirs >= 0:
+                                    borrowed.call(Sys.CLOSE, theirs)
                     finally:
                         self.borrowed.discard(tid)  # before it runs again, and its calls are its own
             except (OSError, KeyError) as error:
