@@ -105,6 +105,8 @@ void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
 bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 
+bool swtdx_x87_known(unsigned opcode, unsigned second);
+
 /* between the engine's own files */
 bool swtdx_canonical(CPUX86State *env, uint64_t address);
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;

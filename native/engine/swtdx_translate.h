@@ -135,3 +135,24 @@ static bool swtdx_gen_host(CPUX86State *env, DisasContext *s, int b, int prefix,
     swtdx_gen_call(s, instruction, code, reg, general);
     return true;
 }
+
+#define X87_DONE 0x100
+
+/* An x87 instruction that swtdx_x87.c executes; address is that of its memory operand, if it has one. */
+static void swtdx_gen_x87(DisasContext *s, int b, int modrm, TCGv address)
+{
+    TCGContext *tcg_ctx = s->uc->tcg_ctx;
+    TCGv_i32 code = tcg_const_i32(tcg_ctx, (b & 7) | modrm << 8);
+
+    if (modrm < 0xc0) {
+        gen_helper_swtdx_x87(tcg_ctx, tcg_ctx->cpu_env, code, address);
+    } else {
+        gen_update_cc_op(s);
+        tcg_gen_movi_tl(tcg_ctx, s->T0, 0);
+        gen_helper_swtdx_x87(tcg_ctx, tcg_ctx->cpu_env, code, s->T0);
+        if ((b & 7) == 2 || (b & 7) == 3 || (b & 7) == 7) { /* FCOMI and its like set RFLAGS, FCMOVcc looks at them */
+            set_cc_op(s, CC_OP_EFLAGS);
+        }
+    }
+    tcg_temp_free_i32(tcg_ctx, code);
+}

@@ -31,6 +31,47 @@ def test_unmasked_exceptions_of_sse_instructions_are_raised_as_the_host_raises_t
     assert not found, "\n".join([str(len(found)), *found[:20]])
 
 
+def test_x87_instructions_do_what_the_host_does() -> None:
+    count, found = arithmetic.sweep(1, 8, x87=True, immediates=1)
+    assert count > 3000
+    assert not found, "\n".join([str(len(found)), *found[:20]])
+
+
+def test_unmasked_x87_exceptions_leave_what_they_leave_on_the_host() -> None:
+    count, found = arithmetic.unmasked_x87(1, 6)
+    assert count > 2000
+    assert not found, "\n".join([str(len(found)), *found[:20]])
+
+
+_DIVIDE_BY_ZERO = "push 0x37b\n fldcw [rsp]\n fld1\n fldz\n fdivp st(1), st\n"
+
+
+@pytest.mark.parametrize("waiting", ["fld1", "fwait", "fstp qword ptr [rsp]", "fldcw [rsp]", "emms", "paddb mm0, mm1"])
+def test_an_unmasked_x87_exception_arrives_at_the_next_waiting_instruction(waiting: str) -> None:
+    guest = Guest(f"{_DIVIDE_BY_ZERO} fnstsw ax\n mov r8d, eax\n fnstcw [rsp]\n mov r9d, 1\n {waiting}\n hlt")
+    guest.context.cr0 |= 1 << 5
+    assert exception(guest) == MF
+    assert guest.context.gpr[R9] == 1
+    assert guest.context.gpr[R8] & 0x8084 == 0x8084
+
+
+def test_unmasking_a_pending_x87_exception_raises_it() -> None:
+    guest = Guest("fninit\n fld1\n fldz\n fdivp st(1), st\n push 0x37b\n fldcw [rsp]\n mov r9d, 1\n fwait\n hlt")
+    guest.context.cr0 |= 1 << 5
+    assert exception(guest) == MF
+    assert guest.context.gpr[R9] == 1
+
+
+def test_an_x87_store_that_faults_leaves_the_stack_alone() -> None:
+    guest = Guest("fninit\n fldpi\n fstp qword ptr [rsi]\n hlt")
+    guest.context.gpr[6] = 0x4000_0000 - 4
+    assert exception(guest) == PF
+    image = guest.context.get_fpu()
+    assert (image[2] | image[3] << 8) >> 11 & 7 == 7
+    assert image[4] == 0x80
+    assert not image[2] & 0x20  # no inexact result yet
+
+
 def test_the_table_of_instructions_is_what_its_generator_writes() -> None:
     spec = importlib.util.spec_from_file_location("host_table", ROOT / "native/host_table.py")
     assert spec is not None
@@ -107,7 +148,7 @@ def test_an_unaligned_load_over_two_pages_changes_nothing_when_the_second_faults
     assert guest.context.get_xmm(3) == 0x1234
 
 
-@pytest.mark.parametrize("source", ["ldmxcsr [rsi]"])
+@pytest.mark.parametrize("source", ["ldmxcsr [rsi]", "fxrstor [rsi]"])
 def test_mxcsr_takes_no_reserved_bits(source: str) -> None:
     guest = Guest(f"mov esi, 0x90000\n {source}\n hlt")
     guest.memory.write(0x90000, struct.pack("<I", 1 << 16) * 128)
