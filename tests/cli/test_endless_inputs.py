@@ -93,7 +93,13 @@ def test_a_damaged_trace(contents: bytes, name: str, command: Command, tmp_path:
 
 @pytest.mark.parametrize(
     "contents",
-    [b"junk", b"\037\213\010\0junk", b"\037\213", gzip.compress(HEAD.encode() * 99)[:-9], gzip.compress(b"")[:-1]],
+    [
+        b"junk",
+        b"\037\213\010\0junk",
+        b"\037\213",
+        gzip.compress(HEAD.encode() * 99, mtime=0)[:-9],
+        gzip.compress(b"", mtime=0)[:-1],
+    ],
 )
 def test_a_damaged_compressed_trace(contents: bytes, command: Command, tmp_path: Path) -> None:
     path = tmp_path / "trace.gz"
