@@ -95,7 +95,7 @@ def check(kernel: MachineKernel) -> None:
         raise Violation(f"KVM has the TDRs {set(vms)}, the module {set(module.tds)}")
     for tdr, vm in vms.items():
         _check_mirror(kernel, vm, module.tds[tdr])
-    hkids = [vm.tdx.hkid for vm in vms.values() if vm.tdx is not None and vm.tdx.is_assigned]
+    hkids = [vm.tdx.hkid for vm in vms.values() if vm.tdx is not None and vm.tdx.is_hkid_assigned]
     if max(Counter(hkids).values(), default=1) > 1:
         raise Violation(f"TDs share an HKID: {hkids}")
 

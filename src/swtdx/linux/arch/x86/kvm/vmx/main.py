@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from swtdx.linux.arch.x86.kvm.vmx import tdx, tdx_sept, tdx_vcpu, vmx, vmx_exit, vmx_state
 from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_handle_exit, tdx_vcpu_pre_run, tdx_vcpu_run
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.kvm_main import Kvm
     from swtdx.uapi.kvm import kvm_guest_debug
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -185,19 +183,23 @@ def vt_handle_exit(vcpu: Vcpu) -> int:
     return vmx_handle_exit(vcpu)
 
 
-def _vt_vcpu(td: Callable[..., R], normal: Callable[..., R]) -> Callable[..., R]:
-    def vt(vcpu: Vcpu, *args: Any) -> R:
+def _vt_vcpu(name: str, td: Callable[..., Any]) -> Callable[..., Any]:
+    normal: Callable[..., Any] = getattr(VMX_OPS, name)
+
+    def vt(vcpu: Vcpu, *args: Any) -> Any:
         return td(vcpu, *args) if vcpu.is_td else normal(vcpu, *args)
 
-    vt.__name__ = f"vt_{td.__name__.removeprefix('tdx_')}"
+    vt.__name__ = f"vt_{name}"
     return vt
 
 
-def _vt_vm(td: Callable[..., R], normal: Callable[..., R]) -> Callable[..., R]:
-    def vt(kvm: Kvm | None, *args: Any) -> R:
+def _vt_vm(name: str, td: Callable[..., Any]) -> Callable[..., Any]:
+    normal: Callable[..., Any] = getattr(VMX_OPS, name)
+
+    def vt(kvm: Kvm | None, *args: Any) -> Any:
         return td(kvm, *args) if kvm is not None and kvm.is_td else normal(kvm, *args)
 
-    vt.__name__ = f"vt_{td.__name__.removeprefix('tdx_')}"
+    vt.__name__ = f"vt_{name}"
     return vt
 
 
@@ -206,19 +208,19 @@ VT_OPS = replace(
     vcpu_pre_run=vt_vcpu_pre_run,
     vcpu_run=vt_vcpu_run,
     handle_exit=vt_handle_exit,
-    **{name: _vt_vm(getattr(tdx, f"tdx_{name}"), getattr(VMX_OPS, name)) for name in ("vm_init", "vm_pre_destroy")},
-    vm_destroy=_vt_vm(tdx.tdx_vm_destroy, VMX_OPS.vm_destroy),
-    mem_enc_ioctl=_vt_vm(tdx.tdx_vm_ioctl, VMX_OPS.mem_enc_ioctl),
-    has_emulated_msr=_vt_vm(tdx_vcpu.tdx_has_emulated_msr, VMX_OPS.has_emulated_msr),
-    vcpu_precreate=_vt_vm(tdx_vcpu.tdx_vcpu_precreate, VMX_OPS.vcpu_precreate),
+    **{name: _vt_vm(name, getattr(tdx, f"tdx_{name}")) for name in ("vm_init", "vm_pre_destroy", "vm_destroy")},
+    mem_enc_ioctl=_vt_vm("mem_enc_ioctl", tdx.tdx_vm_ioctl),
+    has_emulated_msr=_vt_vm("has_emulated_msr", tdx_vcpu.tdx_has_emulated_msr),
+    vcpu_precreate=_vt_vm("vcpu_precreate", tdx_vcpu.tdx_vcpu_precreate),
     link_external_spt=tdx_sept.tdx_sept_link_private_spt,
     set_external_spte=tdx_sept.tdx_sept_set_private_spte,
     remove_external_spte=tdx_sept.tdx_sept_remove_private_spte,
     split_external_spte=tdx_sept.tdx_sept_split_private_spte,
     free_external_spt=tdx_sept.tdx_sept_free_private_spt,
-    vcpu_mem_enc_ioctl=_vt_vcpu(tdx_vcpu.tdx_vcpu_ioctl, VMX_OPS.vcpu_mem_enc_ioctl),
+    vcpu_mem_enc_ioctl=_vt_vcpu("vcpu_mem_enc_ioctl", tdx_vcpu.tdx_vcpu_ioctl),
+    has_interrupt=_vt_vcpu("has_interrupt", tdx_vcpu.tdx_protected_apic_has_interrupt),
     **{
-        name: _vt_vcpu(getattr(tdx_vcpu, f"tdx_{name}"), getattr(VMX_OPS, name))
+        name: _vt_vcpu(name, getattr(tdx_vcpu, f"tdx_{name}"))
         for name in (
             "vcpu_create",
             "vcpu_free",
@@ -237,7 +239,6 @@ VT_OPS = replace(
             "vcpu_after_set_cpuid",
             "inject_machine_check",
             "deliver_interrupt",
-            "has_interrupt",
             "interrupt_allowed",
             "nmi_allowed",
             "apic_init_signal_blocked",
@@ -246,16 +247,13 @@ VT_OPS = replace(
         )
     },
     **{
-        name: _vt_vcpu(tdx_vcpu.tdx_guest_state_protected, getattr(VMX_OPS, name))
+        name: _vt_vcpu(name, tdx_vcpu.tdx_guest_state_protected)
         for name in (
             *(f"{verb}_{what}" for verb in ("get", "set") for what in ("regs", "sregs", "fpu", "xsave", "xcrs")),
             *("get_debugregs", "set_debugregs", "get_lapic", "set_lapic", "set_guest_debug"),
         )
     },
-    **{
-        name: _vt_vm(tdx.tdx_ignore_address, getattr(VMX_OPS, name))
-        for name in ("set_tss_addr", "set_identity_map_addr")
-    },
+    **{name: _vt_vm(name, tdx.tdx_ignore_address) for name in ("set_tss_addr", "set_identity_map_addr")},
 )
 """What kvm_intel is with TDX."""
 

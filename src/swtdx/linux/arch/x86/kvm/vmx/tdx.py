@@ -76,12 +76,12 @@ class KvmTdx:
     """Private pages that could not be removed; they are reclaimed when the key is gone."""
 
     @property
-    def is_assigned(self) -> bool:
+    def is_hkid_assigned(self) -> bool:
         """Whether the TD has an HKID (is_hkid_assigned)."""
         return self.hkid > 0
 
 
-def tdx_of(kvm: Kvm) -> KvmTdx:
+def to_kvm_tdx(kvm: Kvm) -> KvmTdx:
     """The TD part of a VM that is one."""
     tdx = kvm.tdx
     assert tdx is not None
@@ -118,8 +118,8 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     """
     from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp
 
-    tdx = tdx_of(kvm)
-    if not tdx.is_assigned:
+    tdx = to_kvm_tdx(kvm)
+    if not tdx.is_hkid_assigned:
         return
     host, seamcall, tdr = tdx.host, tdx.host.seamcall, tdx.tdr
     with host.lock:
@@ -160,7 +160,7 @@ def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
 
 def tdx_reclaim_page(kvm: Kvm, page: int, pages: int = 1) -> bool:
     """TDH.PHYMEM.PAGE.RECLAIM of one page (512 small ones: 2 MiB) and wipe. False if the module keeps it."""
-    status = tdx_of(kvm).host.seamcall.tdh_phymem_page_reclaim(page)[0]
+    status = to_kvm_tdx(kvm).host.seamcall.tdh_phymem_page_reclaim(page)[0]
     if status:
         log.error("VM %d: TDH.PHYMEM.PAGE.RECLAIM of %#x: %#x", kvm.number, page, status)
         return False
@@ -179,18 +179,18 @@ def tdx_reclaim_control_page(kvm: Kvm, page: int) -> None:
 
 def tdx_vm_destroy(kvm: Kvm) -> None:
     """Phase 4: TDCS and TDR, in this order."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     if tdx.source_page:
         kvm.pages.free_page(tdx.source_page)
         tdx.source_page = 0
-    if not tdx.tdr or tdx.is_assigned:
+    if not tdx.tdr or tdx.is_hkid_assigned:
         return  # not made, or the key could not be freed: nothing can be reclaimed
     tdx_reclaim_td_control_pages(kvm)
 
 
 def tdx_reclaim_td_control_pages(kvm: Kvm) -> None:
     """Reclaim orphans, TDCS and at last TDR: the module keeps TDR while any other page belongs to the TD."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     for page, level in tdx.orphans:
         if level == PG_LEVEL_4K:
             tdx_reclaim_control_page(kvm, page)
@@ -238,16 +238,16 @@ def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
 
 
 def tdx_get_capabilities(kvm: Kvm, cmd: tdx_params.Command) -> None:
-    kernel, info = kvm.kernel, tdx_of(kvm).host.sysinfo
+    kernel, info = kvm.kernel, to_kvm_tdx(kvm).host.sysinfo
     tdx_params.init_kvm_tdx_caps(info, kernel.supported_xfam, cmd, kernel.config.debug_tds)
 
 
 def _get_capabilities_v10(kvm: Kvm, cmd: tdx_params.Command) -> None:
-    tdx_params.capabilities_v10(tdx_of(kvm).host.sysinfo, cmd)
+    tdx_params.capabilities_v10(to_kvm_tdx(kvm).host.sysinfo, cmd)
 
 
 def tdx_td_init(kvm: Kvm, cmd: tdx_params.Command) -> None:
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     if tdx.state is not TdState.UNINITIALIZED:
         raise err(errno.EINVAL, "the TD is initialised already")
     if cmd.flags:
@@ -338,8 +338,8 @@ def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
 
 
 def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
-    tdx = tdx_of(kvm)
-    if not tdx.is_assigned or tdx.state is TdState.RUNNABLE:
+    tdx = to_kvm_tdx(kvm)
+    if not tdx.is_hkid_assigned or tdx.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
     if tdx.premapped:  # the mirror would say present where the Secure EPT has nothing
         raise err(errno.EINVAL, f"{len(tdx.premapped)} pages were mapped but never added")
@@ -359,10 +359,10 @@ def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
 
     What comes after, page by page, are plain reclaims instead of BLOCK, TRACK, REMOVE.
     """
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     if cmd.flags or cmd.data:
         raise err(errno.EINVAL, "flags and data must be 0")
-    if not tdx.is_assigned:
+    if not tdx.is_hkid_assigned:
         raise err(errno.EINVAL, "the TD has no HKID")
     locked = []
     try:

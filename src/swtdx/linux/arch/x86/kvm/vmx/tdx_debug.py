@@ -12,7 +12,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.vmx.tdx import tdx_of
+from swtdx.linux.arch.x86.kvm.vmx.tdx import to_kvm_tdx
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -44,7 +44,7 @@ class TdxDebug:
 
     def mem_rd(self, gpa: int) -> int:
         """8 bytes of private memory. Raises TdxDebugError."""
-        td = tdx_of(self._kvm)
+        td = to_kvm_tdx(self._kvm)
         status, value = td.host.seamcall.tdh_mem_rd(td.tdr, gpa)
         if status:
             raise TdxDebugError("TDH.MEM.RD", status)
@@ -52,7 +52,7 @@ class TdxDebug:
 
     def mem_wr(self, gpa: int, value: int) -> None:
         """Raises TdxDebugError."""
-        td = tdx_of(self._kvm)
+        td = to_kvm_tdx(self._kvm)
         status = td.host.seamcall.tdh_mem_wr(td.tdr, gpa, value)
         if status:
             raise TdxDebugError("TDH.MEM.WR", status)
@@ -60,7 +60,7 @@ class TdxDebug:
     def vp_rd(self, vcpu_fd: int, field: int) -> int:
         """A field of a vCPU, by its metadata identifier. Raises TdxDebugError, OSError(EBADF)."""
         vcpu, cpu = self._on_its_cpu(vcpu_fd)
-        status, value = tdx_of(self._kvm).host.seamcall.tdh_vp_rd(vcpu.tdx.tdvpr, field, cpu)
+        status, value = to_kvm_tdx(self._kvm).host.seamcall.tdh_vp_rd(vcpu.tdx.tdvpr, field, cpu)
         if status:
             raise TdxDebugError(f"TDH.VP.RD of {field:#x}", status)
         return value
@@ -68,7 +68,7 @@ class TdxDebug:
     def vp_wr(self, vcpu_fd: int, field: int, value: int, mask: int) -> None:
         """Raises TdxDebugError, OSError(EBADF)."""
         vcpu, cpu = self._on_its_cpu(vcpu_fd)
-        status = tdx_of(self._kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, field, value, mask, cpu)
+        status = to_kvm_tdx(self._kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, field, value, mask, cpu)
         if status:
             raise TdxDebugError(f"TDH.VP.WR of {field:#x}", status)
 

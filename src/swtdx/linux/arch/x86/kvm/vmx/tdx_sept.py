@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
-from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_of, tdx_reclaim_control_page, tdx_reclaim_page
+from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_reclaim_control_page, tdx_reclaim_page, to_kvm_tdx
 from swtdx.linux.arch.x86.kvm.vmx.tdx_params import Command
 from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, status_class
 from swtdx.linux.err import err
@@ -44,7 +44,7 @@ TDX_EXTENDMR_CHUNKSIZE = 256
 
 def tdx_sept_link_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Link a table under the entry for ``gfn`` at KVM ``level``. Raises OSError(EBUSY, EIO)."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_sept_add(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
     if status:
         raise _sept_error(kvm, "TDH.MEM.SEPT.ADD", status, entry, level_state)
@@ -52,7 +52,7 @@ def tdx_sept_link_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None
 
 def tdx_sept_set_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Set a leaf: add the page to a running TD, or note it for KVM_TDX_INIT_MEM_REGION. Raises OSError(EBUSY, EIO)."""
-    if tdx_of(kvm).state is TdState.RUNNABLE:
+    if to_kvm_tdx(kvm).state is TdState.RUNNABLE:
         tdx_mem_page_aug(kvm, gfn, level, page)
     else:
         tdx_mem_page_record_premap_cnt(kvm, gfn)
@@ -63,7 +63,7 @@ def tdx_mem_page_aug(kvm: Kvm, gfn: int, level: int, page: int) -> None:
 
     EBUSY: another vCPU works at the same entry; the fault is taken again, as often as it needs.
     """
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_aug(tdx.tdr, gfn << PAGE_SHIFT, level - 1, page)
     if status:
         raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
@@ -71,7 +71,7 @@ def tdx_mem_page_aug(kvm: Kvm, gfn: int, level: int, page: int) -> None:
 
 def tdx_mem_page_record_premap_cnt(kvm: Kvm, gfn: int) -> None:
     """Note that only the mirror has the page: MEM.PAGE.ADD needs its contents, and comes later."""
-    tdx_of(kvm).premapped.add(gfn)
+    to_kvm_tdx(kvm).premapped.add(gfn)
 
 
 def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) -> OSError:
@@ -82,7 +82,7 @@ def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) 
 
 def tdx_sept_free_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Free a table, with the TD: RECLAIM needs the TD's key gone, and no SEAMCALL unlinks tables before."""
-    if tdx_of(kvm).is_assigned:
+    if to_kvm_tdx(kvm).is_hkid_assigned:
         log.error("VM %d: Secure EPT page %#x cannot be freed while the HKID is in use", kvm.number, page)
         return
     tdx_reclaim_control_page(kvm, page)
@@ -90,8 +90,8 @@ def tdx_sept_free_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None
 
 def tdx_sept_remove_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Remove a leaf; its contents are lost. Failure kills the VM and keeps the page for later."""
-    tdx = tdx_of(kvm)
-    if not tdx.is_assigned:  # without a key there is no TD to run: a plain reclaim is enough
+    tdx = to_kvm_tdx(kvm)
+    if not tdx.is_hkid_assigned:  # without a key there is no TD to run: a plain reclaim is enough
         if not tdx_reclaim_page(kvm, page, pages_per_level(level)):
             _orphan(kvm, tdx, page, level)
         return
@@ -108,7 +108,7 @@ def tdx_sept_remove_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> N
 
 def tdx_sept_split_private_spte(kvm: Kvm, gfn: int, level: int, table: int) -> None:
     """Split a 2 MiB leaf into a table of 512; the guest's contents stay. Raises OSError(EBUSY, EIO)."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     gpa = gfn << PAGE_SHIFT
     failure = tdx_sept_zap_private_spte(kvm, gpa, level - 1) or tdx_track(kvm)
     if failure:
@@ -148,18 +148,18 @@ def _status(result: int | tuple[int, int, int]) -> int:
 
 def tdx_no_vcpus_enter_start(kvm: Kvm) -> None:
     """Send every vCPU out of the TD, and let none in (tdx_vcpu_run waits for the mark to go)."""
-    tdx_of(kvm).wait_for_sept_zap = True
+    to_kvm_tdx(kvm).wait_for_sept_zap = True
     kvm.kick_all_outside_guest()
 
 
 def tdx_no_vcpus_enter_stop(kvm: Kvm) -> None:
     """Let vCPUs in again."""
-    tdx_of(kvm).wait_for_sept_zap = False
+    to_kvm_tdx(kvm).wait_for_sept_zap = False
 
 
 def tdx_sept_zap_private_spte(kvm: Kvm, gpa: int, level: int) -> Reason | None:
     """Block the entry: no new translation of it enters a TLB. Return what went wrong, or None."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     block = tdx.host.seamcall.tdh_mem_range_block
     status, entry, level_state = tdh_do_no_vcpus(block, kvm, tdx.tdr, gpa, level)
     return sept_seamcall_failed("TDH.MEM.RANGE.BLOCK", status, entry, level_state) if status else None
@@ -172,7 +172,7 @@ def tdx_track(kvm: Kvm) -> Reason | None:
     an older epoch, and TRACK refuses to open a second one meanwhile. So all of them are kicked, and waited for: when
     the kick returns none is inside any more.
     """
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     # Before FINALIZE no vCPU has run: there is no TLB to clear. v10: that series always tracked, as module 1.0 wants.
     if tdx.state is not TdState.RUNNABLE and not kvm.kernel.release.tracks_while_building:
         return None
@@ -185,7 +185,7 @@ def tdx_track(kvm: Kvm) -> Reason | None:
 
 def tdx_sept_drop_private_spte(kvm: Kvm, gpa: int, level: int, page: int) -> Reason | None:
     """Remove a page that is blocked and tracked, and wipe it. Return what went wrong, or None."""
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     seamcall = tdx.host.seamcall
     status, entry, level_state = tdh_do_no_vcpus(seamcall.tdh_mem_page_remove, kvm, tdx.tdr, gpa, level)
     if status:
@@ -230,7 +230,7 @@ def tdx_init_mem_region_v10(kvm: Kvm, cmd: Command) -> None:
     """v10, on the VM's fd: needs a vCPU, does not ask for attributes. Raises OSError as upstream."""
     if not kvm.vcpus:
         raise err(errno.EINVAL, "a vCPU must exist (the BSP first)")
-    if tdx_of(kvm).state is not TdState.INITIALIZED:  # there a vCPU may be made before KVM_TDX_INIT_VM
+    if to_kvm_tdx(kvm).state is not TdState.INITIALIZED:  # there a vCPU may be made before KVM_TDX_INIT_VM
         raise err(errno.EINVAL, "memory is added between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
     region = _check_region(kvm, cmd, end_may_touch_shared=False)
     vcpu = kvm.vcpus[0]
@@ -242,7 +242,7 @@ def _add_pages(kvm: Kvm, vcpu: Vcpu, cmd: Command, region: kvm_tdx_init_mem_regi
     """Page by page; how far it came is always written back, then the error, if any, is raised."""
     measure = bool(cmd.flags & KVM_TDX_MEASURE_MEMORY_REGION)
     source, gpa, left = region.source_addr, region.gpa, region.nr_pages
-    tdx = tdx_of(kvm)
+    tdx = to_kvm_tdx(kvm)
     if not tdx.source_page:
         tdx.source_page = kvm.pages.alloc_page("bounce")
     try:

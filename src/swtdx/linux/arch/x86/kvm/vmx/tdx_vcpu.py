@@ -25,7 +25,7 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
 from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
 from swtdx.linux.arch.x86.kvm.vmx import tdvmcall, tdx_msrs
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import POSTED_INTR_VECTOR, PostedInterruptDescriptor
-from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_of, tdx_reclaim_control_page
+from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_reclaim_control_page, to_kvm_tdx
 from swtdx.linux.arch.x86.kvm.vmx.tdx_params import read_td_cpuid
 from swtdx.linux.arch.x86.kvm.vmx.tdx_sept import tdx_vcpu_init_mem_region
 from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import (
@@ -101,7 +101,7 @@ class VcpuTdx:
 
 def tdx_vcpu_precreate(kvm: Kvm) -> None:
     """Before a vCPU is made; v10 did not check the TD's state here. Raises OSError(EIO, EINVAL)."""
-    if kvm.kernel.release.vcpus_need_initialized_td and tdx_of(kvm).state is not TdState.INITIALIZED:
+    if kvm.kernel.release.vcpus_need_initialized_td and to_kvm_tdx(kvm).state is not TdState.INITIALIZED:
         raise err(errno.EIO, "vCPUs are created between KVM_TDX_INIT_VM and KVM_TDX_FINALIZE_VM")
     if kvm.irqchip_mode is not IrqchipMode.SPLIT:
         raise err(errno.EINVAL, "a TD needs KVM_CAP_SPLIT_IRQCHIP")
@@ -117,7 +117,7 @@ def tdx_vcpu_free(vcpu: Vcpu) -> None:
     """Phase 2 of the TD's end: reclaim TDCX pages, then TDVPR."""
     tdx, kvm = vcpu.tdx, vcpu.kvm
     tdx.pi_desc.free()
-    if not tdx.tdvpr or tdx_of(kvm).is_assigned:
+    if not tdx.tdvpr or to_kvm_tdx(kvm).is_hkid_assigned:
         return
     for page in tdx.tdcx:
         tdx_reclaim_control_page(kvm, page)
@@ -141,7 +141,7 @@ def tdx_flush_vp(vcpu: Vcpu) -> None:
     tdx = vcpu.tdx
     if tdx.associated_cpu < 0:
         return
-    status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_flush(tdx.tdvpr, tdx.associated_cpu)
+    status = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_flush(tdx.tdvpr, tdx.associated_cpu)
     tdx.associated_cpu = -1
     if status and status_class(status) != TDX_VCPU_NOT_ASSOCIATED:
         vcpu.kvm.bug(seamcall_failed("TDH.VP.FLUSH", status))
@@ -159,10 +159,10 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     """KVM_MEMORY_ENCRYPT_OP on a vCPU's fd. Raises OSError."""
     kvm = vcpu.kvm
     dialect = kvm.kernel.dialect
-    td = tdx_of(kvm)
+    td = to_kvm_tdx(kvm)
     if kvm.kernel.release.initialized_vcpu_takes_no_command and vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
-    if not td.is_assigned or td.state is TdState.RUNNABLE:
+    if not td.is_hkid_assigned or td.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
     cmd = struct_from_user(dialect.cmd, arg)
     member = dialect.hw_error_member
@@ -171,17 +171,17 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     if dialect.layout.targets.get(cmd.id) is not Target.VCPU:
         raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for a vCPU's fd")
     if cmd.id == TdxCommand.INIT_VCPU:
-        _init_vcpu(vcpu, cmd)
+        tdx_vcpu_init(vcpu, cmd)
     elif cmd.id == TdxCommand.INIT_MEM_REGION:
         if not vcpu.tdx.initialized:
             raise err(errno.EINVAL, "the vCPU is not initialised")
         tdx_vcpu_init_mem_region(vcpu, cmd)
     else:
-        _get_cpuid(vcpu, cmd.data)
+        tdx_vcpu_get_cpuid(vcpu, cmd.data)
     return 0
 
 
-def _init_vcpu(vcpu: Vcpu, cmd: Any) -> None:
+def tdx_vcpu_init(vcpu: Vcpu, cmd: Any) -> None:
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
     if vcpu.tdx.initialized:
@@ -192,15 +192,15 @@ def _init_vcpu(vcpu: Vcpu, cmd: Any) -> None:
     else:
         assert vcpu.apic is not None
         vcpu.apic.enable_x2apic()
-    _create_vp(vcpu, cmd.data)
+    tdx_td_vcpu_init(vcpu, cmd.data)
     vcpu.tdx.initialized = True
     vcpu.mp_state = KVM_MP_STATE_RUNNABLE
     vcpu.kick()
 
 
-def _create_vp(vcpu: Vcpu, initial_rcx: int) -> None:
-    """tdx_td_vcpu_init: VP.CREATE, VP.ADDCX, VP.INIT, VP.WR. Raises OSError(ENOMEM), or EIO and the VM is dead."""
-    kvm, tdx, td = vcpu.kvm, vcpu.tdx, tdx_of(vcpu.kvm)
+def tdx_td_vcpu_init(vcpu: Vcpu, initial_rcx: int) -> None:
+    """Create the module's side. Raises OSError: ENOMEM, or EIO and the VM is dead."""
+    kvm, tdx, td = vcpu.kvm, vcpu.tdx, to_kvm_tdx(vcpu.kvm)
     seamcall, pages, info = td.host.seamcall, kvm.pages, td.host.sysinfo
     tdvpr = pages.alloc_page("tdvpr")
     tdcx: list[int] = []
@@ -232,12 +232,12 @@ def _create_vp(vcpu: Vcpu, initial_rcx: int) -> None:
 
 
 def _vp_write(vcpu: Vcpu, md_field: int, value: int, mask: int, cpu: int) -> None:
-    status = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
+    status = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
     if status:
         raise vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
 
 
-def _get_cpuid(vcpu: Vcpu, address: int) -> None:
+def tdx_vcpu_get_cpuid(vcpu: Vcpu, address: int) -> None:
     """KVM_TDX_GET_CPUID. Raises OSError(EFAULT, EIO, E2BIG); with E2BIG the count that is needed is written."""
     nent = int.from_bytes(copy_from_user(address, 8)[:4], "little")
     entries = read_td_cpuid(vcpu.kvm)
@@ -253,7 +253,7 @@ def _get_cpuid(vcpu: Vcpu, address: int) -> None:
 
 def tdx_vcpu_pre_run(vcpu: Vcpu) -> int:
     """1. Raises OSError(EINVAL) unless TD and vCPU are ready."""
-    if not vcpu.tdx.initialized or tdx_of(vcpu.kvm).state is not TdState.RUNNABLE:
+    if not vcpu.tdx.initialized or to_kvm_tdx(vcpu.kvm).state is not TdState.RUNNABLE:
         raise err(errno.EINVAL, "KVM_RUN needs KVM_TDX_INIT_VCPU and KVM_TDX_FINALIZE_VM")
     return 1
 
@@ -288,7 +288,7 @@ def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
 
 
 def _called_out(kvm: Kvm) -> bool:
-    return kvm.dead or tdx_of(kvm).wait_for_sept_zap
+    return kvm.dead or to_kvm_tdx(kvm).wait_for_sept_zap
 
 
 def tdx_handle_exit(vcpu: Vcpu) -> int:
@@ -298,7 +298,7 @@ def tdx_handle_exit(vcpu: Vcpu) -> int:
     if status == _TDCALL:
         return tdvmcall.handle_tdvmcall(vcpu)
     if status == _EPT_VIOLATION:
-        return _handle_ept_violation(vcpu)
+        return tdx_handle_ept_violation(vcpu)
     if status == _EXTERNAL:
         return vcpu.external_interrupt()
     if status & _BAD_STATUS or status & TDX_SEAMCALL_STATUS_MASK:
@@ -344,7 +344,7 @@ def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
     return vcpu.internal_error(status)
 
 
-def _handle_ept_violation(vcpu: Vcpu) -> int:
+def tdx_handle_ept_violation(vcpu: Vcpu) -> int:
     kvm = vcpu.kvm
     args = vcpu.tdx.vp_enter_args
     gpa, qualification = args.r8, args.rcx
@@ -406,13 +406,13 @@ def tdx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
 
 def tdx_read_l1_tsc(vcpu: Vcpu, host_tsc: int) -> int:
     """The TD's TSC, from the offset and multiplier that the module chose."""
-    td = tdx_of(vcpu.kvm)
+    td = to_kvm_tdx(vcpu.kvm)
     return (host_tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
 
 
 def tdx_get_tsc_offset(vcpu: Vcpu) -> int:
     """What the module chose."""
-    return tdx_of(vcpu.kvm).tsc_offset
+    return to_kvm_tdx(vcpu.kvm).tsc_offset
 
 
 def tdx_write_tsc_offset(vcpu: Vcpu, offset: int) -> None:
@@ -442,15 +442,15 @@ def tdx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
         vcpu.kick()
 
 
-def tdx_has_interrupt(vcpu: Vcpu) -> bool:
-    """tdx_protected_apic_has_interrupt: posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
+def tdx_protected_apic_has_interrupt(vcpu: Vcpu) -> bool:
+    """Whether an interrupt is posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
     tdx = vcpu.tdx
     if tdx.pi_desc.pending():
         return True
     args = tdx.vp_enter_args
     if tdx.vp_enter_ret != _TDCALL or args.r10 or args.r11 != tdvmcall.EXIT_HLT or args.r12 or tdx.associated_cpu < 0:
         return False
-    status, details = tdx_of(vcpu.kvm).host.seamcall.tdh_vp_rd(tdx.tdvpr, MD_VCPU_STATE_DETAILS, tdx.associated_cpu)
+    status, details = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_rd(tdx.tdvpr, MD_VCPU_STATE_DETAILS, tdx.associated_cpu)
     return not status and bool(details & STATE_DETAILS_INTR_PENDING)
 
 
