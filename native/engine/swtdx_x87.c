@@ -213,7 +213,7 @@ static small_stub *small_code(unsigned opcode, unsigned second, const struct ope
     if (stub) {
         return stub;
     }
-    EMIT(&code, "\x41\xd9\x28\xdb\xe2"); /* fldcw [r8]; fnclex */
+    EMIT(&code, "\x41\xd9\x28"); /* fldcw [r8] */
     if (two) {
         EMIT(&code, "\xdb\x2e"); /* fld tbyte [rsi] */
     }
@@ -359,6 +359,10 @@ static bool run_small(CPUX86State *env, unsigned opcode, unsigned second, const 
     }
     memcpy(a, &env->fpregs[top], 10);
     memcpy(b, &env->fpregs[(top + op->other) & 7], 10);
+    asm volatile("fnstsw %0" : "=a"(status));
+    if (status & ~env->fpus & STATUS_FLAGS) { /* flags are sticky, and these are not the guest's; FNCLEX is slow */
+        asm volatile("fnclex");
+    }
     flags = stub(a, b, memory, &status, &control);
     asm volatile("fldcw %0" : : "m"((uint16_t){HOST_CONTROL}));
     if (op->stores) {
@@ -387,6 +391,37 @@ static bool run_small(CPUX86State *env, unsigned opcode, unsigned second, const 
     return true;
 }
 
+/* Copies within the stack, which compilers use most and which need no arithmetic. False: none of them, or a stack fault. */
+static bool run_copy(CPUX86State *env, unsigned opcode, unsigned second)
+{
+    unsigned top = env->fpstt, other = (top + (second & 7)) & 7, kind = second & 0xf8;
+    FPReg held;
+
+    if (env->fptags[top] || (second & 0xc0) != 0xc0) {
+        return false;
+    }
+    if (opcode == 1 && kind == 0xc8 && !env->fptags[other]) { /* FXCH */
+        held = env->fpregs[top];
+        env->fpregs[top] = env->fpregs[other];
+        env->fpregs[other] = held;
+    } else if (opcode == 1 && kind == 0xc0 && !env->fptags[other] && env->fptags[(top - 1) & 7]) { /* FLD ST(i) */
+        env->fpstt = (top - 1) & 7;
+        env->fpregs[env->fpstt] = env->fpregs[other];
+        env->fptags[env->fpstt] = 0;
+    } else if (opcode == 5 && (kind == 0xd0 || kind == 0xd8)) { /* FST, FSTP ST(i) */
+        env->fpregs[other] = env->fpregs[top];
+        env->fptags[other] = 0;
+        if (kind == 0xd8) {
+            env->fptags[top] = 1;
+            env->fpstt = (top + 1) & 7;
+        }
+    } else {
+        return false;
+    }
+    env->fpus &= ~STATUS_C1;
+    return true;
+}
+
 /* ---- what translated code calls ---- */
 
 void helper_swtdx_check_x87(CPUX86State *env)
@@ -405,6 +440,9 @@ void helper_swtdx_x87(CPUX86State *env, uint32_t code, target_ulong address)
 
     if ((env->fpus & STATUS_SUMMARY) && (env->cr[0] & CR0_NE_MASK)) {
         raise_exception_ra(env, EXCP10_COPR, GETPC());
+    }
+    if (run_copy(env, opcode, second)) {
+        return;
     }
     if (op.loads) {
         load_memory(env, memory, op.loads, address, GETPC());
