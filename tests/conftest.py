@@ -62,12 +62,17 @@ SLOW = {
     "cli/test_completion.py",  # run shells
     "cli/test_gdb.py",  # run gdb
     "cli/test_standard_streams.py",  # run the command in processes of its own
+    "cli/test_endless_inputs.py",  # read inputs without an end
     "cpu/test_patch_series.py",  # compile the engine
+    "cpu/test_translator.py",  # a fuzzing campaign
+    "machine/test_failure_injection.py",  # a machine for each call that can fail
+    "machine/test_fuzzed_kvm.py",  # a fuzzing campaign
     "machine/test_shim.py",  # boot a kernel of our own many times
     "machine/test_shim_linux.py",  # boot Linux
     "machine/test_side_by_side.py",  # run many machines
     "machine/test_virtio_firmware.py",  # boot firmware
     "machine/test_virtio_linux.py",  # boot Linux
+    "seam/test_random_calls.py",  # a fuzzing campaign
 }
 """Folders and files whose tests are marked slow: ``script/test --quick`` omits them."""
 
