@@ -16,7 +16,7 @@ import swtdx  # noqa: E402
 
 project = "swtdx"
 author = "the swtdx contributors"
-copyright = f"2025, {author}"
+copyright = f"2025-2026, {author}"
 version = release = swtdx.__version__
 language = "en"
 smartquotes_action = "qe"  # quotes and ellipses; two hyphens stay two: options begin so

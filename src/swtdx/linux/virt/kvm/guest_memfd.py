@@ -9,7 +9,7 @@ Pages come one by one, or, where the kernel was booted with ``tdx_huge_page`` an
 A huge page that loses a part (a hole is punched, an attribute changes) is split first.
 
 As in Linux 6.16 the file cannot be mapped, read or written. In the v10 dialect the kernel makes one without descriptor
-for every slot of a TD (`kvm.memory_region`), which stands for that series' inaccessible memfd.
+for every slot of a TD (`Kvm._create_slot`), which stands for that series' inaccessible memfd.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """The instruction emulator, for a normal VM's accesses to memory that is not there: MMIO (arch/x86/kvm/emulate.c).
 
 The processor reports an EPT violation and has executed nothing. The instruction is fetched, decoded (by iced-x86, which
-is loaded at the first need) and carried out here. Carrying out is a generator that yields a `Access` whenever it
+is loaded at the first need) and carried out here. Carrying out is a generator that yields an `Access` whenever it
 needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeventfds) or leaves with KVM_EXIT_MMIO and
 goes on at the next KVM_RUN. Nothing but the generator knows how far an instruction has come.
 

@@ -5,7 +5,7 @@ Registers live in a 4 KiB page laid out as xAPIC MMIO is. For a normal VM that p
 (APICv): TPR, EOI, SELF IPI and delivery happen there without KVM. For a TD the page that counts belongs to the module;
 KVM keeps one of its own for the timer, the ICR and the LVTs, and knows nothing of what is in service.
 
-Interrupts are not written into IRR here but posted (`Vcpu.post_interrupt`): they reach IRR at the next entry.
+Interrupts are not written into IRR here but posted (`vmx_deliver_interrupt`): they reach IRR at the next entry.
 """
 
 from __future__ import annotations

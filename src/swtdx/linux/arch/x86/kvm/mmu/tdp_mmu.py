@@ -12,7 +12,7 @@ Order of a fault (kvm_mmu_faultin_pfn): does the access agree with the frame's a
 what backs it; then the page, then the table. Refusals leave KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT.
 
 In the v10 dialect there is no attribute that user space sets: the shared bit of the access alone decides, every slot of
-a TD can hold both, and `convert` (MapGPA) drops the side that the guest gave up.
+a TD can hold both, and `drop_private` (MapGPA) removes the side that the guest gave up.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.processor import SeamArgs
-from swtdx.cpu.vmx import ExitReason
+from swtdx.cpu.vmx import EventType, ExitReason
 from swtdx.linux.arch.x86.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
 from swtdx.linux.arch.x86.kvm.mmu.spte import (
     EPT_VIOLATION_ACC_INSTR,
@@ -52,6 +52,7 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_RUNNABLE,
 )
 from swtdx.uapi.reason import Reason, seamcall_failed
+from swtdx.x86 import Vector
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -76,7 +77,8 @@ _TDCALL, _EPT_VIOLATION, _EXTERNAL = (
     int(ExitReason.EPT_VIOLATION),
     int(ExitReason.EXTERNAL_INTERRUPT),
 )
-_OTHER_SMI = 6
+_VALID_VECTOR, _MACHINE_CHECK = 1 << 31 | 0xFF, 1 << 31 | Vector.MC  # of the interruption information
+_OTHER_SMI = int(ExitReason.OTHER_SMI)
 _BAD_STATUS = TDX_ERROR | TDX_NON_RECOVERABLE
 
 
@@ -332,7 +334,8 @@ def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
         return 0
     if reason == ExitReason.EXCEPTION_NMI:
         information = vcpu.tdx.vp_enter_args.r9
-        if information >> 8 & 7 == 2 or information & 0x800000FF == 0x80000012:  # NMI, #MC: the host's business
+        # An NMI or a machine check is handled by the host's own handler, which has run by now.
+        if information >> 8 & 7 == EventType.NMI or information & _VALID_VECTOR == _MACHINE_CHECK:
             return 1
         run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
         run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)

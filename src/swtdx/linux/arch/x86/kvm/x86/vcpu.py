@@ -201,7 +201,7 @@ class Vcpu:
         run_struct.U16.pack_into(run, run_struct.FLAGS, 0)
         if self.mp_state == KVM_MP_STATE_UNINITIALIZED:
             self._run_uninitialized()
-        valid, dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS)[0], 0
+        valid = run_struct.U64.unpack_from(run, run_struct.VALID_REGS)[0]
         dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS + 8)[0]
         if valid or dirty:
             self.ops.sync_regs_load(self, valid, dirty)
