@@ -21,11 +21,12 @@ enum swtdx_call {
     SWTDX_CLOSE,     /* fd */
     SWTDX_FALLOCATE, /* fd, mode, offset, length */
     SWTDX_ADOPT,     /* fd: a /dev/kvm that came from another process; 0 if it is one, and is ours from now on */
-    SWTDX_CHANGED,   /* address, length: the memory there is about to be replaced (an MMU notifier) */
+    SWTDX_CHANGED,   /* address, length, enum swtdx_change: the program changes its memory (MMU notifiers) */
     SWTDX_FINISH,    /* the process exits */
     SWTDX_CALLS,
 };
 
+enum swtdx_change { SWTDX_CHANGE_START, SWTDX_CHANGE_END, SWTDX_CHANGE_CONTENTS };
 enum swtdx_fork { SWTDX_FORK_PREPARE, SWTDX_FORK_PARENT, SWTDX_FORK_CHILD };
 
 /* What the bridge offers to the preloaded library. */

@@ -526,15 +526,29 @@ static bool in_kernel_memory(const void *address, size_t length)
     return !inside && unlikely(start < watch_end && start + length > watch_start) && !borrowed();
 }
 
-/* What lies in a range is another now: the kernel's MMU notifier. */
-static void changed(const void *address, size_t length)
+static void notify(const void *address, size_t length, enum swtdx_change change)
 {
     int error = errno;
 
-    if (in_kernel_memory(address, length)) {
-        kernel(SWTDX_CHANGED, (uintptr_t)address, length, 0, 0);
-    }
+    kernel(SWTDX_CHANGED, (uintptr_t)address, length, change, 0);
     errno = error;
+}
+
+/* Around a change of mappings. The answer of the first is for the second: what is watched may change in between. */
+static bool changing(const void *address, size_t length)
+{
+    if (!in_kernel_memory(address, length)) {
+        return false;
+    }
+    notify(address, length, SWTDX_CHANGE_START);
+    return true;
+}
+
+static void changed(bool notified, const void *address, size_t length)
+{
+    if (unlikely(notified)) {
+        notify(address, length, SWTDX_CHANGE_END);
+    }
 }
 
 static void unmapping(const void *address, size_t length)
@@ -592,23 +606,24 @@ static long map_kvm(uintptr_t address, size_t length, int protection, int flags,
 
 EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
 {
+    bool notified = false;
     void *result;
 
     if (!inside && unlikely(flags & MAP_FIXED)) {
         unmapping(address, length);
+        notified = changing(address, length);
     }
     if (!inside && unlikely(ours(fd)) && !(flags & MAP_ANONYMOUS)) {
         long start = map_kvm((uintptr_t)address, length, protection, flags, fd, offset);
 
         if (start != -ENOTTY) {
+            changed(notified, address, length);
             errno = start < 0 ? -start : errno;
             return start < 0 ? MAP_FAILED : (void *)start;
         }
     }
     result = NEXT(mmap)(address, length, protection, flags, fd, offset);
-    if (unlikely(flags & MAP_FIXED)) {
-        changed(address, length);
-    }
+    changed(notified, address, length);
     return result;
 }
 
@@ -619,38 +634,43 @@ EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int
 
 EXPORT int munmap(void *address, size_t length)
 {
+    bool notified;
     int result;
 
     if (inside && (uintptr_t)address == kept) {
         return 0;
     }
     unmapping(address, length);
+    notified = changing(address, length);
     result = NEXT(munmap)(address, length);
-    changed(address, length);
+    changed(notified, address, length);
     return result;
 }
 
 EXPORT void *mremap(void *address, size_t old_length, size_t new_length, int flags, ...)
 {
+    bool notified = changing(address, old_length), notified_to = false;
     void *to, *result;
     va_list list;
 
     va_start(list, flags);
     to = va_arg(list, void *);
     va_end(list);
-    result = NEXT(mremap)(address, old_length, new_length, flags, to);
-    changed(address, old_length);
     if (flags & MREMAP_FIXED) {
-        changed(to, new_length);
+        notified_to = changing(to, new_length);
     }
+    result = NEXT(mremap)(address, old_length, new_length, flags, to);
+    changed(notified, address, old_length);
+    changed(notified_to, to, new_length);
     return result;
 }
 
 EXPORT int mprotect(void *address, size_t length, int protection)
 {
+    bool notified = changing(address, length);
     int result = NEXT(mprotect)(address, length, protection);
 
-    changed(address, length);
+    changed(notified, address, length);
     return result;
 }
 
@@ -658,8 +678,8 @@ EXPORT int madvise(void *address, size_t length, int advice)
 {
     int result = NEXT(madvise)(address, length, advice);
 
-    if (advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) {
-        changed(address, length);
+    if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) && in_kernel_memory(address, length)) {
+        notify(address, length, SWTDX_CHANGE_CONTENTS);
     }
     return result;
 }

@@ -25,8 +25,15 @@ from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
+from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm.device import KvmDevice
-from swtdx.uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_PRE_FAULT_MEMORY, KVM_RUN
+from swtdx.uapi.kvm import (
+    KVM_MEMORY_ENCRYPT_OP,
+    KVM_PRE_FAULT_MEMORY,
+    KVM_RUN,
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_USER_MEMORY_REGION2,
+)
 from swtdx.uapi.layout import address_of
 
 if TYPE_CHECKING:
@@ -34,6 +41,9 @@ if TYPE_CHECKING:
     from swtdx.uapi.kernel import Kernel
 
 _KVM_RUN = int(KVM_RUN)
+_SLOTS = {int(KVM_SET_USER_MEMORY_REGION), int(KVM_SET_USER_MEMORY_REGION2)}
+_CHANGE_START, _CHANGE_END, _CHANGE_CONTENTS = range(3)
+"""enum swtdx_change."""
 _ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
 _INTERRUPTIBLE = {_KVM_RUN, _ENCRYPT_OP, int(KVM_PRE_FAULT_MEMORY)}
 """Requests that a signal ends with EINTR."""
@@ -106,7 +116,10 @@ class Process:
         try:
             if request in _INTERRUPTIBLE:
                 return self._interruptible(kernel, fd, request, argument)
-            return kernel.ioctl(fd, request, argument)
+            result = kernel.ioctl(fd, request, argument)
+            if request in _SLOTS and self.machine is not None:
+                self._watch(self.machine)
+            return result
         except OSError as error:
             number = error.errno or errno.EIO
             if number != errno.EINTR:
@@ -193,9 +206,31 @@ class Process:
             return -errno.EIO
         return 0
 
-    def changed(self, address: int, length: int, _c: int, _d: int) -> int:
-        """Memory was unmapped, replaced or protected."""
+    def changed(self, address: int, length: int, change: int, _d: int) -> int:
+        """Tell the kernel that the program unmaps, replaces, protects or discards memory."""
+        machine, end = self.machine, address + length
+        if machine is None:
+            return 0
+        try:
+            if change == _CHANGE_START:
+                machine.mmu_notifier_invalidate_range_start(address, end)
+            elif change == _CHANGE_END:
+                machine.mmu_notifier_invalidate_range_end(address, end)
+            else:
+                machine.mmu_notifier_contents_changed(address, end)
+        except Exception as error:  # noqa: BLE001 - nothing may cross the line but a number
+            self.telling.failed("a change of guest memory", error)
+            return -errno.EIO
         return 0
+
+    def _watch(self, machine: MachineKernel) -> None:
+        """Ask for changes between the lowest and the highest address of a slot."""
+        slots = [slot for kvm in list(machine.vms) for slot in kvm.memslots]
+        if slots:
+            ends = (slot.userspace_addr + (slot.npages << PAGE_SHIFT) for slot in slots)
+            _bridge.watch(min(slot.userspace_addr for slot in slots), max(ends))
+        else:
+            _bridge.watch(0, 0)
 
     def finish(self, _a: int, _b: int, _c: int, _d: int) -> int:
         """The process exits."""
