@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import skip_loudly
 from tests.exec.conftest import Run
 
 OPENED = "12\n"
@@ -38,7 +37,7 @@ def opener(tmp_path: Path) -> Callable[..., Path]:
         source.write_text(_OPEN)
         done = subprocess.run(["gcc", "-w", "-o", program, source, *flags], check=False, capture_output=True, text=True)
         if done.returncode:
-            skip_loudly(f"gcc {' '.join(flags)} does not work here: {done.stderr.splitlines()[-1]}")
+            pytest.skip(f"gcc {' '.join(flags)} does not work here: {done.stderr.splitlines()[-1]}")
         return program
 
     return build

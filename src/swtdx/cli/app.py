@@ -26,6 +26,7 @@ from swtdx.cli.verdict import Failure, Verdict
 
 COMMANDS: dict[str, str] = {
     "exec": "swtdx.cli.exec_command",
+    "qemu": "swtdx.cli.qemu",
     "probe": "swtdx.cli.probe",
     "trace": "swtdx.cli.trace",
     "inspect": "swtdx.cli.inspect",
@@ -42,7 +43,7 @@ COMMANDS: dict[str, str] = {
 
 RUN = "swtdx.cli.run"
 
-USAGE_STATUS = {"exec": 125}
+USAGE_STATUS = {"exec": 125, "qemu": 125}
 """Wrong usage, where it must not look like the status of the command that was to be run."""
 
 COMPLETION_VARIABLE = "_SWTDX_COMPLETE"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -134,15 +136,29 @@ def exec_(
         host=allow_host_kvm,
         files=files(tdx=not no_tdx),
     )
+    with foreseen(), Keeper(command, trace, trace_format, html, json) as keeper:
+        status = _execute(command, keeper.settings(settings), front_end)
+        keeper.done(status)
+    raise typer.Exit(status)
+
+
+def launch(command: list[str]) -> int:
+    """Run a command on the default machine. Return its exit status."""
+    from swtdx.exec.sightings import files
+
+    with foreseen():
+        return _execute(command, Settings(files=files(tdx=True)), None)
+
+
+@contextmanager
+def foreseen() -> Iterator[None]:
+    """Turn the errors that can be foreseen into `ExecFailure`."""
     try:
-        with Keeper(command, trace, trace_format, html, json) as keeper:
-            status = _execute(command, keeper.settings(settings), front_end)
-            keeper.done(status)
+        yield
     except ProgramError as error:
         raise ExecFailure(str(error), error.status) from None
     except (ExecError, OutputError) as error:
         raise ExecFailure(str(error), OWN_FAILURE) from None
-    raise typer.Exit(status)
 
 
 def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) -> int:

@@ -127,6 +127,9 @@ class Process:
                 if facts is not None:
                     self.record.refused(*facts)
             return -number
+        except Exception as error:  # noqa: BLE001 - nothing may cross the line but a number
+            self.telling.failed(f"ioctl {request:#010x}", error)
+            return -errno.EIO
 
     def _interruptible(self, kernel: Kernel, fd: int, request: int, argument: int) -> int:
         """A request that a signal ends."""

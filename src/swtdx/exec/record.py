@@ -97,7 +97,7 @@ class Record:
             self._vms = max(self._vms, file.kvm.number)
             with suppress(OSError):  # not a TD, or gone
                 td = machine.inspect_td(fd)
-                if any(map(int, td["mrtd"])) or file.kvm.number not in self._tds:
+                if td["mrtd"].strip("0") or file.kvm.number not in self._tds:
                     self._tds[file.kvm.number] = td
         self._save()
 

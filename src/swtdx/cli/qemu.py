@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx qemu``: QEMU with a Trust Domain on the emulated kernel, in few words.
+
+It adds to the arguments what a TD needs (accelerator, machine, firmware) and hands all of it to ``swtdx exec``. What is
+among the arguments already is left alone, so any of it can be chosen otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swtdx.cli.exec_command import OWN_FAILURE, ExecFailure
+
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx qemu --print[/cyan] - the command that would be executed
+
+[cyan]swtdx qemu -m 1G -nographic[/cyan] - the installed TDX firmware in a TD
+
+[cyan]swtdx qemu -m 1G -nographic -kernel vmlinuz -initrd initrd.img -append console=ttyS0[/cyan] - Linux in a TD
+
+[bold]Exit status[/bold]
+
+as of swtdx exec: that of QEMU; 125 swtdx itself failed; 127 QEMU was not found
+"""
+TDX_SINCE = (10, 1)
+"""The first QEMU with ``-object tdx-guest``."""
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the command."""
+    settings = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+    app.command(name="qemu", epilog=EPILOG, context_settings=settings)(qemu)
+
+
+def qemu(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGUMENT]...", help="Arguments for QEMU.")] = None,
+    print_: Annotated[bool, typer.Option("--print", help="Print the command and do not execute it.")] = False,
+    binary: Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU.")] = "qemu-system-x86_64",
+    firmware: Annotated[Path | None, typer.Option(metavar="IMAGE", help="The TDVF image.")] = None,
+) -> None:
+    """Run QEMU with a Trust Domain on the emulated kernel.
+
+    QEMU must have TDX: version 10.1 or later.
+    """
+    from swtdx.cli.exec_command import launch
+
+    program = shutil.which(binary)
+    if program is None:
+        raise ExecFailure(f"{binary}: no such program in PATH: install qemu-system-x86, or name one with --qemu", 127)
+    given = list(arguments or ())
+    command = [program, *td_arguments(given, firmware), *given]
+    if print_:
+        print(shlex.join(["swtdx", "exec", "--", *command]))
+        return
+    version = version_of(program)
+    if version is not None and version < TDX_SINCE:
+        raise ExecFailure(
+            f"{program} is QEMU {'.'.join(map(str, version))}, which has no TDX: use 10.1 or later "
+            "(--qemu PROGRAM), or run an ordinary VM with swtdx exec",
+            OWN_FAILURE,
+        )
+    raise typer.Exit(launch(command))
+
+
+def td_arguments(given: list[str], firmware: Path | None) -> list[str]:
+    """Return what a TD needs and ``given`` does not say."""
+    joined = " ".join(given)
+    result = []
+    if not {"-accel", "-enable-kvm"} & set(given) and "accel=" not in joined:
+        result += ["-accel", "kvm"]
+    if "-cpu" not in given:
+        result += ["-cpu", "host"]
+    if "tdx-guest" not in joined:
+        result += ["-object", "tdx-guest,id=tdx0"]
+    if not {"-machine", "-M"} & set(given):
+        result += ["-machine", "q35,kernel-irqchip=split,confidential-guest-support=tdx0"]
+    if "-bios" not in given:
+        result += ["-bios", str(firmware or _installed_firmware())]
+    return result
+
+
+def _installed_firmware() -> Path:
+    """Return the first TDVF image of the usual places. Raises `ExecFailure` if there is none."""
+    from swtdx.image.firmware import candidates
+    from swtdx.image.tdvf import TdvfError, parse
+
+    for path, _ in candidates():
+        try:
+            parse(path.read_bytes(), path.name)
+        except (OSError, TdvfError):
+            continue
+        return path
+    raise ExecFailure("no TDVF image was found: install ovmf or ovmf-inteltdx, or use --firmware", OWN_FAILURE)
+
+
+def version_of(program: str) -> tuple[int, ...] | None:
+    """Return the version of a QEMU, or None if it does not say one."""
+    try:
+        done = subprocess.run([program, "--version"], check=False, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(r"version (\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, found.groups())) if found else None

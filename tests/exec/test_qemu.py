@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QEMU, unmodified, under ``swtdx exec``: ordinary VMs with Debian 12's, Trust Domains with that of Debian sid."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from testing.places import REPOSITORY
+
+SECONDS = 280
+
+
+def until(command: list[str], text: str, **more: object) -> str:
+    """Run a command until its output has ``text``, then end it. Return the output."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more
+    ) as process:  # type: ignore[call-overload]
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        output, end = b"", time.monotonic() + SECONDS
+        while text.encode() not in output and time.monotonic() < end and process.poll() is None:
+            output += process.stdout.read() or b""
+            time.sleep(0.1)
+        process.terminate()
+        process.wait(60)
+    shown = output.decode("utf-8", "replace")
+    assert text in shown, shown[-3000:]
+    return shown
+
+
+def qemu() -> str:
+    program = shutil.which("qemu-system-x86_64")
+    if program is None:
+        pytest.skip("QEMU is not installed: apt-get install qemu-system-x86")
+    return program
+
+
+def exec_(*command: str) -> list[str]:
+    return [sys.executable, "-m", "swtdx", "exec", "--quiet", "--", *command]
+
+
+@pytest.mark.parametrize(
+    "machine",
+    ["pc", "q35", "q35,kernel-irqchip=split", "pc,kernel-irqchip=off"],
+    ids=lambda name: name.replace(",", "-"),
+)
+def test_an_ordinary_vm_runs_seabios(machine: str) -> None:
+    until(exec_(qemu(), "-accel", "kvm", "-machine", machine, "-nographic", "-net", "none"), "SeaBIOS")
+
+
+def test_two_qemus_at_once() -> None:
+    command = exec_(qemu(), "-accel", "kvm", "-machine", "pc", "-nographic", "-net", "none")
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as other:
+        until(command, "No bootable device")
+        other.terminate()
+        other.wait(60)
+
+
+@pytest.fixture(scope="module")
+def sid() -> Path:
+    """The tree of script/sid-tree; only where it exists, because making it takes root and a network."""
+    tree = Path(os.environ.get("SWTDX_SID", Path.home() / ".cache/swtdx/sid"))
+    if not (tree / "usr/bin/qemu-system-x86_64").exists():
+        pytest.skip(f"no Debian sid tree in {tree}: run script/sid-tree as root")
+    return tree
+
+
+def td_command(firmware: Path, *more: str) -> list[str]:
+    machine = "q35,kernel-irqchip=split,confidential-guest-support=tdx0"
+    tdx = ["-object", "tdx-guest,id=tdx0", "-machine", machine, "-cpu", "host", "-accel", "kvm"]
+    console = ["-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot", "-bios", str(firmware)]
+    return [str(REPOSITORY / "script/sid-tree"), "run", "qemu-system-x86_64", *tdx, *console, *more]
+
+
+def test_a_trust_domain_comes_to_the_boot_manager_and_has_the_predicted_mrtd(sid: Path, tmp_path: Path) -> None:
+    record, firmware = tmp_path / "record.json", sid / "usr/share/ovmf/OVMF.inteltdx.ms.fd"
+    environment = {**os.environ, "SWTDX_EXEC_OPTIONS": f"--quiet --json {record}"}
+    until(td_command(firmware, "-m", "512"), "BdsDxe: Press any key", env=environment)
+    measure = [sys.executable, "-m", "swtdx", "measure", str(firmware)]
+    predicted = subprocess.run(measure, capture_output=True, text=True, check=True).stdout.split()
+    (process,) = json.loads(record.read_text())["processes"]
+    (td,) = process["tds"]
+    assert td["mrtd"] in predicted
+    assert any(int(value, 16) for value in td["rtmr"])
+
+
+@pytest.mark.parametrize("processors", ["1", "2", "4"])
+def test_linux_in_a_trust_domain_comes_to_its_prompt(sid: Path, processors: str) -> None:
+    linux = os.environ.get("SWTDX_LINUX")
+    if not linux:
+        pytest.skip("no Linux guest: export SWTDX_LINUX=$(script/linux)")
+    (kernel,) = (Path(linux) / "boot").glob("vmlinuz-*")
+    guest = ["-kernel", str(kernel), "-initrd", f"{linux}/initrd.img", "-append", "console=ttyS0"]
+    shown = until(td_command(sid / "usr/share/ovmf/OVMF.fd", "-m", "1G", "-smp", processors, *guest), "swtdx# ")
+    assert "Memory Encryption Features active: Intel TDX" in shown
+
+
+def test_the_short_form_prints_its_command() -> None:
+    line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), "--firmware", "x.fd", "-m", "1G"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        f"swtdx exec -- {qemu()} -accel kvm -cpu host -object tdx-guest,id=tdx0 -machine "
+        "q35,kernel-irqchip=split,confidential-guest-support=tdx0 -bios x.fd -m 1G\n"
+    )
+
+
+def test_the_short_form_leaves_alone_what_is_said() -> None:
+    given = ["-cpu", "max", "-bios", "own.fd", "-machine", "q35,accel=kvm,confidential-guest-support=t"]
+    line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), *given]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[4:] == ["-object", "tdx-guest,id=tdx0", *given]
