@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import asdict
 
-from bench import boots
+from bench import boots, front_ends
 from bench.figures import FULL, SHORT, Figure, all_figures
 
 
@@ -30,13 +30,17 @@ def _line(figure: Figure) -> str:
 def main() -> int:
     """Returns 0 whatever the figures are."""
     parser = argparse.ArgumentParser(prog="script/bench", description="Measure swtdx on this machine; medians of runs.")
-    parser.add_argument("what", nargs="?", choices=["boot"], help="boot: whole boots beside QEMU's TCG; a few minutes")
-    parser.add_argument("--runs", type=int, default=3, help="of each boot, in `boot` (default 3)")
+    parser.add_argument(
+        "what", nargs="?", choices=["boot", "exec"], help="boot: whole boots beside QEMU's TCG; exec: its front ends"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="of each, in `boot` and `exec` (default 3)")
     parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run, in place of the table")
     options = parser.parse_args()
     if options.what == "boot":
         return boots.main(max(1, options.runs))
+    if options.what == "exec":
+        return front_ends.main(max(1, options.runs))
     effort = SHORT if options.short else FULL
     machine = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
     if options.json:
