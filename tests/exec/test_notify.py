@@ -172,10 +172,11 @@ def test_a_vmm_for_tds(compiled: Callable[..., Path], swtdx_exec: Run, tmp_path:
 AS_NOBODY = """
 import ctypes, os, sys
 from pathlib import Path
+from swtdx.exec import record, telling
 from swtdx.exec.notify import file_calls, kvm_calls, memory_calls, run
 from swtdx.exec.machine import boot
 from swtdx.exec.settings import Settings
-boot(Settings(), lambda event: None)  # whatever that imports may be unreadable afterwards
+boot(Settings(), None)  # what that imports may be unreadable afterwards
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
