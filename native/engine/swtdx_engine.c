@@ -2,7 +2,7 @@
 /*
  * The engine: its life, whose turn it is, and the run loop.
  *
- * A processor runs one virtual CPU at a time. Whoever waits when a slice is over asks the one inside to make room, which
+ * A processor runs one virtual CPU at a time. A thread that waits when a slice is over asks the one inside to make room, which
  * it does between two translation blocks and without telling its caller. TCG is entered directly (cpu_exec), never
  * through uc_emu_start.
  */
@@ -283,7 +283,7 @@ void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count
  * The processor is free or busy; threads that find it busy queue up. A virtual CPU that gets it begins a slice. When it
  * exits before the slice is over it usually comes back at once (its caller has dealt with the exit), so it keeps the
  * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which a
- * guest executes while it waits for somebody else.
+ * guest executes while it waits for another one.
  *
  * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
  * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that stores
@@ -327,7 +327,7 @@ void swtdx_acquire(swtdx_engine *engine)
     pthread_mutex_unlock(&engine->mutex);
 }
 
-/* The processor to run this virtual CPU. False: somebody wants it to leave, so it need not even enter. */
+/* The processor to run this virtual CPU. False: it is asked to leave, so it need not enter. */
 static bool acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
 {
     bool admitted = true;
@@ -403,7 +403,7 @@ void swtdx_release(swtdx_engine *engine)
     release(engine, true);
 }
 
-/* Whether the block at which it stopped, and goes on, only looks: the last one that TCG ran from there. */
+/* Whether the block at which it stopped, and continues, only reads: the last one that TCG ran from there. */
 static bool only_looks(CPUState *cs)
 {
     CPUX86State *env = cs->env_ptr;
@@ -508,7 +508,7 @@ bool swtdx_exception(CPUState *cs)
         return true;
     }
     if (!cpu->delivering.valid || cpu->delivering.vector != vector) {
-        /* the guest's own exception: remembered only so that it can start anew if its delivery faults in EPT */
+        /* the guest's own exception: remembered only so that it can start again if its delivery faults in EPT */
         cpu->delivering = (struct swtdx_event){
             .valid = 1, .vector = vector, .error_code = env->error_code,
             .type = env->exception_is_int ? SWTDX_EVENT_SOFTWARE_INTERRUPT : SWTDX_EVENT_HARDWARE_EXCEPTION,
@@ -658,7 +658,7 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
     }
 
     entered = cpu;
-    if (signalled) { /* it came before the line above: it has kicked nobody */
+    if (signalled) { /* it came before the line above: it has kicked no thread */
         __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
     }
     do {

@@ -26,7 +26,7 @@ void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr)
     if (retaddr) {
         cpu_restore_state(cs, retaddr, true);
     }
-    if (cpu->delivering.valid) { /* the event was on its way: it starts anew at the next entry */
+    if (cpu->delivering.valid) { /* the event was on its way: it starts again at the next entry */
         cpu->event = cpu->delivering;
         cpu->delivering.valid = 0;
     }

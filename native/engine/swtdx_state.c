@@ -175,7 +175,7 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
     swtdx_release(cpu->engine);
 }
 
-/* The task register is busy to whoever looks, as VMX has it; TCG keeps it as LTR found it, and aborts over a busy one. */
+/* The task register reads as busy, as VMX has it; TCG keeps it as LTR found it, and aborts over a busy one. */
 #define TASK_REGISTER 7
 #define TSS_BUSY 2u
 

@@ -4,7 +4,7 @@
 A case is an instruction in one form and some states. A program of a loop around the instruction loads a
 state (FXRSTOR, general registers, RFLAGS), executes the instruction and stores what came out; the host and a bare guest
 run it over the same area of memory. Which instructions there are, and what their operands are, comes from iced-x86.
-Where the two do not agree, :func:`campaign` says so.
+Where the two do not agree, :func:`campaign` reports it.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_the_key_is_measured_before_the_kernel_or_the_kernel_refused(leaf: Key) 
 
 
 def test_a_launch_knows_beforehand_which_kernel_will_not_start(leaf: Key) -> None:
-    """Without a forbidding key, or where nobody can tell, there is nothing to say."""
+    """Without a forbidding key, or where it is not known, there is nothing to report."""
     db = signature_list(X509, der(leaf))
     image = edk2_like({("PK", GLOBAL): b"key", ("db", IMAGE_SECURITY): db})
     stranger, known = (LinuxBoot(parse(each, "vmlinuz")) for each in (efi_kernel(), signed(efi_kernel(), leaf)))

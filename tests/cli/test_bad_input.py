@@ -33,7 +33,7 @@ from tests.vmm.fake_kernel import FakeKernel
         (["run", "--firmware", "none"], ["--firmware none", "--kernel names none"]),
         (["run", "--firmware", "none", "--kernel", "absent"], ["kernel", "absent", "No such file"]),
         (["run", "--initrd", "x"], ["--initrd", "--kernel"]),
-        (["run", "--debug-exit", "some"], ["--debug-exit", "no number"]),
+        (["run", "--debug-exit", "some"], ["--debug-exit", "not a number"]),
         (["run", "--debug-exit", "0x10000"], ["--debug-exit", "0xf4"]),
         (["run", "--debug-exit", "0x3f8"], ["debug exit", "0x3f8"]),
         (["run", "--log", "absent-folder/x"], ["--log", "absent-folder"]),

@@ -129,7 +129,7 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
             "echo of $(cat $r/outblob | wc -c) bytes"
         )
         assert "tdx_guest" in quote
-        assert "of 0 bytes" in quote  # nobody makes quotes here: GetQuote answers "service unavailable"
+        assert "of 0 bytes" in quote  # no quoting service here: GetQuote answers "service unavailable"
         console.run.machine.board.type(b"exit\n")
         outcome = console.run.wait(PATIENCE_SECONDS)
         assert outcome is not None

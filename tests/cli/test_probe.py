@@ -19,7 +19,7 @@ from tests.cli.conftest import Command
 
 @pytest.fixture
 def firmware_found(monkeypatch: pytest.MonkeyPatch, firmware: Path, tmp_path: Path) -> Path:
-    """Two candidates: one that is no TDVF, then one that is."""
+    """Two candidates: one that is not a TDVF, then one that is."""
     (tmp_path / "zeroes.fd").write_bytes(bytes(65536))
 
     def candidates() -> Iterator[tuple[Path, str]]:

@@ -38,7 +38,7 @@ def test_piped_it_ends_at_the_shells_prompt_and_says_so(command: Command, firmwa
     assert "UEFI Interactive Shell" in result.out
     assert result.out.endswith("Shell>\n")
     assert f"firmware {firmware}: it was named" in result.err
-    assert "shell's prompt" in result.err
+    assert "UEFI shell prompt" in result.err
     assert predict_mrtd(parse(firmware.read_bytes(), "")).hex() in result.err
     assert "known only to the guest" in result.err
     assert not kernel.names
@@ -169,7 +169,7 @@ def test_devices_that_were_asked_for_are_in_their_slots(
         "--json", tmp_path / "run.json",
     )  # fmt: skip
     assert result.status == 0
-    assert result.out == "BBCD\N{REPLACEMENT CHARACTER}\n"  # 0xff: nobody is in slot 5
+    assert result.out == "BBCD\N{REPLACEMENT CHARACTER}\n"  # 0xff: slot 5 is empty
     kept = json.loads((tmp_path / "run.json").read_text())
     disk = {"device": "virtio-blk", "image": str(image), "size": 4096, "read_only": True}
     assert kept["devices"] == [disk, disk, {"device": "virtio-console"}, {"device": "virtio-rng"}]
@@ -185,7 +185,7 @@ def _print_answer(run: kvm_run, page: mmap.mmap) -> None:
         ([], 1, 3, "kernel panicked: no root"),
         (["--on-panic", "stop"], 1, 3, "kernel panicked: no root"),
         (["--on-panic", "continue"], 1, 4, "time was up"),
-        ([], 2, 4, "time was up"),  # a crash kernel is loaded: it goes on
+        ([], 2, 4, "time was up"),  # a crash kernel is loaded: it continues
     ],
 )
 def test_what_the_guest_reports_by_pvpanic(

@@ -19,7 +19,7 @@ from swtdx.cpu.vmx import ExitReason, Segment
 from tests.cpu.guest import CODE, FLAT_CODE, FLAT_DATA, GDT, IDT, SELECTOR_CODE, SELECTOR_DATA, Guest
 
 UNDEFINED = 6
-# iced's name of a feature: (leaf, register, bit). What is not here is no feature of an Intel processor of today.
+# iced's name of a feature: (leaf, register, bit). What is not here is not a feature of an Intel processor of today.
 FEATURES = {
     "CX8": (1, 3, 8), "SEP": (1, 3, 11), "CMOV": (1, 3, 15), "CLFSH": (1, 3, 19), "MMX": (1, 3, 23), "FXSR": (1, 3,
     24), "SSE": (1, 3, 25), "SSE2": (1, 3, 26), "SSE3": (1, 2, 0), "PCLMULQDQ": (1, 2, 1), "MONITOR": (1, 2, 3),

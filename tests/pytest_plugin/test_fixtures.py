@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The plugin as somebody else's tests use it: found by its entry point, in a session of its own."""
+"""The plugin as the tests of another project use it: found by its entry point, in a session of its own."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ from swtdx.vmm.launch import Machine, TdParameters
 from swtdx.vmm.run import Run
 
 _PRODUCTION = (
-    "--gdb: the TDX module lets nobody look into a production TD (TDH.MEM.RD answers TD_NON_DEBUG, TDH.VP.RD "
+    "--gdb: the TDX module does not let a debugger into a production TD (TDH.MEM.RD answers TD_NON_DEBUG, TDH.VP.RD "
     "METADATA_FIELD_NOT_READABLE); add --debug-td for a TD with ATTRIBUTES.DEBUG, which its TDREPORT tells, "
     "or --vm-type default for an ordinary VM"
 )
 _NO_DOOR = (
     "--gdb: KVM has no ioctl for TDH.MEM.RD and TDH.VP.RD, so the TDs of --kvm host cannot be debugged; "
-    "the embedded kernel's can (leave --kvm away), and ordinary VMs (--vm-type default)"
+    "the embedded kernel's can (omit --kvm), and ordinary VMs (--vm-type default)"
 )
 
 

@@ -37,7 +37,7 @@ EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 equal; 1 wrong usage; 2 they differ, or one has no measurement; 3 a file is not to be had
+0 equal; 1 wrong usage; 2 they differ, or one has no measurement; 3 a file cannot be read
 """
 
 
@@ -125,7 +125,7 @@ class DirectBoot:
         """The image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
         from swtdx.attest.direct_boot import predict_direct_boot
 
-        if build.name == NO_FIRMWARE:  # nobody is there to extend them
+        if build.name == NO_FIRMWARE:  # there is no firmware to extend them
             return replace(build, rtmr=(bytes(48),) * 4, events=())
         assert build.tdvf is not None
         linux = linux_files(self.kernel, self.initrd, self.append, memory)

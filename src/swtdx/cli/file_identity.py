@@ -79,7 +79,7 @@ def _number(folder: Path) -> int:
 
 
 def in_use(descriptor: int) -> bool:
-    """Whether somebody holds a lock on the file, as swtdx (flock) and QEMU (OFD locks) do on disk images.
+    """Whether a process holds a lock on the file, as swtdx (flock) and QEMU (OFD locks) do on disk images.
 
     Otherwise the caller has the flock until it closes the descriptor.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a verifier's command is given to read, and where its results go; an input that is not to be had is status 3."""
+"""What a verifier's command is given to read, and where its results go; an input that cannot be read is status 3."""
 
 from __future__ import annotations
 

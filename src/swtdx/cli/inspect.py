@@ -27,7 +27,7 @@ EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 the image can start as a TD; 1 wrong usage; 2 it cannot; 3 no image to be had
+0 the image can start as a TD; 1 wrong usage; 2 it cannot; 3 the image cannot be read
 """
 
 
@@ -87,7 +87,7 @@ def _report(inspection: Inspection, picture: bool) -> Iterator[str]:
 _RTMRS = {
     True: "this firmware extends them",
     False: "stay zero: this firmware carries no driver that extends them (TdTcg2Dxe)",
-    None: "unknown: this is no build of edk2 as far as can be seen, and only a launch tells",
+    None: "unknown: this does not look like a build of edk2, and only a launch shows it",
 }
 
 

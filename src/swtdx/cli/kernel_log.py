@@ -15,7 +15,7 @@ class _Lines(logging.Handler):
         self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:  # a mistake of ours: whoever reports it needs all of it
+        if record.exc_info:  # an internal error: a report needs all of it
             print(self.format(record), file=sys.stderr)
         else:
             self._say(f"kernel: {record.getMessage()}")

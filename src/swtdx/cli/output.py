@@ -7,7 +7,7 @@ All outputs of a command are opened through one `Outputs`, before anything is bu
    truncating it.  It is refused if it is an input, another output, or something that is in use: see
    `swtdx.cli.file_identity` for how files are compared.
 2. `Outputs.begin` truncates, when every check of the command has passed.
-3. `Output.write` reports the first failure and drops what comes after it, so that the run goes on.  `Outputs.failed`
+3. `Output.write` reports the first failure and drops what comes after it, so that the run continues.  `Outputs.failed`
    is for the exit status.
 
 A pipe, a socket, a terminal or ``/dev/null`` may be given for several outputs.
@@ -188,7 +188,7 @@ class Outputs:
         try:
             identity = FileIdentity.of(file)
         except OSError:
-            return  # whoever reads it reports that
+            return  # the reader reports that
         for taken, other in self._taken:
             if _clash(taken, identity, reading=True):
                 raise OutputError(f"{other} is the same file as {name}, which is read")

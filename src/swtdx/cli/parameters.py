@@ -23,7 +23,7 @@ def memory_size(text: str) -> int:
     """``512M``, ``2G``, ``1.5G`` is not: whole numbers of bytes, K, M, G or T (binary). Raises `InputError`."""
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None:
-        raise InputError(f"--memory {text!r} is no size: write a number with K, M or G, as in 512M or 2G")
+        raise InputError(f"--memory {text!r} is not a valid size: write a number with K, M or G, as in 512M or 2G")
     size = int(match[1]) * UNITS[match[2]]
     if size % PAGE_SIZE:
         raise InputError(f"--memory {text} is not a multiple of 4 KiB")
@@ -57,7 +57,7 @@ def bit_mask(option: str, text: str) -> int:
     try:
         value = int(text, 0)
     except ValueError:
-        raise InputError(f"{option} {text!r} is no number: write it as 0x10000000") from None
+        raise InputError(f"{option} {text!r} is not a number: write it as 0x10000000") from None
     if not 0 <= value < 1 << 64:
         raise InputError(f"{option} {text} does not fit into 64 bits")
     return value
@@ -67,5 +67,5 @@ def port(option: str, text: str) -> int:
     """The number of an I/O port. Raises `InputError`."""
     value = bit_mask(option, text)
     if value > 0xFFFC:
-        raise InputError(f"{option} {text} is no I/O port: 0xf4 and 0x501 are the usual ones")
+        raise InputError(f"{option} {text} is not an I/O port: 0xf4 and 0x501 are the usual ones")
     return value

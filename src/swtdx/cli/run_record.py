@@ -135,7 +135,7 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "MRTD", kept["mrtd"]
         yield "", _origin(kept)
         if kept["rtmr"] is None:
-            yield "RTMR0-3", "known only to the guest: the TDX module shows them to nobody else"
+            yield "RTMR0-3", "known only to the guest: the TDX module does not show them to the host"
         else:
             for number, digest in enumerate(kept["rtmr"]):
                 yield f"RTMR{number}", digest

@@ -3,7 +3,7 @@
 
 The console goes to stdout and nothing else does; all that swtdx itself says goes to stderr, as plain lines unless
 that is a terminal.  Keys are read only when both stdin and stdout are terminals.  Otherwise
-nobody could end the run by hand, so it ends by itself: at ``--until``, at the UEFI shell's prompt, or when time is up.
+the run cannot be ended by hand, so it ends: at ``--until``, at the UEFI shell's prompt, or when time is up.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Options:
     debugcon: Path | None = None
     log: Path | None = None
     debug_exit: int | None = None
-    on_panic: OnPanic | None = None  # None: stop, unless somebody is there to look
+    on_panic: OnPanic | None = None  # None: stop, unless a terminal is attached
     smbios: tuple[str, ...] = ()  # type=N[,NAME=VALUE]...
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
     virtio_console: bool = False
@@ -248,7 +248,7 @@ def kernel_named(
 
     Its machine is made to measure for a guest of ``cpus`` vCPUs and ``memory`` bytes. The number of processors shows
     in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
-    many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits for ever.
+    many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
     ``module_version`` is that of the TDX module; by default the platform's.
     """
@@ -308,7 +308,7 @@ def _open_device(options: Options, kernel: Kernel) -> Kvm:
     return device
 
 
-_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (leave --kvm away)"
+_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (omit --kvm)"
 
 
 class _Session:
@@ -338,10 +338,12 @@ class _Session:
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
         if text is None and not self.interactive and not (plan.linux or plan.direct or gdb):
             text = SHELL_PROMPT
-            self._found = Outcome(End.SHELL_PROMPT, f"the UEFI shell's prompt ({SHELL_PROMPT}) came, nobody is to type")
+            self._found = Outcome(
+                End.SHELL_PROMPT, f"reached the UEFI shell prompt ({SHELL_PROMPT}); stdin is not a terminal"
+            )
         watch = TextWatch(text) if text is not None else None
         self.console = GuestConsole()
-        # Without a terminal nobody is there to look at a panicked kernel.
+        # Without a terminal a panicked kernel cannot be looked at.
         on_panic = options.on_panic or (OnPanic.CONTINUE if self.interactive or gdb else OnPanic.STOP)
         self._stops_on_panic = on_panic is OnPanic.STOP
         self._halts: HaltCounter | None = None
@@ -441,7 +443,7 @@ class _Session:
         try:
             run.stop()
         except StuckVcpu as stuck:
-            # A thread that never returns would keep the process for ever, and its memory is in use.
+            # A thread that never returns would keep the process alive, and its memory is in use.
             self.output.flush()
             if self._terminal is not None:
                 self._terminal.restore()
@@ -468,7 +470,7 @@ class _Session:
             self._run.finish(self._found)
 
     def _panic_reported(self, event: PanicEvent) -> None:
-        """The guest's kernel says by pvpanic that it has panicked; with a crash kernel it goes on."""
+        """The guest's kernel says by pvpanic that it has panicked; with a crash kernel it continues."""
         if event & PanicEvent.PANICKED and self._panic_reported_at is None:
             self._panic_reported_at = time.monotonic()
 
@@ -485,7 +487,7 @@ class _Session:
 
     def _reader_lost(self) -> None:
         if self._run is not None:
-            self._run.finish(Outcome(End.INTERRUPTED, "nobody reads the console any more"))
+            self._run.finish(Outcome(End.INTERRUPTED, "the console has no reader any more"))
 
     def _report(self, kept: dict[str, Any], outcome: Outcome) -> None:
         if not self.output.ends_in_newline:

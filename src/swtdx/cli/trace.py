@@ -31,7 +31,7 @@ EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 shown; 1 wrong usage; 2 the file is no trace; 3 it cannot be read
+0 shown; 1 wrong usage; 2 the file is not a trace; 3 it cannot be read
 """
 
 

@@ -2,8 +2,8 @@
 """pvpanic: a port by which a guest's kernel reports that it has panicked (QEMU, docs/specs/pvpanic, pvpanic-isa.c).
 
 A read gives the events that the device takes, a write reports one.  Linux finds it by the ACPI id ``QEMU0001`` and
-writes from its panic notifier (drivers/misc/pvpanic).  With a crash kernel loaded Linux goes on into that one, and says
-so by `CRASH_LOADED` if it calls its notifiers at all.
+writes from its panic notifier (drivers/misc/pvpanic).  With a crash kernel loaded Linux continues with that one; it
+reports `CRASH_LOADED` if it calls its notifiers at all.
 """
 
 from __future__ import annotations
