@@ -208,7 +208,7 @@ def test_a_full_disk_is_reported_once_and_the_run_goes_on(
     scripted(FakeKernel(plays={0: plays}))
     result = command("run", "--firmware", firmware, option, "/dev/full")
     assert result.status == 2
-    assert "shell's prompt" in result.err
+    assert "UEFI shell prompt" in result.err
     assert result.err.count("No space left on device") == 1
     assert f"swtdx: {option} /dev/full cannot be written" in result.err
     assert "Traceback" not in result.err
