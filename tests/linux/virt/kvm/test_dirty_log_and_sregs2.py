@@ -26,7 +26,7 @@ def logged(bench: Bench) -> int:
     bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION, slot)
     kvm = bench.vm_object()
     for gfn in (1, 70, 199):
-        kvm.mark_dirty(kvm.memslots.by_id[0], gfn)
+        kvm.mark_page_dirty_in_slot(kvm.memslots.by_id[0], gfn)
     return vm
 
 

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.memslots import Memslot
 
 
+def kvm_gmem_get_index(slot: Memslot, gfn: int) -> int:
+    """The page of the file that ``slot`` shows at ``gfn``."""
+    return gfn - slot.base_gfn + slot.gmem_pgoff
+
+
 class GuestMemfd(File):
     """``length`` in bytes; indices in pages."""
 
@@ -50,7 +55,7 @@ class GuestMemfd(File):
 
     # --- Pages --------------------------------------------------------------------------------------------------------
 
-    def get_page(self, index: int) -> int:
+    def kvm_gmem_get_folio(self, index: int) -> int:
         """HPA of the page at ``index``, allocated if need be. Raises OSError(ENOMEM)."""
         page = self.pages.get(index)
         if page is None:
@@ -77,6 +82,10 @@ class GuestMemfd(File):
         """Whether the page was populated or mapped into a guest."""
         return index in self.prepared or index // HUGE_PAGE_PAGES in self.huge
 
+    def kvm_gmem_mark_prepared(self, index: int) -> None:
+        """Note that a guest has the page: to populate it again is an error."""
+        self.prepared.add(index)
+
     def _split(self, number: int) -> None:
         """A huge page becomes 512 pages. Where guests map it, they map small pages by now."""
         page = self.huge.pop(number)
@@ -100,8 +109,8 @@ class GuestMemfd(File):
 
     # --- Slots --------------------------------------------------------------------------------------------------------
 
-    def bind(self, slot: Memslot, pgoff: int) -> None:
-        """kvm_gmem_bind. Raises OSError(EINVAL)."""
+    def kvm_gmem_bind(self, slot: Memslot, pgoff: int) -> None:
+        """Let ``slot`` show the file from page ``pgoff`` on. Raises OSError(EINVAL)."""
         if (pgoff + slot.npages) << PAGE_SHIFT > self.length:
             raise err(errno.EINVAL, "the slot reaches beyond the end of the guest_memfd")
         for other in self._bound(pgoff, pgoff + slot.npages):
@@ -115,14 +124,14 @@ class GuestMemfd(File):
         last = bisect_left(self.bindings, (end,), first)
         return [slot for _, _, slot in self.bindings[first:last] if slot.gmem_pgoff + slot.npages > start]
 
-    def unbind(self, slot: Memslot) -> None:
-        """kvm_gmem_unbind."""
+    def kvm_gmem_unbind(self, slot: Memslot) -> None:
+        """End the binding of ``slot``."""
         del self.bindings[bisect_left(self.bindings, (slot.gmem_pgoff,))]
         slot.gmem = None
 
     # --- The file -----------------------------------------------------------------------------------------------------
 
-    def fallocate(self, mode: int, offset: int, length: int) -> None:
+    def kvm_gmem_fallocate(self, mode: int, offset: int, length: int) -> None:
         """Punch a hole or allocate. Raises OSError(EOPNOTSUPP, EINVAL, ENOMEM)."""
         if offset < 0 or length <= 0:
             raise err(errno.EINVAL, "negative offset or empty range")
@@ -132,20 +141,22 @@ class GuestMemfd(File):
             raise err(errno.EINVAL, "offset and length must be multiples of 4 KiB")
         start, end = offset >> PAGE_SHIFT, (offset + length) >> PAGE_SHIFT
         if mode & FALLOC_FL_PUNCH_HOLE:
-            self.punch_hole(start, end)
+            self.kvm_gmem_punch_hole(start, end)
             return
-        for index in range(start, min(end, self.length >> PAGE_SHIFT)):
-            self.get_page(index)
+        self.kvm_gmem_allocate(start, end)
 
-    def punch_hole(self, start: int, end: int) -> None:
+    fallocate = kvm_gmem_fallocate
+
+    def kvm_gmem_allocate(self, start: int, end: int) -> None:
+        """Allocate the pages [start, end) that lie within the file. Raises OSError(ENOMEM)."""
+        for index in range(start, min(end, self.length >> PAGE_SHIFT)):
+            self.kvm_gmem_get_folio(index)
+
+    def kvm_gmem_punch_hole(self, start: int, end: int) -> None:
         """Zap the pages [start, end) wherever they are mapped, and free them; beyond the file's end there are none."""
         end = min(end, self.length >> PAGE_SHIFT)
         with self.kvm.slots_lock, self.kvm.mmu.lock:
-            for slot in self._bound(start, end):
-                low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
-                if low < high:
-                    shift = slot.base_gfn - slot.gmem_pgoff
-                    self.kvm.mmu.zap_private(low + shift, high + shift)
+            self.kvm_gmem_invalidate_begin(start, end)
             for number in self._huge_within(start, end):
                 first = number * HUGE_PAGE_PAGES
                 if start <= first and first + HUGE_PAGE_PAGES <= end:
@@ -160,15 +171,30 @@ class GuestMemfd(File):
                 self.prepared.discard(index)
                 self.kvm.pages.free_page(self.pages.pop(index))
 
+    def kvm_gmem_invalidate_begin(self, start: int, end: int) -> None:
+        """Take the pages [start, end) out of every guest's page tables. The caller holds mmu_lock.
+
+        upstream: faults are told to retry until kvm_gmem_invalidate_end. Here mmu_lock is held to the end of the hole,
+        so that no fault can map a page between its zap and its release.
+        """
+        for slot in self._bound(start, end):
+            low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
+            if low < high:
+                shift = slot.base_gfn - slot.gmem_pgoff
+                self.kvm.mmu.zap_private(low + shift, high + shift)
+
     def _huge_within(self, start: int, end: int) -> list[int]:
         numbers = range(start // HUGE_PAGE_PAGES, (end + HUGE_PAGE_PAGES - 1) // HUGE_PAGE_PAGES)
         if len(numbers) < len(self.huge):
             return [number for number in numbers if number in self.huge]
         return [number for number in self.huge if number in numbers]
 
-    def release(self) -> None:
+    def kvm_gmem_release(self) -> None:
+        """Close the file: take its pages from the guest, end its bindings and drop the reference to the VM."""
         with self.kvm.slots_lock, self.kvm.mmu.lock:  # no fault between the last page and the end of the binding
-            self.punch_hole(0, self.length >> PAGE_SHIFT)
+            self.kvm_gmem_punch_hole(0, self.length >> PAGE_SHIFT)
             for _, _, slot in list(self.bindings):
-                self.unbind(slot)
+                self.kvm_gmem_unbind(slot)
         self.kvm.put()
+
+    release = kvm_gmem_release

@@ -148,9 +148,9 @@ class Kvm:
             self.users -= 1
             last = self.users == 0
         if last:
-            self._destroy()
+            self.kvm_destroy_vm()
 
-    def _destroy(self) -> None:
+    def kvm_destroy_vm(self) -> None:
         log.debug("VM %d: destroy", self.number)
         self.irq_routing.release()
         if self.pit is not None:
@@ -158,7 +158,7 @@ class Kvm:
         self.buses.release()
         slots = list(self.memslots)
         for gmem in {slot.gmem for slot in slots if slot.gmem is not None}:
-            gmem.punch_hole(0, gmem.length >> PAGE_SHIFT)
+            gmem.kvm_gmem_punch_hole(0, gmem.length >> PAGE_SHIFT)
         for slot in slots:
             self._release_slot_memory(slot, keep_gmem=True)
             slot.hva.release()
@@ -223,8 +223,8 @@ class Kvm:
                     vcpu.kick()
                 time.sleep(0.00002)
 
-    def flush_tlbs(self) -> None:
-        """kvm_flush_remote_tlbs: no processor keeps a translation of a changed entry."""
+    def kvm_flush_remote_tlbs(self) -> None:
+        """Make sure that no processor keeps a translation of a changed entry."""
         values = self.stat.values
         values[REMOTE_TLB_FLUSH_REQUESTS] += 1
         values[REMOTE_TLB_FLUSH] += 1
@@ -241,7 +241,7 @@ class Kvm:
             flags |= int(KVM_MEM_READONLY)
         return flags
 
-    def set_memory_region(self, region: kvm_userspace_memory_region2) -> None:
+    def kvm_set_memory_region(self, region: kvm_userspace_memory_region2) -> None:
         """KVM_SET_USER_MEMORY_REGION2. Raises OSError(EINVAL, EEXIST, EBADF, ENOMEM, EIO)."""
         with self.slots_lock:
             check_region(region, self.valid_slot_flags(), 1)
@@ -259,7 +259,7 @@ class Kvm:
                 self._check_last_gfn(region)
                 with self.mmu.lock:
                     if change is Change.MOVE:
-                        self.mmu.zap_slot(old)
+                        self.mmu.kvm_mmu_zap_memslot(old)
                         self.memslots.move(old, region.guest_phys_addr >> PAGE_SHIFT)
                     elif old.dirty_bitmap is None:
                         self.mmu.zap_direct(old.base_gfn, old.end_gfn)  # writes must be seen from now on
@@ -290,11 +290,11 @@ class Kvm:
             gmem = self._gmem_of(region.guest_memfd)
             gmem.enter()  # its release, which another thread may cause, has to find the slot
             try:
-                gmem.bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
+                gmem.kvm_gmem_bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
                 try:
                     self._check_last_gfn(region)  # the kernel asks only now
                 except OSError:
-                    gmem.unbind(slot)
+                    gmem.kvm_gmem_unbind(slot)
                     raise
             finally:
                 gmem.leave()
@@ -303,7 +303,7 @@ class Kvm:
             if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
                 gmem = GuestMemfd(self, size)  # v10: the slot's own private memory
                 self.put()  # which is no reason for the VM to live
-                gmem.bind(slot, 0)
+                gmem.kvm_gmem_bind(slot, 0)
         self._set_dirty_log(slot)
         self.memslots.insert(slot)
         if self.is_td:
@@ -320,7 +320,7 @@ class Kvm:
 
     def _delete_slot(self, slot: Memslot) -> None:
         self.memslots.remove(slot.slot_id)  # a fault that found it before has mapped the page by the time of the zap
-        self.mmu.zap_slot(slot)
+        self.mmu.kvm_mmu_zap_memslot(slot)
         self._release_slot_memory(slot, keep_gmem=slot.flags & int(KVM_MEM_GUEST_MEMFD) != 0)
         slot.hva.release()
 
@@ -329,8 +329,8 @@ class Kvm:
         if gmem is None:
             return
         if not keep_gmem:
-            gmem.punch_hole(0, gmem.length >> PAGE_SHIFT)
-        gmem.unbind(slot)
+            gmem.kvm_gmem_punch_hole(0, gmem.length >> PAGE_SHIFT)
+        gmem.kvm_gmem_unbind(slot)
 
     def _set_dirty_log(self, slot: Memslot) -> None:
         if not slot.flags & int(KVM_MEM_LOG_DIRTY_PAGES):
@@ -343,7 +343,7 @@ class Kvm:
                 if rest:
                     slot.dirty_bitmap[full] = (1 << rest) - 1
 
-    def mark_dirty(self, slot: Memslot, gfn: int) -> None:
+    def mark_page_dirty_in_slot(self, slot: Memslot, gfn: int) -> None:
         """Note that the frame may have been written."""
         if slot.dirty_bitmap is not None:
             offset = gfn - slot.base_gfn
@@ -353,7 +353,7 @@ class Kvm:
         """What KVM_SET_MEMORY_ATTRIBUTES takes on this VM."""
         return KVM_MEMORY_ATTRIBUTE_PRIVATE if self.has_attributes else 0
 
-    def set_memory_attributes(self, request: kvm_memory_attributes) -> None:
+    def kvm_vm_ioctl_set_mem_attributes(self, request: kvm_memory_attributes) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: what becomes private loses its shared mappings and the reverse. Raises OSError."""
         address, size, attributes = request.address, request.size, request.attributes
         if request.flags:
@@ -388,7 +388,7 @@ class Kvm:
             if slot.flags & int(KVM_MEM_READONLY):
                 raise err(errno.EFAULT, f"the slot at {gfn << PAGE_SHIFT:#x} is read-only")
             copy_to_user(hva, data[done : done + size], self.mm)
-            self.mark_dirty(slot, gfn)
+            self.mark_page_dirty_in_slot(slot, gfn)
             done += size
 
     def _pieces(self, gpa: int, length: int) -> Iterator[tuple[Memslot, int, int, int]]:

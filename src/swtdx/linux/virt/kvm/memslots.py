@@ -2,7 +2,7 @@
 """Memory slots: which guest frames are backed by which user addresses (struct kvm_memory_slot, virt/kvm/kvm_main.c).
 
 `check_region` and `plan` make the checks of kvm_set_memory_region in its order; what is to be done about a change
-(zapping, binding a guest_memfd) is `Kvm.set_memory_region`'s. Frame numbers are gfns, addresses bytes.
+(zapping, binding a guest_memfd) is `Kvm.kvm_set_memory_region`'s. Frame numbers are gfns, addresses bytes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Memslots:
                 break
         return slot if slot is not None and gfn < slot.base_gfn + slot.npages else None
 
-    def overlaps(self, base_gfn: int, end_gfn: int, but: int) -> bool:
+    def kvm_check_memslot_overlap(self, base_gfn: int, end_gfn: int, but: int) -> bool:
         """Whether a slot other than the one with id ``but`` has a frame of the range."""
         return any(slot.slot_id != but for slot in self.within(base_gfn, end_gfn))
 
@@ -183,6 +183,8 @@ def plan(region: kvm_userspace_memory_region2, slots: Memslots) -> Change:
             change = Change.FLAGS_ONLY
         else:
             return Change.NOTHING
-    if change in (Change.CREATE, Change.MOVE) and slots.overlaps(base_gfn, base_gfn + npages, region.slot & 0xFFFF):
-        raise err(errno.EEXIST, f"slot {region.slot & 0xFFFF} overlaps another slot")
+    if change in (Change.CREATE, Change.MOVE) and slots.kvm_check_memslot_overlap(
+        base_gfn, base_gfn + npages, region.slot & 0xFFFF
+    ):
+        raise err(errno.EEXIST, f"slot {region.slot & 0xFFFF} kvm_check_memslot_overlap another slot")
     return change

@@ -62,7 +62,7 @@ def _map_page(vcpu: Vcpu, gpa: int) -> None:
         shared = kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE
     if shared:
         gpa |= kvm.mmu.direct_bits << PAGE_SHIFT
-    while (result := kvm.mmu.page_fault(vcpu, gpa, False)) is RetPf.RETRY:
+    while (result := kvm.mmu.kvm_tdp_page_fault(vcpu, gpa, False)) is RetPf.RETRY:
         if vcpu.signal_pending():
             raise err(errno.EINTR, "a signal is pending")
         if kvm.dead:

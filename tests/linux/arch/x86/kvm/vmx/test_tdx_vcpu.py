@@ -557,7 +557,7 @@ def test_looking_everywhere_takes_no_memory_to_speak_of(bench: Bench, runnable: 
     vcpu = kvm.vcpus[0]
     for _ in range(20_000):
         gpa = chance.getrandbits(46) & -4096 | 1 << 40
-        assert kvm.mmu.page_fault(vcpu, SHARED | gpa, False) == 3
+        assert kvm.mmu.kvm_tdp_page_fault(vcpu, SHARED | gpa, False) == 3
         assert kvm.mmu.direct.lookup(gpa >> 12 | kvm.mmu.direct_bits)[0] == 0
     assert bench.kernel.pages.in_use["ept"] < 300
 

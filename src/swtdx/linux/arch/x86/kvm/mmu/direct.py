@@ -53,7 +53,7 @@ class DirectRoot:
         self.levels += 1
         self.leaves.append(0)
 
-    def map(self, gfn: int, entry: int, level: int) -> bool:
+    def kvm_tdp_mmu_map(self, gfn: int, entry: int, level: int) -> bool:
         """Store ``entry`` (leaf bits included) for ``gfn`` at ``level``. True if a present entry was changed.
 
         A table that is already there under a larger leaf stays, and the leaf is not stored: see `level_for`.
@@ -103,7 +103,7 @@ class DirectRoot:
             table = entry & EPT_ADDRESS
             walk -= 1
 
-    def zap(self, start: int, end: int) -> bool:
+    def tdp_mmu_zap_leafs(self, start: int, end: int) -> bool:
         """Empty all leaves that touch [start, end). True if one of them was present: the TLBs need flushing."""
         return self._zap(self.root, self.levels, 0, start, min(end, 1 << 9 * self.levels))
 

@@ -70,7 +70,7 @@ class MirrorRoot:
             page = below
         return gfn >> 9 & 511 not in page.tables
 
-    def map(self, gfn: int, hpa: int, target: int = PG_LEVEL_4K) -> None:
+    def kvm_tdp_mmu_map(self, gfn: int, hpa: int, target: int = PG_LEVEL_4K) -> None:
         """Map a page at level ``target``, linking the tables on the way, top down. What is there already stays.
 
         Raises OSError(EBUSY) when the module was busy (retry the fault), OSError(EIO) when it refused (the VM is dead).
@@ -83,7 +83,7 @@ class MirrorRoot:
             if below is None:
                 if index in page.leaves:
                     return
-                below = self._link(page, index, gfn & -pages_per_level(level), level)
+                below = self.tdp_mmu_link_sp(page, index, gfn & -pages_per_level(level), level)
             page = below
         index = gfn >> 9 * (target - 1) & 511
         if index in page.leaves or index in page.tables:
@@ -94,16 +94,16 @@ class MirrorRoot:
         self.huge += target == PG_LEVEL_2M
 
     def split(self, gfn: int) -> None:
-        """Make 4 KiB leaves of the 2 MiB leaf around ``gfn``, if there is one. Raises OSError as `map`, ENOMEM."""
+        """Split the 2 MiB leaf around ``gfn``, if there is one. Raises OSError(EBUSY, EIO, ENOMEM)."""
         page = self.root
         for level in range(self.levels, PG_LEVEL_2M, -1):
             below = page.tables.get(gfn >> 9 * (level - 1) & 511)
             if below is None:
                 return
             page = below
-        self._split(page, gfn >> 9 & 511)
+        self.tdp_mmu_split_huge_page(page, gfn >> 9 & 511)
 
-    def _split(self, page: KvmMmuPage, index: int) -> None:
+    def tdp_mmu_split_huge_page(self, page: KvmMmuPage, index: int) -> None:
         huge = page.leaves.get(index)
         if huge is None:
             return
@@ -120,7 +120,7 @@ class MirrorRoot:
         self.huge -= 1
         page.tables[index] = below
 
-    def _link(self, page: KvmMmuPage, index: int, gfn: int, level: int) -> KvmMmuPage:
+    def tdp_mmu_link_sp(self, page: KvmMmuPage, index: int, gfn: int, level: int) -> KvmMmuPage:
         kvm = self._kvm
         external_spt = kvm.pages.alloc_page("sept")
         try:
@@ -132,7 +132,7 @@ class MirrorRoot:
         page.tables[index] = below
         return below
 
-    def zap(self, start: int, end: int) -> None:
+    def tdp_mmu_zap_leafs(self, start: int, end: int) -> None:
         """Remove every leaf in [start, end). Tables stay until the TD is destroyed."""
         kvm = self._kvm
         self._zap_huge(self.root, start, end)
@@ -162,7 +162,7 @@ class MirrorRoot:
                 self.huge -= 1
                 kvm.ops.remove_external_spte(kvm, gfn, PG_LEVEL_2M, hpa)
             elif gfn < end and start < gfn + 512:
-                self._split(page, index)
+                self.tdp_mmu_split_huge_page(page, index)
 
     def _tables(self, page: KvmMmuPage, start: int, end: int) -> Iterator[KvmMmuPage]:
         """The level-1 tables that hold a part of the range."""

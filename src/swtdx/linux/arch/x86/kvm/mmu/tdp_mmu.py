@@ -41,6 +41,7 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
 from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm.binary_stats import PAGES_2M, PAGES_4K, PF_EMULATE, PF_FIXED, PF_TAKEN
+from swtdx.linux.virt.kvm.guest_memfd import kvm_gmem_get_index
 from swtdx.uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
@@ -95,34 +96,34 @@ class TdpMmu:
                 self.direct.grow()
                 for vcpu in self.kvm.vcpus:
                     self.kvm.ops.load_mmu_pgd(vcpu)
-                self.kvm.flush_tlbs()
+                self.kvm.kvm_flush_remote_tlbs()
 
     # --- Faults -------------------------------------------------------------------------------------------------------
 
-    def page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None = None) -> RetPf:
-        """kvm_tdp_page_fault. ``level``: at which the guest accepts the private page, if that is what it does.
+    def kvm_tdp_page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None = None) -> RetPf:
+        """Map what a fault asks for. ``level``: at which the guest accepts the private page, if that is what it does.
 
         Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
         """
         values = vcpu.stat.values
         values[PF_TAKEN] += 1
         with self.lock:  # slot, attribute and page must still be so when the entry is written
-            result = self._page_fault(vcpu, gpa, write, level)
-            self._count_pages()
+            result = self.kvm_tdp_mmu_page_fault(vcpu, gpa, write, level)
+            self.kvm_update_page_stats()
         if result is RetPf.FIXED:
             values[PF_FIXED] += 1
         elif result is RetPf.EMULATE:
             values[PF_EMULATE] += 1
         return result
 
-    def _count_pages(self) -> None:
-        """kvm_update_page_stats, for both roots."""
+    def kvm_update_page_stats(self) -> None:
+        """Count the pages of both roots."""
         values, leaves, mirror = self.kvm.stat.values, self.direct.leaves, self.mirror
         huge = mirror.huge if mirror is not None else 0
         values[PAGES_4K] = leaves[PG_LEVEL_4K] + (mirror.mapped - _2M_FRAMES * huge if mirror is not None else 0)
         values[PAGES_2M] = leaves[PG_LEVEL_2M] + huge
 
-    def _page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None) -> RetPf:
+    def kvm_tdp_mmu_page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None) -> RetPf:
         kvm = self.kvm
         gfn = gpa >> PAGE_SHIFT
         if self.mirror is None:
@@ -147,7 +148,7 @@ class TdpMmu:
         try:
             if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
                 return RetPf.FIXED
-            self._page_for(vcpu, slot, gfn)
+            self.kvm_mmu_faultin_pfn_gmem(vcpu, slot, gfn)
             self.map_private(slot, gfn)
             if huge_pages and level == PG_LEVEL_4K:
                 self.split_private(gfn)
@@ -157,15 +158,15 @@ class TdpMmu:
             if error.errno == errno.EBUSY:
                 return RetPf.RETRY
             raise
-        slot.gmem.prepared.add(gfn - slot.base_gfn + slot.gmem_pgoff)
+        slot.gmem.kvm_gmem_mark_prepared(kvm_gmem_get_index(slot, gfn))
         return RetPf.FIXED
 
     @staticmethod
-    def _page_for(vcpu: Vcpu, slot: Memslot, gfn: int) -> None:
-        """kvm_gmem_get_pfn. Its failure is a memory-fault exit; that of a page for a table is not (ENOMEM alone)."""
+    def kvm_mmu_faultin_pfn_gmem(vcpu: Vcpu, slot: Memslot, gfn: int) -> None:
+        """Have the guest_memfd allocate. Its failure is a memory-fault exit; that of a table's page is plain ENOMEM."""
         assert slot.gmem is not None
         try:
-            slot.gmem.get_page(gfn - slot.base_gfn + slot.gmem_pgoff)
+            slot.gmem.kvm_gmem_get_folio(kvm_gmem_get_index(slot, gfn))
         except OSError as error:
             raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
 
@@ -174,7 +175,7 @@ class TdpMmu:
         gmem, mirror = slot.gmem, self.mirror
         assert mirror is not None
         base = gfn & -_2M_FRAMES
-        index = base - slot.base_gfn + slot.gmem_pgoff
+        index = kvm_gmem_get_index(slot, base)
         if base < slot.base_gfn or base + _2M_FRAMES > slot.end_gfn or index % _2M_FRAMES:
             return False
         private = KVM_MEMORY_ATTRIBUTE_PRIVATE
@@ -184,7 +185,7 @@ class TdpMmu:
             page = gmem.get_huge_page(index) if gmem is not None and mirror.can_be_huge(base) else None
             if page is None:
                 return False
-            mirror.map(base, page, PG_LEVEL_2M)
+            mirror.kvm_tdp_mmu_map(base, page, PG_LEVEL_2M)
         return True
 
     def split_private(self, gfn: int) -> None:
@@ -204,11 +205,11 @@ class TdpMmu:
             gmem = slot.gmem
             if gmem is None:
                 raise err(errno.EFAULT, "the guest_memfd is gone")
-            index = gfn - slot.base_gfn + slot.gmem_pgoff
+            index = kvm_gmem_get_index(slot, gfn)
             page = gmem.pages.get(index)
             if page is None:
-                page = gmem.get_page(index)
-            mirror.map(gfn, page)
+                page = gmem.kvm_gmem_get_folio(index)
+            mirror.kvm_tdp_mmu_map(gfn, page)
 
     def _direct_fault(self, vcpu: Vcpu, gfn: int, write: bool) -> RetPf:
         kvm = self.kvm
@@ -216,8 +217,8 @@ class TdpMmu:
         if slot is None:
             if self.mirror is not None:
                 with self.lock:
-                    self.direct.map(gfn | self.direct_bits, TDX_MMIO_VALUE, self._mmio_level(gfn))
-                kvm.flush_tlbs()  # a cached "exits to KVM" would be consulted again
+                    self.direct.kvm_tdp_mmu_map(gfn | self.direct_bits, TDX_MMIO_VALUE, self._mmio_level(gfn))
+                kvm.kvm_flush_remote_tlbs()  # a cached "exits to KVM" would be consulted again
             return RetPf.EMULATE
         if slot.flags & _READONLY and write:
             return RetPf.EMULATE
@@ -230,7 +231,7 @@ class TdpMmu:
             raise vcpu.memory_fault(gfn, False, str(error)) from error
         writable &= not slot.flags & _READONLY
         with self.lock:
-            level = self._mapping_level(slot, gfn, hpa, address - start, end - address)
+            level = self.kvm_mmu_hugepage_adjust(slot, gfn, hpa, address - start, end - address)
             if level == PG_LEVEL_2M:
                 gfn &= -_2M_FRAMES
                 hpa &= -(2 << 20)
@@ -238,9 +239,9 @@ class TdpMmu:
             if level > PG_LEVEL_4K:
                 entry |= EPT_LARGE
             if slot.dirty_bitmap is not None:
-                kvm.mark_dirty(slot, gfn)
-            if self.direct.map(gfn | self.direct_bits, entry, level):
-                kvm.flush_tlbs()
+                kvm.mark_page_dirty_in_slot(slot, gfn)
+            if self.direct.kvm_tdp_mmu_map(gfn | self.direct_bits, entry, level):
+                kvm.kvm_flush_remote_tlbs()
         return RetPf.FIXED
 
     def _mmio_level(self, gfn: int) -> int:
@@ -257,7 +258,7 @@ class TdpMmu:
             level += 1
         return self.direct.level_for(gfn | self.direct_bits, level)
 
-    def _mapping_level(self, slot: Memslot, gfn: int, hpa: int, before: int, after: int) -> int:
+    def kvm_mmu_hugepage_adjust(self, slot: Memslot, gfn: int, hpa: int, before: int, after: int) -> int:
         """2 MiB where slot, user mapping, window alignment and attributes agree, else 4 KiB. Offsets in bytes."""
         frames = gfn & _2M_FRAMES - 1
         offset = frames << PAGE_SHIFT
@@ -280,16 +281,16 @@ class TdpMmu:
     def zap_direct(self, start: int, end: int) -> None:
         """Unmap what is shared in [start, end) (gfns without the shared bit) and flush."""
         with self.lock:
-            if self.direct.zap(start | self.direct_bits, end + self.direct_bits):
-                self.kvm.flush_tlbs()
-            self._count_pages()
+            if self.direct.tdp_mmu_zap_leafs(start | self.direct_bits, end + self.direct_bits):
+                self.kvm.kvm_flush_remote_tlbs()
+            self.kvm_update_page_stats()
 
     def zap_private(self, start: int, end: int) -> None:
         """Take the private pages of [start, end) out of the Secure EPT; their contents are lost."""
         if self.mirror is not None:
             with self.lock:
-                self.mirror.zap(start, end)
-                self._count_pages()
+                self.mirror.tdp_mmu_zap_leafs(start, end)
+                self.kvm_update_page_stats()
 
     def drop_private(self, start: int, end: int) -> None:
         """v10's conversion to shared: the private pages of [start, end) are zapped and freed."""
@@ -297,9 +298,9 @@ class TdpMmu:
             low, high = max(start, slot.base_gfn), min(end, slot.end_gfn)
             if slot.gmem is not None and low < high:
                 shift = slot.gmem_pgoff - slot.base_gfn
-                slot.gmem.punch_hole(low + shift, high + shift)
+                slot.gmem.kvm_gmem_punch_hole(low + shift, high + shift)
 
-    def zap_slot(self, slot: Memslot) -> None:
+    def kvm_mmu_zap_memslot(self, slot: Memslot) -> None:
         """A slot is deleted or moves: nothing of it stays mapped, on either side."""
         self.zap_direct(slot.base_gfn, slot.end_gfn)
         self.zap_private(slot.base_gfn, slot.end_gfn)

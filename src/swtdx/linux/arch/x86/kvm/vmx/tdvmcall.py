@@ -234,7 +234,7 @@ def tdx_complete_vmcall_map_gpa(vcpu: Vcpu, size: int) -> int:
     if tdx.map_gpa_next >= tdx.map_gpa_end:
         return 1
     # An interrupt goes first: the guest gets RETRY with the address reached, and calls again from there.
-    if vcpu.has_events():
+    if vcpu.kvm_vcpu_has_events():
         return _map_gpa_error(tdx, TDVMCALL_STATUS_RETRY, tdx.map_gpa_next)
     return __tdx_map_gpa(vcpu)
 

@@ -27,6 +27,7 @@ from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, status_
 from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
+from swtdx.linux.virt.kvm.guest_memfd import kvm_gmem_get_index
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE, MemFlag
 from swtdx.uapi.reason import Reason, seamcall_failed, sept_seamcall_failed
 from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_mem_region
@@ -267,7 +268,7 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
     gmem = slot.gmem
     if gmem is None:
         raise err(errno.EFAULT if slot.flags & MemFlag.GUEST_MEMFD else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
-    index = gfn - slot.base_gfn + slot.gmem_pgoff
+    index = kvm_gmem_get_index(slot, gfn)
     if gmem.is_prepared(index):
         raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
@@ -275,7 +276,7 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
     # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
     kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
     kvm.mmu.map_private(slot, gfn)
-    page = gmem.get_page(index)
+    page = gmem.kvm_gmem_get_folio(index)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
     if status:
         raise err(
@@ -283,7 +284,7 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
             sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"),
         )
     tdx.premapped.discard(gfn)
-    gmem.prepared.add(index)
+    gmem.kvm_gmem_mark_prepared(index)
     if measure:
         mr_extend, tdr = tdx.host.seamcall.tdh_mr_extend, tdx.tdr
         for chunk in range(gpa, gpa + PAGE_SIZE, TDX_EXTENDMR_CHUNKSIZE):

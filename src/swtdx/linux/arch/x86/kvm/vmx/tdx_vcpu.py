@@ -355,14 +355,14 @@ def tdx_handle_ept_violation(vcpu: Vcpu) -> int:
     if gpa >> PAGE_SHIFT & mmu.direct_bits:
         if qualification & EPT_VIOLATION_ACC_INSTR:
             raise kvm.bug(Reason(f"instruction fetch from shared memory at {gpa:#x}", by_guest=True))
-        mmu.page_fault(vcpu, gpa, bool(qualification & EPT_VIOLATION_ACC_WRITE))
+        mmu.kvm_tdp_page_fault(vcpu, gpa, bool(qualification & EPT_VIOLATION_ACC_WRITE))
         return 1
     if args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not qualification & EPT_VIOLATION_PROT_MASK:
         text = f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled"
         raise kvm.bug(Reason(text, by_guest=True))
     level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
-    while mmu.page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
-        if vcpu.has_events() or vcpu.exit_requested():
+    while mmu.kvm_tdp_page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
+        if vcpu.kvm_vcpu_has_events() or vcpu.exit_requested():
             break
         if kvm.dead:
             raise kvm.dead_error()

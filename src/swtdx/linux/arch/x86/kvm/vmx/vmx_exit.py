@@ -190,7 +190,7 @@ def _ept_violation(vcpu: Vcpu, context: GuestContext) -> int:
     kvm = vcpu.kvm
     gpa = context.guest_physical_address
     write = bool(context.exit_qualification & EPT_VIOLATION_ACC_WRITE)
-    if kvm.mmu.page_fault(vcpu, gpa, write) is not RetPf.EMULATE:
+    if kvm.mmu.kvm_tdp_page_fault(vcpu, gpa, write) is not RetPf.EMULATE:
         return 1
     if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio.listeners:
         listeners = kvm.buses.mmio.listeners.get(gpa)

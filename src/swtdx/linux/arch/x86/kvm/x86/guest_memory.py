@@ -84,5 +84,5 @@ def write_linear(vcpu: Vcpu, context: GuestContext, address: int, data: bytes) -
         if hva is None or slot is None:
             raise Mmio
         copy_to_user(hva, data[done : done + take], vcpu.kvm.mm)
-        vcpu.kvm.mark_dirty(slot, gpa >> PAGE_SHIFT)
+        vcpu.kvm.mark_page_dirty_in_slot(slot, gpa >> PAGE_SHIFT)
         done += take

@@ -195,7 +195,7 @@ class Vcpu:
 
     # --- KVM_RUN ------------------------------------------------------------------------------------------------------
 
-    def ioctl_run(self) -> int:
+    def kvm_arch_vcpu_ioctl_run(self) -> int:
         """KVM_RUN with vcpu.mutex held. Raises OSError: EINTR, EAGAIN, EINVAL, EFAULT, EIO."""
         run = self.run
         run_struct.U16.pack_into(run, run_struct.FLAGS, 0)
@@ -212,28 +212,29 @@ class Vcpu:
             self.complete_userspace_io = None
             result = complete()
             if result == 0:
-                self._post_run_save()
+                self.post_kvm_run_save()
                 return 0
         if run[_IMMEDIATE_EXIT]:
-            self._post_run_save()
+            self.post_kvm_run_save()
             raise err(errno.EINTR, "immediate_exit")
         if not self.ops.vcpu_pre_run(self):
-            self._post_run_save()
+            self.post_kvm_run_save()
             return 0
         if self.triple_fault_pending:
             self.triple_fault_pending = False
             run_struct.U32.pack_into(run, _EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
-            self._post_run_save()
+            self.post_kvm_run_save()
             return 0
         try:
-            self._vcpu_run()
+            self.vcpu_run()
         finally:
-            self._post_run_save()
+            self.post_kvm_run_save()
             if valid:
                 self.ops.sync_regs_store(self, valid)
         return 0
 
-    def _post_run_save(self) -> None:
+    def post_kvm_run_save(self) -> None:
+        """Write what every exit reports: whether an interrupt can be injected, CR8, the APIC base."""
         ready, if_flag, cr8 = (0, 0, 0) if self.is_td else self.ops.post_run_state(self)
         run_struct.STATE.pack_into(self.run, run_struct.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
 
@@ -241,13 +242,14 @@ class Vcpu:
         """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
         if self.run[_IMMEDIATE_EXIT]:
             raise err(errno.EINTR, "immediate_exit")
-        interrupted = self._block()
+        interrupted = self.kvm_vcpu_block()
         if interrupted or self.exit_requested():
-            raise self._signal_exit()
-        self._accept_apic_events()
+            raise self.kvm_handle_signal_exit()
+        self.kvm_apic_accept_events()
         raise err(errno.EAGAIN, "the vCPU was waiting to be started; run it again")
 
-    def _vcpu_run(self) -> None:
+    def vcpu_run(self) -> None:
+        """Enter and handle exits until one is for user space. Raises OSError as KVM_RUN."""
         run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
         run_struct.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
         vcpu_run, handle_exit, stat = ops.vcpu_run, ops.handle_exit, self.stat
@@ -266,25 +268,25 @@ class Vcpu:
                     if self.spin_seconds:
                         cpus.put_cpu(cpu)
                         cpu = -1
-                        if self._spin_block():
-                            raise self._signal_exit()
+                        if self.kvm_vcpu_on_spin():
+                            raise self.kvm_handle_signal_exit()
                         cpu = self._load()
                 else:
                     cpus.put_cpu(cpu)
                     cpu = -1
-                    interrupted = self._block()
+                    interrupted = self.vcpu_block()
                     if kvm.dead:
                         raise kvm.dead_error()
-                    self._accept_apic_events()
+                    self.kvm_apic_accept_events()
                     if interrupted:
-                        raise self._signal_exit()
+                        raise self.kvm_handle_signal_exit()
                     cpu = self._load()
                 if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
                     return
                 if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
                 if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
-                    raise self._signal_exit()
+                    raise self.kvm_handle_signal_exit()
                 if cpus.waiters:
                     cpus.put_cpu(cpu)
                     cpu = -1
@@ -295,8 +297,8 @@ class Vcpu:
             self.interrupted = False
             self._signals.let_go()
 
-    def _signal_exit(self) -> OSError:
-        """kvm_handle_signal_exit."""
+    def kvm_handle_signal_exit(self) -> OSError:
+        """Prepare KVM_EXIT_INTR; the error with which KVM_RUN is to fail."""
         run_struct.U32.pack_into(self.run, _EXIT_REASON, _INTR)
         self.stat.values[stats.SIGNAL_EXITS] += 1
         return err(errno.EINTR, "a signal is pending")
@@ -365,25 +367,32 @@ class Vcpu:
         self.pv_unhalted = True
         self.kick()
 
-    def _runnable(self) -> bool:
-        """kvm_arch_vcpu_runnable."""
+    def kvm_arch_vcpu_runnable(self) -> bool:
+        """Whether the vCPU has something to do."""
         if self.mp_state == KVM_MP_STATE_RUNNABLE:
             return True
         apic = self.apic
         if self.mp_state == KVM_MP_STATE_UNINITIALIZED or self.mp_state == KVM_MP_STATE_INIT_RECEIVED:
             return apic is not None and (apic.pending_init or apic.pending_sipi)
-        return self.pv_unhalted or self.has_events()
+        return self.pv_unhalted or self.kvm_vcpu_has_events()
 
-    def has_events(self) -> bool:
-        """kvm_vcpu_has_events: something that ends a HLT."""
+    def kvm_vcpu_has_events(self) -> bool:
+        """Whether there is something that ends a HLT."""
         if self.nmi_pending and self.ops.nmi_allowed(self):
             return True
         if self.apic is not None and self.apic.pending_init:
             return True
         return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
 
-    def _block(self) -> bool:
-        """kvm_vcpu_block: until runnable, a signal, the VM's death, or user space changes mp_state. True: a signal."""
+    def vcpu_block(self) -> bool:
+        """Sleep as a vCPU that halted, and be runnable after an event. True: a signal ended it."""
+        interrupted = self.kvm_vcpu_block()
+        if self.mp_state == KVM_MP_STATE_HALTED and self.kvm_arch_vcpu_runnable():
+            self.kvm_set_mp_state(KVM_MP_STATE_RUNNABLE)
+        return interrupted
+
+    def kvm_vcpu_block(self) -> bool:
+        """Sleep until runnable, a signal, the VM's death, or user space changes mp_state. True: a signal."""
         self.in_guest = False
         started = time.monotonic_ns()
         wait, interrupted = self._wait, self._signals.let_go()
@@ -393,7 +402,7 @@ class Vcpu:
         try:
             while not interrupted:
                 ticket = wait.ticket()
-                if self._runnable() or self.kvm.dead or self.exit_requested():
+                if self.kvm_arch_vcpu_runnable() or self.kvm.dead or self.exit_requested():
                     break
                 interrupted = wait.wait(ticket, pause)
         finally:
@@ -402,8 +411,6 @@ class Vcpu:
         waited = time.monotonic_ns() - started
         self.stat.values[stats.HALT_WAIT_NS] += waited
         self.stat.log_hist(stats.HALT_WAIT_HIST, waited)
-        if self.mp_state == KVM_MP_STATE_HALTED and self._runnable():
-            self.set_mp_state_here(KVM_MP_STATE_RUNNABLE)
         return interrupted
 
     def external_interrupt(self) -> int:
@@ -417,8 +424,8 @@ class Vcpu:
             self._spin_backoff = 0.0
         return 1
 
-    def _spin_block(self) -> bool:
-        """kvm_vcpu_on_spin: let others run, unless there is something to do. True: a signal ended it."""
+    def kvm_vcpu_on_spin(self) -> bool:
+        """Let others run, unless there is something to do. True: a signal ended it."""
         until, self.spin_seconds = time.monotonic() + self.spin_seconds, 0.0
         wait = self._wait
         if self._signals.let_go():
@@ -426,7 +433,7 @@ class Vcpu:
         self.blocking = True
         try:
             ticket = wait.ticket()
-            if self.has_events():
+            if self.kvm_vcpu_has_events():
                 return False
             while (left := until - time.monotonic()) > 0 and not (self.exit_requested() or self.kvm.dead):
                 if wait.wait(ticket, min(left, TICK_SECONDS / 2)):
@@ -437,8 +444,8 @@ class Vcpu:
             self.blocking = False
         return False
 
-    def _accept_apic_events(self) -> None:
-        """kvm_apic_accept_events: INIT and SIPI."""
+    def kvm_apic_accept_events(self) -> None:
+        """Act on INIT and SIPI."""
         apic = self.apic
         if apic is None:
             return
@@ -453,8 +460,8 @@ class Vcpu:
                 self.ops.vcpu_deliver_sipi_vector(self, apic.sipi_vector)
                 self.mp_state = KVM_MP_STATE_RUNNABLE
 
-    def set_mp_state_here(self, state: int) -> None:
-        """kvm_set_mp_state: a vCPU that runs has taken notice of who wanted its HLT to end."""
+    def kvm_set_mp_state(self, state: int) -> None:
+        """Change the state; a vCPU that becomes runnable has used up the request to end its HLT."""
         self.mp_state = state
         if state == KVM_MP_STATE_RUNNABLE:
             self.pv_unhalted = False
@@ -463,7 +470,7 @@ class Vcpu:
         """KVM_SET_MP_STATE's effect, from another thread or this one."""
         if state == KVM_MP_STATE_SIPI_RECEIVED and self.apic is not None:
             state, self.apic.pending_sipi = KVM_MP_STATE_INIT_RECEIVED, True
-        self.set_mp_state_here(state)
+        self.kvm_set_mp_state(state)
         self.kick()
 
 

@@ -140,7 +140,7 @@ class VcpuFile(File):
             if arg:
                 raise err(errno.EINVAL, "the argument must be 0")
             with vcpu.mutex:
-                return vcpu.ioctl_run()
+                return vcpu.kvm_arch_vcpu_ioctl_run()
         if request >> 8 & 0xFF != KVMIO:
             raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
         with vcpu.mutex:

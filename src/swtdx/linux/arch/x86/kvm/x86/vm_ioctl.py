@@ -115,17 +115,17 @@ def _set_user_memory_region(kvm: Kvm, arg: int) -> int:
         raise err(errno.EINVAL, f"flags {old.flags:#x}")
     region = kvm_userspace_memory_region2()
     ctypes.memmove(ctypes.addressof(region), ctypes.addressof(old), ctypes.sizeof(old))
-    kvm.set_memory_region(region)
+    kvm.kvm_set_memory_region(region)
     return 0
 
 
 def _set_user_memory_region2(kvm: Kvm, arg: int) -> int:
-    kvm.set_memory_region(struct_from_user(kvm_userspace_memory_region2, arg))
+    kvm.kvm_set_memory_region(struct_from_user(kvm_userspace_memory_region2, arg))
     return 0
 
 
 def _set_memory_attributes(kvm: Kvm, arg: int) -> int:
-    kvm.set_memory_attributes(struct_from_user(kvm_memory_attributes, arg))
+    kvm.kvm_vm_ioctl_set_mem_attributes(struct_from_user(kvm_memory_attributes, arg))
     return 0
 
 
