@@ -78,7 +78,7 @@ class EmulatedKernel:
 
         self.tdx: TdxHost | None = None
         if config.enable_tdx and processor.module_loaded:
-            self.tdx = self._bring_up_tdx()
+            self.tdx = self.tdx_bringup()
         self.kvm_x86_ops = vt_x86_ops(self.tdx is not None)
         self.supported_vm_types = 1 | (1 << dialect.vm_type_tdx if self.tdx is not None else 0)
         self.capabilities = system_capabilities(self)
@@ -97,7 +97,8 @@ class EmulatedKernel:
         low, _, _, high = self.processor.cpuid(0xD, 0)
         return low | high << 32
 
-    def _bring_up_tdx(self) -> TdxHost | None:
+    def tdx_bringup(self) -> TdxHost | None:
+        """Initialise the module and check it; None, and TDX disabled, if it cannot be used."""
         try:
             host = TdxHost(self.processor, self.pages, sys_rd=self.release.reads_module_fields)
             self._check_for_kvm(host)
@@ -109,7 +110,7 @@ class EmulatedKernel:
         return host
 
     def _check_for_kvm(self, host: TdxHost) -> None:
-        """tdx_hardware_setup's and __tdx_bringup's demands. Raises TdxUnavailable."""
+        """Check what KVM needs of the module (__tdx_bringup). Raises TdxUnavailable."""
         info = host.sysinfo
         if not self.release.checks_module_features:
             return

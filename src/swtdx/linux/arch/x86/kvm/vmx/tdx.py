@@ -88,6 +88,14 @@ def to_kvm_tdx(kvm: Kvm) -> KvmTdx:
     return tdx
 
 
+def tdx_operand_busy(status: int) -> bool:
+    """Whether a SEAMCALL failed because another processor uses one of its operands.
+
+    The module never waits for a lock. KVM tries again where it knows that the other side comes to an end.
+    """
+    return status_class(status) == TDX_OPERAND_BUSY
+
+
 # --- VM life ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +124,7 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     so that no line with the key comes back, KEY.FREEID wants both. Leaking a key is the safe way out of an error: a key
     given to another TD too early would decrypt the first one's lines.
     """
-    from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp_on_cpu
 
     tdx = to_kvm_tdx(kvm)
     if not tdx.is_hkid_assigned:
@@ -125,7 +133,7 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     with host.lock:
         if tdr:
             for vcpu in kvm.vcpus:
-                tdx_flush_vp(vcpu)
+                tdx_flush_vp_on_cpu(vcpu)
             status = seamcall.tdh_mng_vpflushdone(tdr)
             if status:
                 host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.VPFLUSHDONE: {status:#x}")
@@ -139,8 +147,13 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
             if status:
                 host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.KEY.FREEID: {status:#x}")
                 return
-        host.tdx_guest_keyid_free(tdx.hkid)
-        tdx.hkid = -1
+        tdx_hkid_free(tdx)
+
+
+def tdx_hkid_free(tdx: KvmTdx) -> None:
+    """Give the TD's HKID back to the host; the module must have released it."""
+    tdx.host.tdx_guest_keyid_free(tdx.hkid)
+    tdx.hkid = -1
 
 
 def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
@@ -346,7 +359,7 @@ def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
     status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
     if status:
         setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
-        if status_class(status) == TDX_OPERAND_BUSY:
+        if tdx_operand_busy(status):
             raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
         raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
     tdx.state = TdState.RUNNABLE

@@ -26,13 +26,14 @@ from swtdx.linux.arch.x86.kvm.cpuid import (
     entries_from_user,
     make_entry,
 )
-from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import NO_SUBLEAF, SysInfo
+from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import NO_SUBLEAF, CpuidConfig, SysInfo
 from swtdx.linux.err import err
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, get_user, struct_from_user
 from swtdx.uapi import tdx_upstream, tdx_v10
 from swtdx.uapi.kvm import kvm_cpuid_entry2
 
 if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.vmx.tdx import KvmTdx
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 Command = Any
@@ -61,6 +62,11 @@ class InitVm:
     td_params: bytes
 
 
+def setup_tdparams_eptp_controls(gpaw: int) -> int:
+    """TD_PARAMS.EPTP_CONTROLS: five levels for a guest of 52 bits, whose shared bit is bit 51."""
+    return EPTP_WB | (EPTP_PWL_5 if gpaw == 52 else EPTP_PWL_4)
+
+
 def setup_tdparams(
     kvm: Kvm,
     info: SysInfo,
@@ -75,7 +81,7 @@ def setup_tdparams(
 ) -> InitVm:
     attributes |= info.attributes_fixed1
     xfam |= info.xfam_fixed1
-    eptp_controls = EPTP_WB | (EPTP_PWL_5 if gpaw == 52 else EPTP_PWL_4)
+    eptp_controls = setup_tdparams_eptp_controls(gpaw)
     flags |= CONFIG_FLAGS_MAX_GPAW if gpaw == 52 else 0
     params = bytearray(_PARAMS_SIZE)
     struct.pack_into("<QQHxxxxxxQQH", params, 0, attributes, xfam, max_vcpus, eptp_controls, flags,
@@ -106,19 +112,48 @@ def tdx_get_supported_xfam(info: SysInfo, kvm_xfam: int) -> int:
     return 0 if info.xfam_fixed1 & ~supported else supported
 
 
-def configurable_cpuid(info: SysInfo) -> list[kvm_cpuid_entry2]:
-    """One entry per CPUID_CONFIG of the module, as KVM offers it."""
-    entries = []
-    for config in info.cpuid_configs:
-        eax, ebx, ecx, edx = config.registers
-        if config.leaf == GPAW_LEAF:
-            eax = eax & ~0x00FF0000 | 0x00FF0000
-        if config.leaf == 7 and config.subleaf == 0:
-            ebx &= ~(F7_EBX_HLE | F7_EBX_RTM)
-            ecx &= ~F7_ECX_WAITPKG
-        index = 0 if config.subleaf == NO_SUBLEAF else config.subleaf
-        entries.append(make_entry(config.leaf, index, 0, (eax, ebx, ecx, edx)))
-    return entries
+def tdx_get_guest_phys_addr_bits(eax: int) -> int:
+    """The guest's address width in EAX of leaf 0x80000008: bits 23:16, which hardware leaves 0."""
+    return eax >> 16 & 0xFF
+
+
+def tdx_set_guest_phys_addr_bits(eax: int, bits: int) -> int:
+    """EAX of leaf 0x80000008 with another width for the guest."""
+    return eax & ~0x00FF0000 | (bits & 0xFF) << 16
+
+
+def has_tsx(entry: kvm_cpuid_entry2) -> bool:
+    """Whether the entry is leaf 7 with TSX."""
+    return entry.function == 7 and entry.index == 0 and bool(entry.ebx & (F7_EBX_HLE | F7_EBX_RTM))
+
+
+def has_waitpkg(entry: kvm_cpuid_entry2) -> bool:
+    """Whether the entry is leaf 7 with WAITPKG."""
+    return entry.function == 7 and entry.index == 0 and bool(entry.ecx & F7_ECX_WAITPKG)
+
+
+def tdx_unsupported_cpuid(entry: kvm_cpuid_entry2) -> bool:
+    """Whether the entry has a feature for which KVM would have to switch an MSR of the host, and does not."""
+    return has_tsx(entry) or has_waitpkg(entry)
+
+
+def tdx_clear_unsupported_cpuid(entry: kvm_cpuid_entry2) -> None:
+    """Take TSX and WAITPKG out of the entry."""
+    if has_tsx(entry):
+        entry.ebx &= ~(F7_EBX_HLE | F7_EBX_RTM)
+    if has_waitpkg(entry):
+        entry.ecx &= ~F7_ECX_WAITPKG
+
+
+def td_init_cpuid_entry2(config: CpuidConfig) -> kvm_cpuid_entry2:
+    """A CPUID_CONFIG of the module, as KVM offers it."""
+    index = 0 if config.subleaf == NO_SUBLEAF else config.subleaf
+    entry = make_entry(config.leaf, index, 0, config.registers)
+    # The field is KVM's: all bits are configurable, whatever the module says, and become GPAW in TD_PARAMS.
+    if config.leaf == GPAW_LEAF:
+        entry.eax = tdx_set_guest_phys_addr_bits(entry.eax, 0xFF)
+    tdx_clear_unsupported_cpuid(entry)
+    return entry
 
 
 def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
@@ -138,7 +173,7 @@ def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: boo
         user_tdvmcallinfo_1_r11=TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT,
     )
     capabilities.reserved[0] = tdx_upstream.KVM_TDX_CAP_TERMINATE_VM  # "supported_caps" of that proposal
-    entries = configurable_cpuid(info)
+    entries = [td_init_cpuid_entry2(config) for config in info.cpuid_configs]
     capabilities.cpuid.nent = len(entries)
     copy_to_user(cmd.data, bytes(capabilities) + b"".join(bytes(entry) for entry in entries))
 
@@ -162,7 +197,7 @@ def init_vm_upstream(kvm: Kvm, info: SysInfo, cmd: Command) -> InitVm:
     if init.xfam & ~tdx_get_supported_xfam(info, kvm.kernel.supported_xfam):
         raise err(errno.EINVAL, f"xfam {init.xfam:#x}: more than KVM_TDX_CAPABILITIES offers")
     gpaw_entry = _find(entries, GPAW_LEAF, 0)
-    gpaw = gpaw_entry.eax >> 16 & 0xFF if gpaw_entry is not None else 0
+    gpaw = tdx_get_guest_phys_addr_bits(gpaw_entry.eax) if gpaw_entry is not None else 0
     if gpaw not in (48, 52):
         raise err(errno.EINVAL, f"CPUID 0x80000008 EAX[23:16] must be 48 or 52, not {gpaw}")
     return setup_tdparams(
@@ -186,7 +221,7 @@ def _find(entries: list[kvm_cpuid_entry2], leaf: int, index: int) -> kvm_cpuid_e
 
 
 def setup_tdparams_cpuids(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> list[Registers]:
-    """setup_tdparams_cpuids: what goes into TD_PARAMS, in the module's order. Raises OSError(EINVAL)."""
+    """Return what goes into TD_PARAMS, in the module's order. Raises OSError(EINVAL)."""
     values: list[Registers] = []
     matched = 0
     for config in info.cpuid_configs:
@@ -195,10 +230,11 @@ def setup_tdparams_cpuids(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> lis
         if entry is None:
             values.append((0, 0, 0, 0))
             continue
-        if config.leaf == 7 and index == 0 and (entry.ebx & (F7_EBX_HLE | F7_EBX_RTM) or entry.ecx & F7_ECX_WAITPKG):
+        if tdx_unsupported_cpuid(entry):
             raise err(errno.EINVAL, "TSX and WAITPKG are not supported in a TD")
         matched += 1
-        eax = entry.eax & ~0x00FF0000 if config.leaf == GPAW_LEAF else entry.eax
+        # KVM's own field of that leaf: the module takes the width from EPTP_CONTROLS and wants 0 here.
+        eax = tdx_set_guest_phys_addr_bits(entry.eax, 0) if config.leaf == GPAW_LEAF else entry.eax
         values.append((eax, entry.ebx, entry.ecx, entry.edx))
     if matched != len(entries):
         raise err(errno.EINVAL, f"{len(entries)} CPUID entries given, {matched} are configurable leaves")
@@ -279,6 +315,7 @@ def _xfam_of(entries: list[kvm_cpuid_entry2]) -> int:
 
 MD_CPUID_VALUES = 0x9410000300000000
 _NO_SUBLEAF_ELEMENT = 0x1FE
+_MAX_LEAF = _MAX_SUBLEAF = 0x7F
 
 
 def cpuid_field(leaf: int, subleaf: int | None, element: int) -> int:
@@ -287,33 +324,48 @@ def cpuid_field(leaf: int, subleaf: int | None, element: int) -> int:
     return MD_CPUID_VALUES | leaf >> 31 << 16 | (leaf & 0x7F) << 9 | selector | element
 
 
-def read_td_cpuid(kvm: Kvm) -> list[kvm_cpuid_entry2]:
-    """What the TD's guest will see, as far as the module tells. Raises OSError(EIO) if leaves 0 or 0x80000000 fail."""
+def tdx_td_metadata_field_read(tdx: KvmTdx, field_id: int) -> tuple[int, int]:
+    """Read a metadata field of the TD: completion status and value."""
+    return tdx.host.seamcall.tdh_mng_rd(tdx.tdr, field_id)
+
+
+def tdx_read_cpuid(tdx: KvmTdx, leaf: int, subleaf: int | None) -> kvm_cpuid_entry2 | None:
+    """Read what the guest sees at a leaf; None if the module does not report it. ``subleaf``: None if it has none."""
+    registers = []
+    for element in (0, 1):
+        status, value = tdx_td_metadata_field_read(tdx, cpuid_field(leaf, subleaf, element))
+        if status:
+            return None
+        registers += [value & 0xFFFFFFFF, value >> 32]
+    entry = make_entry(leaf, subleaf or 0, 0 if subleaf is None else SIGNIFICANT, registers)
+    # The module does not say how many address bits the guest may use: GPAW tells, and QEMU reads it from here.
+    if leaf == GPAW_LEAF:
+        entry.eax = tdx_set_guest_phys_addr_bits(entry.eax, tdx.gpaw)
+    return entry
+
+
+def tdx_vcpu_get_cpuid_leaf(tdx: KvmTdx, leaf: int) -> list[kvm_cpuid_entry2]:
+    """Read a leaf, or all of its sub-leaves. Which kind it is only the module's answer shows."""
+    entry = tdx_read_cpuid(tdx, leaf, None)
+    if entry is not None:
+        return [entry]
+    entries: list[kvm_cpuid_entry2] = []
+    while len(entries) <= _MAX_SUBLEAF and (entry := tdx_read_cpuid(tdx, leaf, len(entries))) is not None:
+        entries.append(entry)
+    return entries
+
+
+def tdx_vcpu_get_cpuid_leaves(kvm: Kvm) -> list[kvm_cpuid_entry2]:
+    """Read all that the module reports. Raises OSError(EIO) if leaves 0 or 0x80000000 fail."""
     tdx = kvm.tdx
     assert tdx is not None
     entries: list[kvm_cpuid_entry2] = []
-
-    def read(leaf: int, subleaf: int | None) -> bool:
-        registers = []
-        for element in (0, 1):
-            status, value = tdx.host.seamcall.tdh_mng_rd(tdx.tdr, cpuid_field(leaf, subleaf, element))
-            if status:
-                return False
-            registers += [value & 0xFFFFFFFF, value >> 32]
-        if leaf == GPAW_LEAF:
-            registers[0] = registers[0] & ~0x00FF0000 | tdx.gpaw << 16
-        flags = 0 if subleaf is None else SIGNIFICANT
-        entries.append(make_entry(leaf, subleaf or 0, flags, registers))
-        return True
-
     for base in (0, 0x80000000):
-        if not read(base, None):
-            raise err(errno.EIO, f"the module does not tell CPUID leaf {base:#x}")
-        for leaf in range(base + 1, entries[-1].eax + 1):
-            if leaf & 0x7FFFFFFF > 0x7F:
-                continue
-            if not read(leaf, None):
-                subleaf = 0
-                while subleaf <= 0x7F and read(leaf, subleaf):
-                    subleaf += 1
+        first = tdx_read_cpuid(tdx, base, None)
+        if first is None:
+            raise err(errno.EIO, f"the module does not report CPUID leaf {base:#x}")
+        entries.append(first)
+        for leaf in range(base + 1, first.eax + 1):
+            if leaf & 0x7FFFFFFF <= _MAX_LEAF:  # a field's id has 7 bits for the leaf
+                entries += tdx_vcpu_get_cpuid_leaf(tdx, leaf)
     return entries

@@ -21,9 +21,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
-from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_reclaim_control_page, tdx_reclaim_page, to_kvm_tdx
+from swtdx.linux.arch.x86.kvm.vmx.tdx import (
+    TdState,
+    tdx_operand_busy,
+    tdx_reclaim_control_page,
+    tdx_reclaim_page,
+    to_kvm_tdx,
+)
 from swtdx.linux.arch.x86.kvm.vmx.tdx_params import Command
-from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, status_class
 from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, struct_from_user
@@ -76,7 +81,7 @@ def tdx_mem_page_record_premap_cnt(kvm: Kvm, gfn: int) -> None:
 
 
 def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) -> OSError:
-    if status_class(status) == TDX_OPERAND_BUSY:
+    if tdx_operand_busy(status):
         return err(errno.EBUSY, sept_seamcall_failed(leaf, status, entry, level_state))
     return kvm.bug(sept_seamcall_failed(leaf, status, entry, level_state))
 
@@ -134,7 +139,7 @@ def tdh_do_no_vcpus(tdh_func: Callable[..., R], kvm: Kvm, *args: int) -> R:
     succeed, and a third would be a bug. Returns what ``tdh_func`` returns, its status first.
     """
     result = tdh_func(*args)
-    if status_class(_status(result)) == TDX_OPERAND_BUSY:
+    if tdx_operand_busy(_status(result)):
         tdx_no_vcpus_enter_start(kvm)
         try:
             result = tdh_func(*args)
@@ -280,7 +285,7 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
     if status:
         raise err(
-            errno.EBUSY if status_class(status) == TDX_OPERAND_BUSY else errno.EIO,
+            errno.EBUSY if tdx_operand_busy(status) else errno.EIO,
             sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"),
         )
     tdx.premapped.discard(gfn)

@@ -25,14 +25,13 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
 from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
 from swtdx.linux.arch.x86.kvm.vmx import tdvmcall, tdx_msrs
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import POSTED_INTR_VECTOR, PostedInterruptDescriptor
-from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_reclaim_control_page, to_kvm_tdx
-from swtdx.linux.arch.x86.kvm.vmx.tdx_params import read_td_cpuid
+from swtdx.linux.arch.x86.kvm.vmx.tdx import TdState, tdx_operand_busy, tdx_reclaim_control_page, to_kvm_tdx
+from swtdx.linux.arch.x86.kvm.vmx.tdx_params import tdx_vcpu_get_cpuid_leaves
 from swtdx.linux.arch.x86.kvm.vmx.tdx_sept import tdx_vcpu_init_mem_region
 from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import (
     TDH_VP_ENTER,
     TDX_ERROR,
     TDX_NON_RECOVERABLE,
-    TDX_OPERAND_BUSY,
     TDX_SEAMCALL_STATUS_MASK,
     TDX_SW_ERROR,
     TDX_VCPU_NOT_ASSOCIATED,
@@ -134,19 +133,32 @@ def tdx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
 
 
 def tdx_vcpu_load(vcpu: Vcpu, cpu: int) -> None:
-    """The vCPU moves: the module must forget it where it was."""
-    tdx_flush_vp(vcpu)
+    """Move to another CPU: the module keeps a vCPU associated with the one where it ran, and enters it nowhere else."""
+    tdx_flush_vp_on_cpu(vcpu)
+
+
+def tdx_flush_vp_on_cpu(vcpu: Vcpu) -> None:
+    """End the association with a CPU, if there is one. The leaf runs on that CPU; the kernel sends it there by IPI."""
+    if vcpu.tdx.associated_cpu >= 0:
+        tdx_flush_vp(vcpu)
 
 
 def tdx_flush_vp(vcpu: Vcpu) -> None:
-    """TDH.VP.FLUSH on the CPU with which the vCPU is associated (the kernel sends itself there by IPI)."""
+    """Write the vCPU's state back on the CPU that has it.
+
+    Nothing contends: only the thread that moves the vCPU or destroys the TD uses its TDVPR. So no busy-retry.
+    "Not associated" is success: an entry that failed may have ended the association.
+    """
     tdx = vcpu.tdx
-    if tdx.associated_cpu < 0:
-        return
     status = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_flush(tdx.tdvpr, tdx.associated_cpu)
-    tdx.associated_cpu = -1
+    tdx_disassociate_vp(vcpu)
     if status and status_class(status) != TDX_VCPU_NOT_ASSOCIATED:
         vcpu.kvm.bug(seamcall_failed("TDH.VP.FLUSH", status))
+
+
+def tdx_disassociate_vp(vcpu: Vcpu) -> None:
+    """Note that no CPU has the vCPU's state."""
+    vcpu.tdx.associated_cpu = -1
 
 
 def tdx_guest_state_protected(vcpu: Vcpu, data: object = None) -> Any:
@@ -162,6 +174,7 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     kvm = vcpu.kvm
     dialect = kvm.kernel.dialect
     td = to_kvm_tdx(kvm)
+    # v10: INIT_VCPU is the vCPU's only sub-command, and refused before anything else is looked at.
     if kvm.kernel.release.initialized_vcpu_takes_no_command and vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
     if not td.is_hkid_assigned or td.state is TdState.RUNNABLE:
@@ -188,6 +201,7 @@ def tdx_vcpu_init(vcpu: Vcpu, cmd: Any) -> None:
         raise err(errno.EINVAL, "flags must be 0")
     if vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
+    # The module fixes x2APIC mode. upstream: KVM's copy of APIC_BASE is made to agree; v10: only its local APIC's mode.
     if vcpu.kvm.kernel.release.sets_apic_base:
         bsp = APICBASE_BSP if vcpu.is_bsp else 0
         vcpu.set_apic_base(APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | APICBASE_X2APIC | bsp)
@@ -219,10 +233,12 @@ def tdx_td_vcpu_init(vcpu: Vcpu, initial_rcx: int) -> None:
                 raise kvm.bug(seamcall_failed("TDH.VP.ADDCX", status))
             tdx.tdcx.append(tdcx.pop(0))
     except OSError:
+        # Pages that the module has are reclaimed by tdx_vcpu_free; only those that it never got are freed here.
         for page in (*tdcx, *([] if tdx.tdvpr else [tdvpr])):
             pages.free_page(page)
         raise
     cpu = vcpu.cpu
+    # upstream: needs TOPOLOGY_ENUM, and gives the x2APIC id by VP.INIT version 1. v10: modules number the vCPUs.
     x2apic_id = vcpu.vcpu_id if info.features0 & FEATURE_TOPOLOGY_ENUM else None
     status = seamcall.tdh_vp_init(tdvpr, initial_rcx, x2apic_id, cpu)
     if status:
@@ -242,7 +258,7 @@ def _vp_write(vcpu: Vcpu, md_field: int, value: int, mask: int, cpu: int) -> Non
 def tdx_vcpu_get_cpuid(vcpu: Vcpu, address: int) -> None:
     """KVM_TDX_GET_CPUID. Raises OSError(EFAULT, EIO, E2BIG); with E2BIG the count that is needed is written."""
     nent = int.from_bytes(copy_from_user(address, 8)[:4], "little")
-    entries = read_td_cpuid(vcpu.kvm)
+    entries = tdx_vcpu_get_cpuid_leaves(vcpu.kvm)
     header = len(entries).to_bytes(4, "little") + bytes(4)
     copy_to_user(address, header)
     if nent < len(entries):
@@ -265,18 +281,35 @@ def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     kvm, tdx = vcpu.kvm, vcpu.tdx
     td = kvm.tdx
     assert td is not None
+    # A SEAMCALL that found the module busy is tried again with no vCPU inside: an entry now could contend with it.
     while td.wait_for_sept_zap:
         time.sleep(0.0001)
     if not tdx.shared_eptp_written:
         _vp_write(vcpu, MD_VMCS_SHARED_EPT_POINTER, kvm.mmu.direct.root, 0x000FFFFFFFFFF000, cpu)
         tdx.shared_eptp_written = True
     if vcpu.nmi_pending:
-        vcpu.nmi_pending = 0
-        vcpu.stat.values[NMI_INJECTIONS] += 1
-        _vp_write(vcpu, MD_PEND_NMI, 1, 0xFF, cpu)
+        tdx_inject_nmi(vcpu, cpu)
+    tdx_vcpu_enter_exit(vcpu, cpu)
+
+
+def tdx_inject_nmi(vcpu: Vcpu, cpu: int) -> None:
+    """Have the module inject an NMI. Raises OSError(EIO).
+
+    The module holds one, and cannot report that the guest takes NMIs again. A second one that is pending is merged into
+    the first: that has not been delivered, and its handler looks at all sources.
+    """
+    vcpu.nmi_pending = 0
+    vcpu.stat.values[NMI_INJECTIONS] += 1
+    _vp_write(vcpu, MD_PEND_NMI, 1, 0xFF, cpu)
+
+
+def tdx_vcpu_enter_exit(vcpu: Vcpu, cpu: int) -> None:
+    """Execute TDH.VP.ENTER and keep what it returns."""
+    kvm, tdx = vcpu.kvm, vcpu.tdx
     args = tdx.vp_enter_args
     args.rcx = tdx.tdvpr
     tdx.associated_cpu = cpu
+    # Before the last look at `_called_out`: a kick that comes later finds the vCPU inside and interrupts its CPU.
     vcpu.in_guest = True
     try:
         if tdx.pi_desc.requests:
@@ -284,7 +317,7 @@ def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
         if not _called_out(kvm):
             tdx.vp_enter_ret = kvm.processor.seamcall(TDH_VP_ENTER, args, cpu)
         else:
-            tdx.vp_enter_ret = _EXTERNAL  # was called out before it got in
+            tdx.vp_enter_ret = _EXTERNAL  # as if the interrupt had arrived right after the entry
     finally:
         vcpu.in_guest = False
 
@@ -309,7 +342,9 @@ def tdx_handle_exit(vcpu: Vcpu) -> int:
 
 
 def _handle_failure(vcpu: Vcpu, status: int) -> int:
-    if status_class(status) == TDX_OPERAND_BUSY:
+    # Zero-step mitigation takes the lock of the Secure EPT at entry, and MEM.TRACK that of the epoch. The guest did not
+    # run; return by way of the loop, so that a request to leave the guest is served before the next try.
+    if tdx_operand_busy(status):
         return 1
     if status & TDX_SW_ERROR == TDX_SW_ERROR:
         vcpu.kvm.bug(f"TDH.VP.ENTER cannot be executed: {status:#x}")
@@ -333,40 +368,61 @@ def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
         run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
         return 0
     if reason == ExitReason.EXCEPTION_NMI:
-        information = vcpu.tdx.vp_enter_args.r9
-        # An NMI or a machine check is handled by the host's own handler, which has run by now.
-        if information >> 8 & 7 == EventType.NMI or information & _VALID_VECTOR == _MACHINE_CHECK:
-            return 1
-        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
-        run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)
-        return 0
-    if reason == _OTHER_SMI:
+        return tdx_handle_exception_nmi(vcpu)
+    if reason == _OTHER_SMI:  # the host served it when the module returned
         return 1
     if reason == ExitReason.EPT_MISCONFIG:
         raise vcpu.kvm.bug("EPT misconfiguration in the shared EPT")
     return vcpu.internal_error(status)
 
 
+def tdx_handle_exception_nmi(vcpu: Vcpu) -> int:
+    """Let the host's own handlers have NMI and #MC, which they served already; any other is for user space."""
+    information = vcpu.tdx.vp_enter_args.r9
+    if information >> 8 & 7 == EventType.NMI or information & _VALID_VECTOR == _MACHINE_CHECK:
+        return 1
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
+    run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)
+    return 0
+
+
+def tdx_is_sept_violation_unexpected_pending(vcpu: Vcpu) -> bool:
+    """Whether the guest touched a page that it has not accepted, where it wants no #VE for it.
+
+    The same exit with a permission bit set is a page that KVM blocks at the moment: mapping it again helps.
+    """
+    args = vcpu.tdx.vp_enter_args
+    return args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not args.rcx & EPT_VIOLATION_PROT_MASK
+
+
 def tdx_handle_ept_violation(vcpu: Vcpu) -> int:
+    """Map what the guest touched. Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM is dead.
+
+    A private fault is taken again here until the page is mapped, without an entry in between. The mapping can be busy:
+    another vCPU works at the same Secure EPT, or a zap is going on. The module counts entries at which the guest makes
+    no progress (zero-step attack) and, beyond a threshold, locks the Secure EPT at each of them: that would make the
+    SEAMCALLs of the other vCPUs' faults busy in turn. An event for the guest or the VM's death ends the loop.
+    """
     kvm = vcpu.kvm
     args = vcpu.tdx.vp_enter_args
     gpa, qualification = args.r8, args.rcx
     mmu = kvm.mmu
     if gpa >> PAGE_SHIFT & mmu.direct_bits:
-        if qualification & EPT_VIOLATION_ACC_INSTR:
+        if qualification & EPT_VIOLATION_ACC_INSTR:  # upstream: hardware never reports that; taken for a fault of it
             raise kvm.bug(Reason(f"instruction fetch from shared memory at {gpa:#x}", by_guest=True))
         mmu.kvm_tdp_page_fault(vcpu, gpa, bool(qualification & EPT_VIOLATION_ACC_WRITE))
         return 1
-    if args.rdx & 0xF == _EXT_PENDING_EPT_VIOLATION and not qualification & EPT_VIOLATION_PROT_MASK:
+    if tdx_is_sept_violation_unexpected_pending(vcpu):
         text = f"the guest touched private memory at {gpa:#x} before accepting it, with #VE disabled"
         raise kvm.bug(Reason(text, by_guest=True))
     level = (args.rdx >> 32 & 7) + 1 if args.rdx & 0xF == _EXT_ACCEPT else None
+    # Always as a write: a private page is mapped with all permissions, so that one fault is enough.
     while mmu.kvm_tdp_page_fault(vcpu, gpa, True, level) is RetPf.RETRY:
         if vcpu.kvm_vcpu_has_events() or vcpu.exit_requested():
             break
         if kvm.dead:
             raise kvm.dead_error()
-        time.sleep(0)
+        time.sleep(0)  # cond_resched: the other side of the contention needs the processor
     return 1
 
 
@@ -435,7 +491,9 @@ def tdx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
 
 
 def tdx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
-    """Post the interrupt; there is no other way in."""
+    """Post the interrupt. The local APIC of a TD is the module's and the processor's: KVM cannot inject."""
+    # PIR is written before ON, and `in_guest` is read after both: the vCPU either sees the bit when it enters or is
+    # found inside and notified.
     notify = vcpu.tdx.pi_desc.post(vector)
     if not vcpu.in_guest:
         vcpu.kick()
@@ -450,6 +508,8 @@ def tdx_protected_apic_has_interrupt(vcpu: Vcpu) -> bool:
     tdx = vcpu.tdx
     if tdx.pi_desc.pending():
         return True
+    # Only a HLT with interrupts enabled can leave a deliverable one pending in the virtual APIC. At any other exit the
+    # guest must be blocking it: it would have been delivered at an instruction's end otherwise.
     args = tdx.vp_enter_args
     if tdx.vp_enter_ret != _TDCALL or args.r10 or args.r11 != tdvmcall.EXIT_HLT or args.r12 or tdx.associated_cpu < 0:
         return False

@@ -129,7 +129,8 @@ def _set_memory_attributes(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _create_guest_memfd(kvm: Kvm, arg: int) -> int:
+def kvm_gmem_create(kvm: Kvm, arg: int) -> int:
+    """KVM_CREATE_GUEST_MEMFD. Raises OSError: EFAULT, EINVAL, EMFILE."""
     request = struct_from_user(kvm_create_guest_memfd, arg)
     if request.flags:
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
@@ -348,7 +349,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_SET_USER_MEMORY_REGION": _set_user_memory_region,
         "KVM_SET_USER_MEMORY_REGION2": _set_user_memory_region2,
         "KVM_SET_MEMORY_ATTRIBUTES": _set_memory_attributes,
-        "KVM_CREATE_GUEST_MEMFD": _create_guest_memfd,
+        "KVM_CREATE_GUEST_MEMFD": kvm_gmem_create,
         "KVM_GET_DIRTY_LOG": _get_dirty_log,
         "KVM_CLEAR_DIRTY_LOG": _clear_dirty_log,
         "KVM_RESET_DIRTY_RINGS": _reset_dirty_rings,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bringing up the TDX module, and what the host owns of it: memory metadata and HKIDs (arch/x86/virt/vmx/tdx/tdx.c).
+"""Bring up the TDX module and keep what the host owns of it: memory metadata and HKIDs (arch/x86/virt/vmx/tdx/tdx.c).
 
 Order: SYS.INIT once, SYS.LP.INIT on every logical processor, metadata (SYS.RD; kernels of the v10 era knew only
 SYS.INFO), then memory: each 1 GiB-aligned stretch of CMRs becomes a TDMR, its PAMT is allocated from kernel pages and,
@@ -103,6 +103,11 @@ class Tdmr:
     pamt: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0), (0, 0))  # 1G, 2M, 4K
     reserved: list[tuple[int, int]] = field(default_factory=list)
 
+    @property
+    def end(self) -> int:
+        """The first address after the range."""
+        return self.base + self.size
+
     def pack(self) -> bytes:
         """TDMR_INFO as the module reads it; reserved areas by offset from the base, in order."""
         areas = b"".join(struct.pack("<2Q", base - self.base, size) for base, size in sorted(self.reserved))
@@ -112,7 +117,7 @@ class Tdmr:
 
 
 class TdxHost:
-    """The module, up and configured. Raises TdxUnavailable on construction when it cannot be."""
+    """The module, initialised and configured. Construction raises TdxUnavailable if the module cannot be used."""
 
     def __init__(self, processor: Processor, pages: PageAllocator, *, sys_rd: bool) -> None:
         self.processor = processor
@@ -128,9 +133,13 @@ class TdxHost:
         self._hkid_lock = threading.Lock()
         self.lock = threading.Lock()  # tdx_lock: one MNG.CREATE or CACHE.WB/FREEID at a time
 
-        self._init_processors(platform.logical_processors)
-        self.sysinfo = self._read_metadata() if sys_rd else self._read_tdsysinfo()
-        self._init_memory(platform.cmrs)
+        self.try_init_module_global()
+        # upstream: a CPU that comes online is enabled before KVM may use it. LP.INIT of all must precede SYS.CONFIG.
+        for cpu in range(platform.logical_processors):
+            self.tdx_cpu_enable(cpu)
+        # v10: those kernels read one structure by SYS.INFO; later modules report new fields by SYS.RD only.
+        self.sysinfo = self.get_tdx_sys_info() if sys_rd else self._read_tdsysinfo()
+        self.init_tdx_module(platform.cmrs)
 
     def _one_cpu_per_package(self, cpus: int) -> list[int]:
         per_package = max(1, cpus // self.packages)
@@ -143,18 +152,23 @@ class TdxHost:
         if status:
             raise TdxUnavailable(f"{leaf} failed: {status:#018x}")
 
-    def _init_processors(self, cpus: int) -> None:
+    def try_init_module_global(self) -> None:
+        """Initialise the module as a whole; it accepts no other leaf before. Raises TdxUnavailable."""
         self._must(self.seamcall.tdh_sys_init(), "TDH.SYS.INIT")
-        for cpu in range(cpus):
-            self._must(self.seamcall.tdh_sys_lp_init(cpu), f"TDH.SYS.LP.INIT on CPU {cpu}")
 
-    def _rd(self, field_id: int) -> int:
+    def tdx_cpu_enable(self, cpu: int) -> None:
+        """Initialise the module on a logical processor. Raises TdxUnavailable."""
+        self._must(self.seamcall.tdh_sys_lp_init(cpu), f"TDH.SYS.LP.INIT on CPU {cpu}")
+
+    def read_sys_metadata_field(self, field_id: int) -> int:
+        """Read one of the module's global fields. Raises TdxUnavailable."""
         status, value = self.seamcall.tdh_sys_rd(field_id)
         self._must(status, f"TDH.SYS.RD of {field_id:#x}")
         return value
 
-    def _read_metadata(self) -> SysInfo:
-        rd = self._rd
+    def get_tdx_sys_info(self) -> SysInfo:
+        """Read what the kernel needs to know of the module. Raises TdxUnavailable."""
+        rd = self.read_sys_metadata_field
         configs = []
         for number in range(rd(MD_NUM_CPUID_CONFIG)):
             leaf = rd(MD_CPUID_CONFIG_LEAVES + number)
@@ -207,8 +221,20 @@ class TdxHost:
             cpuid_configs=tuple(configs),
         )
 
-    def _init_memory(self, cmrs: tuple[tuple[int, int], ...]) -> None:
-        tdmrs = self._build_tdmrs(cmrs)
+    def init_tdx_module(self, cmrs: tuple[tuple[int, int], ...]) -> None:
+        """Give the module its memory and its key. Raises TdxUnavailable.
+
+        The order is the module's: TDMRs and the global KeyID are configured together, the KeyID is programmed into each
+        package, and only then can TDMR.INIT write metadata with it.
+        """
+        tdmrs = self.construct_tdmrs(cmrs)
+        self.config_tdx_module(tdmrs)
+        self.config_global_keyid()
+        self.init_tdmrs(tdmrs)
+        self.tdmrs = tdmrs
+
+    def config_tdx_module(self, tdmrs: list[Tdmr]) -> None:
+        """Pass the TDMRs and the global KeyID to the module. Raises TdxUnavailable."""
         memory = self.processor.memory
         table = self.pages.alloc_contig_pages(1)  # pointers, then TDMR_INFOs: up to 7, the host has few
         memory.clear_page(table)
@@ -219,37 +245,57 @@ class TdxHost:
             memory.write(table + 8 * number, place.to_bytes(8, "little"))
             memory.write(place, tdmr.pack())
         self._must(self.seamcall.tdh_sys_config(table, len(tdmrs), self.global_keyid), "TDH.SYS.CONFIG")
-        for cpu in self.package_cpus:
-            self._must(self.seamcall.tdh_sys_key_config(cpu), f"TDH.SYS.KEY.CONFIG on CPU {cpu}")
-        for tdmr in tdmrs:
-            progress = tdmr.base
-            while progress < tdmr.base + tdmr.size:
-                status, progress = self.seamcall.tdh_sys_tdmr_init(tdmr.base)
-                self._must(status, "TDH.SYS.TDMR.INIT")
-        self.tdmrs = tdmrs
 
-    def _build_tdmrs(self, cmrs: tuple[tuple[int, int], ...]) -> list[Tdmr]:
-        tdmrs: list[Tdmr] = []
-        for base, size in sorted(cmrs):
-            start, end = base & ~(GIB - 1), (base + size + GIB - 1) & ~(GIB - 1)
-            if tdmrs and start <= tdmrs[-1].base + tdmrs[-1].size:
-                tdmrs[-1].size = end - tdmrs[-1].base
-            else:
-                tdmrs.append(Tdmr(start, end - start))
-        areas: list[tuple[int, int]] = []
+    def config_global_keyid(self) -> None:
+        """Program the global key into every package: each has memory controllers of its own. Raises TdxUnavailable."""
+        for cpu in self.package_cpus:
+            self.do_global_key_config(cpu)
+
+    def do_global_key_config(self, cpu: int) -> None:
+        """Program the global key into the package of ``cpu``. Raises TdxUnavailable."""
+        self._must(self.seamcall.tdh_sys_key_config(cpu), f"TDH.SYS.KEY.CONFIG on CPU {cpu}")
+
+    def init_tdmrs(self, tdmrs: list[Tdmr]) -> None:
+        """Initialise the metadata of all TDMRs. Raises TdxUnavailable."""
         for tdmr in tdmrs:
-            pamt = []
-            for entry_size, unit in zip(reversed(self.sysinfo.pamt_entry_sizes), (GIB, 2 << 20, 4096), strict=True):
-                pages = -(-(tdmr.size // unit * entry_size) // PAGE_SIZE)
-                pamt.append((self.pages.alloc_contig_pages(pages), pages * PAGE_SIZE))
-            tdmr.pamt = (pamt[0], pamt[1], pamt[2])
-            areas += pamt
+            self.init_tdmr(tdmr)
+
+    def init_tdmr(self, tdmr: Tdmr) -> None:
+        """Initialise a TDMR's metadata. Raises TdxUnavailable.
+
+        The leaf does a part only, so that no call takes long, and returns the address up to which it came.
+        """
+        progress = tdmr.base
+        while progress < tdmr.end:
+            status, progress = self.seamcall.tdh_sys_tdmr_init(tdmr.base)
+            self._must(status, "TDH.SYS.TDMR.INIT")
+
+    def construct_tdmrs(self, cmrs: tuple[tuple[int, int], ...]) -> list[Tdmr]:
+        """Cover all usable memory with TDMRs. Raises TdxUnavailable."""
+        tdmrs = fill_out_tdmrs(cmrs)
+        self.tdmrs_set_up_pamt_all(tdmrs)
+        self.tdmrs_populate_rsvd_areas_all(tdmrs, cmrs)
+        return tdmrs
+
+    def tdmrs_set_up_pamt_all(self, tdmrs: list[Tdmr]) -> None:
+        """Allocate the metadata of all TDMRs: a PAMT may lie in another TDMR than the one that it describes."""
         for tdmr in tdmrs:
-            holes = _holes(tdmr, cmrs) + [area for area in areas if tdmr.base <= area[0] < tdmr.base + tdmr.size]
-            tdmr.reserved = _merge(holes)
+            self.tdmr_set_up_pamt(tdmr)
+
+    def tdmr_set_up_pamt(self, tdmr: Tdmr) -> None:
+        """Allocate a TDMR's metadata, one table for each page size."""
+        pamt = []
+        for entry_size, unit in zip(reversed(self.sysinfo.pamt_entry_sizes), (GIB, 2 << 20, 4096), strict=True):
+            size = tdmr_get_pamt_sz(tdmr, unit, entry_size)
+            pamt.append((self.pages.alloc_contig_pages(size // PAGE_SIZE), size))
+        tdmr.pamt = (pamt[0], pamt[1], pamt[2])
+
+    def tdmrs_populate_rsvd_areas_all(self, tdmrs: list[Tdmr], cmrs: tuple[tuple[int, int], ...]) -> None:
+        """Enter what of the TDMRs the module must not give to a TD. Raises TdxUnavailable."""
+        for tdmr in tdmrs:
+            tdmr.reserved = _merge(tdmr_populate_rsvd_holes(tdmr, cmrs) + tdmr_populate_rsvd_pamts(tdmr, tdmrs))
             if len(tdmr.reserved) > self.sysinfo.max_reserved_per_tdmr:
                 raise TdxUnavailable(f"TDMR {tdmr.base:#x} needs {len(tdmr.reserved)} reserved areas")
-        return tdmrs
 
     # --- KeyIDs -------------------------------------------------------------------------------------------------------
 
@@ -276,10 +322,32 @@ class TdxHost:
         return len(self._free_hkids)
 
 
-def _holes(tdmr: Tdmr, cmrs: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+def fill_out_tdmrs(cmrs: tuple[tuple[int, int], ...]) -> list[Tdmr]:
+    """TDMRs, whose bases and sizes must be multiples of 1 GiB, over all CMRs."""
+    tdmrs: list[Tdmr] = []
+    for base, size in sorted(cmrs):
+        start, end = base & ~(GIB - 1), (base + size + GIB - 1) & ~(GIB - 1)
+        if tdmrs and start <= tdmrs[-1].end:
+            tdmrs[-1].size = end - tdmrs[-1].base
+        else:
+            tdmrs.append(Tdmr(start, end - start))
+    return tdmrs
+
+
+def tdmr_get_pamt_sz(tdmr: Tdmr, unit: int, entry_size: int) -> int:
+    """Bytes of metadata for pages of ``unit`` bytes, in whole pages."""
+    return -(-(tdmr.size // unit * entry_size) // PAGE_SIZE) * PAGE_SIZE
+
+
+def tdmr_populate_rsvd_pamts(tdmr: Tdmr, tdmrs: list[Tdmr]) -> list[tuple[int, int]]:
+    """The PAMTs that lie in the TDMR, its own and others'."""
+    return [area for other in tdmrs for area in other.pamt if tdmr.base <= area[0] < tdmr.end]
+
+
+def tdmr_populate_rsvd_holes(tdmr: Tdmr, cmrs: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     """What of the TDMR is not usable memory: outside every CMR, or the BIOS's first megabyte."""
     holes = []
-    position, end = tdmr.base, tdmr.base + tdmr.size
+    position, end = tdmr.base, tdmr.end
     if position == 0:
         holes.append((0, LOW_MEMORY))
         position = LOW_MEMORY
