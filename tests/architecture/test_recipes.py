@@ -59,7 +59,7 @@ def commands() -> list[str]:
 
 def patches() -> list[str]:
     names = [path.stem.partition("-")[2] for path in (ROOT / "native/patches").glob("*.patch")]
-    page = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
+    page = re.findall(r"^\| `([a-z0-9-]+)` \|", (ROOT / "docs/engine.md").read_text(), re.MULTILINE)
     return [*missing(names, "docs/engine.md", page), *missing(page, "native/patches", names)]
 
 
