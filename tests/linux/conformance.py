@@ -4,7 +4,7 @@
 A `Case` says: this request, on this descriptor of these subjects (a normal VM or a TD, in a dialect), with this
 argument, ends so. Cases of one request stand in the kernel's order of checks: each breaks what it is about and, where
 that can be shown, also what is checked later. `PROVEN` names tests elsewhere for what needs more than one call.
-`python -m tests.linux.conformance` writes the page anew.
+`python -m tests.linux.conformance` rewrites the page.
 """
 
 from __future__ import annotations

@@ -352,7 +352,7 @@ _fds: dict[str, int] = {}
 
 
 def nonsense_fds() -> dict[str, int]:
-    """Descriptors of every kind, made anew when nonsense has killed or exhausted them."""
+    """Descriptors of every kind, made again when nonsense has killed or exhausted them."""
     global nonsense_bench  # noqa: PLW0603 - what outlives one of hypothesis' examples
     if not _fds or any(kvm.dead for kvm in nonsense_bench.kernel.vms) or len(nonsense_bench.kernel.files.by_fd) > 100:
         for fd in list(nonsense_bench.kernel.files.by_fd) if _fds else ():

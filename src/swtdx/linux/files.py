@@ -67,7 +67,7 @@ class File:
         raise err(errno.EOPNOTSUPP, f"{self.name} has no fallocate")
 
     def bug(self, reason: str) -> None:
-        """An internal error happened in a call on this file; whoever can be declared dead, is."""
+        """Mark what is behind the file as dead, if it can be: an internal error happened in a call on it."""
 
     def release(self) -> None:
         """The last reference is gone."""
@@ -137,7 +137,7 @@ class FileTable:
         file = self.by_fd.get(fd)
         if file is not None:
             return file
-        with self._lock:  # from the look at the number on: a close in between would give it to somebody else
+        with self._lock:  # from the look at the number on: after a close in between it may be another file's
             try:
                 stat = os.fstat(fd)
             except (OSError, OverflowError):

@@ -112,6 +112,8 @@ class EmulatedKernel:
     def _check_for_kvm(self, host: TdxHost) -> None:
         """Check what KVM needs of the module (__tdx_bringup). Raises TdxUnavailable."""
         info = host.sysinfo
+        # upstream: KVM gives x2APIC ids itself, a guest must not be able to change the host's RBP, and a TD must get as
+        # many vCPUs as KVM_CAP_MAX_VCPUS promises. v10: the series did not ask.
         if not self.release.checks_module_features:
             return
         if not tdx_get_supported_attrs(info) or not tdx_get_supported_xfam(info, self.supported_xfam):

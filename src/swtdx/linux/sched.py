@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which physical CPU a vCPU thread runs on, the timer tick, and timers.
 
-The caller's threads are real; the CPUs they believe to run on are the processor's logical processors. A thread inside
+The caller's threads are real; the CPUs on which they run are the processor's logical processors. A thread inside
 KVM_RUN owns one of them, prefers the one it had (a TD's vCPU that moves costs a VP.FLUSH), and gives it up while it
-sleeps. When there are more runnable vCPUs than CPUs, the tick makes somebody yield.
+sleeps. When there are more runnable vCPUs than CPUs, the tick makes one of them yield.
 
 A signal ends KVM_RUN. While the vCPU sleeps, a handler that runs on its thread interrupts the sleep (`WaitQueue`).
 While it is in the guest the thread is in native code: a handler that calls ``swtdx_signal`` makes it leave at once

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def told(ops: KvmX86Ops, emit: Emit) -> KvmX86Ops:
-    """``ops`` with a ``deliver_interrupt`` that tells of each interrupt."""
+    """Return ``ops`` with a ``deliver_interrupt`` that reports each interrupt."""
     deliver = ops.deliver_interrupt
 
     def deliver_interrupt(vcpu: Vcpu, vector: int) -> None:

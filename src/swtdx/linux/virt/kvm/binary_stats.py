@@ -3,7 +3,7 @@
 
 The descriptor reads as a file: header, id, one description for each statistic, and the values, 64 bits each. Names and
 meanings are the kernel's; what it counts and this kernel has nothing of (shadow paging, halt polling, nesting) is not
-described. The file is memory: counters live in it from the moment somebody opens it, so that a reader of the
+described. The file is memory: counters live in it from the moment it is opened, so that a reader of the
 descriptor sees them as they are.
 """
 

@@ -97,7 +97,9 @@ class KvmDevice(File):
     def _get_supported_cpuid(self, arg: int) -> int:
         self._check_room(arg)
         cpuid2_to_user(
-            arg, supported_cpuid(self.kernel.processor, guest_phys_bits=self.kernel.release.reports_guest_phys_bits)
+            # v10: the member was reserved and 0 until Linux 6.10.
+            arg,
+            supported_cpuid(self.kernel.processor, guest_phys_bits=self.kernel.release.reports_guest_phys_bits),
         )
         return 0
 

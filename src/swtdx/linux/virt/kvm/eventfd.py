@@ -5,7 +5,7 @@ An ioeventfd swallows a guest's write to an address and counts it in an eventfd.
 into an interrupt; one thread waits for all of them. The caller's descriptor is duplicated, as the kernel takes a
 reference; which descriptors are the same eventfd /proc tells (a kernel before 5.2 does not: there their numbers must be
 equal). A line whose irqfd has a resampling eventfd stays up until the guest has ended the interrupt, and then counts
-there, so that whoever raised it can look whether it is still needed.
+there, so that the device can check whether it still needs the line.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class PortDevice(Protocol):
 
 
 class IoBus:
-    """Addresses whose writes somebody in the kernel takes: ioeventfds, and zones of the coalesced ring."""
+    """Addresses whose writes the kernel itself takes: ioeventfds, and zones of the coalesced ring."""
 
     def __init__(self, ring: CoalescedRing) -> None:
         self.listeners: dict[int, list[Ioeventfd]] = {}
@@ -112,7 +112,7 @@ class IoBus:
         self._ring = ring
 
     def write(self, address: int, length: int, value: int) -> bool:
-        """Offer a write; True if somebody took it."""
+        """Offer a write; True if a listener took it."""
         for listener in self.listeners.get(address, ()):
             if listener.matches(length, value):
                 listener.eventfd.signal()
@@ -144,7 +144,7 @@ class Buses:
         bus.settle()
 
     def unregister_zone(self, zone: Zone) -> None:
-        """KVM_UNREGISTER_COALESCED_MMIO: every zone that holds all of ``zone`` goes; none is no error."""
+        """Remove every zone that holds all of ``zone`` (KVM_UNREGISTER_COALESCED_MMIO). None is not an error."""
         bus = self.pio if zone.pio else self.mmio
         bus.zones = [other for other in bus.zones if not other.holds(zone.address, zone.size)]
         bus.settle()

@@ -96,7 +96,7 @@ class GuestMemfd(File):
         self.prepared.update(range(first, first + HUGE_PAGE_PAGES))
 
     def give_up(self, page: int) -> None:
-        """Forget a page (or huge page) that the TDX module does not give back; whoever calls keeps the book on it."""
+        """Forget a page (or huge page) that the TDX module does not give back; the caller accounts for it."""
         for number, huge in self.huge.items():
             if huge == page:
                 del self.huge[number]

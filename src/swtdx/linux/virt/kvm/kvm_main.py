@@ -162,6 +162,8 @@ class Kvm:
         for slot in slots:
             self._release_slot_memory(slot, keep_gmem=True)
             slot.hva.release()
+        # A TD's order: private pages are removed one by one while the key exists, so they went first; then the key, and
+        # after it the pages of vCPUs, page tables and at last TDCS and TDR can be reclaimed.
         self.ops.vm_pre_destroy(self)
         for vcpu in self.vcpus:
             vcpu.free()
@@ -211,7 +213,11 @@ class Kvm:
             vcpu.kick()
 
     def kick_all_outside_guest(self) -> None:
-        """kvm_make_all_cpus_request(KVM_REQ_OUTSIDE_GUEST_MODE): whoever was in the guest has left it once."""
+        """Make every vCPU that is in the guest leave it once (kvm_make_all_cpus_request, KVM_REQ_OUTSIDE_GUEST_MODE).
+
+        Nothing is asked of a vCPU that is outside: it may enter at once, and then starts in the new TLB epoch, or finds
+        `wait_for_sept_zap`. The number of the entry tells "has left" from "has left and entered again".
+        """
         inside = [(vcpu, vcpu.entries) for vcpu in self.vcpus if vcpu.in_guest]
         for vcpu, _ in inside:
             vcpu.kick()
@@ -257,7 +263,7 @@ class Kvm:
                 self._create_slot(region)
             elif old is not None:
                 self._check_last_gfn(region)
-                with self.mmu.lock:
+                with self.mmu.lock:  # no fault between the zap and the new place or flags
                     if change is Change.MOVE:
                         self.mmu.kvm_mmu_zap_memslot(old)
                         self.memslots.move(old, region.guest_phys_addr >> PAGE_SHIFT)
@@ -302,7 +308,7 @@ class Kvm:
             self._check_last_gfn(region)
             if self.is_td and self.kernel.dialect.initial_memory is InitialMemory.MEMSLOT:
                 gmem = GuestMemfd(self, size)  # v10: the slot's own private memory
-                self.put()  # which is no reason for the VM to live
+                self.put()  # it must not keep the VM alive: no descriptor exists whose close would end that
                 gmem.kvm_gmem_bind(slot, 0)
         self._set_dirty_log(slot)
         self.memslots.insert(slot)
@@ -368,7 +374,7 @@ class Kvm:
         with self.slots_lock:
             if self.attributes.range_has(start, end, attributes):
                 return
-            with self.mmu.lock:
+            with self.mmu.lock:  # a fault sees the old attribute and is zapped, or sees the new one
                 if attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE:
                     self.mmu.zap_direct(start, end)
                 else:

@@ -4,7 +4,7 @@
 The processor reports an EPT violation and has executed nothing. The instruction is fetched, decoded (by iced-x86, which
 is loaded at the first need) and carried out here. Carrying out is a generator that yields an `Access` whenever it
 needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeventfds) or leaves with KVM_EXIT_MMIO and
-goes on at the next KVM_RUN. Nothing but the generator knows how far an instruction has come.
+continues at the next KVM_RUN. Only the generator knows how far an instruction has come.
 
 The subset is what drivers and firmware use on device memory: moves, string moves, exchanges, the arithmetic and bit
 operations with their flags. Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user

@@ -2,7 +2,7 @@
 """The 8254 timer in the kernel (arch/x86/kvm/i8254.c; Intel 8254 data sheet).
 
 Three channels of 1.193182 MHz at ports 40H..43H; channel 0 raises GSI 0, channel 2 is gated and read through port 61H.
-Only what a channel counts from is stored; what it counts to is computed from the clock when somebody looks.
+Only what a channel counts from is stored; what it counts to is computed from the clock when it is read.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class IrqRouting:
         self.routes, self.pins = routes, pins
 
     def set_irq(self, gsi: int, level: int, source: int = USERSPACE_SOURCE) -> int:
-        """kvm_set_irq: raise or lower the line. The sum of what the chips say; -1 if each says so, or none is there.
+        """kvm_set_irq: raise or lower the line. Return the sum of the chips' answers, -1 without any.
 
         A pin is up while any ``source`` holds it up.
         """

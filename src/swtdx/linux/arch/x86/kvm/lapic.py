@@ -309,7 +309,7 @@ class Lapic:
         return True
 
     def send_ipi(self, icr: int, destination: int) -> None:
-        """Deliver what the ICR says. INIT's de-assertion (level-triggered, not asserted) starts nobody anew."""
+        """Deliver what the ICR says. INIT's de-assertion (level-triggered, not asserted) resets no vCPU."""
         if icr >> 8 & 7 == APIC_DM_INIT and icr & ICR_LEVEL_TRIGGERED and not icr & ICR_ASSERT:
             return
         irq_delivery_to_apic(

@@ -640,7 +640,7 @@ def test_a_moved_vcpu_is_flushed_where_it_was(bench: Bench, runnable: tuple[int,
     enter(bench, runnable[1], 1)
     bench.module.names()
     kvm = bench.vm_object()
-    kvm.cpus.running[0] = kvm.vcpus[0]  # somebody else has CPU 0 now
+    kvm.cpus.running[0] = kvm.vcpus[0]  # another vCPU has CPU 0 now
     bench.module.calls.clear()
     enter(bench, runnable[1], 1)
     assert [(name, cpu) for name, _, cpu in bench.module.calls][:2] == [("VP_FLUSH", 0), ("VP_ENTER", 1)]

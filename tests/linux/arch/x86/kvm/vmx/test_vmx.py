@@ -534,7 +534,7 @@ def test_triple_fault(kernel: Kernel) -> None:
 
 
 def test_code_that_a_device_brought_is_what_runs(emulated: Kernel) -> None:
-    """DMA by the VMM into a page whose code has run, which the guest maps anew: no time may pass before it sees it."""
+    """DMA by the VMM into a page whose code has run, which the guest maps again: it must see it at once."""
     machine = Machine(emulated)
     routine, immediate = 0x5000, 0x5001
     machine.load("b800000000c3", routine)  # mov eax, N; ret
@@ -611,7 +611,7 @@ def test_a_full_ring_exits(each: Kernel) -> None:
     machine = Machine(each)
     machine.vm.register_coalesced_mmio(MMIO, 0x1000)
     flat(machine.vcpu)
-    machine.load(f"a3{address(MMIO)}ebf9")  # write for ever
+    machine.load(f"a3{address(MMIO)}ebf9")  # write in an endless loop
     machine.vcpu.run()
     assert machine.vcpu.exit_reason == k.Exit.MMIO
     first, last, entries = ring_of(machine.vcpu)

@@ -41,7 +41,7 @@ def call(kernel: Kernel, nr: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int
 ANSWERS = (
     ("VAPIC_POLL_IRQ", (1,), 0),
     ("unknown", (99,), -1000),  # -KVM_ENOSYS
-    ("KICK_CPU of nobody", (5, 0, 77), 0),
+    ("KICK_CPU of an absent vCPU", (5, 0, 77), 0),
     ("SCHED_YIELD", (11, 0), 0),
     ("SEND_IPI with a logical destination", (10, 1, 0, 0, 1 << 11 | 0x40), -errno.EINVAL),
     ("SEND_IPI with a shorthand", (10, 1, 0, 0, 1 << 18 | 0x40), -errno.EINVAL),

@@ -107,7 +107,7 @@ def test_the_model_of_a_vcpu_that_has_run_stays(bench: Bench, vcpu: int) -> None
     bench.ioctl(vcpu, k.KVM_RUN)  # without memory it does not come far
     assert put(bench, vcpu, (0xCE, 1 << 31)) == 1
     assert put(bench, vcpu, (0xCE, 0)) == 0
-    assert put(bench, vcpu, (0x8B, 5 << 32)) == 1  # the microcode's revision is no part of the model
+    assert put(bench, vcpu, (0x8B, 5 << 32)) == 1  # the model does not have the microcode's revision
 
 
 def test_the_index_list_is_readable(bench: Bench, vcpu: int) -> None:

@@ -23,7 +23,7 @@ STEPS: list[dict[str, int]] = [
     {"interrupt.shadow": 2, "flags": 4},
     {"exception.injected": 1, "exception.nr": 13, "exception.has_error_code": 1, "exception.error_code": 5},
     {"exception.injected": 1, "exception.nr": 6},
-    {"exception.injected": 1, "exception.nr": 2},  # an NMI is no exception
+    {"exception.injected": 1, "exception.nr": 2},  # an NMI is not an exception
     {"exception.injected": 1, "exception.nr": 32},
     {"interrupt.injected": 1, "interrupt.nr": 0x30},
     {"nmi.injected": 1},

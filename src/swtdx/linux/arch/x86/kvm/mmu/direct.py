@@ -46,7 +46,7 @@ class DirectRoot:
         return table
 
     def grow(self) -> None:
-        """One more level on top: what is mapped stays. The old root goes on being right for the addresses it covers."""
+        """Add a level on top; mappings stay. The old root remains correct for the addresses that it covers."""
         top = self._alloc_table()
         self._qwords[top >> 3] = self.root | EPT_RWX
         self.root = top

@@ -4,9 +4,10 @@
 A normal VM has one root. A TD has two: the shared bit of the faulting address picks the direct root (shared EPT) or the
 mirror root (Secure EPT). Slots, attributes and exits know frames without that bit.
 
-Whoever changes slots, attributes or the pages behind them first makes the change visible, or holds mmu_lock, and then
-zaps; a fault holds mmu_lock from its first look to its entry. (The kernel looks without the lock and counts
-invalidations to notice that it was too slow: mmu_invalidate_retry.)
+A change of slots, attributes or the pages behind them is first made visible, or made with mmu_lock held, and then the
+range is zapped. A fault holds mmu_lock from its first look to its entry, so that it either sees the change or is zapped
+with it. upstream: a fault looks without the lock, and counts invalidations to notice a change meanwhile
+(mmu_invalidate_retry). `kvm_main` has the order of the locks.
 
 Order of a fault (kvm_mmu_faultin_pfn): does the access agree with the frame's attribute, is there a slot, has the slot
 what backs it; then the page, then the table. Refusals leave KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT.
@@ -58,7 +59,7 @@ _2M_FRAMES = 512
 class RetPf(IntEnum):
     """What became of a fault (RET_PF_*)."""
 
-    RETRY = 1  # nothing was done, or somebody else did it: let the guest try again
+    RETRY = 1  # nothing was done, or another vCPU did it: let the guest try again
     FIXED = 2
     EMULATE = 3  # there is no memory: the access is MMIO
 

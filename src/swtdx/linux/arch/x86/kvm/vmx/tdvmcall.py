@@ -254,7 +254,8 @@ def tdx_complete_simple(vcpu: Vcpu) -> None:
 
 def tdx_get_td_vm_call_info(vcpu: Vcpu) -> int:
     args = vcpu.tdx.vp_enter_args
-    # Leaf 0 asks for the base GHCI calls, which KVM serves; leaf 1 is for user space to answer. v10 knows leaf 0 only.
+    # Leaf 0 asks for the base GHCI calls, which KVM serves. upstream: leaf 1 is for user space to answer, which serves
+    # those calls. v10: knows leaf 0 only.
     if args.r12 == 0:
         args.r10 = args.r11 = args.r12 = args.r13 = args.r14 = 0
         return 1

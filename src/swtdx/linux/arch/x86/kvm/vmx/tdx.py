@@ -104,7 +104,9 @@ def tdx_vm_init(kvm: Kvm) -> None:
     host = kvm.kernel.tdx
     assert host is not None
     kvm.tdx = KvmTdx(host)
+    # upstream: user space says which memory is private. v10: the guest's access alone does.
     kvm.has_attributes = kvm.kernel.release.tds_have_attributes
+    # The module's limit covers every platform that it supports. The host's own size is one that user space can predict.
     kvm.max_vcpus = min(kvm.max_vcpus, kvm.cpus.count, host.sysinfo.max_vcpus_per_td)
 
 
@@ -163,7 +165,7 @@ def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
     writeback covered this key already.
     """
     status, resume = 0, False
-    for _ in range(_CACHE_WB_LIMIT):
+    for _ in range(_CACHE_WB_LIMIT):  # upstream has no limit; the emulated module is known to end, a broken one may not
         status = tdx.host.seamcall.tdh_phymem_cache_wb(resume, cpu)
         resume = True
         if status_class(status) != TDX_INTERRUPTED_RESUMABLE:
@@ -235,6 +237,7 @@ def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
     dialect = kvm.kernel.dialect
     cmd = struct_from_user(dialect.cmd, arg)
     member = dialect.hw_error_member
+    # The status member is output. Refusing a value there keeps it free for input later; v10: so is the unused one.
     if any(getattr(cmd, name) for name in (member, *kvm.kernel.release.reserved_members)):
         raise err(errno.EINVAL, f"{member} must be 0")
     with kvm.lock:
@@ -331,6 +334,8 @@ def _mng_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> N
     finally:
         kvm.pages.free_page(page)
     if status:
+        # v10: any failure is EIO, and user space reads the status. upstream: an operand that the module refuses came
+        # from user space, so that it is EINVAL with the status; all else is KVM's own error.
         if not kvm.kernel.release.init_reports_operands:
             cmd.error = status
             raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
@@ -359,12 +364,13 @@ def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
     status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
     if status:
         setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
+        # Another call uses the TD at the moment; nothing has changed, and user space may repeat this one.
         if tdx_operand_busy(status):
             raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
         raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
     tdx.state = TdState.RUNNABLE
     if kvm.kernel.release.tracks_while_building:
-        tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # as that series did; its result does not matter
+        tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # v10: once more, though no vCPU has run; the result does not matter
 
 
 def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
@@ -380,11 +386,11 @@ def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
     locked = []
     try:
         for vcpu in kvm.vcpus:
-            if not vcpu.mutex.acquire(blocking=False):
+            if not vcpu.mutex.acquire(blocking=False):  # as kvm_trylock_all_vcpus: a vCPU in KVM_RUN may never return
                 raise err(errno.EBUSY, f"vCPU {vcpu.vcpu_id} is in an ioctl")
             locked.append(vcpu)
-        kvm.dead = True
-        with kvm.mmu.lock:
+        kvm.dead = True  # before the key goes: no vCPU may enter, and no ioctl use the TD, from here on
+        with kvm.mmu.lock:  # a zap must see the TD with its key, or without it
             tdx_mmu_release_hkid(kvm)
     finally:
         for vcpu in locked:

@@ -27,7 +27,7 @@ _WHY = {
 
 
 class TdxDebugError(OSError):
-    """A SEAMCALL failed: EIO with its ``status``, or EACCES where the module lets nobody in."""
+    """A SEAMCALL failed: EIO with its ``status``, or EACCES where the module refuses access."""
 
     def __init__(self, leaf: str, status: int) -> None:
         why = _WHY.get(status & TDX_STATUS_MASK)

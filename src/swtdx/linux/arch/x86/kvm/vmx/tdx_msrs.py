@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """MSRs that KVM emulates for a TD: KVM_GET/SET_MSRS and TDVMCALL RDMSR/WRMSR (tdx_has_emulated_msr).
 
-All others are the module's, or nobody's. x2APIC registers are KVM's but for those that the processor virtualises.
+All others are the module's, or do not exist. x2APIC registers are KVM's but for those that the processor virtualises.
 """
 
 from __future__ import annotations

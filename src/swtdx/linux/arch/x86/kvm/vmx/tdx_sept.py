@@ -185,7 +185,7 @@ def tdx_track(kvm: Kvm) -> Reason | None:
     status = tdh_do_no_vcpus(tdx.host.seamcall.tdh_mem_track, kvm, tdx.tdr)
     if status:
         return seamcall_failed("TDH.MEM.TRACK", status)
-    kvm.kick_all_outside_guest()
+    kvm.kick_all_outside_guest()  # and wait: PAGE.REMOVE fails while a vCPU of the older epoch is inside
     return None
 
 
@@ -218,6 +218,7 @@ def _check_region(kvm: Kvm, cmd: Command, *, end_may_touch_shared: bool) -> kvm_
     region = struct_from_user(kvm_tdx_init_mem_region, cmd.data)
     shared = kvm.mmu.direct_bits << PAGE_SHIFT
     end = region.gpa + (region.nr_pages << PAGE_SHIFT & (1 << 64) - 1)  # as 64 bits compute it
+    # upstream: looks at the last byte. v10: looked at the end, so that a range up to the shared half is refused.
     last = end - 1 if end_may_touch_shared else end
     if region.source_addr % PAGE_SIZE or region.gpa % PAGE_SIZE or not region.nr_pages:
         raise err(errno.EINVAL, "source_addr and gpa must be 4 KiB aligned and nr_pages not 0")
@@ -252,6 +253,7 @@ def _add_pages(kvm: Kvm, vcpu: Vcpu, cmd: Command, region: kvm_tdx_init_mem_regi
     if not tdx.source_page:
         tdx.source_page = kvm.pages.alloc_page("bounce")
     try:
+        # Slots and attributes must not change between their check and the page's ADD; outside is vcpu.mutex only.
         with kvm.slots_lock:
             while left:
                 if vcpu.signal_pending():

@@ -6,7 +6,7 @@ kernel. `Unsupported` says that there is no such MSR (user space may be asked), 
 ``host``: user space asks, by KVM_GET_MSRS or KVM_SET_MSRS; it may do more than the guest.
 
 Left out, and unknown to the guest's CPUID: performance counters, Hyper-V's and Xen's MSRs, asynchronous page faults,
-paravirtual EOI and steal time (what a vCPU waits for is the engine, which nobody accounts). Their MSRs do not exist
+paravirtual EOI and steal time (a vCPU waits for the engine, whose time is not accounted). Their MSRs do not exist
 here; that of steal time reads 0, as in a kernel without scheduler statistics.
 """
 

@@ -168,7 +168,7 @@ class Vcpu:
 
     def queue_nmi(self) -> None:
         """kvm_inject_nmi."""
-        self.nmi_pending = min(self.nmi_pending + 1, 2)
+        self.nmi_pending = min(self.nmi_pending + 1, 2)  # as hardware: one in service, one latched; more are lost
         self.kick()
 
     # --- Exits --------------------------------------------------------------------------------------------------------
@@ -214,6 +214,7 @@ class Vcpu:
             if result == 0:
                 self.post_kvm_run_save()
                 return 0
+        # After the completion: user space sets immediate_exit to have an exit completed without running the guest.
         if run[_IMMEDIATE_EXIT]:
             self.post_kvm_run_save()
             raise err(errno.EINTR, "immediate_exit")
@@ -287,7 +288,7 @@ class Vcpu:
                     return
                 if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
                     raise self.kvm_handle_signal_exit()
-                if cpus.waiters:
+                if cpus.waiters:  # cond_resched: another vCPU waits for a CPU
                     cpus.put_cpu(cpu)
                     cpu = -1
                     cpu = self._load()

@@ -145,6 +145,7 @@ class VcpuFile(File):
             raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
         with vcpu.mutex:
             handler = _HANDLERS.get(request)
+            # v10: requests that came later must fail as unknown, for user space finds out by trying.
             if handler is None or request in kvm.kernel.release.absent_ioctls:
                 raise err(errno.EINVAL, f"{request:#010x} is not a request for a vCPU")
             return handler(vcpu, arg)

@@ -80,6 +80,7 @@ class VmFile(File):
         if kvm.dead:
             raise err(errno.EIO, "the VM is dead")
         handler = _HANDLERS.get(request)
+        # v10: requests that came later must fail as unknown, for user space finds out by trying.
         if handler is None or request in kvm.kernel.release.absent_ioctls:
             raise err(errno.ENOTTY, f"{request:#010x} is not a request for a VM")
         return handler(kvm, arg)
@@ -245,7 +246,7 @@ def _signal_msi(kvm: Kvm, arg: int) -> int:
         raise err(errno.EINVAL, "the low byte of address_hi must be 0 with 32-bit APIC ids")
     delivered = kvm.irq_routing.send_msi(message.address_lo, message.address_hi, message.data)
     if delivered < 0:
-        raise err(errno.EPERM, "the message reaches nobody")  # the bare -1 that the kernel returns
+        raise err(errno.EPERM, "no local APIC accepts the message")  # the bare -1 that the kernel returns
     return delivered
 
 
