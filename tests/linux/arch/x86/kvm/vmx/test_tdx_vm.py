@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import threading
 from typing import Any
 
 import pytest
@@ -305,6 +306,20 @@ def test_finalize_busy_can_be_repeated(bench: Bench) -> None:
         bench.command(vm, up.KVM_TDX_FINALIZE_VM)
     assert bench.cmd.hw_error == 0x80000200_00000080
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+
+
+def test_finalize_waits_for_memory_that_is_being_added(bench: Bench) -> None:
+    """tdx_td_finalize takes slots_lock, as KVM_TDX_INIT_MEM_REGION does: a page is added or not, never half."""
+    vm = bench.td()
+    kvm = bench.vm_object()
+    assert kvm.tdx is not None
+    finalize = threading.Thread(target=bench.command, args=(vm, up.KVM_TDX_FINALIZE_VM))
+    with kvm.slots_lock:
+        finalize.start()
+        finalize.join(0.2)
+        assert kvm.tdx.state.name == "INITIALIZED"
+    finalize.join(20)
+    assert kvm.tdx.state.name == "RUNNABLE"
 
 
 def test_finalize_error_kills_the_vm(bench: Bench) -> None:

@@ -356,21 +356,25 @@ def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
 
 
 def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
-    tdx = to_kvm_tdx(kvm)
-    if not tdx.is_hkid_assigned or tdx.state is TdState.RUNNABLE:
-        raise err(errno.EINVAL, "the TD is not initialised, or is final already")
-    if tdx.premapped:  # the mirror would say present where the Secure EPT has nothing
-        raise err(errno.EINVAL, f"{len(tdx.premapped)} pages were mapped but never added")
-    status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
-    if status:
-        setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
-        # Another call uses the TD at the moment; nothing has changed, and user space may repeat this one.
-        if tdx_operand_busy(status):
-            raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
-        raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
-    tdx.state = TdState.RUNNABLE
-    if kvm.kernel.release.tracks_while_building:
-        tdx.host.seamcall.tdh_mem_track(tdx.tdr)  # v10: once more, though no vCPU has run; the result does not matter
+    """Complete the measurement; from here on vCPUs may run. Raises OSError: EINVAL, EBUSY, EIO and the VM is dead."""
+    with kvm.slots_lock:  # a page of KVM_TDX_INIT_MEM_REGION is added completely, or not at all
+        tdx = to_kvm_tdx(kvm)
+        if not tdx.is_hkid_assigned or tdx.state is TdState.RUNNABLE:
+            raise err(errno.EINVAL, "the TD is not initialised, or is final already")
+        if tdx.premapped:  # the mirror would say present where the Secure EPT has nothing
+            raise err(errno.EINVAL, f"{len(tdx.premapped)} pages were mapped but never added")
+        status = tdx.host.seamcall.tdh_mr_finalize(tdx.tdr)
+        if status:
+            setattr(cmd, kvm.kernel.dialect.hw_error_member, status)
+            # Another call uses the TD at the moment; nothing has changed, and user space may repeat this one.
+            if tdx_operand_busy(status):
+                raise err(errno.EBUSY, seamcall_failed("TDH.MR.FINALIZE", status))
+            raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
+        tdx.state = TdState.RUNNABLE
+        if kvm.kernel.release.tracks_while_building:
+            tdx.host.seamcall.tdh_mem_track(
+                tdx.tdr
+            )  # v10: once more, though no vCPU has run; the result does not matter
 
 
 def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
