@@ -25,12 +25,12 @@ def pre_fault_memory(vcpu: Vcpu, arg: int) -> None:
     """Raises OSError: EFAULT, EINVAL, EOPNOTSUPP, EINTR, ENOENT; nothing if at least one page was mapped."""
     request = struct_from_user(kvm_pre_fault_memory, arg)
     try:
-        _pre_fault(vcpu, request)
+        kvm_vcpu_pre_fault_memory(vcpu, request)
     finally:  # what is left of the range goes back, whatever became of it; if that fails it is EFAULT
         copy_to_user(arg, memoryview(request).cast("B")[: ctypes.sizeof(kvm_pre_fault_memory)])
 
 
-def _pre_fault(vcpu: Vcpu, request: kvm_pre_fault_memory) -> None:
+def kvm_vcpu_pre_fault_memory(vcpu: Vcpu, request: kvm_pre_fault_memory) -> None:
     if request.flags:
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
     if request.gpa % PAGE_SIZE or request.size % PAGE_SIZE or not request.size or request.gpa + request.size >= 1 << 64:
@@ -40,7 +40,7 @@ def _pre_fault(vcpu: Vcpu, request: kvm_pre_fault_memory) -> None:
         try:
             if vcpu.signal_pending():
                 raise err(errno.EINTR, "a signal is pending")
-            _map_page(vcpu, request.gpa)
+            kvm_arch_vcpu_pre_fault_memory(vcpu, request.gpa)
         except OSError:
             if request.size == whole:
                 raise
@@ -49,7 +49,7 @@ def _pre_fault(vcpu: Vcpu, request: kvm_pre_fault_memory) -> None:
         request.size -= PAGE_SIZE
 
 
-def _map_page(vcpu: Vcpu, gpa: int) -> None:
+def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, gpa: int) -> None:
     kvm = vcpu.kvm
     if kvm.tdx is not None and kvm.tdx.state is not TdState.RUNNABLE:
         raise err(errno.EOPNOTSUPP, "a TD's memory cannot be mapped before KVM_TDX_FINALIZE_VM")
