@@ -50,7 +50,7 @@ class KvmDevice(File):
         self.kernel = kernel
         self._handlers = {
             int(KVM_GET_API_VERSION): self._get_api_version,
-            int(KVM_CREATE_VM): self._create_vm,
+            int(KVM_CREATE_VM): self.kvm_dev_ioctl_create_vm,
             int(KVM_CHECK_EXTENSION): lambda arg: check_extension(kernel, None, arg),
             int(KVM_GET_VCPU_MMAP_SIZE): self._get_vcpu_mmap_size,
             int(KVM_GET_SUPPORTED_CPUID): self._get_supported_cpuid,
@@ -79,7 +79,7 @@ class KvmDevice(File):
             raise err(errno.EINVAL, "the argument must be 0")
         return RUN_SIZE
 
-    def _create_vm(self, arg: int) -> int:
+    def kvm_dev_ioctl_create_vm(self, arg: int) -> int:
         kernel = self.kernel
         file = VmFile()
         fd = kernel.files.reserve(file)  # first: EMFILE wins

@@ -66,7 +66,7 @@ class Lapic:
         self._regs = page.cast("I")
         self.base = 0
         self.arb_prio = 0
-        self.lapic_timer = vcpu.kvm.kernel.timers.timer(self._timer_fn)
+        self.lapic_timer = vcpu.kvm.kernel.timers.timer(self.apic_timer_fn)
         self._tmict_start = 0
         self._period = 0
         self.tsc_deadline = 0
@@ -236,7 +236,7 @@ class Lapic:
     def read(self, register: int) -> int:
         """A 32-bit register as the guest reads it."""
         if register == TMCCT:
-            return self._current_count()
+            return self.apic_get_tmcct()
         if register == PROCPRI:
             return self.update_ppr()
         return self.get(register)
@@ -260,10 +260,10 @@ class Lapic:
         elif register == TMICT:
             if self.get(LVTT) & TIMER_MODE != TIMER_TSCDEADLINE:
                 self._set(TMICT, value)
-                self._start_timer()
+                self.start_apic_timer()
         elif register == TDCR:
             self._set(TDCR, value & 0xB)
-            self._start_timer()
+            self.start_apic_timer()
         elif register == TASKPRI:
             self._set(TASKPRI, value & 0xFF)
             self.update_ppr()
@@ -330,7 +330,7 @@ class Lapic:
         tdcr = self.get(TDCR)
         return 1 << ((tdcr & 3 | tdcr >> 1 & 4) + 1 & 7)
 
-    def _start_timer(self) -> None:
+    def start_apic_timer(self) -> None:
         self.lapic_timer.cancel()
         count = self.get(TMICT)
         if not count or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
@@ -341,7 +341,7 @@ class Lapic:
         self._tmict_start = time.monotonic_ns()
         self.lapic_timer.start(self._tmict_start + self._period)
 
-    def _current_count(self) -> int:
+    def apic_get_tmcct(self) -> int:
         count = self.get(TMICT)
         if not count or not self._period or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
             return 0
@@ -360,11 +360,11 @@ class Lapic:
             return
         delay = deadline - self.vcpu.guest_tsc()
         if delay <= 0:
-            self._timer_fn()
+            self.apic_timer_fn()
         else:
             self.lapic_timer.start(time.monotonic_ns() + delay * 1_000_000 // self.vcpu.virtual_tsc_khz)
 
-    def _timer_fn(self) -> None:
+    def apic_timer_fn(self) -> None:
         lvtt = self.get(LVTT)
         if lvtt & TIMER_MODE == TIMER_TSCDEADLINE:
             self.tsc_deadline = 0
@@ -381,7 +381,7 @@ class Lapic:
 
     def get_state(self) -> bytes:
         """The first KiB of the page; in x2APIC mode the id as the VM's API format has it."""
-        self._set(TMCCT, self._current_count())
+        self._set(TMCCT, self.apic_get_tmcct())
         state = bytearray(self.page[:0x400])
         if self.x2apic and not self.vcpu.kvm.x2apic_format:
             struct.pack_into("<I", state, ID, self.vcpu.vcpu_id << 24 & 0xFFFFFFFF)
@@ -400,7 +400,7 @@ class Lapic:
             self._set(ID, x2apic_id)
             self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
         self._set(LVR, VERSION)
-        self._start_timer()
+        self.start_apic_timer()
 
     def free(self) -> None:
         """The vCPU ends."""

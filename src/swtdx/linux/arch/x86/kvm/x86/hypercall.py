@@ -43,9 +43,9 @@ def kvm_emulate_hypercall(
                 other.pv_kick()
         done(0)
     elif nr == KVM_HC_CLOCK_PAIRING:
-        done(_clock_pairing(vcpu, args[0], args[1]) & _MASK64)
+        done(kvm_pv_clock_pairing(vcpu, args[0], args[1]) & _MASK64)
     elif nr == KVM_HC_SEND_IPI and vcpu.apic is not None and vcpu.guest_pv_has(PV_SEND_IPI):
-        done(_send_ipi(vcpu, *args, cluster=64 if long_mode else 32) & _MASK64)
+        done(kvm_pv_send_ipi(vcpu, *args, cluster=64 if long_mode else 32) & _MASK64)
     elif nr == KVM_HC_SCHED_YIELD and vcpu.guest_pv_has(PV_SCHED_YIELD):
         done(0)
     elif nr == KVM_HC_MAP_GPA_RANGE and vcpu.kvm.hypercall_exit_enabled & 1 << KVM_HC_MAP_GPA_RANGE:
@@ -63,7 +63,7 @@ def kvm_emulate_hypercall(
     return 1
 
 
-def _clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
+def kvm_pv_clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
     """Wall-clock time and the guest's TSC of one moment, to guest memory (of a TD: to shared memory)."""
     if kind != KVM_CLOCK_PAIRING_WALLCLOCK:
         return -KVM_EOPNOTSUPP
@@ -76,7 +76,7 @@ def _clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
     return 0
 
 
-def _send_ipi(vcpu: Vcpu, low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
+def kvm_pv_send_ipi(vcpu: Vcpu, low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
     """The APIC ids first.. as two maps of ``cluster`` bits; the number of vCPUs reached."""
     if icr & _ICR_LOGICAL_OR_SHORTHAND:
         return -KVM_EINVAL

@@ -49,7 +49,7 @@ def _create_pit(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _get_irqchip(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_irqchip(kvm: Kvm, arg: int) -> int:
     chip = struct_from_user(kvm_irqchip, arg)
     if kvm.pic is None or kvm.ioapic is None:
         raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
@@ -63,7 +63,7 @@ def _get_irqchip(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _set_irqchip(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_irqchip(kvm: Kvm, arg: int) -> int:
     chip = struct_from_user(kvm_irqchip, arg)
     if kvm.pic is None or kvm.ioapic is None:
         raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
@@ -85,30 +85,30 @@ def _pit(kvm: Kvm) -> Pit:
     return kvm.pit
 
 
-def _get_pit(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_pit(kvm: Kvm, arg: int) -> int:
     struct_from_user(kvm_pit_state, arg)  # this one is copied in before anything is asked; KVM_GET_PIT2 is not
     copy_to_user(arg, kvm_pit_state.from_buffer_copy(_pit(kvm).state))
     return 0
 
 
-def _get_pit2(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_pit2(kvm: Kvm, arg: int) -> int:
     copy_to_user(arg, _pit(kvm).state)
     return 0
 
 
-def _set_pit(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_pit(kvm: Kvm, arg: int) -> int:
     state = kvm_pit_state2(channels=struct_from_user(kvm_pit_state, arg).channels)
     _pit(kvm).set_state(state)
     return 0
 
 
-def _set_pit2(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_pit2(kvm: Kvm, arg: int) -> int:
     state = struct_from_user(kvm_pit_state2, arg)
     _pit(kvm).set_state(state)
     return 0
 
 
-def _reinject_control(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_reinject(kvm: Kvm, arg: int) -> int:
     copy_from_user(arg, REINJECT_CONTROL_SIZE)
     _pit(kvm)  # ticks are never reinjected here: a guest that is late misses them
     return 0
@@ -116,14 +116,14 @@ def _reinject_control(kvm: Kvm, arg: int) -> int:
 
 HANDLERS: dict[str, Callable[[Kvm, int], int]] = {
     "KVM_CREATE_IRQCHIP": _create_irqchip,
-    "KVM_GET_IRQCHIP": _get_irqchip,
-    "KVM_SET_IRQCHIP": _set_irqchip,
+    "KVM_GET_IRQCHIP": kvm_vm_ioctl_get_irqchip,
+    "KVM_SET_IRQCHIP": kvm_vm_ioctl_set_irqchip,
     "KVM_CREATE_PIT": _create_pit,
     "KVM_CREATE_PIT2": _create_pit2,
-    "KVM_GET_PIT": _get_pit,
-    "KVM_SET_PIT": _set_pit,
-    "KVM_GET_PIT2": _get_pit2,
-    "KVM_SET_PIT2": _set_pit2,
-    "KVM_REINJECT_CONTROL": _reinject_control,
+    "KVM_GET_PIT": kvm_vm_ioctl_get_pit,
+    "KVM_SET_PIT": kvm_vm_ioctl_set_pit,
+    "KVM_GET_PIT2": kvm_vm_ioctl_get_pit2,
+    "KVM_SET_PIT2": kvm_vm_ioctl_set_pit2,
+    "KVM_REINJECT_CONTROL": kvm_vm_ioctl_reinject,
 }
 """By the name of the request."""

@@ -192,7 +192,7 @@ def _setter(name: str, structure: type[ctypes.Structure]) -> Handler:
     return set_
 
 
-def _set_lapic(vcpu: Vcpu, arg: int) -> int:
+def kvm_vcpu_ioctl_set_lapic(vcpu: Vcpu, arg: int) -> int:
     if vcpu.apic is None:  # asked before the argument is copied
         raise err(errno.EINVAL, "the local APIC is in user space")
     vcpu.ops.set_lapic(vcpu, copy_from_user(arg, ctypes.sizeof(kvm_lapic_state)))
@@ -202,14 +202,14 @@ def _set_lapic(vcpu: Vcpu, arg: int) -> int:
 # --- CPUID and MSRs ---------------------------------------------------------------------------------------------------
 
 
-def _set_cpuid2(vcpu: Vcpu, arg: int) -> int:
+def kvm_vcpu_ioctl_set_cpuid2(vcpu: Vcpu, arg: int) -> int:
     nent = get_user(arg, 4)
     if nent > KVM_MAX_CPUID_ENTRIES:
         raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
-    return _use_cpuid(vcpu, entries_from_user(arg + 8, nent))
+    return kvm_set_cpuid(vcpu, entries_from_user(arg + 8, nent))
 
 
-def _use_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
+def kvm_set_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
     table = CpuidTable(entries)
     address_sizes = table.find(0x80000008)
     if address_sizes is not None and address_sizes[0] >> 8 & 0xFF not in (0, 48, 57) and not vcpu.has_run:
@@ -223,19 +223,19 @@ def _use_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
     return 0
 
 
-def _set_cpuid(vcpu: Vcpu, arg: int) -> int:
+def kvm_vcpu_ioctl_set_cpuid(vcpu: Vcpu, arg: int) -> int:
     nent = get_user(arg, 4)
     if nent > KVM_MAX_CPUID_ENTRIES:
         raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
     size = ctypes.sizeof(kvm_cpuid_entry)
     data = copy_from_user(arg + 8, size * nent)
     old = [kvm_cpuid_entry.from_buffer_copy(data, size * number) for number in range(nent)]
-    return _use_cpuid(
+    return kvm_set_cpuid(
         vcpu, [kvm_cpuid_entry2(function=e.function, eax=e.eax, ebx=e.ebx, ecx=e.ecx, edx=e.edx) for e in old]
     )
 
 
-def _get_cpuid2(vcpu: Vcpu, arg: int) -> int:
+def kvm_vcpu_ioctl_get_cpuid2(vcpu: Vcpu, arg: int) -> int:
     cpuid2_to_user(arg, vcpu.cpuid.entries)
     return 0
 
@@ -249,7 +249,7 @@ def msr_entries_from_user(arg: int) -> list[kvm_msr_entry]:
     return [kvm_msr_entry.from_buffer_copy(data, 16 * number) for number in range(count)]
 
 
-def _do_get_msr(vcpu: Vcpu, index: int) -> int:
+def do_get_msr(vcpu: Vcpu, index: int) -> int:
     """What KVM advertises and this vCPU does not have reads as 0 for user space. Raises Unsupported or Invalid."""
     try:
         return vcpu.ops.get_msr(vcpu, index, True)
@@ -264,7 +264,7 @@ def _get_msrs(vcpu: Vcpu, arg: int) -> int:
     done = 0
     for entry in entries:
         try:
-            entry.data = _do_get_msr(vcpu, entry.index)
+            entry.data = do_get_msr(vcpu, entry.index)
         except (Unsupported, Invalid):
             entry.data = 0
             break
@@ -273,9 +273,9 @@ def _get_msrs(vcpu: Vcpu, arg: int) -> int:
     return done
 
 
-def _do_set_msr(vcpu: Vcpu, index: int, value: int) -> None:
+def do_set_msr(vcpu: Vcpu, index: int, value: int) -> None:
     """Raises Unsupported or Invalid: also when the model of a vCPU that has run is to change."""
-    if vcpu.has_run and index in msrs.IMMUTABLE and _do_get_msr(vcpu, index) != value:
+    if vcpu.has_run and index in msrs.IMMUTABLE and do_get_msr(vcpu, index) != value:
         raise Invalid
     try:
         vcpu.ops.set_msr(vcpu, index, value, True)
@@ -288,7 +288,7 @@ def _set_msrs(vcpu: Vcpu, arg: int) -> int:
     entries = msr_entries_from_user(arg)
     for done, entry in enumerate(entries):
         try:
-            _do_set_msr(vcpu, entry.index, entry.data)
+            do_set_msr(vcpu, entry.index, entry.data)
         except (Unsupported, Invalid):
             return done
     return len(entries)
@@ -447,9 +447,9 @@ def _pre_fault_memory(vcpu: Vcpu, arg: int) -> int:
 _HANDLERS: dict[int, Handler] = {
     int(REQUESTS[name]): handler
     for name, handler in {
-        "KVM_SET_CPUID": _set_cpuid,
-        "KVM_SET_CPUID2": _set_cpuid2,
-        "KVM_GET_CPUID2": _get_cpuid2,
+        "KVM_SET_CPUID": kvm_vcpu_ioctl_set_cpuid,
+        "KVM_SET_CPUID2": kvm_vcpu_ioctl_set_cpuid2,
+        "KVM_GET_CPUID2": kvm_vcpu_ioctl_get_cpuid2,
         "KVM_GET_MSRS": _get_msrs,
         "KVM_SET_MSRS": _set_msrs,
         "KVM_GET_REGS": _getter("regs"),
@@ -468,7 +468,7 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_GET_DEBUGREGS": _getter("debugregs"),
         "KVM_SET_DEBUGREGS": _setter("debugregs", kvm_debugregs),
         "KVM_GET_LAPIC": _getter("lapic"),
-        "KVM_SET_LAPIC": _set_lapic,
+        "KVM_SET_LAPIC": kvm_vcpu_ioctl_set_lapic,
         "KVM_GET_MP_STATE": _get_mp_state,
         "KVM_SET_MP_STATE": _set_mp_state,
         "KVM_INTERRUPT": _interrupt,

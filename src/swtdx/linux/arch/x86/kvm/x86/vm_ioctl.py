@@ -97,7 +97,7 @@ class VmFile(File):
 Handler = Callable[[Kvm, int], int]
 
 
-def _create_vcpu(kvm: Kvm, vcpu_id: int) -> int:
+def kvm_vm_ioctl_create_vcpu(kvm: Kvm, vcpu_id: int) -> int:
     if vcpu_id >= kvm.kernel.max_vcpu_ids:
         raise err(errno.EINVAL, f"vCPU id {vcpu_id}")
     with kvm.lock:
@@ -145,7 +145,7 @@ def kvm_gmem_create(kvm: Kvm, arg: int) -> int:
         raise
 
 
-def _get_dirty_log(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_dirty_log(kvm: Kvm, arg: int) -> int:
     request = struct_from_user(kvm_dirty_log, arg)
     with kvm.slots_lock:
         slot = kvm.memslots.by_id.get(request.slot & 0xFFFF)
@@ -162,7 +162,7 @@ def _get_dirty_log(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _clear_dirty_log(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_clear_dirty_log(kvm: Kvm, arg: int) -> int:
     request = struct_from_user(kvm_clear_dirty_log, arg)
     first, count = request.first_page, request.num_pages
     with kvm.slots_lock:
@@ -183,26 +183,26 @@ def _clear_dirty_log(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _set_nr_mmu_pages(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_nr_mmu_pages(kvm: Kvm, arg: int) -> int:
     if arg < MIN_ALLOC_MMU_PAGES:
         raise err(errno.EINVAL, f"{arg} pages of page tables; at least {MIN_ALLOC_MMU_PAGES}")
     return 0  # a limit of the shadow MMU; the TDP MMU has none
 
 
-def _create_device(kvm: Kvm, arg: int) -> int:
+def kvm_ioctl_create_device(kvm: Kvm, arg: int) -> int:
     kind = struct_from_user(kvm_create_device, arg).type
     raise err(errno.ENODEV, f"no device of type {kind}: x86 has VFIO's alone, and that is not built in")
 
 
-def _reset_dirty_rings(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_reset_dirty_pages(kvm: Kvm, arg: int) -> int:
     raise err(errno.EINVAL, "the VM has no dirty rings")
 
 
-def _enable_cap(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_enable_cap(kvm: Kvm, arg: int) -> int:
     return enable_cap(kvm, struct_from_user(kvm_enable_cap, arg))
 
 
-def _irq_line(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_irq_line(kvm: Kvm, arg: int) -> int:
     _set_line(kvm, arg)
     return 0
 
@@ -238,7 +238,7 @@ def _set_gsi_routing(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _signal_msi(kvm: Kvm, arg: int) -> int:
+def kvm_send_userspace_msi(kvm: Kvm, arg: int) -> int:
     message = struct_from_user(kvm_msi, arg)
     if kvm.irqchip_mode is IrqchipMode.NONE or message.flags & ~KVM_MSI_VALID_DEVID:
         raise err(errno.EINVAL, "no irqchip in the kernel, or flags")
@@ -264,28 +264,28 @@ def _ioeventfd(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _register_coalesced_mmio(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_register_coalesced_mmio(kvm: Kvm, arg: int) -> int:
     zone = zone_of(struct_from_user(kvm_coalesced_mmio_zone, arg))
     with kvm.slots_lock:
         kvm.buses.register_zone(zone)
     return 0
 
 
-def _unregister_coalesced_mmio(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_unregister_coalesced_mmio(kvm: Kvm, arg: int) -> int:
     zone = zone_of(struct_from_user(kvm_coalesced_mmio_zone, arg))
     with kvm.slots_lock:
         kvm.buses.unregister_zone(zone)
     return 0
 
 
-def _set_tss_addr(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_tss_addr(kvm: Kvm, arg: int) -> int:
     if arg > (1 << 32) - 3 * PAGE_SIZE:
         raise err(errno.EINVAL, f"address {arg:#x}")
     kvm.ops.set_tss_addr(kvm, arg)
     return 0
 
 
-def _set_identity_map_addr(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_identity_map_addr(kvm: Kvm, arg: int) -> int:
     with kvm.lock:
         if kvm.created_vcpus:
             raise err(errno.EINVAL, "vCPUs exist")
@@ -311,12 +311,12 @@ def _set_tsc_khz(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _get_clock(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_clock(kvm: Kvm, arg: int) -> int:
     copy_to_user(arg, kvm.clock.read())
     return 0
 
 
-def _set_clock(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_clock(kvm: Kvm, arg: int) -> int:
     clock = struct_from_user(kvm_clock_data, arg)
     if clock.flags & ~(KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC):
         raise err(errno.EINVAL, f"flags {clock.flags:#x}")
@@ -324,7 +324,7 @@ def _set_clock(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def _get_stats_fd(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_get_stats_fd(kvm: Kvm, arg: int) -> int:
     with kvm.lock:
         return kvm.stat.open(kvm.kernel.files, "anon_inode:kvm-vm-stats", kvm.get, kvm.put)
 
@@ -338,7 +338,7 @@ def _mem_enc_region(kvm: Kvm, arg: int) -> int:
     raise err(errno.ENOTTY, "Intel has no encrypted regions to register")
 
 
-def _set_msr_filter(kvm: Kvm, arg: int) -> int:
+def kvm_vm_ioctl_set_msr_filter(kvm: Kvm, arg: int) -> int:
     kvm.msr_filter = msr_filter_from_user(struct_from_user(kvm_msr_filter, arg))
     return 0
 
@@ -346,38 +346,38 @@ def _set_msr_filter(kvm: Kvm, arg: int) -> int:
 _HANDLERS: dict[int, Handler] = {
     int(REQUESTS[name]): handler
     for name, handler in {
-        "KVM_CREATE_VCPU": _create_vcpu,
+        "KVM_CREATE_VCPU": kvm_vm_ioctl_create_vcpu,
         "KVM_SET_USER_MEMORY_REGION": _set_user_memory_region,
         "KVM_SET_USER_MEMORY_REGION2": _set_user_memory_region2,
         "KVM_SET_MEMORY_ATTRIBUTES": _set_memory_attributes,
         "KVM_CREATE_GUEST_MEMFD": kvm_gmem_create,
-        "KVM_GET_DIRTY_LOG": _get_dirty_log,
-        "KVM_CLEAR_DIRTY_LOG": _clear_dirty_log,
-        "KVM_RESET_DIRTY_RINGS": _reset_dirty_rings,
-        "KVM_SET_NR_MMU_PAGES": _set_nr_mmu_pages,
-        "KVM_CREATE_DEVICE": _create_device,
-        "KVM_ENABLE_CAP": _enable_cap,
+        "KVM_GET_DIRTY_LOG": kvm_vm_ioctl_get_dirty_log,
+        "KVM_CLEAR_DIRTY_LOG": kvm_vm_ioctl_clear_dirty_log,
+        "KVM_RESET_DIRTY_RINGS": kvm_vm_ioctl_reset_dirty_pages,
+        "KVM_SET_NR_MMU_PAGES": kvm_vm_ioctl_set_nr_mmu_pages,
+        "KVM_CREATE_DEVICE": kvm_ioctl_create_device,
+        "KVM_ENABLE_CAP": kvm_vm_ioctl_enable_cap,
         "KVM_CHECK_EXTENSION": lambda kvm, arg: check_extension(kvm.kernel, kvm, arg),
         **irqchip_ioctl.HANDLERS,
-        "KVM_IRQ_LINE": _irq_line,
+        "KVM_IRQ_LINE": kvm_vm_ioctl_irq_line,
         "KVM_IRQ_LINE_STATUS": _irq_line_status,
         "KVM_SET_GSI_ROUTING": _set_gsi_routing,
-        "KVM_SIGNAL_MSI": _signal_msi,
+        "KVM_SIGNAL_MSI": kvm_send_userspace_msi,
         "KVM_IRQFD": _irqfd,
         "KVM_IOEVENTFD": _ioeventfd,
-        "KVM_REGISTER_COALESCED_MMIO": _register_coalesced_mmio,
-        "KVM_UNREGISTER_COALESCED_MMIO": _unregister_coalesced_mmio,
-        "KVM_SET_TSS_ADDR": _set_tss_addr,
-        "KVM_SET_IDENTITY_MAP_ADDR": _set_identity_map_addr,
+        "KVM_REGISTER_COALESCED_MMIO": kvm_vm_ioctl_register_coalesced_mmio,
+        "KVM_UNREGISTER_COALESCED_MMIO": kvm_vm_ioctl_unregister_coalesced_mmio,
+        "KVM_SET_TSS_ADDR": kvm_vm_ioctl_set_tss_addr,
+        "KVM_SET_IDENTITY_MAP_ADDR": kvm_vm_ioctl_set_identity_map_addr,
         "KVM_SET_BOOT_CPU_ID": _set_boot_cpu_id,
         "KVM_SET_TSC_KHZ": _set_tsc_khz,
         "KVM_GET_TSC_KHZ": lambda kvm, arg: kvm.default_tsc_khz,
-        "KVM_GET_STATS_FD": _get_stats_fd,
-        "KVM_GET_CLOCK": _get_clock,
-        "KVM_SET_CLOCK": _set_clock,
+        "KVM_GET_STATS_FD": kvm_vm_ioctl_get_stats_fd,
+        "KVM_GET_CLOCK": kvm_vm_ioctl_get_clock,
+        "KVM_SET_CLOCK": kvm_vm_ioctl_set_clock,
         "KVM_MEMORY_ENCRYPT_OP": _mem_enc_op,
         "KVM_MEMORY_ENCRYPT_REG_REGION": _mem_enc_region,
         "KVM_MEMORY_ENCRYPT_UNREG_REGION": _mem_enc_region,
-        "KVM_X86_SET_MSR_FILTER": _set_msr_filter,
+        "KVM_X86_SET_MSR_FILTER": kvm_vm_ioctl_set_msr_filter,
     }.items()
 }
