@@ -29,7 +29,8 @@ child = os.fork()
 if not child:
     os.setpgid(0, 0)
     os.tcsetpgrp(0, os.getpgrp())
-    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    # A shell that runs the tests in the background ignores SIGINT and SIGQUIT, which a child would inherit.
+    for number in (signal.SIGTTOU, signal.SIGINT, signal.SIGQUIT): signal.signal(number, signal.SIG_DFL)
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 report = open(int(sys.argv[1]), "w", buffering=1)
 print("pid", child, file=report)
