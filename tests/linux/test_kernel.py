@@ -109,7 +109,7 @@ _NUMBERS = (0, -1, 1, -(1 << 31), 1 << 31, 1 << 32, -(1 << 63), 1 << 63, (1 << 6
 
 
 def test_numbers_beyond_every_type_get_an_errno(bench: Bench) -> None:
-    """A caller in C cannot pass them; one in Python can, and is told by an OSError like anybody."""
+    """A caller in C cannot pass them; one in Python can, and gets an OSError as any caller."""
     kernel = bench.kernel
     vm = bench.td()
     kinds = [bench.device(), vm, bench.vcpu(vm), bench.memfd(vm), bench.ioctl(vm, k.KVM_GET_STATS_FD), *_NUMBERS[1:]]

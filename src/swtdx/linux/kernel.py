@@ -196,7 +196,7 @@ class EmulatedKernel:
             log.exception("internal error in close")
             raise err(errno.EIO, f"internal error: {error!r}") from error
 
-    # --- What a front end that watches other system calls of the process tells ----------------------------------------
+    # --- Reports of a front end that watches other system calls of the process ----------------------------------------
 
     def mmu_notifier_invalidate_range_start(self, start: int, end: int) -> None:
         """Call before munmap(2), mmap(2) with MAP_FIXED, mremap(2) or mprotect(2) of [start, end) of the caller."""

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 NR_IOBUS_DEVS = 1000
 USERSPACE_SOURCE, IRQFD_RESAMPLE_SOURCE = 0, 2
-"""Who holds a line up (KVM_USERSPACE_IRQ_SOURCE_ID, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID): it is up while anybody does."""
+"""Sources of a line (KVM_USERSPACE_IRQ_SOURCE_ID, KVM_IRQFD_RESAMPLE_IRQ_SOURCE_ID): it is up while one of them is."""
 
 
 @dataclass(frozen=True)
 class Eventfd:
-    """A reference to an eventfd: ``fd`` is ours, ``context`` tells which eventfd it is (struct eventfd_ctx)."""
+    """A reference to an eventfd: ``fd`` is ours, ``context`` identifies the eventfd (struct eventfd_ctx)."""
 
     fd: int
     context: int
@@ -57,13 +57,13 @@ class Eventfd:
             raise err(errno.EBADF, f"fd {fd} is not open") from error
         try:
             with open(f"/proc/self/fdinfo/{copy}", "rb") as info:
-                told = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
-            if b"eventfd-count" not in told:
+                fields = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
+            if b"eventfd-count" not in fields:
                 raise err(errno.EINVAL, f"fd {fd} is not an eventfd")
         except BaseException:
             os.close(copy)
             raise
-        return cls(copy, int(told.get(b"eventfd-id", -fd)))
+        return cls(copy, int(fields.get(b"eventfd-id", -fd)))
 
     def put(self) -> None:
         """eventfd_ctx_put."""
@@ -108,7 +108,7 @@ class IoBus:
         self.listeners: dict[int, list[Ioeventfd]] = {}
         self.zones: list[Zone] = []
         self.active = False
-        """Whether there is anybody; to be asked before `write`."""
+        """Whether there is a listener. Check it before `write`."""
         self._ring = ring
 
     def write(self, address: int, length: int, value: int) -> bool:

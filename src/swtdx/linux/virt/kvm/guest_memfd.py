@@ -5,7 +5,7 @@ Pages are kernel pages, allocated at first use. A page is "prepared" once it was
 populating it a second time is EEXIST. Slots bind ranges of the file; punching a hole or closing the file takes the
 pages out of the guests' page tables before they are freed. The file holds a reference to its VM.
 
-Pages come one by one, or, where the kernel was booted with ``tdx_huge_page`` and the fault wants it, as 2 MiB at once.
+Pages come one by one, or, where the kernel was booted with ``tdx_huge_page`` and the guest accepts 2 MiB, 512 at once.
 A huge page that loses a part (a hole is punched, an attribute changes) is split first.
 
 As in Linux 6.16 the file cannot be mapped, read or written. In the v10 dialect the kernel makes one without descriptor

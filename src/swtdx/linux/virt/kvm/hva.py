@@ -6,7 +6,7 @@ done VMA by VMA at the first fault, because a slot may be made before its memory
 because touching what is not mapped must be EFAULT: /proc/PID/maps says what is there and whether it can be written.
 
 What is known of a mapping is kept until `HvaMapping.invalidate` says that it changes (`mmu_notifier`). A front end that
-watches munmap(2) and its like tells the kernel; a program without one deletes the slot first.
+watches munmap(2) and its like notifies the kernel; a program without one deletes the slot first.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CPUID: what KVM can offer, and what a vCPU's guest is told (arch/x86/kvm/cpuid.c).
+"""CPUID: what KVM can offer, and what a vCPU's guest sees (arch/x86/kvm/cpuid.c).
 
 `supported_cpuid` is the processor's own CPUID with what KVM does not virtualise removed and what it emulates added.
 `CpuidTable` answers a guest from the entries of KVM_SET_CPUID2, with Intel's rule for leaves out of range: they read as
@@ -57,7 +57,7 @@ def make_entry(function: int, index: int, flags: int, registers: Sequence[int]) 
 
 
 def supported_cpuid(processor: Processor, *, guest_phys_bits: bool = True) -> list[kvm_cpuid_entry2]:
-    """KVM_GET_SUPPORTED_CPUID. ``guest_phys_bits``: with GuestPhysAddrSize, as Linux 6.10 and later tell it."""
+    """KVM_GET_SUPPORTED_CPUID. ``guest_phys_bits``: with GuestPhysAddrSize, as Linux 6.10 and later report it."""
     entries: list[kvm_cpuid_entry2] = []
 
     def add(function: int, index: int, registers: Sequence[int]) -> None:
@@ -144,11 +144,11 @@ class CpuidTable:
         """Bits of a guest-physical address that the guest's CPUID leaves out."""
 
     def has_7_ebx(self, bit: int) -> bool:
-        """Whether the guest is told of any of these features of leaf 7, EBX."""
+        """Whether the guest has any of these features of leaf 7, EBX."""
         return bool(self._features7[1] & bit)
 
     def has_7_edx(self, bits: int) -> bool:
-        """Whether the guest is told of any of these features of leaf 7, EDX."""
+        """Whether the guest has any of these features of leaf 7, EDX."""
         return bool(self._features7[3] & bits)
 
     def find(self, function: int, index: int = 0) -> Registers | None:

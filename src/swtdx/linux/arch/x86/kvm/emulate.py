@@ -362,7 +362,7 @@ def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     except GuestPageFault as fault:
         return inject_page_fault(context, fault.address)
     except Mmio:
-        return _emulation_failure(vcpu, b"")  # code runs from where no memory is
+        return handle_emulation_failure(vcpu, b"")  # code runs from where no memory is
     return _drive(vcpu, instruction, instruction.execute(), None)
 
 
@@ -387,7 +387,7 @@ def _drive(vcpu: Vcpu, instruction: _Instruction, steps: Steps, answer: int | No
     except GuestPageFault as fault:
         return inject_page_fault(instruction.context, fault.address)
     except _Unhandled:
-        return _emulation_failure(vcpu, instruction.bytes)
+        return handle_emulation_failure(vcpu, instruction.bytes)
 
 
 def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
@@ -441,8 +441,8 @@ def inject_page_fault(context: GuestContext, address: int, error_code: int = 0) 
     return 1
 
 
-def _emulation_failure(vcpu: Vcpu, code: bytes) -> int:
-    """handle_emulation_failure: what a guest's user programs do is their trouble, unless user space wants to know."""
+def handle_emulation_failure(vcpu: Vcpu, code: bytes) -> int:
+    """Inject #UD; leave also, if the guest's kernel did it. Only leave, if user space asked for every failure."""
     vcpu.stat.values[INSN_EMULATION_FAIL] += 1
     context = vcpu.vmx.context
     if not vcpu.kvm.exit_on_emulation_error:

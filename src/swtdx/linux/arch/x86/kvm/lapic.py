@@ -227,7 +227,7 @@ class Lapic:
         return vector
 
     def eoi_broadcast(self, vector: int) -> None:
-        """A level-triggered interrupt ended: the I/O APIC in user space is told by KVM_EXIT_IOAPIC_EOI."""
+        """A level-triggered interrupt ended: KVM_EXIT_IOAPIC_EOI informs the I/O APIC in user space."""
         if self._regs[TMR + 0x10 * (vector >> 5) >> 2] & 1 << (vector & 31):
             self.pending_ioapic_eoi = vector
 

@@ -98,7 +98,7 @@ def test_real_time_that_has_gone_by_is_added_and_never_taken_away(guest: Guest) 
 
 
 def test_flags(bench: Bench) -> None:
-    """kvm_arch_ops: KVM_CAP_ADJUST_CLOCK tells KVM_CLOCK_VALID_FLAGS; stable once vCPUs share one TSC."""
+    """kvm_arch_ops: KVM_CAP_ADJUST_CLOCK reports KVM_CLOCK_VALID_FLAGS; stable once vCPUs share one TSC."""
     assert bench.ioctl(bench.device(), k.KVM_CHECK_EXTENSION, k.Cap.ADJUST_CLOCK) == ALL_FLAGS
     guest = Guest(bench, 0)
     assert guest.clock().flags == 0  # pvclock_update_vm_gtod_copy: no vCPU matches

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 HEADER_SIZE = ctypes.sizeof(kvm_nested_state)
 NESTED_STATE_SIZE = HEADER_SIZE + 2 * 4096
-"""What KVM_CAP_NESTED_STATE tells: the header, and two VMCSs that a guest with VMX would have."""
+"""The answer to KVM_CAP_NESTED_STATE: the header, and two VMCSs that a guest with VMX would have."""
 _EVMCS, _MTF_PENDING, _GIF_SET = 1 << 2, 1 << 3, 1 << 8
 _KNOWN_FLAGS = KVM_STATE_NESTED_GUEST_MODE | KVM_STATE_NESTED_RUN_PENDING | _EVMCS | _MTF_PENDING | _GIF_SET
 _FORMAT_VMX = 0

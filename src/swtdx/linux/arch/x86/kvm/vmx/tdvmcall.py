@@ -83,7 +83,7 @@ def tdx_emulate_cpuid(vcpu: Vcpu) -> int:
 
 
 def tdx_emulate_hlt(vcpu: Vcpu) -> int:
-    """Sleep until an interrupt: R12 tells whether the guest has interrupts blocked (see tdx_interrupt_allowed)."""
+    """Sleep until an interrupt: R12: whether the guest has interrupts blocked (see tdx_interrupt_allowed)."""
     return vcpu.halt()
 
 

@@ -123,7 +123,7 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     """Flush vCPUs and caches, and free the key. A key that the module keeps is leaked.
 
     The order is the module's: VPFLUSHDONE checks that no vCPU is associated with a processor, CACHE.WB must follow it
-    so that no line with the key comes back, KEY.FREEID wants both. Leaking a key is the safe way out of an error: a key
+    so that no line with the key comes back, KEY.FREEID requires both. A key in doubt is leaked: one
     given to another TD too early would decrypt the first one's lines.
     """
     from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp_on_cpu

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a TD may be, and what the caller wants it to be: KVM_TDX_CAPABILITIES and the arguments of KVM_TDX_INIT_VM.
+"""What a TD may be, and what the caller asks for: KVM_TDX_CAPABILITIES and the arguments of KVM_TDX_INIT_VM.
 
 Upstream: `init_kvm_tdx_caps`, `init_vm_upstream` follow Linux 6.16 (tdx_get_capabilities, setup_tdparams). KVM does
 not mask CPUID: bits that cannot be configured are refused by the module (EINVAL, ``hw_error``).
@@ -233,7 +233,7 @@ def setup_tdparams_cpuids(info: SysInfo, entries: list[kvm_cpuid_entry2]) -> lis
         if tdx_unsupported_cpuid(entry):
             raise err(errno.EINVAL, "TSX and WAITPKG are not supported in a TD")
         matched += 1
-        # KVM's own field of that leaf: the module takes the width from EPTP_CONTROLS and wants 0 here.
+        # KVM's own field of that leaf: the module takes the width from EPTP_CONTROLS and refuses other bits here.
         eax = tdx_set_guest_phys_addr_bits(entry.eax, 0) if config.leaf == GPAW_LEAF else entry.eax
         values.append((eax, entry.ebx, entry.ecx, entry.edx))
     if matched != len(entries):
@@ -338,7 +338,7 @@ def tdx_read_cpuid(tdx: KvmTdx, leaf: int, subleaf: int | None) -> kvm_cpuid_ent
             return None
         registers += [value & 0xFFFFFFFF, value >> 32]
     entry = make_entry(leaf, subleaf or 0, 0 if subleaf is None else SIGNIFICANT, registers)
-    # The module does not say how many address bits the guest may use: GPAW tells, and QEMU reads it from here.
+    # The module does not report how many address bits the guest may use. GPAW decides it, and QEMU reads it from here.
     if leaf == GPAW_LEAF:
         entry.eax = tdx_set_guest_phys_addr_bits(entry.eax, tdx.gpaw)
     return entry

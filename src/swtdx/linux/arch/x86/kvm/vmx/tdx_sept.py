@@ -10,7 +10,7 @@
 A leaf that finds the module busy while it is removed is tried once more with no vCPU allowed in. Any status that should
 not be kills the VM; a page that could not be removed then is an orphan, reclaimed when the TD's key is gone.
 
-Module 1.0 wants BLOCK and TRACK before every removal, later ones only in a TD that can run.
+Module 1.0 requires BLOCK and TRACK before every removal, later ones only in a TD that can run.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def tdx_track(kvm: Kvm) -> Reason | None:
     the kick returns none is inside any more.
     """
     tdx = to_kvm_tdx(kvm)
-    # Before FINALIZE no vCPU has run: there is no TLB to clear. v10: that series always tracked, as module 1.0 wants.
+    # Before FINALIZE no vCPU has run: there is no TLB to clear. v10: always tracks, as module 1.0 requires.
     if tdx.state is not TdState.RUNNABLE and not kvm.kernel.release.tracks_while_building:
         return None
     status = tdh_do_no_vcpus(tdx.host.seamcall.tdh_mem_track, kvm, tdx.tdr)

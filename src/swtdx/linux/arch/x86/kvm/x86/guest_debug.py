@@ -58,7 +58,7 @@ KVM_GUESTDBG_VALID_MASK = (
 
 
 def linear_rip(context: GuestContext) -> int:
-    """CS base and RIP, as KVM_EXIT_DEBUG tells them."""
+    """CS base and RIP, as KVM_EXIT_DEBUG reports them."""
     base: int = context.segment(_CS)[1]
     return base + context.rip & (1 << 64) - 1
 
@@ -125,7 +125,7 @@ def guest_set_dr(vcpu: Vcpu, number: int, value: int) -> None:
 
 
 def before_entry(vcpu: Vcpu, context: GuestContext) -> None:
-    """Keep interrupts out of a single step, where user space wants that."""
+    """Keep interrupts out of a single step, where user space asked for that."""
     if vcpu.vmx.guest_debug & KVM_GUESTDBG_BLOCKIRQ:
         context.interruptibility |= _STI_SHADOW
 

@@ -49,7 +49,7 @@ def read(vcpu: Vcpu, index: int, done: Callable[[int | None], None]) -> int:
 
 
 def write(vcpu: Vcpu, index: int, value: int, done: Callable[[bool], None]) -> int:
-    """WRMSR; ``done`` is told whether it was accepted. 1: go on; 0: to user space."""
+    """WRMSR; ``done`` is called with whether it was accepted. 1: continue; 0: to user space."""
     msr_filter = vcpu.kvm.msr_filter
     reason = KVM_MSR_EXIT_REASON_FILTER
     if msr_filter is None or msr_filter.allows(index, write=True):

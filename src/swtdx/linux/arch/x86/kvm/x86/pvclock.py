@@ -4,7 +4,7 @@
 A guest names a page of its memory by MSR_KVM_SYSTEM_TIME; KVM writes there, per vCPU, at which TSC it was what time and
 how fast the TSC counts (struct pvclock_vcpu_time_info, Documentation/virt/kvm/x86/msr.rst). The version is odd while
 the page changes. Where all vCPUs have one TSC the VM has a *master clock*: every page then holds the same pair of host
-TSC and time, is stable across vCPUs (flag 1), and KVM_GET_CLOCK tells by KVM_CLOCK_TSC_STABLE that it is so.
+TSC and time, is stable across vCPUs (flag 1), and KVM_GET_CLOCK reports that by KVM_CLOCK_TSC_STABLE.
 
 A page is written when what it says changes: the MSR, KVM_SET_CLOCK, the vCPU's TSC. What cannot be written, because no
 slot is there or it is read-only, stays as it is. TDs have no such page (the module shows them their TSC).

@@ -36,7 +36,7 @@ def get_sregs2(vcpu: Vcpu, arg: int) -> int:
     if _pae_paging(sregs):
         try:
             entries = vcpu.kvm.read_guest(sregs.cr3 & 0xFFFFFFE0, 32)
-        except OSError:  # CR3 points at no memory: there are none to tell
+        except OSError:  # CR3 points at no memory: there are none to report
             entries = bytes(32)
         for number in range(4):
             sregs.pdptrs[number] = int.from_bytes(entries[8 * number : 8 * number + 8], "little")
