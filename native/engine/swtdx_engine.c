@@ -17,6 +17,7 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include "swtdx_internal.h"
+#include "swtdx_host.h"
 
 #define SLICE_NS 2000000
 #define SPIN_SLICE_NS 20000
@@ -62,12 +63,18 @@ static void install_handlers(void)
     sigemptyset(&action.sa_mask);
     sigaction(SIGSEGV, &action, &previous_segv);
     sigaction(SIGBUS, &action, &previous_bus);
+    swtdx_catch_float_traps();
 }
 
 /* Catch host faults until swtdx_unguard(); the macro, since its frame must live on. */
 void swtdx_set_executing(swtdx_engine *engine)
 {
     executing = engine;
+}
+
+bool swtdx_is_executing(void)
+{
+    return executing != NULL;
 }
 
 /* ---- life ---- */
@@ -628,9 +635,11 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     cs->interrupt_request &= ~CPU_INTERRUPT_DEBUG;
     cs->exception_index = -1;
     engine->running = cpu;
+    swtdx_enter_float(env);
     if (!swtdx_guard(engine)) {
         outcome = stay(engine, cpu);
     } else { /* registers are as of some instruction of the faulting block: the machine is beyond repair, its owner told */
+        swtdx_drop_mxcsr(env);
         cpu->delivering.valid = 0;
         cs->exception_index = -1;
         tb_flush(cs);
@@ -638,6 +647,7 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
         cpu->exit.reason = SWTDX_EXIT_HOST_FAULT;
         outcome = EXITED;
     }
+    swtdx_leave_float(env);
     swtdx_unguard();
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));

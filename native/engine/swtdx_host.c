@@ -4,9 +4,10 @@
  *
  * An instruction becomes a stub: the guest's operands are loaded from its state (or from a copy of its memory, which TCG
  * has read before, with the guest's faults), the same instruction is executed with registers of ours, and the result goes
- * back. Floating-point instructions run with the guest's MXCSR. While it masks all exceptions, none can happen; otherwise
- * the host's processor raises the exception itself, as SIGFPE, before anything is stored, and the flags that it leaves are
- * the guest's. The table (swtdx_host_table.h) says what operands an opcode has.
+ * back. Floating-point instructions run with the guest's MXCSR. While it masks all exceptions, none can happen: it is loaded
+ * by the first such instruction and stays until TCG is left or something else wants to know or change it. (TCG itself does
+ * not compute with floating-point numbers.) Otherwise it is loaded for the one instruction, and the host's processor raises
+ * the exception itself, as SIGFPE, before anything is stored; the flags that it leaves are the guest's. The table (swtdx_host_table.h) says what operands an opcode has.
  *
  * Stubs are written through one mapping of their memory and executed through another: nothing is ever both.
  */
@@ -24,7 +25,7 @@
 #define MXCSR_FLAGS 0x3fu
 #define MXCSR_MASKS 0x1f80u
 #define MXCSR_USABLE 0xffffu
-#define STATUS_FLAGS (CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C)
+#define HOST_SUMMARY 0x80
 
 static const struct host_instruction instructions[] = {
 #include "swtdx_host_table.h"
@@ -252,17 +253,94 @@ const struct host_instruction *swtdx_host_instruction(unsigned map, unsigned opc
     return index ? &instructions[index - 1] : NULL;
 }
 
-/* ---- exceptions that the guest has unmasked ---- */
+/* ---- whose floating-point control is loaded ---- */
+
+static inline uint32_t get_mxcsr(void)
+{
+    uint32_t value;
+
+    asm volatile("stmxcsr %0" : "=m"(value) : : "memory");
+    return value;
+}
+
+static inline void put_mxcsr(uint32_t value)
+{
+    asm volatile("ldmxcsr %0" : : "m"(value) : "memory");
+}
 
 static __thread sigjmp_buf *float_trap;
 static __thread uint32_t trapped_mxcsr;
+
+/* TCG is about to run a guest: note what this process has in the registers that floating-point instructions obey. */
+void swtdx_enter_float(CPUX86State *env)
+{
+    uint16_t status;
+
+    float_trap = NULL;
+    env->swtdx_mxcsr = get_mxcsr();
+    env->swtdx_mxcsr_loaded = false;
+    asm volatile("fnstcw %0" : "=m"(env->swtdx_control));
+    if (env->swtdx_control != HOST_CONTROL) {
+        asm volatile("fldcw %0" : : "m"((uint16_t){ HOST_CONTROL }));
+    }
+    asm volatile("fnstsw %0" : "=a"(status));
+    env->swtdx_status = status;
+}
+
+/* The guest's MXCSR is in env again, and the process's in the processor. */
+void swtdx_unload_mxcsr(CPUX86State *env)
+{
+    if (env->swtdx_mxcsr_loaded) {
+        env->swtdx_mxcsr_loaded = false;
+        env->mxcsr = get_mxcsr();
+        put_mxcsr(env->swtdx_mxcsr);
+    }
+}
+
+/* Where a jump out of a signal handler lands: the handler began with registers of its own, and the guest's are lost. */
+void swtdx_drop_mxcsr(CPUX86State *env)
+{
+    env->swtdx_mxcsr_loaded = false;
+}
+
+/* TCG is left: from here on this process computes with what it had, and nothing of the guest's can trap. */
+void swtdx_leave_float(CPUX86State *env)
+{
+    uint16_t control, status;
+
+    float_trap = NULL;
+    swtdx_unload_mxcsr(env);
+    put_mxcsr(env->swtdx_mxcsr);
+    asm volatile("fnstsw %0\n\tfnstcw %1" : "=a"(status), "=m"(control));
+    if (status & HOST_SUMMARY) {
+        asm volatile("fnclex");
+    }
+    if (control != env->swtdx_control) {
+        asm volatile("fldcw %0" : : "m"(env->swtdx_control));
+    }
+}
+
+/* ---- exceptions that the guest has unmasked ---- */
+
 static struct sigaction previous_fpe;
 
+/*
+ * A floating-point exception outside of run_unmasked() is a fault of ours. It must not end the process: while a guest runs,
+ * mask it and go on.
+ */
 static void on_float_trap(int number, siginfo_t *info, void *context)
 {
+    struct _libc_fpstate *registers = ((ucontext_t *)context)->uc_mcontext.fpregs;
+
     if (float_trap) {
-        trapped_mxcsr = ((ucontext_t *)context)->uc_mcontext.fpregs->mxcsr;
+        trapped_mxcsr = registers->mxcsr;
         siglongjmp(*float_trap, 1);
+    }
+    if (swtdx_is_executing() && info->si_code > 0 && info->si_code != FPE_INTDIV && info->si_code != FPE_INTOVF) {
+        registers->mxcsr = (registers->mxcsr | MXCSR_MASKS) & ~MXCSR_FLAGS;
+        registers->cwd |= MXCSR_FLAGS;
+        registers->swd &= ~(HOST_SUMMARY | 0x8000 | MXCSR_FLAGS);
+        return;
     }
     if (previous_fpe.sa_flags & SA_SIGINFO) {
         previous_fpe.sa_sigaction(number, info, context);
@@ -294,57 +372,45 @@ void swtdx_catch_float_traps(void)
     pthread_sigmask(SIG_UNBLOCK, &floats, NULL);
 }
 
-static inline uint32_t get_mxcsr(void)
+static uint64_t run_unmasked(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub, uintptr_t retaddr)
 {
-    uint32_t value;
-
-    asm volatile("stmxcsr %0" : "=m"(value) : : "memory");
-    return value;
-}
-
-static inline void put_mxcsr(uint32_t value)
-{
-    asm volatile("ldmxcsr %0" : : "m"(value) : "memory");
-}
-
-static uint64_t __attribute__((noinline)) run_unmasked(CPUX86State *env, void *destination, void *source, uint64_t a, uint64_t b,
-                                                       host_stub *stub, uintptr_t retaddr)
-{
-    uint32_t ours = get_mxcsr();
     sigjmp_buf trap;
     uint64_t result;
 
     swtdx_catch_float_traps();
     if (sigsetjmp(trap, 0)) {
         float_trap = NULL;
-        put_mxcsr(ours);
+        put_mxcsr(env->swtdx_mxcsr);
         env->mxcsr = trapped_mxcsr & MXCSR_USABLE;
         raise_exception_ra(env, env->cr[4] & CR4_OSXMMEXCPT_MASK ? 19 : EXCP06_ILLOP, retaddr);
     }
     float_trap = &trap;
     put_mxcsr(env->mxcsr);
-    result = stub(destination, source, a, b, env->xmm_regs);
+    result = stub(destination, source, a, 0, env->xmm_regs);
     env->mxcsr = get_mxcsr();
+    put_mxcsr(env->swtdx_mxcsr);
     float_trap = NULL;
-    put_mxcsr(ours);
     return result;
 }
 
-static inline uint64_t run_float(CPUX86State *env, void *destination, void *source, uint64_t a, uint64_t b, host_stub *stub,
-                                 uintptr_t retaddr)
+/* The first floating-point instruction since the guest's MXCSR was in env. */
+static uint64_t __attribute__((noinline)) run_float_first(CPUX86State *env, void *destination, void *source, uint64_t a,
+                                                          host_stub *stub, uintptr_t retaddr)
 {
-    uint32_t theirs = env->mxcsr, ours;
-    uint64_t result;
-
-    if (unlikely((theirs & MXCSR_MASKS) != MXCSR_MASKS)) {
-        return run_unmasked(env, destination, source, a, b, stub, retaddr);
+    if ((env->mxcsr & MXCSR_MASKS) != MXCSR_MASKS) {
+        return run_unmasked(env, destination, source, a, stub, retaddr);
     }
-    ours = get_mxcsr();
-    put_mxcsr(theirs);
-    result = stub(destination, source, a, b, env->xmm_regs);
-    env->mxcsr = get_mxcsr();
-    put_mxcsr(ours);
-    return result;
+    env->swtdx_mxcsr_loaded = true;
+    put_mxcsr(env->mxcsr);
+    return stub(destination, source, a, 0, env->xmm_regs);
+}
+
+static inline uint64_t run_float(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub, uintptr_t retaddr)
+{
+    if (likely(env->swtdx_mxcsr_loaded)) {
+        return stub(destination, source, a, 0, env->xmm_regs);
+    }
+    return run_float_first(env, destination, source, a, stub, retaddr);
 }
 
 /* ---- what translated code calls ---- */
@@ -361,17 +427,25 @@ uint64_t helper_swtdx_host_value(CPUX86State *env, void *destination, void *sour
 
 void helper_swtdx_float(CPUX86State *env, void *destination, void *source, void *stub)
 {
-    run_float(env, destination, source, 0, 0, stub, GETPC());
+    run_float(env, destination, source, 0, stub, GETPC());
 }
 
 void helper_swtdx_float_from(CPUX86State *env, void *destination, uint64_t value, void *stub)
 {
-    run_float(env, destination, destination, value, 0, stub, GETPC());
+    run_float(env, destination, destination, value, stub, GETPC());
 }
 
 uint64_t helper_swtdx_float_value(CPUX86State *env, void *destination, void *source, void *stub)
 {
-    return run_float(env, destination, source, 0, 0, stub, GETPC());
+    return run_float(env, destination, source, 0, stub, GETPC());
+}
+
+/* env->mxcsr is about to be read. */
+void helper_swtdx_sync_mxcsr(CPUX86State *env)
+{
+    if (env->swtdx_mxcsr_loaded) {
+        env->mxcsr = get_mxcsr();
+    }
 }
 
 /* LDMXCSR: bits that the processor does not have are #GP. */

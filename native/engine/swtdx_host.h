@@ -48,4 +48,16 @@ void *swtdx_host_place(const struct host_code *code);
 /* A floating-point exception that the host's processor raises in here goes to the handler of this thread. */
 void swtdx_catch_float_traps(void);
 
+/* x87 instructions: see swtdx_x87.c. */
+struct swtdx_x87;
+const struct swtdx_x87 *swtdx_x87_instruction(unsigned opcode, unsigned second, bool *failed);
+bool swtdx_x87_flags(const struct swtdx_x87 *instruction);
+
+/* Around TCG, in one thread: what a guest does to the floating-point registers stays between the two. */
+#define HOST_CONTROL 0x37f
+typedef struct CPUX86State CPUX86State;
+void swtdx_enter_float(CPUX86State *env);
+void swtdx_leave_float(CPUX86State *env);
+void swtdx_drop_mxcsr(CPUX86State *env);
+
 #endif

@@ -76,6 +76,7 @@ static inline swtdx_cpu *swtdx_current(CPUX86State *env)
 
 /* Until swtdx_unguard(), a fault on user memory comes back here as non-zero (as setjmp does: a macro, its frame must live). */
 void swtdx_set_executing(swtdx_engine *engine);
+bool swtdx_is_executing(void);
 #define swtdx_guard(engine) (swtdx_set_executing(engine), sigsetjmp((engine)->host_fault, 0))
 #define swtdx_unguard() swtdx_set_executing(NULL)
 
@@ -105,7 +106,6 @@ void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
 bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 
-bool swtdx_x87_known(unsigned opcode, unsigned second);
 
 /* between the engine's own files */
 bool swtdx_canonical(CPUX86State *env, uint64_t address);

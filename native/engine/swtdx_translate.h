@@ -138,21 +138,35 @@ static bool swtdx_gen_host(CPUX86State *env, DisasContext *s, int b, int prefix,
 
 #define X87_DONE 0x100
 
-/* An x87 instruction that swtdx_x87.c executes; address is that of its memory operand, if it has one. */
-static void swtdx_gen_x87(DisasContext *s, int b, int modrm, TCGv address)
+/* An x87 instruction that swtdx_x87.c executes, if it is one; address is that of its memory operand, if it has one. */
+static bool swtdx_gen_x87(DisasContext *s, int b, int modrm, TCGv address)
 {
     TCGContext *tcg_ctx = s->uc->tcg_ctx;
-    TCGv_i32 code = tcg_const_i32(tcg_ctx, (b & 7) | modrm << 8);
+    bool failed;
+    const struct swtdx_x87 *instruction = swtdx_x87_instruction(b & 7, modrm, &failed);
+    TCGv_ptr operation;
 
-    if (modrm < 0xc0) {
-        gen_helper_swtdx_x87(tcg_ctx, tcg_ctx->cpu_env, code, address);
-    } else {
-        gen_update_cc_op(s);
-        tcg_gen_movi_tl(tcg_ctx, s->T0, 0);
-        gen_helper_swtdx_x87(tcg_ctx, tcg_ctx->cpu_env, code, s->T0);
-        if ((b & 7) == 2 || (b & 7) == 3 || (b & 7) == 7) { /* FCOMI and its like set RFLAGS, FCMOVcc looks at them */
-            set_cc_op(s, CC_OP_EFLAGS);
-        }
+    if (!instruction) {
+        return false;
     }
-    tcg_temp_free_i32(tcg_ctx, code);
+    if (failed) { /* no memory for it */
+        gen_illegal_opcode(s);
+        return true;
+    }
+    operation = tcg_const_ptr(tcg_ctx, (uintptr_t)instruction);
+    if (modrm < 0xc0) {
+        tcg_ctx->swtdx_stores = true; /* or loads, which is rare in a loop that waits */
+    } else {
+        tcg_gen_movi_tl(tcg_ctx, s->T0, 0);
+        address = s->T0;
+    }
+    if (swtdx_x87_flags(instruction)) { /* FCOMI and its like set RFLAGS, FCMOVcc looks at them */
+        gen_update_cc_op(s);
+        gen_helper_swtdx_x87_flags(tcg_ctx, tcg_ctx->cpu_env, operation, address);
+        set_cc_op(s, CC_OP_EFLAGS);
+    } else {
+        gen_helper_swtdx_x87(tcg_ctx, tcg_ctx->cpu_env, operation, address);
+    }
+    tcg_temp_free_ptr(tcg_ctx, operation);
+    return true;
 }

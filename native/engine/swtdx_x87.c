@@ -25,7 +25,6 @@
 #define STATUS_C2 0x400
 #define MASKS 0x3f
 #define NOT_STORED 0x19 /* invalid, overflow, underflow: when unmasked, nothing reaches memory */
-#define HOST_CONTROL 0x37f
 #define FLAGS_IN_RFLAGS (CC_O | CC_S | CC_Z | CC_A | CC_P | CC_C)
 
 struct image { /* of FNSAVE in 32-bit form */
@@ -33,8 +32,14 @@ struct image { /* of FNSAVE in 32-bit form */
     uint8_t registers[8][10];
 } QEMU_PACKED;
 
+/* Moves within the stack, and constants: no arithmetic, and no flags but C1. */
+enum move { MOVE_NONE, MOVE_EXCHANGE, MOVE_PUSH, MOVE_STORE, MOVE_SIGN, MOVE_CONSTANT };
+
+typedef uint64_t whole_stub(struct image *image, void *memory, uint64_t flags);
+typedef uint64_t small_stub(void *a, void *b, void *memory);
+
 /* What an instruction does to the stack and to memory; see describe(). */
-struct operation {
+struct swtdx_x87 {
     bool known;
     bool two;             /* needs ST(i), or ST(1) */
     bool none;            /* needs no register */
@@ -43,18 +48,22 @@ struct operation {
     uint8_t loads, stores; /* bytes of memory */
     bool flags;           /* RFLAGS in or out */
     bool whole;           /* always by way of the whole state */
+    bool converts;        /* FLD or FST(P) of 4 or 8 bytes */
+    bool compares;        /* leaves the registers as they are */
+    uint8_t opcode, second;
+    uint8_t move;
+    uint16_t conditions;  /* those that it sets */
+    whole_stub *whole_code;
+    small_stub *small_code;
 };
 
-typedef uint64_t whole_stub(struct image *image, void *memory, uint64_t flags);
-typedef uint64_t small_stub(void *a, void *b, void *memory, uint16_t *status, const uint16_t *control);
+static struct swtdx_x87 operations[8][256];
+static pthread_once_t operations_once = PTHREAD_ONCE_INIT;
 
-static whole_stub *whole_stubs[8][256];
-static small_stub *small_stubs[8][256];
-
-static struct operation describe_memory(unsigned opcode, unsigned reg)
+static struct swtdx_x87 describe_memory(unsigned opcode, unsigned reg)
 {
     static const uint8_t arithmetic_bytes[4] = { 4, 4, 8, 2 }, integer_bytes[4] = { 4, 4, 8, 2 };
-    struct operation op = { .known = true };
+    struct swtdx_x87 op = { .known = true };
     unsigned kind = opcode >> 1 & 3;
 
     if (!(opcode & 1)) { /* D8, DA, DC, DE */
@@ -87,9 +96,9 @@ static struct operation describe_memory(unsigned opcode, unsigned reg)
     return op;
 }
 
-static struct operation describe_d9(unsigned second)
+static struct swtdx_x87 describe_d9(unsigned second)
 {
-    struct operation op = { .known = true };
+    struct swtdx_x87 op = { .known = true };
 
     switch (second) {
     case 0xe0: case 0xe1: case 0xe4: case 0xf0: case 0xfa: case 0xfc: case 0xfe: case 0xff:
@@ -121,9 +130,9 @@ static struct operation describe_d9(unsigned second)
     return op;
 }
 
-static struct operation describe_register(unsigned opcode, unsigned second)
+static struct swtdx_x87 describe_register(unsigned opcode, unsigned second)
 {
-    struct operation op = { .known = true, .two = true, .other = second & 7 };
+    struct swtdx_x87 op = { .known = true, .two = true, .other = second & 7 };
     unsigned reg = second >> 3 & 7;
 
     switch (opcode) {
@@ -163,14 +172,69 @@ static struct operation describe_register(unsigned opcode, unsigned second)
     return op;
 }
 
-static struct operation describe(unsigned opcode, unsigned second)
+/* The condition codes that an instruction sets; the others keep their values. */
+static unsigned condition_mask(unsigned opcode, unsigned second)
 {
-    return second < 0xc0 ? describe_memory(opcode, second >> 3 & 7) : describe_register(opcode, second);
+    unsigned reg = second >> 3 & 7;
+
+    if (opcode == 1 && second >= 0xc0) {
+        switch (second) {
+        case 0xe4: return STATUS_CONDITIONS;                       /* FTST */
+        case 0xfe: case 0xff: return STATUS_C1 | STATUS_C2;        /* FSIN, FCOS */
+        default: return STATUS_C1;
+        }
+    }
+    if ((!(opcode & 1) && (reg == 2 || reg == 3)) || (opcode == 5 && second >= 0xe0)) {
+        return STATUS_CONDITIONS; /* FCOM, FICOM, FUCOM */
+    }
+    return opcode == 3 || opcode == 7 ? (second < 0xc0 ? STATUS_C1 : 0) : STATUS_C1; /* FCOMI leaves all alone */
 }
 
-bool swtdx_x87_known(unsigned opcode, unsigned second)
+/* What leaves both registers as they are: comparisons, and stores to memory. */
+static bool compares(unsigned opcode, unsigned second, const struct swtdx_x87 *op)
 {
-    return describe(opcode & 7, second).known;
+    unsigned reg = second >> 3 & 7;
+
+    if (second < 0xc0) {
+        return op->stores || (!(opcode & 1) && (reg == 2 || reg == 3));
+    }
+    switch (opcode) {
+    case 1:
+        return second == 0xe4;
+    case 0: case 4: case 6:
+        return reg == 2 || reg == 3;
+    default: /* FUCOM, FCOMI and their like: all that does not take the whole state */
+        return true;
+    }
+}
+
+static enum move move_of(unsigned opcode, unsigned second)
+{
+    if (opcode == 1 && second >= 0xc0) {
+        return second < 0xc8 ? MOVE_PUSH : second < 0xd0 ? MOVE_EXCHANGE : second == 0xe0 || second == 0xe1 ? MOVE_SIGN :
+            second == 0xe8 || second == 0xee ? MOVE_CONSTANT : MOVE_NONE;
+    }
+    return opcode == 5 && second >= 0xd0 && second < 0xe0 ? MOVE_STORE : MOVE_NONE;
+}
+
+static void describe_all(void)
+{
+    unsigned opcode, second;
+
+    for (opcode = 0; opcode < 8; opcode++) {
+        for (second = 0; second < 256; second++) {
+            struct swtdx_x87 *op = &operations[opcode][second];
+
+            *op = second < 0xc0 ? describe_memory(opcode, second >> 3 & 7) : describe_register(opcode, second);
+            op->opcode = opcode;
+            op->second = second;
+            op->converts = second < 0xc0 && (opcode == 1 || opcode == 5) && (op->pushes ? op->loads : op->stores) >= 4 &&
+                (second >> 3 & 7) != 1;
+            op->move = move_of(opcode, second);
+            op->conditions = condition_mask(opcode, second);
+            op->compares = compares(opcode, second, op);
+        }
+    }
 }
 
 /* ---- code ---- */
@@ -185,35 +249,23 @@ static void emit_bytes(struct host_code *code, unsigned opcode, unsigned second)
 }
 
 /* (image, memory, flags): the instruction on the whole state. Returns RFLAGS. */
-static whole_stub *whole_code(unsigned opcode, unsigned second)
+static whole_stub *make_whole_code(unsigned opcode, unsigned second)
 {
-    unsigned index = second < 0xc0 ? second & 0x38 : second;
     struct host_code code = { .length = 0 };
-    whole_stub *stub = __atomic_load_n(&whole_stubs[opcode][index], __ATOMIC_ACQUIRE);
 
-    if (!stub) {
-        EMIT(&code, "\xdd\x27\x52\x9d"); /* frstor [rdi]; push rdx; popfq */
-        emit_bytes(&code, opcode, second < 0xc0 ? (second & 0x38) | 6 : second); /* [rsi] */
-        EMIT(&code, "\x9c\x58\xdd\x37\xc3"); /* pushfq; pop rax; fnsave [rdi]; ret */
-        stub = swtdx_host_place(&code);
-        __atomic_store_n(&whole_stubs[opcode][index], stub, __ATOMIC_RELEASE);
-    }
-    return stub;
+    EMIT(&code, "\xdd\x27\x52\x9d"); /* frstor [rdi]; push rdx; popfq */
+    emit_bytes(&code, opcode, second < 0xc0 ? (second & 0x38) | 6 : second); /* [rsi] */
+    EMIT(&code, "\x9c\x58\xdd\x37\xc3"); /* pushfq; pop rax; fnsave [rdi]; ret */
+    return swtdx_host_place(&code);
 }
 
-/* (a, b, memory, status, control): the instruction on ST(0) = a and ST(1) = b. Returns RFLAGS. */
-static small_stub *small_code(unsigned opcode, unsigned second, const struct operation *op)
+/* (a, b, memory): the instruction on ST(0) = a and ST(1) = b. Returns the status word, and RFLAGS 16 bits above. */
+static small_stub *make_small_code(unsigned opcode, unsigned second, const struct swtdx_x87 *op)
 {
     bool memory = second < 0xc0, two = op->two && op->other;
-    unsigned index = memory ? second & 0x38 : second;
     struct host_code code = { .length = 0 };
-    small_stub *stub = __atomic_load_n(&small_stubs[opcode][index], __ATOMIC_ACQUIRE);
-    int left, slot;
+    int left, slot, result;
 
-    if (stub) {
-        return stub;
-    }
-    EMIT(&code, "\x41\xd9\x28"); /* fldcw [r8] */
     if (two) {
         EMIT(&code, "\xdb\x2e"); /* fld tbyte [rsi] */
     }
@@ -223,17 +275,43 @@ static small_stub *small_code(unsigned opcode, unsigned second, const struct ope
     if (memory) {
         emit_bytes(&code, opcode, (second & 0x38) | 2); /* [rdx] */
     } else {
-        emit_bytes(&code, opcode, op->two && !(opcode == 1) ? (second & 0xf8) | (two ? 1 : 0) : second);
+        emit_bytes(&code, opcode, op->two && opcode != 1 ? (second & 0xf8) | (two ? 1 : 0) : second);
     }
-    EMIT(&code, "\xdd\x39\x9c\x58"); /* fnstsw [rcx]; pushfq; pop rax */
+    EMIT(&code, "\xdf\xe0\x0f\xb7\xc0"); /* fnstsw ax; movzx eax, ax */
+    if (op->flags) {
+        EMIT(&code, "\x9c\x5a\x48\xc1\xe2\x10\x48\x09\xd0"); /* pushfq; pop rdx; shl rdx, 16; or rax, rdx */
+    }
     left = (op->none ? 0 : 1 + two) - op->pops + op->pushes;
+    result = two && (op->pops || opcode == 4) ? 1 : 0;
     for (slot = two && op->pops ? 1 : 0; left > 0; left--, slot++) {
-        swtdx_host_emit(&code, slot ? "\xdb\x3e" : "\xdb\x3f", 2); /* fstp tbyte [rdi], [rsi] */
+        if (slot != result || op->compares) {
+            EMIT(&code, "\xdd\xd8"); /* fstp st(0) */
+        } else {
+            swtdx_host_emit(&code, slot ? "\xdb\x3e" : "\xdb\x3f", 2); /* fstp tbyte [rdi], [rsi] */
+        }
     }
     EMIT(&code, "\xc3");
-    stub = swtdx_host_place(&code);
-    __atomic_store_n(&small_stubs[opcode][index], stub, __ATOMIC_RELEASE);
-    return stub;
+    return swtdx_host_place(&code);
+}
+
+/* The instruction with these bytes and the code for it; NULL: TCG executes it. *failed: there is no memory for the code. */
+const struct swtdx_x87 *swtdx_x87_instruction(unsigned opcode, unsigned second, bool *failed)
+{
+    struct swtdx_x87 *op;
+
+    pthread_once(&operations_once, describe_all);
+    op = &operations[opcode][second < 0xc0 ? second & 0x38 : second];
+    if (!op->known) {
+        return NULL;
+    }
+    if (!__atomic_load_n(&op->whole_code, __ATOMIC_ACQUIRE)) { /* two threads at once make it twice, which does no harm */
+        if (!op->whole) {
+            __atomic_store_n(&op->small_code, make_small_code(opcode, op->second, op), __ATOMIC_RELEASE);
+        }
+        __atomic_store_n(&op->whole_code, make_whole_code(opcode, op->second), __ATOMIC_RELEASE);
+    }
+    *failed = !op->whole_code || (!op->whole && !op->small_code);
+    return op;
 }
 
 /* ---- state ---- */
@@ -263,11 +341,41 @@ static void restore(CPUX86State *env, const struct image *image)
     }
 }
 
+/* Where these bytes of guest memory are in this process; NULL unless the TLB says that plain accesses reach them. */
+static inline void *direct(CPUX86State *env, target_ulong address, unsigned bytes, bool store)
+{
+    CPUTLBEntry *entry = tlb_entry(env, cpu_mmu_index(env, false), address);
+    target_ulong page = store ? tlb_addr_write(entry) : entry->addr_read;
+
+    if ((address & TARGET_PAGE_MASK) != page || (address & ~TARGET_PAGE_MASK) > TARGET_PAGE_SIZE - bytes) {
+        return NULL;
+    }
+    return (void *)(uintptr_t)(address + entry->addend);
+}
+
 static void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
 {
-    uint64_t low = bytes == 2 ? cpu_lduw_data_ra(env, address, retaddr) :
+    const void *place = direct(env, address, bytes, false);
+    uint64_t low;
+    uint16_t high;
+
+    if (likely(place)) { /* in pieces that a processor takes at once: another one may be storing there */
+        memset(buffer, 0, 8);
+        if (bytes == 8 || bytes == 10) {
+            memcpy(buffer, place, 8);
+        } else if (bytes == 4) {
+            memcpy(buffer, place, 4);
+        } else {
+            memcpy(buffer, place, 2);
+        }
+        if (bytes == 10) {
+            memcpy(buffer + 8, (const uint8_t *)place + 8, 2);
+        }
+        return;
+    }
+    low = bytes == 2 ? cpu_lduw_data_ra(env, address, retaddr) :
         bytes == 4 ? cpu_ldl_data_ra(env, address, retaddr) : cpu_ldq_data_ra(env, address, retaddr);
-    uint16_t high = bytes == 10 ? cpu_lduw_data_ra(env, address + 8, retaddr) : 0;
+    high = bytes == 10 ? cpu_lduw_data_ra(env, address + 8, retaddr) : 0;
 
     memcpy(buffer, &low, 8);
     memcpy(buffer + 8, &high, 2);
@@ -275,9 +383,20 @@ static void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, targe
 
 static void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
 {
+    void *place = direct(env, address, bytes, true);
     uint64_t low;
     uint16_t high;
 
+    if (likely(place)) {
+        if (bytes == 8) {
+            memcpy(place, buffer, 8);
+        } else if (bytes == 4) {
+            memcpy(place, buffer, 4);
+        } else {
+            memcpy(place, buffer, bytes);
+        }
+        return;
+    }
     memcpy(&low, buffer, 8);
     memcpy(&high, buffer + 8, 2);
     switch (bytes) {
@@ -302,15 +421,14 @@ static void set_flags(CPUX86State *env, uint64_t flags)
     env->cc_op = CC_OP_EFLAGS;
 }
 
-static void run_whole(CPUX86State *env, unsigned opcode, unsigned second, const struct operation *op, uint8_t *memory,
-                      target_ulong address, uintptr_t retaddr)
+static void run_whole(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
 {
-    whole_stub *stub = whole_code(opcode, second);
     uint64_t flags = op->flags ? (cpu_cc_compute_all(env, env->cc_op) & FLAGS_IN_RFLAGS) | 2 : 2;
     struct image image;
 
     save(env, &image);
-    flags = stub(&image, memory, flags);
+    flags = op->whole_code(&image, memory, flags);
+    env->swtdx_status = 0;
     if (op->stores && !(image.status & ~env->fpuc & NOT_STORED)) {
         store_memory(env, memory, op->stores, address, retaddr);
     }
@@ -320,103 +438,150 @@ static void run_whole(CPUX86State *env, unsigned opcode, unsigned second, const 
     }
 }
 
-/* The condition codes that an instruction sets; the others keep their values. */
-static unsigned condition_mask(unsigned opcode, unsigned second)
-{
-    unsigned reg = second >> 3 & 7;
-
-    if (opcode == 1 && second >= 0xc0) {
-        switch (second) {
-        case 0xe4: return STATUS_CONDITIONS;                       /* FTST */
-        case 0xfe: case 0xff: return STATUS_C1 | STATUS_C2;        /* FSIN, FCOS */
-        default: return STATUS_C1;
-        }
-    }
-    if ((!(opcode & 1) && (reg == 2 || reg == 3)) || (opcode == 5 && second >= 0xe0)) {
-        return STATUS_CONDITIONS; /* FCOM, FICOM, FUCOM */
-    }
-    return opcode == 3 || opcode == 7 ? (second < 0xc0 ? STATUS_C1 : 0) : STATUS_C1; /* FCOMI leaves all alone */
-}
-
 /* False: this is not the common case. */
-static bool run_small(CPUX86State *env, unsigned opcode, unsigned second, const struct operation *op, uint8_t *memory,
-                      target_ulong address, uintptr_t retaddr)
+static bool run_small(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
 {
-    unsigned top = env->fpstt, i, target, conditions;
-    uint8_t a[16], b[16];
-    uint16_t status, control = env->fpuc;
-    small_stub *stub;
-    uint64_t flags;
+    unsigned top = env->fpstt, other = (top + op->other) & 7, below = (top - 1) & 7;
+    uint16_t control = env->fpuc;
+    uint64_t status;
 
-    if (op->whole || (control & MASKS) != MASKS || (!op->none && env->fptags[top]) ||
-        (op->two && env->fptags[(top + op->other) & 7]) || (op->pushes && !env->fptags[(top - 1) & 7]) ||
-        (op->pops && op->two && !op->other) || op->pops > 1) {
+    if (op->whole || (control & MASKS) != MASKS || (!op->none && env->fptags[top]) || (op->two && env->fptags[other]) ||
+        (op->pushes && !env->fptags[below]) || (op->pops && op->two && !op->other) || op->pops > 1) {
         return false;
     }
-    stub = small_code(opcode, second, op);
-    if (!stub) {
-        return false;
-    }
-    memcpy(a, &env->fpregs[top], 10);
-    memcpy(b, &env->fpregs[(top + op->other) & 7], 10);
-    asm volatile("fnstsw %0" : "=a"(status));
-    if (status & ~env->fpus & STATUS_FLAGS) { /* flags are sticky, and these are not the guest's; FNCLEX is slow */
+    if (env->swtdx_status & ~env->fpus & STATUS_FLAGS) { /* flags are sticky, and these are not the guest's; FNCLEX is slow */
         asm volatile("fnclex");
     }
-    flags = stub(a, b, memory, &status, &control);
-    asm volatile("fldcw %0" : : "m"((uint16_t){HOST_CONTROL}));
-    if (op->stores) {
+    if (likely(control == HOST_CONTROL)) {
+        status = op->small_code(&env->fpregs[op->pushes ? below : top], &env->fpregs[other], memory);
+    } else {
+        asm volatile("fldcw %0" : : "m"(control));
+        status = op->small_code(&env->fpregs[op->pushes ? below : top], &env->fpregs[other], memory);
+        asm volatile("fldcw %0" : : "m"((uint16_t){ HOST_CONTROL }));
+    }
+    env->swtdx_status = status;
+    if (op->stores) { /* it may fault, and nothing has changed */
         store_memory(env, memory, op->stores, address, retaddr);
     }
     if (op->pushes) {
-        env->fpstt = top = (top - 1) & 7;
-        env->fptags[top] = 0;
+        env->fpstt = below;
+        env->fptags[below] = 0;
+    } else if (op->pops) {
+        env->fptags[top] = 1;
+        env->fpstt = (top + 1) & 7;
     }
-    target = op->pops ? (top + op->other) & 7 : top;
-    if (op->two && op->other) {
-        memcpy(&env->fpregs[(top + op->other) & 7], b, 10);
-    }
-    if (!op->pops || op->pushes) {
-        memcpy(&env->fpregs[target], a, 10);
-    }
-    for (i = 0; i < op->pops; i++) {
-        env->fptags[env->fpstt] = 1;
-        env->fpstt = (env->fpstt + 1) & 7;
-    }
-    conditions = condition_mask(opcode, second);
-    env->fpus = (env->fpus & ~conditions) | (status & (conditions | STATUS_FLAGS));
+    env->fpus = (env->fpus & ~op->conditions) | (status & (op->conditions | STATUS_FLAGS));
     if (op->flags) {
-        set_flags(env, flags);
+        set_flags(env, status >> 16);
     }
     return true;
 }
 
-/* Copies within the stack, which compilers use most and which need no arithmetic. False: none of them, or a stack fault. */
-static bool run_copy(CPUX86State *env, unsigned opcode, unsigned second)
+static void push(CPUX86State *env, uint64_t mantissa, uint16_t exponent)
 {
-    unsigned top = env->fpstt, other = (top + (second & 7)) & 7, kind = second & 0xf8;
-    FPReg held;
+    env->fpstt = (env->fpstt - 1) & 7;
+    env->fptags[env->fpstt] = 0;
+    env->fpregs[env->fpstt].d = (floatx80){ .low = mantissa, .high = exponent };
+    env->fpus &= ~STATUS_C1;
+}
 
-    if (env->fptags[top] || (second & 0xc0) != 0xc0) {
+/* What needs no arithmetic, and what compilers use most. False: a stack fault. */
+static bool run_move(CPUX86State *env, const struct swtdx_x87 *op)
+{
+    unsigned top = env->fpstt, other = (top + (op->second & 7)) & 7;
+    bool room = env->fptags[(top - 1) & 7];
+    floatx80 held = env->fpregs[top].d;
+
+    if (op->move == MOVE_CONSTANT) { /* FLD1, FLDZ */
+        if (room) {
+            push(env, op->second == 0xe8 ? 1ull << 63 : 0, op->second == 0xe8 ? 0x3fff : 0);
+        }
+        return room;
+    }
+    if (op->move == MOVE_PUSH) { /* FLD ST(i) */
+        room = room && !env->fptags[other];
+        if (room) {
+            push(env, env->fpregs[other].d.low, env->fpregs[other].d.high);
+        }
+        return room;
+    }
+    if (env->fptags[top] || (op->move == MOVE_EXCHANGE && env->fptags[other])) {
         return false;
     }
-    if (opcode == 1 && kind == 0xc8 && !env->fptags[other]) { /* FXCH */
-        held = env->fpregs[top];
-        env->fpregs[top] = env->fpregs[other];
-        env->fpregs[other] = held;
-    } else if (opcode == 1 && kind == 0xc0 && !env->fptags[other] && env->fptags[(top - 1) & 7]) { /* FLD ST(i) */
-        env->fpstt = (top - 1) & 7;
-        env->fpregs[env->fpstt] = env->fpregs[other];
-        env->fptags[env->fpstt] = 0;
-    } else if (opcode == 5 && (kind == 0xd0 || kind == 0xd8)) { /* FST, FSTP ST(i) */
-        env->fpregs[other] = env->fpregs[top];
+    if (op->move == MOVE_SIGN) { /* FCHS, FABS */
+        env->fpregs[top].d.high = op->second == 0xe0 ? held.high ^ 0x8000 : held.high & 0x7fff;
+    } else if (op->move == MOVE_EXCHANGE) {
+        env->fpregs[top].d = env->fpregs[other].d;
+        env->fpregs[other].d = held;
+    } else { /* FST, FSTP ST(i) */
+        env->fpregs[other].d = held;
         env->fptags[other] = 0;
-        if (kind == 0xd8) {
+        if (op->second >= 0xd8) {
             env->fptags[top] = 1;
             env->fpstt = (top + 1) & 7;
         }
-    } else {
+    }
+    env->fpus &= ~STATUS_C1;
+    return true;
+}
+
+/* ---- numbers that change their format without rounding: most of what moves between memory and the stack ---- */
+
+/* FLD of a normal number or zero. */
+static bool load_exactly(CPUX86State *env, const struct swtdx_x87 *op, const uint8_t *memory)
+{
+    unsigned digits = op->loads == 8 ? 52 : 23, bits = op->loads * 8, exponent, largest = op->loads == 8 ? 0x7ff : 0xff;
+    uint64_t value, sign;
+
+    memcpy(&value, memory, 8);
+    sign = value >> (bits - 1) & 1;
+    exponent = value >> digits & largest;
+    value &= (1ull << digits) - 1;
+    if (exponent == largest || !env->fptags[(env->fpstt - 1) & 7] || (!exponent && value)) {
         return false;
+    }
+    if (!exponent) {
+        push(env, 0, sign << 15);
+    } else {
+        push(env, value << (63 - digits) | 1ull << 63, (exponent + 0x3fff - largest / 2) | sign << 15);
+    }
+    return true;
+}
+
+/* The bits that FST stores of a normal number that fits, or of zero. */
+static bool store_exactly(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory)
+{
+    unsigned digits = op->stores == 8 ? 52 : 23, largest = op->stores == 8 ? 0x7ff : 0xff;
+    floatx80 held = env->fpregs[env->fpstt].d;
+    uint64_t sign = held.high >> 15, value = 0;
+    int exponent = (held.high & 0x7fff) - 0x3fff + (int)(largest / 2);
+
+    if (env->fptags[env->fpstt]) {
+        return false;
+    }
+    if (held.low || (held.high & 0x7fff)) {
+        if (!(held.low >> 63) || held.low << (digits + 1) || exponent <= 0 || exponent >= (int)largest) {
+            return false;
+        }
+        value = (uint64_t)exponent << digits | (held.low << 1 >> (64 - digits));
+    }
+    value |= sign << (op->stores * 8 - 1);
+    memcpy(memory, &value, 8);
+    return true;
+}
+
+static bool run_exactly(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
+{
+    if (op->pushes) {
+        return load_exactly(env, op, memory);
+    }
+    if (!store_exactly(env, op, memory)) {
+        return false;
+    }
+    store_memory(env, memory, op->stores, address, retaddr);
+    if (op->pops) {
+        env->fptags[env->fpstt] = 1;
+        env->fpstt = (env->fpstt + 1) & 7;
     }
     env->fpus &= ~STATUS_C1;
     return true;
@@ -424,30 +589,52 @@ static bool run_copy(CPUX86State *env, unsigned opcode, unsigned second)
 
 /* ---- what translated code calls ---- */
 
-void helper_swtdx_check_x87(CPUX86State *env)
+/*
+ * An exception that is pending arrives at the next waiting instruction, whatever CR0.NE says: VMX fixes it to 1 while a
+ * guest runs. The flags decide, not the summary, since they are what the host's processor would look at.
+ */
+static inline void check_pending(CPUX86State *env, uintptr_t retaddr)
 {
-    if ((env->fpus & STATUS_SUMMARY) && (env->cr[0] & CR0_NE_MASK)) {
-        raise_exception_ra(env, EXCP10_COPR, GETPC());
+    if (unlikely(env->fpus & ~env->fpuc & MASKS)) {
+        raise_exception_ra(env, EXCP10_COPR, retaddr);
     }
 }
 
-/* code: the two bytes of the instruction, ModRM above; address: of its memory operand, if it has one. */
-void helper_swtdx_x87(CPUX86State *env, uint32_t code, target_ulong address)
+void helper_swtdx_check_x87(CPUX86State *env)
 {
-    unsigned opcode = code & 7, second = code >> 8 & 0xff;
-    struct operation op = describe(opcode, second);
+    check_pending(env, GETPC());
+}
+
+static inline void execute(CPUX86State *env, const struct swtdx_x87 *op, target_ulong address, uintptr_t retaddr)
+{
     uint8_t memory[16];
 
-    if ((env->fpus & STATUS_SUMMARY) && (env->cr[0] & CR0_NE_MASK)) {
-        raise_exception_ra(env, EXCP10_COPR, GETPC());
-    }
-    if (run_copy(env, opcode, second)) {
+    check_pending(env, retaddr);
+    if (op->move && run_move(env, op)) {
         return;
     }
-    if (op.loads) {
-        load_memory(env, memory, op.loads, address, GETPC());
+    if (op->loads) {
+        load_memory(env, memory, op->loads, address, retaddr);
     }
-    if (!run_small(env, opcode, second, &op, memory, address, GETPC())) {
-        run_whole(env, opcode, second, &op, memory, address, GETPC());
+    if ((op->converts && run_exactly(env, op, memory, address, retaddr)) || run_small(env, op, memory, address, retaddr)) {
+        return;
     }
+    run_whole(env, op, memory, address, retaddr);
+}
+
+/* address: of the memory operand, if there is one. */
+void helper_swtdx_x87(CPUX86State *env, void *op, target_ulong address)
+{
+    execute(env, op, address, GETPC());
+}
+
+/* The same for those that read or write RFLAGS. */
+void helper_swtdx_x87_flags(CPUX86State *env, void *op, target_ulong address)
+{
+    execute(env, op, address, GETPC());
+}
+
+bool swtdx_x87_flags(const struct swtdx_x87 *op)
+{
+    return op->flags;
 }

@@ -53,6 +53,7 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_instructions.py::test_sse_and_mmx_instructions_do_what_the_host_does",
         "test_instructions.py::test_128_bits_of_memory_are_aligned_unless_the_instruction_says_otherwise",
     ],
+    "divide": ["test_float_isolation.py::test_the_quotient_that_does_not_exist_is_de"],
     "x87": ["test_instructions.py::test_x87_instructions_do_what_the_host_does"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
