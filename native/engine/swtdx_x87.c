@@ -353,52 +353,42 @@ static inline void *direct(CPUX86State *env, target_ulong address, unsigned byte
     return (void *)(uintptr_t)(address + entry->addend);
 }
 
-static void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
+static inline void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
 {
-    const void *place = direct(env, address, bytes, false);
+    const uint8_t *place = direct(env, address, bytes, false);
     uint64_t low;
-    uint16_t high;
+    uint16_t high = 0;
 
     if (likely(place)) { /* in pieces that a processor takes at once: another one may be storing there */
-        memset(buffer, 0, 8);
-        if (bytes == 8 || bytes == 10) {
-            memcpy(buffer, place, 8);
-        } else if (bytes == 4) {
-            memcpy(buffer, place, 4);
-        } else {
-            memcpy(buffer, place, 2);
-        }
-        if (bytes == 10) {
-            memcpy(buffer + 8, (const uint8_t *)place + 8, 2);
-        }
-        return;
+        low = bytes == 2 ? lduw_le_p(place) : bytes == 4 ? (uint32_t)ldl_le_p(place) : ldq_le_p(place);
+        high = bytes == 10 ? lduw_le_p(place + 8) : 0;
+    } else {
+        low = bytes == 2 ? cpu_lduw_data_ra(env, address, retaddr) :
+            bytes == 4 ? cpu_ldl_data_ra(env, address, retaddr) : cpu_ldq_data_ra(env, address, retaddr);
+        high = bytes == 10 ? cpu_lduw_data_ra(env, address + 8, retaddr) : 0;
     }
-    low = bytes == 2 ? cpu_lduw_data_ra(env, address, retaddr) :
-        bytes == 4 ? cpu_ldl_data_ra(env, address, retaddr) : cpu_ldq_data_ra(env, address, retaddr);
-    high = bytes == 10 ? cpu_lduw_data_ra(env, address + 8, retaddr) : 0;
-
     memcpy(buffer, &low, 8);
     memcpy(buffer + 8, &high, 2);
 }
 
-static void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
+static inline void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
 {
-    void *place = direct(env, address, bytes, true);
-    uint64_t low;
-    uint16_t high;
+    uint8_t *place = direct(env, address, bytes, true);
+    uint64_t low = bytes == 2 ? lduw_le_p(buffer) : bytes == 4 ? (uint32_t)ldl_le_p(buffer) : ldq_le_p(buffer);
 
     if (likely(place)) {
-        if (bytes == 8) {
-            memcpy(place, buffer, 8);
+        if (bytes == 2) {
+            stw_le_p(place, low);
         } else if (bytes == 4) {
-            memcpy(place, buffer, 4);
+            stl_le_p(place, low);
         } else {
-            memcpy(place, buffer, bytes);
+            stq_le_p(place, low);
+        }
+        if (bytes == 10) {
+            stw_le_p(place + 8, lduw_le_p(buffer + 8));
         }
         return;
     }
-    memcpy(&low, buffer, 8);
-    memcpy(&high, buffer + 8, 2);
     switch (bytes) {
     case 2:
         cpu_stw_data_ra(env, address, low, retaddr);
@@ -407,7 +397,7 @@ static void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes
         cpu_stl_data_ra(env, address, low, retaddr);
         break;
     case 10:
-        cpu_stw_data_ra(env, address + 8, high, retaddr);
+        cpu_stw_data_ra(env, address + 8, lduw_le_p(buffer + 8), retaddr);
         /* fall through */
     default:
         cpu_stq_data_ra(env, address, low, retaddr);
@@ -477,11 +467,19 @@ static bool run_small(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *mem
     return true;
 }
 
-static void push(CPUX86State *env, uint64_t mantissa, uint16_t exponent)
+/* In two pieces, as they are stored: a load of all 16 bytes would wait for both stores. */
+static inline void put(CPUX86State *env, unsigned index, uint64_t mantissa, uint16_t exponent)
+{
+    env->fpregs[index].d.low = mantissa;
+    env->fpregs[index].d.high = exponent;
+    asm volatile("" : : : "memory"); /* the compiler would make one move of two */
+}
+
+static inline void push(CPUX86State *env, uint64_t mantissa, uint16_t exponent)
 {
     env->fpstt = (env->fpstt - 1) & 7;
     env->fptags[env->fpstt] = 0;
-    env->fpregs[env->fpstt].d = (floatx80){ .low = mantissa, .high = exponent };
+    put(env, env->fpstt, mantissa, exponent);
     env->fpus &= ~STATUS_C1;
 }
 
@@ -490,7 +488,8 @@ static bool run_move(CPUX86State *env, const struct swtdx_x87 *op)
 {
     unsigned top = env->fpstt, other = (top + (op->second & 7)) & 7;
     bool room = env->fptags[(top - 1) & 7];
-    floatx80 held = env->fpregs[top].d;
+    uint64_t mantissa = env->fpregs[top].d.low;
+    uint16_t exponent = env->fpregs[top].d.high;
 
     if (op->move == MOVE_CONSTANT) { /* FLD1, FLDZ */
         if (room) {
@@ -509,12 +508,12 @@ static bool run_move(CPUX86State *env, const struct swtdx_x87 *op)
         return false;
     }
     if (op->move == MOVE_SIGN) { /* FCHS, FABS */
-        env->fpregs[top].d.high = op->second == 0xe0 ? held.high ^ 0x8000 : held.high & 0x7fff;
+        env->fpregs[top].d.high = op->second == 0xe0 ? exponent ^ 0x8000 : exponent & 0x7fff;
     } else if (op->move == MOVE_EXCHANGE) {
-        env->fpregs[top].d = env->fpregs[other].d;
-        env->fpregs[other].d = held;
+        put(env, top, env->fpregs[other].d.low, env->fpregs[other].d.high);
+        put(env, other, mantissa, exponent);
     } else { /* FST, FSTP ST(i) */
-        env->fpregs[other].d = held;
+        put(env, other, mantissa, exponent);
         env->fptags[other] = 0;
         if (op->second >= 0xd8) {
             env->fptags[top] = 1;
@@ -528,57 +527,59 @@ static bool run_move(CPUX86State *env, const struct swtdx_x87 *op)
 /* ---- numbers that change their format without rounding: most of what moves between memory and the stack ---- */
 
 /* FLD of a normal number or zero. */
-static bool load_exactly(CPUX86State *env, const struct swtdx_x87 *op, const uint8_t *memory)
+static inline bool load_exactly(CPUX86State *env, uint64_t value, unsigned bytes)
 {
-    unsigned digits = op->loads == 8 ? 52 : 23, bits = op->loads * 8, exponent, largest = op->loads == 8 ? 0x7ff : 0xff;
-    uint64_t value, sign;
+    unsigned digits = bytes == 8 ? 52 : 23, largest = bytes == 8 ? 0x7ff : 0xff, exponent = value >> digits & largest;
+    uint16_t sign = (value >> (bytes * 8 - 1) & 1) << 15;
 
-    memcpy(&value, memory, 8);
-    sign = value >> (bits - 1) & 1;
-    exponent = value >> digits & largest;
     value &= (1ull << digits) - 1;
     if (exponent == largest || !env->fptags[(env->fpstt - 1) & 7] || (!exponent && value)) {
         return false;
     }
-    if (!exponent) {
-        push(env, 0, sign << 15);
+    if (exponent) {
+        push(env, value << (63 - digits) | 1ull << 63, (exponent + 0x3fff - largest / 2) | sign);
     } else {
-        push(env, value << (63 - digits) | 1ull << 63, (exponent + 0x3fff - largest / 2) | sign << 15);
+        push(env, 0, sign);
     }
     return true;
 }
 
 /* The bits that FST stores of a normal number that fits, or of zero. */
-static bool store_exactly(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory)
+static inline bool store_exactly(CPUX86State *env, uint64_t *value, unsigned bytes)
 {
-    unsigned digits = op->stores == 8 ? 52 : 23, largest = op->stores == 8 ? 0x7ff : 0xff;
-    floatx80 held = env->fpregs[env->fpstt].d;
-    uint64_t sign = held.high >> 15, value = 0;
-    int exponent = (held.high & 0x7fff) - 0x3fff + (int)(largest / 2);
+    unsigned digits = bytes == 8 ? 52 : 23, largest = bytes == 8 ? 0x7ff : 0xff;
+    uint64_t mantissa = env->fpregs[env->fpstt].d.low;
+    uint16_t high = env->fpregs[env->fpstt].d.high;
+    int exponent = (high & 0x7fff) - 0x3fff + (int)(largest / 2);
 
     if (env->fptags[env->fpstt]) {
         return false;
     }
-    if (held.low || (held.high & 0x7fff)) {
-        if (!(held.low >> 63) || held.low << (digits + 1) || exponent <= 0 || exponent >= (int)largest) {
+    *value = (uint64_t)(high >> 15) << (bytes * 8 - 1);
+    if (mantissa || (high & 0x7fff)) {
+        if (!(mantissa >> 63) || mantissa << (digits + 1) || exponent <= 0 || exponent >= (int)largest) {
             return false;
         }
-        value = (uint64_t)exponent << digits | (held.low << 1 >> (64 - digits));
+        *value |= (uint64_t)exponent << digits | (mantissa << 1 >> (64 - digits));
     }
-    value |= sign << (op->stores * 8 - 1);
-    memcpy(memory, &value, 8);
     return true;
 }
 
-static bool run_exactly(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
+/* False: not done; what FLD loads is in memory then. */
+static inline bool run_exactly(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address,
+                               uintptr_t retaddr, unsigned bytes)
 {
+    uint64_t value;
+
     if (op->pushes) {
-        return load_exactly(env, op, memory);
+        load_memory(env, memory, bytes, address, retaddr);
+        memcpy(&value, memory, 8);
+        return load_exactly(env, value, bytes);
     }
-    if (!store_exactly(env, op, memory)) {
+    if (!store_exactly(env, &value, bytes)) {
         return false;
     }
-    store_memory(env, memory, op->stores, address, retaddr);
+    store_memory(env, (uint8_t *)&value, bytes, address, retaddr);
     if (op->pops) {
         env->fptags[env->fpstt] = 1;
         env->fpstt = (env->fpstt + 1) & 7;
@@ -613,13 +614,17 @@ static inline void execute(CPUX86State *env, const struct swtdx_x87 *op, target_
     if (op->move && run_move(env, op)) {
         return;
     }
-    if (op->loads) {
+    if (op->converts) {
+        if (op->loads == 8 || op->stores == 8 ? run_exactly(env, op, memory, address, retaddr, 8) :
+            run_exactly(env, op, memory, address, retaddr, 4)) {
+            return;
+        }
+    } else if (op->loads) {
         load_memory(env, memory, op->loads, address, retaddr);
     }
-    if ((op->converts && run_exactly(env, op, memory, address, retaddr)) || run_small(env, op, memory, address, retaddr)) {
-        return;
+    if (!run_small(env, op, memory, address, retaddr)) {
+        run_whole(env, op, memory, address, retaddr);
     }
-    run_whole(env, op, memory, address, retaddr);
 }
 
 /* address: of the memory operand, if there is one. */
