@@ -12,7 +12,6 @@ import errno
 import faulthandler
 import mmap
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -70,11 +69,11 @@ def vm_of(device: Kvm, code: bytes) -> tuple[Vcpu, mmap.mmap]:
 
 
 class Running:
-    """KVM_RUN in a thread of its own. ``ended``: its errno (0 if it returned) and when."""
+    """KVM_RUN in a thread of its own. ``ended``: its errno (0 if it returned)."""
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
-        self.ended: tuple[int, float] | None = None
+        self.ended: int | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         time.sleep(0.05)
@@ -86,13 +85,13 @@ class Running:
             self._vcpu.run()
         except KvmError as error:
             code = error.errno or 0
-        self.ended = code, time.monotonic()
+        self.ended = code
 
     def kick(self) -> None:
         assert self.thread.ident is not None
         signal.pthread_kill(self.thread.ident, signal.SIGUSR1)
 
-    def result(self) -> tuple[int, float]:
+    def result(self) -> int:
         self.thread.join(PATIENCE)
         assert self.ended is not None, "KVM_RUN does not come back"
         return self.ended
@@ -104,7 +103,7 @@ def test_a_signal_ends_a_halt_whatever_its_handler_does(kernel: MachineKernel, h
         vcpu, _memory = vm_of(device, HALT)
         running = Running(vcpu)
         running.kick()
-        assert running.result()[0] == errno.EINTR
+        assert running.result() == errno.EINTR
         assert vcpu.exit_reason == k.Exit.INTR
 
 
@@ -118,24 +117,19 @@ def test_a_signal_ends_the_wait_of_a_processor_that_was_not_started(
         vm.create_vcpu(0)
         running = Running(vm.create_vcpu(1))
         running.kick()
-        assert running.result()[0] == errno.EINTR
+        assert running.result() == errno.EINTR
 
 
-def test_a_kick_in_a_halt_takes_less_than_a_tick(kernel: MachineKernel, handler: Callable[..., None]) -> None:
+def test_each_kick_ends_a_halt(kernel: MachineKernel, handler: Callable[..., None]) -> None:
     handler(lambda *_: None)
     with Kvm(kernel) as device:
         vcpu, _memory = vm_of(device, HALT)
-        took = []
-        for _ in range(9):
+        for _ in range(9):  # how soon: script/bench exec
             vcpu.kvm_run.immediate_exit = 0
             running = Running(vcpu)
-            kicked = time.monotonic()
             vcpu.kvm_run.immediate_exit = 1
             running.kick()
-            code, ended = running.result()
-            assert code == errno.EINTR
-            took.append(ended - kicked)
-        assert statistics.median(took) < 0.005, took  # it was half of 20 ms
+            assert running.result() == errno.EINTR
 
 
 def test_a_signal_that_says_so_ends_a_spinning_guest_at_once(kernel: MachineKernel) -> None:
@@ -147,15 +141,10 @@ def test_a_signal_that_says_so_ends_a_spinning_guest_at_once(kernel: MachineKern
     try:
         with Kvm(kernel) as device:
             vcpu, _memory = vm_of(device, SPIN)
-            took = []
             for _ in range(9):
                 running = Running(vcpu)
-                kicked = time.monotonic()
                 running.kick()
-                code, ended = running.result()
-                assert code == errno.EINTR
-                took.append(ended - kicked)
-            assert statistics.median(took) < 0.005, took
+                assert running.result() == errno.EINTR
     finally:
         libc.signal(signal.SIGUSR1, old)
 
