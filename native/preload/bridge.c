@@ -16,12 +16,14 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include "gate.h"
 
 static const struct swtdx_program *program;
 static PyObject *functions[SWTDX_CALLS];
 static bool resident; /* the program is Python: the interpreter is its own, and forks are its own business */
+static bool ended;    /* that interpreter was finalized; if the program starts another, the kernel is not in it */
 static pthread_key_t thread_end;
 static __thread bool known;
 static __thread PyGILState_STATE at_fork;
@@ -29,7 +31,7 @@ static __thread PyGILState_STATE at_fork;
 /* glibc has cleared all keys by now, PyGILState's too: the thread state comes as the key's value. */
 static void forget_thread(void *state)
 {
-    if (Py_IsInitialized()) {
+    if (!ended && Py_IsInitialized()) {
         PyEval_RestoreThread(state);
         PyThreadState_Clear(state);
         PyThreadState_DeleteCurrent();
@@ -45,6 +47,15 @@ static void keep_thread(void)
     }
 }
 
+/* The program's Python is being finalized or is gone, and no code of it may run: the machine is off. */
+static long call_when_off(enum swtdx_call number, uint64_t fd)
+{
+    if (number == SWTDX_CLOSE) {
+        return syscall(SYS_close, (int)fd) ? -errno : 0;
+    }
+    return number == SWTDX_UNMAP || number == SWTDX_CHANGED || number == SWTDX_FINISH ? 0 : -EIO;
+}
+
 static long call(enum swtdx_call number, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
     PyObject *arguments[4], *result = NULL;
@@ -52,6 +63,9 @@ static long call(enum swtdx_call number, uint64_t a, uint64_t b, uint64_t c, uin
     long value = -EIO;
     int i;
 
+    if (resident && (ended || !Py_IsInitialized())) {
+        return call_when_off(number, a);
+    }
     if (!known) {
         keep_thread();
     }
@@ -205,6 +219,27 @@ static bool load_kernel(void)
     return done;
 }
 
+static void note_end(void)
+{
+    ended = true;
+}
+
+/* The program's Python ends before the process does: what the process's end needs of it happens as it ends. */
+static bool finish_with_python(void)
+{
+    PyObject *module = PyImport_ImportModule("atexit"), *result = NULL;
+
+    if (module) {
+        result = PyObject_CallMethod(module, "register", "Oiiii", functions[SWTDX_FINISH], 0, 0, 0, 0);
+    }
+    if (!result) {
+        PyErr_Print();
+    }
+    Py_XDECREF(result);
+    Py_XDECREF(module);
+    return result && !Py_AtExit(note_end);
+}
+
 __attribute__((visibility("default")))
 const struct swtdx_bridge *swtdx_bridge_start(const struct swtdx_program *given)
 {
@@ -222,7 +257,7 @@ const struct swtdx_bridge *swtdx_bridge_start(const struct swtdx_program *given)
         known = true; /* the main thread state of the interpreter is this thread's for good */
     }
     state = PyGILState_Ensure();
-    done = load_kernel();
+    done = load_kernel() && (!resident || finish_with_python());
     PyGILState_Release(state);
     return done ? &bridge : NULL;
 }

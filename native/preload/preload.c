@@ -14,6 +14,7 @@
  */
 #include "preload.h"
 #include <fcntl.h>
+#include <link.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 #include <signal.h>
@@ -170,11 +171,41 @@ __attribute__((destructor)) static void finish(void)
     }
 }
 
+/* The C library's name of an object that holds a Python, say /usr/lib/libpython3.11.so.1.0. */
+static int is_libpython(struct dl_phdr_info *object, size_t size, void *found)
+{
+    const char *slash = strrchr(object->dlpi_name, '/');
+
+    (void)size;
+    if (slash && !strncmp(slash, "/libpython3.", 12)) { /* and not libpython3.so, which holds nothing */
+        *(const char **)found = object->dlpi_name;
+        return strncmp(slash, "/libpython3.so", 14);
+    }
+    return 0;
+}
+
+/*
+ * The Python that the program has: its executable's, its library's, or one that it loaded for itself alone. That one is
+ * made global, for two Pythons in one process would use each other's functions. NULL if it has none.
+ */
+static const char *program_python(void)
+{
+    const char *(*version)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
+    const char *path = NULL;
+    void *object;
+
+    if (!version && dl_iterate_phdr(is_libpython, &path)) {
+        object = dlopen(path, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+        version = object ? (const char *(*)(void))dlsym(object, "Py_GetVersion") : NULL;
+    }
+    return version ? version() : NULL;
+}
+
 /* libpython of the version that the bridge was built for: the program's own, or one to be loaded. */
 static bool load_python(void)
 {
-    const char *(*version)(void) = (const char *(*)(void))dlsym(RTLD_DEFAULT, "Py_GetVersion");
     char wanted[16], path[PATH_MAX];
+    const char *has;
     size_t length;
 
     if (!setting("version", wanted, sizeof(wanted)) || !setting("libpython", path, sizeof(path))) {
@@ -182,18 +213,20 @@ static bool load_python(void)
         return false;
     }
     length = strlen(wanted);
-    if (!version) {
+    has = program_python();
+    if (!has) {
         if (dlopen(path, RTLD_NOW | RTLD_GLOBAL)) { /* global: Python's own extension modules look there for it */
             return true;
         }
         say("swtdx: exec: %s", dlerror());
         return false;
     }
-    if (!strncmp(version(), wanted, length) && (version()[length] == '.' || version()[length] == '+')) {
+    if (!strncmp(has, wanted, length) && (has[length] == '.' || has[length] == '+') && !strstr(has, "free-threading")) {
         return true;
     }
-    say("swtdx: exec: this program runs Python %.*s, but swtdx is installed for Python %s: install swtdx for the "
-        "program's Python, or run the program with Python %s", (int)strcspn(version(), " "), version(), wanted, wanted);
+    say("swtdx: exec: this program runs Python %.*s%s, but swtdx is installed for Python %s: start it with 'swtdx exec "
+        "--front-end notify', or install swtdx for the program's Python", (int)strcspn(has, " "), has,
+        strstr(has, "free-threading") ? " without a global lock" : "", wanted);
     return false;
 }
 

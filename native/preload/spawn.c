@@ -67,99 +67,248 @@ static bool host_kvm_is_in_reach(void)
            !(setting("host", allowed, sizeof(allowed)) && *allowed == '1');
 }
 
-static bool quiet(void)
+/* The first bytes of a file, in `head`; their number, 0 if it cannot be read. */
+static size_t read_head(const char *path, unsigned char *head, size_t size)
 {
-    char value[8];
+    long got, fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
 
-    return setting("quiet", value, sizeof(value)) && *value == '1';
+    if (fd < 0) {
+        return 0;
+    }
+    got = RAW(SYS_read, fd, head, size - 1);
+    RAW(SYS_close, fd);
+    head[got < 0 ? 0 : got] = 0;
+    return got < 0 ? 0 : got;
 }
 
-/* Whether a file is an executable that does not load us: a static one, or one for another libc. */
-static bool out_of_reach(const char *path)
+/* Whether the file is a Python of a version that the kernel cannot share, by the name that its links lead to. */
+static bool other_python(const char *path)
 {
-    union {
-        unsigned char bytes[4096];
-        Elf64_Ehdr header;
-    } file;
-    const Elf64_Phdr *segment;
-    long fd, got;
-    int i;
+    char link[64], target[PATH_MAX], wanted[16], *name;
+    long length, fd = RAW(SYS_openat, AT_FDCWD, path, O_PATH | O_CLOEXEC);
 
-    fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
         return false;
     }
-    got = RAW(SYS_read, fd, &file, sizeof(file) - 1);
+    snprintf(link, sizeof(link), "/proc/self/fd/%ld", fd);
+    length = RAW(SYS_readlinkat, AT_FDCWD, link, target, sizeof(target) - 1);
     RAW(SYS_close, fd);
-    if (got < (long)sizeof(file.header) || memcmp(file.bytes, ELFMAG, SELFMAG) || file.header.e_machine != EM_X86_64) {
+    target[length < 0 ? 0 : length] = 0;
+    name = strrchr(target, '/');
+    if (!name || strncmp(name, "/python", 7) || !setting("version", wanted, sizeof(wanted))) {
         return false;
     }
-    file.bytes[got] = 0;
-    for (i = 0; i < file.header.e_phnum; i++) {
-        uint64_t at = file.header.e_phoff + i * sizeof(*segment);
-
-        if (at + sizeof(*segment) > (uint64_t)got) {
-            return false;
-        }
-        segment = (const Elf64_Phdr *)(file.bytes + at);
-        if (segment->p_type == PT_INTERP) {
-            return segment->p_offset < (uint64_t)got && strstr((const char *)file.bytes + segment->p_offset, "ld-musl");
-        }
-    }
-    return !strstr(path, "/ld-linux"); /* the loader itself: what it loads can be reached */
+    name += 7;
+    length = strspn(name, "0123456789.");
+    return memchr(name, '.', length) && (!name[length] || !strcmp(name + length, "t")) && strcmp(name, wanted);
 }
 
-/*
- * A program that does not load us sees the machine's own /dev/kvm, where there is one for it. That must not happen in
- * silence. False if the program must not be executed: the library is gone, as in a chroot(), so nothing would load us.
- */
-static bool may_execute(const char *path)
+/* Whether an executable does not load us: a static one, one for another libc, Go's, a Python of another version. */
+static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t got)
 {
-    if (!*library || !host_kvm_is_in_reach()) {
-        return true;
+    const Elf64_Ehdr *header = (const Elf64_Ehdr *)head;
+    bool interpreted = false;
+    int i;
+
+    if (got < sizeof(*header) || header->e_machine != EM_X86_64) {
+        return false;
     }
-    if (RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
+    for (i = 0; i < header->e_phnum; i++) {
+        uint64_t at = header->e_phoff + i * sizeof(Elf64_Phdr);
+        const Elf64_Phdr *segment = (const Elf64_Phdr *)(head + at);
+
+        if (at + sizeof(*segment) > got) {
+            return false;
+        }
+        if (segment->p_type == PT_INTERP) {
+            if (segment->p_offset >= got || strstr((const char *)head + segment->p_offset, "ld-musl")) {
+                return segment->p_offset < got;
+            }
+            interpreted = true;
+        }
+        if (segment->p_type == PT_NOTE && segment->p_offset + 16 <= got &&
+            !memcmp(head + segment->p_offset + 12, "Go\0", 4)) {
+            return true;
+        }
+    }
+    return interpreted ? other_python(path) : !strstr(path, "/ld-linux"); /* the loader: what it loads is in reach */
+}
+
+#define HEAD 4096
+#define MOST_SCRIPTS 4 /* the kernel's limit of interpreters of interpreters */
+
+static bool out_of_reach(const char *path)
+{
+    unsigned char head[HEAD] __attribute__((aligned(8)));
+    char interpreter[PATH_MAX];
+    size_t got, from, length;
+    int depth;
+
+    for (depth = 0; depth <= MOST_SCRIPTS; depth++) {
+        got = read_head(path, head, sizeof(head));
+        if (got >= SELFMAG && !memcmp(head, ELFMAG, SELFMAG)) {
+            return elf_out_of_reach(path, head, got);
+        }
+        if (got < 3 || memcmp(head, "#!", 2)) {
+            return false;
+        }
+        from = 2 + strspn((char *)head + 2, " \t");
+        length = strcspn((char *)head + from, " \t\n");
+        if (length >= sizeof(interpreter)) {
+            return false;
+        }
+        memcpy(interpreter, head + from, length);
+        interpreter[length] = 0;
+        path = interpreter;
+    }
+    return false;
+}
+
+/* A program that does not find us sees the machine's own /dev/kvm, where there is one for it: refused. */
+static bool library_is_here(const char *path)
+{
+    if (host_kvm_is_in_reach() && RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
         say("swtdx: exec: %s cannot be read here, so %s would get this machine's own /dev/kvm: not executed. Make the "
             "file available, or run 'swtdx exec --allow-host-kvm'", library, path);
         return false;
     }
-    if (out_of_reach(path) && !quiet()) {
-        say("swtdx: exec: %s is linked statically or for another libc: if it opens /dev/kvm, it gets this machine's own, "
-            "not the emulated one", path);
-    }
     return true;
 }
 
-static int execute(const char *path, char *const argv[], char *const envp[])
+/* Of `file`, a name without a slash, the file that execvp() finds. As the name is if there is none. */
+static const char *search(const char *file, char *path, size_t size)
 {
-    char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
+    const char *from = getenv("PATH"), *end;
 
-    if (!may_execute(path)) {
+    if (strchr(file, '/')) {
+        return file;
+    }
+    for (from = from ? from : "/bin:/usr/bin"; from; from = *end ? end + 1 : NULL) {
+        end = strchrnul(from, ':');
+        if (snprintf(path, size, "%.*s%s%s", (int)(end - from), from, end == from ? "" : "/", file) < (int)size &&
+            !RAW(SYS_faccessat, AT_FDCWD, path, X_OK)) {
+            return path;
+        }
+    }
+    return file;
+}
+
+/* A program as it is to be executed. All of it is the caller's: nothing is allocated. */
+struct execution {
+    const char *path;
+    char *const *argv;
+    char *const *envp;
+    char **room_argv, **room_envp; /* for entries() of the program's, and BEFORE or 2 more */
+    char text[2 * PATH_MAX], found[PATH_MAX], python[PATH_MAX];
+};
+
+enum { BEFORE = 8 }; /* words in front of the program's arguments */
+#define ROOM(execution, argv, envp) \
+    (execution)->room_argv = alloca((entries(argv) + BEFORE + 1) * sizeof(char *)); \
+    (execution)->room_envp = alloca((entries(envp) + 2) * sizeof(char *));
+
+/* The environment without the library: what has it would answer for the server. */
+static char *const *without_library(char *const envp[], struct execution *to)
+{
+    const char *from, *end;
+    size_t i, n = 0, used;
+
+    for (i = 0; envp && envp[i]; i++) {
+        if (strncmp(envp[i], PRELOAD, sizeof(PRELOAD) - 1)) {
+            to->room_envp[n++] = envp[i];
+            continue;
+        }
+        used = 0;
+        for (from = envp[i] + sizeof(PRELOAD) - 1; *from; from = *end ? end + 1 : end) {
+            size_t length = (end = from + strcspn(from, ": ")) - from;
+
+            if (length && (length != strlen(library) || memcmp(from, library, length)) &&
+                used + length + sizeof(PRELOAD) + 1 < sizeof(to->text)) {
+                used += sprintf(to->text + used, "%s%.*s", used ? ":" : PRELOAD, (int)length, from);
+            }
+        }
+        if (used) {
+            to->room_envp[n++] = to->text;
+        }
+    }
+    to->room_envp[n] = NULL;
+    return to->room_envp;
+}
+
+/* What is out of reach is executed below a server of the second front end, which the command's Python becomes. */
+static void hand_over(struct execution *to, char *const argv[], char *const envp[])
+{
+    size_t i, n = 0;
+
+    to->room_argv[n++] = to->python;
+    to->room_argv[n++] = "-I";
+    to->room_argv[n++] = "-m";
+    to->room_argv[n++] = "swtdx.exec.below";
+    to->room_argv[n++] = settings;
+    to->room_argv[n++] = (char *)to->path;
+    for (i = 0; argv && argv[i]; i++) {
+        to->room_argv[n++] = argv[i];
+    }
+    to->room_argv[n] = NULL;
+    to->argv = to->room_argv;
+    to->envp = without_library(envp, to);
+    to->path = to->python;
+}
+
+/* False if the program must not be executed; why has been said. */
+static bool prepare(struct execution *to, const char *file, char *const argv[], char *const envp[])
+{
+    char allowed[8];
+
+    to->path = search(file, to->found, sizeof(to->found));
+    to->argv = argv;
+    to->envp = envp;
+    if (!*library) {
+        return true;
+    }
+    if (!library_is_here(to->path)) {
+        return false;
+    }
+    if (!RAW(SYS_faccessat, AT_FDCWD, to->path, X_OK) && out_of_reach(to->path) &&
+        !(setting("host", allowed, sizeof(allowed)) && *allowed == '1')) {
+        if (!setting("python", to->python, sizeof(to->python)) || RAW(SYS_faccessat, AT_FDCWD, to->python, X_OK)) {
+            say("swtdx: exec: %s cannot be served here, and would get this machine's own /dev/kvm: not executed", to->path);
+            return false;
+        }
+        hand_over(to, argv, envp);
+        return true;
+    }
+    to->envp = with_library(envp, to->room_envp, to->text, sizeof(to->text));
+    return true;
+}
+
+typedef int execute_fn(const char *, char *const[], char *const[]);
+
+static int execute(execute_fn *next, const char *path, char *const argv[], char *const envp[])
+{
+    struct execution to;
+
+    ROOM(&to, argv, envp);
+    if (!prepare(&to, path, argv, envp)) {
         errno = EACCES;
         return -1;
     }
-    return NEXT(execve)(path, argv, (char **)with_library(envp, room, text, sizeof(text)));
+    return next(to.path, to.argv, to.envp);
 }
 
 EXPORT int execve(const char *path, char *const argv[], char *const envp[])
 {
-    return execute(path, argv, envp);
+    return execute(NEXT(execve), path, argv, envp);
 }
 
 EXPORT int execv(const char *path, char *const argv[])
 {
-    return execute(path, argv, environ);
+    return execute(NEXT(execve), path, argv, environ);
 }
 
 EXPORT int execvpe(const char *file, char *const argv[], char *const envp[])
 {
-    char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
-
-    if (!may_execute(file)) {
-        errno = EACCES;
-        return -1;
-    }
-    return NEXT(execvpe)(file, argv, (char **)with_library(envp, room, text, sizeof(text)));
+    return execute(NEXT(execvpe), file, argv, envp);
 }
 
 EXPORT int execvp(const char *file, char *const argv[])
@@ -167,20 +316,40 @@ EXPORT int execvp(const char *file, char *const argv[])
     return execvpe(file, argv, environ);
 }
 
+/* A file that has a name below /proc for as long as it is open; the server is this process, and it inherits that. */
+static int execute_at(int dirfd, const char *path, char *const argv[], char *const envp[], int flags)
+{
+    char name[PATH_MAX + 64];
+    struct execution to;
+
+    if (flags & AT_EMPTY_PATH && !*path) {
+        snprintf(name, sizeof(name), "/proc/self/fd/%d", dirfd);
+    } else if (*path == '/' || dirfd == AT_FDCWD) {
+        snprintf(name, sizeof(name), "%s", path);
+    } else {
+        snprintf(name, sizeof(name), "/proc/self/fd/%d/%s", dirfd, path);
+    }
+    ROOM(&to, argv, envp);
+    if (!prepare(&to, name, argv, envp)) {
+        errno = EACCES;
+        return -1;
+    }
+    if (to.path == to.python) {
+        RAW(SYS_fcntl, dirfd, F_SETFD, 0);
+        return NEXT(execve)(to.path, to.argv, to.envp);
+    }
+    errno = -RAW(SYS_execveat, dirfd, path, argv, to.envp, flags);
+    return -1;
+}
+
 EXPORT int fexecve(int fd, char *const argv[], char *const envp[])
 {
-    char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
-
-    return NEXT(fexecve)(fd, argv, (char **)with_library(envp, room, text, sizeof(text)));
+    return execute_at(fd, "", argv, envp, AT_EMPTY_PATH);
 }
 
 EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const envp[], int flags)
 {
-    char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
-    long result = RAW(SYS_execveat, dirfd, path, argv, with_library(envp, room, text, sizeof(text)), flags);
-
-    errno = -result;
-    return -1;
+    return execute_at(dirfd, path, argv, envp, flags);
 }
 
 /* The list of arguments of execl() and its kin, on the stack. */
@@ -205,7 +374,7 @@ EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const
 EXPORT int execl(const char *path, const char *first, ...)
 {
     LISTED(first, )
-    return execute(path, argv, environ);
+    return execve(path, argv, environ);
 }
 
 EXPORT int execlp(const char *file, const char *first, ...)
@@ -218,7 +387,7 @@ EXPORT int execle(const char *path, const char *first, ...)
 {
     char *const *envp;
     LISTED(first, envp = va_arg(list, char *const *);)
-    return execute(path, argv, envp);
+    return execve(path, argv, envp);
 }
 
 typedef int spawn_fn(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],
@@ -227,12 +396,13 @@ typedef int spawn_fn(pid_t *, const char *, const posix_spawn_file_actions_t *, 
 static int spawn(spawn_fn *next, pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
                  const posix_spawnattr_t *attributes, char *const argv[], char *const envp[])
 {
-    char **room = alloca((entries(envp) + 2) * sizeof(*room)), text[2 * PATH_MAX];
+    struct execution to;
 
-    if (!may_execute(file)) {
+    ROOM(&to, argv, envp);
+    if (!prepare(&to, file, argv, envp)) {
         return EACCES;
     }
-    return next(pid, file, actions, attributes, argv, with_library(envp, room, text, sizeof(text)));
+    return next(pid, to.path, actions, attributes, to.argv, to.envp);
 }
 
 EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,

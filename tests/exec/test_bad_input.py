@@ -138,15 +138,6 @@ def test_a_script_is_looked_at_by_its_interpreter(swtdx_exec: Run, opener: Calla
     refused(swtdx_exec(script), 127, "/no/such/interpreter")
 
 
-def test_a_static_program_started_by_a_shell_is_reported(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
-    """Where the machine has a /dev/kvm for us, nothing gets at it in silence."""
-    program = opener("-static")
-    done = swtdx_exec("sh", "-c", f"{program}; true")
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        assert "linked statically" in done.stderr
-        assert done.stderr.count("\n") == 1
-
-
 def test_options(swtdx_exec: Run) -> None:
     for options, words in {
         ("--memory", "much"): "--memory",

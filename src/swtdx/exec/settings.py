@@ -94,7 +94,11 @@ class Settings:
         """What `write` has written. Raises OSError, ValueError."""
         with open(os.path.join(directory, "settings"), encoding="utf-8") as file:
             lines = dict(line.rstrip("\n").split("=", 1) for line in file)
-        return cls(**json.loads(lines["machine"]))
+        root = Path(directory) / "files"
+        files = {
+            f"/{path.relative_to(root)}": path.read_text(encoding="utf-8") for path in root.rglob("*") if path.is_file()
+        }
+        return cls(**json.loads(lines["machine"]), files=files)
 
 
 def _is_ours(directory: Path) -> bool:
