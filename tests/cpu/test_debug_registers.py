@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from swtdx.cpu.vmx import ExitReason, Segment
-from tests.cpu.guest import CODE, Guest
+from tests.cpu.guest import CODE, Guest, assemble
 
 DB = 1
 DATA = 0x80000
@@ -158,3 +158,25 @@ def test_two_virtual_cpus_have_their_own_breakpoints() -> None:
     arm(watched, 0, DATA, WRITE)
     assert other.run() == ExitReason.HLT
     assert stopped(watched)[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "length", "shadow"),
+    [
+        ("mov ss, ecx", 2, True),
+        ("mov ss, word ptr [rsi]", 2, True),
+        ("mov ds, ecx", 2, False),
+        ("sti", 1, False),
+    ],
+)
+def test_a_single_step_passes_over_what_follows_a_load_of_ss_alone(source: str, length: int, *, shadow: bool) -> None:
+    """SDM volume 3, "Masking Exceptions ... When Switching Stacks": MOV SS inhibits #DB too; STI does not."""
+    start = "push 0x302\n mov ecx, 0x18\n mov esi, 0x90100\n mov word ptr [rsi], 0x18\n popfq\n nop\n"
+    guest = Guest(f"{start} {source}\n inc eax\n inc eax\n hlt")
+    guest.context.exception_bitmap = 1 << DB
+    places = []
+    while guest.run() == ExitReason.EXCEPTION_NMI:
+        places.append((guest.context.rip - CODE, guest.context.gpr[0]))
+    before = len(assemble(start))
+    every = [(before, 0), (before + length, 0), (before + length + 2, 1), (before + length + 4, 2)]
+    assert places == [every[0], *every[1 + shadow :]]
