@@ -200,7 +200,7 @@ host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned 
             return NULL;
         }
         if (!__atomic_compare_exchange_n(slot, &table, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            free(fresh); /* somebody else was faster */
+            free(fresh); /* another thread was faster */
         } else {
             table = fresh;
         }

@@ -151,7 +151,7 @@ static bool start_interpreter(void)
         return false;
     }
     PyConfig_InitIsolatedConfig(&config);
-    config.write_bytecode = 0; /* the installation may belong to somebody else */
+    config.write_bytecode = 0; /* the installation may belong to another user */
     config.install_signal_handlers = 0;
     status = PyConfig_SetBytesString(&config, &config.program_name, python); /* from it follow its paths */
     if (!PyStatus_Exception(status)) {

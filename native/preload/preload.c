@@ -512,7 +512,7 @@ static bool remember(uintptr_t start, uintptr_t object, size_t pages)
 }
 
 /* The kernel lets a mapping go. The pages stay: the program is about to unmap or replace them itself, and in between
- * nobody may be given their addresses. */
+ * no caller may be given their addresses. */
 static void let_go(const struct mapping *mapping)
 {
     kept = mapping->object;

@@ -47,7 +47,7 @@ static void set_action(int number, const struct sigaction *action)
     uint64_t all = ~0ull, mask;
     uint32_t version;
 
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask)); /* a handler of ours would wait for us for ever */
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask)); /* a handler of ours would wait for us without end */
     do {
         version = __atomic_load_n(&versions[number], __ATOMIC_RELAXED) & ~1u;
     } while (!__atomic_compare_exchange_n(&versions[number], &version, version + 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));

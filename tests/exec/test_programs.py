@@ -130,7 +130,7 @@ spinning: EINTR, exit 10
 handled: 1
 KVM_RUN had ended when the handler ran: 1
 soon: 1
-and goes on: exit 2
+and continues: exit 2
 """,
     "hlt": """\
 in HLT: EINTR, exit 10

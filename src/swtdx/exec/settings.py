@@ -86,7 +86,7 @@ class Settings:
         except OSError:  # another one was quicker
             shutil.rmtree(made, ignore_errors=True)
         if not _is_ours(directory):
-            raise ExecError(f"{directory} belongs to somebody else or is not complete: remove it")
+            raise ExecError(f"{directory} belongs to another user or is not complete: remove it")
         return directory
 
     @classmethod

@@ -57,7 +57,7 @@ class Telling:
             text += "; further failures are not reported (swtdx exec --trace FILE keeps all)"
         try:
             os.write(_STDERR, f"swtdx: {text}\n".encode("utf-8", "replace"))
-        except OSError:  # nobody listens
+        except OSError:  # the reader is gone
             return
 
     def _command(self, argument: int) -> str:

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A program that does all it can to upset whoever serves it: wild pointers and numbers, descriptors closed under running
+/* A program that does all it can to upset its server: wild pointers and numbers, descriptors closed under running
  * calls, memory taken away, threads and processes killed. After each round it waits for a line, and then shows that a
  * guest still runs. */
 #include "kvm.h"

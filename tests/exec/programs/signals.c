@@ -58,7 +58,7 @@ static void ends_run(void)
     SHOW("KVM_RUN had ended when the handler ran", reason_seen == KVM_EXIT_INTR);
     SHOW("soon", seconds() - sent < 0.2);
     START(&m, 0x1000, OUT_HLT);
-    printf("and goes on: %s\n", run(&m));
+    printf("and continues: %s\n", run(&m));
 }
 
 static void in_hlt(void)

@@ -157,7 +157,7 @@ static void threads(void)
     SHOW("exits", all);
 }
 
-/* A daemon stays when the command ends, and goes on by itself. */
+/* A daemon stays when the command ends, and continues alone. */
 static void daemonised(const char *file)
 {
     if (!fork()) {

@@ -144,7 +144,7 @@ class ProgramMm(Mm):
         """Whether any process has it still."""
         try:
             return os.pread(self._memory, 1, 0x1000) != b""
-        except OSError:  # nothing is mapped there, but somebody could
+        except OSError:  # nothing is mapped there, but something could be
             return True
 
     def is_of(self, pid: int) -> bool:

@@ -148,7 +148,7 @@ def _attend(listener: Listener, background: Background, program: int, writing: i
 
 
 def _go_to_background() -> None:
-    """The command ends before the programs do: keep nothing open that somebody waits for the end of."""
+    """The command ends before the programs do: keep nothing open whose end another process waits for."""
     null = os.open(os.devnull, os.O_RDWR)
     for fd in range(3):
         os.dup2(null, fd)

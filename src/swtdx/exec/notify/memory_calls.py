@@ -3,7 +3,7 @@
 
 Where guests use the memory, the call is made in the program's name, so that the kernel can be told before and after
 (KVM's MMU notifier); it is left to the machine's kernel otherwise. Two calls are different: a mapping of a vCPU shows
-the VM's ring, and MADV_DONTNEED of memory that was moved makes zeros of it, since the program believes it is private.
+the VM's ring, and MADV_DONTNEED of memory that was moved makes zeros of it, since the program takes it for private.
 """
 
 from __future__ import annotations

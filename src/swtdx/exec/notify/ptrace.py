@@ -63,7 +63,7 @@ class Thread:
     """A thread that we trace."""
 
     def __init__(self, tid: int) -> None:
-        """Seize it and ask it to stop. Raises OSError: EPERM if somebody else traces it, ESRCH."""
+        """Seize it and ask it to stop. Raises OSError: EPERM if another process traces it, ESRCH."""
         self.tid = tid
         self.stopped = False
         self._signal = 0  # one that it was about to get

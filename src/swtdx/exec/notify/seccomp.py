@@ -166,7 +166,7 @@ class _Program(ctypes.Structure):
 
 
 def install(rules: tuple[Rule, ...]) -> int:
-    """Stop these calls of the calling thread and all that it forks, for ever. The listener's descriptor.
+    """Stop these calls of the calling thread and all that it forks, to their end. The listener's descriptor.
 
     Raises OSError: EBUSY if the caller's calls are listened to already, EINVAL before Linux 5.19, EACCES.
     """
@@ -198,7 +198,7 @@ def available() -> str:
 
 
 class Listener:
-    """The server's end. The receiver (native/notify) receives; whoever serves a call answers it."""
+    """The server's end. The receiver (native/notify) receives; the thread that serves a call answers it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -212,7 +212,7 @@ class Listener:
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def answer(self, to: Notification, result: int) -> bool:
-        """Let the call return ``result``, -errno if it failed. False if nobody waits any more."""
+        """Let the call return ``result``, -errno if it failed. False if the caller does not wait any more."""
         response = to.response(result, 0, 0) if result >= 0 else to.response(0, result, 0)
         return bool(_ioctl(self.fd, _NOTIF_SEND, response) == 0)
 

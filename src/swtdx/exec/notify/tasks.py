@@ -76,7 +76,7 @@ class Tasks:
     def get(self, tid: int, *, fresh: bool = False) -> Task:
         """The thread ``tid``, whose call has arrived; from now on this thread of ours serves it.
 
-        ``fresh``: do not believe what is known of that number. Raises OSError if it is gone.
+        ``fresh``: do not rely on what is known of that number. Raises OSError if it is gone.
         """
         task = self._tasks.get(tid)
         if task is None or fresh or task.mm.suspect:
