@@ -7,8 +7,8 @@ checksums to make (QEMU, docs/specs; edk2, OvmfPkg/AcpiPlatformDxe).  Without fi
 
 What the tables say is what this board is: interrupts go to the I/O APIC in user space, which for a TD never hears an
 end of interrupt (the TDX module does not let KVM intercept it), so no line is described as level-triggered there; SMM
-does not exist and ACPI mode is always on; there is no keyboard controller to probe for.  A TD's firmware adds its wake-up
-mailbox for processors to the MADT; where a TD has no firmware, `build` is told where the mailbox is.
+does not exist and ACPI mode is always on; there is no keyboard controller to probe for.  A TD's firmware adds its
+wake-up mailbox for processors to the MADT; where a TD has no firmware, `build` is told where the mailbox is.
 """
 
 from __future__ import annotations
