@@ -74,6 +74,16 @@ void swtdx_cpu_free(swtdx_cpu *cpu)
     }
 }
 
+/*
+ * The flags that TCG derives from the state. It adds TF, IOPL and VM of RFLAGS to them when it looks for a block, so they
+ * must not be here as well: the guest's own changes of RFLAGS would not clear them, and every block would single-step.
+ */
+static void update_hflags(CPUX86State *env)
+{
+    x86_update_hflags(env);
+    env->hflags &= ~(HF_TF_MASK | HF_IOPL_MASK | HF_VM_MASK);
+}
+
 static CPUX86State *load(swtdx_cpu *cpu)
 {
     swtdx_acquire(cpu->engine);
@@ -168,7 +178,7 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
         cpu->exit_rip = cpu->rip; /* the shadow covers the instruction at RIP */
         break;
     }
-    x86_update_hflags(env);
+    update_hflags(env);
     if (flush) {
         tlb_flush(env_cpu(env));
     }
@@ -226,7 +236,7 @@ void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segmen
         }
         cache->flags &= ~(TSS_BUSY << 8);
     }
-    x86_update_hflags(env);
+    update_hflags(env);
     swtdx_release(cpu->engine);
 }
 
@@ -274,7 +284,7 @@ static bool set_msr(CPUX86State *env, uint32_t index, uint64_t value)
         *plain = value;
     } else if (index == MSR_EFER) {
         env->efer = value & ~(uint64_t)MSR_EFER_SVME;
-        x86_update_hflags(env);
+        update_hflags(env);
         tlb_flush(env_cpu(env));
     } else if (index == MSR_IA32_SYSENTER_CS) {
         env->sysenter_cs = value;

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from swtdx.cpu.vmx import ExitReason, Segment
-from tests.cpu.guest import CODE, Guest, assemble
+from tests.cpu.guest import CODE, IDT, Guest, assemble
 
 DB = 1
 DATA = 0x80000
@@ -180,3 +182,19 @@ def test_a_single_step_passes_over_what_follows_a_load_of_ss_alone(source: str, 
     before = len(assemble(start))
     every = [(before, 0), (before + length, 0), (before + length + 2, 1), (before + length + 4, 2)]
     assert places == [every[0], *every[1 + shadow :]]
+
+
+TF = 1 << 8
+HANDLER_CODE = 0x9000
+
+
+def test_a_handler_does_not_step_after_the_vmm_wrote_state_while_tf_was_set() -> None:
+    """Delivery clears TF (SDM volume 3, 6.12.1.3), also where the VMM loaded RFLAGS with TF set."""
+    guest = Guest("nop; nop; hlt")
+    guest.memory.write(IDT + 16 * DB, struct.pack("<HHBBHII", HANDLER_CODE, 0x10, 0, 0x8E, 0, 0, 0))
+    guest.memory.write(HANDLER_CODE, bytes.fromhex("909090f4"))
+    guest.context.rflags = 2 | TF
+    stack = guest.context.gpr[4]
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.rip in (HANDLER_CODE + 3, HANDLER_CODE + 4)
+    assert stack - guest.context.gpr[4] <= 48, "one #DB, not one for each instruction of the handler"

@@ -275,3 +275,12 @@ def test_descriptor_tables_in_user_pages_fault_under_smap_whatever_ac() -> None:
     guest.context.exception_bitmap = 1 << 14
     assert guest.run() == ExitReason.EXCEPTION_NMI
     assert guest.context.exit_qualification == USER_CODE + 0x1000 + SELECTOR_DATA
+
+
+def test_iopl_that_the_guest_lowers_is_lowered_after_the_vmm_wrote_state() -> None:
+    """CLI in ring 3 is #GP where CPL > IOPL (SDM volume 2, CLI), also if the VMM loaded a higher IOPL."""
+    guest = TwoLevels(RETURNS["iret"].replace("mov r8d, 1", "cli\n mov r8d, 1"), user=False, origin=USER_CODE)
+    guest.context.rflags = 2 | 3 << 12
+    guest.context.exception_bitmap = 1 << GP
+    assert guest.run() == ExitReason.EXCEPTION_NMI
+    assert guest.context.gpr[R8] == 0
