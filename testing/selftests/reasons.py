@@ -13,8 +13,9 @@ _PORTS = (
     "SIGSEGV: the same on hardware."
 )
 _MOV_SS = (
-    "A fault of the engine: #DB for a data breakpoint that MOV SS hits comes before the next instruction, not after it "
-    "(SDM volume 3, 6.8.3). The likely place is MOV SS; SYSCALL, where the test makes RSP non-canonical."
+    "Probably a fault of the engine (not confirmed by a trace): #DB for a data breakpoint that MOV SS hits comes "
+    "before the next instruction, not after it (SDM volume 3, 6.8.3). The likely place is MOV SS; SYSCALL, where "
+    "the test makes RSP non-canonical."
 )
 _LAM = "The processor has no linear-address masking (CPUID), and Debian's kernel no CONFIG_ADDRESS_MASKING."
 _AMX = "The processor has no AMX (CPUID leaf 7)."
