@@ -26,6 +26,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef KVM_CREATE_GUEST_MEMFD /* headers before Linux 6.8 */
@@ -33,7 +34,7 @@
 #endif
 #define DESCRIPTORS (1 << 20)
 #define KVM_DEVICE makedev(10, 232)
-enum kind { NOT_OURS, DEVICE, OURS };
+enum kind { NOT_OURS, DEVICE, OURS, STATISTICS };
 
 __thread bool inside __attribute__((tls_model("initial-exec")));
 static __thread uint64_t program_mask __attribute__((tls_model("initial-exec")));
@@ -346,7 +347,7 @@ static int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
     }
     result = kernel(SWTDX_IOCTL, fd, (uint32_t)request, argument, 0);
     if (result >= 0 && creates_descriptor(request)) {
-        mark(result, OURS);
+        mark(result, request == KVM_GET_STATS_FD ? STATISTICS : OURS);
     }
     return answer(result);
 }
@@ -475,6 +476,38 @@ EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length)
 {
     return fallocate(fd, mode, offset, length);
 }
+
+ssize_t __read_chk(int fd, void *to, size_t size, size_t room); /* what read() is with _FORTIFY_SOURCE */
+
+/* Of KVM's files only statistics can be read, and none can be written, whatever the size: the error, 0 for none. VMs and
+ * vCPUs have no position either, where the device has one. */
+static int no_transfer(int fd, bool reads, bool at)
+{
+    if (!unlikely(ours(fd)) || inside || (reads && kinds[fd] == STATISTICS)) {
+        return 0;
+    }
+    if (kinds[fd] == STATISTICS && !at) {
+        return -EBADF; /* open for reading only */
+    }
+    return at && kinds[fd] != DEVICE ? -ESPIPE : -EINVAL;
+}
+
+#define TRANSFER(name, reads, positional, parameters, ...) \
+    EXPORT ssize_t name parameters \
+    { \
+        int error = no_transfer(fd, reads, positional); \
+        return error ? answer(error) : NEXT(name)(__VA_ARGS__); \
+    }
+
+TRANSFER(read, true, false, (int fd, void *to, size_t size), fd, to, size)
+TRANSFER(__read_chk, true, false, (int fd, void *to, size_t size, size_t room), fd, to, size, room)
+TRANSFER(readv, true, false, (int fd, const struct iovec *to, int count), fd, to, count)
+TRANSFER(pread, true, true, (int fd, void *to, size_t size, off_t at), fd, to, size, at)
+TRANSFER(pread64, true, true, (int fd, void *to, size_t size, off64_t at), fd, to, size, at)
+TRANSFER(write, false, false, (int fd, const void *from, size_t size), fd, from, size)
+TRANSFER(writev, false, false, (int fd, const struct iovec *from, int count), fd, from, count)
+TRANSFER(pwrite, false, true, (int fd, const void *from, size_t size, off_t at), fd, from, size, at)
+TRANSFER(pwrite64, false, true, (int fd, const void *from, size_t size, off64_t at), fd, from, size, at)
 
 /* ---- mappings ---- */
 
