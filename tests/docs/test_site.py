@@ -133,16 +133,17 @@ def test_links_of_the_readme_lead_somewhere() -> None:
             assert (REPOSITORY / link).exists(), link
 
 
-def test_the_walk_names_functions_that_exist() -> None:
-    """docs/explanation/first-touch.md: every name in its last column is defined somewhere in the source."""
-    text = (REPOSITORY / "docs/explanation/first-touch.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "steps"), [("first-touch", 19), ("one-page-measured", 14), ("one-out", 13)])
+def test_a_walk_names_functions_that_exist(page: str, steps: int) -> None:
+    """Every name in the last column of a walk is defined somewhere in the source."""
+    text = (REPOSITORY / f"docs/explanation/{page}.md").read_text(encoding="utf-8")
     source = "\n".join(
         path.read_text(encoding="utf-8")
         for folder, pattern in (("src", "*.py"), ("src", "*.pyx"), ("native/engine", "*.c"))
         for path in (REPOSITORY / folder).rglob(pattern)
     )
     rows = [line.split(" | ")[-1] for line in text.splitlines() if re.match(r"\| \d+ ", line)]
-    assert len(rows) == 19
+    assert len(rows) == steps
     names = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     for name in names:
         last = name.split(".")[-1].split("/")[-1]
