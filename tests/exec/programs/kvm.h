@@ -68,7 +68,7 @@ static void start_at(struct machine *m, uint64_t rip, const void *code, size_t l
 
 static const char *run(struct machine *m)
 {
-    static char text[64];
+    static __thread char text[64];
 
     if (ioctl(m->vcpu, KVM_RUN, 0L) < 0) {
         snprintf(text, sizeof(text), "%s, exit %u", errno == EINTR ? "EINTR" : strerror(errno), m->run->exit_reason);
