@@ -68,8 +68,10 @@ def test_two_qemus_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def sid() -> Path:
-    """The tree of script/sid-tree; only where it exists, because making it takes root and a network."""
-    tree = Path(os.environ.get("SWTDX_SID", Path.home() / ".cache/swtdx/sid"))
+    """The tree of script/sid-tree, where $SWTDX_SID names one: making it takes root and a network, and a boot minutes."""
+    if not os.environ.get("SWTDX_SID"):
+        pytest.skip("QEMU 11.1 NOT TRIED: script/sid-tree makes a Debian sid tree; set SWTDX_SID to its folder")
+    tree = Path(os.environ["SWTDX_SID"])
     if not (tree / "usr/bin/qemu-system-x86_64").exists():
         pytest.skip(f"no Debian sid tree in {tree}: run script/sid-tree as root")
     return tree
