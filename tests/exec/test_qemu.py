@@ -68,7 +68,7 @@ def test_two_qemus_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def sid() -> Path:
-    """The tree of script/sid-tree, where $SWTDX_SID names one: making it takes root and a network, and a boot minutes."""
+    """The tree of script/sid-tree that $SWTDX_SID names: making it takes root and a network, and each boot minutes."""
     if not os.environ.get("SWTDX_SID"):
         pytest.skip("QEMU 11.1 NOT TRIED: script/sid-tree makes a Debian sid tree; set SWTDX_SID to its folder")
     tree = Path(os.environ["SWTDX_SID"])
