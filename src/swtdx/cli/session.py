@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -394,8 +394,6 @@ class _Session:
             if self.gdb is not None:
                 execution = Execution(len(machine.vcpus), stopped=self.options.gdb_wait)
             run = self._run = Run(machine, execution)
-            if self._stops_on_panic:
-                self._halts = HaltCounter(machine.vm, machine.vcpus)
             if self.gdb is not None and execution is not None:
                 debugger.serve(self.gdb, machine, run, execution)
                 stands = ", the machine waits for it" if self.options.gdb_wait else ""
@@ -418,6 +416,8 @@ class _Session:
         self.interruption.act = lambda name: run.finish(Outcome(End.INTERRUPTED, f"the run was interrupted by {name}"))
         try:
             with ExitStack() as attended:
+                if self._stops_on_panic:
+                    self._halts = attended.enter_context(closing(HaltCounter(machine.vm, machine.vcpus)))
                 if self.interactive:
                     self._terminal = attended.enter_context(self._keyboard(run, machine))
                 run.start()
@@ -432,8 +432,6 @@ class _Session:
                     run.finish(_INTERRUPTED)
                 finally:
                     self._stop(run)
-                    if self._halts is not None:
-                        self._halts.close()
         finally:
             self.interruption.act = None
         assert run.outcome is not None

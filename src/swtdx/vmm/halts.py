@@ -2,6 +2,9 @@
 """How often the vCPUs of a machine have halted, by KVM's binary statistics (Documentation/virt/kvm/api.rst, 4.133).
 
 KVM keeps a halted vCPU to itself, so that KVM_RUN does not return for it; the statistics are where it shows.
+
+KVM_GET_STATS_FD takes the vCPU's mutex, as every vCPU ioctl, and KVM_RUN holds that while the guest computes. So the
+descriptors are opened before the vCPUs run; reading them takes no lock.
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ _VALUE_BYTES = 8
 
 
 class HaltCounter:
-    """``total`` of all vCPUs; always 0 on a kernel without statistics. Close it before the vCPUs."""
+    """``total`` of all vCPUs; always 0 on a kernel without statistics.
+
+    Make it before the vCPUs run, and close it before the vCPUs.
+    """
 
     def __init__(self, vm: Vm, vcpus: Sequence[Vcpu]) -> None:
         self._vm = vm
         self._vcpus = vcpus
-        self._files: list[tuple[int, int]] | None = None  # descriptor, offset of the value
+        self._files = self._open()  # descriptor, offset of the value
 
     def total(self) -> int:
         """How many halts there were since the vCPUs were made."""
-        if self._files is None:
-            self._files = self._open()
         return sum(int.from_bytes(os.pread(file, _VALUE_BYTES, at), "little") for file, at in self._files)
 
     def _open(self) -> list[tuple[int, int]]:
@@ -49,7 +53,7 @@ class HaltCounter:
 
     def close(self) -> None:
         """Close the descriptors."""
-        for vcpu, (file, _) in zip(self._vcpus, self._files or (), strict=False):
+        for vcpu, (file, _) in zip(self._vcpus, self._files, strict=False):
             vcpu.kernel.close(file)
         self._files = []
 
