@@ -72,8 +72,8 @@ struct swtdx_exit {
 
 typedef struct swtdx_engine swtdx_engine;
 
-#define SWTDX_PLACES 8
-#define SWTDX_PATIENCE 4 /* spins after which it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait, to be put to sleep */
+#define SWTDX_SPIN_STATES 8
+#define SWTDX_SPIN_LIMIT 4 /* spins after which it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait, to be put to sleep */
 
 typedef struct swtdx_cpu {
     uint64_t gpr[16]; /* RAX RCX RDX RBX RSP RBP RSI RDI R8..R15: current whenever swtdx_run() is not inside */
@@ -96,9 +96,9 @@ typedef struct swtdx_cpu {
     volatile uint32_t kicked, notified;
     uint64_t exit_rip;
     struct swtdx_event delivering;
-    uint64_t places[SWTDX_PLACES]; /* hashes of the registers at the ends of slices since the last exit */
+    uint64_t spin_states[SWTDX_SPIN_STATES]; /* hashes of the registers at the ends of slices since the last exit */
     uint64_t waiting_since; /* ns; not 0 while it wants to run, even if it is called out of the queue in between */
-    uint32_t next_place;
+    uint32_t next_spin_state;
     uint32_t spins; /* ends of slices in a row at which it was where it had been before: it waits for another one */
 } swtdx_cpu;
 

@@ -48,7 +48,7 @@ struct swtdx_engine {
     struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */
     size_t nsnapshots, snapshot_slots;
     uint64_t checked_ns;
-    /* whose turn it is; see swtdx_engine.c */
+    /* whose turn it is; see swtdx_turn.c */
     pthread_mutex_t mutex;
     pthread_cond_t turn;
     bool busy;
@@ -74,9 +74,15 @@ static inline swtdx_cpu *swtdx_current(CPUX86State *env)
     return env->uc->swtdx->current;
 }
 
+static inline bool swtdx_others_wait(const swtdx_engine *engine)
+{
+    return __atomic_load_n(&engine->waiters, __ATOMIC_RELAXED) != NULL;
+}
+
 /* Until swtdx_unguard(), a fault on user memory comes back here as non-zero (as setjmp does: a macro, its frame must live). */
 void swtdx_set_executing(swtdx_engine *engine);
 bool swtdx_is_executing(void);
+void swtdx_catch_host_faults(void);
 #define swtdx_guard(engine) (swtdx_set_executing(engine), sigsetjmp((engine)->host_fault, 0))
 #define swtdx_unguard() swtdx_set_executing(NULL)
 
@@ -106,13 +112,15 @@ void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
 bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 
-
 /* between the engine's own files */
 bool swtdx_canonical(CPUX86State *env, uint64_t address);
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;
 void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu);
 void swtdx_acquire(swtdx_engine *engine);
 void swtdx_release(swtdx_engine *engine);
+bool swtdx_acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu);
+void swtdx_end_turn(swtdx_engine *engine, bool keep_slice);
+void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited);
 int swtdx_walk(swtdx_engine *engine, swtdx_cpu *cpu, uint64_t gpa, uint64_t *entry, uint32_t *prot, bool *shared);
 void swtdx_evaluate_interrupts(swtdx_cpu *cpu, CPUState *cs);
 void swtdx_sync_posted(swtdx_cpu *cpu);

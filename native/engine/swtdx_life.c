@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The engine's life: how the processor is made, what it can do, its state after reset, how it goes.
+ */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "swtdx_internal.h"
+
+#ifndef CODE_BUFFER_BYTES
+#define CODE_BUFFER_BYTES (256u << 20)
+#endif
+
+/* What TCG executes is what src/swtdx/cpu/cpuid.py offers, and all else is #UD, whatever the model TCG was started with. */
+static void offer_features(CPUX86State *env)
+{
+    memset(env->features, 0, sizeof(env->features));
+    env->features[FEAT_1_EDX] = CPUID_FP87 | CPUID_VME | CPUID_DE | CPUID_PSE | CPUID_TSC | CPUID_MSR | CPUID_PAE | CPUID_MCE |
+        CPUID_CX8 | CPUID_APIC | CPUID_SEP | CPUID_MTRR | CPUID_PGE | CPUID_MCA | CPUID_CMOV | CPUID_PAT | CPUID_PSE36 |
+        CPUID_CLFLUSH | CPUID_MMX | CPUID_FXSR | CPUID_SSE | CPUID_SSE2 | CPUID_SS;
+    env->features[FEAT_1_ECX] = CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 | CPUID_EXT_SSE41 |
+        CPUID_EXT_SSE42 | CPUID_EXT_POPCNT | CPUID_EXT_MOVBE | CPUID_EXT_AES | CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC;
+    env->features[FEAT_7_0_EBX] = CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_SMEP | CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX |
+        CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB | CPUID_7_0_EBX_RDSEED;
+    env->features[FEAT_7_0_ECX] = CPUID_7_0_ECX_LA57 | CPUID_7_0_ECX_PKU;
+    env->features[FEAT_8000_0001_EDX] = CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
+    env->features[FEAT_8000_0001_ECX] = CPUID_EXT3_LAHF_LM | CPUID_EXT3_ABM;
+    env->features[FEAT_XSAVE] = CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XGETBV1;
+    env->features[FEAT_XSAVE_COMP_LO] = XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK;
+    env->cpuid_level = 0x24;
+    env->cpuid_vendor1 = CPUID_VENDOR_INTEL_1;
+    env->cpuid_vendor2 = CPUID_VENDOR_INTEL_2;
+    env->cpuid_vendor3 = CPUID_VENDOR_INTEL_3;
+}
+
+/* Only SSE instructions demand an alignment of TCG: 16 bytes. */
+static void QEMU_NORETURN unaligned_access(CPUState *cs, vaddr address, MMUAccessType kind, int mmu_index, uintptr_t retaddr)
+{
+    raise_exception_err_ra(cs->env_ptr, EXCP0D_GPF, 0, retaddr);
+}
+
+/* The state after reset (SDM volume 3, table 10-1): real mode at the reset vector. */
+static void power_on(CPUX86State *env)
+{
+    int i;
+
+    env->hflags = HF_ADDSEG_MASK | HF_GUEST_MASK; /* guest mode is entered once and never left */
+    env->hflags2 = HF2_GIF_MASK;
+    env->efer = 0;
+    memset(env->regs, 0, sizeof(env->regs));
+    memset(env->cr, 0, sizeof(env->cr));
+    env->cr[0] = 0x60000010;
+    env->eip = SWTDX_RESET_RIP;
+    env->vm_vmcb = SWTDX_SCRATCH;
+    for (i = 0; i < 6; i++) {
+        env->segs[i] = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK };
+    }
+    env->segs[R_CS] = (SegmentCache){ .selector = 0xf000, .base = 0xffff0000, .limit = 0xffff,
+        .flags = DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK };
+    env->ldt = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | 2 << DESC_TYPE_SHIFT };
+    env->tr = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | 11 << DESC_TYPE_SHIFT };
+    env->gdt = env->idt = (SegmentCache){ .limit = 0xffff };
+    env->a20_mask = ~0;
+    env->dr[6] = DR6_FIXED_1;
+    env->dr[7] = DR7_FIXED_1;
+    env->xcr0 = XSTATE_FP_MASK;
+    env->pat = 0x0007040600070406ull;
+    env->old_exception = -1;
+    cpu_load_eflags(env, 2, ~0);
+    for (i = 0; i < 8; i++) {
+        env->fptags[i] = 1;
+    }
+    cpu_set_fpuc(env, 0x37f);
+    cpu_set_mxcsr(env, 0x1f80);
+    x86_update_hflags(env);
+}
+
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
+{
+    swtdx_engine *engine = calloc(1, sizeof(*engine));
+    struct uc_struct *uc = NULL;
+    CPUX86State *env;
+
+    if (!engine || uc_open(UC_ARCH_X86, UC_MODE_64, &uc) != UC_ERR_OK) {
+        free(engine);
+        return NULL;
+    }
+    engine->uc = uc;
+    engine->ram = ram;
+    engine->size = size;
+    engine->tsc_ratio = tsc_ratio;
+    engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uc_ctl(uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC_ROME);
+    uc_ctl(uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES);
+    if (engine->scratch == MAP_FAILED ||
+        uc_mem_map_ptr(uc, 0, size, UC_PROT_ALL, ram) != UC_ERR_OK ||
+        uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) != UC_ERR_OK) {
+        uc_close(uc);
+        free(engine);
+        return NULL;
+    }
+    pthread_mutex_init(&engine->mutex, NULL);
+    pthread_cond_init(&engine->turn, NULL);
+    env = uc->cpu->env_ptr;
+    CPU_GET_CLASS(uc->cpu)->do_unaligned_access = unaligned_access;
+    offer_features(env);
+    power_on(env);
+    engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));
+    memcpy(engine->reset_state, env, offsetof(CPUX86State, end_reset_fields));
+    uc->nested_level = 1; /* one level of emulation, ours, for good */
+    uc->swtdx = engine;
+    swtdx_catch_host_faults();
+    return engine;
+}
+
+void swtdx_engine_free(swtdx_engine *engine)
+{
+    if (engine) {
+        swtdx_acquire(engine);
+        engine->uc->nested_level = 0;
+        engine->uc->swtdx = NULL;
+        uc_close(engine->uc);
+        munmap(engine->scratch, 4096);
+        swtdx_drop_snapshots(engine);
+        free(engine->snapshots);
+        free(engine->regions);
+        free(engine->reset_state);
+        pthread_cond_destroy(&engine->turn);
+        free(engine);
+    }
+}

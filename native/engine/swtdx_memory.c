@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Physical memory: the user memory behind it, what the engine remembers of it, and faults on it.
+ */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "exec/ram_addr.h"
+#include <signal.h>
+#include "swtdx_internal.h"
+#include "swtdx_host.h"
+
+void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr);
+
+static __thread swtdx_engine *executing;
+static struct sigaction previous_segv, previous_bus;
+static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
+
+/* ---- mappings ---- */
+
+int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
+{
+    struct swtdx_region *regions;
+    size_t at;
+    int result = -1;
+
+    swtdx_acquire(engine);
+    regions = realloc(engine->regions, (engine->nregions + 1) * sizeof(*regions));
+    if (regions) {
+        engine->regions = regions;
+        if (uc_mem_map_ptr(engine->uc, hpa, length, UC_PROT_ALL, host) == UC_ERR_OK) {
+            for (at = engine->nregions; at && regions[at - 1].hpa > hpa; at--) {
+                regions[at] = regions[at - 1];
+            }
+            regions[at] = (struct swtdx_region){ hpa, length, host };
+            engine->nregions++;
+            result = 0;
+        }
+    }
+    swtdx_release(engine);
+    return result;
+}
+
+int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+{
+    size_t at;
+    int result = -1;
+
+    swtdx_acquire(engine);
+    for (at = 0; at < engine->nregions; at++) {
+        if (engine->regions[at].hpa == hpa && engine->regions[at].length == length) {
+            tb_flush(engine->uc->cpu);
+            swtdx_drop_snapshots(engine);
+            uc_mem_unmap(engine->uc, hpa, length);
+            memmove(engine->regions + at, engine->regions + at + 1, (engine->nregions - at - 1) * sizeof(*engine->regions));
+            engine->nregions--;
+            result = 0;
+            break;
+        }
+    }
+    swtdx_release(engine);
+    return result;
+}
+
+void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr)
+{
+    return (void *)(uintptr_t)ram_addr;
+}
+
+void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+{
+    void *host = swtdx_host_pointer(engine, hpa, length);
+    ram_addr_t ram_addr = (uintptr_t)host;
+
+    if (host) {
+        swtdx_acquire(engine);
+        tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + length);
+        swtdx_release(engine);
+    }
+}
+
+void swtdx_invept(swtdx_engine *engine)
+{
+    __atomic_fetch_add(&engine->flush_wanted, 1, __ATOMIC_ACQ_REL);
+    if (engine->running) {
+        cpu_exit(engine->uc->cpu);
+    }
+}
+
+uint64_t swtdx_walks(const swtdx_engine *engine)
+{
+    return engine->walks;
+}
+
+uint64_t swtdx_host_tsc(void)
+{
+    return cpu_get_host_ticks();
+}
+
+void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
+{
+    engine->poisoned_pages = count ? pages : NULL;
+    swtdx_invept(engine);
+}
+
+/* ---- host faults: the caller unmapped memory that a guest uses ---- */
+
+static void on_host_fault(int number, siginfo_t *info, void *context)
+{
+    struct sigaction *previous = number == SIGSEGV ? &previous_segv : &previous_bus;
+    swtdx_engine *engine = executing;
+    uint8_t *address = info->si_addr;
+    size_t i;
+
+    for (i = 0; engine && i < engine->nregions; i++) {
+        if (address >= engine->regions[i].host && address < engine->regions[i].host + engine->regions[i].length) {
+            siglongjmp(engine->host_fault, 1);
+        }
+    }
+    if (previous->sa_flags & SA_SIGINFO) {
+        previous->sa_sigaction(number, info, context);
+    } else if (previous->sa_handler != SIG_DFL && previous->sa_handler != SIG_IGN) {
+        previous->sa_handler(number);
+    } else {
+        signal(number, SIG_DFL); /* returning repeats the fault, now fatally */
+    }
+}
+
+static void install_handlers(void)
+{
+    struct sigaction action = { .sa_sigaction = on_host_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGSEGV, &action, &previous_segv);
+    sigaction(SIGBUS, &action, &previous_bus);
+    swtdx_catch_float_traps();
+}
+
+void swtdx_set_executing(swtdx_engine *engine)
+{
+    executing = engine;
+}
+
+bool swtdx_is_executing(void)
+{
+    return executing != NULL;
+}
+
+void swtdx_catch_host_faults(void)
+{
+    pthread_once(&handlers_once, install_handlers);
+}

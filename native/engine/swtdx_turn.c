@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Whose turn it is.
+ *
+ * The processor is free or busy; threads that find it busy queue up. A virtual CPU that gets it begins a slice. When it
+ * exits before the slice is over it usually comes back at once (its caller has dealt with the exit), so it keeps the
+ * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which a
+ * guest executes while it waits for another one.
+ *
+ * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
+ * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that stores
+ * in between, is taken for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to look, and soon leaves as if an
+ * interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop exiting for the same reason; with as
+ * many processors as virtual CPUs it does not matter there.)
+ */
+#include "qemu/osdep.h"
+#include "cpu.h"
+#include "exec/exec-all.h"
+#include "exec/tb-hash.h"
+#include <time.h>
+#include "swtdx_internal.h"
+
+#define SLICE_NS 2000000
+#define SPIN_SLICE_NS 20000
+#define LINGER_NS 100000
+#define WAIT_NS 200000
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000ull + now.tv_nsec;
+}
+
+static void wait_for_turn(swtdx_engine *engine, uint64_t ns)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += ns;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++, until.tv_nsec -= 1000000000;
+    }
+    pthread_cond_timedwait(&engine->turn, &engine->mutex, &until);
+}
+
+/* Take the processor for something short: a register, a mapping. Comes before those that want to run a guest. */
+void swtdx_acquire(swtdx_engine *engine)
+{
+    pthread_mutex_lock(&engine->mutex);
+    engine->short_waiters++;
+    while (engine->busy) {
+        engine->preempt = 1;
+        cpu_exit(engine->uc->cpu);
+        wait_for_turn(engine, WAIT_NS);
+    }
+    engine->short_waiters--;
+    engine->busy = true;
+    pthread_mutex_unlock(&engine->mutex);
+}
+
+/* Take the processor to run this virtual CPU. False: it was kicked while it waited, so it need not enter. */
+bool swtdx_acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
+{
+    bool admitted = true;
+
+    pthread_mutex_lock(&engine->mutex);
+    if (engine->busy || (engine->waiters && engine->slice_owner != cpu)) {
+        uint64_t now = now_ns();
+        struct swtdx_waiter self, **link = &engine->waiters;
+
+        if (!cpu->waiting_since) {
+            cpu->waiting_since = now;
+        }
+        self.since = cpu->waiting_since;
+        while (*link && (*link)->since <= self.since) {
+            link = &(*link)->next;
+        }
+        self.next = *link;
+        *link = &self;
+        for (;;) {
+            if (__atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
+                admitted = false;
+                break;
+            }
+            now = now_ns();
+            if (!engine->busy && engine->waiters == &self &&
+                (!engine->slice_owner || engine->slice_owner == cpu || now >= engine->linger_end)) {
+                break;
+            }
+            if (engine->busy && now >= engine->slice_end && !engine->preempt) {
+                engine->preempt = 1;
+                cpu_exit(engine->uc->cpu);
+            }
+            wait_for_turn(engine, now < engine->slice_end && engine->slice_end - now < WAIT_NS ? engine->slice_end - now : WAIT_NS);
+        }
+        for (link = &engine->waiters; *link != &self; link = &(*link)->next) {
+        }
+        *link = self.next;
+    }
+    if (admitted) {
+        cpu->waiting_since = 0;
+        engine->busy = true;
+        if (engine->slice_owner != cpu) {
+            engine->slice_owner = cpu;
+            engine->slice_end = now_ns() + (cpu->spins ? SPIN_SLICE_NS : SLICE_NS);
+        }
+    }
+    pthread_mutex_unlock(&engine->mutex);
+    return admitted;
+}
+
+void swtdx_end_turn(swtdx_engine *engine, bool keep_slice)
+{
+    pthread_mutex_lock(&engine->mutex);
+    engine->busy = false;
+    engine->preempt = 0;
+    if (engine->waiters) {
+        uint64_t now = now_ns();
+
+        if (keep_slice && now < engine->slice_end) {
+            engine->linger_end = now + LINGER_NS; /* those who wait look again by themselves */
+        } else {
+            engine->slice_owner = NULL;
+        }
+    }
+    if (engine->short_waiters || !engine->slice_owner) {
+        pthread_cond_broadcast(&engine->turn);
+    }
+    pthread_mutex_unlock(&engine->mutex);
+}
+
+void swtdx_release(swtdx_engine *engine)
+{
+    swtdx_end_turn(engine, true);
+}
+
+/* Whether the block at which it stopped, and continues, stores nothing: the last one that TCG ran from there. */
+static bool is_read_only_block(CPUState *cs)
+{
+    CPUX86State *env = cs->env_ptr;
+    target_ulong pc = env->segs[R_CS].base + env->eip;
+    TranslationBlock *block = cs->tb_jmp_cache[tb_jmp_cache_hash_func(env->uc, pc)];
+
+    return block && block->pc == pc && !block->swtdx_stores;
+}
+
+/* At the end of a pass: count how often this virtual CPU was here before, without an exit or a store in between. */
+void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited)
+{
+    uint64_t place = cpu->rip;
+    unsigned i;
+
+    if (exited || !is_read_only_block(engine->uc->cpu)) {
+        cpu->spins = 0;
+        memset(cpu->spin_states, 0, sizeof(cpu->spin_states));
+        return;
+    }
+    for (i = 0; i < 16; i++) { /* FNV-1a over words */
+        place = (place ^ cpu->gpr[i]) * 0x100000001b3ull;
+    }
+    for (i = 0; i < SWTDX_SPIN_STATES; i++) {
+        if (cpu->spin_states[i] == place) {
+            cpu->spins++;
+            return;
+        }
+    }
+    cpu->spins = 0;
+    cpu->spin_states[cpu->next_spin_state++ % SWTDX_SPIN_STATES] = place;
+}
