@@ -73,7 +73,7 @@ struct swtdx_exit {
 typedef struct swtdx_engine swtdx_engine;
 
 #define SWTDX_SPIN_STATES 8
-#define SWTDX_SPIN_LIMIT 4 /* spins after which it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait, to be put to sleep */
+#define SWTDX_SPIN_LIMIT 4 /* after so many spins it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait */
 
 typedef struct swtdx_cpu {
     uint64_t gpr[16]; /* RAX RCX RDX RBX RSP RBP RSI RDI R8..R15: current whenever swtdx_run() is not inside */
@@ -132,8 +132,8 @@ void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 void swtdx_check_code(swtdx_cpu *cpu, bool all);
 /* INVEPT: translations cached for any virtual CPU are dropped before the next instruction runs. */
 void swtdx_invept(swtdx_engine *engine);
-/* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of those.
- * A guest that touches one takes a machine check. The array must outlive the engine. */
+/* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of
+ * those. A guest that touches one takes a machine check. The array must outlive the engine. */
 void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count);
 uint64_t swtdx_walks(const swtdx_engine *engine);
 uint64_t swtdx_host_tsc(void);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * APIC virtualization: the virtual-APIC page, posted interrupts and virtual-interrupt delivery (SDM volume 3, chapter 30).
+ * APIC virtualization (SDM volume 3, chapter 30): the virtual-APIC page, posted interrupts, virtual-interrupt delivery.
  *
  * Software (the kernel) sets bits in the posted-interrupt descriptor; the processor moves them to the virtual IRR, and
  * delivers the highest vector through the guest's IDT when its priority class exceeds the processor priority and the

@@ -3,13 +3,13 @@
  * Translated code and writes from outside.
  *
  * A guest's own stores find translated code by page (see the patch "code tracking"). Its memory may also be written by
- * the process that owns it, with plain stores that are not announced: a VMM that loads a kernel, plants a breakpoint, runs
- * the next test. Real processors are coherent. Here each page of user memory with code in it is remembered as it was when
- * the code was translated, and compared when the owner lets the virtual CPU run again: the page of the next instruction
- * always, all the others every 20 ms or when told so. And each page when a translation of its address is put into the
- * TLB: so a page that was code, was given up, and was read from a disk again runs as it now is, since it has been mapped
- * again. What is left out: code changed elsewhere, behind a translation that the guest already uses, and reached within
- * 20 ms of running.
+ * the process that owns it, with plain stores that are not announced: a VMM that loads a kernel, plants a breakpoint,
+ * runs the next test. Real processors are coherent. Here each page of user memory with code in it is remembered as it
+ * was when the code was translated, and compared when the owner lets the virtual CPU run again: the page of the next
+ * instruction always, all the others every 20 ms or when told so. And each page when a translation of its address is
+ * put into the TLB: so a page that was code, was given up, and was read from a disk again runs as it now is, since it
+ * has been mapped again. What is left out: code changed elsewhere, behind a translation that the guest already uses,
+ * and reached within 20 ms of running.
  *
  * RAM of the machine needs none of this: its writers (the TDX module, the kernel) announce their writes.
  */

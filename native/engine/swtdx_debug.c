@@ -2,11 +2,12 @@
 /*
  * Debug exceptions: breakpoints in DR0-3 and single steps (SDM volume 3, chapter 18), and when they are VM exits.
  *
- * Instruction breakpoints are TCG's own: a block with one in it stops before that instruction. Data breakpoints are ours,
- * for Unicorn has taken TCG's out: pages in which one lies are marked in the TLB, an access there is compared with DR0-3,
- * and since a data breakpoint is a trap, the instruction is executed alone, in a block of its own, and #DB follows it.
+ * Instruction breakpoints are TCG's own: a block with one in it stops before that instruction. Data breakpoints are
+ * ours, for Unicorn has taken TCG's out: pages in which one lies are marked in the TLB, an access there is compared
+ * with DR0-3, and since a data breakpoint is a trap, the instruction is executed alone, in a block of its own, and #DB
+ * follows it.
  *
- * A #DB that exits says in the qualification what it was for and leaves DR6 as it is; one that the guest gets is in DR6.
+ * A #DB that exits says in the qualification what it was for and leaves DR6 as it is; that of the guest is in DR6.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"

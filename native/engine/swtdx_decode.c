@@ -14,6 +14,7 @@ bool swtdx_may_lock(int b, uint8_t modrm)
     if (modrm >> 6 == 3) {
         return false; /* none with a register as destination, and all that are allowed have a ModRM byte */
     }
+    /* clang-format off */
     switch (b) {
     case 0x00: case 0x01: case 0x08: case 0x09: case 0x10: case 0x11: case 0x18: case 0x19:
     case 0x20: case 0x21: case 0x28: case 0x29: case 0x30: case 0x31: /* ADD OR ADC SBB AND SUB XOR */
@@ -34,15 +35,17 @@ bool swtdx_may_lock(int b, uint8_t modrm)
     default:
         return false;
     }
+    /* clang-format on */
 }
 
-/* SSE4a: EXTRQ and INSERTQ (66 or F2 0F 78, 79), MOVNTSS and MOVNTSD (F3 or F2 0F 2B). The prefixes are the translator's. */
+/* SSE4a: EXTRQ and INSERTQ (66 or F2 0F 78, 79), MOVNTSS and MOVNTSD (F3 or F2 0F 2B). */
 bool swtdx_undefined(int b, int prefixes)
 {
     switch (b) {
     case 0x12b:
         return prefixes & (SWTDX_PREFIX_REPZ | SWTDX_PREFIX_REPNZ);
-    case 0x178: case 0x179:
+    case 0x178:
+    case 0x179:
         return prefixes & (SWTDX_PREFIX_REPNZ | SWTDX_PREFIX_DATA);
     default:
         return false;

@@ -106,7 +106,10 @@ hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot)
         return gpa;
     }
     /* A walk of the guest's tables is read and, for the accessed and dirty bits, written. */
-    wanted = !prot ? EPT_READ | EPT_WRITE : access == MMU_DATA_STORE ? EPT_WRITE : access == MMU_INST_FETCH ? EPT_EXECUTE : EPT_READ;
+    wanted = !prot                      ? EPT_READ | EPT_WRITE
+             : access == MMU_DATA_STORE ? EPT_WRITE
+             : access == MMU_INST_FETCH ? EPT_EXECUTE
+                                        : EPT_READ;
     result = swtdx_walk(engine, cpu, gpa, &entry, &allowed, &shared);
     if (likely(result == WALK_OK && !(wanted & ~allowed))) {
         if (unlikely(engine->poisoned_pages) && entry < engine->size && engine->poisoned_pages[entry >> 12]) {
@@ -129,7 +132,8 @@ hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot)
     cpu->exit.ve_convertible = result == WALK_VIOLATION && shared && !(entry >> 63);
     cpu->exit.qualification = wanted | (result == WALK_OK ? allowed << QUALIFICATION_PERMISSIONS_SHIFT : 0) |
                               QUALIFICATION_GLA_VALID | (prot ? QUALIFICATION_FINAL : 0);
-    swtdx_exit_now(env, result == WALK_MISCONFIGURED ? SWTDX_EXIT_EPT_MISCONFIG : SWTDX_EXIT_EPT_VIOLATION, env->retaddr);
+    swtdx_exit_now(env, result == WALK_MISCONFIGURED ? SWTDX_EXIT_EPT_MISCONFIG : SWTDX_EXIT_EPT_VIOLATION,
+                   env->retaddr);
 }
 
 int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)

@@ -3,7 +3,7 @@
  * What makes a guest exit, and what the exit says: VMX's rules at TCG's intercept points.
  *
  * Exits are fault-like: registers and RIP are those before the instruction, whose length is reported. TCG does not hand
- * the length of every intercepted instruction over, so it is taken from the code: prefixes plus the opcode's own length.
+ * the length of every intercepted instruction over, so it is taken from the code: prefixes and opcode.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"
@@ -11,7 +11,6 @@
 #include "exec/cpu_ldst.h"
 #include "exec/helper-proto.h"
 #include "swtdx_internal.h"
-
 
 #define PREFIX_LIMIT 14
 #define CR0_NW (1u << 29)
@@ -37,7 +36,7 @@ void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr)
     cpu_loop_exit(cs);
 }
 
-/* TCG cannot translate the instruction at RIP: it takes more room than a block has. None is known; the guest takes #UD. */
+/* TCG cannot translate the instruction at RIP: it needs more room than a block has. None is known. */
 void swtdx_untranslatable(CPUX86State *env)
 {
     raise_exception(env, EXCP06_ILLOP);
@@ -71,6 +70,7 @@ static struct prefixes read_prefixes(CPUX86State *env)
     for (; result.length < PREFIX_LIMIT; result.length++) {
         uint8_t byte = cpu_ldub_code(env, address + result.length);
 
+        /* clang-format off */
         switch (byte) {
         case 0x26: result.segment = R_ES; continue;
         case 0x2e: result.segment = R_CS; continue;
@@ -82,6 +82,7 @@ static struct prefixes read_prefixes(CPUX86State *env)
         case 0x67: result.address_size = true; continue;
         case 0xf0: case 0xf2: case 0xf3: continue;
         }
+        /* clang-format on */
         if ((byte & 0xf0) == 0x40 && (env->hflags & HF_CS64_MASK)) {
             continue;
         }
@@ -109,7 +110,8 @@ bool swtdx_has_error_code(unsigned vector)
     return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17;
 }
 
-static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type, uint32_t error_code, uintptr_t retaddr)
+static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type, uint32_t error_code,
+                                uintptr_t retaddr)
 {
     swtdx_cpu *cpu = swtdx_current(env);
     bool error = type == SWTDX_EVENT_HARDWARE_EXCEPTION && swtdx_has_error_code(vector);
@@ -251,6 +253,7 @@ static bool msr_exits(swtdx_cpu *cpu, uint32_t index, bool write)
 /* MSRs that TCG's own helpers implement. */
 static bool tcg_has_msr(uint32_t index)
 {
+    /* clang-format off */
     switch (index) {
     case MSR_IA32_SYSENTER_CS: case MSR_IA32_SYSENTER_ESP: case MSR_IA32_SYSENTER_EIP: case MSR_EFER: case MSR_STAR:
     case MSR_PAT: case MSR_LSTAR: case MSR_CSTAR: case MSR_FMASK: case MSR_FSBASE: case MSR_GSBASE:
@@ -259,11 +262,13 @@ static bool tcg_has_msr(uint32_t index)
     default:
         return false;
     }
+    /* clang-format on */
 }
 
 /* MSRs that hold a linear address: WRMSR takes a canonical one only. */
 static bool holds_address(uint32_t index)
 {
+    /* clang-format off */
     switch (index) {
     case MSR_IA32_SYSENTER_ESP: case MSR_IA32_SYSENTER_EIP: case MSR_LSTAR: case MSR_CSTAR: case MSR_FSBASE:
     case MSR_GSBASE: case MSR_KERNELGSBASE:
@@ -271,6 +276,7 @@ static bool holds_address(uint32_t index)
     default:
         return false;
     }
+    /* clang-format on */
 }
 
 static void set_edx_eax(CPUX86State *env, uint64_t value)
@@ -387,7 +393,8 @@ target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintp
         }
         if (value >> 32 || ((value & CR0_PG_MASK) && !(value & CR0_PE_MASK)) ||
             ((value & CR0_NW) && !(value & CR0_CD)) ||
-            ((value & CR0_PG_MASK) && !(env->cr[0] & CR0_PG_MASK) && (env->efer & MSR_EFER_LME) && !(env->cr[4] & CR4_PAE_MASK))) {
+            ((value & CR0_PG_MASK) && !(env->cr[0] & CR0_PG_MASK) && (env->efer & MSR_EFER_LME) &&
+             !(env->cr[4] & CR4_PAE_MASK))) {
             raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
         }
         return (value & ~cpu->cr0_mask) | (env->cr[0] & cpu->cr0_mask) | CR0_ET_MASK;

@@ -2,12 +2,13 @@
 /*
  * What the host's processor can compute, the host's processor computes: SSE instructions of a guest.
  *
- * An instruction becomes a stub: the guest's operands are loaded from its state (or from a copy of its memory, which TCG
- * has read before, with the guest's faults), the same instruction is executed with registers of ours, and the result goes
- * back. Floating-point instructions run with the guest's MXCSR. While it masks all exceptions, none can happen: it is loaded
- * by the first such instruction and stays until TCG is left or something else wants to know or change it. (TCG itself does
- * not compute with floating-point numbers.) Otherwise it is loaded for the one instruction, and the host's processor raises
- * the exception itself, as SIGFPE, before anything is stored; the flags that it leaves are the guest's. The table (swtdx_host_table.h) says what operands an opcode has.
+ * An instruction becomes a stub: the guest's operands are loaded from its state (or from a copy of its memory, which
+ * TCG has read before, with the guest's faults), the same instruction is executed with registers of ours, and the
+ * result goes back. Floating-point instructions run with the guest's MXCSR. While it masks all exceptions, none can
+ * happen: it is loaded by the first such instruction and stays until TCG is left or something else wants to know or
+ * change it. (TCG itself does not compute with floating-point numbers.) Otherwise it is loaded for the one instruction,
+ * and the host's processor raises the exception itself, as SIGFPE, before anything is stored; the flags that it leaves
+ * are the guest's. The table (swtdx_host_table.h) says what operands an opcode has.
  *
  * Stubs are written through one mapping of their memory and executed through another: nothing is ever both.
  */
@@ -83,8 +84,8 @@ void *swtdx_host_place(const struct host_code *code)
 }
 
 /* The opcode with these operands: reg and rm of ModRM. */
-static void emit_instruction(struct host_code *code, const struct host_instruction *instruction, unsigned prefix, unsigned opcode,
-                             unsigned reg, unsigned rm, unsigned immediate, bool wide)
+static void emit_instruction(struct host_code *code, const struct host_instruction *instruction, unsigned prefix,
+                             unsigned opcode, unsigned reg, unsigned rm, unsigned immediate, bool wide)
 {
     static const char prefixes[] = { 0, 0x66, (char)0xf3, (char)0xf2 };
     static const char maps[] = { 0, 0x38, 0x3a };
@@ -108,8 +109,8 @@ static void emit_instruction(struct host_code *code, const struct host_instructi
 }
 
 /*
- * Conversions from and to MMX registers, done on vector registers, which leaves the x87 state alone: each has a twin there
- * that converts the same two elements. The other elements are zero and raise nothing.
+ * Conversions from and to MMX registers, done on vector registers, which leaves the x87 state alone: each has a twin
+ * there that converts the same two elements. The other elements are zero and raise nothing.
  */
 static void emit_mmx_conversion(struct host_code *code, const struct host_instruction *instruction)
 {
@@ -134,7 +135,8 @@ static void emit_mmx_conversion(struct host_code *code, const struct host_instru
     EMIT(code, "\x66\x0f\xd6\x0f"); /* movq [rdi], xmm1 */
 }
 
-static void emit_operation(struct host_code *code, const struct host_instruction *instruction, unsigned immediate, bool wide)
+static void emit_operation(struct host_code *code, const struct host_instruction *instruction, unsigned immediate,
+                           bool wide)
 {
     unsigned prefix = instruction->prefix, opcode = instruction->opcode;
 
@@ -218,6 +220,7 @@ host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned 
 
 static bool host_has(unsigned feature)
 {
+    /* clang-format off */
     switch (feature) {
     case HOST_SSE: case HOST_SSE2: return true;
     case HOST_SSE3: return __builtin_cpu_supports("sse3");
@@ -227,6 +230,7 @@ static bool host_has(unsigned feature)
     case HOST_AES: return __builtin_cpu_supports("aes");
     default: return __builtin_cpu_supports("pclmul");
     }
+    /* clang-format on */
 }
 
 static void index_table(void)
@@ -325,8 +329,8 @@ void swtdx_leave_float(CPUX86State *env)
 static struct sigaction previous_fpe;
 
 /*
- * A floating-point exception outside of run_unmasked() is a fault of ours. It must not end the process: while a guest runs,
- * mask it and go on.
+ * A floating-point exception outside of run_unmasked() is a fault of ours. It must not end the process: while a guest
+ * runs, mask it and go on.
  */
 static void on_float_trap(int number, siginfo_t *info, void *context)
 {
@@ -352,17 +356,19 @@ static void on_float_trap(int number, siginfo_t *info, void *context)
 }
 
 /*
- * See to it that SIGFPE arrives in on_float_trap(): another library may have put its handler in place of ours, or blocked
- * the signal, since the last time. Only guests that unmask exceptions pay for it.
+ * See to it that SIGFPE arrives in on_float_trap(): another library may have put its handler in place of ours, or
+ * blocked the signal, since the last time. Only guests that unmask exceptions pay for it.
  */
 void swtdx_catch_float_traps(void)
 {
-    struct sigaction action = { .sa_sigaction = on_float_trap, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK }, current;
+    struct sigaction action = { .sa_sigaction = on_float_trap, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK },
+                     current;
     sigset_t floats;
 
     sigemptyset(&action.sa_mask);
     pthread_mutex_lock(&arena_mutex);
-    if (!sigaction(SIGFPE, NULL, &current) && (!(current.sa_flags & SA_SIGINFO) || current.sa_sigaction != on_float_trap)) {
+    if (!sigaction(SIGFPE, NULL, &current) &&
+        (!(current.sa_flags & SA_SIGINFO) || current.sa_sigaction != on_float_trap)) {
         previous_fpe = current;
         sigaction(SIGFPE, &action, NULL);
     }
@@ -372,7 +378,8 @@ void swtdx_catch_float_traps(void)
     pthread_sigmask(SIG_UNBLOCK, &floats, NULL);
 }
 
-static uint64_t run_unmasked(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub, uintptr_t retaddr)
+static uint64_t run_unmasked(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub,
+                             uintptr_t retaddr)
 {
     sigjmp_buf trap;
     uint64_t result;
@@ -405,7 +412,8 @@ static uint64_t __attribute__((noinline)) run_float_first(CPUX86State *env, void
     return stub(destination, source, a, 0, env->xmm_regs);
 }
 
-static inline uint64_t run_float(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub, uintptr_t retaddr)
+static inline uint64_t run_float(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub,
+                                 uintptr_t retaddr)
 {
     if (likely(env->swtdx_mxcsr_loaded)) {
         return stub(destination, source, a, 0, env->xmm_regs);

@@ -20,7 +20,8 @@
 
 #define SWTDX_HPA_MASK 0x000ffffffffff000ull
 #define SWTDX_RESET_RIP 0xfff0
-#define SWTDX_SCRATCH (1ull << 51) /* physical page behind env->vm_vmcb, which TCG writes to; no EPT entry can name it */
+/* The physical page behind env->vm_vmcb, which TCG writes to; no EPT entry can name it. */
+#define SWTDX_SCRATCH (1ull << 51)
 
 struct swtdx_region {
     uint64_t hpa, length;
@@ -79,7 +80,7 @@ static inline bool swtdx_others_wait(const swtdx_engine *engine)
     return __atomic_load_n(&engine->waiters, __ATOMIC_RELAXED) != NULL;
 }
 
-/* Until swtdx_unguard(), a fault on user memory comes back here as non-zero (as setjmp does: a macro, its frame must live). */
+/* Until swtdx_unguard(), a fault on user memory comes back here as non-zero. A macro: setjmp's frame must stay live. */
 void swtdx_set_executing(swtdx_engine *engine);
 bool swtdx_is_executing(void);
 void swtdx_catch_host_faults(void);

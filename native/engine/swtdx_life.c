@@ -11,19 +11,23 @@
 #define CODE_BUFFER_BYTES (256u << 20)
 #endif
 
-/* What TCG executes is what src/swtdx/cpu/cpuid.py offers, and all else is #UD, whatever the model TCG was started with. */
+/* TCG executes what src/swtdx/cpu/cpuid.py offers. All else is #UD, whatever model TCG was started with. */
 static void offer_features(CPUX86State *env)
 {
     memset(env->features, 0, sizeof(env->features));
-    env->features[FEAT_1_EDX] = CPUID_FP87 | CPUID_VME | CPUID_DE | CPUID_PSE | CPUID_TSC | CPUID_MSR | CPUID_PAE | CPUID_MCE |
-        CPUID_CX8 | CPUID_APIC | CPUID_SEP | CPUID_MTRR | CPUID_PGE | CPUID_MCA | CPUID_CMOV | CPUID_PAT | CPUID_PSE36 |
-        CPUID_CLFLUSH | CPUID_MMX | CPUID_FXSR | CPUID_SSE | CPUID_SSE2 | CPUID_SS;
-    env->features[FEAT_1_ECX] = CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 | CPUID_EXT_SSE41 |
-        CPUID_EXT_SSE42 | CPUID_EXT_POPCNT | CPUID_EXT_MOVBE | CPUID_EXT_AES | CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC;
+    env->features[FEAT_1_EDX] = CPUID_FP87 | CPUID_VME | CPUID_DE | CPUID_PSE | CPUID_TSC | CPUID_MSR | CPUID_PAE |
+                                CPUID_MCE | CPUID_CX8 | CPUID_APIC | CPUID_SEP | CPUID_MTRR | CPUID_PGE | CPUID_MCA |
+                                CPUID_CMOV | CPUID_PAT | CPUID_PSE36 | CPUID_CLFLUSH | CPUID_MMX | CPUID_FXSR |
+                                CPUID_SSE | CPUID_SSE2 | CPUID_SS;
+    env->features[FEAT_1_ECX] = CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 |
+                                CPUID_EXT_SSE41 | CPUID_EXT_SSE42 | CPUID_EXT_POPCNT | CPUID_EXT_MOVBE | CPUID_EXT_AES |
+                                CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC;
     env->features[FEAT_7_0_EBX] = CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_SMEP | CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX |
-        CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB | CPUID_7_0_EBX_RDSEED;
+                                  CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB |
+                                  CPUID_7_0_EBX_RDSEED;
     env->features[FEAT_7_0_ECX] = CPUID_7_0_ECX_LA57 | CPUID_7_0_ECX_PKU;
-    env->features[FEAT_8000_0001_EDX] = CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
+    env->features[FEAT_8000_0001_EDX] =
+        CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
     env->features[FEAT_8000_0001_ECX] = CPUID_EXT3_LAHF_LM | CPUID_EXT3_ABM;
     env->features[FEAT_XSAVE] = CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XGETBV1;
     env->features[FEAT_XSAVE_COMP_LO] = XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK;
@@ -34,7 +38,8 @@ static void offer_features(CPUX86State *env)
 }
 
 /* Only SSE instructions demand an alignment of TCG: 16 bytes. */
-static void QEMU_NORETURN unaligned_access(CPUState *cs, vaddr address, MMUAccessType kind, int mmu_index, uintptr_t retaddr)
+static void QEMU_NORETURN unaligned_access(CPUState *cs, vaddr address, MMUAccessType kind, int mmu_index,
+                                           uintptr_t retaddr)
 {
     raise_exception_err_ra(cs->env_ptr, EXCP0D_GPF, 0, retaddr);
 }
@@ -53,10 +58,15 @@ static void power_on(CPUX86State *env)
     env->eip = SWTDX_RESET_RIP;
     env->vm_vmcb = SWTDX_SCRATCH;
     for (i = 0; i < 6; i++) {
-        env->segs[i] = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK };
+        env->segs[i] =
+            (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | DESC_S_MASK | DESC_W_MASK | DESC_A_MASK };
     }
-    env->segs[R_CS] = (SegmentCache){ .selector = 0xf000, .base = 0xffff0000, .limit = 0xffff,
-        .flags = DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK };
+    env->segs[R_CS] = (SegmentCache){
+        .selector = 0xf000,
+        .base = 0xffff0000,
+        .limit = 0xffff,
+        .flags = DESC_P_MASK | DESC_S_MASK | DESC_CS_MASK | DESC_R_MASK | DESC_A_MASK,
+    };
     env->ldt = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | 2 << DESC_TYPE_SHIFT };
     env->tr = (SegmentCache){ .limit = 0xffff, .flags = DESC_P_MASK | 11 << DESC_TYPE_SHIFT };
     env->gdt = env->idt = (SegmentCache){ .limit = 0xffff };
@@ -92,8 +102,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
     engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     uc_ctl(uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC_ROME);
     uc_ctl(uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES);
-    if (engine->scratch == MAP_FAILED ||
-        uc_mem_map_ptr(uc, 0, size, UC_PROT_ALL, ram) != UC_ERR_OK ||
+    if (engine->scratch == MAP_FAILED || uc_mem_map_ptr(uc, 0, size, UC_PROT_ALL, ram) != UC_ERR_OK ||
         uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) != UC_ERR_OK) {
         uc_close(uc);
         free(engine);

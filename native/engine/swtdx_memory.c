@@ -52,7 +52,8 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
             tb_flush(engine->uc->cpu);
             swtdx_drop_snapshots(engine);
             uc_mem_unmap(engine->uc, hpa, length);
-            memmove(engine->regions + at, engine->regions + at + 1, (engine->nregions - at - 1) * sizeof(*engine->regions));
+            memmove(engine->regions + at, engine->regions + at + 1,
+                    (engine->nregions - at - 1) * sizeof(*engine->regions));
             engine->nregions--;
             result = 0;
             break;

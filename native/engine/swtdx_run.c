@@ -79,7 +79,9 @@ bool swtdx_exception(CPUState *cs)
     if (!cpu->delivering.valid || cpu->delivering.vector != vector) {
         /* the guest's own exception: remembered only so that it can start again if its delivery faults in EPT */
         cpu->delivering = (struct swtdx_event){
-            .valid = 1, .vector = vector, .error_code = env->error_code,
+            .valid = 1,
+            .vector = vector,
+            .error_code = env->error_code,
             .type = env->exception_is_int ? SWTDX_EVENT_SOFTWARE_INTERRUPT : SWTDX_EVENT_HARDWARE_EXCEPTION,
             .has_error = !env->exception_is_int && swtdx_has_error_code(vector),
             .instruction_length = env->exception_is_int ? env->exception_next_eip - env->eip : 0,
@@ -159,7 +161,8 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
         cpu->notified = 0;
         swtdx_sync_posted(cpu);
         swtdx_evaluate_interrupts(cpu, cs);
-        cs->interrupt_request = trap | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) | (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
+        cs->interrupt_request = trap | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
+                                (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
         cpu_exec(uc, cs);
         if (engine->exited) {
@@ -200,7 +203,8 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     swtdx_enter_float(env);
     if (!swtdx_guard(engine)) {
         outcome = pass(engine, cpu);
-    } else { /* registers are as of some instruction of the faulting block: the machine is beyond repair, its owner told */
+    } else {
+        /* Registers are as of some instruction of the faulting block: the guest cannot go on, and its owner is told. */
         swtdx_drop_mxcsr(env);
         cpu->delivering.valid = 0;
         cs->exception_index = -1;

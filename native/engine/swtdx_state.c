@@ -75,8 +75,9 @@ void swtdx_cpu_free(swtdx_cpu *cpu)
 }
 
 /*
- * The flags that TCG derives from the state. It adds TF, IOPL and VM of RFLAGS to them when it looks for a block, so they
- * must not be here as well: the guest's own changes of RFLAGS would not clear them, and every block would single-step.
+ * The flags that TCG derives from the state. It adds TF, IOPL and VM of RFLAGS to them when it looks for a block, so
+ * they must not be here as well: the guest's own changes of RFLAGS would not clear them, and every block would
+ * single-step.
  */
 static void update_hflags(CPUX86State *env)
 {
@@ -100,13 +101,21 @@ uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg)
     case SWTDX_RFLAGS:
         value = cpu_compute_eflags(env);
         break;
-    case SWTDX_CR0: case SWTDX_CR0 + 2: case SWTDX_CR0 + 3: case SWTDX_CR0 + 4:
+    case SWTDX_CR0:
+    case SWTDX_CR0 + 2:
+    case SWTDX_CR0 + 3:
+    case SWTDX_CR0 + 4:
         value = env->cr[reg - SWTDX_CR0];
         break;
     case SWTDX_CR0 + 8:
         value = cpu->vapic[0x80] >> 4;
         break;
-    case SWTDX_DR0: case SWTDX_DR0 + 1: case SWTDX_DR0 + 2: case SWTDX_DR0 + 3: case SWTDX_DR0 + 6: case SWTDX_DR0 + 7:
+    case SWTDX_DR0:
+    case SWTDX_DR0 + 1:
+    case SWTDX_DR0 + 2:
+    case SWTDX_DR0 + 3:
+    case SWTDX_DR0 + 6:
+    case SWTDX_DR0 + 7:
         value = env->dr[reg - SWTDX_DR0];
         break;
     case SWTDX_XCR0:
@@ -150,15 +159,16 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
     case SWTDX_CR0 + 8:
         cpu->vapic[0x80] = (value & 15) << 4;
         break;
-    case SWTDX_DR0: case SWTDX_DR0 + 1: case SWTDX_DR0 + 2: case SWTDX_DR0 + 3:
-        {
-            target_ulong dr7 = env->dr[7];
+    case SWTDX_DR0:
+    case SWTDX_DR0 + 1:
+    case SWTDX_DR0 + 2:
+    case SWTDX_DR0 + 3: {
+        target_ulong dr7 = env->dr[7];
 
-            cpu_x86_update_dr7(env, DR7_FIXED_1);
-            env->dr[reg - SWTDX_DR0] = value;
-            cpu_x86_update_dr7(env, dr7);
-        }
-        break;
+        cpu_x86_update_dr7(env, DR7_FIXED_1);
+        env->dr[reg - SWTDX_DR0] = value;
+        cpu_x86_update_dr7(env, dr7);
+    } break;
     case SWTDX_DR0 + 6:
         env->dr[6] = value;
         break;
@@ -191,6 +201,7 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
 
 static SegmentCache *segment_cache(CPUX86State *env, uint32_t index)
 {
+    /* clang-format off */
     switch (index) {
     case 6: return &env->ldt;
     case 7: return &env->tr;
@@ -198,6 +209,7 @@ static SegmentCache *segment_cache(CPUX86State *env, uint32_t index)
     case 9: return &env->idt;
     default: return &env->segs[index % 6];
     }
+    /* clang-format on */
 }
 
 /* VMX access rights: descriptor bits 47:40 and 55:52, i.e. bits 15:8 and 23:20 of the second word; 16: unusable. */
@@ -226,7 +238,9 @@ void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segmen
     cache->selector = segment->selector;
     cache->base = segment->base;
     cache->limit = segment->limit;
-    cache->flags = segment->access_rights >> 16 & 1 ? 0 : (segment->access_rights & 0xff) << 8 | (segment->access_rights & 0xf000) << 8;
+    cache->flags = segment->access_rights >> 16 & 1
+                       ? 0
+                       : (segment->access_rights & 0xff) << 8 | (segment->access_rights & 0xf000) << 8;
     if (index == TASK_REGISTER) {
         uint32_t kind = segment->access_rights & 0x1009d; /* unusable, present, system, type but for the busy bit */
 
@@ -242,6 +256,7 @@ void swtdx_set_segment(swtdx_cpu *cpu, uint32_t index, const struct swtdx_segmen
 
 static uint64_t *plain_msr(CPUX86State *env, uint32_t index)
 {
+    /* clang-format off */
     switch (index) {
     case MSR_IA32_SYSENTER_ESP: return &env->sysenter_esp;
     case MSR_IA32_SYSENTER_EIP: return &env->sysenter_eip;
@@ -258,6 +273,7 @@ static uint64_t *plain_msr(CPUX86State *env, uint32_t index)
     case MSR_IA32_MISC_ENABLE: return &env->msr_ia32_misc_enable;
     default: return NULL;
     }
+    /* clang-format on */
 }
 
 static bool get_msr(CPUX86State *env, uint32_t index, uint64_t *value)

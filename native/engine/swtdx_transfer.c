@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Fast system calls (SDM volume 2: SYSCALL, SYSRET, SYSENTER, SYSEXIT), in Intel's form: SYSCALL and SYSRET exist in 64-bit
- * mode only, SYSENTER and SYSEXIT in every protected mode, and no return leads to an address that is not canonical.
+ * Fast system calls (SDM volume 2: SYSCALL, SYSRET, SYSENTER, SYSEXIT), in Intel's form: SYSCALL and SYSRET exist in
+ * 64-bit mode only, SYSENTER and SYSEXIT in every protected mode, and no return leads to an address that is not
+ * canonical.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"

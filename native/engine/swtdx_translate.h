@@ -29,7 +29,8 @@ static void swtdx_gen_flags(DisasContext *s, TCGv_i64 flags)
 }
 
 /* The call of the stub, with s->ptr0 and s->ptr1 as its vector operands and T0 as its general one. */
-static void swtdx_gen_call(DisasContext *s, const struct host_instruction *instruction, host_stub *code, int reg, MemOp general)
+static void swtdx_gen_call(DisasContext *s, const struct host_instruction *instruction, host_stub *code, int reg,
+                           MemOp general)
 {
     TCGContext *tcg_ctx = s->uc->tcg_ctx;
     TCGv_ptr stub = tcg_const_ptr(tcg_ctx, (uintptr_t)code);
@@ -77,7 +78,8 @@ static bool swtdx_gen_host(CPUX86State *env, DisasContext *s, int b, int prefix,
 {
     TCGContext *tcg_ctx = s->uc->tcg_ctx;
     int map = b == 0x138 ? 1 : b == 0x13a ? 2 : 0;
-    const struct host_instruction *instruction = swtdx_host_instruction(map, map ? x86_ldub_code(env, s) : b & 0xff, prefix);
+    const struct host_instruction *instruction =
+        swtdx_host_instruction(map, map ? x86_ldub_code(env, s) : b & 0xff, prefix);
     MemOp general = mo_64_32(s->dflag);
     int modrm, reg, rm, immediate = 0, destination, source;
     bool mmx_operand, mmx_result;

@@ -4,14 +4,14 @@
  *
  * The processor is free or busy; threads that find it busy queue up. A virtual CPU that gets it begins a slice. When it
  * exits before the slice is over it usually comes back at once (its caller has dealt with the exit), so it keeps the
- * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which a
- * guest executes while it waits for another one.
+ * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which
+ * a guest executes while it waits for another one.
  *
  * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
- * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that stores
- * in between, is taken for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to look, and soon leaves as if an
- * interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop exiting for the same reason; with as
- * many processors as virtual CPUs it does not matter there.)
+ * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that
+ * stores in between, is taken for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to
+ * look, and soon leaves as if an interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop
+ * exiting for the same reason; with as many processors as virtual CPUs it does not matter there.)
  */
 #include "qemu/osdep.h"
 #include "cpu.h"
@@ -67,7 +67,7 @@ bool swtdx_acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
 
     pthread_mutex_lock(&engine->mutex);
     if (engine->busy || (engine->waiters && engine->slice_owner != cpu)) {
-        uint64_t now = now_ns();
+        uint64_t now = now_ns(), left;
         struct swtdx_waiter self, **link = &engine->waiters;
 
         if (!cpu->waiting_since) {
@@ -93,7 +93,8 @@ bool swtdx_acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu)
                 engine->preempt = 1;
                 cpu_exit(engine->uc->cpu);
             }
-            wait_for_turn(engine, now < engine->slice_end && engine->slice_end - now < WAIT_NS ? engine->slice_end - now : WAIT_NS);
+            left = now < engine->slice_end ? engine->slice_end - now : WAIT_NS;
+            wait_for_turn(engine, MIN(left, WAIT_NS));
         }
         for (link = &engine->waiters; *link != &self; link = &(*link)->next) {
         }

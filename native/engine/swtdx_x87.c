@@ -100,6 +100,7 @@ static struct swtdx_x87 describe_d9(unsigned second)
 {
     struct swtdx_x87 op = { .known = true };
 
+    /* clang-format off */
     switch (second) {
     case 0xe0: case 0xe1: case 0xe4: case 0xf0: case 0xfa: case 0xfc: case 0xfe: case 0xff:
         break;
@@ -127,6 +128,7 @@ static struct swtdx_x87 describe_d9(unsigned second)
         op.whole = second < 0xd0 || (second >= 0xd8 && second < 0xe0) || second == 0xf6 || second == 0xf7;
         op.known = op.whole;
     }
+    /* clang-format on */
     return op;
 }
 
@@ -178,11 +180,13 @@ static unsigned condition_mask(unsigned opcode, unsigned second)
     unsigned reg = second >> 3 & 7;
 
     if (opcode == 1 && second >= 0xc0) {
+        /* clang-format off */
         switch (second) {
         case 0xe4: return STATUS_CONDITIONS;                       /* FTST */
         case 0xfe: case 0xff: return STATUS_C1 | STATUS_C2;        /* FSIN, FCOS */
         default: return STATUS_C1;
         }
+        /* clang-format on */
     }
     if ((!(opcode & 1) && (reg == 2 || reg == 3)) || (opcode == 5 && second >= 0xe0)) {
         return STATUS_CONDITIONS; /* FCOM, FICOM, FUCOM */
@@ -201,7 +205,9 @@ static bool compares(unsigned opcode, unsigned second, const struct swtdx_x87 *o
     switch (opcode) {
     case 1:
         return second == 0xe4;
-    case 0: case 4: case 6:
+    case 0:
+    case 4:
+    case 6:
         return reg == 2 || reg == 3;
     default: /* FUCOM, FCOMI and their like: all that does not take the whole state */
         return true;
@@ -211,8 +217,11 @@ static bool compares(unsigned opcode, unsigned second, const struct swtdx_x87 *o
 static enum move move_of(unsigned opcode, unsigned second)
 {
     if (opcode == 1 && second >= 0xc0) {
-        return second < 0xc8 ? MOVE_PUSH : second < 0xd0 ? MOVE_EXCHANGE : second == 0xe0 || second == 0xe1 ? MOVE_SIGN :
-            second == 0xe8 || second == 0xee ? MOVE_CONSTANT : MOVE_NONE;
+        return second < 0xc8                      ? MOVE_PUSH
+               : second < 0xd0                    ? MOVE_EXCHANGE
+               : second == 0xe0 || second == 0xe1 ? MOVE_SIGN
+               : second == 0xe8 || second == 0xee ? MOVE_CONSTANT
+                                                  : MOVE_NONE;
     }
     return opcode == 5 && second >= 0xd0 && second < 0xe0 ? MOVE_STORE : MOVE_NONE;
 }
@@ -228,8 +237,8 @@ static void describe_all(void)
             *op = second < 0xc0 ? describe_memory(opcode, second >> 3 & 7) : describe_register(opcode, second);
             op->opcode = opcode;
             op->second = second;
-            op->converts = second < 0xc0 && (opcode == 1 || opcode == 5) && (op->pushes ? op->loads : op->stores) >= 4 &&
-                (second >> 3 & 7) != 1;
+            op->converts = second < 0xc0 && (opcode == 1 || opcode == 5) &&
+                           (op->pushes ? op->loads : op->stores) >= 4 && (second >> 3 & 7) != 1;
             op->move = move_of(opcode, second);
             op->conditions = condition_mask(opcode, second);
             op->compares = compares(opcode, second, op);
@@ -294,7 +303,7 @@ static small_stub *make_small_code(unsigned opcode, unsigned second, const struc
     return swtdx_host_place(&code);
 }
 
-/* The instruction with these bytes and the code for it; NULL: TCG executes it. *failed: there is no memory for the code. */
+/* The instruction with these bytes and its code; NULL: TCG executes it. *failed: there is no memory for the code. */
 const struct swtdx_x87 *swtdx_x87_instruction(unsigned opcode, unsigned second, bool *failed)
 {
     struct swtdx_x87 *op;
@@ -304,7 +313,8 @@ const struct swtdx_x87 *swtdx_x87_instruction(unsigned opcode, unsigned second, 
     if (!op->known) {
         return NULL;
     }
-    if (!__atomic_load_n(&op->whole_code, __ATOMIC_ACQUIRE)) { /* two threads at once make it twice, which does no harm */
+    /* Two threads at once make it twice, which does no harm. */
+    if (!__atomic_load_n(&op->whole_code, __ATOMIC_ACQUIRE)) {
         if (!op->whole) {
             __atomic_store_n(&op->small_code, make_small_code(opcode, op->second, op), __ATOMIC_RELEASE);
         }
@@ -321,7 +331,8 @@ static void save(CPUX86State *env, struct image *image)
     int i;
 
     *image = (struct image){
-        .control = env->fpuc, .status = (env->fpus & ~(STATUS_TOP | STATUS_SUMMARY | STATUS_BUSY)) | env->fpstt << 11,
+        .control = env->fpuc,
+        .status = (env->fpus & ~(STATUS_TOP | STATUS_SUMMARY | STATUS_BUSY)) | env->fpstt << 11,
     };
     for (i = 0; i < 8; i++) {
         image->tags |= (env->fptags[i] ? 3u : 0) << 2 * i;
@@ -353,7 +364,8 @@ static inline void *direct(CPUX86State *env, target_ulong address, unsigned byte
     return (void *)(uintptr_t)(address + entry->addend);
 }
 
-static inline void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
+static inline void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes, target_ulong address,
+                               uintptr_t retaddr)
 {
     const uint8_t *place = direct(env, address, bytes, false);
     uint64_t low;
@@ -363,15 +375,17 @@ static inline void load_memory(CPUX86State *env, uint8_t *buffer, unsigned bytes
         low = bytes == 2 ? lduw_le_p(place) : bytes == 4 ? (uint32_t)ldl_le_p(place) : ldq_le_p(place);
         high = bytes == 10 ? lduw_le_p(place + 8) : 0;
     } else {
-        low = bytes == 2 ? cpu_lduw_data_ra(env, address, retaddr) :
-            bytes == 4 ? cpu_ldl_data_ra(env, address, retaddr) : cpu_ldq_data_ra(env, address, retaddr);
+        low = bytes == 2   ? cpu_lduw_data_ra(env, address, retaddr)
+              : bytes == 4 ? cpu_ldl_data_ra(env, address, retaddr)
+                           : cpu_ldq_data_ra(env, address, retaddr);
         high = bytes == 10 ? cpu_lduw_data_ra(env, address + 8, retaddr) : 0;
     }
     memcpy(buffer, &low, 8);
     memcpy(buffer + 8, &high, 2);
 }
 
-static inline void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes, target_ulong address, uintptr_t retaddr)
+static inline void store_memory(CPUX86State *env, const uint8_t *buffer, unsigned bytes, target_ulong address,
+                                uintptr_t retaddr)
 {
     uint8_t *place = direct(env, address, bytes, true);
     uint64_t low = bytes == 2 ? lduw_le_p(buffer) : bytes == 4 ? (uint32_t)ldl_le_p(buffer) : ldq_le_p(buffer);
@@ -411,7 +425,8 @@ static void set_flags(CPUX86State *env, uint64_t flags)
     env->cc_op = CC_OP_EFLAGS;
 }
 
-static void run_whole(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
+static void run_whole(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address,
+                      uintptr_t retaddr)
 {
     uint64_t flags = op->flags ? (cpu_cc_compute_all(env, env->cc_op) & FLAGS_IN_RFLAGS) | 2 : 2;
     struct image image;
@@ -429,7 +444,8 @@ static void run_whole(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *mem
 }
 
 /* False: this is not the common case. */
-static bool run_small(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address, uintptr_t retaddr)
+static bool run_small(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *memory, target_ulong address,
+                      uintptr_t retaddr)
 {
     unsigned top = env->fpstt, other = (top + op->other) & 7, below = (top - 1) & 7;
     uint16_t control = env->fpuc;
@@ -439,7 +455,8 @@ static bool run_small(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *mem
         (op->pushes && !env->fptags[below]) || (op->pops && op->two && !op->other) || op->pops > 1) {
         return false;
     }
-    if (env->swtdx_status & ~env->fpus & STATUS_FLAGS) { /* flags are sticky, and these are not the guest's; FNCLEX is slow */
+    /* Flags are sticky, and these are not the guest's. Only then: FNCLEX is slow. */
+    if (env->swtdx_status & ~env->fpus & STATUS_FLAGS) {
         asm volatile("fnclex");
     }
     if (likely(control == HOST_CONTROL)) {
@@ -615,8 +632,8 @@ static inline void execute(CPUX86State *env, const struct swtdx_x87 *op, target_
         return;
     }
     if (op->converts) {
-        if (op->loads == 8 || op->stores == 8 ? run_exactly(env, op, memory, address, retaddr, 8) :
-            run_exactly(env, op, memory, address, retaddr, 4)) {
+        if (op->loads == 8 || op->stores == 8 ? run_exactly(env, op, memory, address, retaddr, 8)
+                                              : run_exactly(env, op, memory, address, retaddr, 4)) {
             return;
         }
     } else if (op->loads) {

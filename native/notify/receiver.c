@@ -2,10 +2,10 @@
 /*
  * The thread that receives what seccomp stops, for swtdx.exec.notify.
  *
- * Until a call is received, a signal tears the program out of it, and the program sees EINTR from calls that never fail so
- * (munmap, fstat). Python cannot receive soon enough: its threads wait for each other. So a thread in C receives at once
- * and does nothing that waits. It answers most calls itself, since most files and most memory are not ours: "let the
- * machine's kernel do it". The rest goes to Python's threads, one of which wakes up for each.
+ * Until a call is received, a signal tears the program out of it, and the program sees EINTR from calls that never fail
+ * so (munmap, fstat). Python cannot receive soon enough: its threads wait for each other. So a thread in C receives at
+ * once and does nothing that waits. It answers most calls itself, since most files and most memory are not ours: "let
+ * the machine's kernel do it". The rest goes to Python's threads, one of which wakes up for each.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -117,7 +117,7 @@ static bool is_descriptor(pid_t pid, int fd)
     }
     snprintf(path, sizeof(path), "/proc/%d/fd/%d", pid, fd);
     return !statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, STATX_INO, &status) &&
-        makedev(status.stx_dev_major, status.stx_dev_minor) == device;
+           makedev(status.stx_dev_major, status.stx_dev_minor) == device;
 }
 
 static bool is_path(const struct seccomp_notif *n, int argument, bool may_be_descriptor)
@@ -164,7 +164,7 @@ static bool is_ours(const struct seccomp_notif *n)
         return is_memory(args[0], args[1] > args[2] ? args[1] : args[2]) || is_memory(args[4], args[2]);
     case SYS_mmap:
         return ((args[3] & MAP_FIXED) && is_memory(args[0], args[1])) ||
-            (!(args[3] & MAP_ANONYMOUS) && (args[3] & MAP_SHARED) && is_descriptor(n->pid, args[4]));
+               (!(args[3] & MAP_ANONYMOUS) && (args[3] & MAP_SHARED) && is_descriptor(n->pid, args[4]));
     default:
         return true;
     }
@@ -346,7 +346,15 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_receiver", "The thread that receives what seccomp stops.", -1, methods, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT,
+    "_receiver",
+    "The thread that receives what seccomp stops.",
+    -1,
+    methods,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
 };
 
 PyMODINIT_FUNC PyInit__receiver(void)

@@ -2,9 +2,9 @@
 /*
  * From C into the emulated kernel: a Python interpreter inside a program that knows nothing of it.
  *
- * The interpreter is started here, isolated from the program's environment, or it is the program's own where the program
- * is Python. The kernel is a list of Python functions (swtdx.exec.inside), one for each enum swtdx_call. They take
- * integers, return an integer and raise nothing.
+ * The interpreter is started here, isolated from the program's environment, or it is the program's own where the
+ * program is Python. The kernel is a list of Python functions (swtdx.exec.inside), one for each enum swtdx_call. They
+ * take integers, return an integer and raise nothing.
  *
  * A thread keeps its PyThreadState from its first call to its end: making one for each ioctl would cost more than the
  * ioctl. PyGILState does that by itself as long as one PyGILState_Ensure() is left without its Release.
@@ -240,8 +240,7 @@ static bool finish_with_python(void)
     return result && !Py_AtExit(note_end);
 }
 
-__attribute__((visibility("default")))
-const struct swtdx_bridge *swtdx_bridge_start(const struct swtdx_program *given)
+__attribute__((visibility("default"))) const struct swtdx_bridge *swtdx_bridge_start(const struct swtdx_program *given)
 {
     PyGILState_STATE state;
     bool done;
@@ -318,7 +317,10 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, .m_name = "_bridge", .m_size = -1, .m_methods = methods,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_bridge",
+    .m_size = -1,
+    .m_methods = methods,
     .m_doc = "What the emulated kernel can ask about the program whose calls it serves.",
 };
 

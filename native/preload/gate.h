@@ -2,8 +2,8 @@
 /*
  * The line between a program's calls and the emulated kernel.
  *
- * Two shared objects meet here. _preload is in every process under `swtdx exec`; it knows libc and nothing of Python, so
- * that a program which never opens /dev/kvm pays nothing. _bridge is loaded at the first open of /dev/kvm, after
+ * Two shared objects meet here. _preload is in every process under `swtdx exec`; it knows libc and nothing of Python,
+ * so that a program which never opens /dev/kvm pays nothing. _bridge is loaded at the first open of /dev/kvm, after
  * libpython; it is compiled against one version of Python. What crosses is what crosses the system-call line: integers
  * and addresses.
  */

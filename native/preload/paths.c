@@ -76,9 +76,12 @@ static int open_at(int dirfd, const char *path, int flags, mode_t mode)
 
     if (unlikely(!plain(path)) && !(flags & O_PATH)) {
         switch (slow_path(dirfd, path, shadow)) {
-        case PATH_KVM: return open_kvm(flags);
-        case PATH_SHADOW: return NEXT(openat)(AT_FDCWD, shadow, flags, mode);
-        case PATH_OTHER: break;
+        case PATH_KVM:
+            return open_kvm(flags);
+        case PATH_SHADOW:
+            return NEXT(openat)(AT_FDCWD, shadow, flags, mode);
+        case PATH_OTHER:
+            break;
         }
     }
     return NEXT(openat)(dirfd, path, flags, mode);
@@ -114,32 +117,53 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 /* What open() becomes in a program compiled with _FORTIFY_SOURCE; our copies of those programs' symbols. */
-EXPORT int __open_2(const char *path, int flags) { return open_at(AT_FDCWD, path, flags, 0); }
-EXPORT int __open64_2(const char *path, int flags) { return open_at(AT_FDCWD, path, flags, 0); }
-EXPORT int __openat_2(int dirfd, const char *path, int flags) { return open_at(dirfd, path, flags, 0); }
-EXPORT int __openat64_2(int dirfd, const char *path, int flags) { return open_at(dirfd, path, flags, 0); }
+EXPORT int __open_2(const char *path, int flags)
+{
+    return open_at(AT_FDCWD, path, flags, 0);
+}
+EXPORT int __open64_2(const char *path, int flags)
+{
+    return open_at(AT_FDCWD, path, flags, 0);
+}
+EXPORT int __openat_2(int dirfd, const char *path, int flags)
+{
+    return open_at(dirfd, path, flags, 0);
+}
+EXPORT int __openat64_2(int dirfd, const char *path, int flags)
+{
+    return open_at(dirfd, path, flags, 0);
+}
 
 static FILE *stream(const char *path, const char *mode, FILE *(*next)(const char *, const char *))
 {
     char shadow[PATH_MAX];
     FILE *file;
-    int fd;
+    int fd, flags;
 
     if (unlikely(!plain(path))) {
         switch (slow_path(AT_FDCWD, path, shadow)) {
         case PATH_KVM:
-            fd = open_kvm((strchr(mode, '+') ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY) | (strchr(mode, 'e') ? O_CLOEXEC : 0));
+            flags = strchr(mode, '+') ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
+            fd = open_kvm(flags | (strchr(mode, 'e') ? O_CLOEXEC : 0));
             file = fd < 0 ? NULL : fdopen(fd, mode);
             return file;
-        case PATH_SHADOW: return next(shadow, mode);
-        case PATH_OTHER: break;
+        case PATH_SHADOW:
+            return next(shadow, mode);
+        case PATH_OTHER:
+            break;
         }
     }
     return next(path, mode);
 }
 
-EXPORT FILE *fopen(const char *path, const char *mode) { return stream(path, mode, NEXT(fopen)); }
-EXPORT FILE *fopen64(const char *path, const char *mode) { return stream(path, mode, NEXT(fopen64)); }
+EXPORT FILE *fopen(const char *path, const char *mode)
+{
+    return stream(path, mode, NEXT(fopen));
+}
+EXPORT FILE *fopen64(const char *path, const char *mode)
+{
+    return stream(path, mode, NEXT(fopen64));
+}
 
 /* ---- stat and access ---- */
 
@@ -201,9 +225,18 @@ EXPORT int fstat(int fd, struct stat *status)
 }
 
 /* struct stat64 is struct stat on x86-64; the functions differ by name only. */
-EXPORT int stat64(const char *path, struct stat64 *status) { return stat(path, (struct stat *)status); }
-EXPORT int lstat64(const char *path, struct stat64 *status) { return lstat(path, (struct stat *)status); }
-EXPORT int fstat64(int fd, struct stat64 *status) { return fstat(fd, (struct stat *)status); }
+EXPORT int stat64(const char *path, struct stat64 *status)
+{
+    return stat(path, (struct stat *)status);
+}
+EXPORT int lstat64(const char *path, struct stat64 *status)
+{
+    return lstat(path, (struct stat *)status);
+}
+EXPORT int fstat64(int fd, struct stat64 *status)
+{
+    return fstat(fd, (struct stat *)status);
+}
 EXPORT int fstatat64(int dirfd, const char *path, struct stat64 *status, int flags)
 {
     return fstatat(dirfd, path, (struct stat *)status, flags);
@@ -265,7 +298,10 @@ EXPORT int euidaccess(const char *path, int mode)
     return NEXT(euidaccess)(path, mode);
 }
 
-EXPORT int eaccess(const char *path, int mode) { return euidaccess(path, mode); }
+EXPORT int eaccess(const char *path, int mode)
+{
+    return euidaccess(path, mode);
+}
 
 /* ---- syscall(2), for what libc has no function for or programs write themselves ---- */
 
@@ -285,21 +321,31 @@ EXPORT long syscall(long number, ...)
     va_end(list);
     if (!inside) {
         switch (number) {
-        case SYS_open: return open_at(AT_FDCWD, (const char *)a, b, c);
-        case SYS_openat: return open_at(a, (const char *)b, c, d);
+        case SYS_open:
+            return open_at(AT_FDCWD, (const char *)a, b, c);
+        case SYS_openat:
+            return open_at(a, (const char *)b, c, d);
         case SYS_openat2: /* struct open_how: flags, mode, resolve */
             if (!plain((const char *)b) && slow_path(a, (const char *)b, shadow) != PATH_OTHER) {
                 return open_at(a, (const char *)b, ((uint64_t *)c)[0], ((uint64_t *)c)[1]);
             }
             break;
-        case SYS_close: return close(a);
-        case SYS_ioctl: return ioctl(a, b, c);
-        case SYS_dup: return dup(a);
-        case SYS_dup2: return dup2(a, b);
-        case SYS_dup3: return dup3(a, b, c);
-        case SYS_mmap: return (long)mmap((void *)a, b, c, d, e, f);
-        case SYS_munmap: return munmap((void *)a, b);
-        case SYS_fallocate: return fallocate(a, b, c, d);
+        case SYS_close:
+            return close(a);
+        case SYS_ioctl:
+            return ioctl(a, b, c);
+        case SYS_dup:
+            return dup(a);
+        case SYS_dup2:
+            return dup2(a, b);
+        case SYS_dup3:
+            return dup3(a, b, c);
+        case SYS_mmap:
+            return (long)mmap((void *)a, b, c, d, e, f);
+        case SYS_munmap:
+            return munmap((void *)a, b);
+        case SYS_fallocate:
+            return fallocate(a, b, c, d);
         }
     }
     result = raw(number, a, b, c, d, e, f);

@@ -2,14 +2,14 @@
 /*
  * /dev/kvm in a program that does not know that it is emulated: the calls that reach it, by symbol interposition.
  *
- * Descriptors of the emulated kernel are real ones (memfds), marked here by number. Only calls on those, ioctls of KVM's
- * type and opens of /dev/kvm leave the ordinary way. At the first of them libpython and the kernel are loaded into the
- * process. What must hold while a thread is in there:
+ * Descriptors of the emulated kernel are real ones (memfds), marked here by number. Only calls on those, ioctls of
+ * KVM's type and opens of /dev/kvm leave the ordinary way. At the first of them libpython and the kernel are loaded
+ * into the process. What must hold while a thread is in there:
  *
  *  - Its own calls of close(), mmap() and so on are not the program's: `inside` lets them through.
- *  - No handler of the program runs, as none runs in the middle of a system call: all signals are blocked, those of libc
- *    (cancellation, setuid) too, so that nothing unwinds or jumps out of the interpreter. signals.c says how KVM_RUN,
- *    which a signal must end, goes about it.
+ *  - No handler of the program runs, as none runs in the middle of a system call: all signals are blocked, those of
+ *    libc (cancellation, setuid) too, so that nothing unwinds or jumps out of the interpreter. signals.c says how
+ *    KVM_RUN, which a signal must end, goes about it.
  *  - Threads that it starts inherit the blocked mask, and are inside for good.
  */
 #include "preload.h"
@@ -226,8 +226,8 @@ static bool load_python(void)
         return true;
     }
     say("swtdx: exec: this program runs Python %.*s%s, but swtdx is installed for Python %s: start it with 'swtdx exec "
-        "--front-end notify', or install swtdx for the program's Python", (int)strcspn(has, " "), has,
-        strstr(has, "free-threading") ? " without a global lock" : "", wanted);
+        "--front-end notify', or install swtdx for the program's Python",
+        (int)strcspn(has, " "), has, strstr(has, "free-threading") ? " without a global lock" : "", wanted);
     return false;
 }
 
@@ -296,8 +296,8 @@ int open_kvm(int flags)
     return answer(fd);
 }
 
-/* An ioctl of KVM's type on a descriptor that we have not given out: one of ours that came another way, the machine's, or
- * none of KVM's. The kernel's answer: 0 when it is ours from now on, ENOTTY to let the system answer. */
+/* An ioctl of KVM's type on a descriptor that we have not given out: one of ours that came another way, the machine's,
+ * or none of KVM's. The kernel's answer: 0 when it is ours from now on, ENOTTY to let the system answer. */
 static long adopt(int fd)
 {
     char link[64], name[64], allowed[8];
@@ -365,7 +365,8 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
         return kvm_ioctl(fd, request, argument);
     }
     result = RAW(SYS_ioctl, fd, request, argument);
-    if (result == -ENOTTY && unlikely(ours(fd)) && !inside) { /* not one of the VFS's: KVM has its own way of refusing */
+    /* Not one of the VFS's: KVM has its own way of refusing. */
+    if (result == -ENOTTY && unlikely(ours(fd)) && !inside) {
         return kvm_ioctl(fd, request, argument);
     }
     return answer(result);
@@ -479,8 +480,8 @@ EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length)
 
 ssize_t __read_chk(int fd, void *to, size_t size, size_t room); /* what read() is with _FORTIFY_SOURCE */
 
-/* Of KVM's files only statistics can be read, and none can be written, whatever the size: the error, 0 for none. VMs and
- * vCPUs have no position either, where the device has one. */
+/* Of KVM's files only statistics can be read, and none can be written, whatever the size: the error, 0 for none. VMs
+ * and vCPUs have no position either, where the device has one. */
 static int no_transfer(int fd, bool reads, bool at)
 {
     if (!unlikely(ours(fd)) || inside || (reads && kinds[fd] == STATISTICS)) {
@@ -516,10 +517,10 @@ TRANSFER(pwrite64, false, true, (int fd, const void *from, size_t size, off64_t 
 
 /* A mapping of a vCPU. The kernel keeps the vCPU until the last page of it is unmapped. */
 static struct mapping {
-    uintptr_t start;  /* as the program sees it */
+    uintptr_t start; /* as the program sees it */
     uintptr_t object; /* as the kernel made it: elsewhere if the program wanted it at an address of its own */
-    uint32_t all;     /* pages */
-    uint32_t mapped;  /* which of them are mapped still */
+    uint32_t all; /* pages */
+    uint32_t mapped; /* which of them are mapped still */
 } mappings[MAPPINGS];
 static int mapping_count; /* entries before it may be in use */
 static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -744,7 +745,8 @@ EXPORT int madvise(void *address, size_t length, int advice)
 {
     int result = NEXT(madvise)(address, length, advice);
 
-    if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) && in_kernel_memory(address, length)) {
+    if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) &&
+        in_kernel_memory(address, length)) {
         notify(address, length, SWTDX_CHANGE_CONTENTS);
     }
     return result;

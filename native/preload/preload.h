@@ -15,8 +15,8 @@
 
 /* Faults of the instruction that runs: they cannot wait, blocked they kill. */
 #define SYNCHRONOUS \
-    (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGFPE - 1) | 1ull << (SIGILL - 1) | 1ull << (SIGTRAP - 1) | \
-     1ull << (SIGSYS - 1))
+    (1ull << (SIGSEGV - 1) | 1ull << (SIGBUS - 1) | 1ull << (SIGFPE - 1) | 1ull << (SIGILL - 1) | \
+     1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
 
 #define EXPORT __attribute__((visibility("default")))
 #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -81,6 +81,7 @@ static inline bool plain(const char *path)
             base = at + 1;
         }
     }
+    /* clang-format off */
     switch (*base) {
     case 'k': return !(base[1] == 'v' && base[2] == 'm');          /* kvm, kvm_intel */
     case 'p': return __builtin_strcmp(base, "parameters") != 0;
@@ -89,6 +90,7 @@ static inline bool plain(const char *path)
     case 'c': return __builtin_strcmp(base, "cpuinfo") != 0;
     default: return true;
     }
+    /* clang-format on */
 }
 
 #endif

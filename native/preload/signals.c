@@ -2,10 +2,11 @@
 /*
  * Signals, as a system call sees them.
  *
- * A signal ends KVM_RUN with EINTR, and its handler runs when KVM_RUN has ended. Our KVM_RUN is a function of the process,
- * so a handler would run in the middle of it, before anybody knows; it might even jump out. Therefore every handler of
- * the program is called by on_signal(). In KVM_RUN that one tells the processor to leave the guest, sends the signal to
- * its own thread again and blocks all signals; the program's handler runs once KVM_RUN has restored the mask.
+ * A signal ends KVM_RUN with EINTR, and its handler runs when KVM_RUN has ended. Our KVM_RUN is a function of the
+ * process, so a handler would run in the middle of it, before anybody knows; it might even jump out. Therefore every
+ * handler of the program is called by on_signal(). In KVM_RUN that one tells the processor to leave the guest, sends
+ * the signal to its own thread again and blocks all signals; the program's handler runs once KVM_RUN has restored the
+ * mask.
  *
  * Elsewhere in the kernel all signals are blocked, and only the faults of instructions can come: those of guest memory
  * that is gone are the engine's, which installs its handlers from inside.
@@ -47,10 +48,12 @@ static void set_action(int number, const struct sigaction *action)
     uint64_t all = ~0ull, mask;
     uint32_t version;
 
-    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask)); /* a handler of ours would wait for us without end */
+    /* A handler of ours would wait for us without end. */
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, sizeof(mask));
     do {
         version = __atomic_load_n(&versions[number], __ATOMIC_RELAXED) & ~1u;
-    } while (!__atomic_compare_exchange_n(&versions[number], &version, version + 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED));
+    } while (!__atomic_compare_exchange_n(&versions[number], &version, version + 1, false, __ATOMIC_ACQUIRE,
+                                          __ATOMIC_RELAXED));
     actions[number] = *action;
     __atomic_store_n(&versions[number], version + 2, __ATOMIC_RELEASE);
     RAW(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
@@ -132,7 +135,8 @@ EXPORT int sigaction(int number, const struct sigaction *action, struct sigactio
         return NEXT(sigaction)(number, action, old);
     }
     if (inside) {
-        return SYNCHRONOUS >> (number - 1) & 1 ? engine_action(number, action, old) : NEXT(sigaction)(number, action, old);
+        return SYNCHRONOUS >> (number - 1) & 1 ? engine_action(number, action, old)
+                                               : NEXT(sigaction)(number, action, old);
     }
     before = action_of(number);
     if (!action) {
@@ -231,8 +235,8 @@ static void *wait_for_cancellation(void *unused)
     return unused;
 }
 
-/* glibc installs its handler at the first pthread_cancel(): make it do so, and put ours around it. It takes no sigaction()
- * for this signal, so the kernel's structure is filled by hand. */
+/* glibc installs its handler at the first pthread_cancel(): make it do so, and put ours around it. It takes no
+ * sigaction() for this signal, so the kernel's structure is filled by hand. */
 static void wrap_cancellation(void)
 {
     struct {
@@ -275,8 +279,8 @@ static void introduce(void)
 }
 
 /*
- * In the kernel cancellation is disabled, and glibc sends no signal to a thread that has it disabled. One in KVM_RUN gets
- * it from here: KVM_RUN ends with EINTR, and the thread is cancelled when it has left the kernel.
+ * In the kernel cancellation is disabled, and glibc sends no signal to a thread that has it disabled. One in KVM_RUN
+ * gets it from here: KVM_RUN ends with EINTR, and the thread is cancelled when it has left the kernel.
  */
 EXPORT int pthread_cancel(pthread_t thread)
 {

@@ -169,7 +169,8 @@ static bool library_is_here(const char *path)
 {
     if (host_kvm_is_in_reach() && RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
         say("swtdx: exec: %s cannot be read here, so %s would get this machine's own /dev/kvm: not executed. Make the "
-            "file available, or run 'swtdx exec --allow-host-kvm'", library, path);
+            "file available, or run 'swtdx exec --allow-host-kvm'",
+            library, path);
         return false;
     }
     return true;
@@ -272,7 +273,8 @@ static bool prepare(struct execution *to, const char *file, char *const argv[], 
     if (!RAW(SYS_faccessat, AT_FDCWD, to->path, X_OK) && out_of_reach(to->path) &&
         !(setting("host", allowed, sizeof(allowed)) && *allowed == '1')) {
         if (!setting("python", to->python, sizeof(to->python)) || RAW(SYS_faccessat, AT_FDCWD, to->python, X_OK)) {
-            say("swtdx: exec: %s cannot be served here, and would get this machine's own /dev/kvm: not executed", to->path);
+            say("swtdx: exec: %s cannot be served here, and would get this machine's own /dev/kvm: not executed",
+                to->path);
             return false;
         }
         hand_over(to, argv, envp);
@@ -368,8 +370,7 @@ EXPORT int execveat(int dirfd, const char *path, char *const argv[], char *const
     for (i = 1; i <= n; i++) { \
         argv[i] = va_arg(list, char *); \
     } \
-    end_of_list \
-    va_end(list);
+    end_of_list va_end(list);
 
 EXPORT int execl(const char *path, const char *first, ...)
 {
@@ -390,8 +391,8 @@ EXPORT int execle(const char *path, const char *first, ...)
     return execve(path, argv, envp);
 }
 
-typedef int spawn_fn(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],
-                     char *const[]);
+typedef int spawn_fn(pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *,
+                     char *const[], char *const[]);
 
 static int spawn(spawn_fn *next, pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
                  const posix_spawnattr_t *attributes, char *const argv[], char *const envp[])
@@ -433,7 +434,8 @@ static void *begin_inside(void *given)
     return beginning.function(beginning.argument);
 }
 
-EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *), void *argument)
+EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*function)(void *),
+                          void *argument)
 {
     struct beginning *beginning;
     int result;
