@@ -85,39 +85,61 @@ static void power_on(CPUX86State *env)
     x86_update_hflags(env);
 }
 
+/* Give back what an engine holds, as far as it was made. */
+static void destroy(swtdx_engine *engine)
+{
+    if (engine->uc) {
+        uc_close(engine->uc);
+    }
+    if (engine->scratch != MAP_FAILED) {
+        munmap(engine->scratch, 4096);
+    }
+    free(engine->reset_state);
+    free(engine);
+}
+
+/* TCG's memory, and the model whose instructions it knows. False: there is no memory. */
+static bool open_tcg(swtdx_engine *engine)
+{
+    struct uc_struct *uc;
+
+    if (uc_open(UC_ARCH_X86, UC_MODE_64, &engine->uc) != UC_ERR_OK) {
+        return false;
+    }
+    uc = engine->uc;
+    return engine->scratch != MAP_FAILED && engine->reset_state &&
+           uc_ctl(uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC_ROME) == UC_ERR_OK &&
+           uc_ctl(uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES) == UC_ERR_OK &&
+           uc_mem_map_ptr(uc, 0, engine->size, UC_PROT_ALL, engine->ram) == UC_ERR_OK &&
+           uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) == UC_ERR_OK;
+}
+
 swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
 {
     swtdx_engine *engine = calloc(1, sizeof(*engine));
-    struct uc_struct *uc = NULL;
     CPUX86State *env;
 
-    if (!engine || uc_open(UC_ARCH_X86, UC_MODE_64, &uc) != UC_ERR_OK) {
-        free(engine);
+    if (!engine) {
         return NULL;
     }
-    engine->uc = uc;
     engine->ram = ram;
     engine->size = size;
     engine->tsc_ratio = tsc_ratio;
     engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    uc_ctl(uc, UC_CTL_WRITE(UC_CTL_CPU_MODEL, 1), UC_CPU_X86_EPYC_ROME);
-    uc_ctl(uc, UC_CTL_WRITE(UC_CTL_TCG_BUFFER_SIZE, 1), CODE_BUFFER_BYTES);
-    if (engine->scratch == MAP_FAILED || uc_mem_map_ptr(uc, 0, size, UC_PROT_ALL, ram) != UC_ERR_OK ||
-        uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) != UC_ERR_OK) {
-        uc_close(uc);
-        free(engine);
+    engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));
+    if (!open_tcg(engine)) {
+        destroy(engine);
         return NULL;
     }
     pthread_mutex_init(&engine->mutex, NULL);
     pthread_cond_init(&engine->turn, NULL);
-    env = uc->cpu->env_ptr;
-    CPU_GET_CLASS(uc->cpu)->do_unaligned_access = unaligned_access;
+    env = engine->uc->cpu->env_ptr;
+    CPU_GET_CLASS(engine->uc->cpu)->do_unaligned_access = unaligned_access;
     offer_features(env);
     power_on(env);
-    engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));
     memcpy(engine->reset_state, env, offsetof(CPUX86State, end_reset_fields));
-    uc->nested_level = 1; /* one level of emulation, ours, for good */
-    uc->swtdx = engine;
+    engine->uc->nested_level = 1; /* one level of emulation, ours, for good */
+    engine->uc->swtdx = engine;
     swtdx_catch_host_faults();
     return engine;
 }
@@ -128,13 +150,11 @@ void swtdx_engine_free(swtdx_engine *engine)
         swtdx_acquire(engine);
         engine->uc->nested_level = 0;
         engine->uc->swtdx = NULL;
-        uc_close(engine->uc);
-        munmap(engine->scratch, 4096);
         swtdx_drop_snapshots(engine);
         free(engine->snapshots);
         free(engine->regions);
-        free(engine->reset_state);
         pthread_cond_destroy(&engine->turn);
-        free(engine);
+        pthread_mutex_destroy(&engine->mutex);
+        destroy(engine);
     }
 }
