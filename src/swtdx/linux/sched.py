@@ -49,26 +49,31 @@ class HostCpus:
         self.packages = processor.platform.packages
         self.running: list[Task | None] = [None] * self.count
         self.waiters = 0
-        self._available = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # taken by itself: on the path of every KVM_RUN a Condition costs two calls more
+        self._available = threading.Condition(self._lock)
         self._tick: threading.Thread | None = None
-        self._work = threading.Event()
+        self._ticking = False
+        self._work = threading.Event()  # set as long as _ticking
         self._off = False
 
     def get_cpu(self, task: Task) -> int:
         """Take a CPU for ``task``, the one it had if that is free; waits for one to become free."""
         running = self.running
-        condition = self._available
-        with condition:
+        with self._lock:
             cpu = task.cpu
             if running[cpu] is not None:
                 cpu = self._any_free()
             running[cpu] = task
-            if not self._work.is_set():
-                self._work.set()
-                if self._tick is None:
-                    self._tick = threading.Thread(target=self._tick_loop, name="swtdx-tick", daemon=True)
-                    self._tick.start()
+            if not self._ticking:
+                self._start_tick()
             return cpu
+
+    def _start_tick(self) -> None:
+        self._ticking = True
+        self._work.set()
+        if self._tick is None:
+            self._tick = threading.Thread(target=self._tick_loop, name="swtdx-tick", daemon=True)
+            self._tick.start()
 
     def _any_free(self) -> int:
         while None not in self.running:
@@ -81,7 +86,7 @@ class HostCpus:
 
     def put_cpu(self, cpu: int) -> None:
         """Give the CPU up."""
-        with self._available:
+        with self._lock:
             self.running[cpu] = None
             if self.waiters:
                 self._available.notify()
@@ -108,8 +113,9 @@ class HostCpus:
                     self.processor.send_ipi(cpu)
                 del task  # a vCPU that is closed while this thread waits must not live on for it
             if not busy:
-                with self._available:
+                with self._lock:
                     if all(task is None for task in self.running):
+                        self._ticking = False
                         self._work.clear()
 
 
@@ -160,28 +166,45 @@ _NEVER_HELD = {
     signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS, signal.SIGABRT,
     signal.SIGKILL, signal.SIGSTOP,
 }  # fmt: skip
-_HELD = signal.valid_signals() - _NEVER_HELD
+_HELD = sum(1 << number - 1 for number in signal.valid_signals() - _NEVER_HELD)
+
+
+class _sigset_t(ctypes.Structure):
+    _fields_ = [("word", ctypes.c_uint64), ("rest", ctypes.c_uint64 * 15)]
+
+
+# Not by `signal`: it makes an Enum member of each number, which took longer than the interrupt that led here.
+_libc = ctypes.PyDLL(None)
+_pthread_sigmask, _sigpending = _libc.pthread_sigmask, _libc.sigpending
+_pthread_sigmask.argtypes = (ctypes.c_int, ctypes.POINTER(_sigset_t), ctypes.POINTER(_sigset_t))
+_sigpending.argtypes = (ctypes.POINTER(_sigset_t),)
+_SIG_BLOCK, _SIG_SETMASK = int(signal.SIG_BLOCK), int(signal.SIG_SETMASK)
+_held = _sigset_t(_HELD)
 
 
 class HeldSignals:
     """Signals of one thread, blocked while it runs a guest, so that a call can see them before their handlers run."""
 
     def __init__(self) -> None:
-        self._mask: set[int] | None = None
+        self.holding = False
+        self._mask = _sigset_t()  # of the thread, before
+        self._pending = _sigset_t()
 
     def look(self) -> bool:
         """Hold signals back from now on; whether one waits that the thread would take."""
-        if self._mask is None:
-            self._mask = {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)}
-        return not signal.sigpending() <= self._mask
+        if not self.holding:
+            self.holding = True
+            _pthread_sigmask(_SIG_BLOCK, _held, self._mask)
+        _sigpending(self._pending)
+        return bool(self._pending.word & ~self._mask.word)
 
     def let_go(self) -> bool:
         """Let their handlers run; whether there was one."""
-        if self._mask is None:
+        if not self.holding:
             return False
         waited = self.look()
-        mask, self._mask = self._mask, None
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.holding = False
+        _pthread_sigmask(_SIG_SETMASK, self._mask, None)
         return waited
 
 

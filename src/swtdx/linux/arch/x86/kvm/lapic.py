@@ -42,6 +42,7 @@ LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR, TMICT, TMCCT, TDCR, SELF_IPI = (
 )  # fmt: skip
 LVTS = (LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR)
 LVT_MASKED, LVT_DELIVERY_MODE = 1 << 16, 0x700
+_LVT0_ACCEPTS = LVT_MASKED | LVT_DELIVERY_MODE
 SPIV_APIC_ENABLED = 1 << 8
 TIMER_PERIODIC, TIMER_TSCDEADLINE, TIMER_MODE = 1 << 17, 2 << 17, 3 << 17
 VERSION = 0x14 | (len(LVTS) - 1) << 16
@@ -123,7 +124,7 @@ class Lapic:
     @property
     def accepts_pic_interrupts(self) -> bool:
         """kvm_apic_accept_pic_intr: LINT0 takes ExtINT, or the APIC is off and the INTR pin goes to the processor."""
-        return not self.enabled or self.get(LVT0) & (LVT_MASKED | LVT_DELIVERY_MODE) == APIC_DM_EXTINT << 8
+        return not self.base & APICBASE_ENABLE or self._regs[LVT0 >> 2] & _LVT0_ACCEPTS == APIC_DM_EXTINT << 8
 
     @property
     def apic_id(self) -> int:

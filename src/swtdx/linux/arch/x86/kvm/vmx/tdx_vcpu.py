@@ -271,7 +271,9 @@ def tdx_vcpu_get_cpuid(vcpu: Vcpu, address: int) -> None:
 
 def tdx_vcpu_pre_run(vcpu: Vcpu) -> int:
     """1. Raises OSError(EINVAL) unless TD and vCPU are ready."""
-    if not vcpu.tdx.initialized or to_kvm_tdx(vcpu.kvm).state is not TdState.RUNNABLE:
+    td = vcpu.kvm.tdx
+    assert td is not None  # to_kvm_tdx(), written out: this is the path of every exit
+    if not vcpu.tdx.initialized or td.state is not TdState.RUNNABLE:
         raise err(errno.EINVAL, "KVM_RUN needs KVM_TDX_INIT_VCPU and KVM_TDX_FINALIZE_VM")
     return 1
 
@@ -323,7 +325,9 @@ def tdx_vcpu_enter_exit(vcpu: Vcpu, cpu: int) -> None:
 
 
 def _called_out(kvm: Kvm) -> bool:
-    return kvm.dead or to_kvm_tdx(kvm).wait_for_sept_zap
+    td = kvm.tdx
+    assert td is not None
+    return kvm.dead or td.wait_for_sept_zap
 
 
 def tdx_handle_exit(vcpu: Vcpu) -> int:

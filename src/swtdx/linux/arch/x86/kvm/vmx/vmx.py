@@ -268,14 +268,11 @@ def vmx_post_run_state(vcpu: Vcpu) -> tuple[int, int, int]:
     """(ready for interrupt injection, IF, CR8)."""
     context = vcpu.vmx.context
     flag = bool(context.rflags & RFLAGS_IF)
-    if vcpu.apic is not None:
-        cr8 = context.vapic[0x80] >> 4
-        accepts = vcpu.apic.accepts_pic_interrupts
-    else:
-        cr8, accepts = context.cr8, True
+    apic = vcpu.apic
+    cr8 = context.cr8 if apic is None else context.vapic[0x80] >> 4
     ready = (
         flag
-        and accepts
+        and (apic is None or apic.accepts_pic_interrupts)
         and vcpu.pending_external_vector < 0
         and not context.event_pending
         and not context.interruptibility & BLOCKED_BY_STI_OR_MOV_SS

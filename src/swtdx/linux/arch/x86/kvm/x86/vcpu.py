@@ -296,7 +296,8 @@ class Vcpu:
             if cpu >= 0:
                 cpus.put_cpu(cpu)
             self.interrupted = False
-            self._signals.let_go()
+            if self._signals.holding:
+                self._signals.let_go()
 
     def kvm_handle_signal_exit(self) -> OSError:
         """Prepare KVM_EXIT_INTR; the error with which KVM_RUN is to fail."""

@@ -122,7 +122,18 @@ class VcpuFile(File):
         inside.append(request)  # enter() and leave(), written out: this is the path of every exit
         try:
             if self.references:
-                return self._ioctl(request, arg)
+                vcpu = self.vcpu
+                kvm = vcpu.kvm
+                if kvm.mm is not current_mm():
+                    raise err(errno.EIO, "the VM belongs to another process")
+                if kvm.dead:
+                    raise kvm.dead_error()
+                if request != _KVM_RUN:
+                    return self._ioctl(request, arg)
+                if arg:
+                    raise err(errno.EINVAL, "the argument must be 0")
+                with vcpu.mutex:
+                    return vcpu.kvm_arch_vcpu_ioctl_run()
         finally:
             inside.pop()
             if not self.references and self.table is not None:
@@ -132,15 +143,6 @@ class VcpuFile(File):
     def _ioctl(self, request: int, arg: int) -> int:
         vcpu = self.vcpu
         kvm = vcpu.kvm
-        if kvm.mm is not current_mm():
-            raise err(errno.EIO, "the VM belongs to another process")
-        if kvm.dead:
-            raise kvm.dead_error()
-        if request == _KVM_RUN:
-            if arg:
-                raise err(errno.EINVAL, "the argument must be 0")
-            with vcpu.mutex:
-                return vcpu.kvm_arch_vcpu_ioctl_run()
         if request >> 8 & 0xFF != KVMIO:
             raise err(errno.EINVAL, f"{request:#010x} is not a KVM request")
         with vcpu.mutex:
