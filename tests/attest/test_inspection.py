@@ -68,6 +68,7 @@ BROKEN = [
     (rows((0, 0, TEMP[2], 0x1000, 3, 0)), TdvfRule.OVERLAP),
     (rows((0, 0, 0x100000, 0x1000, 8, 0)), TdvfRule.NOT_FILLED),
     (rows((0, 0, 0x100000, 0x1000, 5, 0)), TdvfRule.NOT_FILLED),
+    (edk2_like(tdx=uuid.UUID(int=9)), TdvfRule.NOT_FOR_TDS),
 ]
 
 
@@ -179,6 +180,13 @@ def test_the_public_names_are_all_there() -> None:
 def test_what_the_firmware_will_do_shows_in_its_files() -> None:
     measuring = edk2_like({("PK", GLOBAL): b"key"})
     silent = edk2_like(tcg=uuid.UUID(int=7), sec=b"")
-    assert inspect_image(measuring).traits == FirmwareTraits(extends_rtmrs=True, secure_boot=True)
-    assert inspect_image(silent).traits == FirmwareTraits(extends_rtmrs=False, secure_boot=False)
+    assert inspect_image(measuring).traits == FirmwareTraits(extends_rtmrs=True, secure_boot=True, for_tds=True)
+    assert inspect_image(silent).traits == FirmwareTraits(extends_rtmrs=False, secure_boot=False, for_tds=True)
     assert inspect_image(image_with()).traits == FirmwareTraits(extends_rtmrs=None, secure_boot=None)
+
+
+def test_a_build_of_edk2_for_another_use_is_no_td() -> None:
+    """OVMF's build for AMD SEV: the metadata are right, and a TD built from it dies at its first page."""
+    (fault,) = inspect_image(edk2_like(tdx=uuid.UUID(int=9)), "OVMF.amdsev.fd").broken
+    assert "TdxDxe" in str(fault)
+    assert inspect_image(edk2_like()).can_start

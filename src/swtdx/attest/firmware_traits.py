@@ -19,16 +19,19 @@ from swtdx.image.tdvf import Section, SectionType
 
 TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
 DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")
+TDX_DXE = UUID("e750224e-7bce-40af-b5bb-47e3611eb5c2")
+"""edk2's driver for TDs, which each build that knows TDX has had since edk2-stable202205."""
 SMBIOS_MEASUREMENT_DXE = UUID("d27fed59-abb4-4fed-bead-2a878c7e4a7e")
 HOB_EVENT = b"TdxTable"
 
 
 @dataclass(frozen=True)
 class FirmwareTraits:
-    """None: unknown. Of RTMRs, for firmware other than edk2; of Secure Boot, where no variables could be read."""
+    """None: unknown. Of RTMRs and TDs: not edk2; of Secure Boot: no variables could be read."""
 
     extends_rtmrs: bool | None
     secure_boot: bool | None
+    for_tds: bool | None = None
 
 
 def extends_rtmrs(carried: Sequence[FirmwareFile]) -> bool | None:
@@ -36,6 +39,17 @@ def extends_rtmrs(carried: Sequence[FirmwareFile]) -> bool | None:
     if any(each.name == TD_TCG2_DXE or HOB_EVENT in each.executable for each in carried):
         return True
     return False if any(each.name == DXE_CORE for each in carried) else None
+
+
+def for_tds(carried: Sequence[FirmwareFile]) -> bool | None:
+    """Whether firmware that consists of these files was built for TDs; None: unknown.
+
+    OvmfPkg's reset vector brings TDX metadata into builds without TDX too, such as OvmfPkg/AmdSev. Such a build has no
+    code that accepts memory, and touches memory that is still pending: KVM stops its TD with EIO, on hardware too.
+    """
+    if not any(each.name == DXE_CORE for each in carried):
+        return None
+    return any(each.name == TDX_DXE for each in carried)
 
 
 def measures_smbios(image: bytes) -> bool:
@@ -51,7 +65,7 @@ def firmware_traits(image: bytes, sections: Iterable[Section]) -> FirmwareTraits
     """Look into an image with these TDVF sections. Raises nothing.
 
     >>> firmware_traits(bytes(4096), [])
-    FirmwareTraits(extends_rtmrs=None, secure_boot=None)
+    FirmwareTraits(extends_rtmrs=None, secure_boot=None, for_tds=None)
     """
     secure_boot = None
     for section in sections:
@@ -61,4 +75,5 @@ def firmware_traits(image: bytes, sections: Iterable[Section]) -> FirmwareTraits
                 secure_boot = parse_variables(image[start : start + section.raw_size]).secure_boot
             except VariableStoreError:
                 continue
-    return FirmwareTraits(extends_rtmrs(list(files(image))), secure_boot)
+    carried = list(files(image))
+    return FirmwareTraits(extends_rtmrs(carried), secure_boot, for_tds(carried))

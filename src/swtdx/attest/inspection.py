@@ -26,6 +26,10 @@ from swtdx.image.tdvf import (
     unfilled,
 )
 
+_NOT_FOR_TDS = (
+    "{} has TDX metadata, but not edk2's driver for TDs (TdxDxe): a build for another use, such as OVMF's for AMD SEV. "
+    "It accepts no memory, and the kernel stops its TD with EIO at the first page it touches, on hardware too"
+)
 DEFAULT_MEMORY = 256 << 20
 """Bytes of guest memory, unless told otherwise: as ``swtdx run`` gives."""
 
@@ -96,6 +100,8 @@ def inspect_image(image: bytes, name: str = "the image", memory_size: int = DEFA
     broken += unfilled(tdvf)
     sha256 = hashlib.sha256(image).hexdigest()
     traits = firmware_traits(image, found.sections)
+    if found.rows and traits.for_tds is False:
+        broken.append(TdvfError(_NOT_FOR_TDS.format(name), TdvfRule.NOT_FOR_TDS))
     return Inspection(name, len(image), sha256, layout, found.rows, found.sections, tuple(broken), traits)
 
 

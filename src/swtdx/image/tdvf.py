@@ -69,6 +69,7 @@ class TdvfRule(StrEnum):
     DUPLICATE = "duplicate-section"
     OVERLAP = "overlap"
     NOT_FILLED = "not-filled"  # the VMM would have to bring the contents, and this one does not
+    NOT_FOR_TDS = "not-for-tds"  # the metadata are those of a TDVF, the code is not
 
 
 class TdvfError(Exception):
