@@ -54,7 +54,67 @@ FORMS: dict[str, Callable[[], str]] = {
     "member that is an array": lambda: json.dumps({"quote": list(DATA)}),
     "member of a member": lambda: json.dumps({"evidence": {"quote": base64.b64encode(DATA).decode()}}),
     "member of a string of JSON": lambda: json.dumps({"evidence": json.dumps({"quote": DATA.hex()})}),
+    "hexdump": lambda: words_of_16_bits("{:07x}"),
+    "od -x": lambda: words_of_16_bits("{:07o}"),
+    "slice of Go": lambda: str(list(DATA)).replace(",", ""),
+    "literal of Python": lambda: repr(DATA),
+    "data URL": lambda: "data:application/octet-stream;base64," + base64.b64encode(DATA).decode(),
+    "armour with headers": lambda: armoured("Version: 1\nComment: none\n\n"),
+    "text before armour": lambda: "the quote:\n" + armoured(""),
+    "base64 of hexadecimal": lambda: base64.b64encode(DATA.hex().encode()).decode(),
+    "Buffer of Node": lambda: json.dumps({"quote": {"type": "Buffer", "data": list(DATA)}}),
+    "Uint8Array": lambda: json.dumps({"quote": {str(at): byte for at, byte in enumerate(DATA)}}),
 }
+
+
+def armoured(headers: str) -> str:
+    return f"-----BEGIN QUOTE-----\n{headers}{lines(base64.b64encode(DATA).decode(), 64)}\n-----END QUOTE-----\n"
+
+
+def words_of_16_bits(offset: str) -> str:
+    """As hexdump and od -x print them: numbers of the machine, which is little-endian."""
+    rows = []
+    for at in range(0, len(DATA), 16):
+        row = DATA[at : at + 16]
+        words = (int.from_bytes(row[start : start + 2], "little") for start in range(0, len(row), 2))
+        rows.append(" ".join([offset.format(at), *(f"{word:04x}" for word in words)]))
+    return "\n".join([*rows, offset.format(len(DATA))])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_in_utf_16(form: str, encoding: str) -> None:
+    text = FORMS[form]().encode(encoding)
+    text = b"\xfe\xff" + text if encoding == "utf-16-be" else text
+    assert binary_of(text, ("quote", "evidence.quote")) == DATA
+
+
+WANTED = b"\x04\0\x02\0" + bytes(700)
+OTHER = b"\x04\0\x02\0" + bytes([1]) * 700
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"deep": {"er": [{"an_unknown_name": WANTED.hex(), "nonce": "00" * 400}]}},
+        {"twice": WANTED.hex(), "same": base64.b64encode(WANTED).decode()},
+        {"text": json.dumps({"inner": list(WANTED)})},
+        [{"kind": "tdx", "evidence": WANTED.hex()}],
+    ],
+)
+def test_a_member_without_a_known_name_is_found_by_what_it_is(content: object) -> None:
+    assert binary_of(json.dumps(content).encode(), ("quote",), lambda data: data[:4] == WANTED[:4]) == WANTED
+
+
+def test_members_that_differ_are_not_chosen_from() -> None:
+    text = json.dumps({"one": WANTED.hex(), "other": OTHER.hex()}).encode()
+    with pytest.raises(ValueError, match="several members would do, and differ: one, other"):
+        binary_of(text, ("quote",), lambda data: data[:4] == WANTED[:4])
+
+
+def test_two_armoured_blocks_are_not_chosen_from() -> None:
+    with pytest.raises(ValueError, match="2 armoured blocks"):
+        binary_of((armoured("") * 2).encode())
 
 
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])

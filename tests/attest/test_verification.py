@@ -6,6 +6,7 @@ The quotes are published ones (``../shared``); the tests skip without them.
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import Policy, violations
 from swtdx.attest.quote import Quote, parse_quote
 from swtdx.attest.tcb_levels import tcb_result
-from swtdx.attest.verify import INTEL_ROOT_SHA256, VerificationError, verify_quote
+from swtdx.attest.verify import INTEL_ROOT_SHA256, CollateralError, VerificationError, verify_quote
 
 DEBUG_AT = 1688173200
 REPORTDATA_AT = 48 + 520
@@ -121,3 +122,20 @@ def test_the_platform_is_shown(debug: tuple[Quote, str]) -> None:
     shown = pck.as_json()
     assert (shown["fmspc"], shown["ca"], shown["pcesvn"]) == ("50806F000000", "platform", 11)
     assert "ppid" not in shown
+
+
+@pytest.mark.parametrize("form", ["PEM", "base64"])
+def test_crls_as_the_pcs_sends_them(made: list[dict[str, Any]], form: str) -> None:
+    """Without ``encoding=der`` the PCS sends PEM; tools keep DER in base64."""
+    case = made[0]
+    ours = dict(case["collateral"])
+    for name in ("pck_crl", "root_ca_crl"):
+        text = base64.b64encode(bytes.fromhex(ours[name])).decode()
+        ours[name] = f"-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n" if form == "PEM" else text
+    quote, root = parse_quote(bytes.fromhex(case["quote_hex"])), bytes.fromhex(case["root_der_hex"])
+    assert verify_quote(quote, json.dumps(ours), case["now"], root).tcb_status == case["status"]
+
+
+def test_a_quote_given_as_collateral_is_named(debug: tuple[Quote, str]) -> None:
+    with pytest.raises(CollateralError, match="quote of a TD"):
+        verify_quote(debug[0], debug[0].raw, DEBUG_AT)

@@ -7,8 +7,8 @@ and which part that is depends on the event's type:
 - TCG PC Client Platform Firmware Profile, "event types": separators, actions, variables, partition tables;
 - edk2 measures the contents of boot variables, not their names; td-shim the contents of a configuration, not its label;
 - GRUB measures the command without its prefix; systemd-stub a section's name with its NUL, and load options in UTF-16;
-- dstack's agent hashes type, name and payload, or (version 2) canonical JSON of the three;
-- the attestation agent of Confidential Containers (AAEL) hashes its own event.
+- dstack's agent hashes type, name and payload, or (version 2) canonical JSON of the three, in one of two forms;
+- the attestation agent of Confidential Containers (AAEL) hashes its own event, or (once) a line of its log.
 
 For other events, such as a kernel's image, the log does not contain what was measured.
 """
@@ -29,6 +29,8 @@ EV_DSTACK_RUNTIME = 0x08000001
 EV_EFI_VARIABLE_BOOT = 0x80000002
 EV_IMA = 1 << 32
 """A line of Linux's IMA log (`swtdx.attest.ima_log`): a number that no type of a firmware's log can have."""
+EV_AAEL = EV_IMA + 1
+"""A line of the attestation agent's log as text (`swtdx.attest.agent_log`)."""
 TAG_AAEL = 0x4141454C
 _SHIM_NAME_SIZE = 16
 _SEPARATOR_ERROR = (1).to_bytes(4, "little")
@@ -38,6 +40,7 @@ _WHOLE = frozenset(
         *{EV_SEPARATOR, 0x05, 0x08, 0x12},  # separator, action, version of the CRTM, omitted boot devices
         *{0x80000001, 0x80000006, 0x80000007},  # variable of a driver's configuration, GPT, EFI action
         *{0x8000000C, 0x8000000D, 0x800000E0},  # variable as BOOT2, GPT without serial numbers, variable as authority
+        *{0x800000E3, 0x800000E4},  # variables: the policy for devices, the authority of one
     }
 )
 """Types whose digest is of the event's data by specification; a digest of anything else contradicts them."""
@@ -96,17 +99,21 @@ def vouched(event_type: int, data: bytes, digest: bytes, name: str = "", version
     return Vouched.CONTRADICTED if rule.strict else Vouched.NOTHING
 
 
-def runtime_preimage(event_type: int, name: str, payload: bytes, version: int = 1) -> bytes:
-    """Return what dstack's agent hashes for an event of its own. Raises ValueError for an unknown version.
+def runtime_preimages(event_type: int, name: str, payload: bytes, version: int = 1) -> list[bytes]:
+    """Return what dstack's agents hash for an event of their own, today's first. Raises ValueError for other versions.
 
-    >>> runtime_preimage(0x08000001, "app-id", b"\\xde\\xad", 2)
+    >>> runtime_preimages(0x08000001, "app-id", b"\\xde\\xad", 2)[0]
     b'{"name":"app-id","payload":"dead","type":134217729}'
     """
     if version == 1:
-        return event_type.to_bytes(4, "little") + b":" + name.encode() + b":" + payload
+        return [event_type.to_bytes(4, "little") + b":" + name.encode() + b":" + payload]
     if version == 2:
-        content = {"name": name, "payload": payload.hex(), "type": event_type}
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        today = {"name": name, "payload": payload.hex(), "type": event_type}
+        before = {"event": name, "event_type": event_type, "payload": payload.hex(), "version": 2}
+        return [
+            json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+            for content in (today, before)
+        ]
     raise ValueError(f"version {version} of dstack's events is not known")
 
 
@@ -130,10 +137,13 @@ def _rule(event_type: int, data: bytes, name: str, version: int) -> _Rule:
     if event_type == EV_DSTACK_RUNTIME and name:
         if version not in (1, 2):
             return _Rule([data])
-        return _Rule([runtime_preimage(event_type, name, data, version)], strict=True)
+        return _Rule(runtime_preimages(event_type, name, data, version), strict=True)
+    if name and event_type not in (EV_IMA, EV_AAEL):  # a name that the log adds, and nothing hashes
+        rule = _rule(event_type, data, "", version)
+        return _Rule([], contents=[*rule.whole, *rule.labelled, *rule.contents], strict=rule.strict)
     if event_type == EV_SEPARATOR:  # after an error firmware may measure the error and log its reason
         return _Rule([data], contents=[] if data in (bytes(4), b"\xff" * 4) else [_SEPARATOR_ERROR], strict=True)
-    if event_type in _WHOLE:
+    if event_type in _WHOLE or event_type == EV_AAEL:
         return _Rule([data], strict=True)
     if event_type == EV_EFI_VARIABLE_BOOT and len(data) >= 32:  # older firmware measures all of it
         return _Rule([data], contents=[data[32 + 2 * int.from_bytes(data[16:24], "little") :]], strict=True)

@@ -7,100 +7,30 @@ register, a type, digests, data.  In a TD's log (CCEL) the register numbers are 
 are RTMR0-3 (UEFI, "Virtual Platform CC Event Log").  The ACPI table CCEL says where in memory the log is and how
 large its area; the area's unused rest is 0xFF, or zero.
 
-dstack's agent writes the same as JSON: a list of objects with ``imr`` (RTMR number), ``event_type``, ``digest``,
-``event`` and ``event_payload``.  Newer ones leave out the digests of its own events, which follow from the rest, or the
-payloads of the firmware's, and have a second way to compute a digest (``version``, ``preimage``).
+Agents write logs of their own, in JSON and as text (`swtdx.attest.agent_log`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Any
 
-from swtdx.attest.event_digest import EV_DSTACK_RUNTIME, Vouched, runtime_preimage, vouched
-from swtdx.attest.event_words import EV_NO_ACTION, printable, type_name, words
-from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
+from swtdx.attest.agent_log import aael_events, agents_events, binary_log, is_aael, json_content, json_events
+from swtdx.attest.event import MAXIMUM_EVENTS, SHA384_SIZE, Event, EventLogError
+from swtdx.attest.event_words import EV_NO_ACTION
+from swtdx.attest.text_form import binary_of, text_bytes
 
 MAXIMUM_LOG_SIZE = 16 << 20
-MAXIMUM_EVENTS = 1 << 16
 MAXIMUM_ALGORITHMS = 16
+_TPM_REGISTERS = 24
 ALGORITHM_SHA384 = 0x000C
-SHA384_SIZE = 48
 SPEC_ID_SIGNATURE = b"Spec ID Event03\0"
 CCEL_SIZE = 56
 CCEL_TYPE_TDX = 2
 _CCEL = struct.Struct("<4sIBB6s8sI4sIBBHQQ")
 assert _CCEL.size == CCEL_SIZE
 
-
-class EventLogError(ValueError):
-    """The log cannot be read; ``offset`` is the byte at which it goes wrong (in a JSON log: the event's number)."""
-
-    def __init__(self, text: str, offset: int) -> None:
-        super().__init__(text)
-        self.offset = offset
-
-
-@dataclass(frozen=True)
-class Event:
-    """One record of a log."""
-
-    number: int
-    offset: int
-    """Where the record starts, bytes; in a JSON log the record's number."""
-    rtmr: int | None
-    """0-3; None is MRTD, which a log does not extend."""
-    event_type: int
-    digest: bytes
-    """SHA-384; empty where the record has none."""
-    data: bytes
-    name: str = ""
-    """dstack's name for an event of its own, IMA's name of a file."""
-    version: int = 1
-    """How dstack's agent computed the digest of an event of its own."""
-    digest_in_log: bool = True
-    """False: the log left the digest out, and it was computed from name and payload."""
-
-    @property
-    def extends(self) -> bool:
-        """Whether the register was extended with the digest."""
-        return self.rtmr is not None and self.event_type != EV_NO_ACTION
-
-    def as_json(self) -> dict[str, Any]:
-        register = "MRTD" if self.rtmr is None else f"RTMR{self.rtmr}"
-        return {
-            "number": self.number,
-            "offset": self.offset,
-            "register": register,
-            "event_type": f"{self.event_type:#x}",
-            "event_type_name": type_name(self.event_type),
-            "digest": self.digest.hex(),
-            "words": self.words,
-            "data": self.data.hex(),
-            "data_measured": self.data_measured,
-            "vouched": None if self.vouched is None else self.vouched.value,
-            "digest_in_log": self.digest_in_log,
-        }
-
-    @property
-    def vouched(self) -> Vouched | None:
-        """What of `words` and `data` the digest vouches for; None for a record that extends nothing."""
-        return vouched(self.event_type, self.data, self.digest, self.name, self.version) if self.extends else None
-
-    @property
-    def data_measured(self) -> bool | None:
-        """Whether the digest is that of the data; None if the digest is of something else, or does not cover a name."""
-        return None if self.vouched is None else self.vouched.data_measured
-
-    @property
-    def words(self) -> str:
-        """What was measured, as the log describes it, in printable characters; `vouched` says how far to trust it."""
-        text = ": ".join(part for part in (printable(self.name), words(self.event_type, self.data)) if part)
-        if self.vouched is Vouched.ABSENT:
-            return f"{text}: payload not in the log" if text else "payload not in the log"
-        return text
+__all__ = ["MAXIMUM_EVENTS", "SHA384_SIZE", "CcelTable", "Event", "EventLogError", "parse_event_log", "parse_table"]
 
 
 @dataclass(frozen=True)
@@ -131,15 +61,16 @@ def parse_table(table: bytes) -> CcelTable:
 
 
 def parse_event_log(data: bytes, table: bytes | None = None) -> list[Event]:
-    """The events of a log, in order. ``data`` is a CCEL area or a JSON log; ``table`` the ACPI table, if there is one.
+    """The events of a log, in order. ``data`` is a CCEL area or an agent's log, in any form that evidence has.
 
+    ``table`` is the ACPI table, if there is one.
     Raises `EventLogError`, whose text and ``offset`` say where the log goes wrong.
 
     >>> parse_event_log(b'[{"imr": 3, "event_type": 134217729, "digest": "' + b"00" * 48 + b'"}]')[0].rtmr
     3
     >>> parse_event_log(bytes(8))
     Traceback (most recent call last):
-    swtdx.attest.event_log.EventLogError: the log ends in its first record at offset 0x0: 32 bytes wanted, 8 there
+    swtdx.attest.event.EventLogError: the log ends in its first record at offset 0x0: 32 bytes wanted, 8 there
     """
     if table is not None:
         area = parse_table(table).area_length
@@ -149,9 +80,23 @@ def parse_event_log(data: bytes, table: bytes | None = None) -> list[Event]:
         raise EventLogError("this is the ACPI table CCEL, not the log it points at", 0)
     if len(data) > MAXIMUM_LOG_SIZE:
         raise EventLogError(f"a log of more than {MAXIMUM_LOG_SIZE >> 20} MiB is not read", MAXIMUM_LOG_SIZE)
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
-        return _json_events(data)
-    return _tcg_events(data)
+    text = text_bytes(data)
+    if is_aael(text):
+        return aael_events(text)
+    if text.lstrip()[:1] in (b"[", b"{"):
+        content = json_content(text)
+        binary = binary_log(content)
+        if binary is None:
+            return json_events(content)
+        events = _tcg_events(binary)
+        return events + agents_events(content, len(events))
+    try:
+        raw = binary_of(data)
+    except ValueError as error:
+        raise EventLogError(f"not an event log at offset 0x0: {error}", 0) from None
+    if raw is not data and (is_aael(raw) or raw.lstrip()[:1] in (b"[", b"{")):  # a log of text, in base64
+        return parse_event_log(raw)
+    return _tcg_events(raw)
 
 
 class _Reader:
@@ -217,7 +162,8 @@ def _event(reader: _Reader, number: int, sizes: dict[int, int]) -> Event:
     start, what = reader.offset, f"event {number}"
     register, event_type, count = (reader.number(4, what) for _ in range(3))
     if register > 4:
-        raise EventLogError(f"event {number} at offset {start:#x} is of register {register}; a TD has 0-4", start)
+        hint = "; this looks like the log of a TPM, which has 24 registers" if register < _TPM_REGISTERS else ""
+        raise EventLogError(f"event {number} at offset {start:#x} is of register {register}; a TD has 0-4{hint}", start)
     if count > len(sizes):
         raise EventLogError(f"event {number} at offset {start:#x} has {count} digests of {len(sizes)} kinds", start)
     digests = {}
@@ -234,68 +180,3 @@ def _event(reader: _Reader, number: int, sizes: dict[int, int]) -> Event:
     if event.extends and not event.digest:
         raise EventLogError(f"event {number} at offset {start:#x} has no SHA-384 digest", start)
     return event
-
-
-_LOG_MEMBERS = ("event_log", "eventlog", "tcb_info.event_log", "tcb_info.eventlog", "vm_config.event_log")
-"""Where agents' answers have a log of JSON events, as a list or as a string of JSON."""
-_BINARY_MEMBERS = ("cc_eventlog", "ccel", "cc_event_log", "td_eventlog")
-"""Where they have a CCEL area, in base64 or hexadecimal."""
-
-
-def _json_events(data: bytes) -> list[Event]:
-    try:
-        content = json_of(data)
-        if isinstance(content, dict):
-            binary = member_of(content, _BINARY_MEMBERS)
-            if binary is not None:
-                return _tcg_events(binary_of(binary.encode()) if isinstance(binary, str) else b"")
-            content = member_of(content, _LOG_MEMBERS)
-        if isinstance(content, str):
-            content = json_of(content.encode("utf-8", "replace"))
-    except JsonError as error:
-        raise EventLogError(f"the log is not JSON at offset {error.offset:#x}: {error}", error.offset) from None
-    except ValueError as error:
-        raise EventLogError(f"the log at offset 0x0 cannot be read: {error}", 0) from None
-    if not isinstance(content, list) or len(content) > MAXIMUM_EVENTS:
-        raise EventLogError(f"the log at offset 0x0 is not a list of at most {MAXIMUM_EVENTS} events", 0)
-    return [_json_event(number, each) for number, each in enumerate(content)]
-
-
-def _json_event(number: int, content: Any) -> Event:
-    def wrong(what: str) -> EventLogError:
-        return EventLogError(f"event {number} of the JSON log: {what}", number)
-
-    if not isinstance(content, dict):
-        raise wrong("not an object")
-    rtmr, event_type, name = content.get("imr"), content.get("event_type"), content.get("event") or ""
-    version = content.get("version", 1)
-    if type(rtmr) is not int or not 0 <= rtmr <= 3:
-        raise wrong("imr is not a number from 0 to 3")
-    if type(event_type) is not int or not 0 <= event_type < 1 << 32:
-        raise wrong("event_type is not a 32-bit number")
-    if not isinstance(name, str):
-        raise wrong("event is not a string")
-    if type(version) is not int:
-        raise wrong("version is not a number")
-    try:
-        digest, payload, preimage = (
-            bytes.fromhex((content.get(key) or "").removeprefix("0x"))
-            for key in ("digest", "event_payload", "preimage")
-        )
-        name.encode()
-    except (TypeError, ValueError, AttributeError):
-        raise wrong("event, digest, event_payload or preimage is not text or hexadecimal") from None
-    in_log = bool(digest)
-    if not in_log:
-        if event_type != EV_DSTACK_RUNTIME or not name:
-            raise wrong("it has no digest, and the log does not contain what was measured")
-        try:
-            computed = runtime_preimage(event_type, name, payload, version)
-        except ValueError as error:
-            raise wrong(str(error)) from None
-        if preimage and preimage != computed:
-            raise wrong("its preimage is not that of its name and payload")
-        digest = hashlib.sha384(computed).digest()
-    if len(digest) != SHA384_SIZE:
-        raise wrong(f"its digest has {len(digest)} bytes, SHA-384 has {SHA384_SIZE}")
-    return Event(number, number, rtmr, event_type, digest, payload, name, version, in_log)

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Callable
 
-from swtdx.attest.event_digest import EV_DSTACK_RUNTIME, EV_IMA, TAG_AAEL, shim_configuration
+from swtdx.attest.event_digest import EV_AAEL, EV_DSTACK_RUNTIME, EV_IMA, TAG_AAEL, shim_configuration
 
 EV_NO_ACTION = 0x3
 _LONGEST = 160
@@ -32,7 +32,7 @@ TYPE_NAMES = {
     0x8000000C: "EV_EFI_VARIABLE_BOOT2", 0x8000000D: "EV_EFI_GPT_EVENT2", 0x80000010: "EV_EFI_HCRTM_EVENT",
     0x800000E0: "EV_EFI_VARIABLE_AUTHORITY", 0x800000E1: "EV_EFI_SPDM_FIRMWARE_BLOB",
     0x800000E2: "EV_EFI_SPDM_FIRMWARE_CONFIG", 0x800000E3: "EV_EFI_SPDM_DEVICE_POLICY",
-    0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY", EV_IMA: "IMA",
+    0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY", EV_IMA: "IMA", EV_AAEL: "AAEL",
 }  # fmt: skip
 _FW_CFG = b"QEMU FW CFG\0"
 _TAGS = {TAG_AAEL: "AAEL"}
@@ -267,10 +267,35 @@ def _path(device_path: bytes) -> str:
     return ""
 
 
+def _no_action(data: bytes) -> str | None:
+    """A signature of 16 bytes; of StartupLocality the byte after it."""
+    name = data[:16].rstrip(b"\0")
+    if len(name) < 4 or not name.isascii() or not name.decode().isprintable():
+        return None
+    if name == b"StartupLocality" and len(data) == 17:
+        return f"startup locality {data[16]}"
+    return f"{name.decode()}, {len(data) - 16} bytes" if len(data) > 16 else name.decode()
+
+
+def _host_information(data: bytes) -> str | None:
+    """Google's: a signature, and which technology the machine has."""
+    if not data.startswith(b"GCE NonHostInfo\0") or len(data) < 17:
+        return None
+    technology = {0: "none", 1: "SEV", 2: "SEV-ES", 3: "TDX", 4: "SEV-SNP"}.get(data[16], f"{data[16]}")
+    return f"GCE confidential technology: {technology}"
+
+
+def _device(data: bytes) -> str | None:
+    """DEVICE_SECURITY_EVENT_DATA: a signature ("SPDM Device Sec"), then what the device has reported."""
+    return f"{data[:16].rstrip(bytes(1)).decode()}, {len(data) - 16} bytes" if data.startswith(b"SPDM Device") else None
+
+
 _LAYOUTS: dict[int, Callable[[bytes], str | None]] = {
+    0x03: _no_action,
     0x04: _separator,
     0x06: _tag,
     0x0A: _configuration,
+    0x11: _host_information,
     0x80000001: _variable,
     0x80000002: _variable,
     0x80000003: _image,
@@ -284,5 +309,9 @@ _LAYOUTS: dict[int, Callable[[bytes], str | None]] = {
     0x8000000C: _variable,
     0x8000000D: _partitions,
     0x800000E0: _variable,
+    0x800000E1: _device,
+    0x800000E2: _device,
+    0x800000E3: _variable,
+    0x800000E4: _variable,
 }
 """Event type -> what reads its layout; None for data that do not have it."""

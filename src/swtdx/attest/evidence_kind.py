@@ -7,10 +7,13 @@ messages only; nothing is parsed by what is guessed here.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
 TDREPORT_SIZE = 1024
+_HEAD = 4096
+_MAXIMUM_TOKEN = 1 << 20
 _SNP_REPORT_SIZE = 1184
 _SNP_VERSIONS = (1, 2, 3, 4, 5)
 
@@ -49,11 +52,13 @@ def _u32(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 4], "little")
 
 
-def _is_tdreport(data: bytes) -> bool:
+def is_tdreport(data: bytes) -> bool:
+    """Whether ``data`` look like a TDREPORT."""
     return len(data) == TDREPORT_SIZE and data[0] == 0x81 and not any(data[4:16])
 
 
-def _is_td_quote(data: bytes) -> bool:
+def is_td_quote(data: bytes) -> bool:
+    """Whether ``data`` look like a quote of a TD."""
     return len(data) > 600 and _u16(data, 0) in (4, 5) and _u32(data, 4) == 0x81
 
 
@@ -83,6 +88,42 @@ def _is_old_event_log(data: bytes) -> bool:
     return len(data) > 32 and _u32(data, 0) < 24 and _u32(data, 4) == 3 and data[32:44] == b"Spec ID Even"
 
 
+def _is_nitro(data: bytes) -> bool:
+    """COSE_Sign1, tagged or not, whose protected header names ES384."""
+    return data.removeprefix(b"\xd2")[:6] == bytes.fromhex("8444a1013822")
+
+
+def _is_web_token(data: bytes) -> bool:
+    return re.fullmatch(rb"eyJ[\w-]+\.[\w-]+\.[\w-]*\s*", data[:_MAXIMUM_TOKEN]) is not None
+
+
+def _is_ima_text(data: bytes) -> bool:
+    return re.match(rb"\d{1,2} [0-9a-f]{40,128} (?:ima|evm|d-)[\w|-]* ", data) is not None
+
+
+def _is_ima_binary(data: bytes) -> bool:
+    return (
+        len(data) > 40 and _u32(data, 0) in (2, 3, 10) and any(name in data[20:100] for name in (b"ima-", b"evm-sig"))
+    )
+
+
+def _is_aael(data: bytes) -> bool:
+    return data[:8] == b"INIT sha"
+
+
+def _is_json_log(data: bytes) -> bool:
+    head = data[:_HEAD]
+    return head.lstrip()[:1] in (b"[", b"{") and b'"event_type"' in head and b'"imr"' in head
+
+
+def _is_collateral(data: bytes) -> bool:
+    return data.lstrip()[:1] == b"{" and any(name in data for name in (b'"tcb_info', b'"tcbInfo', b'"enclaveIdentity'))
+
+
+def _is_record(data: bytes) -> bool:
+    return data.lstrip()[:1] == b"{" and b'"mrtd_order"' in data
+
+
 def _is_firmware(data: bytes) -> bool:
     return data[40:44] == b"_FVH" or (len(data) >= 1 << 16 and b"_FVH" in data[: 1 << 20])
 
@@ -104,8 +145,8 @@ def _is_tpm_quote(data: bytes) -> bool:
 
 
 _KINDS = (
-    (_is_tdreport, Kind("a TDREPORT", "swtdx report parse")),
-    (_is_td_quote, Kind("a quote of a TD", "swtdx quote parse")),
+    (is_tdreport, Kind("a TDREPORT", "swtdx report parse")),
+    (is_td_quote, Kind("a quote of a TD", "swtdx quote parse")),
     (_is_sgx_quote, Kind("an SGX quote, not one of a TD")),
     (_is_sgx_report, Kind("an SGX report, not evidence of a TD")),
     (_is_snp_report, Kind("an AMD SEV-SNP report, not evidence of a TD")),
@@ -113,6 +154,14 @@ _KINDS = (
     (_is_ccel_table, Kind("the ACPI table CCEL, not the log", "swtdx replay LOG --table FILE")),
     (_is_event_log, Kind("an event log", "swtdx replay")),
     (_is_old_event_log, Kind("an event log of a TPM with SHA-1 only, not of a TD")),
+    (_is_nitro, Kind("an attestation document of AWS Nitro, not of a TD")),
+    (_is_web_token, Kind("a JSON Web Token, such as the result of an attestation service, not evidence")),
+    (_is_ima_text, Kind("Linux's IMA log", "swtdx replay LOG --ima FILE")),
+    (_is_ima_binary, Kind("Linux's IMA log", "swtdx replay LOG --ima FILE")),
+    (_is_aael, Kind("the event log of the attestation agent (AAEL)", "swtdx replay")),
+    (_is_json_log, Kind("an event log", "swtdx replay")),
+    (_is_collateral, Kind("collateral", "swtdx quote verify QUOTE --collateral FILE")),
+    (_is_record, Kind("the record of a launch", "swtdx diff")),
     (_is_tpm_quote, Kind("a quote of a TPM, not of a TD")),
     (_is_kernel, Kind("a Linux kernel", "swtdx measure none --kernel FILE")),
     (_is_firmware, Kind("a firmware image", "swtdx inspect")),

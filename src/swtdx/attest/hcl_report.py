@@ -16,6 +16,8 @@ from swtdx.attest.report import REPORT_SIZE, ReportError, TdReport, parse_report
 from swtdx.attest.text_form import JsonError, binary_of, json_of
 
 SIGNATURE = b"HCLA"
+HCL_MEMBERS = ("hcl_report", "hclReport", "tpm_report", "evidence.hcl_report")
+"""Members of JSON in which tools have it: trustee's evidence of az-tdx-vtpm."""
 _REPORT_AT = 32
 _RUNTIME_AT = _REPORT_AT + 1184
 _CLAIMS_AT = _RUNTIME_AT + 20
@@ -55,14 +57,21 @@ class HclReport:
 def is_hcl_report(data: bytes) -> bool:
     """Whether ``data``, in any form that evidence has, are an HCL report."""
     try:
-        return binary_of(data)[:4] == SIGNATURE
+        return _raw(data)[:4] == SIGNATURE
     except ValueError:
         return False
 
 
+def _raw(data: bytes) -> bytes:
+    """The report's bytes, without the size that a TPM2B_MAX_NV_BUFFER has in front of it."""
+    raw = binary_of(data, HCL_MEMBERS, lambda each: each[:4] == SIGNATURE)
+    sized = raw[2:6] == SIGNATURE and int.from_bytes(raw[:2], "big") == len(raw) - 2
+    return raw[2:] if sized else raw
+
+
 def parse_hcl_report(data: bytes) -> HclReport:
     """Take an HCL report apart. Raises `ReportError`."""
-    raw = binary_of(data)
+    raw = _raw(data)
     if len(raw) < _CLAIMS_AT:
         raise ReportError(f"an HCL report has at least {_CLAIMS_AT} bytes, this has {len(raw)}")
     report_type, hash_type, size = (

@@ -12,8 +12,8 @@ import hashlib
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swtdx.attest.evidence_kind import misplaced
-from swtdx.attest.text_form import binary_of
+from swtdx.attest.evidence_kind import is_tdreport, misplaced
+from swtdx.attest.text_form import binary_of, text_bytes
 
 REPORT_SIZE = 1024
 TYPE_TDX = 0x81
@@ -96,9 +96,9 @@ def parse_report(data: bytes) -> TdReport:
     (True, False)
     """
     try:
-        raw = binary_of(data, REPORT_MEMBERS)
+        raw = binary_of(data, REPORT_MEMBERS, is_tdreport)
     except ValueError as error:
-        raise ReportError(f"not a TDREPORT: {error}") from None
+        raise ReportError(f"not a TDREPORT: {error}{misplaced(text_bytes(data), 'swtdx report parse')}") from None
     if len(raw) != REPORT_SIZE:
         other = misplaced(raw, "swtdx report parse")
         raise ReportError(f"a TDREPORT has {REPORT_SIZE} bytes, this has {len(raw)}{other}")

@@ -20,10 +20,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from swtdx.attest.event_words import printable
+from swtdx.attest.evidence_kind import misplaced
 from swtdx.attest.pck import Pck, pck_of
 from swtdx.attest.quote import Quote
 from swtdx.attest.tcb_levels import TcbError, tcb_result
-from swtdx.attest.text_form import JsonError, json_of, member_of
+from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
 
 COLLATERAL_MEMBERS = (
     "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info", "tcb_info_signature",
@@ -33,10 +34,12 @@ COLLATERAL_MEMBERS = (
 INTEL_ROOT_SHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 """Of the certificate "Intel SGX Root CA" in DER, for messages; what is trusted is dcap-qvl's own copy."""
 _LATEST_TIME = 1 << 40
+_COMMAND = "swtdx quote verify QUOTE --collateral FILE"
 _POLICY_OF_THE_LIBRARY = frozenset(
     {
         *{"Debug mode is enabled", "SEPT_VE_DISABLE is not enabled", "TD migration is enabled"},
         *{"Invalid MR service TD", "Reserved bits in TD attributes are set"},
+        *{"TD profiling is enabled", "SERVTD_EXT is enabled"},
     }
 )
 """The whole text of the errors of dcap-qvl's last step, which judges the TD's attributes; `Policy` judges them here."""
@@ -201,9 +204,10 @@ def _in_one_line(error: Exception) -> str:
 def _checked(collateral: bytes | str) -> dict[str, str]:
     """Return the members as strings: from dcap-qvl's JSON, or from responses of Intel's PCS put together."""
     try:
-        content = json_of(collateral.encode() if isinstance(collateral, str) else collateral)
+        data = collateral.encode() if isinstance(collateral, str) else collateral
+        content = json_of(data)
     except JsonError as error:
-        raise CollateralError(f"the collateral is not JSON: {error}") from None
+        raise CollateralError(f"the collateral is not JSON: {error}{misplaced(data, _COMMAND)}") from None
     if not isinstance(content, dict):
         raise CollateralError("the collateral is not a JSON object")
     inner = member_of(content, ("collateral", "quote_collateral", "data.collateral"))
@@ -216,9 +220,12 @@ def _checked(collateral: bytes | str) -> dict[str, str]:
             found[ours] = value
     for document, envelope in (("tcb_info", "tcbInfo"), ("qe_identity", "enclaveIdentity")):
         _unwrap(found, document, envelope)
+    for name in ("root_ca_crl", "pck_crl"):
+        if name in found:
+            found[name] = _crl(found[name])
     lacking = [name for name in COLLATERAL_MEMBERS if name not in found]
     if lacking:
-        raise CollateralError(f"the collateral lacks {', '.join(lacking)}")
+        raise CollateralError(f"the collateral lacks {', '.join(lacking)}{misplaced(data, _COMMAND)}")
     return {name: found[name] for name in (*COLLATERAL_MEMBERS, *({"pck_certificate_chain"} & found.keys()))}
 
 
@@ -246,6 +253,14 @@ def _text(content: dict[str, Any], name: str) -> str | None:
     if isinstance(value, str):
         return unquote(value) if value.startswith("-----BEGIN%20") else value
     return None
+
+
+def _crl(text: str) -> str:
+    """A CRL in hexadecimal, of one in PEM (as the PCS sends it unless asked for DER), or DER in base64."""
+    try:
+        return binary_of(text.encode()).hex()
+    except ValueError:
+        return text
 
 
 def _unwrap(found: dict[str, str], document: str, envelope: str) -> None:

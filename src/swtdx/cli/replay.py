@@ -155,7 +155,7 @@ def _show(events: list[Event], replayed: Rtmrs, reported: Rtmrs | None) -> None:
             "MRTD" if each.rtmr is None else f"RTMR{each.rtmr}",
             type_name(each.event_type),
             each.words,
-            "" if each.vouched is None else f"[{each.vouched.value}]",
+            "[extends nothing]" if each.vouched is None else f"[{each.vouched.value}]",
         )
         for each in events
     ]
