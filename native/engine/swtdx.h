@@ -84,16 +84,17 @@ typedef struct swtdx_cpu {
     uint64_t tsc_offset, tsc_multiplier; /* 48 fraction bits */
     uint64_t posted_interrupt_descriptor;
     uint32_t exception_bitmap;
-    uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, reserved;
+    uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, no_hlt_exiting;
     uint8_t msr_bitmap[4096]; /* read low, read high, write low, write high; a set bit exits */
     uint8_t vapic[4096];      /* the virtual-APIC page */
     /* VM-entry event; an event whose delivery faulted in EPT stays here and is delivered at the next entry */
     struct swtdx_event event;
     struct swtdx_exit exit;
+    uint32_t activity; /* 0 active, 1 HLT: until an event, or an interrupt that the guest takes */
     /* private */
     swtdx_engine *engine;
     void *saved;
-    volatile uint32_t kicked, notified;
+    volatile uint32_t kicked, notified, bell; /* bell: a halted one sleeps on it (swtdx_halt.c) */
     uint64_t exit_rip;
     struct swtdx_event delivering;
     uint64_t spin_states[SWTDX_SPIN_STATES]; /* hashes of the registers at the ends of slices since the last exit */

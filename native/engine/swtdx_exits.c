@@ -172,6 +172,9 @@ void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t 
     case SVM_EXIT_CPUID:
         exit_instruction(env, SWTDX_EXIT_CPUID, 2, 0, retaddr);
     case SVM_EXIT_HLT:
+        if (cpu->no_hlt_exiting && !(env->eflags & TF_MASK)) {
+            break; /* TCG halts; but it would lose the #DB of a single step: that is the kernel's */
+        }
         exit_instruction(env, SWTDX_EXIT_HLT, 1, 0, retaddr);
     case SVM_EXIT_INVD:
         exit_instruction(env, SWTDX_EXIT_INVD, 2, 0, retaddr);

@@ -16,6 +16,7 @@
 void swtdx_kick(swtdx_cpu *cpu)
 {
     __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
+    swtdx_ring(cpu);
     if (cpu->engine->running == cpu) {
         cpu_exit(cpu->engine->uc->cpu);
     } else {
@@ -34,6 +35,7 @@ void swtdx_signal(void)
     signalled = 1;
     if (cpu) { /* one that stands in the queue looks at this every WAIT_NS */
         __atomic_store_n(&cpu->kicked, 1, __ATOMIC_SEQ_CST);
+        swtdx_ring(cpu);
         if (cpu->engine->running == cpu) {
             cpu_exit(cpu->engine->uc->cpu);
         }
@@ -53,6 +55,7 @@ void swtdx_clear_signal(void)
 void swtdx_notify(swtdx_cpu *cpu)
 {
     __atomic_store_n(&cpu->notified, 1, __ATOMIC_SEQ_CST);
+    swtdx_ring(cpu);
     if (cpu->engine->running == cpu) {
         cpu_exit(cpu->engine->uc->cpu);
     }
@@ -124,7 +127,7 @@ static void arm_event(CPUState *cs, swtdx_cpu *cpu)
     event->valid = 0;
 }
 
-enum outcome { EXITED, PREEMPTED, YIELDED };
+enum outcome { EXITED, PREEMPTED, YIELDED, HALTED };
 
 /* Run TCG until the guest exits or another thread is to have the processor. */
 static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
@@ -156,11 +159,18 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             tlb_flush(cs);
         }
         if (cpu->event.valid) {
+            cpu->activity = 0;
             arm_event(cs, cpu);
         }
         cpu->notified = 0;
         swtdx_sync_posted(cpu);
         swtdx_evaluate_interrupts(cpu, cs);
+        if (unlikely(cpu->activity)) {
+            if (!trap && !swtdx_wakes(cpu, cs)) {
+                return HALTED;
+            }
+            cpu->activity = 0;
+        }
         cs->interrupt_request = trap | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
                                 (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
@@ -173,6 +183,11 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             cpu->exit.physical_address = uc->invalid_addr;
             cpu->exit.reason = SWTDX_EXIT_EPT_MISCONFIG;
             return EXITED;
+        }
+        if (unlikely(cs->halted)) { /* a HLT that does not exit: an interrupt may have come meanwhile */
+            cpu->activity = 1;
+            env->exception_is_int = 0;
+            continue;
         }
         if (swtdx_others_wait(engine)) { /* back without an exit: a PAUSE, or a notification */
             return YIELDED;
@@ -218,7 +233,8 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;
-    swtdx_detect_spin(engine, cpu, outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT);
+    swtdx_detect_spin(engine, cpu,
+                      outcome == HALTED || (outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT));
     return outcome;
 }
 
@@ -244,7 +260,11 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
             break;
         }
         outcome = run_once(engine, cpu);
-        swtdx_end_turn(engine, outcome != YIELDED);
+        swtdx_end_turn(engine, outcome == EXITED || outcome == PREEMPTED);
+        if (outcome == HALTED) {
+            swtdx_sleep_halted(cpu);
+            continue;
+        }
         if (outcome != EXITED && cpu->spins >= SWTDX_SPIN_LIMIT && swtdx_others_wait(engine)) {
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             break;

@@ -214,6 +214,8 @@ def _as_the_source_has_it() -> Iterator[Case]:
         (0, "EXIT_ON_EMULATION_FAILURE 1", k.Cap.EXIT_ON_EMULATION_FAILURE, 1),
         (0, "TRIPLE_FAULT_EVENT", k.Cap.X86_TRIPLE_FAULT_EVENT, 1),
         (E.EINVAL, "BUS_LOCK_EXIT both modes", k.Cap.X86_BUS_LOCK_EXIT, 3),
+        (E.EINVAL, "X86_DISABLE_EXITS of MWAIT, which the processor does not have", k.Cap.X86_DISABLE_EXITS, 1),
+        (E.EINVAL, "X86_DISABLE_EXITS after the first vCPU", k.Cap.X86_DISABLE_EXITS, 2),
         (0, "BUS_LOCK_EXIT off", k.Cap.X86_BUS_LOCK_EXIT, 1),
         (0, "MAX_VCPU_ID as the first vCPU settled it", k.Cap.MAX_VCPU_ID, 4096),
         (E.EINVAL, "MAX_VCPU_ID after the first vCPU", k.Cap.MAX_VCPU_ID, 10),

@@ -359,8 +359,11 @@ def test_paravirtual_msrs_only_if_cpuid_has_them(emulated: Both) -> None:
     assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 1
     emulated.enable(vcpu, k.Cap.ENFORCE_PV_FEATURE_CPUID, 1)
     assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 0
-    leaves = [k.kvm_cpuid_entry2(function=0x40000001, eax=1 << 3)]
-    emulated.ioctl(vcpu, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, leaves, nent=1))
+    leaves = [
+        k.kvm_cpuid_entry2(function=0x40000000, eax=0x40000001, ebx=0x4B4D564B, ecx=0x564B4D56, edx=0x4D),
+        k.kvm_cpuid_entry2(function=0x40000001, eax=1 << 3),
+    ]
+    emulated.ioctl(vcpu, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, leaves, nent=2))
     assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 1
 
 

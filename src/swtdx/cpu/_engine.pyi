@@ -40,6 +40,8 @@ class GuestContext:
     posted_interrupt_descriptor: int
     rdtsc_exiting: bool
     mov_dr_exiting: bool
+    hlt_exiting: bool
+    activity_state: int
     interrupt_window_exiting: bool
     nmi_window_exiting: bool
     cr0_guest_host_mask: int

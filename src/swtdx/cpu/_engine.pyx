@@ -33,11 +33,12 @@ cdef extern from "swtdx.h" nogil:
         uint64_t tsc_offset, tsc_multiplier
         uint64_t posted_interrupt_descriptor
         uint32_t exception_bitmap
-        uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting
+        uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, no_hlt_exiting
         uint8_t msr_bitmap[4096]
         uint8_t vapic[4096]
         swtdx_event event
         swtdx_exit exit
+        uint32_t activity
 
     struct swtdx_segment:
         uint64_t base
@@ -415,6 +416,23 @@ cdef class GuestContext:
     @mov_dr_exiting.setter
     def mov_dr_exiting(self, value):
         self.cpu.dr_exiting = bool(value)
+
+    @property
+    def hlt_exiting(self) -> bool:
+        return self.cpu.no_hlt_exiting == 0
+
+    @hlt_exiting.setter
+    def hlt_exiting(self, value):
+        self.cpu.no_hlt_exiting = not value
+
+    @property
+    def activity_state(self) -> int:
+        """0 active, 1 HLT: of a guest whose HLT does not exit (SDM vol. 3, 25.4.2)."""
+        return self.cpu.activity
+
+    @activity_state.setter
+    def activity_state(self, value):
+        self.cpu.activity = value
 
     @property
     def interrupt_window_exiting(self) -> bool:

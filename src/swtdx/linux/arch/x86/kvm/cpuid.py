@@ -28,17 +28,21 @@ SIGNIFICANT = KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 _INDEXED = {0x4, 0x7, 0xB, 0xD, 0x12, 0x14, 0x17, 0x18, 0x1D, 0x1E, 0x1F, 0x23, 0x24, 0x8000001D}
 F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 1 << 21
 F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
+F6_EAX_ARAT = 1 << 2
 F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
 F7_EBX_TSC_ADJUST, F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 1, 1 << 4, 1 << 11, 1 << 5
 F7_EDX_SPEC_CTRL, F7_EDX_STIBP, F7_EDX_FLUSH_L1D = 1 << 26, 1 << 27, 1 << 28
 F7_EDX_ARCH_CAPABILITIES, F7_EDX_SSBD = 1 << 29, 1 << 31
 FD1_EAX_XSAVES = 1 << 3
 KVM_CPUID_SIGNATURE, KVM_CPUID_FEATURES = 0x40000000, 0x40000001
+KVM_SIGNATURE = 0x4B4D564B, 0x564B4D56, 0x4D  # "KVMKVMKVM"
+_HYPERVISOR_BASES = range(0x40000000, 0x40010000, 0x100)
+KVM_FEATURE_PV_UNHALT = 7
 KVM_FEATURES = (
     1 << 0  # CLOCKSOURCE
     | 1 << 1  # NOP_IO_DELAY
     | 1 << 3  # CLOCKSOURCE2
-    | 1 << 7  # PV_UNHALT
+    | 1 << KVM_FEATURE_PV_UNHALT
     | 1 << 11  # PV_SEND_IPI
     | 1 << 12  # POLL_CONTROL
     | 1 << 13  # PV_SCHED_YIELD
@@ -96,10 +100,10 @@ def supported_cpuid(processor: Processor, *, guest_phys_bits: bool = True) -> li
         elif leaf in (0xB, 0x1F):
             add(leaf, 0, (0, 0, 0, 0))  # the topology is user space's to say
         elif leaf == 6:
-            add(6, 0, (0x4, 0, 0, 0))  # ARAT
+            add(6, 0, (F6_EAX_ARAT, 0, 0, 0))
         else:
             add(leaf, 0, (eax, ebx, ecx, edx))
-    add(KVM_CPUID_SIGNATURE, 0, (KVM_CPUID_FEATURES, 0x4B4D564B, 0x564B4D56, 0x4D))  # "KVMKVMKVM"
+    add(KVM_CPUID_SIGNATURE, 0, (KVM_CPUID_FEATURES, *KVM_SIGNATURE))
     add(KVM_CPUID_FEATURES, 0, (KVM_FEATURES, 0, 0, 0))
     max_extended = min(max(processor.cpuid(0x80000000)[0], 0x80000000), 0x80000008)
     for leaf in range(0x80000000, max_extended + 1):
@@ -116,6 +120,22 @@ def _address_sizes(eax: int, *, guest_phys_bits: bool) -> int:
     """EAX of leaf 0x80000008. The processor walks five levels of EPT, so a guest can use every physical address bit."""
     physical, linear = eax & 0xFF, max(eax >> 8 & 0xFF, 48)
     return physical | linear << 8 | (physical << 16 if guest_phys_bits else 0)
+
+
+def _pv_features_leaf(entries: Iterable[kvm_cpuid_entry2]) -> int:
+    """The leaf with KVM's paravirtual features, 0 for none. Another hypervisor's leaves may come before KVM's."""
+    signatures = {entry.function: (entry.ebx, entry.ecx, entry.edx) for entry in entries}
+    bases = (base for base in _HYPERVISOR_BASES if signatures.get(base) == KVM_SIGNATURE)
+    base = next(bases, 0)
+    return base + KVM_CPUID_FEATURES - KVM_CPUID_SIGNATURE if base else 0
+
+
+def apply_cpuid_pv_features_quirk(entries: Sequence[kvm_cpuid_entry2]) -> None:
+    """Take PV_UNHALT out of the guest's CPUID: where HLT does not exit, a hypercall cannot end another vCPU's HLT."""
+    leaf = _pv_features_leaf(entries)
+    for entry in entries:
+        if leaf and entry.function == leaf:
+            entry.eax &= ~(1 << KVM_FEATURE_PV_UNHALT)
 
 
 class CpuidTable:
@@ -136,7 +156,8 @@ class CpuidTable:
         extended = self.find(0x80000000)
         self._max_extended = extended[0] if extended else 0
         self._features7 = self.find(7) or (0, 0, 0, 0)
-        self.pv_features = (self.find(KVM_CPUID_FEATURES) or (0, 0, 0, 0))[0]
+        features = _pv_features_leaf(self.entries)
+        self.pv_features = (self.find(features) or (0, 0, 0, 0))[0] if features else 0
         state = self.find(0xD, 1)
         self.has_xsaves = bool(state and state[0] & FD1_EAX_XSAVES)
         width = self.find(0x80000008) if self._max_extended >= 0x80000008 else None

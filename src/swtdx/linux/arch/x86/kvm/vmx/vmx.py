@@ -22,7 +22,7 @@ from swtdx.linux.err import err
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
-from swtdx.uapi.kvm import Vector
+from swtdx.uapi.kvm import KVM_X86_DISABLE_EXITS_CSTATE, KVM_X86_DISABLE_EXITS_HLT, Vector
 from swtdx.x86 import Cr4, Efer, Msr, Rflags
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ PASSED_THROUGH = (
 )  # fmt: skip
 _CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
 EFER_VALID, EFER_LMA = Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE, Efer.LMA
+CORE_RESIDENCY = (0x3FC, 0x3FD, 0x3FE)  # MSR_CORE_C3_RESIDENCY, C6, C7; C1 is of other processors
 _SPEC_CTRL_FEATURES, _SPEC_CTRL_BITS = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD, 0b111  # IBRS, STIBP, SSBD
 _DEBUGCTL_DROPPED = 0b11  # LBR, BTF: taken and not done, as KVM does
 _MASK64 = (1 << 64) - 1
@@ -128,6 +129,7 @@ def vmx_vcpu_create(vcpu: Vcpu) -> None:
         context.posted_interrupt_descriptor = vcpu.vmx.pi_desc.hpa
     vmx_set_virtual_apic_mode(vcpu)
     context.exception_bitmap = INTERCEPTED_EXCEPTIONS
+    context.hlt_exiting = not kvm.disabled_exits & KVM_X86_DISABLE_EXITS_HLT
     context.set_segment(*POWER_ON_TR)
     context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
     context.rflags = 2
@@ -166,6 +168,7 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     context.set_dr(6, 0xFFFF0FF0)
     context.set_dr(7, 0x400)
     context.interruptibility = 0
+    context.activity_state = 0
     context.cancel_event()
     vcpu.pending_external_vector = -1
     vcpu.nmi_pending = 0
@@ -300,6 +303,8 @@ def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
         return vmx_read_l1_tsc(vcpu, vcpu.kvm.processor.rdtsc())
     if index == msrs.IA32_DEBUGCTL:
         return 0
+    if index in CORE_RESIDENCY and not host and vcpu.kvm.disabled_exits & KVM_X86_DISABLE_EXITS_CSTATE:
+        return 0  # passed through to a processor that never leaves C1
     if index == msrs.IA32_XSS:
         if not host and not vcpu.cpuid.has_xsaves:
             raise Invalid

@@ -20,6 +20,7 @@ from swtdx.linux.arch.x86.kvm.vmx.vmx_state import xcr0_valid
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit, pio
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import (
     CR4_DE,
+    DR6_BS,
     guest_get_dr,
     guest_set_dr,
     handle_debug_exception,
@@ -36,6 +37,7 @@ from swtdx.uapi.kvm import (
     KVM_EXIT_HLT,
     KVM_EXIT_IO,
     KVM_EXIT_SHUTDOWN,
+    KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     Vector,
 )
@@ -132,6 +134,11 @@ def _cpuid(vcpu: Vcpu, context: GuestContext) -> int:
 
 def _hlt(vcpu: Vcpu, context: GuestContext) -> int:
     _skip(context)
+    if vcpu.kvm.disabled_exits & KVM_X86_DISABLE_EXITS_HLT:  # exits for a single step, whose trap ends the HLT at once
+        if not vcpu.vmx.guest_debug:
+            context.set_dr(6, context.get_dr(6) | DR6_BS)
+            queue_exception(context, Vector.DB)
+        return 1
     if vcpu.apic is not None:
         context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
         return vcpu.halt()

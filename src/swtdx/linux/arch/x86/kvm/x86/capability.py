@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+from swtdx.linux.arch.x86.kvm.cpuid import F1_ECX_MONITOR, F6_EAX_ARAT
 from swtdx.linux.arch.x86.kvm.irq_comm import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.arch.x86.kvm.vmx.nested import NESTED_STATE_SIZE
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import KVM_GUESTDBG_VALID_MASK
@@ -32,11 +33,16 @@ from swtdx.uapi.kvm import (
     KVM_SYNC_X86_VALID_FIELDS,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X86_DISABLE_EXITS_CSTATE,
+    KVM_X86_DISABLE_EXITS_HLT,
+    KVM_X86_DISABLE_EXITS_MWAIT,
+    KVM_X86_DISABLE_EXITS_PAUSE,
     Cap,
     kvm_enable_cap,
 )
 
 if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
     from swtdx.linux.kernel import EmulatedKernel
 
 XSAVE_SIZE = 4096
@@ -110,10 +116,19 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE if kernel.tdx is not None else 0,
         Cap.GUEST_MEMFD: int(kernel.tdx is not None),
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
+        Cap.X86_DISABLE_EXITS: allowed_disable_exits(kernel.processor),
         Cap.VM_GPA_BITS: kernel.processor.platform.physical_address_bits,
     }
     table.update({int(cap): value for cap, value in answers.items()})
     return table
+
+
+def allowed_disable_exits(processor: Processor) -> int:
+    """kvm_get_allowed_disable_exits: MWAIT only where the processor has it, and a timer that C-states do not stop."""
+    allowed = KVM_X86_DISABLE_EXITS_PAUSE | KVM_X86_DISABLE_EXITS_HLT | KVM_X86_DISABLE_EXITS_CSTATE
+    if processor.cpuid(1)[2] & F1_ECX_MONITOR and processor.cpuid(6)[0] & F6_EAX_ARAT:
+        allowed |= KVM_X86_DISABLE_EXITS_MWAIT
+    return allowed
 
 
 def enable_cap(kvm: Kvm, request: kvm_enable_cap) -> int:
@@ -196,6 +211,15 @@ def _manual_dirty_log_protect2(kvm: Kvm, args: Any) -> None:
     kvm.dirty_log_initially_set = bool(args[0] & KVM_DIRTY_LOG_INITIALLY_SET)
 
 
+def _disable_exits(kvm: Kvm, args: Any) -> None:
+    """Of a TD only the CPUID of its vCPUs changes: the TDX module decides what exits. PAUSE exits nowhere."""
+    if args[0] & ~kvm.kernel.capabilities[int(Cap.X86_DISABLE_EXITS)]:
+        raise err(errno.EINVAL, f"exits {args[0]:#x} cannot be disabled")
+    if kvm.created_vcpus:
+        raise err(errno.EINVAL, "vCPUs exist")
+    kvm.disabled_exits |= args[0]
+
+
 def _max_vcpu_id(kvm: Kvm, args: Any) -> None:
     """Once, unless it is what it is; the first vCPU settles it, too."""
     wanted = args[0]
@@ -257,6 +281,7 @@ _ENABLE = {
     int(Cap.X86_TRIPLE_FAULT_EVENT): _triple_fault_event,
     int(Cap.EXIT_ON_EMULATION_FAILURE): _exit_on_emulation_failure,
     int(Cap.X86_BUS_LOCK_EXIT): _bus_lock_exit,
+    int(Cap.X86_DISABLE_EXITS): _disable_exits,
     int(Cap.MANUAL_DIRTY_LOG_PROTECT2): _manual_dirty_log_protect2,
     int(Cap.MAX_VCPU_ID): _max_vcpu_id,
     int(Cap.MAX_VCPUS): _max_vcpus,

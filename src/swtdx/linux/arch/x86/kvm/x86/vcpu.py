@@ -282,8 +282,12 @@ class Vcpu:
                     if interrupted:
                         raise self.kvm_handle_signal_exit()
                     cpu = self._load()
-                if self.apic is not None and self.apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
-                    return
+                apic = self.apic
+                if apic is not None:
+                    if apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
+                        return
+                    if apic.pending_init and not self.is_td:  # of one that runs, too
+                        self.kvm_apic_accept_events()
                 if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
                 if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):

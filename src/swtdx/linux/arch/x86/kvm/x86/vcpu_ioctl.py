@@ -16,7 +16,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.cpuid import KVM_MAX_CPUID_ENTRIES, CpuidTable, cpuid2_to_user, entries_from_user
+from swtdx.linux.arch.x86.kvm.cpuid import (
+    KVM_MAX_CPUID_ENTRIES,
+    CpuidTable,
+    apply_cpuid_pv_features_quirk,
+    cpuid2_to_user,
+    entries_from_user,
+)
 from swtdx.linux.arch.x86.kvm.vmx.nested import get_nested_state, set_nested_state
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.linux.arch.x86.kvm.x86.mce import set_mce
@@ -39,6 +45,7 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED,
     KVM_RUN,
+    KVM_X86_DISABLE_EXITS_HLT,
     KVMIO,
     REQUESTS,
     Cap,
@@ -212,6 +219,8 @@ def kvm_vcpu_ioctl_set_cpuid2(vcpu: Vcpu, arg: int) -> int:
 
 
 def kvm_set_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
+    if vcpu.kvm.disabled_exits & KVM_X86_DISABLE_EXITS_HLT:
+        apply_cpuid_pv_features_quirk(entries)
     table = CpuidTable(entries)
     address_sizes = table.find(0x80000008)
     if address_sizes is not None and address_sizes[0] >> 8 & 0xFF not in (0, 48, 57) and not vcpu.has_run:
