@@ -12,9 +12,10 @@ A change that breaks a program which uses only these names is announced in CHANG
 function is internal and can change in any release. Each public name is loaded when it is first used, so that
 ``import swtdx`` costs nothing.
 
-The folders are floors, from the top: ``cli`` (the command), ``attest`` (a verifier), ``vmm`` (user space), ``image``
-(what is in memory at the start), ``uapi`` (what crosses the system-call line), ``linux`` (the emulated kernel),
-``seam`` (the emulated TDX module) and ``cpu`` (the emulated processor). ``machine`` wires them together.
+The folders are floors, from the top: ``cli`` (the command), ``quoting`` (quotes with test keys), ``attest`` (a
+verifier), ``vmm`` (user space), ``image`` (what is in memory at the start), ``uapi`` (what crosses the system-call
+line), ``linux`` (the emulated kernel), ``seam`` (the emulated TDX module) and ``cpu`` (the emulated processor).
+``machine`` wires them together.
 """
 
 from __future__ import annotations

@@ -28,10 +28,22 @@ ARROWS: dict[str, set[str]] = {
     "image": {"x86"},  # no system calls: a launch loads what it computes, a verifier predicts from it
     "vmm": {"uapi", "image", "x86"},
     "attest": {"image", "x86"},
+    # The host's quoting side: what a TD asks for by way of its VMM, and a verifier compares with.
+    "quoting": {"attest", "vmm", "uapi", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},
     "machine": {"cpu", "seam", "linux", "uapi", "trace"},  # the one place that wires
     # The kernel in the process of a program that is not ours.
-    "exec": {"cpu.platform", "cpu._engine", "uapi", "linux", "explain", "trace", "units", "machine"},
+    "exec": {
+        "quoting.machine_folder",
+        "cpu.platform",
+        "cpu._engine",
+        "uapi",
+        "linux",
+        "explain",
+        "trace",
+        "units",
+        "machine",
+    },
     "cli": {
         "cpu",
         "uapi",
@@ -40,6 +52,7 @@ ARROWS: dict[str, set[str]] = {
         "image",
         "vmm",
         "attest",
+        "quoting",
         "explain",
         "machine",
         "trace",
@@ -48,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
         "exec",
     },
     # What a test's author would do by hand.
-    "pytest_plugin": {"uapi", "image", "vmm", "explain", "machine", "cpu.platform"},
+    "pytest_plugin": {"uapi", "image", "vmm", "explain", "quoting", "machine", "cpu.platform"},
     # The public face: loads each of its names when it is first used.
     "__init__": {"cpu.platform", "uapi", "linux.config", "image.firmware", "vmm", "machine"},
     "__main__": {"cli"},
