@@ -24,8 +24,11 @@ from swtdx.linux.config import KernelConfig, KernelSwitches
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
 from swtdx.linux.traced_ops import told
 from swtdx.linux.virt.kvm.kvm_main import Kvm
+from swtdx.seam import report
+from swtdx.seam.identity import Identity
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
+from swtdx.seam.version import module_version
 from swtdx.trace.event import Emit
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
@@ -75,6 +78,10 @@ class MachineKernel(EmulatedKernel):
             "module_version": td.version.name,
         }
 
+    def everifyreport2(self, report_mac_struct: bytes) -> bool:
+        """Return whether this machine's module made a REPORTMACSTRUCT (256 bytes): EVERIFYREPORT2 of an enclave."""
+        return report.verify(self.module.identity, report_mac_struct)
+
     def debug_td(self, vm_fd: int) -> TdxDebug:
         """Return access to the memory and the vCPUs of the debug TD behind a VM's descriptor.
 
@@ -116,7 +123,7 @@ def boot(
     """
     config = replace(config, **switches)
     processor = Processor(platform)
-    module = TdxModule(processor)
+    module = TdxModule(processor, _identity(processor.platform))
     if trace is None:
         processor.load_seam_module(module)
         return MachineKernel(processor, module, dialect, config)
@@ -127,6 +134,12 @@ def boot(
     kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
     kernel.flush_trace = flush
     return kernel
+
+
+def _identity(platform: Platform) -> Identity:
+    """What the reports of a machine carry. Raises ValueError."""
+    identity = Identity.of(module_version(platform.module_version), updated=platform.module_updated)
+    return identity if platform.report_key is None else replace(identity, report_key=platform.report_key)
 
 
 def open_kernel(

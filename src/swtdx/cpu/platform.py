@@ -21,6 +21,7 @@ SAPPHIRE_RAPIDS = 0x000806F8
 """Family 6, model 0x8f, stepping 8: the first server processor with TDX."""
 
 
+REPORT_KEY_SIZE = 32
 PKRU_OFFSET = 0xA80
 TSC_UNIT_HZ = 25_000_000
 """The unit in which TDX expresses a TSC frequency. A processor with TDX counts at a multiple of it."""
@@ -85,6 +86,10 @@ class Platform:
     """What CPUID leaf 1 says in EAX: stepping, model, family."""
     pkru_offset: int = PKRU_OFFSET
     """Offset of PKRU in the standard form of the XSAVE area."""
+    report_key: bytes | None = dataclasses.field(default=None, repr=False)
+    """The processor's key for the MACs of TDREPORTs, 32 bytes. None: a new one with every machine."""
+    module_updated: bool = False
+    """The TDX module was updated after its TDs were launched: TEE_TCB_SVN2 in their reports is higher."""
 
     def __post_init__(self) -> None:
         if self.memory_size <= 0 or self.memory_size % (1 << 30):
@@ -103,6 +108,8 @@ class Platform:
             raise ValueError("more KeyIDs than keyid_bits can name")
         if self.module_version not in MODULE_VERSIONS:
             raise ValueError(f"module_version must be one of {', '.join(MODULE_VERSIONS)}")
+        if self.report_key is not None and len(self.report_key) != REPORT_KEY_SIZE:
+            raise ValueError(f"report_key has {REPORT_KEY_SIZE} bytes")
 
     @property
     def cmrs(self) -> tuple[tuple[int, int], ...]:

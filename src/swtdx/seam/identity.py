@@ -67,12 +67,18 @@ class Identity:
     """HMAC-SHA-256 key of REPORTMACSTRUCT; inside the processor on real hardware."""
 
     @classmethod
-    def of(cls, version: ModuleVersion) -> Identity:
-        """Return the test identity of a version of the module."""
+    def of(cls, version: ModuleVersion, *, updated: bool = False) -> Identity:
+        """Return the test identity of a version of the module; ``updated``: by a newer one, while TDs ran.
+
+        Raises ValueError for a version that cannot report an update.
+        """
         svn = bytes.fromhex(version.tee_tcb_svn)
+        if updated and not version.has_svn2:
+            raise ValueError(f"reports of TDX module {version.name} do not show an update (TEE_TCB_SVN2)")
+        current = bytes([svn[0] + updated, *svn[1:]])
         return cls(
             tee_tcb_svn=svn,
-            tee_tcb_svn2=svn if version.has_svn2 else bytes(len(svn)),
+            tee_tcb_svn2=current if version.has_svn2 else bytes(len(svn)),
             tcb_info_valid=version.tcb_info_valid,
             mrseam=hashlib.sha384(f"swtdx test TDX module {version.name}".encode()).digest(),
         )

@@ -67,6 +67,15 @@ class Debuggable(Protocol):
 
 
 @runtime_checkable
+class VerifyingReports(Protocol):
+    """A kernel on whose processor an enclave can run, and check a TDREPORT."""
+
+    def everifyreport2(self, report_mac_struct: bytes) -> bool:
+        """Return whether the REPORTMACSTRUCT (256 bytes) was made on this machine."""
+        ...
+
+
+@runtime_checkable
 class Counted(Protocol):
     """A kernel that states how many logical processors it was booted on."""
 
@@ -97,6 +106,12 @@ def debuggable(kernel: Kernel) -> Debuggable | None:
     """Return the kernel as one whose debug TDs can be accessed."""
     inner = _unwrapped(kernel)
     return inner if isinstance(inner, Debuggable) else None
+
+
+def verifying_reports(kernel: Kernel) -> VerifyingReports | None:
+    """Return the kernel as one on whose machine a quoting enclave can run."""
+    inner = _unwrapped(kernel)
+    return inner if isinstance(inner, VerifyingReports) else None
 
 
 def last_refusal(kernel: Kernel) -> Reason:
