@@ -31,8 +31,9 @@ DEFAULT_MEMORY = 2 << 20
 class BareTd:
     """A TD with one vCPU, measured and final, about to execute ``code`` at `bare_guest.CODE`. A context manager.
 
-    ``memory`` bytes from address 0 on are private; what ``code`` does not bring is not added, so that the guest would
-    have to accept it. Raises KvmError, LaunchError where the kernel makes no TDs, ValueError for too much code.
+    ``attributes`` are set beside what the kernel requires. ``memory`` bytes from address 0 on are private; what
+    ``code`` does not bring is not added, so that the guest would have to accept it. Raises KvmError, LaunchError where
+    the kernel makes no TDs, ValueError for too much code.
 
     >>> from swtdx.machine import open_kernel
     >>> with Kvm(open_kernel("emulated")) as device, BareTd(device, bare_guest.io_out(0x80, 42)) as td:
@@ -40,14 +41,16 @@ class BareTd:
     IO 0x80 b'*'
     """
 
-    def __init__(self, device: Kvm, code: bytes = DEFAULT_CODE, memory: int = DEFAULT_MEMORY) -> None:
+    def __init__(
+        self, device: Kvm, code: bytes = DEFAULT_CODE, memory: int = DEFAULT_MEMORY, *, attributes: int = 0
+    ) -> None:
         if memory % PAGE_SIZE or not bare_guest.CODE + len(code) <= memory <= 1 << 30:
             raise ValueError(f"{len(code)} bytes of code at {bare_guest.CODE:#x} do not fit into {memory:#x}")
         check_tdx(device)
         self.device = device
         with ExitStack() as undo:
             self.vm: Vm = undo.enter_context(device.create_td())
-            self.vcpu: Vcpu = self._build(undo, memory)
+            self.vcpu: Vcpu = self._build(undo, memory, attributes)
             for gpa, contents in bare_guest.regions(code):
                 source = mmap.mmap(-1, len(contents))
                 source[:] = contents
@@ -55,13 +58,13 @@ class BareTd:
             self.vm.tdx_finalize()
             self._undo = undo.pop_all()
 
-    def _build(self, undo: ExitStack, memory: int) -> Vcpu:
+    def _build(self, undo: ExitStack, memory: int, attributes: int) -> Vcpu:
         vm = self.vm
         vm.split_irqchip()
         cpuid = self.device.supported_cpuid()
         capabilities = vm.tdx_capabilities()
         vm.tdx_init(
-            capabilities.attributes_required,
+            capabilities.attributes_required | attributes,
             XFAM | capabilities.xfam_required,
             capabilities.configure(cpuid, GPA_WIDTH),
         )

@@ -42,6 +42,7 @@ from swtdx.vmm.board.ioapic import PINS, Msi
 from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.virtio.device import VirtioDevice
+from swtdx.vmm.get_quote import QuoteSource
 from swtdx.vmm.kernel_entry import enter, ordinary_vm
 from swtdx.vmm.memory import staged
 from swtdx.vmm.slots import MemorySlots
@@ -94,7 +95,8 @@ class Plan:
     ``linux`` is what the firmware is to start, ``direct`` a kernel that is entered without firmware: then ``firmware``
     is what `direct_boot` gives with it.
     ``devices`` are plugged in, in this order; ``say`` gets a sentence when one of them has something to tell.
-    ``panicked`` gets what the guest's kernel reports by pvpanic, under the board's lock.
+    ``panicked`` gets what the guest's kernel reports by pvpanic, under the board's lock. ``quotes`` answers GetQuote;
+    without it the guest reads that there is no service.
     """
 
     firmware: Firmware
@@ -111,6 +113,7 @@ class Plan:
     devices: tuple[VirtioDevice, ...] = ()
     say: Callable[[str], object] = lambda text: None
     panicked: Callable[[PanicEvent], object] = lambda event: None
+    quotes: QuoteSource | None = None
 
     @property
     def layout(self) -> MemoryMap:

@@ -26,6 +26,7 @@ from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
 from swtdx.vmm.board.acpi_pm import PowerEvent
 from swtdx.vmm.board.debug_exit import exit_status
+from swtdx.vmm.board.ioapic import Msi
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
@@ -86,7 +87,8 @@ class Run:
         self._exit_counts = [[0] * _COUNTED_REASONS for _ in machine.vcpus]
         self._port_counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in machine.vcpus]
         calls = machine.capabilities.user_tdvmcalls if machine.capabilities else (0, 0)
-        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, machine.board.signal_msi)
+        plan = machine.plan
+        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, self._signal_msi, plan.quotes, plan.say)
 
     @property
     def exits(self) -> dict[str, int]:
@@ -146,6 +148,7 @@ class Run:
         """
         if self.outcome is None:
             self.finish(Outcome(End.INTERRUPTED, "the run was stopped"))
+        self._tdvmcalls.close()
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while any(not future.done() for future in self._futures):
             if time.monotonic() > deadline:
@@ -307,8 +310,11 @@ class Run:
         call.ret = 0 if converted else (1 << 64) - errno.EINVAL
 
     def _tdx(self, vcpu: Vcpu) -> None:
+        self._tdvmcalls.answer(vcpu.kvm_run, vcpu.id)
+
+    def _signal_msi(self, message: Msi) -> None:
         with self.machine.board.lock:
-            self._tdvmcalls.answer(vcpu.kvm_run, vcpu.id)
+            self.machine.board.signal_msi(message)
 
     def _end_of_interrupt(self, vcpu: Vcpu) -> None:
         with self.machine.board.lock:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """TDVMCALLs that KVM passes on to the VMM (KVM_EXIT_TDX), and the guest's last words (Intel GHCI 1.5, 344426).
 
-GetQuote is answered with an error: there is no quoting service here yet, which the guest reads from the status in its
-buffer, as with QEMU when no quote generation socket is configured.
+Quotes come from a `QuoteSource`, which the caller chooses (see `swtdx.vmm.get_quote`).  Without one the guest reads
+from the status in its buffer that there is no service, as with QEMU when no quote generation socket is configured.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 from swtdx.uapi import kvm
 from swtdx.vmm.board.ioapic import MSI_ADDRESS_BASE, Msi
+from swtdx.vmm.get_quote import GetQuote, QuoteSource, SharedMemory
 from swtdx.vmm.memory import GuestMemory
 from swtdx.x86 import PAGE_SIZE
 
 SUPPORTED_R11 = 1 << 1  # GetTdVmCallInfo leaf 1: SetupEventNotifyInterrupt; GetQuote has no bit of its own
-
-_QUOTE_HEADER = struct.Struct("<QQII")  # version, status, input length, output length
-QUOTE_VERSION = 1
-QUOTE_SERVICE_UNAVAILABLE = 0x8000_0000_0000_0001
 
 
 class TdvmcallService:
@@ -28,11 +25,13 @@ class TdvmcallService:
 
     def __init__(
         self,
-        memory: GuestMemory,
+        memory: SharedMemory,
         user_tdvmcalls: tuple[int, int],
         signal_msi: Callable[[Msi], object],
+        quotes: QuoteSource | None = None,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self._memory = memory
+        self._get_quote = GetQuote(memory, quotes, self._notify_guest, say)
         self._r11 = user_tdvmcalls[0] & SUPPORTED_R11
         self._signal_msi = signal_msi
         self._notify: tuple[int, int] | None = None  # APIC id, vector
@@ -45,26 +44,22 @@ class TdvmcallService:
             info.ret = kvm.TDVMCALL_STATUS_SUCCESS
             info.r11, info.r12, info.r13, info.r14 = (self._r11 if info.leaf == 1 else 0), 0, 0, 0
         elif call.nr == kvm.TDVMCALL_GET_QUOTE:
-            call.get_quote.ret = self._get_quote(call.get_quote.gpa, call.get_quote.size)
+            call.get_quote.ret = self._get_quote.request(call.get_quote.gpa, call.get_quote.size)
         elif call.nr == kvm.TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT:
             self._notify = (apic_id, call.setup_event_notify.vector)
             call.setup_event_notify.ret = kvm.TDVMCALL_STATUS_SUCCESS
         else:
             call.unknown.ret = kvm.TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED
 
-    def _get_quote(self, gpa: int, size: int) -> int:
-        if gpa % PAGE_SIZE or size % PAGE_SIZE:
-            return kvm.TDVMCALL_STATUS_ALIGN_ERROR
-        if not size or not self._memory.contains(gpa, size):
-            return kvm.TDVMCALL_STATUS_INVALID_OPERAND
-        version, _, length, _ = _QUOTE_HEADER.unpack(self._memory.read(gpa, _QUOTE_HEADER.size))
-        if version != QUOTE_VERSION or length > size - _QUOTE_HEADER.size:
-            return kvm.TDVMCALL_STATUS_INVALID_OPERAND
-        self._memory.write(gpa, _QUOTE_HEADER.pack(version, QUOTE_SERVICE_UNAVAILABLE, length, 0))
+    def close(self) -> None:
+        """Write nothing to the guest's memory from here on."""
+        self._get_quote.close()
+
+    def _notify_guest(self) -> None:
+        """Signal the interrupt that the guest has set up, to the vCPU on which it did."""
         if self._notify is not None:
             apic_id, vector = self._notify
             self._signal_msi((MSI_ADDRESS_BASE | (apic_id & 0xFF) << 12 | (apic_id >> 8) << 40, vector))
-        return kvm.TDVMCALL_STATUS_SUCCESS
 
 
 # Registers that carry the message of ReportFatalError, in order, by x86 register number (as KVM passes them).
