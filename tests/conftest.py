@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """The same commit gets the same verdict: new cases are for script/fuzz and ``--hypothesis-profile=default``."""
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile("repeatable")
+    # No test makes keys in the folder of the person who runs it.
+    folder = tempfile.TemporaryDirectory(prefix="swtdx-test-pki-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["SWTDX_PKI"] = str(Path(folder.name) / "pki")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ from swtdx.attest.quote import Quote
 from swtdx.attest.tcb_levels import TcbError, tcb_result
 from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
 
+INTEL_ROOT = "Intel's root"
 COLLATERAL_MEMBERS = (
     "pck_crl_issuer_chain", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "tcb_info", "tcb_info_signature",
     "qe_identity_issuer_chain", "qe_identity", "qe_identity_signature",
@@ -33,6 +34,8 @@ COLLATERAL_MEMBERS = (
 """Strings; the three ..._crl and ..._signature kinds in hexadecimal, chains in PEM, the two documents as JSON text."""
 INTEL_ROOT_SHA256 = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 """Of the certificate "Intel SGX Root CA" in DER, for messages; what is trusted is dcap-qvl's own copy."""
+TEST_ORGANIZATION = "swtdx test, not Intel Corporation"
+"""In the subject of each certificate that `swtdx.quoting` makes."""
 _LATEST_TIME = 1 << 40
 _COMMAND = "swtdx quote verify QUOTE --collateral FILE"
 _POLICY_OF_THE_LIBRARY = frozenset(
@@ -65,6 +68,8 @@ class Verified:
     """Seconds since 1970 for which the judgement holds."""
     missing: tuple[str, ...] = ()
     """What the platform lacks for the highest TCB level, one sentence each."""
+    root: str = INTEL_ROOT
+    """Under which root: Intel's, a test root of swtdx's, or another."""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -73,6 +78,7 @@ class Verified:
             "ppid": self.ppid,
             "at": self.at,
             "missing": list(self.missing),
+            "root": self.root,
         }
 
 
@@ -104,7 +110,7 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes 
     except (ValueError, RuntimeError) as error:
         text = _in_one_line(error)
         if text in _POLICY_OF_THE_LIBRARY and pck is not None:
-            return _judged_here(quote, pck, checked, at)
+            return replace(_judged_here(quote, pck, checked, at), root=root_name(root_ca))
         raise VerificationError(f"the quote does not verify: {text}{_values(text, quote, pck, checked, at)}") from None
     missing: tuple[str, ...] = ()
     if report.status != "UpToDate" and pck is not None:
@@ -112,7 +118,70 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes 
             missing = tcb_result(quote, pck, checked["tcb_info"], checked["qe_identity"]).missing
         except TcbError as error:
             missing = (str(error),)
-    return Verified(report.status, tuple(report.advisory_ids), bytes(report.ppid).hex(), at, missing)
+    ppid = bytes(report.ppid).hex()
+    return Verified(report.status, tuple(report.advisory_ids), ppid, at, missing, root_name(root_ca))
+
+
+def root_certificate(content: bytes) -> bytes:
+    """Return the certificate in a file, DER or PEM, in DER. Raises ValueError if it is not exactly one of a CA.
+
+    >>> root_certificate(b"no certificate")
+    Traceback (most recent call last):
+    ValueError: not a certificate in PEM or DER
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        if b"-----BEGIN" in content:
+            found = x509.load_pem_x509_certificates(content)
+        else:
+            found = [x509.load_der_x509_certificate(content)]
+        if len(found) == 1 and not found[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise ValueError("not the certificate of a CA")
+    except x509.ExtensionNotFound:
+        raise ValueError("not the certificate of a CA") from None
+    except ValueError as error:
+        text = str(error) if "of a CA" in str(error) else "not a certificate in PEM or DER"
+        raise ValueError(text) from None
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} certificates, where one root is wanted")
+    return found[0].public_bytes(Encoding.DER)
+
+
+def root_name(root_ca: bytes | None) -> str:
+    """Return what to call a root certificate (DER); None is Intel's."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    if root_ca is None:
+        return INTEL_ROOT
+    try:
+        certificate = x509.load_der_x509_certificate(root_ca)
+    except ValueError:
+        return "another root"
+    digest = certificate.fingerprint(SHA256()).hex()
+    if digest == INTEL_ROOT_SHA256:
+        return INTEL_ROOT
+    return f"{'a swtdx test root' if _is_test(certificate) else 'another root'}, SHA-256 {digest[:16]}..."
+
+
+def _is_test(certificate: Any) -> bool:
+    from cryptography.x509.oid import NameOID
+
+    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
+    return any(name.value == TEST_ORGANIZATION for name in names)
+
+
+def of_test_root(quote: Quote) -> bool:
+    """Whether the certificates in a quote say that they are of a swtdx test root. Nothing is verified."""
+    from cryptography import x509
+
+    try:
+        chain = x509.load_pem_x509_certificates(quote.signature.certification_data.rstrip(b"\0"))
+    except (ValueError, TypeError):
+        return False
+    return bool(chain) and _is_test(chain[-1])
 
 
 def _judged_here(quote: Quote, pck: Pck, collateral: dict[str, str], at: int) -> Verified:
@@ -175,6 +244,8 @@ def _last_subject(pem: bytes) -> str:
         return ""
     digest = last.fingerprint(SHA256()).hex()
     whose = "Intel's" if digest == INTEL_ROOT_SHA256 else f"not Intel's, SHA-256 {digest[:16]}..."
+    if _is_test(last):
+        whose = f"a swtdx test root, SHA-256 {digest[:16]}..."
     return f"{printable(str(names[0].value)) if names else 'a certificate without a name'} ({whose})"
 
 
