@@ -7,15 +7,19 @@
 ``td``            a TD that is built and measured, taken down afterwards: `BareTd` around a few bytes of code, or with
                   ``@pytest.mark.td(firmware=...)`` a `FirmwareTd`
 ``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``
+``tdx_quote``     ``tdx_quote(reportdata)``: a quote of a TD that ran, under a test root
+``tdx_pki``       the test root and the keys below it, one for the session (``--tdx-pki=FOLDER``: kept there)
+``tdx_pccs``      a service of collateral for such quotes: ``tdx_pccs.url``, ``tdx_pccs.service.status = "OutOfDate"``
 ================  ====================================================================================================
 
 A test that fails with a refused ioctl shows the kernel's reason, the rule that was broken, and what to do about it.
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
-dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0")`` says which kernel, on a machine with how many
-processors and which TDX module. A firmware wants as many processors as it gets vCPUs (one from before
-edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that is the default.
+dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel, on a
+machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as many
+processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that
+is the default.
 
 Nothing is imported before a fixture is asked for, so that the plugin costs a session without TDs nothing.
 """
@@ -34,6 +38,8 @@ import pytest
 
 if TYPE_CHECKING:
     from swtdx.image.firmware import Firmware
+    from swtdx.quoting.pccs import PccsServer
+    from swtdx.quoting.pki import Pki
     from swtdx.uapi.client import Kvm
     from swtdx.uapi.kernel import Kernel
     from swtdx.vmm.bare_td import BareTd
@@ -42,6 +48,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 120.0
 """Seconds that a firmware gets to show the awaited text, unless told otherwise."""
 
+_TDX_PARAMETERS = ("dialect", "no_rbp_mod", "processors", "module_version", "module_updated")
 _TD_PARAMETERS = ("code", "firmware", "memory", "cpus")
 
 
@@ -60,12 +67,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="upstream",
         help="TDX ioctls of the embedded kernel, where a test does not say: Linux 6.16 (default), or November 2022",
     )
+    group.addoption("--tdx-pki", metavar="FOLDER", help="where the test keys of quotes are kept; not given: nowhere")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
     config.addinivalue_line("markers", "td(code, firmware, memory, cpus): what the fixture td is made of (swtdx)")
-    kernel = "tdx(dialect, no_rbp_mod, processors, module_version): which kernel the fixture tdx_kernel boots (swtdx)"
+    kernel = f"tdx({', '.join(_TDX_PARAMETERS)}): which kernel the fixture tdx_kernel boots (swtdx)"
     config.addinivalue_line("markers", kernel)
 
 
@@ -93,7 +101,7 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """A kernel that makes TDs. On the host's, a test is skipped where it does not make them, with the reason."""
     from swtdx.uapi.dialect import Dialect
 
-    options = _marker(request, "tdx", ("dialect", "no_rbp_mod", "processors", "module_version"))
+    options = _marker(request, "tdx", _TDX_PARAMETERS)
     dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
     if request.config.getoption("--tdx-kernel") == "host":
         yield _host_kernel(dialect if "dialect" in options else None)
@@ -106,6 +114,8 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     platform = Platform(logical_processors=processors)
     if "module_version" in options:
         platform = replace(platform, module_version=options["module_version"])
+    if options.get("module_updated"):
+        platform = replace(platform, module_updated=True)
     kernel = boot(dialect, platform, no_rbp_mod=options.get("no_rbp_mod", False))
     try:
         yield kernel
@@ -164,6 +174,47 @@ def make_td(kvm: Kvm) -> Iterator[Callable[..., Any]]:
 def td(request: pytest.FixtureRequest, make_td: Callable[..., Any]) -> Any:
     """The TD that ``@pytest.mark.td(...)`` describes; without the marker one that writes to port 0x80 in a loop."""
     return make_td(**_marker(request, "td", _TD_PARAMETERS))
+
+
+@pytest.fixture(scope="session")
+def tdx_pki(request: pytest.FixtureRequest) -> Pki:
+    """The test keys of the session: a root that no verifier trusts unless it is told to."""
+    from swtdx.quoting.pki import Pki, open_pki
+
+    folder = request.config.getoption("--tdx-pki")
+    return Pki.new() if folder is None else open_pki(Path(folder))
+
+
+@pytest.fixture
+def tdx_quote(tdx_kernel: Kernel, kvm: Kvm, tdx_pki: Pki) -> Iterator[Callable[..., bytes]]:
+    """``tdx_quote(reportdata)``: a TD asks for a quote; it is built at the first call. On the embedded kernel only."""
+    from swtdx.quoting.enclave import QuoteVersion, QuotingEnclave
+    from swtdx.quoting.local import EnclaveQuotes
+    from swtdx.quoting.quoting_td import QuotingTd
+    from swtdx.uapi.abilities import verifying_reports
+
+    machine = verifying_reports(tdx_kernel)
+    if machine is None:
+        pytest.skip("the keys of this machine's own quoting enclave are not test keys: use the embedded kernel")
+    with ExitStack() as undo:
+        tds: dict[str, QuotingTd] = {}
+
+        def quote(reportdata: bytes = b"", *, version: str = "default") -> bytes:
+            if version not in tds:
+                enclave = QuotingEnclave(tdx_pki, machine.everifyreport2, QuoteVersion(version))
+                tds[version] = undo.enter_context(QuotingTd(kvm, EnclaveQuotes(enclave)))
+            return tds[version].quote(reportdata)
+
+        yield quote
+
+
+@pytest.fixture
+def tdx_pccs(tdx_pki: Pki) -> Iterator[PccsServer]:
+    """A service of collateral on a free port of this machine."""
+    from swtdx.quoting.pccs import CollateralService, PccsServer
+
+    with PccsServer(CollateralService(tdx_pki)) as server:
+        yield server
 
 
 def _check_processors(kernel: Kernel, cpus: int) -> None:

@@ -22,16 +22,23 @@ import pytest
 
 from guest.newc import FILE, newc
 from swtdx.attest.event_log import parse_event_log
+from swtdx.attest.quote import parse_quote
 from swtdx.attest.replay import replay
-from swtdx.attest.report import parse_report
+from swtdx.attest.report import TdReport, parse_report
+from swtdx.attest.verify import VerificationError, verify_quote
 from swtdx.cli.session import kernel_named
 from swtdx.image.firmware import Firmware, find_firmware
 from swtdx.image.linux_image import load
 from swtdx.image.smbios import SmbiosFields, parse_smbios
 from swtdx.machine import MachineKernel
+from swtdx.quoting.collateral import make_collateral
+from swtdx.quoting.enclave import QuotingEnclave
+from swtdx.quoting.local import EnclaveQuotes
+from swtdx.quoting.pki import Pki
 from swtdx.seam.report import verify
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.get_quote import QuoteSource
 from swtdx.vmm.launch import Plan, TdParameters, launch
 from swtdx.vmm.outcome import End
 from swtdx.vmm.run import Run
@@ -39,6 +46,7 @@ from swtdx.vmm.run import Run
 PATIENCE_SECONDS = 180.0
 MEMORY = 512 << 20
 PROMPT = "swtdx# "
+CONFIGFS = "r=/sys/kernel/config/tsm/report/r; mkdir $r && printf %064d 1 > $r/inblob"
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;=]*[A-Za-z]")
 
 
@@ -84,7 +92,8 @@ class Console:
 @contextmanager
 def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dialect = Dialect.UPSTREAM,
           append: str = "console=ttyS0", firmware: Firmware | None = None,
-          smbios: SmbiosFields | None = None) -> Iterator[Console]:  # fmt: skip
+          smbios: SmbiosFields | None = None,
+          quotes: Callable[[MachineKernel], QuoteSource] | None = None) -> Iterator[Console]:  # fmt: skip
     image = sorted(folder.glob("boot/vmlinuz-*"))[-1]
     kernel = kernel_named("emulated", dialect, cpus=cpus, memory=MEMORY)
     assert isinstance(kernel, MachineKernel)
@@ -97,6 +106,7 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
         serial=printed.extend,
         linux=load(image, folder / "initrd.img", append, MEMORY),
         smbios=smbios,
+        quotes=None if quotes is None else quotes(kernel),
     )
     with Kvm(kernel, dialect) as device, launch(device, plan) as machine:
         run = Run(machine)
@@ -109,9 +119,27 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
             run.stop()
 
 
+def quotes(kernel: MachineKernel, pki: Pki) -> QuoteSource:
+    return EnclaveQuotes(QuotingEnclave(pki, kernel.everifyreport2))
+
+
+def check_quote(console: Console, pki: Pki, report: TdReport) -> None:
+    """An unmodified guest writes 64 bytes to inblob and reads a quote from outblob."""
+    assert "tdx_guest" in console.command(f"{CONFIGFS}; cat $r/provider")
+    quote = parse_quote(console.bytes_of("cat $r/outblob"))
+    assert "1\n" in console.command("cat $r/generation")
+    assert quote.trailing_bytes == 0
+    assert quote.body.reportdata == b"%064d" % 1
+    assert (quote.body.mrtd, quote.body.rtmrs, quote.body.mrowner) == (report.mrtd, report.rtmrs, report.mrowner)
+    collateral = json.dumps(make_collateral(pki).as_json())
+    assert verify_quote(quote, collateral, int(time.time()), pki.root).tcb_status == "UpToDate"
+    with pytest.raises(VerificationError):
+        verify_quote(quote, collateral, int(time.time()))
+
+
 def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_guest: Path) -> None:
-    owner = bytes(range(48))
-    with linux(linux_guest, td=TdParameters(mrowner=owner)) as console:
+    owner, pki = bytes(range(48)), Pki.new("a Linux guest")
+    with linux(linux_guest, td=TdParameters(mrowner=owner), quotes=lambda kernel: quotes(kernel, pki)) as console:
         assert "tdx: Guest detected" in console.command("dmesg | grep -i tdx")
         assert "Intel TDX" in console.command("dmesg | grep -i 'memory encryption'")
         assert int(console.command("ls /sys/firmware/acpi/tables | grep -c -E 'FACP|APIC|DSDT|MCFG'")) == 4
@@ -124,12 +152,7 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         assert parsed.consistent
         assert verify(console.kernel.module.identity, tdreport[:256])
         assert [value.hex() for value in parsed.rtmrs] == [value.hex() for value in td.rtmr]
-        quote = console.command(
-            "r=/sys/kernel/config/tsm/report/r; mkdir $r && printf %064d 1 > $r/inblob; cat $r/provider; "
-            "echo of $(cat $r/outblob | wc -c) bytes"
-        )
-        assert "tdx_guest" in quote
-        assert "of 0 bytes" in quote  # no quoting service here: GetQuote answers "service unavailable"
+        check_quote(console, pki, parsed)
         console.run.machine.board.type(b"exit\n")
         outcome = console.run.wait(PATIENCE_SECONDS)
         assert outcome is not None
@@ -138,13 +161,17 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
 
 def test_the_event_log_that_linux_shows_leads_to_the_rtmrs(linux_guest: Path, measuring_firmware: bytes) -> None:
     firmware = Firmware(Path("OVMF.inteltdx.fd"), "a test", measuring_firmware)
-    with linux(linux_guest, td=TdParameters(), firmware=firmware) as console:
+    pki = Pki.new("an event log")
+    with linux(linux_guest, td=TdParameters(), firmware=firmware, quotes=lambda kernel: quotes(kernel, pki)) as console:
         parsed = parse_report(console.bytes_of("tdreport < /dev/null"))
+        console.command(CONFIGFS)
+        quote = parse_quote(console.bytes_of("cat $r/outblob"))
         table = console.bytes_of("cat /sys/firmware/acpi/tables/CCEL")
         log = console.bytes_of("head -c 40000 /sys/firmware/acpi/tables/data/CCEL")
         events = parse_event_log(log, table)
         assert [index for index in range(4) if parsed.rtmrs[index].strip(b"\0")] == [0, 1, 2]
         assert tuple(replay(events))[:3] == parsed.rtmrs[:3]
+        assert tuple(replay(events)) == quote.body.rtmrs
 
 
 def test_linux_extends_an_rtmr_through_sysfs(linux_guest: Path, skip_loudly: Callable[[str], NoReturn]) -> None:

@@ -107,6 +107,10 @@ def exec_(
         Path | None,
         typer.Option(metavar="FILE", help="MRTD and RTMRs of each TD, failed ioctls and counts, by process, in FILE."),
     ] = None,
+    pki: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The machine's test keys. Not given: $SWTDX_PKI, or in the state folder."),
+    ] = None,
     allow_host_kvm: Annotated[
         bool,
         typer.Option("--allow-host-kvm", help="Run a program that cannot be reached on this machine's own /dev/kvm."),
@@ -135,6 +139,7 @@ def exec_(
         quiet=quiet,
         host=allow_host_kvm,
         files=files(tdx=not no_tdx),
+        pki="" if no_tdx else _keys(pki),
     )
     with foreseen(), Keeper(command, trace, trace_format, html, json) as keeper:
         status = _execute(command, keeper.settings(settings), front_end)
@@ -147,7 +152,21 @@ def launch(command: list[str]) -> int:
     from swtdx.exec.sightings import files
 
     with foreseen():
-        return _execute(command, Settings(files=files(tdx=True)), None)
+        return _execute(command, Settings(files=files(tdx=True), pki=_keys(None)), None)
+
+
+def _keys(named: Path | None) -> str:
+    """The folder with the machine's report key, made if need be, so that a quote generation service finds it."""
+    from swtdx.quoting.machine_folder import FolderError, default_folder, report_key
+
+    folder = (named or default_folder()).absolute()
+    try:
+        report_key(folder)
+    except FolderError as error:
+        if named is not None:
+            raise ExecFailure(f"--pki {named}: {error}", OWN_FAILURE) from None
+        return ""
+    return str(folder)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json as json_format
 import time
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,18 @@ import typer
 from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import TCB_STATUSES, Policy, violations
 from swtdx.attest.quote import Quote, QuoteError, parse_quote
-from swtdx.attest.verify import CollateralError, VerificationError, Verified, verify_quote
-from swtdx.cli.input import file_bytes
+from swtdx.attest.report import REPORT_MEMBERS
+from swtdx.attest.text_form import binary_of
+from swtdx.attest.verify import (
+    INTEL_ROOT,
+    CollateralError,
+    VerificationError,
+    Verified,
+    of_test_root,
+    root_certificate,
+    verify_quote,
+)
+from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.verdict import Failure, Verdict
 
 MAXIMUM_QUOTE_SIZE = 4 << 20
@@ -40,10 +51,24 @@ EPILOG = """
 
 [cyan]swtdx quote verify quote.bin --collateral tcb.json --mrtd $OLD --mrtd $NEW[/cyan] - of one of two
 
+[cyan]swtdx quote verify quote.bin --collateral tcb.json --root root-ca.pem[/cyan] - a test quote of swtdx pki
+
 [bold]Exit status[/bold]
 
 0 genuine, and the policy is met; 1 wrong usage; 2 not a TD's quote, or not genuine; 3 quote or collateral
 cannot be read; 4 genuine, but the policy is not met
+"""
+
+MAKE_EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx quote make --reportdata 6e6f6e6365 --output quote.bin[/cyan] - of a TD that is built and run for it
+
+[cyan]swtdx quote make tdreport.bin --output quote.bin[/cyan] - of a TDREPORT of swtdx run
+
+[bold]Exit status[/bold]
+
+0 made; 1 wrong usage; 2 not a TDREPORT of this machine; 3 it, or the test keys, cannot be read
 """
 
 QuoteFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, hexadecimal, base64, or JSON; - is stdin.")]
@@ -57,9 +82,10 @@ Json = Annotated[bool, typer.Option("--json", help="Everything as JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Take a TD's quote apart, or verify it offline.", no_args_is_help=False)
+    group = typer.Typer(help="Take a TD's quote apart, verify it offline, or make a test quote.", no_args_is_help=False)
     group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="verify", epilog=EPILOG)(verify)
+    group.command(name="make", epilog=MAKE_EPILOG)(make)
     app.add_typer(group, name="quote")
 
 
@@ -106,6 +132,14 @@ def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
 def verify(
     file: QuoteFile,
     collateral: Annotated[Path, typer.Option(metavar="FILE", help="Intel's collateral for the platform, as JSON.")],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Trust this root certificate (PEM or DER), as that of swtdx pki, not Intel's.",
+            show_default=False,
+        ),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="For this time: seconds since 1970, or ISO 8601. Not given: now."),
@@ -147,17 +181,110 @@ def verify(
     """Verify a quote offline, and compare it with a policy."""
     options = locals()  # by their names, which are those of the policy's members
     policy, when, quote = _policy(options), _time(at), quote_of(file)
-    verified = _verified(file, quote, collateral, when)
+    verified = _verified(file, quote, collateral, when, None if root is None else _root(root))
     found = violations(policy, quote.body, verified.tcb_status)
     if json:
         content = {"verified": verified.as_json(), "violations": found, **quote_as_json(quote)}
         print(json_format.dumps(content, indent=2))
     elif not quiet:
-        print(f"genuine; TCB status {verified.tcb_status}; advisories: {', '.join(verified.advisory_ids) or 'none'}")
+        under = "" if verified.root == INTEL_ROOT else f" under {verified.root}: not Intel's"
+        advisories = ", ".join(verified.advisory_ids) or "none"
+        print(f"genuine{under}; TCB status {verified.tcb_status}; advisories: {advisories}")
         for lack in verified.missing:
             print(f"  {lack}")
     if found:
         raise Failure(f"{file}: genuine, but not as the policy asks: {'; '.join(found)}", Verdict.POLICY, shown=True)
+
+
+class QuoteVersionChoice(StrEnum):
+    """Which quote to make, of `swtdx.quoting.enclave.QuoteVersion`."""
+
+    default = "default"
+    v4 = "4"
+    v5_1_0 = "5-1.0"
+    v5_1_5 = "5-1.5"
+
+
+QuoteVersionOption = Annotated[
+    QuoteVersionChoice,
+    typer.Option(help="Version, and of version 5 the TDX version of its body. default: as Intel's enclave."),
+]
+
+
+def make(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TDREPORT]",
+            help="Raw, hexadecimal, base64, or JSON; - is stdin. Not given: a TD of a few bytes is built, and asks.",
+            show_default=False,
+        ),
+    ] = None,
+    pki: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The test keys. Not given: $SWTDX_PKI, or in the state folder."),
+    ] = None,
+    quote_version: QuoteVersionOption = QuoteVersionChoice.default,
+    reportdata: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HEX", help="Without a TDREPORT: up to 64 bytes that the TD has vouched for.", show_default=False
+        ),
+    ] = None,
+    module_updated: Annotated[
+        bool,
+        typer.Option("--module-updated", help="Without a TDREPORT: of a TD that ran while the module was updated."),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Not given: in hexadecimal to standard output.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="All fields of the quote as JSON.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a quote with the test keys of this machine: of a TDREPORT, or of a TD that is built for it.
+
+    A TDREPORT of another machine is refused.
+    """
+    from swtdx.cli.quoting_keys import opened_pki, quote_of_a_td
+    from swtdx.quoting.enclave import MacCheck, QuoteVersion, QuotingEnclave, QuotingError
+    from swtdx.quoting.machine_folder import report_key
+
+    if file is not None and (reportdata is not None or module_updated):
+        raise Failure("--reportdata and --module-updated are in the TDREPORT already", Verdict.USAGE)
+    data = _report_data(reportdata or "")
+    with result_file("--output", output, file, quiet=quiet and not json) as out:
+        content = None if file is None else file_bytes(file, MAXIMUM_QUOTE_SIZE)
+        opened = opened_pki(pki)
+        assert opened.folder is not None
+        key = report_key(opened.folder)
+        enclave = QuotingEnclave(opened, MacCheck(key), QuoteVersion(quote_version.value))
+        if content is None:
+            quote = quote_of_a_td(enclave, key, data, updated=module_updated)
+        else:
+            try:
+                quote = enclave.quote(binary_of(content, REPORT_MEMBERS))
+            except (QuotingError, ValueError) as error:
+                raise Failure(f"{file}: {error}", Verdict.FAILED) from None
+        if out is not None:
+            out.begin()
+            out.write(quote)
+    if json:
+        print(json_format.dumps(quote_as_json(parse_quote(quote)), indent=2))
+    elif out is None and not quiet:
+        print(quote.hex())
+
+
+def _report_data(text: str) -> bytes:
+    try:
+        data = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError:
+        raise Failure(f"--reportdata {text} is not hexadecimal", Verdict.USAGE) from None
+    if len(data) > 64:
+        raise Failure(f"--reportdata has {len(data)} bytes, a TDREPORT has 64", Verdict.USAGE)
+    return data
 
 
 def _policy(options: dict[str, Any]) -> Policy:
@@ -195,13 +322,25 @@ def _policy(options: dict[str, Any]) -> Policy:
     )
 
 
-def _verified(file: Path, quote: Quote, collateral: Path, when: int) -> Verified:
+def _root(path: Path) -> bytes:
     try:
-        return verify_quote(quote, file_bytes(collateral, 16 << 20), when)
+        return root_certificate(file_bytes(path, 1 << 20))
+    except ValueError as error:
+        raise Failure(f"--root {path}: {error}", Verdict.NO_INPUT) from None
+
+
+def _verified(file: Path, quote: Quote, collateral: Path, when: int, root: bytes | None) -> Verified:
+    try:
+        return verify_quote(quote, file_bytes(collateral, 16 << 20), when, root)
     except CollateralError as error:
         raise Failure(f"{collateral}: {error}", Verdict.NO_INPUT) from None
     except VerificationError as error:
-        raise Failure(f"{file}: {error}", Verdict.FAILED) from None
+        hint = (
+            "; it is a test quote of swtdx's, whose root `swtdx pki` names (--root)"
+            if root is None and of_test_root(quote)
+            else ""
+        )
+        raise Failure(f"{file}: {error}{hint}", Verdict.FAILED) from None
 
 
 def _bytes(option: str, text: str, size: int) -> bytes:

@@ -40,6 +40,8 @@ EPILOG = """
 
 [cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - the quick way
 
+[cyan]swtdx run --quote-generation-socket unix:/run/tdx-qgs/qgs.socket[/cyan] - quotes by another process
+
 [cyan]swtdx run --html boot.html[/cyan] - the run on one page, for a browser
 
 [cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
@@ -340,6 +342,65 @@ class TrustDomain:
         )
 
 
+class QuotesChoice(StrEnum):
+    """What GetQuote is answered with."""
+
+    on = "on"
+    off = "off"
+
+
+@dataclass(frozen=True)
+class Quoting:
+    """What the guest's request for a quote is answered with."""
+
+    quotes: Annotated[
+        QuotesChoice | None,
+        typer.Option(
+            help="on: quotes under the test root of --pki (swtdx pki). off: the guest reads that there is no service. "
+            "Not given: on with the embedded kernel.",
+            show_default=False,
+        ),
+    ] = None
+    quote_generation_socket: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ask this service for quotes, as QEMU does: unix:PATH, vsock:CID:PORT, HOST:PORT, or QEMU's JSON.",
+        ),
+    ] = None
+    pki: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The machine's test keys. Not given: $SWTDX_PKI, or in the state folder."),
+    ] = None
+    module_updated: Annotated[
+        bool,
+        typer.Option(
+            "--module-updated",
+            help="As after an update of the TDX module while the TD ran: TEE_TCB_SVN2 is higher (TD relaunch advised).",
+        ),
+    ] = False
+
+    def options(self, host: Host) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        from swtdx.cli.parameters import InputError
+
+        if self.quotes is QuotesChoice.off and self.quote_generation_socket is not None:
+            raise InputError("--quotes off and --quote-generation-socket contradict each other")
+        if host.kvm is KvmChoice.host and self.quotes is QuotesChoice.on and self.quote_generation_socket is None:
+            raise InputError(
+                "--quotes on is for the embedded kernel's machine: this machine has a quoting enclave of its own "
+                "(--quote-generation-socket)"
+            )
+        if self.module_updated and host.module_version is ModuleVersionChoice.v1_0:
+            raise InputError("--module-updated: reports of module 1.0 do not show an update")
+        return {
+            "quotes": self.quotes is not QuotesChoice.off,
+            "quote_socket": self.quote_generation_socket,
+            "pki": self.pki,
+            "module_updated": self.module_updated,
+        }
+
+
 @dataclass(frozen=True)
 class Debugger:
     """Access for gdb."""
@@ -365,6 +426,7 @@ def run(
     devices: Devices,
     records: Records,
     td: TrustDomain,
+    quoting: Quoting,
     debugger: Debugger,
 ) -> None:
     """Launch a firmware as a Trust Domain and stream its console.
@@ -375,7 +437,7 @@ def run(
     from swtdx.cli.session import Options
     from swtdx.cli.session import run as carry_out
 
-    members = host.options(guest) | ending.options() | guest.options(host) | devices.options()
+    members = host.options(guest) | ending.options() | guest.options(host) | devices.options() | quoting.options(host)
     parameters = td.parameters()
     options = Options(td=parameters if guest.is_td else None, **members, **vars(records), **vars(debugger))
     raise typer.Exit(carry_out(options))

@@ -28,6 +28,7 @@ from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError, address_space_limit
+from swtdx.cli.quotes import machine_keys
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.explain.notes import explained, outcome_explained, unread_ve
@@ -99,6 +100,10 @@ class Options:
     debugcon: Path | None = None
     log: Path | None = None
     debug_exit: int | None = None
+    quotes: bool = True
+    quote_socket: str | None = None  # of a quote generation service; None: the machine's own quoting enclave
+    pki: Path | None = None  # folder of the machine's test keys; None: the default one
+    module_updated: bool = False
     on_panic: OnPanic | None = None  # None: stop, unless a terminal is attached
     smbios: tuple[str, ...] = ()  # type=N[,NAME=VALUE]...
     disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
@@ -146,6 +151,7 @@ def run(options: Options) -> int:
     """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
     voice = Voice(options.quiet)
     debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
+    keys = machine_keys(options, voice.say)
     plan = _plan(options)
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
@@ -161,7 +167,8 @@ def run(options: Options) -> int:
             Recording(kept.get("--trace"), options.trace_format, kept.get("--html"), sys.argv)
         )
         files.enter_context(kernel_log(voice.say))
-        kernel = _kernel(options, recording.emit if recording.wanted else None)
+        kernel = _kernel(options, keys.report_key, recording.emit if recording.wanted else None)
+        plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
@@ -241,6 +248,8 @@ def kernel_named(
     cpus: int,
     memory: int,
     module_version: str | None = None,
+    module_updated: bool = False,
+    report_key: bytes | None = None,
     config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
 ) -> Kernel:
@@ -250,7 +259,8 @@ def kernel_named(
     in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
-    ``module_version`` is that of the TDX module; by default the platform's.
+    ``module_version`` is that of the TDX module; by default the platform's. ``module_updated`` and ``report_key`` are
+    those of `Platform`.
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -259,7 +269,9 @@ def kernel_named(
 
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
-    platform = Platform(memory_size=gib << 30, logical_processors=cpus)
+    platform = Platform(
+        memory_size=gib << 30, logical_processors=cpus, report_key=report_key, module_updated=module_updated
+    )
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:
@@ -272,13 +284,15 @@ def kernel_named(
         ) from None
 
 
-def _kernel(options: Options, trace: Emit | None) -> Kernel:
+def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> Kernel:
     return kernel_named(
         options.kvm,
         options.dialect or Dialect.UPSTREAM,
         cpus=options.cpus,
         memory=options.memory,
         module_version=options.module_version,
+        module_updated=options.module_updated,
+        report_key=report_key,
         config=KernelConfig(
             no_rbp_mod=options.no_rbp_mod,
             tdx_huge_page=options.huge_pages,

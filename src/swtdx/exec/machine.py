@@ -8,6 +8,7 @@ its logical processors are many, since it is the VMM that says how much of them 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swtdx.cpu import _engine
@@ -34,7 +35,20 @@ def platform(settings: Settings) -> Platform:
         module_version=settings.module_version,
         signature=_engine.host_cpuid(1)[0] & _SIGNATURE_MASK,
         pkru_offset=_host_pkru_offset(),
+        report_key=_report_key(settings.pki),
     )
+
+
+def _report_key(folder: str) -> bytes | None:
+    """The key of the machine that a quote generation service is on, too; another user may not read it."""
+    if not folder:
+        return None
+    from swtdx.quoting.machine_folder import FolderError, report_key
+
+    try:
+        return report_key(Path(folder))
+    except FolderError:
+        return None
 
 
 def _host_pkru_offset() -> int:

@@ -44,6 +44,8 @@ class Settings:
     record: str = ""
     """Directory in which each process leaves its summary."""
     quiet: bool = False
+    pki: str = ""
+    """Folder with the machine's report key, where there is one."""
     host: bool = False
     """What the front end cannot reach may use the machine's real /dev/kvm."""
     files: dict[str, str] = field(default_factory=dict)
