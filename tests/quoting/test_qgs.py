@@ -287,7 +287,7 @@ def test_addresses(text: str, shown: str) -> None:
 
 
 class Answering:
-    """A peer that sends ``answer`` to whoever connects, and then closes."""
+    """A peer that sends ``answer`` to the first that connects, and then closes."""
 
     def __init__(self, path: Path, answer: bytes, wait: float = 0.0) -> None:
         self.address = SocketAddress(socket.AF_UNIX, str(path))

@@ -148,7 +148,7 @@ class QgsServer:
         return bound
 
     def _bind_unix(self, listener: socket.socket, path: str) -> None:
-        """Bind to a path. A socket on which nobody listens any more is replaced; anything else is not."""
+        """Bind to a path. A socket without a listener is replaced; anything else is not."""
         try:
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise QgsUnusable(f"{path} exists and is not a socket")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asn1crypto import core  # type: ignore[import-untyped]
+from asn1crypto import core
 
 SGX_EXTENSION = "1.2.840.113741.1.13.1"
 _TCB_COMPONENTS = 16
