@@ -11,7 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from swtdx.uapi.kvm import kvm_pit_channel_state, kvm_pit_state2
+from swtdx.uapi.kvm import KVM_PIT_FLAGS_HPET_LEGACY, kvm_pit_channel_state, kvm_pit_state2
 
 if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.kvm_main import Kvm
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PORTS = (0x40, 0x41, 0x42, 0x43, 0x61)
 PIT_FREQUENCY = 1193182
 _LSB, _MSB, _WORD = 1, 2, 3
+_NOT_PROGRAMMED = 0xFF
 _MIN_PERIOD_NS = 200_000
 
 
@@ -34,7 +35,7 @@ class Pit:
         self.state = kvm_pit_state2()
         for number in range(3):
             channel = self.state.channels[number]
-            channel.mode, channel.gate, channel.rw_mode = 3, number != 2, _WORD
+            channel.mode, channel.gate, channel.rw_mode = _NOT_PROGRAMMED, number != 2, _WORD
             self._load(number, 0)
 
     def _channel(self, number: int) -> kvm_pit_channel_state:
@@ -53,8 +54,8 @@ class Pit:
 
     def _restart(self) -> None:
         self._timer.cancel()
-        channel = self._channel(0)
-        if channel.mode in (0, 1, 2, 3, 4):
+        channel, hpet = self._channel(0), self.state.flags & KVM_PIT_FLAGS_HPET_LEGACY  # then IRQ 0 is the HPET's
+        if channel.mode in (0, 1, 2, 3, 4) and not hpet:
             self._expires = time.monotonic_ns() + self._period(channel)
             self._timer.start(self._expires)
 
@@ -81,8 +82,8 @@ class Pit:
 
     def _output(self, channel: kvm_pit_channel_state) -> bool:
         elapsed, count = self._elapsed(channel), int(channel.count)
-        if channel.mode in (0, 1):
-            return (elapsed >= count) is (channel.mode == 0)
+        if channel.mode in (0, 1, _NOT_PROGRAMMED):
+            return (elapsed >= count) is (channel.mode != 1)
         if channel.mode == 2:
             return elapsed % count != 0 or not elapsed
         if channel.mode == 3:

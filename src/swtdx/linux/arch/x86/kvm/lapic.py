@@ -279,11 +279,16 @@ class Lapic:
         value &= _LVT_WRITABLE[register]
         if not self.sw_enabled:
             value |= LVT_MASKED
-        if register == LVTT and (value ^ self.get(LVTT)) & TIMER_MODE:
+        if register == LVTT:
+            self._update_lvtt(self.get(LVTT), value)
+        self._set(register, value)
+
+    def _update_lvtt(self, old: int, value: int) -> None:
+        """apic_update_lvtt: into TSC-deadline mode or out of it, what the timer counted is void."""
+        if (old & TIMER_MODE == TIMER_TSCDEADLINE) is not (value & TIMER_MODE == TIMER_TSCDEADLINE):
             self.lapic_timer.cancel()
             self._set(TMICT, 0)
             self.tsc_deadline = self._period = 0
-        self._set(register, value)
 
     def x2apic_read(self, msr: int) -> int | None:
         """RDMSR in 800H..8FFH; None is #GP."""
@@ -331,7 +336,8 @@ class Lapic:
         tdcr = self.get(TDCR)
         return 1 << ((tdcr & 3 | tdcr >> 1 & 4) + 1 & 7)
 
-    def start_apic_timer(self) -> None:
+    def start_apic_timer(self, left: int | None = None) -> None:
+        """Count from TMICT. ``left``: what is left of the first period, where user space restores a timer."""
         self.lapic_timer.cancel()
         count = self.get(TMICT)
         if not count or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
@@ -339,7 +345,12 @@ class Lapic:
         self._period = count * self.vcpu.kvm.apic_bus_cycle_ns * self._divisor()
         if self.get(LVTT) & TIMER_PERIODIC:
             self._period = max(self._period, MIN_PERIOD_NS)
-        self._tmict_start = time.monotonic_ns()
+        first = self._period
+        if left is not None:
+            first = min(left * self.vcpu.kvm.apic_bus_cycle_ns * self._divisor(), first)
+            if not first and self.get(LVTT) & TIMER_PERIODIC:
+                first = self._period
+        self._tmict_start = time.monotonic_ns() - self._period + first
         self.lapic_timer.start(self._tmict_start + self._period)
 
     def apic_get_tmcct(self) -> int:
@@ -378,6 +389,12 @@ class Lapic:
         if not lvtt & LVT_MASKED:
             self.accept_irq(APIC_DM_FIXED, lvtt & 0xFF, False)
 
+    def request(self, vectors: int) -> None:
+        """Set bits of IRR, from a 256-bit mask."""
+        for word in range(8):
+            if bits := vectors >> 32 * word & 0xFFFFFFFF:
+                self._regs[IRR + 0x10 * word >> 2] |= bits
+
     # --- KVM_GET_LAPIC, KVM_SET_LAPIC ---------------------------------------------------------------------------------
 
     def get_state(self) -> bytes:
@@ -395,13 +412,20 @@ class Lapic:
         """
         if self.x2apic and self.vcpu.kvm.x2apic_format and struct.unpack_from("<I", state, ID)[0] != self.vcpu.vcpu_id:
             raise err(errno.EINVAL, f"the x2APIC id is {self.vcpu.vcpu_id} and cannot be set")
+        old_lvtt = self.get(LVTT)
         self.page[:0x400] = state
         if self.x2apic:
             x2apic_id = self.vcpu.vcpu_id
             self._set(ID, x2apic_id)
             self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
         self._set(LVR, VERSION)
-        self.start_apic_timer()
+        left = self.get(TMCCT)
+        self._set(TMCCT, 0)
+        self._update_lvtt(old_lvtt, self.get(LVTT))
+        if self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
+            self.set_tsc_deadline(self.tsc_deadline)
+        else:
+            self.start_apic_timer(left)
 
     def free(self) -> None:
         """The vCPU ends."""

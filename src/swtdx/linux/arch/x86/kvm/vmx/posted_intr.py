@@ -58,6 +58,17 @@ class PostedInterruptDescriptor:
             if requests:
                 self._qwords[base + 4] = _ON
 
+    def take(self) -> int:
+        """vmx_sync_pir_to_irr: what is requested, as a 256-bit mask, and forget it. Only outside the guest."""
+        base = self.hpa >> 3
+        with self._lock:
+            requests, self.requests = self.requests, 0
+            for word in range(4):
+                requests |= self._qwords[base + word] << 64 * word
+                self._qwords[base + word] = 0
+            self._qwords[base + 4] = 0
+        return requests
+
     def pending(self) -> bool:
         """pi_has_pending_interrupt: something is requested that the processor has not taken yet."""
         base = self.hpa >> 3

@@ -280,7 +280,7 @@ def vmx_get_lapic(vcpu: Vcpu) -> bytes:
     """struct kvm_lapic_state. Raises OSError(EINVAL) without an APIC in the kernel."""
     if vcpu.apic is None:
         raise err(errno.EINVAL, "the local APIC is in user space")
-    vcpu.vmx.pi_desc.sync()
+    vcpu.apic.request(vcpu.vmx.pi_desc.take())
     return vcpu.apic.get_state()
 
 
@@ -288,6 +288,7 @@ def vmx_set_lapic(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_lapic_state. Raises OSError(EINVAL)."""
     if vcpu.apic is None:
         raise err(errno.EINVAL, "the local APIC is in user space")
+    vcpu.vmx.pi_desc.take()  # vmx_apicv_pre_state_restore: user space says what is requested
     vcpu.apic.set_state(data)
 
 

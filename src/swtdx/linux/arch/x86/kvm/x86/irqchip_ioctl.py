@@ -97,7 +97,7 @@ def kvm_vm_ioctl_get_pit2(kvm: Kvm, arg: int) -> int:
 
 
 def kvm_vm_ioctl_set_pit(kvm: Kvm, arg: int) -> int:
-    state = kvm_pit_state2(channels=struct_from_user(kvm_pit_state, arg).channels)
+    state = kvm_pit_state2(channels=struct_from_user(kvm_pit_state, arg).channels, flags=_pit(kvm).state.flags)
     _pit(kvm).set_state(state)
     return 0
 
