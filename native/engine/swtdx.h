@@ -96,6 +96,7 @@ typedef struct swtdx_cpu {
     void *saved;
     volatile uint32_t kicked, notified, bell; /* bell: a halted one sleeps on it (swtdx_halt.c) */
     uint64_t exit_rip;
+    uint32_t pending_debug; /* data breakpoints that MOV SS has hit, while the next instruction is not executed */
     struct swtdx_event delivering;
     uint64_t spin_states[SWTDX_SPIN_STATES]; /* hashes of the registers at the ends of slices since the last exit */
     uint64_t waiting_since; /* ns; not 0 while it wants to run, even if it is called out of the queue in between */

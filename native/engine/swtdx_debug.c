@@ -112,6 +112,44 @@ void swtdx_raise_debug(CPUX86State *env, uint64_t reasons)
     raise_exception(env, EXCP01_DB);
 }
 
+/* Whether #DB for a data access waits: MOV SS or POP SS made it, and #DB follows the next instruction (SDM volume
+ * 3, 6.8.3). */
+bool swtdx_debug_waits(CPUState *cs)
+{
+    CPUX86State *env = cs->env_ptr;
+
+    return env->hflags & HF_MOV_SS_MASK;
+}
+
+/* VMX keeps such a #DB in the field "pending debug exceptions" while the guest is out. */
+void swtdx_load_pending_debug(swtdx_cpu *cpu)
+{
+    CPUState *cs = cpu->engine->uc->cpu;
+    CPUX86State *env = cs->env_ptr;
+    uint32_t hits = 0;
+    int n;
+
+    for (n = 0; n < BREAKPOINTS && cpu->pending_debug; n++) { /* but those that were taken out meanwhile */
+        hits |= cpu->pending_debug & on_data(env, n) << n;
+    }
+    cpu->engine->data_hits = hits;
+    cpu->pending_debug = 0;
+    if (hits) {
+        cs->interrupt_request |= CPU_INTERRUPT_DEBUG;
+    } else {
+        cs->interrupt_request &= ~CPU_INTERRUPT_DEBUG;
+    }
+}
+
+void swtdx_save_pending_debug(swtdx_cpu *cpu)
+{
+    CPUState *cs = cpu->engine->uc->cpu;
+
+    if ((cs->interrupt_request & CPU_INTERRUPT_DEBUG) && swtdx_debug_waits(cs)) {
+        cpu->pending_debug = cpu->engine->data_hits;
+    }
+}
+
 /* INT1: a #DB without a reason, after the instruction. */
 void helper_swtdx_int1(CPUX86State *env)
 {

@@ -106,6 +106,7 @@ bool swtdx_exception(CPUState *cs)
     } else {
         CPU_GET_CLASS(cs)->do_interrupt(cs);
     }
+    env->hflags &= ~HF_SHADOW_MASK; /* the handler's first instruction is not in it */
     cpu->delivering.valid = 0;
     cs->exception_index = -1;
     return false;
@@ -122,7 +123,7 @@ static void arm_event(CPUState *cs, swtdx_cpu *cpu)
     env->exception_is_int = software;
     env->exception_next_eip = env->eip + event->instruction_length;
     env->old_exception = event->type == SWTDX_EVENT_HARDWARE_EXCEPTION && escalates(event->vector) ? event->vector : -1;
-    env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+    env->hflags &= ~HF_SHADOW_MASK;
     cpu->delivering = *event;
     event->valid = 0;
 }
@@ -142,10 +143,11 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
     cs->stop = cs->stopped = false;
     cs->created = true;
     for (;;) {
-        uint32_t trap = cs->interrupt_request & CPU_INTERRUPT_DEBUG;
+        uint32_t pending = cs->interrupt_request & CPU_INTERRUPT_DEBUG;
+        bool trap = pending && !swtdx_debug_waits(cs);
 
         cs->halted = 0;
-        cs->exit_request = trap != 0; /* the #DB of the last instruction comes first, then back here */
+        cs->exit_request = trap; /* the #DB of the last instruction comes first, then back here */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
         if (!trap && __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
@@ -171,7 +173,7 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             }
             cpu->activity = 0;
         }
-        cs->interrupt_request = trap | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
+        cs->interrupt_request = pending | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
                                 (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
         cpu_exec(uc, cs);
@@ -206,13 +208,12 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     memcpy(env->regs, cpu->gpr, sizeof(cpu->gpr));
     env->eip = cpu->rip;
     if (cpu->rip != cpu->exit_rip) { /* an instruction was skipped: the shadow of STI or MOV SS is over */
-        env->hflags &= ~HF_INHIBIT_IRQ_MASK;
+        env->hflags &= ~HF_SHADOW_MASK;
     }
     env->intercept_exceptions = cpu->exception_bitmap;
     memset(&cpu->exit, 0, sizeof(cpu->exit));
     engine->exited = false;
-    engine->data_hits = 0;
-    cs->interrupt_request &= ~CPU_INTERRUPT_DEBUG;
+    swtdx_load_pending_debug(cpu);
     cs->exception_index = -1;
     engine->running = cpu;
     swtdx_enter_float(env);
@@ -230,6 +231,7 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     }
     swtdx_leave_float(env);
     swtdx_unguard();
+    swtdx_save_pending_debug(cpu);
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;

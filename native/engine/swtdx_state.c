@@ -125,7 +125,10 @@ uint64_t swtdx_get(swtdx_cpu *cpu, uint32_t reg)
         value = env->pkru;
         break;
     case SWTDX_INTERRUPTIBILITY:
-        value = (env->hflags & HF_INHIBIT_IRQ_MASK ? 1 : 0) | (env->hflags2 & HF2_NMI_MASK ? 8 : 0);
+        value = (env->hflags & HF_MOV_SS_MASK        ? 2
+                 : env->hflags & HF_INHIBIT_IRQ_MASK ? 1
+                                                     : 0) |
+                (env->hflags2 & HF2_NMI_MASK ? 8 : 0);
         break;
     }
     swtdx_release(cpu->engine);
@@ -183,7 +186,8 @@ void swtdx_set(swtdx_cpu *cpu, uint32_t reg, uint64_t value)
         flush = true;
         break;
     case SWTDX_INTERRUPTIBILITY:
-        env->hflags = (env->hflags & ~HF_INHIBIT_IRQ_MASK) | (value & 3 ? HF_INHIBIT_IRQ_MASK : 0);
+        env->hflags &= ~HF_SHADOW_MASK;
+        env->hflags |= value & 2 ? HF_SHADOW_MASK : value & 1 ? HF_INHIBIT_IRQ_MASK : 0;
         env->hflags2 = (env->hflags2 & ~HF2_NMI_MASK) | (value & 8 ? HF2_NMI_MASK : 0);
         cpu->exit_rip = cpu->rip; /* the shadow covers the instruction at RIP */
         break;

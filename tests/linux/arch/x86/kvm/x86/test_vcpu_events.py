@@ -21,6 +21,7 @@ STEPS: list[dict[str, int]] = [
     {"nmi.masked": 1, "flags": 1},
     {"nmi.pending": 1},  # without the flag it stays as it is
     {"interrupt.shadow": 2, "flags": 4},
+    {"interrupt.shadow": 1, "flags": 4},
     {"exception.injected": 1, "exception.nr": 13, "exception.has_error_code": 1, "exception.error_code": 5},
     {"exception.injected": 1, "exception.nr": 6},
     {"exception.injected": 1, "exception.nr": 2},  # an NMI is not an exception

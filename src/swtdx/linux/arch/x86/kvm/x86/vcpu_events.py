@@ -5,8 +5,7 @@ The processor holds one event to deliver: an exception, an NMI or an interrupt w
 was put in here. User space that asks for several at once gets the exception, then the NMI, then the interrupt. Of a TD
 KVM knows the NMIs alone that it has not yet told the module; the rest reads 0, and setting it changes nothing.
 
-Left out: SMM (there is none), and the payload of a pending exception, which is delivered at once. The emulated
-processor does not tell the shadow of MOV SS from that of STI: either reads as STI's.
+Left out: SMM (there is none), and the payload of a pending exception, which is delivered at once.
 """
 
 from __future__ import annotations
