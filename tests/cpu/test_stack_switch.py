@@ -175,3 +175,12 @@ def test_interruptibility_names_what_blocks(source: str, state: int) -> None:
     for value in (1, 2, 0):
         guest.context.interruptibility = value
         assert guest.context.interruptibility == value
+
+
+def test_a_halt_behind_a_load_of_ss_ends_for_what_waits() -> None:
+    guest = debugged("mov ss, word ptr [rsi]\n hlt\n inc rdi\n hlt")
+    guest.context.hlt_exiting = False
+    guest.context.gpr[6] = 0x90100
+    guest.memory.write(0x90100, b"\x18\0")
+    arm(guest, 0, 0x90100, ACCESS, 2)
+    assert stopped(guest) == (3, 1)
