@@ -22,7 +22,7 @@ from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 
 GIB = 1 << 30
 TDCALL, CPUID = 77, 10
-POWER_ON_MSRS = {0x10A: 0x1180179, 0x1A0: 1}
+POWER_ON_MSRS = {0x10A: 0x138FD7B, 0x1A0: 0x850089, 0xBC: 1, 0xBD: 1, 0x345: 3 << 12}
 REGISTERS = ("rcx", "rdx", "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 
 

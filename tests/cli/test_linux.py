@@ -47,6 +47,12 @@ PATIENCE_SECONDS = 180.0
 MEMORY = 512 << 20
 PROMPT = "swtdx# "
 CONFIGFS = "r=/sys/kernel/config/tsm/report/r; mkdir $r && printf %064d 1 > $r/inblob"
+MITIGATED = {
+    "spec_store_bypass:Mitigation: Speculative Store Bypass disabled via prctl",
+    "spectre_v1:Mitigation: usercopy/swapgs barriers and __user pointer sanitization",
+    "spectre_v2:Mitigation: Enhanced / Automatic IBRS; IBPB: conditional; PBRSB-eIBRS: SW sequence; BHI: BHI_DIS_S",
+}
+"""What a TD of module 1.5.06 is affected by on any processor that the module accepts."""
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-9;=]*[A-Za-z]")
 
 
@@ -143,6 +149,8 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         assert "tdx: Guest detected" in console.command("dmesg | grep -i tdx")
         assert "Intel TDX" in console.command("dmesg | grep -i 'memory encryption'")
         assert int(console.command("ls /sys/firmware/acpi/tables | grep -c -E 'FACP|APIC|DSDT|MCFG'")) == 4
+        vulnerabilities = console.command("cd /sys/devices/system/cpu/vulnerabilities; grep . * | cat; cd /")
+        assert {line for line in vulnerabilities.splitlines() if not line.endswith(":Not affected")} == MITIGATED
         tdreport = console.bytes_of("printf 0123456789abcdef | tdreport")
         parsed = parse_report(tdreport)
         td = next(iter(console.kernel.module.tds.values()))

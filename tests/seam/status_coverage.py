@@ -19,15 +19,14 @@ PARTITIONING = "TD partitioning is not reproduced: there is no L2 virtual machin
 SERVICE_TD = "service TDs are not reproduced: no binding handle is right, and the handle is checked first"
 NO_SUCH_HARDWARE = "the emulated processor has nothing of the kind that could be wrong"
 ALIKE = "the emulated logical processors are alike"
-NO_MONITOR = "the check is of a setting for TDs that may use MONITOR and MWAIT, and no TD here may"
 OWN_CLOCK = (
     "the time-stamp counter does not go back; a host that writes it changes IA32_TSC_ADJUST, which is found first"
 )
 CANNOT = {
     **dict.fromkeys(
         [
-            ("TDG.MEM.PAGE.ATTR.WR", "PAGE_ATTR_INVALID"), ("TDG.VP.ENTER", "PENDING_INTERRUPT"),
-            ("TDG.VP.INVVPID", "GLA_NOT_CANONICAL"), ("TDH.MEM.PAGE.DEMOTE", "L2_SEPT_PAGE_NOT_PROVIDED"),
+            ("TDG.VP.ENTER", "PENDING_INTERRUPT"),
+            ("TDH.MEM.PAGE.DEMOTE", "L2_SEPT_PAGE_NOT_PROVIDED"),
             ("TDH.MEM.SEPT.ADD", "L2_SEPT_ENTRY_NOT_FREE"), ("TDH.MEM.SEPT.ADD", "L2_SEPT_WALK_FAILED"),
         ],
         PARTITIONING,
@@ -46,7 +45,7 @@ CANNOT = {
         [
             ("TDH.SYS.INIT", status)
             for status in (
-                "INCOMPATIBLE_SEAM_CAPABILITIES", "INCORRECT_MSR_VALUE", "SYS_INCOMPATIBLE_SIGSTRUCT",
+                "INCOMPATIBLE_SEAM_CAPABILITIES", "SYS_INCOMPATIBLE_SIGSTRUCT",
             )
         ],
         NO_SUCH_HARDWARE,
@@ -58,7 +57,7 @@ CANNOT = {
         ],
         ALIKE,
     ),
-    ("TDH.VP.ENTER", "INCORRECT_MSR_VALUE"): NO_MONITOR,
+    ("TDG.MEM.PAGE.ACCEPT", "OPERAND_BUSY_HOST_PRIORITY"): "the guest is told OPERAND_BUSY",
     ("TDH.VP.ENTER", "TSC_ROLLBACK"): OWN_CLOCK,
     ("TDG.MR.REPORT", "OPERAND_BUSY_HOST_PRIORITY"): "host-priority locks of a TD's structures are not reproduced",
     ("TDG.SYS.RDALL", "METADATA_LIST_OVERFLOW"): "the module's fields fit into one page",

@@ -132,7 +132,7 @@ def test_entry_states(host: Host, td: Any, call: Callable[..., GuestStep], state
         assert new & 7 == 7
     elif value in sept.GUEST_ACCESSIBLE:
         assert (status, context.gpr[0]) == (1, StatusCode.PAGE_ALREADY_ACCEPTED)
-    elif state in ("NL_MAPPED", "NL_BLOCKED"):
+    elif state in ("NL_MAPPED", "NL_BLOCKED", "REMOVED"):
         assert (status, context.gpr[0]) == (1, StatusCode.PAGE_SIZE_MISMATCH)
     else:
         assert status == 48

@@ -11,7 +11,7 @@ import pytest
 from swtdx.seam import sept
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
-from testing.seam.fake_host import GuestStep, Host
+from testing.seam.fake_host import FakeContext, GuestStep, Host
 
 GPA = 0x8000_0000
 MIB2 = 1 << 21
@@ -231,18 +231,62 @@ def test_rtmr_lock(host: Host, call: Callable[..., GuestStep]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("priority", "status"), [(0, BUSY), (sept.HOST_PRIORITY, StatusCode.OPERAND_BUSY_HOST_PRIORITY)]
+    ("bits", "status"),
+    [
+        (sept.ENTRY_LOCK, BUSY),
+        (sept.ENTRY_LOCK | sept.HOST_PRIORITY, BUSY),
+        (sept.HOST_PRIORITY, BUSY),  # free, but the host comes first: the guest is not told why
+    ],
 )
 @pytest.mark.parametrize("leaf", [6, 23, 24])
 def test_the_guest_meets_a_locked_entry(
-    host: Host, call: Callable[..., GuestStep], leaf: int, priority: Any, status: int
+    host: Host, call: Callable[..., GuestStep], leaf: int, bits: Any, status: int
 ) -> None:
     tdr, tdvpr, context = host.runnable(attributes=0)
     host.augment(tdr, GPA)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA, 0)
-    host.memory.qwords[index] = entry | sept.ENTRY_LOCK | priority
+    host.memory.qwords[index] = entry | bits
     host.guest(tdvpr, context, call(leaf, rcx=GPA, rdx=0, r8=0))
     assert context.gpr[Gpr.RAX] == status | Operand.RCX
+
+
+def test_a_guest_that_the_host_has_to_wait_for_leaves(host: Host, call: Callable[..., GuestStep]) -> None:
+    """HP_LOCK_TIMEOUT after the first refusal for the host's sake, the TDCALL ends and the TD exits, trap-like."""
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA)
+    index, entry, _ = host.module.tds[tdr].sept.walk(GPA, 0)
+    host.memory.qwords[index] = entry | sept.HOST_PRIORITY
+
+    def later(context: FakeContext) -> int:
+        host.processor.tsc += 2_000_000_000  # a second
+        return accept(context)
+
+    accept = call(6, rcx=GPA)
+    host.guest(tdvpr, context, accept, accept)  # no time has passed
+    host.processor.tsc += 2_000_000_000
+    host.guest(tdvpr, context, call(1), accept)  # any other TDCALL ends the waiting
+    rip = context.rip
+    context.queue(later)
+    status, args = host.enter(tdvpr, rbx=5)
+    assert status == StatusCode.HOST_PRIORITY_BUSY_TIMEOUT
+    assert set(args.as_dict().values()) == {0}
+    assert (context.gpr[Gpr.RAX], context.rip) == (BUSY | Operand.RCX, rip + context.instruction_length)
+    host.guest(tdvpr, context)
+    assert context.gpr[Gpr.RAX] == BUSY | Operand.RCX
+    assert host.enter(tdvpr | 1 << 52)[0] == StatusCode.OPERAND_INVALID | Operand.RCX  # the last exit was no trap
+
+
+def test_the_host_can_hint_that_it_has_recovered(host: Host, call: Callable[..., GuestStep]) -> None:
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA)
+    index, entry, _ = host.module.tds[tdr].sept.walk(GPA, 0)
+    host.memory.qwords[index] = entry | sept.HOST_PRIORITY
+    host.module.tds[tdr].hp_lock_timeout = 0
+    context.queue(call(6, rcx=GPA), call(6, rcx=GPA))
+    assert host.enter(tdvpr)[0] == StatusCode.HOST_PRIORITY_BUSY_TIMEOUT
+    context.queue(1)
+    assert host.enter(tdvpr | 1 << 52)[0] == 1
+    assert context.gpr[Gpr.RAX] == BUSY | Operand.RCX | 1 << 60
 
 
 def test_the_guest_meets_a_locked_tree(host: Host, call: Callable[..., GuestStep]) -> None:
@@ -373,12 +417,13 @@ def test_accept_of_a_large_page_keeps_its_progress(
 
     def interrupted(lp: int) -> bool:
         pages.append(lp)
-        return len(pages) == 101
+        return len(pages) == 100
 
     monkeypatch.setattr(host.module.contention, "interrupted", interrupted)
-    context.rip = 0x1000
+    context.rip, context.interruptibility = 0x1000, 1
     host.guest(tdvpr, context, call(6, rcx=GPA | 1))
     assert context.rip == 0x1000  # the guest will execute it again
+    assert not context.interruptibility  # even if it did in the shadow of STI
     entry, _ = host.entry(tdr, GPA, 1)
     assert entry & sept.STATE_MASK == sept.SeptState.PENDING
     assert (entry & sept.ACCEPT_COUNTER) >> 12 == 100
@@ -389,4 +434,4 @@ def test_accept_of_a_large_page_keeps_its_progress(
     entry, _ = host.entry(tdr, GPA, 1)
     assert entry == sept.MAPPED_LEAF | hpa
     assert host.memory.raw[hpa : hpa + MIB2].tobytes() == bytes(MIB2)
-    assert len(pages) == 101 + 412
+    assert len(pages) == 100 + 411  # after each page but the last

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from swtdx.seam.cpuid import config_order
+from swtdx.seam.status import StatusCode
 from testing.seam.fake_host import FakeContext, FakeProcessor, GuestStep, Host
 
 VE = (20, 3, None)
@@ -221,3 +222,76 @@ def test_leaves_that_are_not_there_are_no_fields(host: Host, code: int) -> None:
     tdr = host.build()
     status, _ = host.call("TDH.MNG.RD", rcx=tdr, rdx=0x9410000300000000 | code)
     assert status == 0xC0000C0000000000
+
+
+SMT, CORE, MODULE, DIE = 1 << 8, 2 << 8, 3 << 8, 5 << 8
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        ([(1, 2, SMT), (3, 8, CORE | 1), (5, 32, DIE | 2)], [(1, 2, SMT), (5, 32, CORE | 1), (0, 0, 0)]),
+        ([(1, 2, SMT), (3, 8, CORE | 1)], [(1, 2, SMT), (3, 8, CORE | 1), (0, 0, 0)]),
+        ([(3, 8, CORE), (5, 32, DIE | 1)], [(5, 32, CORE), (0, 0, 0), (0, 0, 0)]),
+        ([(3, 8, CORE), (5, 32, DIE | 1), (6, 64, 0), (7, 128, DIE | 3)], [(7, 128, CORE), (0, 0, 0), (0, 0, 0)]),
+    ],
+)
+def test_leaf_0b_counts_all_above_threads_as_cores(host: Host, levels: Any, expected: Any) -> None:
+    """EAX and EBX of the core level are those of the last level; after it all is zero, the level's number, too."""
+    slots = {12 + number: (*level, 0) for number, level in enumerate(levels)}
+    order = config_order()
+    assert order[12:18] == tuple((0x1F, level) for level in range(6))
+    tdr = host.build(cpuid=slots)
+    values = host.module.tds[tdr].cpuid.values
+    assert [values[0xB, level][:3] for level in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("levels", "good"),
+    [
+        ([(0, 0, 0), (3, 8, CORE | 1)], False),  # sub-leaf 0 asks for the native topology: the others have to, too
+        ([(0, 1, 0), (3, 8, CORE | 1)], False),  # ends before the first level
+        ([(1, 2, SMT), (0, 0, 0), (3, 8, CORE | 2)], False),  # ends before the cores
+        ([(1, 2, SMT), (3, 8, CORE | 1), (0, 0, 0), (5, 32, DIE | 3)], True),  # what comes after is not looked at
+        ([(3, 8, CORE), (1, 2, SMT | 1)], False),
+        ([(1, 2, SMT), (3, 8, CORE | 2)], False),  # a wrong number
+        ([(1, 2, SMT), (3, 8, CORE | 1), (4, 9, 6 << 8 | 2)], False),  # a level without a meaning
+    ],
+)
+def test_topologies(host: Host, levels: Any, good: bool) -> None:
+    tdr = host.uninitialized()
+    slots = {12 + number: (*level, 0) for number, level in enumerate(levels)}
+    status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(cpuid=slots)))
+    assert status == (0 if good else StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+
+
+def test_the_guest_can_hide_tsx_from_cpuid(host: Host, processor: FakeProcessor, ask: Any) -> None:
+    eax, ebx, ecx, edx = processor.cpuid(7)
+    tsx = 1 << 4 | 1 << 11
+    processor.cpuid_overrides[7, 0] = eax, ebx | tsx, ecx, edx
+    module = host.module
+    processor.msrs[0x10A] |= 1 << 7
+    _, tdvpr, context = host.runnable(cpuid={5: (0, tsx, 0, 0)})
+    assert ask(tdvpr, context, 7)[1] & tsx == tsx
+    assert module.vcpus[tdvpr].td.arch_capabilities & 1 << 7
+    module.vcpus[tdvpr].msrs[0x122] = 2  # TSX_CPUID_CLEAR
+    assert not ask(tdvpr, context, 7)[1] & tsx
+
+
+@pytest.mark.parametrize(
+    ("leaf", "params", "there"),
+    [
+        ((5, None), {}, False),  # without MONITOR
+        ((0x1A, None), {"attributes": 1 << 28}, True),
+        ((0x1A, None), {"attributes": 1 << 28 | 1 << 29}, False),  # a migratable TD
+        ((0x23, 0), {"attributes": 1 << 63}, False),  # without leaf 7's word that it is there
+        ((0x1D, 0), {}, False),
+    ],
+)
+def test_leaves_that_need_something_else(
+    host: Host, processor: FakeProcessor, leaf: Any, params: dict[str, Any], there: bool
+) -> None:
+    processor.cpuid_overrides[leaf[0], leaf[1] or 0] = (1, 1, 1, 1)
+    tdr = host.build(**params)
+    value = host.module.tds[tdr].cpuid.values.get(leaf)
+    assert value is None or any(value) == there

@@ -203,7 +203,7 @@ def test_guest_pair(world: Any, leaf: str, state: Any, call: Callable[..., Guest
         assert new & sept.STATE_MASK == sept.TRANSITIONS.get(leaf, {}).get(state, state)
         return
     assert new == old
-    if state in NON_LEAF and leaf != "TDG_MEM_PAGE_ATTR_RD" and not (state is S.NL_BLOCKED and "ATTR" in leaf):
+    if (state in NON_LEAF or state is S.REMOVED) and leaf != "TDG_MEM_PAGE_ATTR_RD":
         assert (exit_status, status) == (1, StatusCode.PAGE_SIZE_MISMATCH | level)
     elif state in sept.GUEST_ACCESSIBLE and leaf == "TDG_MEM_PAGE_ACCEPT":
         assert (exit_status, status) == (1, StatusCode.PAGE_ALREADY_ACCEPTED | level)

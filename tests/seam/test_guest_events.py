@@ -97,8 +97,10 @@ def mov_to_cr(number: Any, value: int) -> Any:
 @pytest.mark.parametrize(
     ("number", "value", "event"),
     [
-        (0, 0x80000020, VE),  # PE
-        (0, 0x80000001, VE),  # NE
+        (0, 0x80000020, GP),  # PG without PE
+        (0, 0x20, VE),  # PE
+        (0, 0x80000001, GP),  # NE
+        (0, 0xC0000001, GP),  # NE before CD
         (0, 0xC0000021, VE),  # CD
         (0, 0xE0000021, VE),  # CD and NW
         (0, 1 << 32 | 0x21, GP),
@@ -111,6 +113,8 @@ def mov_to_cr(number: Any, value: int) -> Any:
         (4, 1 << 25 | 0x60, GP),  # UINTR without XFAM[14]
         (4, 1 << 27 | 0x60, GP),  # LASS without ATTRIBUTES.LASS
         (4, 1 << 63 | 0x60, GP),
+        (4, 1 << 26 | 0x60, GP),
+        (4, 0x60, VE),  # nothing wrong with it: no such write exits on its own
     ],
 )
 def test_control_register_bits_that_are_not_the_guests(
@@ -125,10 +129,27 @@ def test_control_register_bits_that_are_not_the_guests(
 
 def test_owned_bits(host: Host) -> None:
     _, _, context = host.runnable(xfam=3 | 1 << 9)
-    assert context.cr0_guest_host_mask == 1 | 1 << 5 | 1 << 29 | 1 << 30
+    reserved = 0xFFFF_FFFF_1FFA_FFC0
+    assert context.cr0_guest_host_mask == 1 | 1 << 5 | 1 << 29 | 1 << 30 | reserved
+    assert context.cr4_guest_host_mask & 0xFFFF_FFFE_E400_8000 == 0xFFFF_FFFE_E400_8000
     assert context.cr4_guest_host_mask & (1 << 6 | 1 << 13 | 1 << 14) == 1 << 6 | 1 << 13 | 1 << 14
     assert not context.cr4_guest_host_mask >> 22 & 1  # PKU is the guest's with XFAM[9]
     assert context.cr4_guest_host_mask >> 23 & 1
+
+
+def test_reserved_bits_of_cr0_stay(host: Host, td: Any) -> None:
+    _, tdvpr, context = td
+    context.cr0 |= 1 << 20
+    host.guest(tdvpr, context, mov_to_cr(0, 0x8000_0021 | 1 << 17 | 1 << 6 | 8))
+    assert context.injected == []
+    assert context.cr0 == 0x8000_0021 | 1 << 20 | 8
+
+
+def test_cet_needs_write_protection(host: Host, td: Any) -> None:
+    _, tdvpr, context = td
+    context.cr4 |= 1 << 23
+    host.guest(tdvpr, context, mov_to_cr(0, 0x8000_0021))
+    assert context.injected == [GP]
 
 
 def test_lmsw_changes_three_bits(host: Host, td: Any) -> None:
@@ -198,7 +219,25 @@ def test_shared_memory_exits_with_its_shared_bit(host: Host, td: Any) -> None:
     status, args = host.enter(tdvpr)
     assert status == 48
     assert args.r8 == SHARED
-    assert args.rcx == QUALIFICATION
+    assert args.rcx == 2  # bits 12:7 are hidden here, too
+
+
+def test_a_convertible_violation_with_a_ve_to_read_exits(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
+    """The processor delivers #VE itself only while the information area is free, and knows no instruction length."""
+    _, tdvpr, context = td
+    shared = touch(SHARED | 0x3F8, convertible=True)
+    host.guest(tdvpr, context, exits(12, instruction_length=3, instruction_info=9), call(3), exits(1))
+    context.queue(exits(48), shared)
+    context.queue(1)
+    context.script.clear()
+    host.guest(tdvpr, context, shared)
+    assert context.injected == [VE, VE]
+    context.instruction_length = 2
+    context.queue(shared)
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx, args.r8) == (48, 2, SHARED)
+    host.guest(tdvpr, context, call(3))
+    assert ve_info(context) == [48, QUALIFICATION, 0xFFFF8000_12345678, SHARED | 0x3F8, 3 | 9 << 32]
 
 
 def test_shared_memory_whose_entry_allows_it_raises_ve(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
@@ -242,12 +281,73 @@ def test_a_blocked_page_exits(host: Host, td: Any) -> None:
     assert (status, args.rdx) == (48, 0)
 
 
-def test_a_page_that_came_in_the_meantime_is_tried_again(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
+def test_a_page_that_came_in_the_meantime_exits(host: Host, td: Any, call: Callable[..., GuestStep]) -> None:
+    """The module looks at the entry only to tell pending pages from others."""
     tdr, tdvpr, context = td
     host.augment(tdr, GPA)
-    status, _ = host.guest(tdvpr, context, call(6, rcx=GPA), touch(GPA))
-    assert status == 1
+    context.queue(call(6, rcx=GPA), touch(GPA))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx, args.rdx, args.r8) == (48, 2, 0, GPA)
     assert context.injected == []
+
+
+@pytest.mark.parametrize("step", [exits(12), exits(15), exits(11), touch(1 << 50)])
+def test_the_module_sets_rf_with_an_exception(host: Host, td: Any, step: Any) -> None:
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, step)
+    assert len(context.injected) == 1
+    assert context.rflags & 1 << 16
+
+
+def test_a_fault_in_iret_blocks_nmis_again(host: Host, td: Any) -> None:
+    _, tdvpr, context = td
+    host.guest(tdvpr, context, touch(1 << 50, qualification=1 << 13 | 1 << 12 | 1 << 8 | 1 << 7 | 1))
+    assert context.injected == [(PF, 3, 1 | 8 | 64)]  # present, reserved bit, shadow stack
+    assert context.interruptibility == 8
+
+
+# --- exits for the host -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", [1, 6, 42])
+def test_interrupts_carry_all_there_is(host: Host, td: Any, reason: Any) -> None:
+    _, tdvpr, context = td
+    context.queue(exits(reason, exit_qualification=6, interruption_info=0x800000EC))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx, args.r9) == (reason, 6, 0x800000EC)
+
+
+def test_a_triple_fault_has_its_qualification(host: Host, td: Any) -> None:
+    _, tdvpr, context = td
+    context.queue(exits(2, exit_qualification=6))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx) == (StatusCode.NON_RECOVERABLE_VCPU | 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("reason", "dead"), [(6, StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE), (75, StatusCode.NON_RECOVERABLE_TD)]
+)
+def test_exits_that_kill_the_td(host: Host, td: Any, reason: Any, dead: int) -> None:
+    """A machine check in system-management mode, and a notification without a valid context: qualification bit 0."""
+    _, tdvpr, context = td
+    context.queue(exits(reason, exit_qualification=2))
+    assert host.enter(tdvpr)[0] == reason
+    context.queue(exits(reason, exit_qualification=1))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx) == (dead | reason, 1)
+    assert host.enter(tdvpr)[0] == StatusCode.TD_FATAL
+
+
+def test_a_debugger_sees_exceptions_of_the_module(host: Host) -> None:
+    """An exception that the module raises in a debug TD exits if the host intercepts it, and is still pending then."""
+    _, tdvpr, context = host.runnable(attributes=1)
+    context.exception_bitmap |= 1 << 13
+    context.queue(exits(15))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx, args.r9) == (0, 0, 1 << 31 | 1 << 11 | 3 << 8 | 13)
+    assert context.injected == [GP]
+    host.guest(tdvpr, context, exits(12))  # #VE is not intercepted
+    assert context.injected == [GP, VE]
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,6 @@ NO_SUBLEAF = 0xFFFFFFFF << 32
         (1, (1 << 11, 0, 0, 0), 4),
         (2, (1 << 11, 0, 0, 0), 4 | 1 << 32),
         (5, (0, 1, 0, 0), 7),
-        (5, (0, 1 << 3, 0, 0), 7),  # BMI1 would be allowed, but is not native
         (9, (1 << 8, 0, 0, 0), 0x80000008 | NO_SUBLEAF),
         (0, (0x00050000, 0, 0, 0), 1 | NO_SUBLEAF),  # a foreign family, model, stepping
     ],
@@ -243,19 +242,36 @@ def test_cpuid_config_faults_report_their_leaf(host: Host, slot: int, value: Any
     assert args.rcx == where
 
 
+def test_a_bit_that_the_processor_lacks_may_be_asked_for(host: Host) -> None:
+    tdr = host.build(cpuid={5: (0, 1 << 3, 0, 0)})  # BMI1
+    assert not host.module.tds[tdr].cpuid.values[7, 0][1] & 1 << 3
+
+
+def test_cpuid_is_checked_leaf_by_leaf(host: Host) -> None:
+    """The model of leaf 1 comes before the bits of leaf 4, and TSX of leaf 7 before those of leaf 0x80000008."""
+    tdr = host.uninitialized()
+    for cpuid, where in (
+        ({0: (0x00050000, 0, 0, 0), 1: (1 << 11, 0, 0, 0)}, 1 | NO_SUBLEAF),
+        ({5: (0, 1 << 4, 0, 0), 9: (1 << 8, 0, 0, 0)}, 0x80000008 | NO_SUBLEAF),
+    ):
+        _, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(cpuid=cpuid)))
+        assert args.rcx == where
+
+
 def test_a_success_leaves_rcx_zero(host: Host) -> None:
     tdr = host.uninitialized()
     assert host.ok("TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params())).rcx == 0
 
 
-@pytest.mark.parametrize(("maxpa", "good"), [(44, False), (45, True), (48, True), (49, False), (0, False)])
+@pytest.mark.parametrize(("maxpa", "good"), [(44, False), (45, True), (48, True), (49, False), (0, True)])
 def test_virtual_maxpa(host: Host, maxpa: int, good: bool) -> None:
     tdr = host.uninitialized()
     params = host.td_params(config_flags=0xC, cpuid={9: (maxpa, 0, 0, 0)})
     status, args = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(params))
     assert status == (0 if good else INVALID | Operand.CPUID_CONFIG)
     if good:
-        assert host.module.tds[tdr].gpa_limit == 1 << min(maxpa, 47)
+        assert host.module.tds[tdr].gpa_limit == 1 << min(maxpa or 48, 47)
+        assert host.module.tds[tdr].virt_maxpa == (maxpa or min(host.processor.platform.physical_address_bits, 48))
     else:
         assert args.rcx == 0
 

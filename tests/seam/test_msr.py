@@ -131,15 +131,36 @@ def test_efer(host: Host, td: Any, old: int, new: int, raised: int | None) -> No
 
 
 def test_arch_capabilities_and_their_configuration(host: Host, processor: FakeProcessor) -> None:
-    """Bits 4, 16, 19, 20 and 24 can be taken from the guest; the rest is native."""
-    native = processor.rdmsr(0x10A)
+    """Bits 4, 20 and 24 need processor and configuration, bit 19 either; bit 7 needs TSX; 21 is 1, and no other."""
+    always = 0x20F16B
+    assert processor.rdmsr(0x10A) & always == always
     plain = host.runnable()
     host.guest(plain[1], plain[2], rdmsr(0x10A))
-    assert value(plain[2]) == native
-    chosen = host.runnable(msr_config_ctls=1, arch_capabilities=0x10)
-    host.guest(chosen[1], chosen[2], rdmsr(0x10A))
-    assert value(chosen[2]) == native & ~0x1180010 | 0x10 & native
+    assert value(plain[2]) == always | processor.rdmsr(0x10A) & 1 << 19
     assert outcome(host, plain, wrmsr(0x10A, 0)) == GP
+
+
+@pytest.mark.parametrize(
+    ("native", "configured", "seen"),
+    [
+        (0, 0, 0),
+        (0, 0x118_0010, 1 << 19),
+        (0x118_0010, 0, 1 << 19),
+        (0x118_0010, 0x110_0010, 0x118_0010),
+        (1 << 4, 1 << 20 | 1 << 4, 1 << 4),
+        (1 << 7, 0, 0),
+        (1 << 9 | 1 << 16 | 1 << 17 | 1 << 22 | 1 << 23, 0, 0),
+        (0xFFFF_FFFF_FE00_0000, 0, 0),
+    ],
+)
+def test_arch_capabilities_that_differ(
+    cold: Host, processor: FakeProcessor, native: int, configured: int, seen: int
+) -> None:
+    processor.msrs[0x10A] = 0x20FD6B | native
+    host = cold.bring_up()
+    td = host.runnable(msr_config_ctls=1, arch_capabilities=configured)
+    host.guest(td[1], td[2], rdmsr(0x10A))
+    assert value(td[2]) == 0x20F16B | seen
 
 
 def test_xss_within_xfam(host: Host, td: Any) -> None:
@@ -151,7 +172,17 @@ def test_xss_within_xfam(host: Host, td: Any) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "raised"),
-    [(1, None), (1 << 63, GP), (1 << 6, VE), (1 << 7 | 1 << 6, None), (1 << 14, GP), (1 << 15, GP)],
+    [
+        (1, None),
+        (1 << 63, GP),
+        (1 << 63 | 1 << 6, GP),
+        (1 << 6, VE),
+        (1 << 7 | 1 << 6, None),
+        (1 << 14, GP),
+        (1 << 15, GP),
+        (1 << 14 | 1 << 6, VE),
+        (1 << 15 | 1 << 6, VE),
+    ],
 )
 def test_debugctl(host: Host, td: Any, wanted: int, raised: int | None) -> None:
     assert outcome(host, td, wrmsr(0x1D9, wanted)) == raised
@@ -180,7 +211,7 @@ def test_predictor_commands_are_write_only(host: Host, td: Any) -> None:
 
 def test_misc_enable_is_emulated(host: Host, td: Any) -> None:
     assert outcome(host, td, rdmsr(0x1A0)) is None
-    assert value(td[2]) == 1 | 1 << 11 | 1 << 12
+    assert value(td[2]) == 0x850089 & ~(1 << 7) | 1 << 12  # no perfmon, no PEBS; the rest is native
     assert outcome(host, td, wrmsr(0x1A0, 1)) == VE
 
 

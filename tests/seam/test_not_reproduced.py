@@ -70,7 +70,6 @@ def test_no_entry_is_blocked_for_writing(host: Host) -> None:
         (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 1 << 16}, StatusCode.OPERAND_INVALID | Operand.R8),
         (ATTR_WR, {"rcx": GPA | 3, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | Operand.RCX),
         (ATTR_WR, {"rcx": GPA + 4096 | 1, "rdx": 0, "r8": 0}, StatusCode.OPERAND_INVALID | Operand.RCX),
-        (ATTR_WR, {"rcx": GPA, "rdx": 0, "r8": 0}, StatusCode.PAGE_SIZE_MISMATCH),
         (ATTR_WR, {"rcx": GPA | 1, "rdx": 0, "r8": 0}, 0),
     ],
 )
@@ -99,11 +98,67 @@ def test_attributes_for_a_virtual_machine_without_tables(host: Host, call: Calla
     context.long_mode()
     host.ok("TDH.MR.FINALIZE", rcx=tdr)
     host.augment(tdr, GPA)
-    host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=7 << 16, r8=7 << 16))
-    assert context.gpr[Gpr.RAX] & ~0xFFFFFFFF == StatusCode.L2_SEPT_WALK_FAILED
-    assert context.gpr[Gpr.RAX] >> 16 & 0xFFFF == 1
+    valid, mapped, mask = 1 << 31, 7 << 16, 0x7FFF << 16
+    host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=valid | mapped, r8=mask))
+    assert context.gpr[Gpr.RAX] == StatusCode.L2_SEPT_WALK_FAILED | 1 << 16 | 3
+    host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=mapped, r8=mask))  # not valid
+    assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.RDX
+    host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=valid | mapped, r8=0))  # masked: nothing to set
+    assert (context.gpr[Gpr.RAX], context.gpr[Gpr.RDX]) == (0, valid | mapped)
+    for illegal in (
+        1 << 17,
+        1 << 16 | 1 << 23,
+        1 << 16 | 1 << 24,
+        1 << 18 | 1 << 21,
+    ):  # W; SVE; reserved; PWA without R
+        host.guest(tdvpr, context, call(ATTR_WR, rcx=GPA, rdx=valid | illegal, r8=mask))
+        assert context.gpr[Gpr.RAX] == StatusCode.PAGE_ATTR_INVALID
+        assert (context.gpr[Gpr.RCX], context.gpr[Gpr.RDX]) == (0, 0)
+    host.module.tds[tdr].vm_ctls[1] = 1
+    context.queue(call(ATTR_WR, rcx=GPA, rdx=valid | mapped, r8=mask))
+    status, args = host.enter(tdvpr)
+    assert (status, args.rcx, args.rdx, args.r8) == (48, 2, 2 | (3 << 3 | 1 << 20) << 32, GPA)
     host.guest(tdvpr, context, call(INVVPID, rcx=1 << 52, rdx=0), call(INVEPT, rcx=2))
     assert context.gpr[Gpr.RAX] == 0
+    host.guest(tdvpr, context, call(VP_ENTER, rcx=1 << 52, rdx=GPA))
+    assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.L2_VAPIC_GPA
+
+
+def test_attributes_of_a_smaller_page_are_for_the_host_to_make(host: Host, call: Callable[..., GuestStep]) -> None:
+    """ATTR.WR of 4 KiB in a page of 2 MiB exits, as the host has to split it; the walk never gets to the lock."""
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA, level=1)
+    host.guest(tdvpr, context, call(6, rcx=GPA | 1))
+    context.queue(call(ATTR_WR, rcx=GPA, rdx=0, r8=0))
+    status, args = host.enter(tdvpr)
+    assert (status, args.r8) == (48, GPA)
+    assert args.rcx == 2 | 7 << 3  # a write; readable, writable, executable
+    assert (args.rdx & 0xF, args.rdx >> 32 & 7, args.rdx >> 35 & 7) == (5, 0, 1)
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+def test_a_list_of_addresses_to_flush(host: Host, call: Callable[..., GuestStep], canonical: bool) -> None:
+    tdr = host.build(pages=7, num_l2_vms=1, attributes=0)
+    tdvpr = host.vcpu(tdr, x2apic_id=0, pages=8)
+    context = host.processor.contexts[-1]
+    context.long_mode()
+    host.ok("TDH.MR.FINALIZE", rcx=tdr)
+    hpa = host.augment(tdr, GPA)
+    host.guest(tdvpr, context, call(6, rcx=GPA))
+    vm, count = 1 << 52, 3 << 52
+    host.memory.qwords[(hpa >> 3) + 7] = 0x7FFF_F000 if canonical else 1 << 62
+    host.guest(tdvpr, context, call(INVVPID, rcx=vm | 1, rdx=GPA | 5 | count))
+    assert context.gpr[Gpr.RAX] == (0 if canonical else StatusCode.GLA_NOT_CANONICAL)
+    assert context.gpr[Gpr.RDX] == (GPA | 8 if canonical else GPA | 5 | count)
+    for wrong in (GPA | 511 | 2 << 52, GPA | 1 << 9, 1 << 62, 1 << 47):
+        host.guest(tdvpr, context, call(INVVPID, rcx=vm | 1, rdx=wrong))
+        assert context.gpr[Gpr.RAX] == StatusCode.OPERAND_INVALID | Operand.RDX
+    rip = context.rip
+    host.module.contention.interrupt(0)
+    host.guest(tdvpr, context, call(INVVPID, rcx=vm | 1, rdx=GPA | count))
+    assert (context.gpr[Gpr.RDX], context.rip) == (GPA | 1 | 2 << 52, rip)
+    host.guest(tdvpr, context, call(INVVPID, rcx=vm, rdx=0x7FFF_FFFF_F001 << 9))
+    assert context.gpr[Gpr.RAX] == StatusCode.GLA_NOT_CANONICAL
 
 
 def test_shutdown(host: Host) -> None:

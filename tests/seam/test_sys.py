@@ -45,6 +45,9 @@ def test_sys_init_refuses_a_processor_without_its_features(processor: FakeProces
     [
         ((0, 0), (0x1E, 0x756E6547, 0x6C65746E, 0x49656E69), StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x1F),
         ((0x8000_0000, 0), (0x8000_0007, 0, 0, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x8000_0008),
+        ((0x15, 0), (1, 0, 25_000_000, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x15),  # no TSC frequency
+        ((0x8000_0008, 0), (46 | 48 << 8, 1 << 9, 0, 0), StatusCode.INCORRECT_CPUID_VALUE),  # but LA57
+        ((7, 2), (0, 0, 0, 7), StatusCode.INCORRECT_CPUID_VALUE),  # no BHI_CTRL
         ((0x1F, 0), (0, 0, 0, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),
         ((0x1F, 1), (0, 0, 1, 0), StatusCode.CPUID_LEAF_NOT_SUPPORTED),  # threads, and no cores
         ((0x1F, 0), (0, 1, 2 << 8, 0), StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED),  # then cores come twice
@@ -85,6 +88,42 @@ def test_sys_init_knows_so_many_keyids(make_host: Callable[..., Host], version: 
 def test_sys_init_refuses_a_limited_cpuid(processor: FakeProcessor, cold: Host) -> None:
     processor.msrs[0x1A0] = 1 << 22
     assert cold.call("TDH.SYS.INIT")[0] == StatusCode.LIMIT_CPUID_MAXVAL_SET
+
+
+@pytest.mark.parametrize(
+    ("msr", "bits"),
+    [
+        (0x10A, [0, 1, 2, 3, 5, 6, 8, 10, 11, 12, 13, 14, 15, 18, 21]),
+        (0xBD, [0, 1, 63]),
+        (0xBC, [0]),
+        (0x345, [12, 13]),
+        (0x1A0, [7, 11]),
+    ],
+)
+def test_sys_init_demands_msrs_of_the_processor(
+    processor: FakeProcessor, cold: Host, msr: int, bits: list[int]
+) -> None:
+    good = processor.msrs[msr]
+    for bit in bits:
+        processor.msrs[msr] = good ^ 1 << bit
+        assert cold.call("TDH.SYS.INIT")[0] == StatusCode.INCORRECT_MSR_VALUE | msr
+    processor.msrs[msr] = good
+    cold.ok("TDH.SYS.INIT")
+
+
+def test_sys_init_checks_msrs_in_order(processor: FakeProcessor, cold: Host) -> None:
+    """Those of vulnerabilities and mitigations, then the limit of CPUID, then performance monitoring, then CPUID."""
+    good = dict(processor.msrs)
+    processor.msrs |= {0x10A: 0, 0xBD: 0, 0xBC: 0, 0x345: 0, 0x1A0: 1 << 22}
+    processor.cpuid_overrides[0, 0] = (0, 0, 0, 0)
+    for msr in (0x10A, 0xBD, 0xBC, 0x345):
+        assert cold.call("TDH.SYS.INIT")[0] == StatusCode.INCORRECT_MSR_VALUE | msr
+        processor.msrs[msr] = good[msr]
+    assert cold.call("TDH.SYS.INIT")[0] == StatusCode.LIMIT_CPUID_MAXVAL_SET
+    processor.msrs[0x1A0] = 0
+    assert cold.call("TDH.SYS.INIT")[0] == StatusCode.INCORRECT_MSR_VALUE | 0x1A0
+    processor.msrs[0x1A0] = good[0x1A0]
+    assert cold.call("TDH.SYS.INIT")[0] == StatusCode.CPUID_LEAF_NOT_SUPPORTED | 0x1F
 
 
 def test_lp_init_follows_sys_init_and_happens_once_each(cold: Host) -> None:

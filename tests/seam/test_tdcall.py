@@ -281,7 +281,16 @@ def test_report_data_from_shared_memory(host: Host, td: Any, call: Callable[...,
 
 @pytest.mark.parametrize(
     ("change", "operand"),
-    [({"rcx": BUFFER + 512}, 1), ({"rcx": 1 << 47}, 1), ({"rdx": BUFFER + 32}, 2), ({"r8": 1}, 8)],
+    [
+        ({"rcx": BUFFER + 512}, 1),
+        ({"rcx": 1 << 48}, 1),
+        ({"rdx": BUFFER + 32}, 2),
+        ({"r8": 1}, 8),
+        ({"rdx": 1 << 48}, 2),
+        ({"rdx": 3 << 47}, 2),
+        ({"rcx": 1 << 48, "rdx": BUFFER + 32}, 2),
+        ({"rcx": 1 << 48, "r8": 1}, 8),  # where the report goes comes last
+    ],
 )
 def test_report_operands(
     host: Host, td: Any, call: Callable[..., GuestStep], change: dict[str, Any], operand: int
@@ -298,7 +307,7 @@ def test_a_report_into_missing_memory_exits_like_the_guests_own_access(
     rip = context.rip
     context.queue(call(4, rcx=BUFFER + 0x4000, rdx=BUFFER, r8=0))
     status, args = host.enter(tdvpr)
-    assert (status, args.r8, args.rcx) == (48, BUFFER + 0x4000, 2)
+    assert (status, args.r8, args.rcx) == (48, BUFFER + 0x4000, 3)  # what is written is mapped for reads, too
     assert context.rip == rip
 
 

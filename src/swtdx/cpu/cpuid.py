@@ -26,6 +26,8 @@ _LEAF_7_ECX = 1 << 3 | 1 << 16
 """PKU LA57."""
 _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 """SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
+_LEAF_7_2_EDX = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4
+"""What SPEC_CTRL has besides: PSFD IPRED_CTRL RRSBA_CTRL BHI_CTRL."""
 XCR0_SUPPORTED = XFeature.X87 | XFeature.SSE | XFeature.PKRU
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
@@ -66,6 +68,8 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
             return 4, 0, 0, 0  # ARAT: the APIC timer never stops
         case 7 if subleaf == 0:
             return 2, _LEAF_7_EBX, _LEAF_7_ECX, _LEAF_7_EDX
+        case 7 if subleaf == 2:
+            return 0, 0, 0, _LEAF_7_2_EDX
         case 0xB | 0x1F:
             levels = ((0, 1, 1 << 8, lp), (bits, threads, 2 << 8 | 1, lp))
             return levels[subleaf] if subleaf < 2 else (0, 0, subleaf, lp)

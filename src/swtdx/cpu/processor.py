@@ -22,9 +22,13 @@ from swtdx.x86 import PAT_RESET, Msr
 TDX_SEAMCALL_VMFAILINVALID: Final = 0x8000_FF00_FFFF_0000
 """Linux's software-defined status for a SEAMCALL that could not enter the module."""
 _MSRS: Final[dict[int, int]] = {
-    # RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, IF_PSCHANGE_MC_NO, TAA_NO: not vulnerable
-    Msr.ARCH_CAPABILITIES: 1 << 0 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 8,
-    Msr.MISC_ENABLE: 1,  # fast strings
+    # What a processor with TDX has: not vulnerable to most of what bits 0 to 8 and 13 to 15 name; enhanced IBRS; and
+    # MISC_PACKAGE_CTLS, energy filtering, DOITM, XAPIC_DISABLE_STATUS.
+    Msr.ARCH_CAPABILITIES: sum(1 << bit for bit in (0, 1, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 21)),
+    Msr.MISC_PACKAGE_CTLS: 1,  # energy filtering on
+    Msr.XAPIC_DISABLE_STATUS: 1,  # the APIC stays in x2APIC mode
+    Msr.PERF_CAPABILITIES: 3 << 12,  # what the module wants of it, though there are no counters
+    Msr.MISC_ENABLE: 0x850089,  # fast strings, thermal control, perfmon, SpeedStep, MONITOR, no xTPR messages
     Msr.MTRRCAP: 0x508,  # 8 variable ranges, fixed ranges, WC
     Msr.BIOS_SIGN_ID: 0x2B000000 << 32,
     Msr.PAT: PAT_RESET,

@@ -48,6 +48,7 @@ class ExitReason(IntEnum):
     MONITOR = 39
     PAUSE = 40
     MACHINE_CHECK_DURING_ENTRY = 41
+    C_STATE_SMI = 42
     APIC_ACCESS = 44
     VIRTUALIZED_EOI = 45
     EPT_VIOLATION = 48

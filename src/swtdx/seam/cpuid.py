@@ -21,6 +21,7 @@ from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load, registers
 from swtdx.seam.td import (
     ATTRIBUTE_LASS,
+    ATTRIBUTE_MIGRATABLE,
     ATTRIBUTE_PERFMON,
     ATTRIBUTE_PKS,
     CTLS_ENUM_TOPOLOGY,
@@ -38,11 +39,22 @@ Key = tuple[int, int | None]
 HIGHEST_EXTENDED = 0x8000_0008
 HYPERVISOR_LEAVES = range(0x4000_0000, 0x5000_0000)
 NO_SUBLEAF = 0xFFFF_FFFF
-TOPOLOGY, CORE_LEVEL, LEVEL_TYPES = 0x1F, 2, 6
+TOPOLOGY, SMT_LEVEL, CORE_LEVEL, LEVEL_TYPES = 0x1F, 1, 2, 6
 LAST_LEVEL_CACHE = 4, 3
 HIGHEST_NEEDED = {0: TOPOLOGY, 0x8000_0000: HIGHEST_EXTENDED}
 """The leaves that return the highest leaf number, and its required minimum."""
+TSC_FREQUENCY, ADDRESS_SIZES = 0x15, 0x8000_0008
 CRYSTAL_HZ = 25_000_000
+MONITOR = 1 << 3
+"""Leaf 1, ECX."""
+TSX = 1 << 4 | 1 << 11
+"""Leaf 7, EBX: HLE and RTM."""
+TSX_CPUID_CLEAR = 1 << 1
+"""IA32_TSX_CTRL."""
+PKS, KEY_LOCKER = 1 << 31, 1 << 23
+"""Leaf 7, ECX."""
+PERFMON_EXTENSIONS = 1 << 8
+"""Leaf 7, sub-leaf 1, EAX."""
 LA57 = 1 << 16
 """Leaf 7, ECX."""
 TOPOLOGY_LEAVES = (0xB, 0x1F)
@@ -107,6 +119,9 @@ def check_native(processor: Processor, waived: Mapping[Key, Registers], module: 
     CPUID_LEAF_NOT_SUPPORTED with the leaf that is beyond the highest one (RAX where leaf 0x1F has no core level), and
     CPUID_LEAF_1F_FORMAT_UNRECOGNIZED where its levels do not rise, INVALID_WBINVD_SCOPE.
     """
+    for leaf, needed in HIGHEST_NEEDED.items():
+        if processor.cpuid(leaf)[0] < needed:
+            raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, needed)
     for row in sorted(rows(module.tables).values(), key=lambda row: row.lookup_index):
         leaf, subleaf = row.key
         native = processor.cpuid(leaf, subleaf or 0)
@@ -114,10 +129,20 @@ def check_native(processor: Processor, waived: Mapping[Key, Registers], module: 
         for value, mask, wanted, excuse in zip(native, row.verify_mask, row.verify_value, excused, strict=True):
             if (value ^ wanted) & mask & ~excuse:
                 raise _incorrect(row)
-        if leaf in HIGHEST_NEEDED and native[0] < HIGHEST_NEEDED[leaf]:
-            raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, HIGHEST_NEEDED[leaf])
         if leaf == TOPOLOGY:
             _check_level(processor, subleaf or 0)
+        elif leaf == TSC_FREQUENCY and not native[1]:
+            raise Status(StatusCode.CPUID_LEAF_NOT_SUPPORTED, TSC_FREQUENCY)
+        elif leaf == ADDRESS_SIZES:
+            _check_linear_bits(processor, native[0] >> 8 & 0xFF)
+
+
+def _check_linear_bits(processor: Processor, bits: int) -> None:
+    """Check that linear addresses are as wide as leaf 7 says."""
+    wanted = 57 if processor.cpuid(7)[2] & LA57 else 48
+    if bits != wanted:
+        leaf = ADDRESS_SIZES | NO_SUBLEAF << 32
+        raise Status(StatusCode.INCORRECT_CPUID_VALUE, rcx=leaf, rdx=0xFF00, r8=0, r9=wanted << 8, r10=0)
 
 
 def _incorrect(row: Row) -> Status:
@@ -188,16 +213,19 @@ class VirtualCpuid:
         td, values = self._td, self.values
         if config.get((1, None), (0,) * 4)[0] == 0:  # family, model, stepping 0: native
             self._replace((1, None), eax=self._processor.cpuid(1)[0])
-        eax, ebx, ecx, edx = values[7, 0]
-        if not td.attributes & ATTRIBUTE_PKS:
-            ecx &= ~(1 << 31)
-        values[7, 0] = (eax, ebx, ecx, edx)
-        if not td.attributes & ATTRIBUTE_LASS:
-            self._replace((7, 1), eax=values[7, 1][0] & ~(1 << 6))
+        pks, lass = bool(td.attributes & ATTRIBUTE_PKS), bool(td.attributes & ATTRIBUTE_LASS)
+        self._replace((7, 0), ecx=values[7, 0][2] & ~(PKS | KEY_LOCKER) | pks << 31)
+        self._replace((7, 1), eax=values[7, 1][0] & ~(1 << 6) | lass << 6)
+        if not values[1, None][2] & MONITOR:
+            self._clear(5)
         if not td.attributes & ATTRIBUTE_PERFMON:
             self._clear(0xA, 0x23)
-        for leaf, bit in ((0x14, 8), (0x1C, 15), (0x1D, 17), (0x1E, 17)):
-            if not td.xfam >> bit & 1:
+        if not values[7, 1][0] & PERFMON_EXTENSIONS:
+            self._clear(0x23)
+        if td.attributes & ATTRIBUTE_MIGRATABLE:
+            self._clear(0x1A)
+        for leaf, states in ((0x14, 1 << 8), (0x1C, 1 << 15), (0x1D, 3 << 17)):
+            if td.xfam & states != states:
                 self._clear(leaf)
         for component in range(2, 19):
             if not td.xfam >> component & 1 and (0xD, component) in values:
@@ -209,9 +237,14 @@ class VirtualCpuid:
         linear = 57 if values[7, 0][2] & LA57 else 48
         eax, ebx, ecx, edx = values[0x8000_0008, None]
         values[0x8000_0008, None] = (eax & ~0xFFFF | linear << 8 | maxpa, ebx, ecx, edx)
-        for level in range(3):  # leaf 0xB is the first levels of leaf 0x1F
+        for level, value in enumerate(levels_0b([values.get((0x1F, number), (0,) * 4) for number in range(6)])):
             if (0xB, level) in values:
-                values[0xB, level] = values[0x1F, level] if values[0x1F, level][2] >> 8 in (1, 2) else (0, 0, level, 0)
+                values[0xB, level] = value
+
+    @property
+    def has_tsx(self) -> bool:
+        """Whether the TD has HLE and RTM."""
+        return bool(self.values[7, 0][1] & TSX)
 
     def _replace(self, key: Key, *, eax: int | None = None, ecx: int | None = None) -> None:
         old = self.values[key]
@@ -285,8 +318,11 @@ class VirtualCpuid:
                 ecx |= 1 << 27
         elif leaf == 2 and not td.td_ctls & CTLS_VIRT_CPUID2:
             return None
-        elif leaf == 7 and subleaf == 0 and context.cr4 & Cr4.PKE:
-            ecx |= 1 << 4
+        elif leaf == 7 and subleaf == 0:
+            if context.cr4 & Cr4.PKE:
+                ecx |= 1 << 4
+            if ebx & TSX and vcpu.msrs.get(Msr.TSX_CTRL, 0) & TSX_CPUID_CLEAR:
+                ebx &= ~TSX
         elif leaf == 0xD and subleaf == 0:
             ebx = self.save_area_size(context.xcr0)
         elif leaf == 0xD and subleaf == 1:
@@ -331,18 +367,28 @@ def _metadata_code(key: Key) -> int:
 
 
 def check_topology(levels: list[Registers]) -> None:
-    """Check leaf 0x1F of TD_PARAMS, sub-leaf by sub-leaf; all zero selects the native one.
+    """Check leaf 0x1F of a TD, sub-leaf by sub-leaf.
 
-    Raises CPUID_LEAF_1F_FORMAT_UNRECOGNIZED: the level number is the sub-leaf, SMT comes only first, types rise, a
-    core level exists.
+    Raises CPUID_LEAF_1F_FORMAT_UNRECOGNIZED: a level's number is the sub-leaf, its type is above the one before, SMT
+    comes only first, and there is no end before the cores.
     """
-    types = [level[2] >> 8 & 0xFF for level in levels]
-    used = [(number, kind) for number, kind in enumerate(types) if kind]
-    fault = Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
-    if [number for number, _ in used] != list(range(len(used))):
-        raise fault
-    for number, kind in used:
-        if levels[number][2] & 0xFF != number or (kind == 1 and number) or (number and kind <= types[number - 1]):
-            raise fault
-    if not any(kind == 2 for _, kind in used):
-        raise fault
+    before, cores = 0, False
+    for number, (_, _, ecx, _) in enumerate(levels):
+        kind = ecx >> 8 & 0xFF
+        if kind:
+            wrong = kind <= before or kind >= LEVEL_TYPES or ecx & 0xFF != number or (kind == SMT_LEVEL and number)
+        else:
+            wrong = not cores
+        if wrong:
+            raise Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+        cores = cores or kind == CORE_LEVEL
+        before = kind
+
+
+def levels_0b(levels: list[Registers]) -> list[Registers]:
+    """Return leaf 0xB, which knows threads and cores only, of leaf 0x1F: cores are all that is above threads."""
+    kinds = [level[2] >> 8 & 0xFF for level in levels]
+    result = [levels[0]] if kinds[0] == SMT_LEVEL else []
+    last = next((level for level, kind in zip(reversed(levels), reversed(kinds), strict=True) if kind), (0,) * 4)
+    result.append((last[0], last[1], len(result) | CORE_LEVEL << 8, last[3]))
+    return result + [(0, 0, 0, 0)] * (3 - len(result))

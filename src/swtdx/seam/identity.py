@@ -37,6 +37,14 @@ XFAM_FIXED0 = 0x6DBE7
 XFAM_FIXED1 = XFeature.X87 | XFeature.SSE
 CONFIG_FLAGS_FIXED1 = 0
 ARCH_CAPABILITIES_CONFIG_MASK = 0x118_0010
+ARCH_CAPABILITIES_ALLOWED, ARCH_CAPABILITIES_RRSBA = 0x110_0010, 1 << 19
+"""Configurable bits: those a TD has only if the processor and the configuration have them, and one it has if either."""
+ARCH_CAPABILITIES_TSX_CTRL, ARCH_CAPABILITIES_XAPIC_DISABLE_STATUS = 1 << 7, 1 << 21
+ARCH_CAPABILITIES_FIXED0 = 0xFFFF_FFFF_FEC7_0E00
+"""Bits 63:25, 23, 22, 18:16, 11:9."""
+MODELS = (0xD06D0, 0xA06E0, 0xA06D0, 0xA06F3, 0xC06F2, 0x806F8)
+"""CPUID(1).EAX of the processors that the module knows, newest first, each with its highest stepping."""
+STEPPING = 0xF
 HP_LOCK_TIMEOUT_DEFAULT = 1_000_000
 """Microseconds."""
 
@@ -99,3 +107,19 @@ def attributes_fixed0(processor: Processor, version: ModuleVersion) -> int:
     """Return the ATTRIBUTES bits a TD may have on this processor: LASS only where native (CPUID 7.1 EAX bit 6)."""
     lass = processor.cpuid(7, 1)[0] >> 6 & 1
     return version.attributes_fixed0 if lass else version.attributes_fixed0 & ~ATTRIBUTE_LASS
+
+
+def allowed_models(native: int) -> tuple[int, ...]:
+    """Return what a migratable TD on this processor may have as CPUID(1).EAX: the native value, and older models."""
+    for place, model in enumerate(MODELS):
+        if (model ^ native) & ~STEPPING == 0:
+            return native, *MODELS[place + 1 :]
+    return (native,)
+
+
+def may_migrate_to(model: int, native: int) -> bool:
+    """Return whether a migratable TD may be given this CPUID(1).EAX: any stepping up to that of an allowed model."""
+    return any(
+        (model ^ allowed) & ~STEPPING == 0 and model & STEPPING <= allowed & STEPPING
+        for allowed in allowed_models(native)
+    )

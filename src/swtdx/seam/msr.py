@@ -58,8 +58,10 @@ READ_ONLY = frozenset(
         Msr.DEBUG_INTERFACE,
     )
 )
-MISC_ENABLE_VALUE = 1 << 0 | 1 << 11 | 1 << 12
-"""Fast strings; BTS and PEBS unavailable. PERFMON adds bit 7."""
+PERFMON_AVAILABLE, PEBS_UNAVAILABLE = 1 << 7, 1 << 12
+"""MISC_ENABLE."""
+PEBS_OUTPUT_PT = 1 << 16
+"""PERF_CAPABILITIES."""
 DEBUGCTL_RESERVED = ~0xFFC3
 DEBUGCTL_BTS, DEBUGCTL_TR = 1 << 7, 1 << 6
 DEBUGCTL_FREEZE_SMM, DEBUGCTL_RTM, DEBUGCTL_UNCORE_PMI = 1 << 14, 1 << 15, 1 << 13
@@ -210,13 +212,19 @@ class MsrPolicy:
         if index == Msr.XAPIC_DISABLE_STATUS:
             return 1  # legacy xAPIC is disabled
         if index == Msr.MISC_ENABLE:
-            return MISC_ENABLE_VALUE | bool(td.attributes & ATTRIBUTE_PERFMON) << 7
+            native = native_msr(self._processor.rdmsr, index)
+            if td.attributes & ATTRIBUTE_PERFMON:
+                return native
+            return native & ~PERFMON_AVAILABLE | PEBS_UNAVAILABLE
         if index == Msr.X2APIC_APICID:
             if not td.td_ctls & CTLS_ENUM_TOPOLOGY:
                 raise Refused(Access.VE)
             return vcpu.x2apic_id
         if index == Msr.PERF_CAPABILITIES:
-            return 0
+            if not td.attributes & ATTRIBUTE_PERFMON:
+                return 0
+            native = native_msr(self._processor.rdmsr, index)
+            return native if td.xfam & XFeature.PT else native & ~PEBS_OUTPUT_PT
         if index in VMX_CAPABILITIES:
             # No L2 VM can be made, so a guest has no use for them: as on a processor without VMX.
             raise Refused(Access.GP)
@@ -234,12 +242,12 @@ class MsrPolicy:
 
     def _write_debugctl(self, vcpu: Vcpu, value: int) -> None:
         perfmon, tsx = self._conditions["PERFMON"], self._conditions["TSX"]
-        if value & DEBUGCTL_RESERVED or (value & DEBUGCTL_FREEZE_SMM and not perfmon):
-            raise Refused(Access.GP)
-        if value & DEBUGCTL_RTM and not tsx:
+        if value & DEBUGCTL_RESERVED:
             raise Refused(Access.GP)
         if value & DEBUGCTL_TR and not value & DEBUGCTL_BTS:
             raise Refused(Access.VE)
+        if (value & DEBUGCTL_FREEZE_SMM and not perfmon) or (value & DEBUGCTL_RTM and not tsx):
+            raise Refused(Access.GP)
         vcpu.msrs[Msr.DEBUGCTL] = value & ~DEBUGCTL_UNCORE_PMI
 
 

@@ -128,6 +128,8 @@ class Td:
         self.rtmr = [bytes(HASH_SIZE)] * NUM_RTMRS
         self.rtmr_events: list[tuple[int, bytes]] = []
         """What RTMRs were extended with, in order (register, data): for `MachineKernel.inspect_td`."""
+        self.tee_info_hashed = False
+        """The module holds the hash of TDINFO, which TDG.MR.REPORT need not compute again."""
         self.servtd_hash = bytes(HASH_SIZE)
 
     # --- states -------------------------------------------------------------------------------------------------------

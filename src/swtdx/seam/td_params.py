@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 from swtdx.seam import identity
-from swtdx.seam.cpuid import NO_SUBLEAF, Key, Registers, check_topology, config_mask, config_order, rows
+from swtdx.seam.cpuid import NO_SUBLEAF, Key, Registers, check_topology, config_order, rows
 from swtdx.seam.hardware import Processor
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td import (
@@ -28,6 +28,7 @@ from swtdx.x86 import Msr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from swtdx.seam.td import Td
     from swtdx.seam.version import ModuleVersion
 
 SIZE = 1024
@@ -40,7 +41,6 @@ FOUR_LEVELS, FIVE_LEVELS = 4, 5
 TSC_FREQUENCIES = range(4, 401)
 """Units of 25 MHz."""
 TSC_UNIT_HZ = 25_000_000
-ARCH_CAPABILITIES_TSX_CTRL = 1 << 7
 CONTROL_ARCH_CAPABILITIES = 1 << 0
 HLE, RTM = 1 << 4, 1 << 11
 _HEADER = struct.Struct("<QQHBB4sQQH38s48s48s48sQ24s")
@@ -191,30 +191,41 @@ class Rules:
             raise Status(StatusCode.OPERAND_INVALID, Operand.EPTP_CONTROLS)
 
     def _check_cpuid(self, params: TdParams, checked: Checked) -> None:
-        for key, value in params.cpuid_config.items():
-            mask = config_mask(self._processor, key, self._version.tables)
-            if any(bits & ~allowed for bits, allowed in zip(value, mask, strict=True)):
-                raise _cpuid_fault(key)
+        """Check CPUID leaf by leaf, in the order of the module's table."""
+        table = rows(self._version.tables)
+        more = {(1, None): self._check_model, (7, 0): self._check_tsx, (0x8000_0008, None): self._check_maxpa}
+        for key in sorted(params.cpuid_config, key=lambda key: table[key].lookup_index):
+            self._check_leaf(params, key)
+            if key in more:
+                more[key](params, checked)
 
-    def _check_cpuid_wide(self, params: TdParams, checked: Checked) -> None:
-        """Check CPUID as module 1.0 does: a bit that the processor lacks may be set, and stays 0."""
-        for key, value in params.cpuid_config.items():
-            row = rows(self._version.tables)[key]
-            masks = zip(value, row.config_direct, row.allow_direct, strict=True)
-            if any(bits & ~(direct | allow) for bits, direct, allow in masks):
-                raise _cpuid_fault(key)
+    def _check_cpuid_alone(self, params: TdParams, checked: Checked) -> None:
+        """Check CPUID as module 1.0 does, which looks at no leaf in particular."""
+        for key in params.cpuid_config:
+            self._check_leaf(params, key)
+
+    def _check_leaf(self, params: TdParams, key: Key) -> None:
+        """Check that only configurable bits are set. One that the processor lacks may be set, and stays 0."""
+        row = rows(self._version.tables)[key]
+        masks = zip(params.cpuid_config[key], row.config_direct, row.allow_direct, strict=True)
+        if any(bits & ~(direct | allow) for bits, direct, allow in masks):
+            raise _cpuid_fault(key)
 
     def _check_model(self, params: TdParams, checked: Checked) -> None:
-        model = params.cpuid_config[1, None][0]
-        # Only the native model is in the list for migratable TDs, as nothing can be migrated here.
-        if model and model != self._processor.cpuid(1)[0]:
+        model, native = params.cpuid_config[1, None][0], self._processor.cpuid(1)[0]
+        if params.attributes & ATTRIBUTE_MIGRATABLE:
+            if not identity.may_migrate_to(model or native, native):
+                raise _cpuid_fault((1, None))
+        elif model and model != native:
             raise _cpuid_fault((1, None))
 
     def _check_tsx(self, params: TdParams, checked: Checked) -> None:
-        tsx = params.cpuid_config[7, 0][1] & (HLE | RTM)
+        row, native = rows(self._version.tables)[7, 0], self._processor.cpuid(7)[1]
+        wanted = params.cpuid_config[7, 0][1]
+        tsx = (wanted & row.config_direct[1] | wanted & native & row.allow_direct[1]) & (HLE | RTM)
         if tsx not in (0, HLE | RTM):
             raise _cpuid_fault((7, 0))
-        if tsx and not native_msr(self._processor.rdmsr, Msr.ARCH_CAPABILITIES) & ARCH_CAPABILITIES_TSX_CTRL:
+        if tsx and not native_msr(self._processor.rdmsr, Msr.ARCH_CAPABILITIES) & identity.ARCH_CAPABILITIES_TSX_CTRL:
             raise Status(StatusCode.INCORRECT_MSR_VALUE, Msr.ARCH_CAPABILITIES)
 
     def _check_maxpa(self, params: TdParams, checked: Checked) -> None:
@@ -223,17 +234,21 @@ class Rules:
             return
         wanted = params.cpuid_config[0x8000_0008, None][0] & 0xFF
         gpaw = 52 if params.config_flags & CONFIG_GPAW_52 else 48
-        if not identity.MIN_VIRT_MAXPA <= wanted <= min(native, gpaw):
+        if not wanted:
+            wanted = min(native, gpaw)
+        elif not identity.MIN_VIRT_MAXPA <= wanted <= min(native, gpaw):
             raise Status(StatusCode.OPERAND_INVALID, Operand.CPUID_CONFIG, rcx=0)
         checked.virt_maxpa = wanted
 
     def _check_topology(self, params: TdParams, checked: Checked) -> None:
+        """Check leaf 0x1F; if sub-leaf 0 is all zero, all have to be, and the TD has the native topology."""
         keys = [(0x1F, level) for level in range(6)]
         levels = [checked.cpuid_config[key] for key in keys]
-        if not any(any(level) for level in levels):
-            for leaf, level in keys:
-                checked.cpuid_config[leaf, level] = self._processor.cpuid(leaf, level)
-            return
+        if not any(levels[0]):
+            if any(any(level) for level in levels):
+                raise Status(StatusCode.CPUID_LEAF_1F_FORMAT_UNRECOGNIZED)
+            levels = [self._processor.cpuid(leaf, level) for leaf, level in keys]
+            checked.cpuid_config.update(zip(keys, levels, strict=True))
         check_topology(levels)
 
     def _check_arch_capabilities(self, params: TdParams, checked: Checked) -> None:
@@ -261,7 +276,7 @@ _RULES: Mapping[str, Check] = {
         name: getattr(Rules, f"_check_{name}")
         for name in (
             "attributes", "xfam", "max_vcpus", "l2_vms", "config_flags", "gpaw", "eptp", "eptp_alone", "tsc_frequency",
-            "tsc_adjust", "msr_config_ctls", "cpuid", "cpuid_wide", "model", "tsx", "maxpa", "topology",
+            "tsc_adjust", "msr_config_ctls", "cpuid", "cpuid_alone", "topology",
             "arch_capabilities", "migratable",
         )
     },
@@ -274,7 +289,9 @@ _RULES: Mapping[str, Check] = {
 }  # fmt: skip
 """The rules by the names that ``tables/versions.json`` puts in order; the last two are of members that 1.0 lacks."""
 
-LIMIT_CPUID_MAXVAL = 1 << 22
+LIMIT_CPUID_MAXVAL, ENABLE_MONITOR_FSM = 1 << 22, 1 << 18
+MONITOR = 1 << 3
+"""CPUID.1 ECX."""
 
 
 def check_limit_cpuid_maxval(read: Callable[[int], int]) -> None:
@@ -283,10 +300,22 @@ def check_limit_cpuid_maxval(read: Callable[[int], int]) -> None:
         raise Status(StatusCode.LIMIT_CPUID_MAXVAL_SET)
 
 
+def check_native_msr(read: Callable[[int], int], index: int, mask: int, wanted: int) -> None:
+    """Check bits of a native MSR that the module needs; raises INCORRECT_MSR_VALUE with the MSR."""
+    if native_msr(read, index) & mask != wanted:
+        raise Status(StatusCode.INCORRECT_MSR_VALUE, index)
+
+
 def check_tsc_adjust(read: Callable[[int], int], at_init: int) -> None:
     """Check that IA32_TSC_ADJUST is what it was at SYS.INIT; raises INCONSISTENT_MSR|0x3B."""
     if native_msr(read, Msr.TSC_ADJUST) != at_init:
         raise Status(StatusCode.INCONSISTENT_MSR, Msr.TSC_ADJUST)
+
+
+def check_monitor(read: Callable[[int], int], td: Td) -> None:
+    """Check that a TD with MONITOR and MWAIT has them; raises INCORRECT_MSR_VALUE|0x1A0."""
+    if td.cpuid.values[1, None][2] & MONITOR and not native_msr(read, Msr.MISC_ENABLE) & ENABLE_MONITOR_FSM:
+        raise Status(StatusCode.INCORRECT_MSR_VALUE, Msr.MISC_ENABLE)
 
 
 def native_msr(read: Callable[[int], int], index: int) -> int:

@@ -22,9 +22,13 @@ NO_LP = -1
 
 CR0_FIXED = Cr0.PE | Cr0.NE
 """CR0 bits that are one in a TD."""
-CR0_OWNED = CR0_FIXED | Cr0.NW | Cr0.CD
-"""CR0 bits that stay the module's (reserved bits are #GP in the processor)."""
-CR4_OWNED = Cr4.MCE | Cr4.VMXE | Cr4.SMXE
+CR0_IGNORED = 0x1FFA_FFC0
+"""Reserved CR0 bits that software may write without effect: 28:19, 17, 15:6."""
+CR0_RESERVED = 0xFFFF_FFFF_0000_0000
+CR0_OWNED = CR0_FIXED | Cr0.NW | Cr0.CD | CR0_IGNORED | CR0_RESERVED
+"""CR0 bits that stay the module's."""
+CR4_RESERVED = 0xFFFF_FFFF_F400_8000 & ~Cr4.LAM_SUP
+CR4_OWNED = Cr4.MCE | Cr4.VMXE | Cr4.SMXE | CR4_RESERVED & ~(1 << 32)
 """CR4 bits that stay the module's in any TD."""
 AR_LONG = 1 << 13
 PIN_PROCESS_POSTED_INTERRUPTS = 1 << 7
@@ -74,12 +78,13 @@ class Vcpu:
         self.flush_needed = False
         """Set by association: the next entry starts without cached translations."""
         self.last_td_exit = LastTdExit.ASYNC_FAULT
-        self.recoverable_exit = False
-        """The last TD exit was trap-like with HOST_RECOVERABILITY_HINT."""
-        self.vmcall_mask = 0
+        self.host_waits_since: int | None = None
+        """HP_LOCK_BUSY_START: when a TDCALL first found the host waiting for a lock; None unless the last one did."""
         self.pending_nmi = False
         self.last_exit_tsc = 0
         self.ve = VeInfo()
+        self.injected = 0
+        """Interruption information of the exception that the module raised last, for `injected_for_debugger`."""
         self.cpuid_supervisor_ve = False
         self.cpuid_user_ve = False
         self.cpuid_control = bytearray(128)

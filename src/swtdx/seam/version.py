@@ -60,6 +60,10 @@ class ModuleVersion:
     seamcalls: frozenset[str] | None
     """Leaf functions that there are; None: all."""
     tdcalls: frozenset[str] | None
+    native_msrs: tuple[tuple[int, int, int], ...]
+    """MSRs that TDH.SYS.INIT checks, in order: number, mask, wanted value."""
+    misc_enable: tuple[int, int]
+    """Mask and wanted value of IA32_MISC_ENABLE, checked after it is known not to limit CPUID."""
     fatal_bit: bool
     entropy_checks: bool
     """Whether TDs get random identities, for which there may be no entropy."""
@@ -188,6 +192,8 @@ def module_version(name: str) -> ModuleVersion:
     names = {key: None if row[key] is None else frozenset(row[key]) for key in ("seamcalls", "tdcalls")}
     parsed: dict[str, Any] = names | {
         "number": tuple(row["number"]),
+        "native_msrs": tuple(tuple(int(value, 16) for value in msr) for msr in row["native_msrs"]),
+        "misc_enable": tuple(int(value, 16) for value in row["misc_enable"]),
         "td_params_checks": tuple(row["td_params_checks"]),
         "op_state_errors": {key: _code(value) for key, value in row["op_state_errors"].items()},
         "renamed": _renamed(row["renamed"]),

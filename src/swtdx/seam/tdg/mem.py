@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from swtdx.seam.vcpu import Vcpu
 
 ZERO_PAGE = bytes(PAGE_SIZE)
-STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK
+STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK | sept.HOST_PRIORITY
 PENDING = int(SeptState.PENDING)
 BECOME_MAPPED = sept.PENDING_LEAF ^ sept.after("TDG_MEM_PAGE_ACCEPT", sept.PENDING_LEAF)
 """Bits that differ between a pending page and an accepted one: the transition of every 4 KiB page, computed once."""
@@ -53,12 +53,11 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
         entry &= ~ACCEPT_COUNTER
         end = hpa + sept.ENTRIES * PAGE_SIZE
         for page in range(first, end, PAGE_SIZE):
-            # Zeroing 2 MiB takes long enough to delay the host's interrupts.
-            if module.contention.interrupted(vcpu.lp):
-                if page > first:
-                    memory.clear_range(first, page - first, td.hkid)
+            # Zeroing 2 MiB takes long enough to delay the host's interrupts; each call does a page at least.
+            if page > first and module.contention.interrupted(vcpu.lp):
+                memory.clear_range(first, page - first, td.hkid)
                 memory.qwords[index] = entry | page & ACCEPT_COUNTER
-                raise Interrupted(None)
+                raise Interrupted(None, resumes=True)
         memory.clear_range(first, end - first, td.hkid)
     else:
         memory.set_key(hpa, td.hkid)
@@ -73,29 +72,38 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
 def check_guest_lock(entry: int) -> None:
     """Try an entry's lock for the guest: raises OPERAND_BUSY|RCX, the host-priority form when the host waits for it."""
     if entry & sept.ENTRY_LOCK:
-        priority = entry & sept.HOST_PRIORITY
-        raise Status(StatusCode.OPERAND_BUSY_HOST_PRIORITY if priority else StatusCode.OPERAND_BUSY, Operand.RCX)
+        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
+    if entry & sept.HOST_PRIORITY:
+        raise Status(StatusCode.OPERAND_BUSY_HOST_PRIORITY, Operand.RCX)
 
 
 def _check(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> None:
     """Handle everything but a pending page at the requested level; returns for the other acceptable state."""
-    check_guest_lock(entry)
     state = entry & STATE_MASK
     accessible = state in sept.GUEST_ACCESSIBLE
     if reached != level:
         if accessible:
             raise Status(StatusCode.PAGE_ALREADY_ACCEPTED, reached)
-        raise _violation(vcpu, args, gpa, level, entry, reached)
-    if not entry & LEAF and state not in (SeptState.FREE, SeptState.REMOVED):
+        raise violation(vcpu, args, gpa, level, entry, reached)
+    check_guest_lock(entry)
+    if not entry & LEAF and state != SeptState.FREE:
         raise Status(StatusCode.PAGE_SIZE_MISMATCH, level)
     if accessible:
         raise Status(StatusCode.PAGE_ALREADY_ACCEPTED, level)
     if state not in sept.GUEST_ACCEPTABLE:
-        raise _violation(vcpu, args, gpa, level, entry, reached)
+        raise violation(vcpu, args, gpa, level, entry, reached)
 
 
-def _violation(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached: int) -> Interrupted:
-    """Report to the host what the guest wanted to accept, and where the Secure EPT ends."""
+def violation(
+    vcpu: Vcpu,
+    args: Args,
+    gpa: int,
+    level: int,
+    entry: int,
+    reached: int,
+    extended: ExtendedType = ExtendedType.ACCEPT,
+) -> Interrupted:
+    """Report to the host which page the guest's call was about, and where the Secure EPT ends."""
     leaf = 1 if entry & LEAF else 0
     info = level | reached << 3 | sept.ARCH_STATE[entry & STATE_MASK] << 6 | leaf << 14
     return Interrupted(
@@ -104,7 +112,7 @@ def _violation(vcpu: Vcpu, args: Args, gpa: int, level: int, entry: int, reached
             args,
             ExitReason.EPT_VIOLATION,
             qualification=WRITE | (entry & 7) << 3,
-            extended=ExtendedType.ACCEPT | info << 32,
+            extended=extended | info << 32,
             gpa=gpa,
         )
     )

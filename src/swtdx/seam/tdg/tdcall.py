@@ -8,14 +8,14 @@ its status and the instruction is stepped over, unless the guest has to leave or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from swtdx.seam.hardware import Args
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tables import load
-from swtdx.seam.td_exit import Interrupted
+from swtdx.seam.td_exit import Interrupted, trap
 from swtdx.seam.tdg.vmcall import vmcall
 from swtdx.x86 import Gpr
 
@@ -36,25 +36,41 @@ VERSION_SHIFT = 16
 VP_VMCALL = TDCALL_NUMBERS["TDG.VP.VMCALL"]
 REGISTERS = {"rax": RAX, "rcx": RCX, "rdx": RDX, "r8": R8, "r9": R9, "r10": R10, "r11": R11}
 BAD_RAX = int(StatusCode.OPERAND_INVALID | Operand.RAX)
+ALL_ONES = (1 << 64) - 1
+BLOCKED_BY_STI_OR_MOV_SS = 3
+HOST_PRIORITY = StatusCode.OPERAND_BUSY_HOST_PRIORITY >> 32
+MICROSECONDS = 1_000_000
 
-LEAVES: dict[int, tuple[Handler, tuple[int, ...]]] = {}
-"""Reproduced leaf functions by RAX, each with the registers that a failure clears."""
+Entry: TypeAlias = tuple[Handler, tuple[tuple[int, int], ...]]
+LEAVES: dict[int, Entry] = {}
+"""Reproduced leaf functions by RAX, each with the registers that a failure sets, and to what."""
 
 
-def tdcall_leaf(name: str, *, clears: tuple[int, ...] = ()) -> Callable[[Handler], Handler]:
-    """Register a TDCALL leaf function for all its versions."""
+def tdcall_leaf(
+    name: str,
+    *,
+    clears: tuple[int, ...] = (),
+    sets: tuple[int, ...] = (),
+    also: Iterable[int] = (),
+    version: int | None = None,
+) -> Callable[[Handler], Handler]:
+    """Register a TDCALL leaf function for all its versions, or for one and those in ``also``.
+
+    A failure sets the registers ``clears`` to 0 and those in ``sets`` to -1.
+    """
     number = TDCALL_NUMBERS[name]
+    defaults = (*((register, 0) for register in clears), *((register, ALL_ONES) for register in sets))
 
     def register(handler: Handler) -> Handler:
-        for version in _VERSIONS[number]:
-            LEAVES[number | version << VERSION_SHIFT] = handler, clears
+        for each in (*_VERSIONS[number], *also) if version is None else (version, *also):
+            LEAVES[number | each << VERSION_SHIFT] = handler, defaults
         return handler
 
     return register
 
 
 @cache
-def tdcalls_of(version: ModuleVersion) -> dict[int, tuple[Handler, tuple[int, ...]]]:
+def tdcalls_of(version: ModuleVersion) -> dict[int, Entry]:
     """Return the leaf functions that a version of the module has, by RAX, without TDG.VP.VMCALL, which all have."""
     if version.tdcalls is None:
         return LEAVES
@@ -73,18 +89,39 @@ def tdcall(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     if found is None:
         status = BAD_RAX
     else:
-        handler, clears = found
+        handler, defaults = found
         try:
             status = handler(module, vcpu, args)
         except Status as failure:
             status = failure.value
-            for register in clears:
-                gpr[register] = 0
+            for register, value in defaults:
+                gpr[register] = value
             for name, value in failure.outputs.items():
                 gpr[REGISTERS[name]] = value
+            if status >> 32 == HOST_PRIORITY:
+                return _host_first(module, vcpu, args, status)
         except Interrupted as interrupted:
             # RIP stays at the TDCALL, so that the guest executes it again.
+            if interrupted.resumes:
+                vcpu.host_waits_since = None
+                context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS
             return interrupted.result
+    vcpu.host_waits_since = None
     gpr[RAX] = module.version.present(status, None)[0] if module.version.has_own_statuses else status
     context.rip += context.instruction_length
     return None
+
+
+def _host_first(module: TdxModule, vcpu: Vcpu, args: Args, status: int) -> int | None:
+    """Answer OPERAND_BUSY because the host waits for a lock; after HP_LOCK_TIMEOUT of that, let the host run."""
+    context, processor = vcpu.context, module.processor
+    context.gpr[RAX] = StatusCode.OPERAND_BUSY | status & 0xFFFF_FFFF
+    context.rip += context.instruction_length
+    if vcpu.host_waits_since is None:
+        vcpu.host_waits_since = processor.rdtsc()
+        return None
+    timeout = vcpu.td.hp_lock_timeout * module.platform.tsc_hz // MICROSECONDS
+    if processor.rdtsc() - vcpu.host_waits_since < timeout:
+        return None
+    vcpu.host_waits_since = None
+    return trap(vcpu, args, StatusCode.HOST_PRIORITY_BUSY_TIMEOUT)

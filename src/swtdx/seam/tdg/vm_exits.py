@@ -15,11 +15,18 @@ from swtdx.seam.hardware import Args, EventType, ExitReason
 from swtdx.seam.lifecycle import Event
 from swtdx.seam.msr import Access, Refused
 from swtdx.seam.status import StatusCode
+from swtdx.seam.td import ATTRIBUTE_PERFMON
 from swtdx.seam.td_exit import advance, asynchronous, inject_gp, inject_ud, inject_ve
 from swtdx.seam.tdg import mem, mem_attr, mr, not_reproduced, vp
-from swtdx.seam.tdg.guest_memory import ept_misconfiguration, ept_violation, machine_check
+from swtdx.seam.tdg.guest_memory import (
+    BLOCKED_BY_NMI,
+    NMI_UNBLOCKED_BY_IRET,
+    ept_misconfiguration,
+    ept_violation,
+    machine_check,
+)
 from swtdx.seam.tdg.tdcall import tdcall
-from swtdx.seam.vcpu import CR0_FIXED, forbidden_cr4
+from swtdx.seam.vcpu import CR0_IGNORED, CR0_RESERVED, CR4_RESERVED, forbidden_cr4
 from swtdx.x86 import Cr0, Cr4, Gpr, Vector, XFeature
 
 if TYPE_CHECKING:
@@ -32,12 +39,12 @@ LEAF_FUNCTIONS = (tdg, mem, mem_attr, mr, not_reproduced, vp)
 
 MOV_TO_CR, LMSW = 0, 3
 LMSW_MASK = Cr0.MP | Cr0.EM | Cr0.TS
-CR0_RESERVED = 0xFFFF_FFFF_0000_0000
-CR4_RESERVED = 0xFFFF_FFFF_F000_8000 & ~Cr4.LAM_SUP
 XCR0_USER_STATES = XFeature.X87 | XFeature.SSE | XFeature.AVX | XFeature.AVX512 | XFeature.PKRU | XFeature.AMX
 # Plain integers: they index a view at each exit.
 RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
 INTERRUPTION_TYPE_SHIFT = 8
+MACHINE_CHECK_SMI, CONTEXT_INVALID = 1 << 0, 1 << 0
+"""Exit-qualification bits of an SMI and of a notification."""
 LOW32 = 0xFFFF_FFFF
 
 
@@ -98,7 +105,7 @@ def cr_access(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     if kind != MOV_TO_CR or number not in (0, 4):
         return unexpected(module, vcpu, args, ExitReason.CR_ACCESS)
     value: int = context.gpr[qualification >> 8 & 0xF]
-    refused = _write_cr0(vcpu, value) if number == 0 else _write_cr4(vcpu, value)
+    refused = _write_cr0(vcpu, value) if number == 0 else _refuse_cr4(vcpu, value)
     if refused is None:
         advance(vcpu)
     elif refused is Access.GP:
@@ -109,22 +116,25 @@ def cr_access(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def _write_cr0(vcpu: Vcpu, value: int) -> Access | None:
-    if value & CR0_RESERVED:
+    """Write CR0 if the value is one that a TD can have; what the processor would refuse anywhere comes first."""
+    context = vcpu.context
+    if value & CR0_RESERVED or not value & Cr0.NE or (value & Cr0.PG and not value & Cr0.PE):
         return Access.GP
-    if value & CR0_FIXED != CR0_FIXED or value & (Cr0.NW | Cr0.CD):
+    if context.cr4 & Cr4.CET and not value & Cr0.WP:
+        return Access.GP
+    if not value & Cr0.PE or value & (Cr0.NW | Cr0.CD):
         return Access.VE
-    vcpu.context.cr0 = value
+    context.cr0 = value & ~CR0_IGNORED | context.cr0 & CR0_IGNORED
     return None
 
 
-def _write_cr4(vcpu: Vcpu, value: int) -> Access | None:
+def _refuse_cr4(vcpu: Vcpu, value: int) -> Access:
+    """Tell why a MOV to CR4 exited: any that a TD may make does not."""
     if value & (CR4_RESERVED | forbidden_cr4(vcpu.td)):
         return Access.GP
-    if not value & Cr4.MCE or value & (Cr4.VMXE | Cr4.SMXE):
-        return Access.VE
-    # VMX operation needs CR4.VMXE. The guest reads 0 from the read shadow.
-    vcpu.context.cr4 = value | Cr4.VMXE
-    return None
+    if value & Cr4.CET and not vcpu.context.cr0 & Cr0.WP:
+        return Access.GP
+    return Access.VE
 
 
 def xsetbv(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
@@ -161,15 +171,52 @@ def exception_or_nmi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     )
 
 
-def external_interrupt(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """Pass the host's interrupt to the host."""
-    return asynchronous(vcpu, args, ExitReason.EXTERNAL_INTERRUPT, interruption=vcpu.context.interruption_info)
+def interrupt(reason: int) -> Handler:
+    """Return a handler that passes an interrupt of the host to the host."""
+
+    def handler(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+        context = vcpu.context
+        qualification, information = context.exit_qualification, context.interruption_info
+        return asynchronous(vcpu, args, reason, qualification=qualification, interruption=information)
+
+    return handler
+
+
+def smi(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """Pass a system-management interrupt to the host. One that a machine check caused kills the TD."""
+    context, status = vcpu.context, 0
+    if context.exit_qualification & MACHINE_CHECK_SMI:
+        vcpu.td.die()
+        status = int(StatusCode.NON_RECOVERABLE_TD_NON_ACCESSIBLE)
+    return asynchronous(
+        vcpu,
+        args,
+        ExitReason.OTHER_SMI,
+        status=status,
+        qualification=context.exit_qualification,
+        interruption=context.interruption_info,
+    )
+
+
+def notification(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """Pass the end of an instruction that took too long to the host. One that left no valid context kills the TD."""
+    context, status = vcpu.context, 0
+    qualification = context.exit_qualification
+    if qualification & NMI_UNBLOCKED_BY_IRET:
+        context.interruptibility |= BLOCKED_BY_NMI
+    if qualification & CONTEXT_INVALID:
+        vcpu.td.die()
+        status = int(StatusCode.NON_RECOVERABLE_TD)
+    return asynchronous(vcpu, args, ExitReason.NOTIFICATION, status=status, qualification=qualification)
 
 
 def triple_fault(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
     """Disable the virtual CPU, which cannot continue."""
     vcpu.advance(Event.TRIPLE_FAULT)
-    return asynchronous(vcpu, args, ExitReason.TRIPLE_FAULT, status=StatusCode.NON_RECOVERABLE_VCPU)
+    qualification = vcpu.context.exit_qualification
+    return asynchronous(
+        vcpu, args, ExitReason.TRIPLE_FAULT, status=StatusCode.NON_RECOVERABLE_VCPU, qualification=qualification
+    )
 
 
 def nmi_window(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
@@ -208,7 +255,15 @@ def undefined_opcode(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
 
 
 def rdpmc(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
-    """Raise #GP(0): there are no performance counters to read, with or without ATTRIBUTES.PERFMON."""
+    """Raise #GP(0): there are no performance counters to read. A debug TD with ATTRIBUTES.PERFMON exits."""
+    if vcpu.td.debug and vcpu.td.attributes & ATTRIBUTE_PERFMON:
+        return unexpected(module, vcpu, args, ExitReason.RDPMC)
+    inject_gp(vcpu)
+    return None
+
+
+def general_protection(module: TdxModule, vcpu: Vcpu, args: Args) -> int | None:
+    """Raise #GP(0)."""
     inject_gp(vcpu)
     return None
 
@@ -248,11 +303,14 @@ _TABLE: dict[int, Handler] = {
     **{
         reason: to_host(reason)
         for reason in (
-            ExitReason.INIT, ExitReason.OTHER_SMI, ExitReason.TASK_SWITCH, ExitReason.BUS_LOCK, ExitReason.NOTIFICATION
+            ExitReason.INIT, ExitReason.TASK_SWITCH, ExitReason.BUS_LOCK
         )
     },
     ExitReason.EXCEPTION_NMI: exception_or_nmi,
-    ExitReason.EXTERNAL_INTERRUPT: external_interrupt,
+    ExitReason.EXTERNAL_INTERRUPT: interrupt(ExitReason.EXTERNAL_INTERRUPT),
+    ExitReason.C_STATE_SMI: interrupt(ExitReason.C_STATE_SMI),
+    ExitReason.OTHER_SMI: smi,
+    ExitReason.NOTIFICATION: notification,
     ExitReason.TRIPLE_FAULT: triple_fault,
     ExitReason.NMI_WINDOW: nmi_window,
     ExitReason.CPUID: cpuid,
@@ -261,7 +319,7 @@ _TABLE: dict[int, Handler] = {
     ExitReason.CR_ACCESS: cr_access,
     ExitReason.XSETBV: xsetbv,
     ExitReason.RDPMC: rdpmc,
-    ExitReason.ENQCMD: rdpmc,
+    ExitReason.ENQCMD: general_protection,
     ExitReason.EPT_VIOLATION: ept_violation,
     ExitReason.EPT_MISCONFIG: ept_misconfiguration,
     ExitReason.TDCALL: tdcall,

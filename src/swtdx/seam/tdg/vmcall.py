@@ -37,9 +37,9 @@ def vmcall(vcpu: Vcpu, args: Args) -> int | None:
     if mask & RBP:
         vcpu.td.passes_rbp = True
     if mask & FORBIDDEN or (mask & RBP and vcpu.td.config_flags & CONFIG_NO_RBP_MOD):
+        vcpu.host_waits_since = None
         gpr[0] = StatusCode.OPERAND_INVALID | Operand.RCX
         return None
-    vcpu.vmcall_mask = mask
     vcpu.last_td_exit = _TDVMCALL
     # One list and a line for each register: a loop over names takes more than twice as long, at every TDVMCALL.
     _, _, rdx, rbx, _, _, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15 = gpr.tolist()
@@ -61,7 +61,8 @@ def vmcall(vcpu: Vcpu, args: Args) -> int | None:
 
 def resume(vcpu: Vcpu, args: Args) -> None:
     """Complete a VMCALL on entry: the host's selected registers become the guest's, and RAX is 0."""
-    gpr, mask = vcpu.context.gpr, vcpu.vmcall_mask
+    gpr = vcpu.context.gpr
+    mask = gpr[1]  # the guest's; the host of a debug TD may have changed it
     gpr[0] = 0
     if mask & 0xFC00:
         if mask & 0x400:

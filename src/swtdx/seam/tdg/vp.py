@@ -10,7 +10,7 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.metadata import Accessor, Field, FieldTable
 from swtdx.seam.metadata_values import read_td, read_vcpu, write_td, write_vcpu
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.tdg.guest_memory import WRITE, private_hpa
+from swtdx.seam.tdg.guest_memory import READ_WRITE, private_hpa
 from swtdx.seam.tdg.tdcall import R8, R9, R10, R11, RAX, RCX, RDX, VERSION_SHIFT, tdcall_leaf
 from swtdx.seam.tdh.sys_info import dump_system, read_system_field
 from swtdx.x86 import PAGE_SIZE
@@ -72,12 +72,15 @@ def _readable(vcpu: Vcpu, table: FieldTable) -> tuple[Field, int]:
     return metadata.lookup(table, identifier, GUEST)
 
 
-@tdcall_leaf("TDG.VM.RD", clears=(R8,))
+@tdcall_leaf("TDG.VM.RD", clears=(R8,), version=0)
+@tdcall_leaf("TDG.VM.RD", clears=(R8,), sets=(RDX,), version=1, also=range(2, 256))
 def tdg_vm_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """Read a field of the TD into R8; version 1: RDX becomes the next field's id."""
-    _own_vm(vcpu)
+    """Read a field of the TD into R8; version 1: RDX becomes the next field's id. Only this leaf refuses others."""
     gpr, td, table = vcpu.context.gpr, vcpu.td, metadata.td_fields(vcpu.td.version)
     version = gpr[RAX] >> VERSION_SHIFT
+    if version > 1:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RAX)
+    _own_vm(vcpu)
     if version:
         field, element = _readable(vcpu, table)
         gpr[RDX] = metadata.following(table, field, element, GUEST, td.cpuid.metadata_codes())
@@ -100,7 +103,7 @@ def tdg_vm_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     return 0
 
 
-@tdcall_leaf("TDG.VP.RD", clears=(R8,))
+@tdcall_leaf("TDG.VP.RD", clears=(R8,), sets=(RDX,))
 def tdg_vp_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Read a field of this virtual CPU into R8; RDX becomes the next field's id."""
     _own_vm(vcpu)
@@ -123,7 +126,7 @@ def tdg_vp_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     return 0
 
 
-@tdcall_leaf("TDG.SYS.RD", clears=(RDX, R8))
+@tdcall_leaf("TDG.SYS.RD", clears=(R8,), sets=(RDX,))
 def tdg_sys_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Read a field of the module into R8; RDX becomes the next field's id."""
     gpr = vcpu.context.gpr
@@ -131,14 +134,14 @@ def tdg_sys_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     return 0
 
 
-@tdcall_leaf("TDG.SYS.RDALL", clears=(R8,))
+@tdcall_leaf("TDG.SYS.RDALL", sets=(R8,))
 def tdg_sys_rdall(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     """Write the module's fields that a guest may see to the page at RDX; R8: where to start and where to go on."""
     gpr, td = vcpu.context.gpr, vcpu.td
     gpa = gpr[RDX]
     if gpa % PAGE_SIZE or gpa >= td.private_limit:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
-    hpa = private_hpa(module, vcpu, args, gpa, WRITE)
+    hpa = private_hpa(module, vcpu, args, gpa, READ_WRITE)
     content, rest = dump_system(module, gpr[R8], GUEST)
     module.memory.write(hpa | td.hkid << module.host.hkid_shift, content)
     gpr[R8] = rest

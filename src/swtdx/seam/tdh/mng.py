@@ -10,7 +10,14 @@ from swtdx.seam import measurement, sept, td_params
 from swtdx.seam.cpuid import VirtualCpuid
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf
 from swtdx.seam.hardware import Args
-from swtdx.seam.identity import ARCH_CAPABILITIES_CONFIG_MASK, HP_LOCK_TIMEOUT_DEFAULT
+from swtdx.seam.identity import (
+    ARCH_CAPABILITIES_ALLOWED,
+    ARCH_CAPABILITIES_FIXED0,
+    ARCH_CAPABILITIES_RRSBA,
+    ARCH_CAPABILITIES_TSX_CTRL,
+    ARCH_CAPABILITIES_XAPIC_DISABLE_STATUS,
+    HP_LOCK_TIMEOUT_DEFAULT,
+)
 from swtdx.seam.lifecycle import Event, LifecycleState, OpState
 from swtdx.seam.msr import MsrPolicy
 from swtdx.seam.pamt import PageType
@@ -134,16 +141,25 @@ def configure(module: TdxModule, td: Td, params: TdParams, checked: Checked) -> 
     td.tsc_frequency = params.tsc_frequency
     td.tsc_multiplier = (params.tsc_frequency * TSC_UNIT_HZ << TSC_FRACTION_BITS) // module.platform.tsc_hz
     td.tsc_offset = -(module.processor.rdtsc() * td.tsc_multiplier >> TSC_FRACTION_BITS) & (1 << 64) - 1
-    mask = params.arch_capabilities_config
-    native = native_msr(module.processor.rdmsr, Msr.ARCH_CAPABILITIES)
-    configurable = ARCH_CAPABILITIES_CONFIG_MASK
-    td.arch_capabilities = native & ~configurable | native & mask if params.msr_config_ctls & 1 else native
     td.cpuid = VirtualCpuid(td, module.processor, checked.cpuid_config, checked.virt_maxpa)
+    native = native_msr(module.processor.rdmsr, Msr.ARCH_CAPABILITIES)
+    td.arch_capabilities = native
+    if td.version.native_msrs:  # module 1.0 asks nothing of the processor, and passes on what it has
+        td.arch_capabilities = arch_capabilities(native, params.arch_capabilities_config, tsx=td.cpuid.has_tsx)
     td.msrs = MsrPolicy(td, module.processor)
     hpa = td.tdcx[MSR_BITMAPS_TDCX_INDEX]
     module.memory.raw[hpa : hpa + PAGE_SIZE] = td.msrs.bitmap
     td.mrconfigid, td.mrowner, td.mrownerconfig = params.mrconfigid, params.mrowner, params.mrownerconfig
     measurement.start(td)
+
+
+def arch_capabilities(native: int, configured: int, *, tsx: bool) -> int:
+    """Return the virtual IA32_ARCH_CAPABILITIES of a TD."""
+    value = native & ~ARCH_CAPABILITIES_FIXED0
+    if not tsx:
+        value &= ~ARCH_CAPABILITIES_TSX_CTRL
+    value &= ~ARCH_CAPABILITIES_ALLOWED | configured
+    return value | configured & ARCH_CAPABILITIES_RRSBA | ARCH_CAPABILITIES_XAPIC_DISABLE_STATUS
 
 
 def illegal_gpa_bits(td: Td) -> int:

@@ -15,7 +15,7 @@ from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import Event, SysState, VcpuState
 from swtdx.seam.pamt import GIB, Tdmr
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.td_params import check_limit_cpuid_maxval, check_tsc_adjust, native_msr
+from swtdx.seam.td_params import check_limit_cpuid_maxval, check_native_msr, check_tsc_adjust, native_msr
 from swtdx.x86 import Msr
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ WAIVED_CPUID: dict[cpuid.Key, cpuid.Registers] = {
     # INVPCID, FDP_EXCPTN_ONLY, FCS/FDS deprecation, SHA; MOVDIRI/MOVDIR64B/bus lock; fast short REP, arch perfmon; RTM
     # is module 1.0's demand, as are all of leaf 0xA but its first byte
     (7, 0): (0, 1 << 6 | 1 << 10 | 1 << 11 | 1 << 13 | 1 << 29 | 1 << 1, 0x9900_0000, 0xFC08_2600),
-    # PSFD, IPRED_CTRL, RRSBA_CTRL, BHI_CTRL
-    (7, 2): (0, 0, 0, 0x17),
     (0xA, None): (0xFFFF, 0, 0xF, 0x801F),
     # XSAVEC, XSAVES; CET states
     (0xD, 1): (0xF, 0, 0x1800, 0),
@@ -47,14 +45,19 @@ feature. The TD then sees the feature as absent, which is the truth. All else is
 def tdh_sys_init(module: TdxModule, args: Args, lp: int) -> int:
     """Start the module: check the platform, once.
 
-    There are no SMRRs, no SEAMOPS capabilities and no VMX or TME MSRs to check on this processor.
+    There are no SMRRs, no SEAMOPS capabilities and no VMX or TME MSRs to check on this processor. The MSRs that tell
+    which vulnerabilities it has, and what it mitigates, must be as the module wants them.
     """
     module.contention.check(Operand.SYS)
     if args.rcx:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
     if module.state is not SysState.SYSINIT_PENDING:
         raise Status(StatusCode.SYS_INIT_NOT_PENDING)
-    check_limit_cpuid_maxval(module.processor.rdmsr)
+    read = module.processor.rdmsr
+    for msr in module.version.native_msrs:
+        check_native_msr(read, *msr)
+    check_limit_cpuid_maxval(read)
+    check_native_msr(read, Msr.MISC_ENABLE, *module.version.misc_enable)
     cpuid.check_native(module.processor, WAIVED_CPUID, module.version)
     if module.platform.mktme_keyids + module.platform.tdx_keyids >= module.version.max_hkids:
         raise Status(StatusCode.NUM_ACTIVATED_HKIDS_NOT_SUPPORTED, module.version.max_hkids)
@@ -77,6 +80,7 @@ def tdh_sys_lp_init(module: TdxModule, args: Args, lp: int) -> int:
     if lp in module.initialized_lps:
         raise Status(StatusCode.SYS_LP_INIT_DONE)
     module.contention.check_entropy()
+    check_limit_cpuid_maxval(module.processor.rdmsr)
     if module.package_of(lp) >= identity.MAX_PACKAGES:
         raise Status(StatusCode.INVALID_PKG_ID, module.package_of(lp))
     check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
