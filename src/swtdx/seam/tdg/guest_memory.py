@@ -132,7 +132,7 @@ def _qualification(access: int, rights: int) -> int:
 def shared_hpa(module: TdxModule, vcpu: Vcpu, args: Args, gpa: int, access: int) -> int:
     """Return where shared memory that a TDCALL names is: walk the host's EPT as the processor would.
 
-    Raises Interrupted: a TD exit for an entry that is malformed or does not allow the access, #VE where bit 63 is clear.
+    Raises Interrupted: a TD exit for an entry that is malformed or forbids the access, #VE where bit 63 is clear.
     """
     qwords, level, rights, table = module.memory.qwords, vcpu.td.sept.levels, 7, vcpu.shared_eptp
     while True:
