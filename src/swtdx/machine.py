@@ -48,7 +48,7 @@ class MachineKernel(EmulatedKernel):
         self,
         processor: Processor,
         module: TdxModule,
-        dialect: Dialect,
+        dialect: Dialect | None = None,
         config: KernelConfig = DEFAULT_CONFIG,
     ) -> None:
         super().__init__(processor, dialect, config)
@@ -108,18 +108,19 @@ class MachineKernel(EmulatedKernel):
 
 
 def boot(
-    dialect: Dialect = Dialect.UPSTREAM,
+    dialect: Dialect | None = None,
     platform: Platform | None = None,
     config: KernelConfig = DEFAULT_CONFIG,
     *,
     trace: Emit | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
-    """Power on an emulated machine: load the TDX module, boot a kernel that speaks ``dialect``.
+    """Power on an emulated machine: load the TDX module, boot a kernel.
 
-    ``switches`` are fields of ``config`` that differ: ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
+    ``dialect`` alone is short for the newest released Linux that speaks it. ``switches`` are fields of ``config`` that
+    differ: ``boot(kernel_release="6.16")``, ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
-    Raises ValueError for a platform that is not valid.
+    Raises ValueError for a platform or a release that is not valid.
     """
     config = replace(config, **switches)
     processor = Processor(platform)
@@ -144,7 +145,7 @@ def _identity(platform: Platform) -> Identity:
 
 def open_kernel(
     name: KernelName = "emulated",
-    dialect: Dialect = Dialect.UPSTREAM,
+    dialect: Dialect | None = None,
     platform: Platform | None = None,
     config: KernelConfig = DEFAULT_CONFIG,
     *,

@@ -16,8 +16,8 @@ A test that fails with a refused ioctl shows the kernel's reason, the rule that 
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
-dialect="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel, on a
-machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as many
+kernel_release="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel, on
+a machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as many
 processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that
 is the default.
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 120.0
 """Seconds that a firmware gets to show the awaited text, unless told otherwise."""
 
-_TDX_PARAMETERS = ("dialect", "no_rbp_mod", "processors", "module_version", "module_updated")
+_TDX_PARAMETERS = ("kernel_release", "dialect", "no_rbp_mod", "processors", "module_version", "module_updated")
 _TD_PARAMETERS = ("code", "firmware", "memory", "cpus")
 
 
@@ -65,7 +65,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tdx-dialect",
         choices=("upstream", "v10"),
         default="upstream",
-        help="TDX ioctls of the embedded kernel, where a test does not say: Linux 6.16 (default), or November 2022",
+        help="short for --tdx-kernel-release: the newest released Linux (default), or the series of November 2022",
+    )
+    group.addoption(
+        "--tdx-kernel-release",
+        metavar="RELEASE",
+        default=None,
+        help="which Linux the embedded kernel is, where a test does not say: 6.16, 6.18, 6.19, 7.1, 7.2 (default), "
+        "7.3-rc, next, v10",
     )
     group.addoption("--tdx-pki", metavar="FOLDER", help="where the test keys of quotes are kept; not given: nowhere")
 
@@ -103,6 +110,9 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 
     options = _marker(request, "tdx", _TDX_PARAMETERS)
     dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
+    release = options.get("kernel_release")
+    if release is None and "dialect" not in options:  # the marker of a test goes before the options of the session
+        release = request.config.getoption("--tdx-kernel-release")
     if request.config.getoption("--tdx-kernel") == "host":
         yield _host_kernel(dialect if "dialect" in options else None)
         return
@@ -116,7 +126,12 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         platform = replace(platform, module_version=options["module_version"])
     if options.get("module_updated"):
         platform = replace(platform, module_updated=True)
-    kernel = boot(dialect, platform, no_rbp_mod=options.get("no_rbp_mod", False))
+    kernel = boot(
+        dialect if release is None or "dialect" in options else None,
+        platform,
+        kernel_release=release,
+        no_rbp_mod=options.get("no_rbp_mod", False),
+    )
     try:
         yield kernel
     finally:

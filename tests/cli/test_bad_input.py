@@ -25,7 +25,7 @@ from tests.vmm.fake_kernel import FakeKernel
         (["run", "--cpus", "many"], ["--cpus"]),
         (["run", "--dialect", "v11"], ["v11", "upstream", "v10"]),
         (["run", "--module-version", "2"], ["1.5.06", "1.0"]),
-        (["run", "--module-version", "1.0"], ["TDH.SYS.RD", "--dialect v10"]),
+        (["run", "--module-version", "1.0"], ["TDH.SYS.RD", "--kernel-release v10"]),
         (["run", "--module-version", "1.0", "--kvm", "host"], ["embedded kernel"]),
         (["run", "--kvm", "other"], ["other", "emulated", "host"]),
         (["run", "--kernel", "absent"], ["kernel", "absent", "No such file"]),

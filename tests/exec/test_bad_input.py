@@ -142,7 +142,7 @@ def test_options(swtdx_exec: Run) -> None:
     for options, words in {
         ("--memory", "much"): "--memory",
         ("--memory", "1536M"): "1 GiB",
-        ("--module-version", "1.0"): "--dialect v10",
+        ("--module-version", "1.0"): "--kernel-release v10",
         ("--dialect", "v11"): "v11",
         ("--trace", "/no/such/folder/trace"): "--trace",
         ("--json", "/no/such/folder/record"): "--json",

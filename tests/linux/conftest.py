@@ -215,13 +215,15 @@ class Bench:
         return max(self.kernel.vms, key=lambda kvm: kvm.number)
 
 
-def boot(dialect: Dialect, *, enable_tdx: bool = True, **platform: int) -> Bench:
+def boot(
+    dialect: Dialect | None = None, *, enable_tdx: bool = True, release: str | None = None, **platform: int
+) -> Bench:
     """A bench with a scripted module."""
     settings: dict[str, Any] = {"memory_size": 1 << 30, "logical_processors": 2, **platform}
     processor = Processor(Platform(**settings))
     module = ScriptedModule()
     processor.load_seam_module(module)
-    kernel = EmulatedKernel(processor, dialect, KernelConfig(enable_tdx=enable_tdx))
+    kernel = EmulatedKernel(processor, dialect, KernelConfig(enable_tdx=enable_tdx, kernel_release=release))
     return Bench(kernel, module)
 
 
@@ -265,9 +267,14 @@ def ept_violation(gpa: int, qualification: int = 2, extended: int = 0) -> Callab
 
 
 @pytest.fixture
-def bench() -> Bench:
-    """Upstream."""
-    return boot(Dialect.UPSTREAM)
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """The newest released kernel, or with `on_release` another one."""
+    return boot(release=getattr(request, "param", None))
+
+
+def on_release(name: str) -> pytest.MarkDecorator:
+    """Let the fixture ``bench`` of a test be that release."""
+    return pytest.mark.parametrize("bench", [name], indirect=True)
 
 
 @pytest.fixture

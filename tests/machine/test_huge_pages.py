@@ -84,7 +84,9 @@ class Guest:
 
 @contextmanager
 def running(huge: bool, dialect: Dialect = Dialect.UPSTREAM) -> Iterator[tuple[MachineKernel, Guest]]:
-    kernel = boot(dialect, Platform(memory_size=1 << 30), tdx_huge_page=huge)
+    # upstream: the series is a part of `next` only; what it does is shown there.
+    release = "next" if dialect is Dialect.UPSTREAM else None
+    kernel = boot(dialect, Platform(memory_size=1 << 30), kernel_release=release, tdx_huge_page=huge)
     with Kvm(kernel) as device:
         before = kernel.pages.in_use
         guest = Guest(device)

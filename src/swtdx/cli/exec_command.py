@@ -5,18 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from swtdx.cli.kernel_choice import (
+    DialectChoice,
+    DialectOption,
+    KernelReleaseOption,
+    ModuleVersionChoice,
+    ModuleVersionOption,
+    chosen_release,
+    module_refusal,
+)
 from swtdx.cli.output import OutputError
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.exec.program import FrontEnd, ProgramError
 from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError, Settings
 from swtdx.trace.file import TraceFormat
+from swtdx.uapi.release import KernelRelease
 from swtdx.units import readable_size
 
 EPILOG = """
@@ -27,6 +36,8 @@ EPILOG = """
 [cyan]swtdx exec -- ./my_vmm --tdx[/cyan] - a VMM of your own
 
 [cyan]swtdx exec -- pytest tests/[/cyan] - its tests, on a machine without TDX
+
+[cyan]swtdx exec --kernel-release 6.16 -- ./my_vmm[/cyan] - as an older Linux answers
 
 [cyan]swtdx exec --trace run.jsonl -- ./my_vmm[/cyan] - then: swtdx trace summary run.jsonl
 
@@ -41,20 +52,6 @@ that of COMMAND, 128 plus its number if a signal killed it; 125 swtdx itself fai
 
 OWN_FAILURE = 125
 GIB = 1 << 30
-
-
-class DialectName(StrEnum):
-    """Which ioctl interface."""
-
-    upstream = "upstream"
-    v10 = "v10"
-
-
-class ModuleVersion(StrEnum):
-    """Which TDX module."""
-
-    v1_5 = "1.5.06"
-    v1_0 = "1.0"
 
 
 class ExecFailure(Failure):
@@ -74,10 +71,9 @@ def exec_(
     command: Annotated[
         list[str], typer.Argument(metavar="[--] COMMAND [ARGUMENT]...", help="The program and its arguments.")
     ],
-    dialect: Annotated[
-        DialectName, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
-    ] = DialectName.upstream,
-    module_version: Annotated[ModuleVersion, typer.Option(help="The TDX module.")] = ModuleVersion.v1_5,
+    kernel_release: KernelReleaseOption = None,
+    dialect: DialectOption = None,
+    module_version: ModuleVersionOption = ModuleVersionChoice.v1_5,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The machine's memory for TDs and page tables, in GiB; used as needed.")
     ] = readable_size(MEMORY),
@@ -125,20 +121,19 @@ def exec_(
     from swtdx.cli.exec_record import Keeper
     from swtdx.exec.sightings import files
 
-    if module_version is ModuleVersion.v1_0 and dialect is DialectName.upstream and not no_tdx:
-        raise ExecFailure(
-            "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10",
-            OWN_FAILURE,
-        )
+    release = _release(kernel_release, dialect)
+    refusal = module_refusal(release, module_version)
+    if refusal is not None and not no_tdx:
+        raise ExecFailure(refusal, OWN_FAILURE)
     settings = Settings(
-        dialect=dialect.value,
+        kernel_release=release.value,
         module_version=module_version.value,
         memory=_machine_memory(memory),
         processors=processors,
         tdx=not no_tdx,
         quiet=quiet,
         host=allow_host_kvm,
-        files=files(tdx=not no_tdx),
+        files=files(tdx=not no_tdx, release=release, module_version=module_version.value),
         pki="" if no_tdx else _keys(pki),
     )
     with foreseen(), Keeper(command, trace, trace_format, html, json) as keeper:
@@ -147,12 +142,21 @@ def exec_(
     raise typer.Exit(status)
 
 
-def launch(command: list[str]) -> int:
-    """Run a command on the default machine. Return its exit status."""
+def _release(release: KernelRelease | None, dialect: DialectChoice | None) -> KernelRelease:
+    try:
+        return chosen_release(release, dialect)
+    except InputError as error:
+        raise ExecFailure(str(error), OWN_FAILURE) from None
+
+
+def launch(command: list[str], kernel_release: KernelRelease | None = None) -> int:
+    """Run a command on the default machine, with another kernel if one is named. Return its exit status."""
     from swtdx.exec.sightings import files
 
+    release = chosen_release(kernel_release, None)
     with foreseen():
-        return _execute(command, Settings(files=files(tdx=True), pki=_keys(None)), None)
+        settings = Settings(kernel_release=release.value, files=files(tdx=True, release=release), pki=_keys(None))
+        return _execute(command, settings, None)
 
 
 def _keys(named: Path | None) -> str:

@@ -23,6 +23,7 @@ from swtdx.trace.event import Event
 from swtdx.trace.file import TraceError, TraceFormat, read_events
 from swtdx.trace.history import RunHistory
 from swtdx.trace.html import page
+from swtdx.uapi.release import KernelRelease
 
 
 class Keeper:
@@ -72,7 +73,8 @@ class Keeper:
             "swtdx": swtdx.__version__,
             "command": self._command,
             "status": status,
-            "dialect": self._settings.dialect,
+            "kernel_release": self._settings.kernel_release,
+            "dialect": KernelRelease(self._settings.kernel_release).dialect_name,
             "module_version": self._settings.module_version,
             "processes": processes,
         }
@@ -105,10 +107,11 @@ class Keeper:
             complain(f"--html: {error}")
             return ""
         tds = [td for process in processes for td in process["tds"]]
+        release = KernelRelease(record["kernel_release"])
         history.record = {
             "vm_type": "tdx" if tds else "default",
             "text": " ".join(self._command),
-            "subtitle": f"under swtdx exec, {record['dialect']} dialect; exit status {record['status']}",
+            "subtitle": f"under swtdx exec, {release.words}; exit status {record['status']}",
             **({"mrtd": tds[-1]["mrtd"], "rtmr": tds[-1]["rtmr"], "mrtd_source": "the TDX module"} if tds else {}),
         }
         history.finish()

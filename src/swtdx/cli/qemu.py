@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from swtdx.cli.exec_command import OWN_FAILURE, ExecFailure
+from swtdx.cli.kernel_choice import KernelReleaseOption
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -46,6 +47,7 @@ def qemu(
     print_: Annotated[bool, typer.Option("--print", help="Print the command and do not execute it.")] = False,
     binary: Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU.")] = "qemu-system-x86_64",
     firmware: Annotated[Path | None, typer.Option(metavar="IMAGE", help="The TDVF image.")] = None,
+    kernel_release: KernelReleaseOption = None,
 ) -> None:
     """Run QEMU with a Trust Domain on the emulated kernel.
 
@@ -59,7 +61,8 @@ def qemu(
     given = list(arguments or ())
     command = [program, *td_arguments(given, firmware), *given]
     if print_:
-        print(shlex.join(["swtdx", "exec", "--", *command]))
+        chosen = ["--kernel-release", kernel_release.value] if kernel_release is not None else []
+        print(shlex.join(["swtdx", "exec", *chosen, "--", *command]))
         return
     version = version_of(program)
     if version is not None and version < TDX_SINCE:
@@ -68,7 +71,7 @@ def qemu(
             "(--qemu PROGRAM), or run an ordinary VM with swtdx exec",
             OWN_FAILURE,
         )
-    raise typer.Exit(launch(command))
+    raise typer.Exit(launch(command, kernel_release))
 
 
 def td_arguments(given: list[str], firmware: Path | None) -> list[str]:

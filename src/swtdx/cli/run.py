@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from swtdx.cli.kernel_choice import (
+    DialectOption,
+    KernelReleaseOption,
+    ModuleVersionChoice,
+    ModuleVersionOption,
+    chosen_release,
+    module_refusal,
+)
 from swtdx.cli.option_groups import grouped
 from swtdx.trace.file import TraceFormat
 
@@ -28,9 +36,9 @@ EPILOG = """
 
 [cyan]swtdx run --firmware OVMF.fd --memory 2G --cpus 2 --timeout 60[/cyan]
 
-[cyan]swtdx run --dialect v10[/cyan] - by the ioctls of November 2022
+[cyan]swtdx run --kernel-release 6.16[/cyan] - on an older Linux
 
-[cyan]swtdx run --dialect v10 --module-version 1.0[/cyan] - and on a TDX module of that time
+[cyan]swtdx run --kernel-release v10 --module-version 1.0[/cyan] - the ioctls and the TDX module of November 2022
 
 [cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
@@ -72,20 +80,6 @@ class VmType(StrEnum):
 
     tdx = "tdx"
     default = "default"
-
-
-class DialectChoice(StrEnum):
-    """Which ioctl interface."""
-
-    upstream = "upstream"
-    v10 = "v10"
-
-
-class ModuleVersionChoice(StrEnum):
-    """Which TDX module, of `swtdx.cpu.platform.MODULE_VERSIONS`."""
-
-    v1_5 = "1.5.06"
-    v1_0 = "1.0"
 
 
 class OnPanicChoice(StrEnum):
@@ -163,13 +157,9 @@ class Host:
     kvm: Annotated[
         KvmChoice | None, typer.Option(help="The embedded kernel's KVM (default), or this machine's own /dev/kvm.")
     ] = None
-    dialect: Annotated[
-        DialectChoice, typer.Option(help="TDX ioctls of Linux 6.16 and later, or of the document of Nov 2022.")
-    ] = DialectChoice.upstream
-    module_version: Annotated[
-        ModuleVersionChoice,
-        typer.Option(help="The TDX module of the embedded kernel's machine. 1.0 is of the v10 dialect's time."),
-    ] = ModuleVersionChoice.v1_5
+    kernel_release: KernelReleaseOption = None
+    dialect: DialectOption = None
+    module_version: ModuleVersionOption = ModuleVersionChoice.v1_5
     no_rbp_mod: Annotated[
         bool,
         typer.Option(
@@ -180,7 +170,8 @@ class Host:
     no_huge_pages: Annotated[
         bool,
         typer.Option(
-            "--no-huge-pages", help="Map private memory in 4 KiB pages only, as merged kernels do: slower, same guest."
+            "--no-huge-pages",
+            help="With --kernel-release next: map private memory in 4 KiB pages, as released kernels do.",
         ),
     ] = False
 
@@ -200,22 +191,36 @@ class Host:
                 raise InputError(f"--kernel {guest.kernel} and --kvm {kvm} contradict each other")
             kvm = KvmChoice(str(guest.kernel))
         kvm = kvm or KvmChoice.emulated
-        if self.module_version is ModuleVersionChoice.v1_0:
-            if kvm is KvmChoice.host:
-                raise InputError(
-                    "--module-version 1.0 is for the embedded kernel: this machine has the module that it has"
-                )
-            if self.dialect is DialectChoice.upstream and guest.is_td:
-                raise InputError(
-                    "--module-version 1.0 has no TDH.SYS.RD, which Linux 6.16 and later need for TDs: add --dialect v10"
-                )
+        release = chosen_release(self.kernel_release, self.dialect)
+        emulated = kvm is KvmChoice.emulated
+        if not emulated:
+            self._check_host()
+        refusal = module_refusal(release, self.module_version)
+        if refusal is not None and guest.is_td:
+            raise InputError(refusal)
         return {
             "kvm": kvm.value,
-            "dialect": Dialect(self.dialect.value) if kvm is KvmChoice.emulated else None,
+            "kernel_release": release.value if emulated else None,
+            "dialect": Dialect(release.dialect_name) if emulated else None,
             "module_version": self.module_version.value,
             "no_rbp_mod": self.no_rbp_mod,
             "huge_pages": not self.no_huge_pages,
         }
+
+    def _check_host(self) -> None:
+        """Refuse what only an emulated machine can choose. Raises InputError."""
+        from swtdx.cli.parameters import InputError
+
+        if self.module_version is not ModuleVersionChoice.v1_5:
+            raise InputError(
+                f"--module-version {self.module_version.value} is for the embedded kernel: this machine has the module "
+                "that it has"
+            )
+        if self.kernel_release is not None:
+            raise InputError(
+                f"--kernel-release {self.kernel_release.value} is for the embedded kernel: this machine has the kernel "
+                "that it has"
+            )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from rich.text import Text
 
 import swtdx
 from swtdx.image.mrtd import Order
-from swtdx.uapi.abilities import inspectable
+from swtdx.uapi.abilities import inspectable, stated_release
+from swtdx.uapi.release import KernelRelease
 from swtdx.units import readable_size
 from swtdx.vmm.launch import Machine, Plan
 from swtdx.vmm.outcome import Outcome
@@ -93,6 +94,7 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
         "swtdx": swtdx.__version__,
         "kernel": machine.vm.kernel.name,
         "vm_type": "tdx" if plan.td else "default",
+        "kernel_release": stated_release(machine.vm.kernel),
         "dialect": machine.vm.dialect.value if plan.td else None,
         "firmware": {
             "path": str(plan.firmware.path),
@@ -125,12 +127,17 @@ def show(to: Console, kept: dict[str, Any]) -> None:
         to.print(Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"), value), soft_wrap=True)
 
 
+def _kernel_words(kept: dict[str, Any]) -> str:
+    release = kept["kernel_release"]
+    return f"the {kept['kernel']} kernel" + (f" ({KernelRelease(release).words})" if release else "")
+
+
 def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, value) of each line."""
     yield "outcome", kept["text"]
-    kind = f"TD ({kept['dialect']} dialect)" if kept["vm_type"] == "tdx" else "ordinary VM"
+    kind = "TD" if kept["vm_type"] == "tdx" else "ordinary VM"
     cpus = f"{kept['cpus']} vCPU{'s' if kept['cpus'] > 1 else ''}"
-    yield "machine", f"{kind} on the {kept['kernel']} kernel, {readable_size(kept['memory'])}, {cpus}"
+    yield "machine", f"{kind} on {_kernel_words(kept)}, {readable_size(kept['memory'])}, {cpus}"
     if kept["vm_type"] == "tdx":
         yield "MRTD", kept["mrtd"]
         yield "", _origin(kept)

@@ -64,9 +64,8 @@ UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.0  # for what a kernel prints after it has reported its panic
 _LEAST_PLATFORM_GIB = 8
-EASY_GOING = KernelConfig(no_rbp_mod=False, tdx_huge_page=True)
-"""What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does, and huge pages save 511
-of 512 faults, which no merged kernel does yet."""
+EASY_GOING = KernelConfig(no_rbp_mod=False)
+"""What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does."""
 
 
 class OnPanic(Enum):
@@ -84,6 +83,7 @@ class Options:
     memory: int = 256 << 20
     cpus: int = 1
     td: TdParameters | None = field(default_factory=TdParameters)
+    kernel_release: str | None = None  # of the embedded kernel; None: the newest released one
     dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
     kvm: str = "emulated"
     module_version: str | None = None  # of the TDX module; None: the platform's default
@@ -294,8 +294,9 @@ def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> K
         module_updated=options.module_updated,
         report_key=report_key,
         config=KernelConfig(
+            kernel_release=options.kernel_release,
             no_rbp_mod=options.no_rbp_mod,
-            tdx_huge_page=options.huge_pages,
+            tdx_huge_page=None if options.huge_pages else False,
             debug_tds=options.td is not None and options.td.is_debug,
         ),
         trace=trace,

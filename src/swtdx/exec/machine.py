@@ -16,7 +16,6 @@ from swtdx.cpu.platform import PKRU_OFFSET, Platform
 from swtdx.exec.settings import Settings
 from swtdx.machine import boot as power_on
 from swtdx.trace.event import Emit
-from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.traced_kernel import TracedKernel
 
 if TYPE_CHECKING:
@@ -60,5 +59,10 @@ def _host_pkru_offset() -> int:
 
 def boot(settings: Settings, trace: Emit | None) -> tuple[MachineKernel, Kernel]:
     """Boot the machine. Return its kernel, and the same as calls reach it: watched, if there is a ``trace``."""
-    machine = power_on(Dialect(settings.dialect), platform(settings), enable_tdx=settings.tdx, trace=trace)
+    machine = power_on(
+        platform=platform(settings),
+        kernel_release=settings.kernel_release,
+        enable_tdx=settings.tdx,
+        trace=trace,
+    )
     return machine, machine if trace is None else TracedKernel(machine, trace)

@@ -20,6 +20,8 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from swtdx.uapi.release import NEWEST_RELEASE
+
 LIBRARY = "swtdx.so"
 MEMORY = 64 << 30
 """The machine's memory where nothing is said: sparse, and more than a VMM will ask for."""
@@ -34,7 +36,7 @@ class ExecError(Exception):
 class Settings:
     """The machine, and what to keep of a run. Sizes in bytes, paths absolute."""
 
-    dialect: str = "upstream"
+    kernel_release: str = NEWEST_RELEASE.value
     module_version: str = "1.5.06"
     memory: int = MEMORY
     processors: int = PROCESSORS

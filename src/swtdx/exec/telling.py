@@ -16,6 +16,7 @@ from swtdx.exec.settings import Settings
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_MEMORY_ENCRYPT_OP, ioctl_name
+from swtdx.uapi.release import KernelRelease
 
 _STDERR = 2
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d+)\b")
@@ -30,7 +31,7 @@ class Telling:
 
     def __init__(self, settings: Settings) -> None:
         self._quiet = settings.quiet
-        self._dialect = Dialect(settings.dialect)
+        self._dialect = Dialect(KernelRelease(settings.kernel_release).dialect_name)
         self._said: set[str] = set()
 
     def refused(self, request: int, argument: int, number: int, reason: str) -> tuple[str, str, str] | None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The emulated kernel: what boots on a `Processor`, and the system calls it serves (uapi.kernel.Kernel).
 
-It allocates pages from the machine's RAM, brings the TDX module up if there is one, and offers /dev/kvm. The dialect
-says which kernel it is: one with the TDX ABI of Linux 6.16 (upstream), or one with the series of November 2022 (v10).
+It allocates pages from the machine's RAM, brings the TDX module up if there is one, and offers /dev/kvm. Which Linux it
+is, is `swtdx.linux.release`: the newest released one, if nothing else is asked for.
 Whatever goes wrong, a caller sees OSError: an internal error is logged, kills the VM it happened in, and is EIO.
 """
 
@@ -24,7 +24,7 @@ from swtdx.linux.config import KernelConfig
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.files import FileTable
 from swtdx.linux.mm import PageAllocator
-from swtdx.linux.release import RELEASES
+from swtdx.linux.release import release_for
 from swtdx.linux.sched import HostCpus, TimerQueue
 from swtdx.linux.uaccess import current_mm
 from swtdx.linux.virt.kvm import mmu_notifier
@@ -41,6 +41,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = KernelConfig()
+_MODULE_FEATURES = (
+    (FEATURE_NO_RBP_MOD, "NO_RBP_MOD", "virt/tdx: frame pointer (RBP) clobber bug present, upgrade TDX module"),
+    (FEATURE_TOPOLOGY_ENUM, "TOPOLOGY_ENUM", "kvm_intel turns TDX off without a line in the log"),
+)
+"""What the kernel needs of TDX_FEATURES0, in its order, and what its log says where it is missing."""
 ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
 
 
@@ -52,13 +57,17 @@ class EmulatedKernel:
     def __init__(
         self,
         processor: Processor,
-        dialect: Dialect = Dialect.UPSTREAM,
+        dialect: Dialect | None = None,
         config: KernelConfig = DEFAULT_CONFIG,
     ) -> None:
+        """Raises ValueError for a release that does not exist, or that does not speak ``dialect``."""
         self.processor = processor
         self.config = config
-        self.dialect = dialect
-        self.release = RELEASES[dialect]
+        self.release = release_for(config.kernel_release, dialect)
+        self.release_name = self.release.name
+        self.dialect = self.release.dialect
+        large = config.tdx_huge_page
+        self.tdx_huge_page = self.release.maps_2m_private if large is None else large
         self.last_refusal = NO_REASON
         """Why the last call was refused."""
         self.sees_signals = False
@@ -80,7 +89,7 @@ class EmulatedKernel:
         if config.enable_tdx and processor.module_loaded:
             self.tdx = self.tdx_bringup()
         self.kvm_x86_ops = vt_x86_ops(self.tdx is not None)
-        self.supported_vm_types = 1 | (1 << dialect.vm_type_tdx if self.tdx is not None else 0)
+        self.supported_vm_types = 1 | (1 << self.dialect.vm_type_tdx if self.tdx is not None else 0)
         self.capabilities = system_capabilities(self)
 
     @property
@@ -118,11 +127,14 @@ class EmulatedKernel:
             return
         if not tdx_get_supported_attrs(info) or not tdx_get_supported_xfam(info, self.supported_xfam):
             raise TdxUnavailable("the module demands attributes or extended features that KVM does not support")
-        for feature, name in ((FEATURE_TOPOLOGY_ENUM, "TOPOLOGY_ENUM"), (FEATURE_NO_RBP_MOD, "NO_RBP_MOD")):
+        for feature, name, line in _MODULE_FEATURES:
             if not info.features0 & feature:
-                raise TdxUnavailable(f"the module lacks {name}")
+                raise TdxUnavailable(f"the module lacks {name} ({line})")
         if info.max_vcpus_per_td < self.cpus.count:
-            raise TdxUnavailable(f"the module allows {info.max_vcpus_per_td} vCPUs, the host has {self.cpus.count}")
+            raise TdxUnavailable(
+                f"Disable TDX: MAX_VCPU_PER_TD ({info.max_vcpus_per_td}) smaller than number of logical CPUs "
+                f"({self.cpus.count})."
+            )
 
     def feature_msr(self, index: int) -> int | None:
         """KVM_GET_MSRS on /dev/kvm: what KVM can virtualise of a feature MSR."""

@@ -1,26 +1,35 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one kernel does otherwise than another: a named behaviour each, in one record per kernel.
+"""What one kernel does otherwise than another: a named behaviour each, in one record per release.
 
 `swtdx.uapi.dialect` has the numbers and structures that cross the system-call line. Here is what the kernel does behind
-it. Code asks ``kernel.release`` for a behaviour and never which kernel it is, so that another kernel is another record.
+it. Code reads a behaviour of ``kernel.release`` and never asks which release it is, so that another release is another
+record. `RELEASES` states each release by what it changes against the one before. The documentation makes a page of it,
+"What changes from release to release", from the docstrings below.
 
-Sources: Linux 6.16, arch/x86/kvm (upstream); the series "KVM TDX basic feature support" of November 2022 (v10).
+Sources: Linux 6.16.1, 6.18.15, 6.19.11, 7.1.13, 7.2.8 and 7.3-rc7, arch/x86/kvm and virt/kvm; the series "KVM TDX basic
+feature support" of November 2022 (v10); for ``next`` the series that are posted and not merged.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from swtdx.uapi.capability import Cap
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
+from swtdx.uapi.release import SHORT_FORMS, KernelRelease
 
 
 @dataclass(frozen=True)
 class Release:
     """The behaviours of one kernel."""
+
+    name: KernelRelease
+    dialect: Dialect
+    """The layouts and numbers of its TDX sub-commands."""
 
     # --- bring-up and /dev/kvm ----------------------------------------------------------------------------------------
     reads_module_fields: bool
@@ -30,15 +39,23 @@ class Release:
     reports_guest_phys_bits: bool
     """KVM_GET_SUPPORTED_CPUID: GuestPhysAddrSize in leaf 0x80000008."""
     absent_ioctls: frozenset[int]
+    """ioctls that do not exist."""
     absent_capabilities: frozenset[int]
+    """Capabilities that KVM_CHECK_EXTENSION answers with 0."""
     max_vcpus_can_be_enabled: bool
     """KVM_ENABLE_CAP of KVM_CAP_MAX_VCPUS."""
+    shows_module_in_sysfs: bool
+    """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
     # --- building a TD ------------------------------------------------------------------------------------------------
     tds_have_attributes: bool
     """User space says by KVM_SET_MEMORY_ATTRIBUTES which memory of a TD is private."""
     reserved_members: tuple[str, ...]
     """Members of kvm_tdx_cmd that must be 0, beside the one for the status."""
+    vcpu_command_is_read_first: bool
+    """A sub-command on a vCPU is read before the state of the TD is checked: EFAULT comes before EINVAL."""
+    init_vm_checks_nent_again: bool
+    """KVM_TDX_INIT_VM fails with EINVAL if cpuid.nent changes between the two times that the kernel reads it."""
     init_reports_operands: bool
     """An operand that TDH.MNG.INIT refuses is EINVAL with the status in hw_error; else any failure is EIO with it."""
     vcpus_need_initialized_td: bool
@@ -47,73 +64,166 @@ class Release:
     """KVM_MEMORY_ENCRYPT_OP on an initialised vCPU fails before the command is read."""
     sets_apic_base: bool
     """KVM_TDX_INIT_VCPU sets IA32_APIC_BASE; else it switches the local APIC to x2APIC mode."""
+    null_source: int
+    """The errno of KVM_TDX_INIT_MEM_REGION with source_addr 0."""
+    pins_source_first: bool
+    """KVM_TDX_INIT_MEM_REGION reads the source before it looks at the page: EFAULT comes before EINVAL for a page that
+    is not private, and before the error for a page that is populated."""
+    populated_twice: int
+    """The errno of KVM_TDX_INIT_MEM_REGION for a page that is populated already."""
+    maps_and_adds_at_once: bool
+    """TDH.MEM.PAGE.ADD is a part of mapping a page: if the module refuses it, the VM is dead (if the module is busy,
+    nothing is mapped); else the page stays mapped without contents, and KVM_TDX_FINALIZE_VM fails with EINVAL."""
 
     # --- a running TD -------------------------------------------------------------------------------------------------
+    maps_2m_private: bool
+    """Private memory is mapped 2 MiB at a time where a TD accepts 2 MiB; else always 4 KiB."""
     tracks_while_building: bool
     """Call TDH.MEM.TRACK when a mapping of a TD is removed that is not finalized yet, and once it is finalized."""
     map_gpa_needs_exit: bool
     """TDG.VP.VMCALL<MapGPA> is unsupported unless user space enabled KVM_EXIT_HYPERCALL for it."""
     map_gpa_knows_guest_width: bool
     """MapGPA refuses GPAs beyond the guest's own address width; else beyond 52 bits."""
+    map_gpa_knows_errnos: bool
+    """After MapGPA hypercall.ret EAGAIN is RETRY for the guest, EINVAL is INVALID_OPERAND, and any other value but 0
+    fails KVM_RUN with EINVAL; else any value but 0 is INVALID_OPERAND."""
     vm_call_info_to_user_space: bool
     """GetTdVmCallInfo with R12 = 1 asks user space."""
+    x2apic_by_register: bool
+    """The x2APIC registers that TDVMCALL RDMSR and WRMSR reach are a list. Else they are the whole range 0x800 to 0x8ff
+    without TPR, PPR, EOI and the first of ISR, TMR and IRR each: SELF_IPI can be written, the others read as 0."""
+
+    # --- the end of a TD ----------------------------------------------------------------------------------------------
+    serves_terminate_vm: bool
+    """KVM_TDX_TERMINATE_VM, and its bit in KVM_TDX_CAPABILITIES."""
 
 
 def _requests(*names: str) -> frozenset[int]:
     return frozenset(int(REQUESTS[name]) for name in names)
 
 
-RELEASES: Mapping[Dialect, Release] = MappingProxyType(
+_6_16 = Release(
+    name=KernelRelease.V6_16,
+    dialect=Dialect.UPSTREAM,
+    reads_module_fields=True,
+    checks_module_features=True,
+    reports_guest_phys_bits=True,
+    absent_ioctls=frozenset(),
+    absent_capabilities=frozenset(),
+    max_vcpus_can_be_enabled=False,
+    shows_module_in_sysfs=False,
+    tds_have_attributes=True,
+    reserved_members=(),
+    vcpu_command_is_read_first=False,
+    init_vm_checks_nent_again=False,
+    init_reports_operands=True,
+    vcpus_need_initialized_td=True,
+    initialized_vcpu_takes_no_command=False,
+    sets_apic_base=True,
+    null_source=errno.EFAULT,
+    pins_source_first=False,
+    populated_twice=errno.EEXIST,
+    maps_and_adds_at_once=False,
+    maps_2m_private=False,
+    tracks_while_building=False,
+    map_gpa_needs_exit=True,
+    map_gpa_knows_guest_width=True,
+    map_gpa_knows_errnos=False,
+    vm_call_info_to_user_space=True,
+    x2apic_by_register=False,
+    serves_terminate_vm=False,
+)
+_6_18 = replace(_6_16, name=KernelRelease.V6_18)
+_6_19 = replace(
+    _6_18,
+    name=KernelRelease.V6_19,
+    vcpu_command_is_read_first=True,
+    maps_and_adds_at_once=True,
+)
+_7_1 = replace(
+    _6_19,
+    name=KernelRelease.V7_1,
+    init_vm_checks_nent_again=True,
+    null_source=errno.EOPNOTSUPP,
+    pins_source_first=True,
+    populated_twice=errno.EIO,
+)
+_7_2 = replace(
+    _7_1,
+    name=KernelRelease.V7_2,
+    shows_module_in_sysfs=True,
+    map_gpa_knows_errnos=True,
+    x2apic_by_register=True,
+)
+_7_3_RC = replace(_7_2, name=KernelRelease.V7_3_RC, null_source=errno.EINVAL)
+_NEXT = replace(_7_3_RC, name=KernelRelease.NEXT, maps_2m_private=True, serves_terminate_vm=True)
+_V10 = replace(
+    _6_16,
+    name=KernelRelease.V10,
+    dialect=Dialect.V10,
+    reads_module_fields=False,
+    checks_module_features=False,
+    reports_guest_phys_bits=False,
+    absent_ioctls=_requests(
+        "KVM_SET_USER_MEMORY_REGION2",
+        "KVM_SET_MEMORY_ATTRIBUTES",
+        "KVM_CREATE_GUEST_MEMFD",
+        "KVM_PRE_FAULT_MEMORY",
+    ),
+    absent_capabilities=frozenset(
+        {
+            Cap.USER_MEMORY2,
+            Cap.MEMORY_FAULT_INFO,
+            Cap.MEMORY_ATTRIBUTES,
+            Cap.GUEST_MEMFD,
+            Cap.PRE_FAULT_MEMORY,
+            Cap.X86_APIC_BUS_CYCLES_NS,
+        }
+    ),
+    max_vcpus_can_be_enabled=True,
+    tds_have_attributes=False,
+    reserved_members=("unused",),
+    init_reports_operands=False,
+    vcpus_need_initialized_td=False,
+    initialized_vcpu_takes_no_command=True,
+    sets_apic_base=False,
+    tracks_while_building=True,
+    map_gpa_needs_exit=False,
+    map_gpa_knows_guest_width=False,
+    vm_call_info_to_user_space=False,
+)
+
+NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
     {
-        Dialect.UPSTREAM: Release(
-            reads_module_fields=True,
-            checks_module_features=True,
-            reports_guest_phys_bits=True,
-            absent_ioctls=frozenset(),
-            absent_capabilities=frozenset(),
-            max_vcpus_can_be_enabled=False,
-            tds_have_attributes=True,
-            reserved_members=(),
-            init_reports_operands=True,
-            vcpus_need_initialized_td=True,
-            initialized_vcpu_takes_no_command=False,
-            sets_apic_base=True,
-            tracks_while_building=False,
-            map_gpa_needs_exit=True,
-            map_gpa_knows_guest_width=True,
-            vm_call_info_to_user_space=True,
+        KernelRelease.V6_18: (
+            "KVM_CAP_GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED",
+            "KVM_GET_ONE_REG and KVM_SET_ONE_REG on x86",
+            "KVM_PRE_FAULT_MEMORY fails with EAGAIN where it would wait for a slot that goes away",
         ),
-        Dialect.V10: Release(
-            reads_module_fields=False,
-            checks_module_features=False,
-            reports_guest_phys_bits=False,
-            absent_ioctls=_requests(
-                "KVM_SET_USER_MEMORY_REGION2",
-                "KVM_SET_MEMORY_ATTRIBUTES",
-                "KVM_CREATE_GUEST_MEMFD",
-                "KVM_PRE_FAULT_MEMORY",
-            ),
-            absent_capabilities=frozenset(
-                {
-                    Cap.USER_MEMORY2,
-                    Cap.MEMORY_FAULT_INFO,
-                    Cap.MEMORY_ATTRIBUTES,
-                    Cap.GUEST_MEMFD,
-                    Cap.PRE_FAULT_MEMORY,
-                    Cap.X86_APIC_BUS_CYCLES_NS,
-                }
-            ),
-            max_vcpus_can_be_enabled=True,
-            tds_have_attributes=False,
-            reserved_members=("unused",),
-            init_reports_operands=False,
-            vcpus_need_initialized_td=False,
-            initialized_vcpu_takes_no_command=True,
-            sets_apic_base=False,
-            tracks_while_building=True,
-            map_gpa_needs_exit=False,
-            map_gpa_knows_guest_width=False,
-            vm_call_info_to_user_space=False,
+        KernelRelease.V6_19: (
+            "the flags of KVM_CAP_X2APIC_API about suppressing EOI broadcasts",
+            "sub-commands wait for all vCPUs, and (until 7.2) fail with EBUSY while another thread is inside "
+            "KVM_CREATE_VCPU: KVM_CREATE_VCPU is one step here, so that no thread can see it half done",
         ),
+        KernelRelease.V7_1: ("the kernel initialises the TDX module when it boots, not when kvm_intel is loaded",),
+        KernelRelease.V7_2: ("updates of the TDX module at run time (seamldr)",),
     }
 )
+"""What a release brought that is not here, for the documentation. A VMM finds it absent, as on the release before."""
+
+RELEASES: Mapping[KernelRelease, Release] = MappingProxyType(
+    {each.name: each for each in (_V10, _6_16, _6_18, _6_19, _7_1, _7_2, _7_3_RC, _NEXT)}
+)
+"""In the order of their time."""
+
+
+def release_for(name: str | None, dialect: Dialect | None) -> Release:
+    """The release of that name, or the one for which ``dialect`` is short; the newest released one without either.
+
+    Raises ValueError for a name that does not exist, and for a release that does not speak the dialect.
+    """
+    short = SHORT_FORMS[(dialect or Dialect.UPSTREAM).value]
+    release = RELEASES[short if name is None else KernelRelease.named(name)]
+    if dialect not in (None, release.dialect):
+        raise ValueError(f"kernel release {release.name} speaks {release.dialect.value}, not {dialect.value}")
+    return release

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.reason import NO_REASON, Reason
+from swtdx.uapi.release import KernelRelease
 
 
 @runtime_checkable
@@ -90,6 +91,13 @@ class SpeaksDialect(Protocol):
     dialect: Dialect
 
 
+@runtime_checkable
+class HasRelease(Protocol):
+    """A kernel that states which release of Linux it is."""
+
+    release_name: KernelRelease
+
+
 def _unwrapped(kernel: Kernel) -> Kernel:
     while isinstance(kernel, Wrapper):
         kernel = kernel.wrapped
@@ -130,3 +138,9 @@ def stated_dialect(kernel: Kernel) -> Dialect | None:
     """Return the dialect that the kernel says it speaks."""
     inner = _unwrapped(kernel)
     return inner.dialect if isinstance(inner, SpeaksDialect) else None
+
+
+def stated_release(kernel: Kernel) -> KernelRelease | None:
+    """Return the release of Linux that the kernel says it is; the host's does not say."""
+    inner = _unwrapped(kernel)
+    return inner.release_name if isinstance(inner, HasRelease) else None

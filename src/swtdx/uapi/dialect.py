@@ -2,8 +2,8 @@
 """The two dialects of KVM's TDX interface, and what one must know to speak either.
 
 ``UPSTREAM`` is Linux 6.16 and later; ``V10`` the document of November 2022 (see `tdx_v10` for where it contradicts
-itself). A kernel speaks exactly one. A client that does not know asks for the VM types: `Dialect.cap_vm_types` differs,
-and so does the bit that stands for a TD.
+itself). A kernel speaks exactly one; which releases of the kernel there are is in `release`. A client that does not
+know asks for the VM types: `Dialect.cap_vm_types` differs, and so does the bit that stands for a TD.
 
 >>> Dialect.UPSTREAM.vm_type_tdx, Dialect.V10.vm_type_tdx
 (5, 1)
@@ -161,7 +161,7 @@ class Dialect(Enum):
 
     @property
     def commands(self) -> frozenset[TdxCommand]:
-        """The sub-commands that exist; TERMINATE_VM counts as upstream although no merged kernel serves it yet."""
+        """The sub-commands that have a number; no released kernel serves TERMINATE_VM."""
         return frozenset(self.layout.targets)
 
     def target(self, command: TdxCommand) -> Target:

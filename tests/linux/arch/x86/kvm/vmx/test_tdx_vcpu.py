@@ -16,7 +16,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi import tdx_v10 as v10
 from swtdx.uapi.layout import filled, with_entries
-from tests.linux.conftest import Answer, Bench, ept_violation, exits, refused, tdvmcall
+from tests.linux.conftest import Answer, Bench, ept_violation, exits, on_release, refused, tdvmcall
 
 SHARED = 1 << 47
 INVALID_OPERAND = 1 << 63
@@ -93,6 +93,7 @@ def test_init_vcpu_refusals(bench: Bench) -> None:
         bench.command(vcpu, up.KVM_TDX_INIT_VCPU)
 
 
+@on_release("6.18")
 def test_the_state_wins_over_the_pointer_on_a_vcpu(bench: Bench) -> None:
     vm = bench.td()
     vcpu = bench.vcpu(vm)
@@ -229,7 +230,7 @@ def test_page_refusals_write_back_how_far_it_came(bench: Bench, building: tuple[
     bench.attributes(vm, 0x1000, 0x1000, 0)
     with refused(errno.EINVAL):
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(source, 0x1000, 1))
-    with refused(errno.EEXIST):
+    with refused(errno.EIO):
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(source, 0xF000, 1))
     with refused(errno.EFAULT):
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(0x1000, 0x2000, 1))
@@ -240,7 +241,7 @@ def test_page_refusals_write_back_how_far_it_came(bench: Bench, building: tuple[
     [
         ("MEM_SEPT_ADD", 0x80000200_00000092, errno.EBUSY, False),
         ("MEM_PAGE_ADD", 0x80000200_00000001, errno.EBUSY, False),
-        ("MEM_PAGE_ADD", 0xC0000B0D_00000001, errno.EIO, False),
+        ("MEM_PAGE_ADD", 0xC0000B0D_00000001, errno.EIO, True),
         ("MEM_SEPT_ADD", 0xC0000B0D_00000001, errno.EIO, True),
         ("MR_EXTEND", 0xC0000B0D_00000001, errno.EIO, True),
     ],
@@ -257,6 +258,7 @@ def test_seamcall_errors_while_adding(
         bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(source, 0, 1), flags=1)
 
 
+@on_release("6.18")
 def test_finalize_with_a_page_that_was_mapped_but_not_added(bench: Bench, building: tuple[int, int, int]) -> None:
     vm, vcpu, source = building
     bench.module.answers["MEM_PAGE_ADD"] = [0x80000200_00000001]
@@ -398,7 +400,7 @@ def test_map_gpa_failure_names_the_address(bench: Bench, runnable: tuple[int, in
     bench.enable(runnable[0], k.Cap.EXIT_HYPERCALL, 1 << 12)
     run = enter(bench, runnable[1], tdvmcall(r11=0x10001, r12=0x2000, r13=0x1000))
     assert run.hypercall.args[2] == 0x10  # to private
-    run.hypercall.ret = 5
+    run.hypercall.ret = errno.EINVAL
     bench.module.calls.clear()
     bench.ioctl(runnable[1], k.KVM_RUN)
     assert (bench.module.calls[0][1]["r10"], bench.module.calls[0][1]["r11"]) == (INVALID_OPERAND, 0x2000)

@@ -18,7 +18,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi import tdx_v10 as v10
 from swtdx.uapi.layout import with_entries
-from tests.linux.conftest import Bench, refused
+from tests.linux.conftest import Bench, boot, refused
 
 CREATE = ["MNG_CREATE", "MNG_KEY_CONFIG", *["MNG_ADDCX"] * 6, "MNG_INIT", "MNG_RD", "MNG_RD"]
 RELEASE = ["MNG_VPFLUSHDONE", "PHYMEM_CACHE_WB", "MNG_KEY_FREEID"]
@@ -332,7 +332,8 @@ def test_finalize_error_kills_the_vm(bench: Bench) -> None:
         bench.ioctl(vm, k.KVM_CHECK_EXTENSION, 0)
 
 
-def test_terminate_releases_the_key_at_once(bench: Bench) -> None:
+def test_terminate_releases_the_key_at_once() -> None:
+    bench = boot(release="next")
     assert bench.kernel.tdx is not None
     hkids = bench.kernel.tdx.free_hkids
     vm = bench.td()

@@ -145,7 +145,7 @@ class TdpMmu:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
         if slot.gmem is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, whose slot has no guest_memfd")
-        huge_pages = self.kvm.kernel.config.tdx_huge_page
+        huge_pages = self.kvm.kernel.tdx_huge_page
         try:
             if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
                 return RetPf.FIXED

@@ -11,11 +11,13 @@ otherwise the kernel itself drops the mappings of the side that the guest gives 
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import ExitReason
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit
 from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
+from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IO_EXITS
@@ -51,6 +53,7 @@ EXIT_CPUID, EXIT_HLT, EXIT_IO = int(ExitReason.CPUID), int(ExitReason.HLT), int(
 EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = int(ExitReason.RDMSR), int(ExitReason.WRMSR), int(ExitReason.EPT_VIOLATION)
 
 MAP_GPA_MAX_LEN = 2 << 20  # bytes that one exit converts
+_MAP_GPA_ERRNOS = {errno.EAGAIN: TDVMCALL_STATUS_RETRY, errno.EINVAL: TDVMCALL_STATUS_INVALID_OPERAND}
 _EXIT_IO, _EXIT_MMIO, _EXIT_TDX = int(KVM_EXIT_IO), int(KVM_EXIT_MMIO), int(KVM_EXIT_TDX)
 _EXIT_REASON, _UNION, _PIO_DATA = run_struct.EXIT_REASON, run_struct.UNION, run_struct.PIO_DATA
 _pack_u32 = run_struct.U32.pack_into
@@ -228,8 +231,14 @@ def __tdx_map_gpa(vcpu: Vcpu) -> int:
 
 def tdx_complete_vmcall_map_gpa(vcpu: Vcpu, size: int) -> int:
     tdx = vcpu.tdx
-    if run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]:  # hypercall.ret
-        return _map_gpa_error(tdx, TDVMCALL_STATUS_INVALID_OPERAND, tdx.map_gpa_next)
+    ret = run_struct.U64.unpack_from(vcpu.run, _UNION + 56)[0]  # hypercall.ret
+    if ret:
+        # Since 7.2 user space may have the guest call again; what it may not answer fails KVM_RUN.
+        knows_errnos = vcpu.kvm.kernel.release.map_gpa_knows_errnos
+        if knows_errnos and ret not in _MAP_GPA_ERRNOS:
+            raise err(errno.EINVAL, f"hypercall.ret {ret:#x} after MapGPA: it must be 0, EAGAIN or EINVAL")
+        status = _MAP_GPA_ERRNOS[ret] if knows_errnos else TDVMCALL_STATUS_INVALID_OPERAND
+        return _map_gpa_error(tdx, status, tdx.map_gpa_next)
     tdx.map_gpa_next += size
     if tdx.map_gpa_next >= tdx.map_gpa_end:
         return 1

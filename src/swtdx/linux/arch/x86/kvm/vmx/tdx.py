@@ -242,6 +242,9 @@ def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
         raise err(errno.EINVAL, f"{member} must be 0")
     with kvm.lock:
         handler = _VM_COMMANDS[dialect].get(cmd.id)
+        # next: proposed only. No released kernel has the sub-command.
+        if handler is tdx_terminate_vm and not kvm.kernel.release.serves_terminate_vm:
+            handler = None
         if handler is None:
             raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for the VM's fd")
         try:
@@ -255,7 +258,13 @@ def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
 
 def tdx_get_capabilities(kvm: Kvm, cmd: tdx_params.Command) -> None:
     kernel, info = kvm.kernel, to_kvm_tdx(kvm).host.sysinfo
-    tdx_params.init_kvm_tdx_caps(info, kernel.supported_xfam, cmd, kernel.config.debug_tds)
+    tdx_params.init_kvm_tdx_caps(
+        info,
+        kernel.supported_xfam,
+        cmd,
+        kernel.config.debug_tds,
+        terminate_vm=kernel.release.serves_terminate_vm,
+    )
 
 
 def _get_capabilities_v10(kvm: Kvm, cmd: tdx_params.Command) -> None:

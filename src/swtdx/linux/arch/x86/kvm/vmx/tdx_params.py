@@ -156,7 +156,9 @@ def td_init_cpuid_entry2(config: CpuidConfig) -> kvm_cpuid_entry2:
     return entry
 
 
-def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False) -> None:
+def init_kvm_tdx_caps(
+    info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: bool = False, *, terminate_vm: bool = False
+) -> None:
     """KVM_TDX_CAPABILITIES. Raises OSError(EINVAL, EFAULT, E2BIG, EIO)."""
     if cmd.flags:
         raise err(errno.EINVAL, "flags must be 0")
@@ -172,7 +174,8 @@ def init_kvm_tdx_caps(info: SysInfo, kvm_xfam: int, cmd: Command, debug_tds: boo
         supported_xfam=xfam,
         user_tdvmcallinfo_1_r11=TDVMCALLINFO_SETUP_EVENT_NOTIFY_INTERRUPT,
     )
-    capabilities.reserved[0] = tdx_upstream.KVM_TDX_CAP_TERMINATE_VM  # "supported_caps" of that proposal
+    if terminate_vm:
+        capabilities.reserved[0] = tdx_upstream.KVM_TDX_CAP_TERMINATE_VM  # "supported_caps" of that proposal
     entries = [td_init_cpuid_entry2(config) for config in info.cpuid_configs]
     capabilities.cpuid.nent = len(entries)
     copy_to_user(cmd.data, bytes(capabilities) + b"".join(bytes(entry) for entry in entries))
@@ -186,6 +189,10 @@ def init_vm_upstream(kvm: Kvm, info: SysInfo, cmd: Command) -> InitVm:
         raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
     header = len(bytes(init))
     entries = entries_from_user(cmd.data + header, nent)
+    # Since 7.1: the count was read for its check and is copied again with everything; another thread may write it.
+    again = get_user(cmd.data + tdx_upstream.kvm_tdx_init_vm.cpuid.offset, 4)
+    if kvm.kernel.release.init_vm_checks_nent_again and again != nent:
+        raise err(errno.EINVAL, f"cpuid.nent changed from {nent} to {again} while the kernel read it")
     if any(init.reserved):
         raise err(errno.EINVAL, "reserved members of kvm_tdx_init_vm must be 0")
     if init.cpuid.padding:

@@ -40,6 +40,7 @@ from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.vmx.tdx import KvmTdx
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 log = logging.getLogger(__name__)
@@ -220,6 +221,9 @@ def _check_region(kvm: Kvm, cmd: Command, *, end_may_touch_shared: bool) -> kvm_
     end = region.gpa + (region.nr_pages << PAGE_SHIFT & (1 << 64) - 1)  # as 64 bits compute it
     # upstream: looks at the last byte. v10: looked at the end, so that a range up to the shared half is refused.
     last = end - 1 if end_may_touch_shared else end
+    # 7.3: the page's own contents are reserved for conversions in place, which are not merged.
+    if not region.source_addr and kvm.kernel.release.null_source == errno.EINVAL:
+        raise err(errno.EINVAL, "source_addr must not be 0")
     if region.source_addr % PAGE_SIZE or region.gpa % PAGE_SIZE or not region.nr_pages:
         raise err(errno.EINVAL, "source_addr and gpa must be 4 KiB aligned and nr_pages not 0")
     if end >= 1 << 64 or end == region.gpa or region.gpa & shared or last & shared:
@@ -276,20 +280,25 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
     if gmem is None:
         raise err(errno.EFAULT if slot.flags & MemFlag.GUEST_MEMFD else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
     index = kvm_gmem_get_index(slot, gfn)
-    if gmem.is_prepared(index):
-        raise err(errno.EEXIST, f"the page at {gpa:#x} is populated already")
+    release = kvm.kernel.release
+    content = _source(source) if release.pins_source_first else b""
+    if release.populated_twice == errno.EEXIST:
+        _check_not_populated(gmem, index, gpa, errno.EEXIST)
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
+    if not source and release.pins_source_first:
+        raise err(release.null_source, "source_addr must not be 0")
+    # Since 7.1 guest_memfd does not know what is populated: the page tables do, and have nothing to map.
+    _check_not_populated(gmem, index, gpa, release.populated_twice)
     # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
-    kvm.processor.memory.write(tdx.source_page, copy_from_user(source, PAGE_SIZE))
+    kvm.processor.memory.write(tdx.source_page, content or copy_from_user(source, PAGE_SIZE))
     kvm.mmu.map_private(slot, gfn)
     page = gmem.kvm_gmem_get_folio(index)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
     if status:
-        raise err(
-            errno.EBUSY if tdx_operand_busy(status) else errno.EIO,
-            sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"),
-        )
+        raise _page_add_failed(kvm, gfn, status, sept_seamcall_failed(
+            "TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"
+        ))  # fmt: skip
     tdx.premapped.discard(gfn)
     gmem.kvm_gmem_mark_prepared(index)
     if measure:
@@ -298,3 +307,23 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
             status = mr_extend(tdr, chunk)
             if status:
                 raise kvm.bug(seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}"))
+
+
+def _source(address: int) -> bytes:
+    """The page at a user address; nothing for address 0, which is refused later. Raises OSError(EFAULT)."""
+    return copy_from_user(address, PAGE_SIZE) if address else b""
+
+
+def _check_not_populated(gmem: GuestMemfd, index: int, gpa: int, code: int) -> None:
+    if gmem.is_prepared(index):
+        raise err(code, f"the page at {gpa:#x} is populated already")
+
+
+def _page_add_failed(kvm: Kvm, gfn: int, status: int, reason: Reason) -> OSError:
+    """What KVM_TDX_INIT_MEM_REGION fails with when the module refuses the page."""
+    busy = tdx_operand_busy(status)
+    if not kvm.kernel.release.maps_and_adds_at_once:
+        return err(errno.EBUSY if busy else errno.EIO, reason)
+    # The leaf is set only if the module has the page, so that nothing is left half mapped.
+    kvm.mmu.zap_private(gfn, gfn + 1)
+    return err(errno.EBUSY, reason) if busy else kvm.bug(reason)

@@ -177,12 +177,12 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     # v10: INIT_VCPU is the vCPU's only sub-command, and refused before anything else is looked at.
     if kvm.kernel.release.initialized_vcpu_takes_no_command and vcpu.tdx.initialized:
         raise err(errno.EINVAL, "the vCPU is initialised already")
+    # Since 6.19 the command is read outside vcpu.mutex, and so before the state, which only the lock keeps as it is.
+    cmd = _read_command(kvm, arg) if kvm.kernel.release.vcpu_command_is_read_first else None
     if not td.is_hkid_assigned or td.state is TdState.RUNNABLE:
         raise err(errno.EINVAL, "the TD is not initialised, or is final already")
-    cmd = struct_from_user(dialect.cmd, arg)
-    member = dialect.hw_error_member
-    if any(getattr(cmd, name) for name in (member, *kvm.kernel.release.reserved_members)):
-        raise err(errno.EINVAL, f"{member} must be 0")
+    if cmd is None:
+        cmd = _read_command(kvm, arg)
     if dialect.layout.targets.get(cmd.id) is not Target.VCPU:
         raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for a vCPU's fd")
     if cmd.id == TdxCommand.INIT_VCPU:
@@ -194,6 +194,16 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
     else:
         tdx_vcpu_get_cpuid(vcpu, cmd.data)
     return 0
+
+
+def _read_command(kvm: Kvm, arg: int) -> Any:
+    """The kvm_tdx_cmd at ``arg``. Raises OSError(EFAULT, EINVAL)."""
+    dialect = kvm.kernel.dialect
+    cmd = struct_from_user(dialect.cmd, arg)
+    member = dialect.hw_error_member
+    if any(getattr(cmd, name) for name in (member, *kvm.kernel.release.reserved_members)):
+        raise err(errno.EINVAL, f"{member} must be 0")
+    return cmd
 
 
 def tdx_vcpu_init(vcpu: Vcpu, cmd: Any) -> None:
@@ -454,7 +464,8 @@ def tdx_translate(vcpu: Vcpu, address: int) -> int | None:
 
 def tdx_has_emulated_msr(kvm: Kvm | None, index: int) -> bool:
     """Whether KVM emulates the MSR for a TD."""
-    return tdx_msrs.has_emulated_msr(index)
+    assert kvm is not None  # of a TD
+    return tdx_msrs.has_emulated_msr(index, by_register=kvm.kernel.release.x2apic_by_register)
 
 
 def tdx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which kernel and which TDX module to emulate: the options that every command which opens a kernel shares."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from swtdx.uapi.release import NEWEST_RELEASE, SHORT_FORMS, KernelRelease
+
+
+class DialectChoice(StrEnum):
+    """Which ioctl interface."""
+
+    upstream = "upstream"
+    v10 = "v10"
+
+
+class ModuleVersionChoice(StrEnum):
+    """Which TDX module, of `swtdx.cpu.platform.MODULE_VERSIONS`."""
+
+    v1_5 = "1.5.06"
+    v1_0 = "1.0"
+
+
+KernelReleaseOption = Annotated[
+    KernelRelease | None,
+    typer.Option(
+        help="The kernel that is emulated: a release of Linux, v10 (the series of Nov 2022) or next (what is under "
+        f"review: KVM_TDX_TERMINATE_VM, 2 MiB pages). Not given: {NEWEST_RELEASE.value}, the newest released one.",
+        show_default=False,
+    ),
+]
+DialectOption = Annotated[
+    DialectChoice | None,
+    typer.Option(
+        help=f"Short for --kernel-release {SHORT_FORMS['upstream'].value} or {SHORT_FORMS['v10'].value}.",
+        show_default=False,
+    ),
+]
+ModuleVersionOption = Annotated[
+    ModuleVersionChoice,
+    typer.Option(help="The TDX module of the emulated machine. 1.0 is of the time of kernel release v10."),
+]
+
+
+def chosen_release(release: KernelRelease | None, dialect: DialectChoice | None) -> KernelRelease:
+    """The release that the two options ask for. Raises InputError where they contradict each other."""
+    from swtdx.cli.parameters import InputError
+
+    if release is None:
+        return SHORT_FORMS[(dialect or DialectChoice.upstream).value]
+    if dialect is not None and release.dialect_name != dialect.value:
+        raise InputError(
+            f"--kernel-release {release.value} and --dialect {dialect.value} contradict each other: omit --dialect"
+        )
+    return release
+
+
+def module_refusal(release: KernelRelease, module: ModuleVersionChoice) -> str | None:
+    """Why that kernel does not use that TDX module, with the line that its log has; None where it does."""
+    if module is ModuleVersionChoice.v1_0 and release is not KernelRelease.V10:
+        return (
+            f"--module-version 1.0 has no TDH.SYS.RD, which {release.words} needs for TDs (its log: virt/tdx: module "
+            "initialization failed (-5)): add --kernel-release v10"
+        )
+    return None

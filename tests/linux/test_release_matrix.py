@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every release by every call in which releases differ: what a VMM is answered.
+
+The expectations are those of the kernels' sources (arch/x86/kvm/vmx/tdx.c and virt/kvm/guest_memfd.c of each release),
+written down here a second time: nothing is taken from the table that the kernel itself reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from swtdx.cpu.vmx import ExitReason
+from swtdx.linux.arch.x86.kvm import cpuid
+from swtdx.linux.arch.x86.kvm.vmx import tdx_params
+from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import TDX_OPERAND_BUSY, TDX_OPERAND_INVALID
+from swtdx.linux.release import RELEASES, Release
+from swtdx.uapi import kvm as k
+from swtdx.uapi import tdx_upstream as up
+from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.release import KernelRelease
+from tests.linux.conftest import Bench, boot
+
+UPSTREAM = [name for name in KernelRelease if name is not KernelRelease.V10]
+
+
+def since(first: str, before: Any, after: Any) -> dict[str, Any]:
+    """``before`` for the releases older than ``first``, ``after`` for it and the newer ones."""
+    place = [name.value for name in UPSTREAM].index(first)
+    return {name.value: before if number < place else after for number, name in enumerate(UPSTREAM)}
+
+
+def answered(call: Callable[[], Any]) -> int:
+    """0, or the errno with which a call fails."""
+    try:
+        call()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def built(release: str) -> tuple[Bench, int, int]:
+    """A bench with a TD, its vCPU and 16 private pages, before KVM_TDX_FINALIZE_VM."""
+    bench = boot(release=release)
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    bench.user = bench.memory(vm)  # type: ignore[attr-defined]
+    return bench, vm, vcpu
+
+
+def add(bench: Bench, vcpu: int, source: int, gpa: int = 0) -> int:
+    return answered(lambda: bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, bench.region(source, gpa, 1)))
+
+
+# --- One observation each ---------------------------------------------------------------------------------------------
+
+
+def terminate_vm(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.td()
+    return answered(lambda: bench.command(vm, up.KVM_TDX_TERMINATE_VM))
+
+
+def capability_of_terminate_vm(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.vm()
+    space = (ctypes.c_char * 8192)()
+    answer = up.kvm_tdx_capabilities.from_buffer(space)
+    answer.cpuid.nent = 100
+    bench.command(vm, up.KVM_TDX_CAPABILITIES, space)
+    return answer.reserved[0]
+
+
+def size_of_private_mappings(release: str) -> Any:
+    """What the first fault of a TD that accepts 2 MiB adds to it, in KiB."""
+    bench = boot(release=release)
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    bench.memory(vm, pages=1024)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    exits = iter([("EPT_VIOLATION", 2 << 20), ("TRIPLE_FAULT", 0)])
+
+    def enter(args: Any) -> int:
+        name, gpa = next(exits)
+        args.rcx, args.rdx, args.r8 = 2, 1 | 1 << 32, gpa
+        return int(ExitReason[name]) | (0x40000001 << 32 if name == "TRIPLE_FAULT" else 0)
+
+    bench.module.answers["VP_ENTER"] = [enter, enter]
+    bench.run_page(vcpu)
+    bench.module.names()
+    bench.ioctl(vcpu, k.KVM_RUN)
+    (level,) = (registers["rcx"] & 7 for name, registers, _ in bench.module.calls if name == "MEM_PAGE_AUG")
+    return 4 << 9 * level
+
+
+def unreadable_command_of_a_finalized_td(release: str) -> Any:
+    bench, vm, vcpu = built(release)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    return answered(lambda: bench.ioctl(vcpu, k.KVM_MEMORY_ENCRYPT_OP, 0))
+
+
+def status_set_in_a_command_of_a_finalized_td(release: str) -> Any:
+    bench, vm, vcpu = built(release)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    return answered(lambda: bench.command(vcpu, up.KVM_TDX_INIT_VCPU, error=1))
+
+
+def nent_that_changes(release: str) -> Any:
+    """Another thread writes cpuid.nent after the kernel has read the entries that it counts."""
+    bench = boot(release=release)
+    vm = bench.vm()
+    init = bench.init_vm()
+    original = cpuid.entries_from_user
+
+    def copies(address: int, count: int) -> Any:
+        found = original(address, count)
+        init.cpuid.nent = count + 1
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tdx_params, "entries_from_user", copies)
+        return answered(lambda: bench.command(vm, up.KVM_TDX_INIT_VM, init))
+
+
+def source_of_0(release: str) -> Any:
+    bench, _, vcpu = built(release)
+    return add(bench, vcpu, 0)
+
+
+def unreadable_source_of_a_shared_page(release: str) -> Any:
+    bench, vm, vcpu = built(release)
+    bench.attributes(vm, 0, 0x1000, 0)
+    return add(bench, vcpu, 0x7FFF_F000_0000)
+
+
+def unreadable_source_of_a_populated_page(release: str) -> Any:
+    bench, _, vcpu = built(release)
+    assert add(bench, vcpu, bench.user) == 0  # type: ignore[attr-defined]
+    return add(bench, vcpu, 0x7FFF_F000_0000)
+
+
+def page_populated_twice(release: str) -> Any:
+    bench, _, vcpu = built(release)
+    user = bench.user  # type: ignore[attr-defined]
+    assert add(bench, vcpu, user) == 0
+    return add(bench, vcpu, user)
+
+
+def refused_page_add(release: str) -> Any:
+    """The errno, whether the VM is dead, and what FINALIZE_VM says then."""
+    bench, vm, vcpu = built(release)
+    bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_INVALID | 1]
+    first = add(bench, vcpu, bench.user)  # type: ignore[attr-defined]
+    return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
+
+
+def busy_page_add(release: str) -> Any:
+    bench, vm, vcpu = built(release)
+    bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_BUSY]
+    first = add(bench, vcpu, bench.user)  # type: ignore[attr-defined]
+    return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
+
+
+def after_map_gpa(release: str, ret: int) -> Any:
+    """hypercall.ret is ``ret``: the errno of KVM_RUN, or the status that the guest gets in R10."""
+    bench, vm, vcpu = built(release)
+    bench.enable(vm, k.Cap.EXIT_HYPERCALL, 1 << k.KVM_HC_MAP_GPA_RANGE)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    seen: list[int] = []
+
+    def asks(args: Any) -> int:
+        args.r10, args.r11, args.r12, args.r13 = 0, k.TDVMCALL_MAP_GPA, 1 << 47, 0x1000
+        return int(ExitReason.TDCALL)
+
+    def ends(args: Any) -> int:
+        seen.append(args.r10)
+        return int(ExitReason.TRIPLE_FAULT) | 0x40000001 << 32
+
+    bench.module.answers["VP_ENTER"] = [asks, ends]
+    run = bench.run_page(vcpu)
+    bench.ioctl(vcpu, k.KVM_RUN)
+    assert run.exit_reason == k.KVM_EXIT_HYPERCALL
+    run.hypercall.ret = ret
+    failed = answered(lambda: bench.ioctl(vcpu, k.KVM_RUN))
+    return failed or ("R10", seen[0])
+
+
+def x2apic_read(release: str, register: int) -> Any:
+    bench, _, vcpu = built(release)
+    msrs = k.kvm_msrs(nmsrs=1)
+    space = (ctypes.c_char * (ctypes.sizeof(msrs) + 16))()
+    ctypes.memmove(space, ctypes.addressof(msrs), ctypes.sizeof(msrs))
+    entry = k.kvm_msr_entry.from_buffer(space, 8)
+    entry.index = register
+    return bench.ioctl(vcpu, k.KVM_GET_MSRS, space)
+
+
+def x2apic_write_by_guest(release: str, register: int, value: int) -> Any:
+    """R10 after TDVMCALL<WRMSR>."""
+    bench, vm, vcpu = built(release)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    seen: list[int] = []
+
+    def asks(args: Any) -> int:
+        args.r10, args.r11, args.r12, args.r13 = 0, int(ExitReason.WRMSR), register, value
+        return int(ExitReason.TDCALL)
+
+    def ends(args: Any) -> int:
+        seen.append(args.r10)
+        return int(ExitReason.TRIPLE_FAULT) | 0x40000001 << 32
+
+    bench.module.answers["VP_ENTER"] = [asks, ends]
+    bench.run_page(vcpu)
+    bench.ioctl(vcpu, k.KVM_RUN)
+    return seen[0]
+
+
+INVALID_OPERAND, RETRY = ("R10", k.TDVMCALL_STATUS_INVALID_OPERAND), ("R10", k.TDVMCALL_STATUS_RETRY)
+E = errno
+MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] = {
+    "KVM_TDX_TERMINATE_VM": (terminate_vm, since("next", E.EINVAL, 0), ("serves_terminate_vm",)),
+    "its capability": (capability_of_terminate_vm, since("next", 0, 1), ("serves_terminate_vm",)),
+    "KiB that a first touch of 2 MiB maps": (size_of_private_mappings, since("next", 4, 2048), ("maps_2m_private",)),
+    "a command that cannot be read, once final": (
+        unreadable_command_of_a_finalized_td, since("6.19", E.EINVAL, E.EFAULT), ("vcpu_command_is_read_first",),
+    ),
+    "a command with a status, once final": (status_set_in_a_command_of_a_finalized_td, since("6.16", 0, E.EINVAL), ()),
+    "cpuid.nent that changes": (nent_that_changes, since("7.1", 0, E.EINVAL), ("init_vm_checks_nent_again",)),
+    "source_addr 0": (
+        source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3-rc": E.EINVAL, "next": E.EINVAL}, ("null_source",),
+    ),
+    "an unreadable source for a shared page": (
+        unreadable_source_of_a_shared_page, since("7.1", E.EINVAL, E.EFAULT), ("pins_source_first",),
+    ),
+    "an unreadable source for a populated page": (
+        unreadable_source_of_a_populated_page, since("7.1", E.EEXIST, E.EFAULT), ("pins_source_first",),
+    ),
+    "a page populated twice": (page_populated_twice, since("7.1", E.EEXIST, E.EIO), ("populated_twice",)),
+    "PAGE.ADD refused": (
+        refused_page_add, since("6.19", (E.EIO, False, E.EINVAL), (E.EIO, True, E.EIO)), ("maps_and_adds_at_once",),
+    ),
+    "PAGE.ADD busy": (
+        busy_page_add, since("6.19", (E.EBUSY, False, E.EINVAL), (E.EBUSY, False, 0)), ("maps_and_adds_at_once",),
+    ),
+    "MapGPA, ret EAGAIN": (
+        lambda name: after_map_gpa(name, E.EAGAIN), since("7.2", INVALID_OPERAND, RETRY), ("map_gpa_knows_errnos",),
+    ),
+    "MapGPA, ret EINVAL": (lambda name: after_map_gpa(name, E.EINVAL), since("6.16", None, INVALID_OPERAND), ()),
+    "MapGPA, ret EPERM": (
+        lambda name: after_map_gpa(name, E.EPERM), since("7.2", INVALID_OPERAND, E.EINVAL), ("map_gpa_knows_errnos",),
+    ),
+    "MapGPA, ret -EAGAIN": (
+        lambda name: after_map_gpa(name, 2**64 - E.EAGAIN),
+        since("7.2", INVALID_OPERAND, E.EINVAL),
+        ("map_gpa_knows_errnos",),
+    ),
+    "MSRs read: x2APIC ISR1": (lambda name: x2apic_read(name, 0x811), since("7.2", 1, 0), ("x2apic_by_register",)),
+    "MSRs read: x2APIC ISR0": (lambda name: x2apic_read(name, 0x810), since("6.16", None, 0), ()),
+    "MSRs read: x2APIC LDR": (lambda name: x2apic_read(name, 0x80D), since("6.16", None, 1), ()),
+    "WRMSR of SELF_IPI by TDVMCALL": (
+        lambda name: x2apic_write_by_guest(name, 0x83F, 0x40),
+        since("7.2", 0, k.TDVMCALL_STATUS_INVALID_OPERAND),
+        ("x2apic_by_register",),
+    ),
+    "WRMSR of TMICT by TDVMCALL": (lambda name: x2apic_write_by_guest(name, 0x838, 1), since("6.16", None, 0), ()),
+}  # fmt: skip
+CASES = [(call, name.value) for call in MATRIX for name in UPSTREAM]
+ELSEWHERE = {"shows_module_in_sysfs"}
+"""Differences that other tests show (`tests/exec/test_sightings.py`)."""
+
+
+@pytest.mark.parametrize(("call", "release"), CASES, ids=[f"{call}-{release}" for call, release in CASES])
+def test_a_call_is_answered_as_in_that_release(call: str, release: str) -> None:
+    observe, expected, _ = MATRIX[call]
+    assert observe(release) == expected[release]
+
+
+def differing(one: Release, other: Release) -> set[str]:
+    return {name for name, value in vars(one).items() if value != getattr(other, name)} - {"name", "dialect"}
+
+
+@pytest.mark.parametrize("place", range(1, len(UPSTREAM)))
+def test_every_difference_between_neighbours_has_a_call_that_shows_it(place: int) -> None:
+    old, new = UPSTREAM[place - 1], UPSTREAM[place]
+    shown = {
+        behaviour
+        for _, expected, behaviours in MATRIX.values()
+        if expected[old.value] != expected[new.value]
+        for behaviour in behaviours
+    }
+    assert differing(RELEASES[old], RELEASES[new]) - ELSEWHERE == shown
+
+
+def test_v10_is_another_dialect() -> None:
+    assert boot(release="v10").kernel.dialect is Dialect.V10
