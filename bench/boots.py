@@ -55,7 +55,7 @@ def contenders(firmware: Path, kernel: Path, initrd: Path) -> dict[str, dict[str
     commands = {
         "TD": own,
         "VM": [*own, "--vm-type", "default"],
-        "TD, 4 KiB pages": [*own, "--no-huge-pages"],
+        "TD, 2 MiB pages": [*own, "--kernel-release", "next"],
     }
     result = {}
     for who, command in commands.items():
@@ -150,7 +150,7 @@ def main(repetitions: int) -> int:
 
     linux = Path(os.environ.get("SWTDX_LINUX", ""))
     firmware = find_firmware(None).path
-    peers = "TD", "VM", "TD, 4 KiB pages", "QEMU TCG"
+    peers = "TD", "VM", "TD, 2 MiB pages", "QEMU TCG"
     if shutil.which("qemu-system-x86_64") is None:
         print("script/bench: no qemu-system-x86_64 to compare with (Debian package qemu-system-x86)", file=sys.stderr)
     print(f"{firmware}; medians of {repetitions} runs in seconds; the ratio is TD to QEMU TCG")

@@ -7,11 +7,13 @@ Each function returns Markdown; ``conf.py`` writes them to ``_generated/`` when 
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import inspect
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,14 +24,19 @@ from swtdx.cli.app import whole_app
 from swtdx.explain import general_refusals, known_ioctls, refusals
 from swtdx.explain import table as explanations
 from swtdx.explain.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
+from swtdx.linux import release as release_table
+from swtdx.linux.release import NOT_REPRODUCED, RELEASES
 from swtdx.seam import sept
 from swtdx.seam.lifecycle import HKID_STATE, LIFECYCLE_STATE, OP_STATE, SYS_STATE, VCPU_STATE, Machine
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import ERROR, FATAL, NON_RECOVERABLE, StatusCode
 from swtdx.seam.tables import load
+from swtdx.uapi.capability import Cap
+from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.ioctl import IOC_READ, IOC_WRITE, Request
 from swtdx.uapi.kvm import REQUESTS
+from swtdx.uapi.release import KernelRelease
 
 DIRECTIONS = {0: "", IOC_WRITE: "in", IOC_READ: "out", IOC_READ | IOC_WRITE: "in, out"}
 MEMBERS = {
@@ -348,6 +355,58 @@ MACHINES: list[tuple[Machine[Any], str]] = [
     (VCPU_STATE, "A virtual CPU, which begins with `TDH.VP.CREATE`."),
 ]
 
+
+def releases() -> str:
+    """What changes for a VMM from release to release."""
+    texts = _behaviours()
+    parts = []
+    names = [name for name in RELEASES if name is not KernelRelease.V10]
+    for old, new in pairwise(names):
+        changed = [each for each in texts if getattr(RELEASES[old], each) != getattr(RELEASES[new], each)]
+        parts.append(f"## {new.value}, against {old.value}\n")
+        if changed:
+            rows = [(texts[each], *(_value(getattr(RELEASES[name], each)) for name in (old, new))) for each in changed]
+            parts.append(table(("behaviour", old.value, new.value), rows))
+        else:
+            parts.append("Nothing that is emulated.\n")
+        if new in NOT_REPRODUCED:
+            absent = "\n".join(f"- {text}" for text in NOT_REPRODUCED[new])
+            parts.append(f"Not reproduced (a VMM finds what {old.value} does):\n\n{absent}\n")
+    differing = [each for each in texts if len({getattr(RELEASES[name], each) for name in RELEASES}) > 1]
+    rows = [(texts[each], *(_value(getattr(RELEASES[name], each)) for name in RELEASES)) for each in differing]
+    parts.append("## All behaviours by release\n")
+    parts.append(table(("behaviour", *(name.value for name in RELEASES)), rows))
+    return "\n".join(parts)
+
+
+def _behaviours() -> dict[str, str]:
+    """The docstring of each behaviour of `swtdx.linux.release.Release`, by its name."""
+    (record,) = (
+        node
+        for node in ast.parse(inspect.getsource(release_table)).body
+        if isinstance(node, ast.ClassDef) and node.name == "Release"
+    )
+    found = {}
+    for member, text in pairwise(record.body):
+        if isinstance(member, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            found[ast.unparse(member.target)] = " ".join(prose(str(text.value.value)).split())
+    del found["dialect"]
+    return found
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return errno_name(value)
+    return ", ".join(sorted(_NUMBERS.get(each, str(each)) for each in value)) or "none"
+
+
+_NUMBERS: dict[object, str] = {
+    **{int(request): name for name, request in REQUESTS.items()},
+    **{cap: f"KVM_CAP_{cap.name}" for cap in Cap},
+}
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "ioctls": ioctls,
@@ -356,4 +415,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "statuses": statuses,
     "state_machines": state_machines,
     "secure_ept": secure_ept,
+    "releases": releases,
 }
