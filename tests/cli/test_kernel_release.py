@@ -10,6 +10,7 @@ import pytest
 
 import swtdx.cli.session
 from swtdx.cli.kernel_choice import DialectChoice, ModuleVersionChoice, chosen_release
+from swtdx.cli.parameters import InputError
 from swtdx.cpu.platform import MODULE_VERSIONS
 from swtdx.exec.settings import Settings
 from swtdx.linux.config import KernelConfig
@@ -78,7 +79,7 @@ def test_run_leaves_the_size_of_pages_to_the_release(
 
     def refuse(*given: object, config: KernelConfig, **options: object) -> None:
         seen.append(config)
-        raise swtdx.cli.session.InputError("seen enough")
+        raise InputError("seen enough")
 
     monkeypatch.setattr(swtdx.cli.session, "kernel_named", refuse)
     command("run", "--firmware", firmware, *arguments)
