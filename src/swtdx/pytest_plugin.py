@@ -16,10 +16,10 @@ A test that fails with a refused ioctl shows the kernel's reason, the rule that 
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
-kernel_release="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel, on
-a machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as many
-processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with ``td(firmware=...)`` that
-is the default.
+kernel_release="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel,
+on a machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as
+many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
+``td(firmware=...)`` that is the default.
 
 Nothing is imported before a fixture is asked for, so that the plugin costs a session without TDs nothing.
 """
