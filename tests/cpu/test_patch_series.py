@@ -53,6 +53,8 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_instructions.py::test_sse_and_mmx_instructions_do_what_the_host_does",
         "test_instructions.py::test_128_bits_of_memory_are_aligned_unless_the_instruction_says_otherwise",
     ],
+    "global-pages": ["test_global_pages.py::test_mov_to_cr3_leaves_what_is_global"],
+    "recent-blocks": [],  # it saves time and changes nothing
     "divide": ["test_float_isolation.py::test_the_quotient_that_does_not_exist_is_de"],
     "x87": ["test_instructions.py::test_x87_instructions_do_what_the_host_does"],
     "stack-switch": ["test_stack_switch.py::test_in_compatibility_mode"],
