@@ -238,11 +238,11 @@ def test_without_an_image_the_installed_firmware_is_taken(command: Command, monk
     def none(named: Path | None = None, **more: object) -> swtdx.image.firmware.Firmware:
         raise swtdx.image.firmware.FirmwareError("no TDVF was found: install one")
 
-    monkeypatch.setattr("swtdx.cli.input.find_firmware", none)
+    monkeypatch.setattr("swtdx.image.firmware.find_firmware", none)
     assert command("measure").status == 3
     assert command("inspect").status == 3
     found = swtdx.image.firmware.Firmware(Path("found.fd"), "it is there", image_with())
-    monkeypatch.setattr("swtdx.cli.input.find_firmware", lambda: found)
+    monkeypatch.setattr("swtdx.image.firmware.find_firmware", lambda: found)
     result = command("measure")
     assert (result.status, result.err) == (0, "swtdx: found.fd: it is there\n")
     assert command("measure", "--quiet").err == ""

@@ -11,6 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
+    from swtdx.attest.appraisal import Appraisal as Appraisal
+    from swtdx.attest.appraisal import appraise as appraise
     from swtdx.attest.board_log import predict_from_log as predict_from_log
     from swtdx.attest.boot_agreement import Agreement as Agreement
     from swtdx.attest.boot_agreement import agreement as agreement
@@ -36,6 +38,9 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.memory_picture import text_picture as text_picture
     from swtdx.attest.policy import Policy as Policy
     from swtdx.attest.policy import violations as violations
+    from swtdx.attest.policy_file import AppraisalPolicy as AppraisalPolicy
+    from swtdx.attest.policy_file import PolicyError as PolicyError
+    from swtdx.attest.policy_file import parse_policy as parse_policy
     from swtdx.attest.quote import Quote as Quote
     from swtdx.attest.quote import QuoteError as QuoteError
     from swtdx.attest.quote import parse_quote as parse_quote
@@ -43,6 +48,7 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.report import ReportError as ReportError
     from swtdx.attest.report import TdReport as TdReport
     from swtdx.attest.report import parse_report as parse_report
+    from swtdx.attest.tcb_facts import tcb_facts as tcb_facts
     from swtdx.attest.verify import CollateralError as CollateralError
     from swtdx.attest.verify import VerificationError as VerificationError
     from swtdx.attest.verify import Verified as Verified
@@ -51,6 +57,8 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
 
 _HOMES = {
     "Agreement": "boot_agreement",
+    "Appraisal": "appraisal",
+    "AppraisalPolicy": "policy_file",
     "BootPrediction": "direct_boot",
     "Build": "build_calls",
     "Comparison": "divergence",
@@ -58,9 +66,11 @@ _HOMES = {
     "Inspection": "inspection",
     "MeasureError": "measure",
     "Measurement": "measure",
+    "PolicyError": "policy_file",
     "PredictionError": "direct_boot",
     "RecordError": "build_calls",
     "agreement": "boot_agreement",
+    "appraise": "appraisal",
     "compare": "divergence",
     "inspect_image": "inspection",
     "measure_image": "measure",
@@ -81,6 +91,8 @@ _HOMES = {
     "Verified": "verify",
     "leads_to": "replay",
     "parse_event_log": "event_log",
+    "parse_policy": "policy_file",
+    "tcb_facts": "tcb_facts",
     "parse_quote": "quote",
     "parse_report": "report",
     "verify_quote": "verify",

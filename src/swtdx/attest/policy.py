@@ -26,7 +26,7 @@ _DEBUG_GROUP = 0xFF
 _SEPT_VE_DISABLE, _MIGRATABLE = 1 << 28, 1 << 29
 _KNOWN = _DEBUG_GROUP | sum(1 << bit for bit in (27, 28, 29, 30, 31, 62, 63))
 _DIGESTS = ("mrtd", "mrconfigid", "mrowner", "mrownerconfig", "mrseam", "mrsignerseam", "mrservicetd")
-_SIZES = {**dict.fromkeys(_DIGESTS, 48), "reportdata": 64, "minimum_tee_tcb_svn": 16}
+SIZES = {**dict.fromkeys(_DIGESTS, 48), "reportdata": 64, "minimum_tee_tcb_svn": 16}
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Policy:
     tcb_statuses: frozenset[str] = frozenset({"UpToDate"})
 
     def __post_init__(self) -> None:
-        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name in _SIZES]
+        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name in SIZES]
         for name, values in (*named, *((f"rtmrs[{index}]", each) for index, each in enumerate(self.rtmrs))):
-            size = _SIZES.get(name, 48)
+            size = SIZES.get(name, 48)
             for value in _byte_strings(values):
                 if len(value) != size:
                     raise ValueError(f"{name} has {len(value)} bytes, it must have {size}")

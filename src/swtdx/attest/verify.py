@@ -300,6 +300,11 @@ def _checked(collateral: bytes | str) -> dict[str, str]:
     return {name: found[name] for name in (*COLLATERAL_MEMBERS, *({"pck_certificate_chain"} & found.keys()))}
 
 
+def collateral_members(collateral: bytes | str) -> dict[str, str]:
+    """Return `COLLATERAL_MEMBERS` by name, of collateral in any form that is read. Raises `CollateralError`."""
+    return _checked(collateral)
+
+
 _PCS_MEMBERS = {
     "pck_crl_issuer_chain": ("pckCrlIssuerChain", "SGX-PCK-CRL-Issuer-Chain"),
     "root_ca_crl": ("rootCaCrl", "rootcacrl"),

@@ -3,10 +3,66 @@
 
 A module is named after its command. ``app`` declares them, ``parameters`` reads what was typed, ``session`` carries
 ``swtdx run`` out, ``run_record`` reports how it went, and ``verdict`` has the exit statuses of a verifier's commands.
+A verifier's command that is typed without a mistake runs without typer, which would take longer than the command.
 """
 
 from __future__ import annotations
 
-from swtdx.cli.app import main
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swtdx.cli.standard_streams import StandardStreams
 
 __all__ = ["main"]
+
+COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
+"""Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
+_FOR_TYPER = -1
+
+
+def main() -> None:
+    """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
+    from swtdx.cli.standard_streams import standard_streams
+    from swtdx.cli.verdict import Verdict
+
+    arguments = sys.argv[1:]
+    with standard_streams() as streams:
+        status = None
+        if COMPLETION_VARIABLE not in os.environ:
+            if arguments == ["--version"]:
+                status = _version()
+            elif arguments:
+                status = _without_typer(arguments, streams)
+        lost = int(Verdict.USAGE)
+        if status is None:
+            from swtdx.cli.app import carry_out
+
+            status, lost = carry_out(arguments or ["--help"], streams)
+        status = streams.finish(status, when_lost=lost)
+    sys.exit(status)
+
+
+def _version() -> int:
+    import swtdx
+
+    print(f"swtdx {swtdx.__version__}")
+    return 0
+
+
+def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None:
+    """Return the status of a verifier's command on a plain command line; None if typer must read it."""
+    from swtdx.cli.complaint import carried_out
+    from swtdx.cli.plain import plain_call
+    from swtdx.cli.verdict import Verdict
+
+    def action() -> int:
+        call = plain_call(arguments)
+        if call is None:
+            return _FOR_TYPER
+        call()
+        return 0
+
+    status = carried_out(action, Verdict.NO_INPUT, streams, as_json="--json" in arguments)
+    return None if status == _FOR_TYPER else status

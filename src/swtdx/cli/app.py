@@ -9,10 +9,7 @@ that are imported only when their name is typed or help is asked for, and ``run`
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import sys
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
@@ -20,8 +17,10 @@ from typing import Annotated, Any
 import typer
 
 import swtdx
+from swtdx.cli import COMPLETION_VARIABLE
+from swtdx.cli.complaint import carried_out
 from swtdx.cli.help import Group, dress
-from swtdx.cli.standard_streams import StandardStreams, standard_streams
+from swtdx.cli.standard_streams import StandardStreams
 from swtdx.cli.verdict import Failure, Verdict
 
 COMMANDS: dict[str, str] = {
@@ -50,10 +49,7 @@ RUN = "swtdx.cli.run"
 USAGE_STATUS = {"exec": 125, "qemu": 125}
 """Wrong usage, where it must not look like the status of the command that was to be run."""
 
-COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
-"""Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
 _STATUS_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
-_STATUS_INTERRUPTED = 130
 
 HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
@@ -115,89 +111,45 @@ def whole_app() -> typer.Typer:
     return app
 
 
-def main() -> None:
-    """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
-    arguments = sys.argv[1:] or ["--help"]
+def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]:
+    """Carry out what was typed; return its exit status, and the one that it has if its output is lost."""
     typed = next((argument for argument in arguments if not argument.startswith("-")), "")
-    with standard_streams() as streams:
-        status = _carry_out(arguments, typed, streams)
-        status = streams.finish(status, when_lost=Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
-    sys.exit(status)
-
-
-def _carry_out(arguments: list[str], typed: str, streams: StandardStreams) -> int:
     known = typed == "run" or typed in COMMANDS
     if COMPLETION_VARIABLE in os.environ:  # a shell asks what may come next
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
-    try:
-        for command in ("run", *COMMANDS):
-            if typed == command or not known:
-                _declare(command)
-        return int(app(arguments, standalone_mode=False) or 0)
-    except Failure as failure:
-        return _complain(str(failure), failure.status, shown=failure.shown)
-    except _UsageError as error:
-        name = f"swtdx {typed}" if known else "swtdx"
-        status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
-        words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
-        return _complain(f"{words} ({name} --help says what there is)", status)
-    except (KeyboardInterrupt, typer.Abort):
-        return _STATUS_INTERRUPTED
-    except MemoryError:
-        return _complain_of(OSError(errno.ENOMEM, "there is not enough memory"), typed)
-    except OSError as error:
-        if error is streams.stdout_problem:
-            return 0  # `StandardStreams.finish` reports it
-        return _complain_of(error, typed)
-    except _foreseen() as error:  # evaluated only when something else was raised
-        return _complain_of(error, typed)
+
+    def action() -> int:
+        try:
+            for command in ("run", *COMMANDS):
+                if typed == command or not known:
+                    _declare(command)
+            return int(app(arguments, standalone_mode=False) or 0)
+        except _UsageError as error:
+            name = f"swtdx {typed}" if known else "swtdx"
+            status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
+            words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
+            raise _WrongUsageError(f"{words} ({name} --help says what there is)", status) from None
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+
+    system_status = Verdict.NO_INPUT if typed in COMMANDS else _STATUS_BAD_INPUT
+    as_json = "--json" in arguments and arguments[0] in COMMANDS and arguments[0] not in USAGE_STATUS
+    status = carried_out(action, system_status, streams, as_json=as_json)
+    return status, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
 
 
-def _of_the_system(typed: str) -> int:
-    """The exit status of a command that the system lets down: no memory, a folder that cannot be searched."""
-    return Verdict.NO_INPUT if typed in COMMANDS else _STATUS_BAD_INPUT
+class _WrongUsageError(Failure):
+    """What was typed cannot be read; each kind of command has a status of its own for that."""
 
-
-def _foreseen() -> tuple[type[Exception], ...]:
-    """What ``run`` raises for a person; its modules are loaded already when one of these comes."""
-    from swtdx.cli.session import BAD_INPUT
-    from swtdx.uapi.client import KvmError
-
-    return (*BAD_INPUT, KvmError)
-
-
-def _complain_of(error: Exception, typed: str) -> int:
-    from swtdx.uapi.client import KvmError
-    from swtdx.vmm.outcome import End
-
-    if isinstance(error, KvmError):
-        status = _complain(f"the kernel refused: {error}", End.INTERNAL_ERROR.status)
-    elif isinstance(error, OSError):
-        from swtdx.cli.parameters import address_space_limit
-
-        limit = address_space_limit() if error.errno == errno.ENOMEM else ""
-        what = f"{error.filename}: " if error.filename is not None else ""
-        status = _complain(f"{what}{error.strerror or error}{limit}", _of_the_system(typed))
-    else:
-        status = _complain(str(error), _STATUS_BAD_INPUT)
-    for line in getattr(error, "__notes__", ()):  # what the refusal means: swtdx.explain.notes
-        print(f"  {line}", file=sys.stderr)
-    return status
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text, Verdict.USAGE)
+        self.status = status
 
 
 # What typer raises for anything wrong on the command line; it has no public name that all its versions share.
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
-def _complain(text: str, status: int, *, shown: bool = False) -> int:
-    """Print one sentence on stderr; with ``--json`` an object on stdout too, unless the command has printed its own."""
-    sentence = " ".join(text.split())
-    print(f"swtdx: {sentence}", file=sys.stderr)
-    if not shown and "--json" in sys.argv and sys.argv[1] in COMMANDS and sys.argv[1] not in USAGE_STATUS:
-        print(json.dumps({"error": sentence, "status": int(status)}, indent=2))
-    return status
-
-
-__all__ = ["app", "main", "whole_app"]
+__all__ = ["app", "carry_out", "whole_app"]

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any
 
 import swtdx
-from swtdx.cli.output import Output, OutputError, Outputs, complain
+from swtdx.cli.output import Output, OutputError, Outputs
+from swtdx.cli.writing import complain
 from swtdx.exec.settings import Settings
 from swtdx.trace.event import Event
 from swtdx.trace.file import TraceError, TraceFormat, read_events

@@ -11,6 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from swtdx.cli.declaration import for_typer
+
 
 def _plain(option: Any) -> Any:
     if getattr(option, "is_flag", False) and option.metavar is None:
@@ -38,6 +40,8 @@ def dress(app: typer.Typer) -> None:
     """Have every command that ``app`` knows so far show itself like that."""
     for command in app.registered_commands:
         command.cls = Command
+        if command.callback is not None:
+            command.callback = for_typer(command.callback)
     for group in app.registered_groups:
         group.cls = Group
         if group.typer_instance is not None:

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import typer
-
-from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from swtdx.cli.output import Output
 
 MAXIMUM_INPUT_SIZE = 256 << 20
 """Bytes; no image, record, quote or event log is that large."""
@@ -27,6 +27,8 @@ def firmware_bytes(named: Path | None, quiet: bool) -> tuple[bytes, str]:
     if named is not None:
         image = file_bytes(named, MAXIMUM_IMAGE_SIZE + 1)
         return image, str(named)
+    from swtdx.image.firmware import FirmwareError, find_firmware
+
     try:
         firmware = find_firmware()
     except FirmwareError as error:
@@ -62,6 +64,8 @@ def result_file(option: str, path: Path | None, *reads: Path | None, quiet: bool
     if path is None:
         yield None
         return
+    from swtdx.cli.output import OutputError, Outputs
+
     try:
         with Outputs(stdout=not quiet) as outputs:
             for file in reads:
@@ -71,4 +75,6 @@ def result_file(option: str, path: Path | None, *reads: Path | None, quiet: bool
     except OutputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     if outputs.failed:
+        import typer
+
         raise typer.Exit(Verdict.USAGE)

@@ -12,9 +12,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from swtdx.attest.measure import MeasureError, checked, depends_on_memory, measure_image, order_matters
+from swtdx.attest.measure import (
+    MeasureError,
+    checked,
+    depends_on_memory,
+    measure_image,
+    order_matters,
+    order_name,
+)
+from swtdx.cli import declaration as typer
 from swtdx.cli.input import file_bytes, firmware_bytes
 from swtdx.cli.option_groups import grouped
 from swtdx.cli.parameters import InputError, memory_size
@@ -24,7 +30,10 @@ from swtdx.image.mrtd import Order
 from swtdx.image.tdvf import Tdvf, TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
+    from collections.abc import Sequence
+
     from swtdx.attest.direct_boot import BootPrediction
+    from swtdx.attest.measure import Measurement
     from swtdx.image.linux_image import LinuxBoot
 
 DEFAULT_MEMORY = "256M"  # that of swtdx run
@@ -41,6 +50,8 @@ EPILOG = """
 [cyan]swtdx measure TDX.fd --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - and RTMR0-2
 
 [cyan]swtdx measure none --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - no firmware
+
+[cyan]swtdx measure TDX.fd --kernel vmlinuz --policy-out td.toml[/cyan] - a policy that swtdx quote verify reads
 
 [bold]RTMRs[/bold]
 
@@ -159,6 +170,10 @@ class Printed:
     output_format: Annotated[OutputFormat | None, typer.Option(help="hex (default) or base64.", show_default=False)] = (
         None
     )
+    policy_out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A policy for swtdx quote verify --policy that accepts these values."),
+    ] = None
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the digest, and errors.")] = False
 
@@ -193,6 +208,9 @@ def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
         raise Failure(str(error), Verdict.FAILED) from None
     for note in predicted[1].notes if predicted is not None and not printed.quiet else []:
         print(f"swtdx: {note}", file=sys.stderr)
+    if printed.policy_out is not None:
+        registers = predicted[1].rtmrs if predicted is not None else None
+        _write_policy(printed.policy_out, measurement, registers, linux, subject.image)
     if printed.json:
         content = measurement.as_json()
         if predicted is not None:
@@ -249,11 +267,29 @@ def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None,
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, LinuxImageError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
+    if printed.policy_out is not None:
+        _write_policy(printed.policy_out, measurement, None, linux, None)
     if printed.json:
         entered = {"entered_directly": {**_described(boot), "cpus": linux.cpus or 1}}
         print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
         return
     print(_written(measurement.mrtd, printed.output_format))
+
+
+def _write_policy(
+    path: Path, measurement: Measurement, rtmrs: Sequence[bytes] | None, linux: Linux, image: Path | None
+) -> None:
+    """Write a policy that accepts what was predicted. Raises `Failure`."""
+    from swtdx.attest.policy_file import policy_text
+    from swtdx.cli.input import result_file
+
+    made_of = [f"{measurement.tdvf.name}, {order_name(measurement.order)} order"]
+    if linux.kernel is not None:
+        made_of.append(f"{linux.kernel}, command line {linux.append or ''!r}")
+    reads = (image, linux.kernel, linux.initrd, linux.event_log)
+    with result_file("--policy-out", path, *reads, quiet=False) as out:
+        assert out is not None
+        out.replace(policy_text(measurement.mrtd, rtmrs, made_of).encode())
 
 
 def _written(digest: bytes, output_format: OutputFormat | None) -> str:

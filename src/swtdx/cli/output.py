@@ -16,37 +16,19 @@ A pipe, a socket, a terminal or ``/dev/null`` may be given for several outputs.
 from __future__ import annotations
 
 import os
-import select
 import stat
-import sys
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from swtdx.cli.file_identity import FileIdentity, in_use
+from swtdx.cli.writing import complain, write_all
 
 _STANDARD = ((0, "standard input"), (1, "standard output"), (2, "standard error"))
 
 
 class OutputError(Exception):
     """A file cannot be an output; the text is one sentence for a person."""
-
-
-def complain(text: str) -> None:
-    """Report a failure on stderr, also in a quiet run."""
-    print(f"swtdx: {text}", file=sys.stderr, flush=True)
-
-
-def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """Write all of ``data``, also to a descriptor that is non-blocking. Raises OSError."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            poll = select.poll()
-            poll.register(descriptor, select.POLLOUT)
-            poll.poll()
 
 
 class Output:

@@ -10,8 +10,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import TCB_STATUSES, Policy, violations
 from swtdx.attest.quote import Quote, QuoteError, parse_quote
@@ -26,6 +24,7 @@ from swtdx.attest.verify import (
     root_certificate,
     verify_quote,
 )
+from swtdx.cli import declaration as typer
 from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.verdict import Failure, Verdict
 
@@ -52,6 +51,8 @@ EPILOG = """
 [cyan]swtdx quote verify quote.bin --collateral tcb.json --mrtd $OLD --mrtd $NEW[/cyan] - of one of two
 
 [cyan]swtdx quote verify quote.bin --collateral tcb.json --root root-ca.pem[/cyan] - a test quote of swtdx pki
+
+[cyan]swtdx quote verify quote.bin --collateral tcb.json --policy td.toml --event-log ccel.bin[/cyan] - by a policy file
 
 [bold]Exit status[/bold]
 
@@ -175,16 +176,39 @@ def verify(
         list[str] | None,
         typer.Option(metavar="STATUS", help="Accept this TCB status (may be repeated). Not given: UpToDate."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A policy in TOML, in place of the options above.", show_default=False),
+    ] = None,
+    event_log: Annotated[
+        Path | None,
+        typer.Option(metavar="CCEL", help="With --policy: the event log for its rules.", show_default=False),
+    ] = None,
+    claims: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --policy: the result as claims (EAT/EAR) into FILE."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Verify a quote offline, and compare it with a policy."""
     options = locals()  # by their names, which are those of the policy's members
-    policy, when, quote = _policy(options), _time(at), quote_of(file)
-    verified = _verified(file, quote, collateral, when, None if root is None else _root(root))
-    found = violations(policy, quote.body, verified.tcb_status)
+    wanted, when = _policy(options), _time(at)
+    anchor = None if root is None else _root(root)
+    ear: dict[str, Any] = {}
+    if policy is not None:
+        from swtdx.cli import appraisal
+
+        appraised = appraisal.appraised(options, when, lambda quote: _verified(file, quote, collateral, when, anchor))
+        quote, verified, found, ear = appraised
+    else:
+        if event_log is not None or claims is not None:
+            raise Failure("--event-log and --claims are for --policy, which names none", Verdict.USAGE)
+        quote = quote_of(file)
+        verified = _verified(file, quote, collateral, when, anchor)
+        found = violations(wanted, quote.body, verified.tcb_status)
     if json:
-        content = {"verified": verified.as_json(), "violations": found, **quote_as_json(quote)}
+        content = {"verified": verified.as_json(), "violations": found, **quote_as_json(quote), **ear}
         print(json_format.dumps(content, indent=2))
     elif not quiet:
         under = "" if verified.root == INTEL_ROOT else f" under {verified.root}: not Intel's"

@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from swtdx.attest.event_digest import Vouched
 from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, Event, EventLogError, parse_event_log, parse_table
 from swtdx.attest.event_words import type_name
-from swtdx.attest.evidence_kind import misplaced
-from swtdx.attest.ima_log import RTMRS, parse_ima_log
 from swtdx.attest.replay import Rtmrs, covered, leads_to, remarks, replay
+from swtdx.cli import declaration as typer
+from swtdx.cli.declaration import Json, Quiet
 from swtdx.cli.input import file_bytes
-from swtdx.cli.quote import Json, Quiet
 from swtdx.cli.verdict import Failure, Verdict
 
+IMA_RTMRS = (2, 3)
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -73,7 +71,7 @@ class _Inputs:
 def _replay(inputs: _Inputs, *, json: bool, quiet: bool) -> None:
     if inputs.quote and inputs.report:
         raise Failure("--quote and --report exclude each other", Verdict.USAGE)
-    if inputs.ima_rtmr not in RTMRS:
+    if inputs.ima_rtmr not in IMA_RTMRS:
         raise Failure(f"--ima-rtmr {inputs.ima_rtmr}: must be 2 or 3", Verdict.USAGE)
     events = _events(inputs)
     replayed, reported = replay(events), _reported(inputs.quote, inputs.report)
@@ -109,9 +107,13 @@ def _events(inputs: _Inputs) -> list[Event]:
     try:
         events = parse_event_log(log, described)
     except EventLogError as error:
+        from swtdx.attest.evidence_kind import misplaced
+
         raise Failure(f"{inputs.ccel}: {error}{misplaced(log, 'swtdx replay')}", Verdict.EVENT_LOG) from None
     if inputs.ima is None:
         return events
+    from swtdx.attest.ima_log import parse_ima_log
+
     try:
         return events + parse_ima_log(file_bytes(inputs.ima, MAXIMUM_LOG_SIZE), inputs.ima_rtmr, len(events))
     except EventLogError as error:

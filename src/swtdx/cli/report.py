@@ -7,10 +7,9 @@ import json as json_format
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.report import ReportError, parse_report
+from swtdx.cli import declaration as typer
 from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
 from swtdx.cli.verdict import Failure, Verdict

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from swtdx.cli.output import complain, write_all
+from swtdx.cli.writing import complain, write_all
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A plain command line is read as typer reads it, and without typer; every other is left to typer."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from swtdx.cli.declaration import for_typer
+from swtdx.cli.plain import COMMANDS, plain_call
+
+WORDS = {
+    "measure": [
+        *("x.fd", "--order", "region", "page", "--memory", "1G", "--kernel", "k", "--cpus", "4", "99", "--json", "-q"),
+        "-",
+    ],
+    "replay": ["log", "--ima", "i", "--ima-rtmr", "3", "--quote", "q", "--json", "--quiet", "-q", "extra", "--nothing"],
+    "quote parse": ["q", "--json", "-q", "-jq", "--js", "-"],
+    "quote verify": [
+        *("q", "--collateral", "c", "--mrtd", "aa", "--mrtd", "bb", "--allow-debug", "--at", "5", "--json", "--at=5"),
+        *("--tcb-status", "UpToDate", "--mrtd=", "--no-json", "--", "--xfam", "-5"),
+    ],
+    "report parse": ["r", "--json", "-q", "--version"],
+}  # fmt: skip
+
+
+_MISTAKE: Any = typer.BadParameter.__bases__[0]
+"""What typer raises for a command line that it does not accept."""
+
+
+def as_typer_reads(words: tuple[str, ...], arguments: list[str]) -> dict[str, Any] | None:
+    """What typer would call the command with; None if it would not."""
+    module, name = COMMANDS[words]
+    called: list[dict[str, Any]] = []
+    command = for_typer(getattr(import_module(module), name))
+    signature = command.__signature__  # type: ignore[attr-defined]
+
+    def record(**named: Any) -> None:
+        called.append(named)
+
+    record.__signature__ = signature  # type: ignore[attr-defined]
+    record.__annotations__ = command.__annotations__
+    app = typer.Typer()
+    app.command()(record)
+    try:
+        app(arguments, standalone_mode=False)
+    except _MISTAKE:
+        return None
+    return called[0] if called else None
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_what_is_plain_is_read_as_typer_reads_it(words: tuple[str, ...]) -> None:
+    choose = random.Random(str(words))
+    vocabulary = WORDS[" ".join(words)]
+    plain = 0
+    for _ in range(150):
+        arguments = choose.choices(vocabulary, k=choose.randrange(5))
+        if choose.random() < 0.5:  # else most have no file
+            arguments.insert(0, vocabulary[0])
+        if words == ("quote", "verify") and choose.random() < 0.7:
+            arguments += ["--collateral", "c"]
+        call = plain_call([*words, *arguments])
+        if call is None:
+            continue
+        plain += 1
+        assert call.keywords == as_typer_reads(words, arguments), arguments  # type: ignore[attr-defined]
+    assert plain > 10
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["measure", "--help"], ["measure", "x", "y"], ["measure", "x", "--order", "both"],
+        ["measure", "x", "--cpus", "65"],
+        ["measure", "x", "--memory"], ["measure", "x", "--memory", "1G", "--memory", "2G"], ["measure", "x", "-qq"],
+        ["quote", "verify", "x"], ["quote"], ["quote", "sign"], ["run"], [], ["replay"], ["replay", ""],
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_left_to_typer(arguments: list[str]) -> None:
+    assert plain_call(arguments) is None
+
+
+def modules_of(*arguments: str | Path) -> set[str]:
+    """Which modules a command has loaded when it ends."""
+    script = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        f"sys.argv = {['swtdx', *map(str, arguments)]!r}\n"
+        "from swtdx.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda firmware: ["--version"],
+        lambda firmware: ["measure", firmware],
+        lambda firmware: ["replay", firmware, "--json"],
+        lambda firmware: ["quote", "parse", firmware],
+        lambda firmware: ["quote", "verify", firmware, "--collateral", firmware],
+        lambda firmware: ["report", "parse", firmware],
+    ],
+)
+def test_a_plain_command_loads_neither_typer_nor_the_machine(
+    firmware: Path, arguments: Callable[[Path], list[str]]
+) -> None:
+    loaded = modules_of(*arguments(firmware))
+    assert "swtdx" in loaded
+    too_much = {"typer", "pydantic", "rich", "swtdx.machine", "swtdx.vmm", "swtdx.linux", "swtdx.seam", "unicorn"}
+    assert not too_much & loaded
