@@ -12,6 +12,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
@@ -19,7 +20,9 @@ from uuid import UUID
 import pytest
 from hypothesis import settings
 
-from testing.places import REPOSITORY, firmware_image, measuring_firmware_image, reference_directory
+from testing import tally
+from testing.places import firmware_image, measuring_firmware_image, reference_directory
+from tests.seam import status_coverage
 
 _GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
 
@@ -38,6 +41,7 @@ settings.register_profile("repeatable", derandomize=True)
 
 def pytest_configure(config: pytest.Config) -> None:
     """The same commit gets the same verdict: new cases are for script/fuzz and ``--hypothesis-profile=default``."""
+    config.pluginmanager.register(tally, "tally")
     if not config.getoption("--hypothesis-profile", None):
         settings.load_profile("repeatable")
     # No test makes keys in the folder of the person who runs it.
@@ -59,27 +63,61 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 SLOW = {
-    "docs",  # run commands, and build a site
-    "pytest_plugin",  # run sessions of pytest
-    "exec",  # run programs
-    "cli/test_boot.py",  # boot firmware
-    "cli/test_linux.py",  # boot Linux
-    "cli/test_completion.py",  # run shells
-    "cli/test_gdb.py",  # run gdb
-    "cli/test_standard_streams.py",  # run the command in processes of its own
-    "cli/test_endless_inputs.py",  # read inputs without an end
-    "cpu/test_patch_series.py",  # compile the engine
-    "cpu/test_translator.py",  # a fuzzing campaign
-    "machine/test_failure_injection.py",  # a machine for each call that can fail
-    "machine/test_fuzzed_kvm.py",  # a fuzzing campaign
-    "machine/test_shim.py",  # boot a kernel of our own many times
-    "machine/test_shim_linux.py",  # boot Linux
-    "machine/test_side_by_side.py",  # run many machines
-    "machine/test_virtio_firmware.py",  # boot firmware
-    "machine/test_virtio_linux.py",  # boot Linux
-    "seam/test_random_calls.py",  # a fuzzing campaign
+    "docs": 220,  # run commands, and build a site
+    "pytest_plugin": 40,  # run sessions of pytest
+    "exec": 150,  # run programs
+    "cli/test_boot.py": 20,  # boot firmware
+    "cli/test_linux.py": 200,  # boot Linux
+    "cli/test_completion.py": 5,  # run shells
+    "cli/test_gdb.py": 10,  # run gdb
+    "cli/test_standard_streams.py": 15,  # run the command in processes of its own
+    "cli/test_endless_inputs.py": 10,  # read inputs without an end
+    "cpu/test_patch_series.py": 60,  # compile the engine
+    "cpu/test_translator.py": 15,  # a fuzzing campaign
+    "machine/test_failure_injection.py": 15,  # a machine for each call that can fail
+    "machine/test_fuzzed_kvm.py": 15,  # a fuzzing campaign
+    "machine/test_shim.py": 15,  # boot a kernel of our own many times
+    "machine/test_shim_linux.py": 30,  # boot Linux
+    "machine/test_side_by_side.py": 15,  # run many machines
+    "machine/test_virtio_firmware.py": 15,  # boot firmware
+    "machine/test_virtio_linux.py": 40,  # boot Linux
+    "seam/test_random_calls.py": 15,  # a fuzzing campaign
 }
-"""Folders and files whose tests are marked slow: ``script/test --quick`` omits them."""
+"""Folders and files whose tests are marked slow: ``script/test --quick`` omits them. With about how many seconds they
+take: the slowest start first where pytest-xdist runs several at a time."""
+
+ONE_BY_ONE = {"docs/test_howto.py", "cli/test_linux.py", "machine/test_shim_linux.py", "machine/test_virtio_linux.py"}
+"""Files whose tests pytest-xdist may spread over its workers: each takes long and shares nothing with the others."""
+
+
+def place(path: str) -> str:
+    """What a node id or a path of a test is below ``tests``."""
+    return path.partition("::")[0].removeprefix("tests/")
+
+
+def seconds(path: str) -> int:
+    """Return about how many seconds the tests of a file of `SLOW` take, 0 for one that is not there."""
+    return SLOW.get(place(path), SLOW.get(place(path).partition("/")[0], 0))
+
+
+def unit(nodeid: str) -> str:
+    """What pytest-xdist gives to a worker at once: tests with the same answer run in one process."""
+    return nodeid if place(nodeid) in ONE_BY_ONE else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker gets the tests of a whole file, or one test of `ONE_BY_ONE`, in the order of `SLOW`."""
+    config.option.loadscopereorder = False  # it would put files of many tests first
+    scheduler = import_module("xdist.scheduler").LoadScopeScheduling(config, log)
+    scheduler._split_scope = unit
+    return scheduler
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Compare what the run met with published lists, in the one process that knows all of it."""
+    if not hasattr(session.config, "workerinput"):
+        status_coverage.compare(session)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -92,9 +130,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         dropped = set(published)
         items[:] = [item for item in items if item not in dropped]
     for item in items:
-        place = item.path.relative_to(REPOSITORY / "tests")
-        if not SLOW.isdisjoint((place.parts[0], place.as_posix())):
+        if seconds(item.nodeid):
             item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: -seconds(item.nodeid))
 
 
 def skip(sentence: str) -> NoReturn:

@@ -19,6 +19,7 @@ from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.module import TdxModule
 from swtdx.seam.status import describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
+from testing.tally import gathered
 
 GIB = 1 << 30
 TDCALL, CPUID = 77, 10
@@ -26,8 +27,8 @@ POWER_ON_MSRS = {0x10A: 0x138FD7B, 0x1A0: 0x850089, 0xBC: 1, 0xBD: 1, 0x345: 3 <
 REGISTERS = ("rcx", "rdx", "rbx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15")
 
 
-SEEN: set[tuple[str, int]] = set()
-"""(leaf function, RAX) of every SEAMCALL and TDCALL that the tests' hosts and guests made; for test_status_coverage."""
+SEEN: set[tuple[str, int]] = gathered("statuses")
+"""(leaf function, RAX) of every SEAMCALL and TDCALL that the tests' hosts and guests made."""
 NAMES = {number: name for name, number in SEAMCALL_NUMBERS.items()}
 GUEST_NAMES = {number: name for name, number in TDCALL_NUMBERS.items()}
 

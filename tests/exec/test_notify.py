@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -219,18 +220,26 @@ def test_a_hostile_program_upsets_nobody(compiled: Callable[..., Path]) -> None:
         assert started.wait(30) == 0
 
 
-def _servers() -> set[int]:
-    """Processes of ours that run ``swtdx exec``."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                line = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"exec" in line and b"swtdx" in line and Path(f"/proc/{name}").stat().st_uid == os.getuid():
-                found.add(int(name))
-    return found
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], set[int]]:
+    """Mark what this test starts; the function returns the processes with the mark that run ``swtdx exec``."""
+    mark = f"SWTDX_STARTED_BY={uuid4()}"
+    monkeypatch.setenv(*mark.split("="))
+
+    def servers() -> set[int]:
+        found = set()
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and int(process.name) != os.getpid():
+                try:
+                    line = (process / "cmdline").read_bytes().split(b"\0")
+                    environment = (process / "environ").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if b"exec" in line and b"swtdx" in line and mark.encode() in environment:
+                    found.add(int(process.name))
+        return found
+
+    return servers
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -243,32 +252,33 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
 
 
 def test_a_daemon_goes_on_when_the_command_has_ended(
-    compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path
+    compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path, marked: Callable[[], set[int]]
 ) -> None:
-    before = _servers()
     result = tmp_path / "result"
     done = swtdx_exec(compiled("tree", "-static"), "daemon", result)
     assert (done.stdout, done.returncode) == ("first: 1\n", 0)
     assert _wait_for(result.exists)
     assert _wait_for(lambda: result.read_text() == "works\n")
-    assert _wait_for(lambda: not _servers() - before), "the server ends with the last program"
+    assert _wait_for(lambda: not marked()), "the server ends with the last program"
 
 
 @pytest.mark.parametrize("whom", ["command", "server", "program"])
-def test_whichever_process_is_killed_nothing_stays(compiled: Callable[..., Path], whom: str) -> None:
+def test_whichever_process_is_killed_nothing_stays(
+    compiled: Callable[..., Path], marked: Callable[[], set[int]], whom: str
+) -> None:
     """The command that was typed, the server below it, the program below that."""
-    before = _servers()
     program = compiled("tree", "-static")
     line = [sys.executable, "-m", "swtdx", "exec", "--front-end", "notify", "--", str(program), "endless"]
     started = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert started.stdout is not None
         assert started.stdout.readline() == b"running\n"
+        assert marked()
         server = _children(started.pid)[0]
         victim = {"command": started.pid, "server": server, "program": _children(server)[0]}[whom]
         os.kill(victim, signal.SIGKILL)
         assert started.wait(20) == {"command": -9, "server": 1, "program": 137}[whom]
-        assert _wait_for(lambda: not _servers() - before)
+        assert _wait_for(lambda: not marked())
         assert _wait_for(lambda: not _running(program))
     finally:
         started.kill()

@@ -2,15 +2,13 @@
 """Fixtures around `testing.seam.fake_host`: a processor without execution and a host that speaks SEAMCALL.
 
 Every status that a test meets must break a rule that `swtdx explain` knows; this is checked when the test ends. When
-the session ends and all tests of this directory ran, the statuses are compared with the published list
+the run ends and all tests of this directory were in it, the statuses are compared with the published list
 (`status_coverage`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +16,9 @@ import pytest
 from swtdx.explain import leaves
 from swtdx.explain.status import UNKNOWN, explain_status
 from swtdx.explain.td_exit import is_td_exit
-from testing.places import reference_directory
 from testing.seam.fake_host import SEEN, FakePlatform, FakeProcessor, Host, tdcall
-from tests.seam.status_coverage import coverage
+from testing.tally import LINES
 
-_HERE = Path(__file__).parent
-_LINES: list[str] = []
 _EXPLAINED: set[tuple[str, int]] = set()
 
 
@@ -70,7 +65,7 @@ def call() -> Callable[..., Callable[..., int]]:
 @pytest.fixture
 def report() -> Callable[..., None]:
     """Say something at the end of the test run: ``report(line, ...)``."""
-    return lambda *lines: _LINES.extend(lines)
+    return lambda *lines: LINES.extend(lines)
 
 
 def without_rule(leaf: str, rax: int) -> str:
@@ -94,23 +89,3 @@ def every_status_has_its_rule() -> Iterator[None]:
     fresh = SEEN - _EXPLAINED
     _EXPLAINED.update(fresh)
     assert list(filter(None, (without_rule(leaf, rax) for leaf, rax in sorted(fresh)))) == []
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Compare the statuses that were met with the published list, if all tests of this directory ran."""
-    published = reference_directory() / "tdx-module" / "leaves.json"
-    ran = {item.path for item in session.items}
-    complete = set(_HERE.glob("test_*.py")) <= ran and not session.config.option.keyword
-    if not complete or session.shouldstop or hasattr(session.config, "workerinput") or not published.is_file():
-        return
-    met, wanted, wrong = coverage(json.loads(published.read_text()), SEEN)
-    _LINES.append(f"(leaf, status): {len(met)} of {len(wanted)} listed pairs met; cannot be met: {len(wanted - met)}")
-    if wrong:
-        _LINES.append(f"FAILED tests/seam/status_coverage.py: not as listed: {sorted(wrong)}")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what `report` was told, after the tests."""
-    for line in _LINES:
-        terminalreporter.write_line(line)

@@ -2,16 +2,22 @@
 """Every status that the published list of checks gives a leaf function has been met by some test, or cannot be.
 
 The list names sequences of checks that many leaf functions share (TDR, STATE, GPA, WALK, ENTRY, TRACKED, HPA4K); here
-they are written out. This file runs last and looks at what the other tests of the directory met, so that it means
-something only when all of them ran.
+they are written out. `compare` looks at what the tests of the directory met when the run ends: it means something only
+when all of them ran.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from swtdx.seam.status import StatusCode
+from testing import tally
+from testing.places import reference_directory
 
 CODES = sorted((code.name for code in StatusCode if code.name != "SUCCESS"), key=len, reverse=True)
 CODES_BY_VALUE = {code.value for code in StatusCode}
@@ -93,3 +99,17 @@ def coverage(published: Any, met_pairs: Any) -> Any:
         (leaf, StatusCode(rax & ~0xFFFF_FFFF).name) for leaf, rax in met_pairs if rax & ~0xFFFF_FFFF in CODES_BY_VALUE
     }
     return wanted & met, wanted, (wanted - met) ^ set(CANNOT)
+
+
+def compare(session: pytest.Session) -> None:
+    """Compare the statuses that the whole run met with the published list, if all tests of this directory ran."""
+    published = reference_directory() / "tdx-module" / "leaves.json"
+    tests = {f"tests/seam/{path.name}" for path in Path(__file__).parent.glob("test_*.py")}
+    if not tests <= tally.ran() or session.config.option.keyword or not published.is_file():
+        return
+    met, wanted, wrong = coverage(json.loads(published.read_text()), tally.gathered("statuses"))
+    cannot = len(wanted - met)
+    tally.LINES.append(f"(leaf, status): {len(met)} of {len(wanted)} listed pairs met; cannot be met: {cannot}")
+    if wrong:
+        tally.LINES.append(f"FAILED tests/seam/status_coverage.py: not as listed: {sorted(wrong)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
