@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 
 from bench import boots, front_ends
-from bench.figures import FULL, SHORT, Figure, all_figures
+from bench.figures import FULL, LEAST, SHORT, Figure, all_figures
 
 
 def _number(value: float) -> str:
@@ -35,13 +35,14 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=3, help="of each, in `boot` and `exec` (default 3)")
     parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
+    parser.add_argument("--least", action="store_true", help="each figure once, to see that it can be measured")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run, in place of the table")
     options = parser.parse_args()
     if options.what == "boot":
         return boots.main(max(1, options.runs))
     if options.what == "exec":
         return front_ends.main(max(1, options.runs))
-    effort = SHORT if options.short else FULL
+    effort = LEAST if options.least else SHORT if options.short else FULL
     machine = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
     if options.json:
         figures = [{**asdict(figure), "met": figure.met} for figure in all_figures(effort)]

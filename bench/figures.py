@@ -40,6 +40,8 @@ class Effort:
 
 FULL = Effort(repetitions=5, ioctls=50_000, pages=4096, exits=20_000, loop_turns=100_000_000, passes=100, boots=3)
 SHORT = Effort(repetitions=3, ioctls=10_000, pages=512, exits=3_000, loop_turns=30_000_000, passes=30, boots=0)
+LEAST = Effort(repetitions=1, ioctls=500, pages=32, exits=200, loop_turns=1_000_000, passes=2, boots=0)
+"""Only to see that each figure can be measured."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import patch_ng
 
 VERSION = "2.1.4"
 SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
+LIBRARIES = ("libunicorn.a", "libx86_64-softmmu.a", "libunicorn-common.a")
 HERE = Path(__file__).resolve().parent
 PATCHES = HERE / "patches"
 ENGINE = HERE / "engine"
@@ -161,7 +162,14 @@ def configure(tree: Path, output: Path, mode: str = "release") -> list[str]:
     """
     sources = ";".join(str(path) for path in sorted(ENGINE.glob("*.c")))
     ours = [f"-DSWTDX_SOURCES={sources}", f"-DSWTDX_INCLUDE={ENGINE}"]
+    if shutil.which("ccache"):
+        ours.append("-DCMAKE_C_COMPILER_LAUNCHER=ccache")
     return ["cmake", "-G", "Ninja", *cmake_options(mode), *ours, "-S", str(tree), "-B", str(output)]
+
+
+def compiler_environment(folder: Path) -> dict[str, str]:
+    """Return the environment in which ccache finds what it compiled in another folder than this build's ``folder``."""
+    return {**os.environ, "CCACHE_BASEDIR": str(folder), "CCACHE_NOHASHDIR": "1"}
 
 
 def build(
@@ -177,7 +185,7 @@ def build(
         directory=target,
         include_dirs=(ENGINE,),
         # each refers to the others: twice in this order resolves everything
-        libraries=(target / "libunicorn.a", target / "libx86_64-softmmu.a", target / "libunicorn-common.a") * 2,
+        libraries=tuple(target / name for name in LIBRARIES) * 2,
     )
     if all(library.exists() for library in result.libraries):
         return result
@@ -191,7 +199,8 @@ def build(
         unpack(archive, tree)
         apply_series(tree, skip)
         for command in (configure(tree, output, mode), ["ninja", "-C", str(output)]):
-            done = subprocess.run(command, capture_output=not verbose, text=True, check=False)
+            environment = compiler_environment(Path(scratch))
+            done = subprocess.run(command, capture_output=not verbose, text=True, check=False, env=environment)
             if done.returncode:
                 raise BuildError(f"{command[0]} failed:\n{(done.stdout or '')[-6000:]}{(done.stderr or '')[-2000:]}")
         with tempfile.TemporaryDirectory(dir=cache, prefix="staging-") as beside:  # the target's file system

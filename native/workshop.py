@@ -113,8 +113,10 @@ def site(mode: str) -> Path:
     return folder
 
 
-def build(mode: str) -> Path:
-    """Compile what changed and link the extension. Returns its path."""
+def archives(mode: str) -> tuple[Path, ...]:
+    """Compile what changed in the edited tree and return the libraries; without such a tree, those of the cache."""
+    if not TREE.exists() and mode != "release":
+        return unicorn.build(mode=mode).libraries
     edit()
     output = WORKSHOP / mode / "out"
     stamp = output / "sources"  # a new C file must be told to CMake
@@ -122,7 +124,14 @@ def build(mode: str) -> Path:
     if not stamp.exists() or stamp.read_text() != sources:
         run(*unicorn.configure(TREE, output, mode))
         stamp.write_text(sources)
-    run("ninja", "--quiet", "-C", output)
+    run("ninja", "--quiet", "-C", output, env=unicorn.compiler_environment(WORKSHOP))
+    return tuple(output / name for name in unicorn.LIBRARIES)
+
+
+def build(mode: str) -> Path:
+    """Compile what changed and link the extension. Returns its path."""
+    libraries = archives(mode)
+    (WORKSHOP / mode).mkdir(parents=True, exist_ok=True)
     pyx, header = ROOT / "src" / CORE / "_engine.pyx", unicorn.ENGINE / "swtdx.h"
     code, thing = WORKSHOP / "_engine.c", WORKSHOP / mode / "_engine.o"
     if not newer(code, pyx):
@@ -131,8 +140,7 @@ def build(mode: str) -> Path:
     if not newer(thing, code, header):
         include = [f"-I{unicorn.ENGINE}", f"-I{sysconfig.get_path('include')}"]
         run("cc", "-O1", "-g", "-fPIC", "-std=gnu11", *flags, *include, "-c", code, "-o", thing)
-    archives = [output / name for name in ("libunicorn.a", "libx86_64-softmmu.a", "libunicorn-common.a")]
-    group = ["-Wl,--start-group", *archives, "-Wl,--end-group", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"]
+    group = ["-Wl,--start-group", *libraries, "-Wl,--end-group", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"]
     extension = site(mode) / CORE / f"_engine{SUFFIX}"
     run("cc", "-shared", "-pthread", *flags, thing, *group, "-lm", "-o", extension)
     return extension

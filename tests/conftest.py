@@ -72,8 +72,8 @@ SLOW = {
     "cli/test_gdb.py": 10,  # run gdb
     "cli/test_standard_streams.py": 15,  # run the command in processes of its own
     "cli/test_endless_inputs.py": 10,  # read inputs without an end
-    "cpu/test_patch_series.py": 60,  # compile the engine
     "cpu/test_translator.py": 15,  # a fuzzing campaign
+    "machine/test_bench.py": 5,  # run the benchmark
     "machine/test_failure_injection.py": 15,  # a machine for each call that can fail
     "machine/test_fuzzed_kvm.py": 15,  # a fuzzing campaign
     "machine/test_shim.py": 15,  # boot a kernel of our own many times
