@@ -167,6 +167,29 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         assert outcome.end is End.POWER_OFF
 
 
+def test_swtdx_run_gives_its_guest_quotes_of_the_run(linux_guest: Path, tmp_path: Path) -> None:
+    """configfs' outblob is a quote that ``swtdx quote verify`` accepts, and its RTMRs are the run's."""
+    script = f"""{CONFIGFS}
+echo QUOTE $(hexdump -v -e '1/1 "%02x"' $r/outblob) QUOTE"""
+    keys, record = tmp_path / "keys", tmp_path / "record.json"
+    result = _run_script(
+        linux_guest, _panicking_guest(linux_guest, script, tmp_path), "--pki", str(keys), "--json", str(record)
+    )
+    quote = tmp_path / "quote.bin"
+    quote.write_bytes(bytes.fromhex("".join(result.stdout.split("QUOTE")[1].split())))
+    measured = json.loads(record.read_text())
+    policy = ["--mrtd", measured["mrtd"]]
+    policy += [word for index in range(4) for word in (f"--rtmr{index}", measured["rtmr"][index])]
+    collateral = tmp_path / "tcb.json"
+    for command in (
+        ["collateral", "--pki", keys, "--output", collateral],
+        ["quote", "verify", quote, "--collateral", collateral, "--root", keys / "root-ca.pem", *policy],
+    ):
+        done = subprocess.run([sys.executable, "-m", "swtdx", *command], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "TCB status UpToDate" in done.stdout
+
+
 def test_the_event_log_that_linux_shows_leads_to_the_rtmrs(linux_guest: Path, measuring_firmware: bytes) -> None:
     firmware = Firmware(Path("OVMF.inteltdx.fd"), "a test", measuring_firmware)
     pki = Pki.new("an event log")

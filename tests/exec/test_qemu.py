@@ -13,6 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from guest.newc import FILE, newc
+from swtdx.attest.quote import parse_quote
+from swtdx.attest.verify import verify_quote
+from swtdx.quoting.collateral import make_collateral
+from swtdx.quoting.enclave import MacCheck, QuotingEnclave
+from swtdx.quoting.machine_folder import default_folder, report_key
+from swtdx.quoting.pki import open_pki
+from swtdx.quoting.qgs import QgsServer, QuoteService
+from swtdx.vmm.quote_socket import parse_address
 from testing.places import REPOSITORY
 
 SECONDS = 280
@@ -105,6 +114,33 @@ def test_linux_in_a_trust_domain_comes_to_its_prompt(sid: Path, processors: str)
     guest = ["-kernel", str(kernel), "-initrd", f"{linux}/initrd.img", "-append", "console=ttyS0"]
     shown = until(td_command(sid / "usr/share/ovmf/OVMF.fd", "-m", "1G", "-smp", processors, *guest), "swtdx# ")
     assert "Memory Encryption Features active: Intel TDX" in shown
+
+
+def test_qemu_asks_a_quote_generation_service_unchanged(sid: Path, tmp_path: Path) -> None:
+    """An unmodified QEMU under swtdx exec, pointed at swtdx qgs as at Intel's: its guest reads a quote in configfs."""
+    linux = os.environ.get("SWTDX_LINUX")
+    if not linux:
+        pytest.skip("no Linux guest: export SWTDX_LINUX=$(script/linux)")
+    pki = open_pki(default_folder())
+    assert pki.folder is not None
+    service = QuoteService(QuotingEnclave(pki, MacCheck(report_key(pki.folder))))
+    script = b"""#!/bin/sh
+r=/sys/kernel/config/tsm/report/r; mkdir $r; head -c 64 /dev/zero > $r/inblob
+echo QUOTE $(hexdump -v -e '1/1 "%02x"' $r/outblob) END QUOTE
+"""
+    initrd = tmp_path / "initrd.img"
+    initrd.write_bytes(Path(linux, "initrd.img").read_bytes() + newc([("x.sh", FILE, script)]))
+    (kernel,) = (Path(linux) / "boot").glob("vmlinuz-*")
+    guest = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet swtdx.run=/x.sh"]
+    with QgsServer(service) as server:
+        server.listen(parse_address(f"{tmp_path}/qgs.socket"))
+        place = {"type": "unix", "path": f"{tmp_path}/qgs.socket"}
+        tdx = json.dumps({"qom-type": "tdx-guest", "id": "tdx0", "quote-generation-socket": place})
+        command = [tdx if word == "tdx-guest,id=tdx0" else word for word in td_command(sid / "usr/share/ovmf/OVMF.fd")]
+        shown = until([*command, "-m", "1G", *guest], "END QUOTE")
+    quote = parse_quote(bytes.fromhex("".join(shown.partition("QUOTE")[2].partition("END")[0].split())))
+    collateral = json.dumps(make_collateral(pki).as_json())
+    assert verify_quote(quote, collateral, int(time.time()), pki.root).tcb_status == "UpToDate"
 
 
 def test_the_short_form_prints_its_command() -> None:
