@@ -105,8 +105,10 @@ def _attributes(policy: Policy, body: QuoteBody) -> list[str]:
         found.append("ATTRIBUTES: the TD can be migrated (MIGRATABLE)")
     if not body.attributes & _SEPT_VE_DISABLE and not policy.allow_sept_ve:
         found.append("ATTRIBUTES: SEPT_VE_DISABLE is not set, so that the host can raise #VE at any private page")
-    if body.attributes & ~_KNOWN and body.attributes not in _masks(policy.attributes):
-        found.append(f"ATTRIBUTES: reserved bits are set ({', '.join(attribute_names(body.attributes & ~_KNOWN))})")
+    unknown = body.attributes & ~_KNOWN
+    if unknown and body.attributes not in _masks(policy.attributes):
+        names = ", ".join(attribute_names(unknown))
+        found.append(f"ATTRIBUTES: reserved bits, or bits that this policy does not know, are set ({names})")
     if any(body.mrservicetd or b"") and not policy.allow_service_td and policy.mrservicetd is None:
         found.append("MRSERVICETD: a service TD is bound to the TD, and can read its state")
     return found

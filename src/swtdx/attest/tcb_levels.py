@@ -32,7 +32,7 @@ class TcbResult:
     advisory_ids: tuple[str, ...]
     tcb_date: str
     missing: tuple[str, ...]
-    """What the platform lacks for the highest level, one sentence each."""
+    """What the platform lacks for the highest level, and why its status is not UpToDate, one sentence each."""
 
 
 def tcb_result(quote: Quote, pck: Pck, tcb_info: str, qe_identity: str) -> TcbResult:
@@ -52,12 +52,13 @@ def _judged(quote: Quote, pck: Pck, info: dict[str, Any], identity: dict[str, An
         svns.append(quote.body.tee_tcb_svn2)
     results = [_platform(pck, svn, info) for svn in svns]
     launch = results[0]
-    enclave = _isvsvn_level(identity["tcbLevels"], _qe_isvsvn(quote), "the quoting enclave's ISVSVN")
+    enclave, enclave_gaps = _isvsvn_level(identity["tcbLevels"], _qe_isvsvn(quote), "the quoting enclave's ISVSVN")
     status = converged(launch.status, [str(enclave["tcbStatus"])])
     if len(results) > 1:
         status = relaunched(status, converged(results[1].status, [str(enclave["tcbStatus"])]))
     advisories = dict.fromkeys([*launch.advisory_ids, *enclave.get("advisoryIDs", ())])
-    return TcbResult(status, tuple(advisories), launch.tcb_date, launch.missing)
+    missing = dict.fromkeys(each for result in results for each in (*result.missing, *enclave_gaps))
+    return TcbResult(status, tuple(advisories), launch.tcb_date, tuple(missing))
 
 
 def _platform(pck: Pck, tee_svn: bytes, info: dict[str, Any]) -> TcbResult:
@@ -72,16 +73,20 @@ def _platform(pck: Pck, tee_svn: bytes, info: dict[str, Any]) -> TcbResult:
         raise TcbError(f"no TCB level fits FMSPC {pck.fmspc.upper()}: {lowest} (of {levels[-1]['tcbDate']})")
     level = levels[reached]
     statuses, advisories = [], list(level.get("advisoryIDs", ()))
+    missing = list(gaps[0])
+    if level["tcbStatus"] != "UpToDate" and (not gaps[0] or level["tcbStatus"] == "Revoked"):
+        missing.append(f"the platform's TCB level (of {level['tcbDate']}) is {level['tcbStatus']}")
     if major:
         wanted = f"TDX_{major:02X}"
         module = next((each for each in info.get("tdxModuleIdentities", ()) if each["id"].upper() == wanted), None)
         if module is None:
             raise TcbError(f"the TCB info has no TDX module identity {wanted}, which TEE_TCB_SVN[1] = {major} asks for")
-        fit = _isvsvn_level(module["tcbLevels"], tee_svn[0], f"the TDX module's ISVSVN ({wanted})")
+        fit, lacks = _isvsvn_level(module["tcbLevels"], tee_svn[0], f"the TDX module's ISVSVN ({wanted})")
+        missing += lacks
         statuses.append(str(fit["tcbStatus"]))
         advisories += fit.get("advisoryIDs", ())
     status = converged(str(level["tcbStatus"]), statuses)
-    return TcbResult(status, tuple(advisories), str(level["tcbDate"]), tuple(gaps[0]))
+    return TcbResult(status, tuple(advisories), str(level["tcbDate"]), tuple(missing))
 
 
 def _rank(level: dict[str, Any]) -> tuple[list[int], int, list[int]]:
@@ -111,13 +116,18 @@ def _gaps(pck: Pck, tee_svn: bytes, tcb: dict[str, Any]) -> list[str]:
     return found
 
 
-def _isvsvn_level(levels: Sequence[dict[str, Any]], isvsvn: int, what: str) -> dict[str, Any]:
+def _isvsvn_level(levels: Sequence[dict[str, Any]], isvsvn: int, what: str) -> tuple[dict[str, Any], list[str]]:
+    """The level that a version reaches, and what it lacks if that is not UpToDate."""
     ordered = sorted(levels, key=lambda level: int(level["tcb"]["isvsvn"]), reverse=True)
     fit = next((level for level in ordered if isvsvn >= level["tcb"]["isvsvn"]), None)
     if fit is None:
         least = ordered[-1]["tcb"]["isvsvn"] if ordered else "none"
         raise TcbError(f"{what} is {isvsvn}, the lowest level wants {least}")
-    return fit
+    if fit["tcbStatus"] == "UpToDate":
+        return fit, []
+    better = [level["tcb"]["isvsvn"] for level in ordered if level["tcbStatus"] == "UpToDate"]
+    wants = f"; UpToDate wants {min(better)}" if better else ""
+    return fit, [f"{what} is {isvsvn}, which is {fit['tcbStatus']}{wants}"]
 
 
 def _qe_isvsvn(quote: Quote) -> int:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -190,7 +191,8 @@ def _judged_here(quote: Quote, pck: Pck, collateral: dict[str, str], at: int) ->
     except TcbError as error:
         raise VerificationError(f"the quote does not verify: {error}") from None
     if result.status == "Revoked":
-        raise VerificationError("the quote does not verify: TCB status is invalid: Revoked")
+        why = "; ".join(result.missing)
+        raise VerificationError(f"the quote does not verify: TCB status is invalid: Revoked; {why}")
     return Verified(result.status, result.advisory_ids, pck.ppid.hex(), at, result.missing)
 
 
@@ -204,9 +206,14 @@ def _values(text: str, quote: Quote, pck: Pck | None, collateral: dict[str, str]
         if pck is None:
             return ""
         try:
-            tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"])
+            missing = tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"]).missing
+            return f"; {'; '.join(missing)}" if missing else ""
         except TcbError as error:
             return f"; {error}"
+    if "certrevoked" in lower:
+        return _revoked(quote, collateral)
+    if "crlexpired" in lower:
+        return _expired_crls(collateral, at)
     if any(word in lower for word in ("chain", "issuer", "publickey", "certificate")):
         return _chains(quote, collateral)
     return ""
@@ -218,6 +225,60 @@ def _dates(name: str, collateral: dict[str, str], at: int) -> str:
         return f"; it is of {content['issueDate']} and valid until {content['nextUpdate']}, asked for {moment(at)}"
     except (JsonError, KeyError, TypeError):
         return ""
+
+
+def _crls(collateral: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Yield the CRLs of the collateral that can be read, by what they are called."""
+    from cryptography import x509
+
+    for name, title in (("root_ca_crl", "the root CA's CRL"), ("pck_crl", "the PCK CRL")):
+        try:
+            yield title, x509.load_der_x509_crl(bytes.fromhex(collateral[name]))
+        except (ValueError, TypeError):
+            continue
+
+
+def _expired_crls(collateral: dict[str, str], at: int) -> str:
+    """Which CRL has expired."""
+    asked = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
+    old = [
+        f"{title} is valid until {crl.next_update_utc:%Y-%m-%dT%H:%M:%SZ}"
+        for title, crl in _crls(collateral)
+        if crl.next_update_utc is not None and crl.next_update_utc < asked
+    ]
+    return f"; {', '.join(old)}, asked for {moment(at)}" if old else ""
+
+
+def _revoked(quote: Quote, collateral: dict[str, str]) -> str:
+    """Which certificate a CRL has revoked, and when."""
+    from cryptography import x509
+
+    chains = {
+        "of the quote": quote.signature.certification_data.rstrip(b"\0"),
+        "of the TCB info": collateral["tcb_info_issuer_chain"].encode(),
+        "of the QE identity": collateral["qe_identity_issuer_chain"].encode(),
+        "of the PCK CRL": collateral["pck_crl_issuer_chain"].encode(),
+    }
+    found = []
+    for title, crl in _crls(collateral):
+        for whose, pem in chains.items():
+            try:
+                certificates = x509.load_pem_x509_certificates(pem)
+            except (ValueError, TypeError):
+                continue
+            for each in certificates:
+                entry = crl.get_revoked_certificate_by_serial_number(each.serial_number)
+                if each.issuer == crl.issuer and entry is not None:
+                    when = f"{entry.revocation_date_utc:%Y-%m-%dT%H:%M:%SZ}"
+                    found.append(f"{title} revokes {_name(each)} {whose} (serial {each.serial_number:x}) since {when}")
+    return f"; {', '.join(found)}" if found else ""
+
+
+def _name(certificate: Any) -> str:
+    from cryptography.x509.oid import NameOID
+
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return printable(str(names[0].value)) if names else "a certificate without a name"
 
 
 def _chains(quote: Quote, collateral: dict[str, str]) -> str:
