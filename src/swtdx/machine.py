@@ -129,6 +129,7 @@ def boot(
         processor.load_seam_module(module)
         return MachineKernel(processor, module, dialect, config)
     tracer = SeamTracer(trace)
+    processor.first_touches = None  # each exit and each SEAMCALL is to be seen
     flush = watch(processor, tracer)
     processor.load_seam_module(tracer.module(module))
     kernel = MachineKernel(processor, module, dialect, config)

@@ -215,6 +215,14 @@ class PhysicalMemory:
         if self._engine is not None:
             self._engine.forget_code(hpa, length)
 
+    def discard_page(self, hpa: int, hkid: int) -> None:
+        """Do `clear_range` for one page. A page that the guest never uses then takes no memory of the host."""
+        try:
+            self._map.madvise(mmap.MADV_DONTNEED, hpa, PAGE_SIZE)
+        except OSError:
+            self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
+        self.set_key(hpa, hkid)
+
     def is_ram(self, hpa: int) -> bool:
         """Return whether this physical address is RAM (as opposed to a window or nothing)."""
         return 0 <= hpa < self.size

@@ -11,6 +11,7 @@ inside a SEAMCALL the kernel sends an interrupt to the logical processor on whic
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from swtdx.cpu import _engine, cpuid
@@ -89,6 +90,9 @@ class Processor:
         self._msrs = dict(_MSRS)
         self.msrs_changed = False
         """Host software has written an MSR since power-on."""
+        self.first_touches: dict[int, Callable[[int, Callable[[int], bool]], bool]] | None = {}
+        """What the kernel does when a TD's virtual CPU (by its TDVPR) accepts a page that is not there, as one step in
+        place of an exit. None: never (a machine that is traced)."""
         self.context_class: type[GuestContext] = GuestContext
         """What `new_context` makes; `watched_context` puts another in its place."""
 

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING
 
 from swtdx.seam import sept
 from swtdx.seam.hardware import Args, ExitReason
+from swtdx.seam.lifecycle import LastTdExit
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
-from swtdx.seam.sept import ACCEPT_COUNTER, HPA_MASK, LEAF, STATE_MASK, SeptState
+from swtdx.seam.sept import ACCEPT_COUNTER, FREE, HPA_MASK, LEAF, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
 from swtdx.seam.tdg.guest_memory import WRITE
 from swtdx.seam.tdg.tdcall import RCX, tdcall_leaf
+from swtdx.seam.tdh.mem_build import PAGE_AUG, augment
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
     from swtdx.seam.vcpu import Vcpu
 
-ZERO_PAGE = bytes(PAGE_SIZE)
 STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK | sept.HOST_PRIORITY
 PENDING = int(SeptState.PENDING)
 BECOME_MAPPED = sept.PENDING_LEAF ^ sept.after("TDG_MEM_PAGE_ACCEPT", sept.PENDING_LEAF)
@@ -43,9 +44,12 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     if gpa >= td.gpa_limit:
         raise td.cannot_walk(gpa)
     index, entry, reached = td.sept.walk(gpa, level)
-    # Look first: a guest that boots accepts each of its pages once.
+    # Look first: a guest that boots accepts each of its pages once, and once before the page is there.
     if reached != level or entry & STATE_OR_LOCK != PENDING:
-        _check(vcpu, args, gpa, level, entry, reached)
+        if entry == FREE and not reached and not level and _touched(module, vcpu, gpa, index):
+            entry = memory.qwords[index]
+        else:
+            _check(vcpu, args, gpa, level, entry, reached)
     hpa = entry & HPA_MASK
     if level:
         first = hpa
@@ -60,13 +64,36 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
                 raise Interrupted(None, resumes=True)
         memory.clear_range(first, end - first, td.hkid)
     else:
-        memory.set_key(hpa, td.hkid)
-        memory.raw[hpa : hpa + PAGE_SIZE] = ZERO_PAGE
+        memory.discard_page(hpa, td.hkid)
     if entry & STATE_MASK == PENDING:
         memory.qwords[index] = entry ^ BECOME_MAPPED
     else:
         memory.qwords[index] = sept.after("TDG_MEM_PAGE_ACCEPT", entry)
     return 0
+
+
+def _touched(module: TdxModule, vcpu: Vcpu, gpa: int, index: int) -> bool:
+    """Let the host add the page that the guest accepts, without a TD exit. Return whether it is pending now.
+
+    The entry that would follow the exit must find nothing to do: no NMI to inject, no new TLB epoch.
+    """
+    touches = module.processor.first_touches
+    touch = touches.get(vcpu.hpa) if touches else None
+    td = vcpu.td
+    if touch is None or PAGE_AUG not in td.allowed or td.epoch != vcpu.epoch or vcpu.pending_nmi or vcpu.flush_needed:
+        return False
+
+    def aug(hpa: int) -> bool:
+        try:
+            augment(module, td, index, hpa)
+        except Status:  # TDH.MEM.PAGE.AUG reports it
+            return False
+        return True
+
+    if not touch(gpa, aug):
+        return False
+    vcpu.last_td_exit = LastTdExit.ASYNC_FAULT
+    return True
 
 
 def check_guest_lock(entry: int) -> None:

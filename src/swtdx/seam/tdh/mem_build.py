@@ -22,6 +22,7 @@ from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
+    from swtdx.seam.td import Td
 
 SEPT_ADD, PAGE_ADD = SEAMCALL_NUMBERS["TDH.MEM.SEPT.ADD"], SEAMCALL_NUMBERS["TDH.MEM.PAGE.ADD"]
 PAGE_AUG = SEAMCALL_NUMBERS["TDH.MEM.PAGE.AUG"]
@@ -166,6 +167,13 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
         raise walk_failed(td, entry, reached)
     if entry != FREE:
         check_entry(td, "TDH_MEM_PAGE_AUG", entry, level)
+    augment(module, td, entry_index, hpa, level)
+    args.rcx = args.rdx = 0
+    return SUCCESS
+
+
+def augment(module: TdxModule, td: Td, entry_index: int, hpa: int, level: int = 0) -> None:
+    """Map a page as pending by a free entry. Raises the Status of the first check of the page that fails."""
     pamt = module.pamt
     if level:
         page = pamt.free_large_page(hpa, Operand.R8)
@@ -175,5 +183,3 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
         td.child_count += 1
     pamt.assign(page, REG, td.hpa)
     module.memory.qwords[entry_index] = PAGE_AUGMENTED | hpa
-    args.rcx = args.rdx = 0
-    return SUCCESS

@@ -60,6 +60,15 @@ class MirrorRoot:
             level -= 1
         return page.leaves.get(gfn & 511)
 
+    def table_of(self, gfn: int) -> KvmMmuPage | None:
+        """The table that has the 4 KiB leaf of ``gfn``, if it is linked."""
+        page: KvmMmuPage | None = self.root
+        for level in range(self.levels, PG_LEVEL_4K, -1):
+            if page is None:
+                break
+            page = page.tables.get(gfn >> 9 * (level - 1) & 511)
+        return page
+
     def can_be_huge(self, gfn: int) -> bool:
         """Whether the 2 MiB around ``gfn`` are mapped by one leaf, or could be: no table is linked there."""
         page = self.root

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from swtdx.cpu.processor import SeamArgs
 from swtdx.cpu.vmx import EventType, ExitReason
 from swtdx.linux.arch.x86.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
+from swtdx.linux.arch.x86.kvm.mmu.first_touch import FirstTouch
 from swtdx.linux.arch.x86.kvm.mmu.spte import (
     EPT_VIOLATION_ACC_INSTR,
     EPT_VIOLATION_ACC_WRITE,
@@ -118,6 +119,8 @@ def tdx_vcpu_free(vcpu: Vcpu) -> None:
     """Phase 2 of the TD's end: reclaim TDCX pages, then TDVPR."""
     tdx, kvm = vcpu.tdx, vcpu.kvm
     tdx.pi_desc.free()
+    if kvm.processor.first_touches is not None:
+        kvm.processor.first_touches.pop(tdx.tdvpr, None)
     if not tdx.tdvpr or to_kvm_tdx(kvm).is_hkid_assigned:
         return
     for page in tdx.tdcx:
@@ -257,6 +260,8 @@ def tdx_td_vcpu_init(vcpu: Vcpu, initial_rcx: int) -> None:
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_NV, POSTED_INTR_VECTOR, 0xFFFF, cpu)
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_DESC_ADDR, tdx.pi_desc.hpa, (1 << 64) - 64, cpu)
     _vp_write(vcpu, MD_VMCS_PIN_BASED, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR, cpu)
+    if kvm.processor.first_touches is not None:
+        kvm.processor.first_touches[tdvpr] = FirstTouch(vcpu)
 
 
 def _vp_write(vcpu: Vcpu, md_field: int, value: int, mask: int, cpu: int) -> None:

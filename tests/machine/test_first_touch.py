@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The first touch of a page as one step leaves what the long way leaves, and is not taken where anything is unusual."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from swtdx.cpu.platform import Platform
+from swtdx.linux.arch.x86.kvm.mmu import first_touch
+from swtdx.machine import MachineKernel, boot
+from swtdx.trace.event import Event
+from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.kvm import Exit
+from testing.guest import FRESH, PAGE_SIZE, Workload
+from testing.td import MeasuredTd
+
+PAGES = 40
+WAYS = [pytest.param(True, id="one step"), pytest.param(False, id="exit")]
+
+
+@contextmanager
+def running(quick: bool, **options: Any) -> Iterator[tuple[MachineKernel, MeasuredTd]]:
+    kernel = boot(platform=Platform(memory_size=1 << 30), **options)
+    if not quick:
+        kernel.processor.first_touches = None
+    with Kvm(kernel) as device, MeasuredTd(device) as td:
+        yield kernel, td
+
+
+def state(kernel: MachineKernel, td: MeasuredTd) -> dict[str, Any]:
+    """All that the two ways could leave otherwise: Secure EPT, metadata, page tables, guest_memfd, counters."""
+    (kvm,) = kernel.vms
+    (module_td,) = kernel.module.tds.values()
+    pamt, mirror = kernel.module.pamt, kvm.mmu.mirror
+    assert mirror is not None
+    found: dict[str, Any] = {"children": module_td.child_count, "mapped": mirror.mapped}
+    for number in range(PAGES):
+        gpa = FRESH + number * PAGE_SIZE
+        hpa = mirror.lookup(gpa >> 12)
+        _, entry, level = module_td.sept.walk(gpa, 0)
+        assert hpa is not None
+        index, size = pamt.index_of(hpa)
+        content = bytes(kernel.processor.memory.raw[hpa : hpa + PAGE_SIZE])
+        key = kernel.processor.memory.key_of(hpa) == module_td.hkid
+        found[hex(gpa)] = (entry & ~0xFFFFFFFFFF000, level, pamt.type_at(index), size, any(content), key)
+    found["prepared"] = sorted(next(iter(kvm.guest_memfds)).prepared)
+    found["VM"], found["vCPU"] = bytes(kvm.stat.values), list(kvm.vcpus[0].stat.values[:12])
+    return found
+
+
+def test_both_ways_leave_the_same() -> None:
+    left = []
+    for quick in (True, False):
+        with running(quick) as (kernel, td):
+            td.seconds(Workload.ACCEPT, PAGES)
+            left.append(state(kernel, td))
+    assert left[0] == left[1]
+
+
+def test_the_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = count(monkeypatch)
+    with running(True) as (_, td):
+        td.seconds(Workload.ACCEPT, PAGES)
+    assert taken == [True] * (PAGES - 1)  # the first page of 2 MiB needs a table, and takes the long way
+
+
+def count(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    taken: list[bool] = []
+    call = first_touch.FirstTouch.__call__
+
+    def counted(self: first_touch.FirstTouch, gpa: int, aug: Callable[[int], bool]) -> bool:
+        done = call(self, gpa, aug)
+        if done:
+            taken.append(done)
+        return done
+
+    monkeypatch.setattr(first_touch.FirstTouch, "__call__", counted)
+    return taken
+
+
+def test_a_trace_has_every_exit_and_every_seamcall() -> None:
+    events: list[Event] = []
+    with running(True, trace=events.append) as (kernel, td):
+        assert kernel.processor.first_touches is None
+        events.clear()
+        td.seconds(Workload.ACCEPT, PAGES)
+    names = [event.name for event in events if event.kind == "seamcall"]
+    assert names.count("TDH.MEM.PAGE.AUG") == PAGES
+    assert names.count("TDH.VP.ENTER") >= PAGES
+
+
+@pytest.mark.parametrize("quick", WAYS)
+def test_a_page_that_is_shared_ends_in_the_same_memory_fault(quick: bool) -> None:
+    with running(quick) as (_, td):
+        td.seconds(Workload.ACCEPT, PAGES)
+        td.vm.set_memory_attributes(FRESH, PAGES * PAGE_SIZE, 0)
+        with pytest.raises(KvmError) as caught:
+            td.seconds(Workload.ACCEPT, PAGES)
+        assert caught.value.errno == errno.EFAULT
+        run = td.vcpu.kvm_run
+        assert run.exit_reason == Exit.MEMORY_FAULT
+        assert (run.memory_fault.gpa, run.memory_fault.size) == (FRESH + (PAGES - 1) * PAGE_SIZE, PAGE_SIZE)
+
+
+def unusual(kernel: MachineKernel, what: str) -> Callable[[], None]:
+    """Bring that about; returns what undoes it."""
+    (kvm,) = kernel.vms
+    vcpu = kvm.vcpus[0]
+    if what == "mmu_lock is held":
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with kvm.mmu.lock:
+                held.set()
+                release.wait(60)
+
+        threading.Thread(target=hold, daemon=True).start()
+        assert held.wait(60)
+        return release.set
+    target, name, value = {
+        "another vCPU waits for the CPU": (kvm.cpus, "waiters", 1),
+        "an NMI waits": (vcpu, "nmi_pending", 1),
+        "a signal was seen": (vcpu, "interrupted", True),
+        "the VM is dead": (kvm, "dead", True),
+        "a zap keeps vCPUs out": (kvm.tdx, "wait_for_sept_zap", True),
+    }[what]
+    before = getattr(target, name)
+    setattr(target, name, value)
+    return lambda: setattr(target, name, before)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "mmu_lock is held",
+        "another vCPU waits for the CPU",
+        "an NMI waits",
+        "a signal was seen",
+        "the VM is dead",
+        "a zap keeps vCPUs out",
+    ],
+)
+def test_the_long_way_is_left_what_is_unusual(what: str) -> None:
+    with running(True) as (kernel, td):
+        td.seconds(Workload.ACCEPT, PAGES)
+        (touch,) = (kernel.processor.first_touches or {}).values()
+        untouched = FRESH + PAGES * PAGE_SIZE
+        before = kernel.pages.in_use
+        undo = unusual(kernel, what)
+        try:
+            assert not touch(untouched, lambda hpa: pytest.fail("nothing may be added"))
+        finally:
+            undo()
+        assert kernel.pages.in_use == before
+        assert not touch(untouched, lambda hpa: False)  # the module refuses the page
+        mirror = next(iter(kernel.vms)).mmu.mirror
+        assert mirror is not None
+        assert mirror.lookup(untouched >> 12) is None
+
+
+def test_nothing_is_left_of_a_td_that_is_gone() -> None:
+    with running(True) as (kernel, td):
+        assert len(kernel.processor.first_touches or {}) == 1
+        td.seconds(Workload.ACCEPT, PAGES)
+    assert kernel.processor.first_touches == {}
