@@ -182,6 +182,7 @@ class FakeProcessor:
         self.contexts: list[FakeContext] = []
         self.on_lp: dict[int, FakeContext] = {}
         self.flushes = 0
+        self.first_touches: dict[int, Callable[[int, Callable[[int], bool]], bool]] | None = None
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> cpuid.Registers:
         return self.cpuid_overrides.get((leaf, subleaf)) or cpuid.native(self.platform, leaf, subleaf)

@@ -40,6 +40,7 @@ from swtdx.image.tdvf import TdvfError
 from swtdx.linux.config import KernelConfig
 from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
+from swtdx.uapi.abilities import powers_off
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
@@ -419,6 +420,9 @@ class _Session:
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
             kept = run_record.record(machine, run, outcome, seconds, bytes(self.output.record))
             self.recording.record = kept
+            kernel = powers_off(machine.vm.kernel)
+            if kernel is not None:  # this program ends, too: its machine need not take the TD down page by page
+                kernel.power_off()
         self._report(kept, outcome)
         return outcome.status
 

@@ -90,6 +90,8 @@ class FileTable:
         self._inodes: dict[tuple[int, int], File] = {}
         self.mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         """What is mapped and keeps its file (`File.mmap`)."""
+        self.powered_off = False
+        """The machine is switched off (`EmulatedKernel.power_off`): nothing is released any more."""
         self._lock = threading.RLock()
 
     def install(self, file: File, fd: int | None = None) -> int:
@@ -198,7 +200,7 @@ class FileTable:
             return
         with self._lock:
             file.references -= 1
-            if file.references:
+            if file.references or self.powered_off:
                 return
             self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
         self.release_if_idle(file)

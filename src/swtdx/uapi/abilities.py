@@ -92,6 +92,15 @@ class SpeaksDialect(Protocol):
 
 
 @runtime_checkable
+class PowersOff(Protocol):
+    """A kernel whose machine can be switched off with its VMs still there."""
+
+    def power_off(self) -> None:
+        """Switch it off; closing what is open takes no VM down any more."""
+        ...
+
+
+@runtime_checkable
 class HasRelease(Protocol):
     """A kernel that states which release of Linux it is."""
 
@@ -144,3 +153,8 @@ def stated_release(kernel: Kernel) -> KernelRelease | None:
     """Return the release of Linux that the kernel says it is; the host's does not say."""
     inner = _unwrapped(kernel)
     return inner.release_name if isinstance(inner, HasRelease) else None
+
+
+def powers_off(kernel: Kernel) -> PowersOff | None:
+    """Return the kernel as one that can be switched off; None for one that is traced, whose TDs end in the trace."""
+    return None if isinstance(kernel, Wrapper) or not isinstance(kernel, PowersOff) else kernel
