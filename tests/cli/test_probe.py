@@ -14,6 +14,7 @@ from swtdx.cli.probe import VmTypeBit
 from swtdx.uapi import tdx_upstream
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import KvmOffer, survey
+from swtdx.uapi.release import KernelRelease
 from tests.cli.conftest import Command
 
 
@@ -35,6 +36,7 @@ def test_a_td_can_always_be_run(command: Command, firmware_found: Path) -> None:
     found = json.loads(result.out)
     assert result.status == 0
     assert found["embedded"]["dialects"] == ["upstream", "v10"]
+    assert found["embedded"]["kernel_releases"] == [name.value for name in KernelRelease]
     assert found["td"]["kernel"] == ("host" if survey().tdx else "emulated")
     assert found["td"]["firmware"] == str(firmware_found)
     assert [image["can_start"] for image in found["firmware"]] == [False, True]

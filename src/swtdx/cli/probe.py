@@ -26,6 +26,7 @@ from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import survey
 from swtdx.uapi.host_tdx import HostFacts, host_facts
+from swtdx.uapi.release import NEWEST_RELEASE, KernelRelease
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -124,7 +125,8 @@ def _embedded() -> dict[str, Any]:
         from swtdx.machine import boot
     except ImportError as error:
         why = f"the native engine cannot be loaded: {error}"
-        return {"tdx": False, "dialects": [], "tdx_module": None, "tdx_modules": [], "no_tdx_because": [why]}
+        nothing: dict[str, Any] = dict.fromkeys(("kernel_releases", "dialects", "tdx_modules"), [])
+        return {"tdx": False, "tdx_module": None, "no_tdx_because": [why], **nothing}
     dialects, reasons, module = [], [], None
     for dialect in Dialect:
         kernel = boot(dialect)
@@ -139,6 +141,7 @@ def _embedded() -> dict[str, Any]:
             kernel.shutdown()
     return {
         "tdx": bool(dialects),
+        "kernel_releases": [name.value for name in KernelRelease if name.dialect_name in dialects],
         "dialects": sorted(dialects),
         "tdx_module": module,
         "tdx_modules": list(MODULE_VERSIONS),
@@ -186,7 +189,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"/dev/kvm: it usually takes the group kvm (uid is {os.geteuid()})"
     if embedded["tdx"]:
         modules = " or ".join(embedded["tdx_modules"])
-        yield "embedded", f"makes VMs and TDs ({', '.join(embedded['dialects'])}), TDX module {modules} emulated"
+        yield "embedded", f"makes VMs and TDs, TDX module {modules} emulated"
+        releases = ", ".join(embedded["kernel_releases"])
+        yield "", f"kernel releases: {releases}; without --kernel-release {NEWEST_RELEASE.value}"
     for reason in embedded["no_tdx_because"]:
         yield "embedded", f"no TDs: {reason}"
     for image in found["firmware"]:

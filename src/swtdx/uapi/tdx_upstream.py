@@ -27,7 +27,7 @@ KVM_TDX_INIT_VCPU = 2
 KVM_TDX_INIT_MEM_REGION = 3
 KVM_TDX_FINALIZE_VM = 4
 KVM_TDX_GET_CPUID = 5
-KVM_TDX_TERMINATE_VM = 6  # proposed (list, 2025) and documented; not in 6.16 to 6.18
+KVM_TDX_TERMINATE_VM = 6  # proposed (list, 2025); in no released kernel
 
 KVM_TDX_MEASURE_MEMORY_REGION = 1 << 0  # kvm_tdx_cmd.flags of INIT_MEM_REGION
 
