@@ -125,7 +125,7 @@ def _embedded() -> dict[str, Any]:
         from swtdx.machine import boot
     except ImportError as error:
         why = f"the native engine cannot be loaded: {error}"
-        nothing: dict[str, Any] = dict.fromkeys(("kernel_releases", "dialects", "tdx_modules"), [])
+        nothing: dict[str, Any] = {name: [] for name in ("kernel_releases", "dialects", "tdx_modules")}
         return {"tdx": False, "tdx_module": None, "no_tdx_because": [why], **nothing}
     dialects, reasons, module = [], [], None
     for dialect in Dialect:
