@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``swtdx diff``: where the measurements of two images, two launches, or a launch and a prediction part."""
+"""``swtdx diff``: where images, launches, predictions, quotes, TDREPORTs and event logs part, in any pair."""
 
 from __future__ import annotations
 
@@ -13,6 +13,15 @@ import typer
 
 from swtdx.attest.build_calls import Build, RecordError, build_of, recorded_build, with_direct_boot
 from swtdx.attest.divergence import Comparison, compare
+from swtdx.attest.evidence import (
+    Evidence,
+    EvidenceComparison,
+    EvidenceError,
+    compare_evidence,
+    evidence_of,
+    of_build,
+)
+from swtdx.attest.evidence_kind import kind_of
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
 from swtdx.cli.input import file_bytes
 from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
@@ -35,6 +44,12 @@ EPILOG = """
 
 [cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
 
+[cyan]swtdx diff quote.bin OVMF.fd[/cyan] - is it of this image, and in which order were the calls made?
+
+[cyan]swtdx diff monday-ccel.bin tuesday-ccel.bin[/cyan] - two event logs, to the first event that differs
+
+[cyan]swtdx diff quote.bin ccel.bin[/cyan] - does the log lead there, and if not how far?
+
 [bold]Exit status[/bold]
 
 0 equal; 1 wrong usage; 2 they differ, or one has no measurement; 3 a file cannot be read
@@ -51,7 +66,7 @@ def diff(
         Path,
         typer.Argument(
             metavar="A",
-            help="Firmware image, record of swtdx run --json, or none: --kernel is entered without firmware.",
+            help="Image, record of a run, quote, TDREPORT, event log, or swtdx measure --json; none: no firmware.",
         ),
     ],
     other: Annotated[Path, typer.Argument(metavar="B", help="The same.")],
@@ -77,7 +92,7 @@ def diff(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
 ) -> None:
-    """Tell the first call at which two measurements part: section, address, page and byte."""
+    """Show the first call or event at which two measurements part: section, address, page and byte, or words."""
     if json and quiet:
         raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
     if kernel is None:
@@ -88,16 +103,21 @@ def diff(
     if kernel is None and any(name == NO_FIRMWARE for _, name in given):
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
     boot = None if kernel is None else DirectBoot(kernel, initrd, append or "", cpus)
+    comparison: Comparison | EvidenceComparison
     try:
-        comparison = compare(*_builds(given, order, memory, boot))
+        if any(_is_evidence(contents) for contents, _ in given):
+            comparison, text = _of_evidence(given, order, memory, boot)
+        else:
+            comparison = compare(*_builds(given, order, memory, boot))
+            text = _report(comparison)
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
-    except (RecordError, TdvfError, MeasureError) as error:
+    except (RecordError, TdvfError, MeasureError, EvidenceError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
     if json:
         print(json_format.dumps(comparison.as_json(), indent=2))
     elif not quiet:
-        print("\n".join(_report(comparison)))
+        print("\n".join(text))
     raise typer.Exit(Verdict.OK if comparison.equal else Verdict.FAILED)
 
 
@@ -162,6 +182,66 @@ def _builds(
         for name in images:
             builds[name] = boot.of(builds[name], machine_memory, machine_cpus)
     return builds[given[0][1]], builds[given[1][1]]
+
+
+def _is_evidence(contents: bytes) -> bool:
+    """Whether it is a quote, a TDREPORT, an event log or a prediction, and neither an image nor a launch's record."""
+    kind = kind_of(contents)
+    if kind is not None and kind.command == "swtdx inspect":
+        return False
+    if _is_json(contents):
+        return b'"mrtd_order"' not in contents
+    return kind is not None or contents.removeprefix(b"\xef\xbb\xbf")[:1].isalnum()
+
+
+def _of_evidence(
+    given: list[tuple[bytes, str]], order: OrderChoice | None, memory: str | None, boot: DirectBoot | None
+) -> tuple[EvidenceComparison, Iterator[str]]:
+    """Compare two sides of which at least one is evidence of a TD that has run, or a prediction's JSON."""
+    sides: list[Evidence] = []
+    notes: list[str] = []
+    for contents, name in given:
+        if _is_evidence(contents):
+            sides.append(evidence_of(contents, name))
+            continue
+        build, _ = _builds([(contents, name)] * 2, None, memory, boot)
+        wanted = next((evidence_of(each, other).mrtd for each, other in given if _is_evidence(each)), None)
+        if build.tdvf is not None and not build.launched and order is None and wanted is not None:
+            build, note = _in_the_order_of(build, wanted, memory)
+            notes.append(note)
+        elif order is not None and build.tdvf is not None:
+            build = replace(
+                build, mrtd=build_of(build.tdvf, ORDERS[order], build.memory_size).mrtd, order=ORDERS[order]
+            )
+        sides.append(of_build(build))
+    comparison = compare_evidence(sides[0], sides[1])
+    return comparison, _evidence_report(comparison, notes)
+
+
+def _in_the_order_of(build: Build, mrtd: bytes, memory: str | None) -> tuple[Build, str]:
+    """The build of an image in the order of calls that leads to an MRTD, and a sentence on it."""
+    assert build.tdvf is not None
+    for order in Order:
+        found = build_of(build.tdvf, order, build.memory_size)
+        if found.mrtd == mrtd:
+            return replace(build, mrtd=mrtd, order=order), f"This MRTD is of {build.name}, its calls {order.value}."
+    tried = " nor ".join(order.value for order in Order)
+    return build, f"No order of calls makes this MRTD of {build.name}: neither {tried}."
+
+
+def _evidence_report(comparison: EvidenceComparison, notes: list[str]) -> Iterator[str]:
+    for label, side in zip("AB", comparison.sides, strict=True):
+        yield f"{label}  {side.name} ({side.kind})"
+    yield from notes
+    if not comparison.compared:
+        yield "There is nothing that both of them know."
+        return
+    different = {each.what for each in comparison.differences}
+    same = [what for what in comparison.compared if what not in different]
+    for each in comparison.differences:
+        yield f"{each.text}."
+    if same:
+        yield f"{', '.join(same)} {'is' if len(same) == 1 else 'are'} equal."
 
 
 def _is_json(contents: bytes) -> bool:
