@@ -208,7 +208,7 @@ def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) ->
         raise ProgramError(f"--front-end notify: {cannot}")
     if FrontEnd.notify in (front_end, wanted):
         return run_notified(path, command, settings)
-    return run(path, command, settings.write())
+    return run(path, command, settings.write(), guarded=not settings.host)
 
 
 def _machine_memory(text: str) -> int:

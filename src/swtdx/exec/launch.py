@@ -12,6 +12,7 @@ import os
 import signal
 from pathlib import Path
 
+from swtdx.exec.host_device import HostDeviceWatch
 from swtdx.exec.program import NOT_FOUND, NOT_USABLE
 from swtdx.exec.settings import LIBRARY
 
@@ -33,11 +34,12 @@ def environment(directory: Path | None) -> dict[str, str]:
     return variables
 
 
-def run(path: Path, arguments: list[str], directory: Path | None) -> int:
+def run(path: Path, arguments: list[str], directory: Path | None, *, guarded: bool = True) -> int:
     """Execute the program and wait: its exit status, 128 plus the number of the signal that killed it."""
     parent = os.getpid()
     variables = environment(directory)
     prctl = ctypes.CDLL(None).prctl  # looked up before fork()
+    watch = HostDeviceWatch(directory / LIBRARY) if directory is not None and guarded else None
     child = os.fork()
     if child == 0:
         _become(path, arguments, variables, parent, prctl)
@@ -45,6 +47,8 @@ def run(path: Path, arguments: list[str], directory: Path | None) -> int:
         signal.signal(getattr(signal, name), lambda number, _frame: _forward(child, number))
     for name in _TERMINAL:
         signal.signal(getattr(signal, name), lambda number, _frame: None)
+    if watch is not None:
+        watch.begin(child)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return 128 + os.WTERMSIG(status)
