@@ -92,6 +92,6 @@ def test_an_answer_with_quote_and_log_knows_both() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"{}", b"[]x", struct.pack("<H", 7) + bytes(900)])
-def test_what_is_no_evidence(data: bytes) -> None:
-    with pytest.raises(EvidenceError, match="no evidence that can be compared"):
+def test_what_is_not_evidence(data: bytes) -> None:
+    with pytest.raises(EvidenceError, match="cannot be compared as evidence"):
         evidence_of(data, "x")

@@ -29,7 +29,7 @@ _REGISTERS = range(4)
 
 
 class EvidenceError(ValueError):
-    """The data are no evidence; the text is one sentence."""
+    """The data are not evidence; the text is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def evidence_of(data: bytes, name: str) -> Evidence:
     try:
         return of_report(parse_report(data), name)
     except ReportError:
-        raise EvidenceError(
-            f"{name} is no evidence that can be compared: {no_quote}; as an event log: {no_log}"
-        ) from None
+        raise EvidenceError(f"{name} cannot be compared as evidence: {no_quote}; as an event log: {no_log}") from None
 
 
 def of_report(report: TdReport, name: str) -> Evidence:
