@@ -11,7 +11,7 @@ import pytest
 import swtdx.cli.session
 from swtdx.cli.kernel_choice import DialectChoice, ModuleVersionChoice, chosen_release
 from swtdx.cli.parameters import InputError
-from swtdx.cpu.platform import MODULE_VERSIONS
+from swtdx.cpu.platform import MODULE_VERSIONS, PUBLISHED_MODULE_VERSIONS
 from swtdx.exec.settings import Settings
 from swtdx.linux.config import KernelConfig
 from swtdx.uapi.dialect import Dialect
@@ -23,7 +23,7 @@ ALL = [name.value for name in KernelRelease]
 
 def test_the_choices_are_those_that_there_are() -> None:
     assert {choice.value for choice in DialectChoice} == {dialect.value for dialect in Dialect}
-    assert {choice.value for choice in ModuleVersionChoice} == set(MODULE_VERSIONS)
+    assert {choice.value for choice in ModuleVersionChoice} == {*MODULE_VERSIONS, *PUBLISHED_MODULE_VERSIONS}
     assert {name.dialect_name for name in KernelRelease} == {dialect.value for dialect in Dialect}
 
 
@@ -55,6 +55,13 @@ def test_a_module_that_is_too_old_is_refused_with_the_line_of_the_log(release: s
     assert result.status == 2
     assert "virt/tdx: module initialization failed (-5)" in result.err
     assert "--kernel-release v10" in result.err
+
+
+@pytest.mark.parametrize("release", [name for name in ALL if name != "v10"])
+def test_a_module_without_a_feature_that_kvm_needs_is_refused(release: str, command: Command) -> None:
+    result = command("run", "--kernel-release", release, "--module-version", "1.5.01")
+    assert result.status == 2
+    assert "TOPOLOGY_ENUM" in result.err
 
 
 def test_the_host_has_the_kernel_that_it_has(command: Command) -> None:

@@ -19,10 +19,20 @@ class DialectChoice(StrEnum):
 
 
 class ModuleVersionChoice(StrEnum):
-    """Which TDX module, of `swtdx.cpu.platform.MODULE_VERSIONS`."""
+    """Which TDX module, of `swtdx.cpu.platform`."""
 
     v1_5 = "1.5.06"
     v1_0 = "1.0"
+    v1_5_01 = "1.5.01"
+    v1_5_05 = "1.5.05"
+    v1_5_08 = "1.5.08"
+    v1_5_09 = "1.5.09"
+    v1_5_13 = "1.5.13"
+    v1_5_16 = "1.5.16"
+    v1_5_20 = "1.5.20"
+    v1_5_24 = "1.5.24"
+    v1_5_28 = "1.5.28"
+    v1_5_34 = "1.5.34"
 
 
 KernelReleaseOption = Annotated[
@@ -42,7 +52,10 @@ DialectOption = Annotated[
 ]
 ModuleVersionOption = Annotated[
     ModuleVersionChoice,
-    typer.Option(help="The TDX module of the emulated machine. 1.0 is of the time of kernel release v10."),
+    typer.Option(
+        help="The TDX module of the emulated machine. 1.5.06 and 1.0 (of the time of v10) are reproduced; the "
+        "others have their number and TDX_FEATURES0, and act as 1.5.06."
+    ),
 ]
 
 
@@ -65,5 +78,10 @@ def module_refusal(release: KernelRelease, module: ModuleVersionChoice) -> str |
         return (
             f"--module-version 1.0 has no TDH.SYS.RD, which {release.words} needs for TDs (its log: virt/tdx: module "
             "initialization failed (-5)): add --kernel-release v10"
+        )
+    if module is ModuleVersionChoice.v1_5_01 and release is not KernelRelease.V10:
+        return (
+            f"--module-version 1.5.01 lacks TOPOLOGY_ENUM, which {release.words} needs for TDs (kvm_intel turns TDX "
+            "off without a line in the log): use 1.5.05 or later"
         )
     return None

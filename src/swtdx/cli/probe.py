@@ -121,11 +121,13 @@ def _vm_types(bits: int) -> list[str]:
 def _embedded() -> dict[str, Any]:
     """Boot it, in both dialects, and ask. An engine that is not built is a finding and not an error."""
     try:
-        from swtdx.cpu.platform import MODULE_VERSIONS
+        from swtdx.cpu.platform import MODULE_VERSIONS, PUBLISHED_MODULE_VERSIONS
         from swtdx.machine import boot
     except ImportError as error:
         why = f"the native engine cannot be loaded: {error}"
-        nothing: dict[str, Any] = {name: [] for name in ("kernel_releases", "dialects", "tdx_modules")}
+        nothing: dict[str, Any] = {
+            name: [] for name in ("kernel_releases", "dialects", "tdx_modules", "tdx_modules_by_number")
+        }
         return {"tdx": False, "tdx_module": None, "no_tdx_because": [why], **nothing}
     dialects, reasons, module = [], [], None
     for dialect in Dialect:
@@ -145,6 +147,7 @@ def _embedded() -> dict[str, Any]:
         "dialects": sorted(dialects),
         "tdx_module": module,
         "tdx_modules": list(MODULE_VERSIONS),
+        "tdx_modules_by_number": list(PUBLISHED_MODULE_VERSIONS),
         "no_tdx_because": reasons,
     }
 
@@ -189,7 +192,9 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"/dev/kvm: it usually takes the group kvm (uid is {os.geteuid()})"
     if embedded["tdx"]:
         modules = " or ".join(embedded["tdx_modules"])
+        named = ", ".join(embedded["tdx_modules_by_number"])
         yield "embedded", f"makes VMs and TDs, TDX module {modules} emulated"
+        yield "", f"TDX modules by number and TDX_FEATURES0 only, else as 1.5.06: {named}"
         releases = ", ".join(embedded["kernel_releases"])
         yield "", f"kernel releases: {releases}; without --kernel-release {NEWEST_RELEASE.value}"
     for reason in embedded["no_tdx_because"]:

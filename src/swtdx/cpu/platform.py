@@ -15,6 +15,11 @@ import time
 MAXIMUM_MEMORY_SIZE = 1 << 44
 """Bytes; above 32 TiB (`swtdx.cpu.memory.WINDOW_BASE`) are windows on user memory."""
 MODULE_VERSIONS = ("1.5.06", "1.0")
+"""The TDX modules that are reproduced."""
+PUBLISHED_MODULE_VERSIONS = (
+    "1.5.01", "1.5.05", "1.5.08", "1.5.09", "1.5.13", "1.5.16", "1.5.20", "1.5.24", "1.5.28", "1.5.34",
+)  # fmt: skip
+"""Modules of which a number and at most TDX_FEATURES0 are published: they act as 1.5.06 does."""
 WESTMERE = 0x000206C2
 """Family 6, model 0x2c, stepping 2: the newest server model without AVX and BMI, which TCG does not execute."""
 SAPPHIRE_RAPIDS = 0x000806F8
@@ -106,8 +111,9 @@ class Platform:
             )
         if self.mktme_keyids + self.tdx_keyids >= 1 << self.keyid_bits:
             raise ValueError("more KeyIDs than keyid_bits can name")
-        if self.module_version not in MODULE_VERSIONS:
-            raise ValueError(f"module_version must be one of {', '.join(MODULE_VERSIONS)}")
+        versions = (*MODULE_VERSIONS, *PUBLISHED_MODULE_VERSIONS)
+        if self.module_version not in versions:
+            raise ValueError(f"module_version must be one of {', '.join(versions)}")
         if self.report_key is not None and len(self.report_key) != REPORT_KEY_SIZE:
             raise ValueError(f"report_key has {REPORT_KEY_SIZE} bytes")
 

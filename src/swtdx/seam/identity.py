@@ -60,6 +60,11 @@ FEATURES_NOT_REPRODUCED = (
 TDX_FEATURES0 = TDX_FEATURES0_1_5_06 & ~FEATURES_NOT_REPRODUCED
 
 
+def features0(version: ModuleVersion) -> int:
+    """Return TDX_FEATURES0 of a version: of what is published of it, what is reproduced."""
+    return version.features0 & TDX_FEATURES0
+
+
 @dataclass(frozen=True)
 class Identity:
     """The identity that goes into reports: test values, and a report key that is new with every machine."""

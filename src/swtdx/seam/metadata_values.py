@@ -71,7 +71,7 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
     "UPDATE_VERSION": lambda module, _: module.version.number[2],
     "INTERNAL_VERSION": lambda module, _: module.version.number[3],
     "NUM_TDX_FEATURES": 1,
-    "TDX_FEATURES0": identity.TDX_FEATURES0,
+    "TDX_FEATURES0": lambda module, _: identity.features0(module.version),
     "NUM_CMRS": lambda module, _: len(module.platform.cmrs),
     "CMR_BASE": lambda module, n: _cmr(module, n, 0),
     "CMR_SIZE": lambda module, n: _cmr(module, n, 1),

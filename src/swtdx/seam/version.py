@@ -49,6 +49,8 @@ class ModuleVersion:
     """Major, minor, update, internal."""
     build_date: int
     build_num: int
+    features0: int
+    """TDX_FEATURES0 as published; the module offers what of it is reproduced (`identity.features0`)."""
     sys_rd: bool
     """Whether there is TDH.SYS.RD."""
     leaf_versions: bool
@@ -179,12 +181,22 @@ def _renamed(rows: Mapping[str, list[str | None]]) -> Mapping[tuple[int | None, 
     return MappingProxyType(result)
 
 
+def _published(name: str, features0: str | None, new: str) -> dict[str, Any]:
+    """What is known of a version beside what it has in common with another: 0 where nothing is."""
+    number = [int(part) for part in name.split(".")]
+    row: dict[str, Any] = {"number": [*number, 0], "build_date": 0, "build_num": 0}
+    return row if features0 is None else row | {"features0": features0}
+
+
 @cache
 def module_version(name: str) -> ModuleVersion:
     """Return the version called ``name``; raises ValueError if it does not exist."""
     rows: dict[str, dict[str, Any]] = load("versions")["versions"]
+    published = load("published_versions")
+    if name in published["versions"]:
+        rows = rows | {name: rows[published["like"]] | _published(name, *published["versions"][name])}
     if name not in rows:
-        raise ValueError(f"TDX module {name} is not available; there are {', '.join(rows)}")
+        raise ValueError(f"TDX module {name} is not available; there are {', '.join((*rows, *published['versions']))}")
     row: dict[str, Any] = {
         key: int(value, 16) if isinstance(value, str) and value[:2] == "0x" else value
         for key, value in rows[name].items()
