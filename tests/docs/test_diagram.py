@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The diagrams of the state machines show every state and every transition, and nothing overlaps."""
+"""The diagrams show every state and transition, every floor and arrow, and nothing overlaps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from testing.places import REPOSITORY
+from tests.architecture.test_layers import ARROWS
 
 SVG = "{http://www.w3.org/2000/svg}"
 STATES = ["A", "LONG_NAME_OF_A_STATE", "C"]
@@ -50,3 +51,33 @@ def test_a_label_fits_between_the_lines_that_its_arrow_joins(diagram: ModuleType
 def test_a_machine_without_moves_has_its_states(diagram: ModuleType) -> None:
     root = ElementTree.fromstring(diagram.ladder("m", STATES, []))
     assert len(list(root.iter(f"{SVG}rect"))) == 3
+
+
+# --- floors -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_arrows_is_what_the_layers_are_tested_for(diagram: ModuleType) -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    assert diagram.floors_of_the_page(page) == {
+        floor: below for floor, below in ARROWS.items() if not floor.startswith("__")
+    }
+
+
+def test_the_picture_of_the_floors_is_drawn_from_the_table(diagram: ModuleType) -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
+    drawn = (REPOSITORY / "docs/floors.svg").read_text(encoding="utf-8")
+    assert drawn == diagram.picture(page), "run 'python docs/diagram.py'"
+
+
+def test_each_floor_lies_above_what_it_imports_and_no_boxes_overlap(diagram: ModuleType) -> None:
+    arrows = {"top": {"left", "right", "base"}, "left": {"base"}, "right": {"base"}, "base": set(), "alone": set()}
+    root = ElementTree.fromstring(diagram.floors("t", arrows))
+    boxes = [(float(box.get("x", 0)), float(box.get("y", 0)), float(box.get("width", 0))) for box in root[2:]
+             if box.tag == f"{SVG}rect"]  # fmt: skip
+    at = dict(zip([text.text for text in root.iter(f"{SVG}text")], boxes, strict=True))
+    assert set(at) == set(arrows)
+    for floor, below in arrows.items():
+        assert all(at[floor][1] < at[other][1] for other in below)
+    for left, right in pairwise(sorted(boxes, key=lambda box: (box[1], box[0]))):
+        assert left[1] != right[1] or left[0] + left[2] < right[0]
+    assert len(list(root.iter(f"{SVG}polyline"))) == 4, "top leads to base through left and right"

@@ -568,16 +568,6 @@ def test_typing_raises_com1s_interrupt_through_the_io_apic() -> None:
     assert msis == [(0xFEE0_0000, 0x24)]
 
 
-def test_a_pm_timer_read_is_quick() -> None:
-    """Not a benchmark, only a guard against a hundredfold: the read is what firmware does half a million times."""
-    made, _ = board(bytearray())
-    read = made.ports.reads[0x608]
-    started = time.perf_counter()
-    for _ in range(20_000):
-        read(0x608, 4)
-    assert (time.perf_counter() - started) / 20_000 < 50e-6
-
-
 # --- debug exit -------------------------------------------------------------------------------------------------------
 
 
