@@ -105,7 +105,7 @@ def _declare(command: str) -> None:
 
 
 def whole_app() -> typer.Typer:
-    """The app with every command declared: what the documentation, the manual page and shell completion read."""
+    """Return the app with every command declared: what the documentation, the manual page and shell completion read."""
     for command in ("run", *COMMANDS):
         _declare(command)
     return app

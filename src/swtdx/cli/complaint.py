@@ -48,7 +48,7 @@ def complain(text: str, status: int, *, as_json: bool) -> int:
 
 
 def _foreseen() -> tuple[type[Exception], ...]:
-    """What ``run`` raises for a person; its modules are loaded already when one of these comes."""
+    """Return what ``run`` raises for a person; its modules are loaded already when one of these comes."""
     from swtdx.cli.session import BAD_INPUT
     from swtdx.uapi.client import KvmError
 

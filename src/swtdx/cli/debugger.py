@@ -41,7 +41,7 @@ def check(address: str | None, wait: bool, td: TdParameters | None, kernel: str)
 
 @contextmanager
 def listening(address: str | None, say: Callable[[str], object]) -> Iterator[GdbServer | None]:
-    """A server that listens already, and serves nothing yet; None without an address. Raises InputError."""
+    """Yield a server that listens already, and serves nothing yet; None without an address. Raises InputError."""
     if address is None:
         yield None
         return

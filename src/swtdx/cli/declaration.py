@@ -32,11 +32,11 @@ class Declared:
 if not TYPE_CHECKING:
 
     def Option(*names: str, **named: Any) -> Declared:
-        """An option, as `typer.Option` declares it."""
+        """Return an option, as `typer.Option` declares it."""
         return Declared("Option", names, named)
 
     def Argument(**named: Any) -> Declared:
-        """An argument, as `typer.Argument` declares it."""
+        """Return an argument, as `typer.Argument` declares it."""
         return Declared("Argument", (), named)
 
     def __getattr__(name: str) -> Any:

@@ -131,7 +131,10 @@ class DirectBoot:
     cpus: int | None
 
     def tdvf(self, memory: int, cpus: int) -> Tdvf:
-        """What stands in for firmware that there is not, with the kernel in it. Raises `Failure`, `MeasureError`."""
+        """Return what stands in for firmware that there is not, with the kernel in it.
+
+        Raises `Failure`, `MeasureError`.
+        """
         from swtdx.attest.measure import direct_tdvf
         from swtdx.image.linux_image import LinuxImageError
 
@@ -142,7 +145,7 @@ class DirectBoot:
             raise Failure(str(error), Verdict.FAILED) from None
 
     def of(self, build: Build, memory: int, cpus: int) -> Build:
-        """The image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
+        """Return the image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
         from swtdx.attest.direct_boot import predict_direct_boot
 
         if build.name == NO_FIRMWARE:  # there is no firmware to extend them

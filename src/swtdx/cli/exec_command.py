@@ -160,7 +160,7 @@ def launch(command: list[str], kernel_release: KernelRelease | None = None) -> i
 
 
 def _keys(named: Path | None) -> str:
-    """The folder with the machine's report key, made if need be, so that a quote generation service finds it."""
+    """Return the folder with the machine's report key, made if need be, so that a quote generation service finds it."""
     from swtdx.quoting.machine_folder import FolderError, default_folder, report_key
 
     folder = (named or default_folder()).absolute()

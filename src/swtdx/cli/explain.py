@@ -116,7 +116,7 @@ def explain(
 
 
 def _failed(what: str | None, errno: str | None, hw_error: str | None, command: str | None, leaf: str | None) -> Failed:
-    """All that was given, checked and put together. Raises `Failure`."""
+    """Return all that was given, checked and put together. Raises `Failure`."""
     told = Failed()
     if what is not None:
         told = _told(what)
@@ -145,7 +145,7 @@ def _unexplained(failed: Failed, dialect: Dialect) -> str:
 
 
 def _givers(errno: str, dialect: Dialect) -> list[str]:
-    """The ioctls that can fail with an errno."""
+    """Return the ioctls that can fail with an errno."""
     return [name for name in known_ioctls(dialect) if any(each.errno == errno for each in refusals(name, dialect))]
 
 

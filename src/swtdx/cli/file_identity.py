@@ -48,7 +48,7 @@ class FileIdentity:
         return cls(own, frozenset({own}), stat.S_ISREG(status.st_mode), stat.S_ISFIFO(status.st_mode))
 
     def overlaps(self, other: FileIdentity) -> bool:
-        """Whether both are the same file, or one lies within the other."""
+        """Return whether both are the same file, or one lies within the other."""
         return self.own in other.covers or other.own in self.covers
 
 
@@ -57,7 +57,7 @@ def _block(device: int) -> _Key:
 
 
 def _below(device: int) -> set[_Key]:
-    """What a block device covers beside itself, as far as sysfs tells."""
+    """Return what a block device covers beside itself, as far as sysfs tells."""
     found: set[_Key] = set()
     folder = Path(os.path.realpath(_SYS_BLOCK / f"{os.major(device)}:{os.minor(device)}"))
     with suppress(OSError):
@@ -73,13 +73,13 @@ def _below(device: int) -> set[_Key]:
 
 
 def _number(folder: Path) -> int:
-    """The device number of a device's folder in sysfs. Raises OSError."""
+    """Return the device number of a device's folder in sysfs. Raises OSError."""
     major, _, minor = (folder / "dev").read_text().strip().partition(":")
     return os.makedev(int(major), int(minor))
 
 
 def in_use(descriptor: int) -> bool:
-    """Whether a process holds a lock on the file, as swtdx (flock) and QEMU (OFD locks) do on disk images.
+    """Return whether a process holds a lock on the file, as swtdx (flock) and QEMU (OFD locks) do on disk images.
 
     Otherwise the caller has the flock until it closes the descriptor.
     """

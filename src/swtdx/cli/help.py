@@ -24,7 +24,7 @@ class Command(TyperCommand):
     """A command, its switches without a type."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
-        """All parameters, the option for help among them."""
+        """Return all parameters, the option for help among them."""
         return [_plain(each) for each in super().get_params(*arguments, **named)]
 
 
@@ -32,7 +32,7 @@ class Group(TyperGroup):
     """The same for a group of commands."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
-        """All parameters, the option for help among them."""
+        """Return all parameters, the option for help among them."""
         return [_plain(each) for each in super().get_params(*arguments, **named)]
 
 

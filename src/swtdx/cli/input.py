@@ -20,7 +20,7 @@ MAXIMUM_INPUT_SIZE = 256 << 20
 
 
 def firmware_bytes(named: Path | None, quiet: bool) -> tuple[bytes, str]:
-    """(image, name) of the file that was named, or of the firmware that ``swtdx run`` would take.
+    """Return (image, name) of the file that was named, or of the firmware that ``swtdx run`` would take.
 
     Which one was found is said on stderr, unless ``quiet``. Raises `Failure`.
     """

@@ -60,7 +60,7 @@ ModuleVersionOption = Annotated[
 
 
 def chosen_release(release: KernelRelease | None, dialect: DialectChoice | None) -> KernelRelease:
-    """The release that the two options ask for. Raises InputError where they contradict each other."""
+    """Return the release that the two options ask for. Raises InputError where they contradict each other."""
     from swtdx.cli.parameters import InputError
 
     if release is None:

@@ -297,7 +297,7 @@ def _written(digest: bytes, output_format: OutputFormat | None) -> str:
 
 
 def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
-    """What a firmware is to start, from its files. Raises `Failure`."""
+    """Return what a firmware is to start, from its files. Raises `Failure`."""
     from swtdx.image.linux_image import LinuxImageError, load
 
     for path in (kernel, initrd):

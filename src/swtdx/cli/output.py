@@ -112,7 +112,7 @@ class Output:
             raise
 
     def _is_in_place(self) -> bool:
-        """Whether the path still names the file that was opened (``/dev/fd/3`` may name a deleted one)."""
+        """Return whether the path still names the file that was opened (``/dev/fd/3`` may name a deleted one)."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         except OSError:
@@ -217,7 +217,7 @@ def _clash(output: FileIdentity, other: FileIdentity, *, reading: bool) -> bool:
 
 
 def _open_untouched(path: Path) -> tuple[int, bool]:
-    """(descriptor, whether the file was created). Raises OSError; EBUSY for a block device that is in use."""
+    """Return (descriptor, whether the file was created). Raises OSError; EBUSY for a block device that is in use."""
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True

@@ -33,7 +33,7 @@ def memory_size(text: str) -> int:
 
 
 def address_space_limit() -> str:
-    """What limits the memory of this process, if anything does: the end of a sentence about a lack of it."""
+    """Return what limits the memory of this process, if anything does: the end of a sentence about a lack of it."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     return "" if limit == resource.RLIM_INFINITY else f": ulimit -v allows {limit >> 10} KiB"
 
@@ -53,7 +53,7 @@ def digest(option: str, text: str | None) -> bytes:
 
 
 def bit_mask(option: str, text: str) -> int:
-    """A 64-bit number, ``0x...`` or decimal. Raises `InputError`."""
+    """Return a 64-bit number, ``0x...`` or decimal. Raises `InputError`."""
     try:
         value = int(text, 0)
     except ValueError:
@@ -64,7 +64,7 @@ def bit_mask(option: str, text: str) -> int:
 
 
 def port(option: str, text: str) -> int:
-    """The number of an I/O port. Raises `InputError`."""
+    """Return the number of an I/O port. Raises `InputError`."""
     value = bit_mask(option, text)
     if value > 0xFFFC:
         raise InputError(f"{option} {text} is not an I/O port: 0xf4 and 0x501 are the usual ones")

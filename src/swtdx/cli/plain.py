@@ -94,7 +94,10 @@ def read(command: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
 def _declarations(
     parameters: list[inspect.Parameter],
 ) -> tuple[dict[str, inspect.Parameter], list[inspect.Parameter]]:
-    """Options by each of their names, and arguments in order. Raises `_NotPlainError` for what is not known here."""
+    """Return options by each of their names, and arguments in order.
+
+    Raises `_NotPlainError` for what is not known here.
+    """
     options: dict[str, inspect.Parameter] = {}
     positional = []
     for parameter in parameters:
@@ -120,7 +123,7 @@ def _declared(parameter: inspect.Parameter) -> Declared:
 
 
 def _kind(parameter: inspect.Parameter) -> Any:
-    """The type of a parameter, without None."""
+    """Return the type of a parameter, without None."""
     kind = get_args(parameter.annotation)[0]
     if get_origin(kind) in (Union, UnionType):
         kinds = [each for each in get_args(kind) if each is not NoneType]

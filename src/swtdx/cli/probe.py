@@ -77,7 +77,7 @@ def probe(
 
 
 def findings(root: Path = Path("/")) -> dict[str, Any]:
-    """All that is said, ready for JSON."""
+    """Return all that is said, ready for JSON."""
     facts = host_facts(root)
     host, embedded, images = _host(facts), _embedded(), _firmware()
     kernel = "host" if host["tdx"] else "emulated" if embedded["tdx"] else None
@@ -179,7 +179,7 @@ def _versions() -> dict[str, str | None]:
 
 
 def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, text) of each line; an empty label carries on the one before."""
+    """Yield (label, text) of each line; an empty label carries on the one before."""
     host, embedded = found["host"], found["embedded"]
     where = ", a virtual machine" if host["virtual_machine"] else ""
     yield "machine", f"Linux {host['release']}, {host['processor'] or 'unknown processor'}{where}"

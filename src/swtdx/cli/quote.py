@@ -91,7 +91,7 @@ def register(app: typer.Typer) -> None:
 
 
 def quote_of(path: Path) -> Quote:
-    """The quote in a file. Raises `Failure`."""
+    """Return the quote in a file. Raises `Failure`."""
     try:
         return parse_quote(file_bytes(path, MAXIMUM_QUOTE_SIZE))
     except QuoteError as error:
@@ -116,7 +116,7 @@ def print_fields(content: dict[str, Any], indent: str = "") -> None:
 
 
 def quote_as_json(quote: Quote) -> dict[str, Any]:
-    """Every field of a quote, and the platform of its PCK certificate."""
+    """Return every field of a quote, and the platform of its PCK certificate."""
     pck = pck_of(quote)
     return {**quote.as_json(), "pck": None if pck is None else pck.as_json()}
 
@@ -312,7 +312,7 @@ def _report_data(text: str) -> bytes:
 
 
 def _policy(options: dict[str, Any]) -> Policy:
-    """The policy of the options of ``verify``. Raises `Failure`."""
+    """Return the policy of the options of ``verify``. Raises `Failure`."""
     unknown = [status for status in options["tcb_status"] or () if status not in TCB_STATUSES]
     if unknown:
         raise Failure(f"--tcb-status {unknown[0]}: must be one of {', '.join(TCB_STATUSES)}", Verdict.USAGE)

@@ -121,7 +121,7 @@ def _events(inputs: _Inputs) -> list[Event]:
 
 
 def _fault(inputs: _Inputs, events: list[Event], replayed: Rtmrs, reported: Rtmrs | None) -> str | None:
-    """What makes the exit status 5; None if nothing does."""
+    """Return what makes the exit status 5; None if nothing does."""
     forged = [str(event.number) for event in events if event.vouched is Vouched.CONTRADICTED]
     if forged:
         which = f"event{'s' if len(forged) > 1 else ''} {', '.join(forged[:8])}{', ...' if len(forged) > 8 else ''}"

@@ -177,7 +177,7 @@ class Host:
 
     @staticmethod
     def named_by(kernel: Path | None) -> bool:
-        """Whether --kernel has a word that means --kvm."""
+        """Return whether --kernel has a word that means --kvm."""
         return kernel is not None and str(kernel) in KvmChoice.__members__
 
     def options(self, guest: Guest) -> dict[str, Any]:

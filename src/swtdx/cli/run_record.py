@@ -63,7 +63,7 @@ def measurements(machine: Machine) -> dict[str, Any]:
 
 
 def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> dict[str, Any]:
-    """What ``swtdx measure --kernel`` says of this boot, and whether it came so."""
+    """Return what ``swtdx measure --kernel`` says of this boot, and whether it came so."""
     from swtdx.attest.boot_agreement import agreement
     from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
     from swtdx.attest.firmware_traits import measures_smbios
@@ -133,7 +133,7 @@ def _kernel_words(kept: dict[str, Any]) -> str:
 
 
 def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, value) of each line."""
+    """Yield (label, value) of each line."""
     yield "outcome", kept["text"]
     kind = "TD" if kept["vm_type"] == "tdx" else "ordinary VM"
     cpus = f"{kept['cpus']} vCPU{'s' if kept['cpus'] > 1 else ''}"
@@ -160,7 +160,7 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _origin(kept: dict[str, Any]) -> str:
-    """Where the MRTD comes from, and whether it is what was expected."""
+    """Return where the MRTD comes from, and whether it is what was expected."""
     if kept["mrtd_source"] == "predicted":
         return f"as predicted from what was added and measured, {kept['mrtd_order']}"
     if kept["mrtd_order"] is None:
@@ -169,5 +169,5 @@ def _origin(kept: dict[str, Any]) -> str:
 
 
 def as_bytes(kept: dict[str, Any]) -> bytes:
-    """The record as a JSON document."""
+    """Return the record as a JSON document."""
     return json.dumps(kept, indent=1).encode() + b"\n"

@@ -183,7 +183,7 @@ def run(options: Options) -> int:
 
 
 def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequence[DiskImage]) -> dict[str, Output]:
-    """Every file that the run writes, by its option, still as it was. Raises OutputError."""
+    """Return every file that the run writes, by its option, still as it was. Raises OutputError."""
     for disk in disks:
         outputs.reads(f"--disk {disk.path}", disk.descriptor)
     for option, read in (
@@ -217,7 +217,10 @@ def _check_secure_boot(options: Options, plan: Plan, linux: LinuxBoot, voice: Vo
 
 
 def _plan(options: Options) -> Plan:
-    """What to build, before there are devices. Raises InputError, SmbiosError, FirmwareError, LinuxImageError."""
+    """Return what to build, before there are devices.
+
+    Raises InputError, SmbiosError, FirmwareError, LinuxImageError.
+    """
     tdx = options.td is not None
     smbios = parse_smbios(options.smbios) if options.smbios else None
     if str(options.firmware) != NO_FIRMWARE:
@@ -233,7 +236,7 @@ def _plan(options: Options) -> Plan:
 
 
 def _linux(options: Options) -> LinuxBoot | None:
-    """The kernel to start, checked. Raises InputError for an option that goes nowhere, LinuxImageError."""
+    """Return the kernel to start, checked. Raises InputError for an option that goes nowhere, LinuxImageError."""
     if options.kernel is None:
         for name, value in (("--initrd", options.initrd), ("--append", options.append)):
             if value is not None:
@@ -254,7 +257,7 @@ def kernel_named(
     config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
 ) -> Kernel:
-    """The kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
+    """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
     Its machine is made to measure for a guest of ``cpus`` vCPUs and ``memory`` bytes. The number of processors shows
     in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
@@ -381,7 +384,7 @@ class _Session:
         )
 
     def _devices(self, disks: Sequence[DiskImage]) -> Iterator[VirtioDevice]:
-        """What was asked for, in the order of the PCI slots: disks first, so that they keep their places."""
+        """Yield what was asked for, in the order of the PCI slots: disks first, so that they keep their places."""
         for disk in disks:
             yield VirtioBlk(disk)
         if self.options.virtio_console:

@@ -127,7 +127,7 @@ def _open_if_closed(descriptor: int) -> bool:
 
 
 def _text(raw: _Raw, before: TextIO | None, *, line_buffering: bool = False) -> io.TextIOWrapper:
-    """A text layer in the encoding of the stream before; what that cannot express is escaped."""
+    """Return a text layer in the encoding of the stream before; what that cannot express is escaped."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     buffer = io.BufferedWriter(raw)
     return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=line_buffering or raw.isatty())

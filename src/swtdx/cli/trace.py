@@ -164,7 +164,7 @@ def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False
 
 
 def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[TraceLine]:
-    """The events of a trace; on a terminal a line tells how many have come. Raises as `read_events`."""
+    """Yield the events of a trace; on a terminal a line tells how many have come. Raises as `read_events`."""
     console = Console(stderr=True)
     with Progress(
         TextColumn(f"{doing} {path.name}"), BarColumn(), TextColumn("{task.completed:,} events"),

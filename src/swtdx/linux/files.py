@@ -95,7 +95,7 @@ class FileTable:
         self._lock = threading.RLock()
 
     def install(self, file: File, fd: int | None = None) -> int:
-        """A new descriptor for ``file`` (anon_inode_getfd). Raises OSError(EMFILE) when there are too many.
+        """Return a new descriptor for ``file`` (anon_inode_getfd). Raises OSError(EMFILE) when there are too many.
 
         ``fd``: a memfd that there is already, and that is the table's from now on.
         """
@@ -114,7 +114,7 @@ class FileTable:
 
     @staticmethod
     def reserve(file: File) -> int:
-        """A number and memory for ``file``, not yet installed (get_unused_fd_flags). Raises OSError(EMFILE)."""
+        """Return a number and memory for ``file``, not yet installed (get_unused_fd_flags). Raises OSError(EMFILE)."""
         fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if file.size:
             os.ftruncate(fd, file.size)
@@ -135,7 +135,10 @@ class FileTable:
         return fd
 
     def get(self, fd: int) -> File | None:
-        """The File behind ``fd``, or None if it is not ours. Descriptors made by dup(2) are found and counted."""
+        """Return the File behind ``fd``, or None if it is not ours.
+
+        Descriptors made by dup(2) are found and counted.
+        """
         file = self.by_fd.get(fd)
         if file is not None:
             return file
@@ -151,7 +154,7 @@ class FileTable:
         return file
 
     def fget(self, fd: int) -> File | None:
-        """The File behind a descriptor that the caller names in a structure, or None if it is not ours (fget).
+        """Return the File behind a descriptor that the caller names in a structure, or None if it is not ours (fget).
 
         The caller may be another process, whose numbers are its own. Raises OSError(EBADF) if there is none.
         """

@@ -253,7 +253,7 @@ class EmulatedKernel:
         self.files.powered_off = True
 
     def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
-        """A real one. Raises OSError(EINVAL, EMFILE)."""
+        """Make a real one. Raises OSError(EINVAL, EMFILE)."""
         try:
             return os.eventfd(initval, flags)
         except (OverflowError, ValueError) as error:

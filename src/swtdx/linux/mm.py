@@ -40,7 +40,7 @@ class PageAllocator:
         self._lock = threading.Lock()
 
     def alloc_page(self, use: str) -> int:
-        """The HPA of a page, contents undefined, booked under ``use``. Raises OSError(ENOMEM)."""
+        """Return the HPA of a page, contents undefined, booked under ``use``. Raises OSError(ENOMEM)."""
         with self._lock:
             if self._free:
                 page = self._free.pop()
@@ -94,7 +94,7 @@ class PageAllocator:
             self._used.update(dict.fromkeys(range(page, page + HUGE_PAGE_SIZE, PAGE_SIZE), use))
 
     def alloc_contig_pages(self, count: int) -> int:
-        """A physically contiguous area of ``count`` pages that is never freed. Raises OSError(ENOMEM)."""
+        """Return a physically contiguous area of ``count`` pages that is never freed. Raises OSError(ENOMEM)."""
         with self._lock:
             base = self._end - count * PAGE_SIZE
             if base < self._next:

@@ -257,7 +257,7 @@ class TimerQueue:
             self._changed.notify()
 
     def timer(self, function: Callable[[], None]) -> Timer:
-        """A timer that is not armed."""
+        """Return a timer that is not armed."""
         return Timer(self, function)
 
     def add(self, timer: Timer, expires: int) -> None:

@@ -61,7 +61,7 @@ class Mm:
         self.pid = os.getpid() if pid is None else pid
 
     def find_vma(self, address: int) -> tuple[int, int, bool, bool] | None:
-        """(start, end, readable, writable) of the mapping that holds ``address``."""
+        """Return (start, end, readable, writable) of the mapping that holds ``address``."""
         with open(f"/proc/{self.pid}/maps", "rb") as maps:
             for line in maps:
                 extent, permissions = line.split(b" ", 2)[:2]
@@ -73,7 +73,7 @@ class Mm:
         return None
 
     def reach(self, start: int, end: int) -> int:
-        """Where in our own process the memory [start, end) of one mapping is. Raises OSError(EFAULT)."""
+        """Return where in our own process the memory [start, end) of one mapping is. Raises OSError(EFAULT)."""
         return start
 
     def leave(self, start: int, end: int) -> None:
@@ -87,7 +87,7 @@ class Mm:
             raise err(errno.EBADF, f"fd {fd}") from error
 
     def dup(self, fd: int) -> int:
-        """A descriptor of ours for what its descriptor ``fd`` refers to. Raises OSError(EBADF, EMFILE)."""
+        """Return a descriptor of ours for what its descriptor ``fd`` refers to. Raises OSError(EBADF, EMFILE)."""
         try:
             return os.dup(fd)
         except OverflowError as error:
@@ -121,12 +121,12 @@ _bounce = _Bounce()
 
 
 def current_mm() -> Mm:
-    """The caller's address space; another object in a child made by fork()."""
+    """Return the caller's address space; another object in a child made by fork()."""
     return _bounce.mm
 
 
 def own_mm() -> Mm:
-    """The address space of the process that the kernel is in."""
+    """Return the address space of the process that the kernel is in."""
     return _own_mm
 
 
@@ -144,7 +144,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def access_ok(address: int, length: int) -> bool:
-    """Whether the range lies in the user half; says nothing about what is mapped there."""
+    """Return whether the range lies in the user half; says nothing about what is mapped there."""
     return address >= 0 and address + length <= TASK_SIZE
 
 
@@ -223,12 +223,12 @@ def _through_pipe(source: int, target: int, length: int) -> bool:
 
 
 def struct_from_user(structure: type[S], address: int) -> S:
-    """A copy of the structure at the user address. Raises OSError(EFAULT)."""
+    """Return a copy of the structure at the user address. Raises OSError(EFAULT)."""
     return structure.from_buffer_copy(copy_from_user(address, ctypes.sizeof(structure)))
 
 
 def get_user(address: int, length: int) -> int:
-    """A little-endian unsigned integer of ``length`` bytes. Raises OSError(EFAULT)."""
+    """Return a little-endian unsigned integer of ``length`` bytes. Raises OSError(EFAULT)."""
     return int.from_bytes(copy_from_user(address, length), "little")
 
 

@@ -109,7 +109,7 @@ class Statistics:
         self.values[position + min(value.bit_length(), HIST_BUCKETS - 1)] += 1
 
     def _head(self) -> bytes:
-        """All that comes before the values."""
+        """Return all that comes before the values."""
         stride = ctypes.sizeof(kvm_stats_desc) + NAME_SIZE
         at = ctypes.sizeof(kvm_stats_header)
         header = kvm_stats_header(
@@ -128,7 +128,10 @@ class Statistics:
         return b"".join(parts)
 
     def open(self, files: FileTable, name: str, get: Callable[[], None], put: Callable[[], None]) -> int:
-        """A new descriptor, read-only. ``get`` and ``put`` keep the VM while one is open. Raises OSError(EMFILE)."""
+        """Return a new descriptor, read-only.
+
+        ``get`` and ``put`` keep the VM while one is open. Raises OSError(EMFILE).
+        """
         if self._file is not None and (fd := files.open_again(self._file)) >= 0:
             return fd
         head = self._head()

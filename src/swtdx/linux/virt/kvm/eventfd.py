@@ -85,7 +85,7 @@ class Ioeventfd:
     eventfd: Eventfd
 
     def matches(self, length: int, value: int) -> bool:
-        """Whether a write of ``value`` is this one's."""
+        """Return whether a write of ``value`` is this one's."""
         return (not self.length or self.length == length) and (self.datamatch is None or self.datamatch == value)
 
 

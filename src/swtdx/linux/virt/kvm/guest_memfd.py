@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def kvm_gmem_get_index(slot: Memslot, gfn: int) -> int:
-    """The page of the file that ``slot`` shows at ``gfn``."""
+    """Return the page of the file that ``slot`` shows at ``gfn``."""
     return gfn - slot.base_gfn + slot.gmem_pgoff
 
 
@@ -79,7 +79,7 @@ class GuestMemfd(File):
         return page
 
     def is_prepared(self, index: int) -> bool:
-        """Whether the page was populated or mapped into a guest."""
+        """Return whether the page was populated or mapped into a guest."""
         return index in self.prepared or index // HUGE_PAGE_PAGES in self.huge
 
     def kvm_gmem_mark_prepared(self, index: int) -> None:
@@ -119,7 +119,7 @@ class GuestMemfd(File):
         insort(self.bindings, (pgoff, slot.slot_id, slot))
 
     def _bound(self, start: int, end: int) -> list[Memslot]:
-        """The slots that show a page of [start, end)."""
+        """Return the slots that show a page of [start, end)."""
         first = max(0, bisect_left(self.bindings, (start,)) - 1)
         last = bisect_left(self.bindings, (end,), first)
         return [slot for _, _, slot in self.bindings[first:last] if slot.gmem_pgoff + slot.npages > start]

@@ -42,7 +42,7 @@ class UserWindows:
         self._lock = threading.Lock()
 
     def pin(self, mm: Mm, start: int, end: int) -> int:
-        """The HPA of a window of its own on [start, end) of one mapping. Raises OSError(EFAULT), MemoryError."""
+        """Return the HPA of a window of its own on [start, end) of one mapping. Raises OSError(EFAULT), MemoryError."""
         return self._memory.map_user(mm.reach(start, end), end - start)
 
     def unpin(self, hpa: int, length: int) -> None:
@@ -90,7 +90,7 @@ class HvaMapping:
         self._windows: list[_Window] = []  # ascending
 
     def hpa(self, address: int, write: bool) -> tuple[int, int, int, bool]:
-        """(HPA of ``address``, user start, user end of the window, writable). Raises OSError(EFAULT)."""
+        """Return (HPA of ``address``, user start, user end of the window, writable). Raises OSError(EFAULT)."""
         position = bisect_right(self._windows, address, key=_START)
         if position and address < self._windows[position - 1].end:
             window = self._windows[position - 1]
@@ -122,7 +122,7 @@ class HvaMapping:
         return window
 
     def touched(self, start: int, end: int) -> list[_Window]:
-        """What is pinned of [start, end), whole windows."""
+        """Return what is pinned of [start, end), whole windows."""
         return [window for window in self._windows if window.start < end and start < window.end]
 
     def invalidate(self, start: int, end: int) -> None:

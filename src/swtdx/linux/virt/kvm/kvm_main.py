@@ -239,7 +239,7 @@ class Kvm:
     # --- Memory -------------------------------------------------------------------------------------------------------
 
     def valid_slot_flags(self) -> int:
-        """Flags a slot of this VM may have."""
+        """Return flags a slot of this VM may have."""
         flags = int(KVM_MEM_LOG_DIRTY_PAGES)
         if self.has_attributes:
             flags |= int(KVM_MEM_GUEST_MEMFD)
@@ -356,7 +356,7 @@ class Kvm:
             slot.dirty_bitmap[offset >> 3] |= 1 << (offset & 7)
 
     def supported_attributes(self) -> int:
-        """What KVM_SET_MEMORY_ATTRIBUTES takes on this VM."""
+        """Return what KVM_SET_MEMORY_ATTRIBUTES takes on this VM."""
         return KVM_MEMORY_ATTRIBUTE_PRIVATE if self.has_attributes else 0
 
     def kvm_vm_ioctl_set_mem_attributes(self, request: kvm_memory_attributes) -> None:
@@ -398,7 +398,7 @@ class Kvm:
             done += size
 
     def _pieces(self, gpa: int, length: int) -> Iterator[tuple[Memslot, int, int, int]]:
-        """(slot, gfn, user address, bytes) of each page of the range."""
+        """Yield (slot, gfn, user address, bytes) of each page of the range."""
         while length:
             size = min(length, PAGE_SIZE - gpa % PAGE_SIZE)
             slot = self.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)

@@ -27,14 +27,14 @@ class MemoryAttributes:
         self._values: list[int] = []
 
     def load(self, gfn: int) -> int:
-        """Attributes of ``gfn``; 0 if none were set."""
+        """Return attributes of ``gfn``; 0 if none were set."""
         position = bisect_right(self._starts, gfn) - 1
         if position >= 0 and gfn < self._ends[position]:
             return self._values[position]
         return 0
 
     def range_has(self, start: int, end: int, value: int) -> bool:
-        """Whether every frame of the range has exactly ``value`` (kvm_range_has_memory_attributes)."""
+        """Return whether every frame of the range has exactly ``value`` (kvm_range_has_memory_attributes)."""
         position = bisect_right(self._starts, start) - 1
         if not value:
             if position >= 0 and self._ends[position] > start:

@@ -77,7 +77,7 @@ class Memslots:
         self.generation = 0
 
     def gfn_to_memslot(self, gfn: int) -> Memslot | None:
-        """The slot that holds ``gfn``."""
+        """Return the slot that holds ``gfn``."""
         wanted = (gfn, KVM_USER_MEM_SLOTS)
         while True:
             generation, slot = self.generation, None
@@ -92,11 +92,14 @@ class Memslots:
         return slot if slot is not None and gfn < slot.base_gfn + slot.npages else None
 
     def kvm_check_memslot_overlap(self, base_gfn: int, end_gfn: int, but: int) -> bool:
-        """Whether a slot other than the one with id ``but`` has a frame of the range."""
+        """Return whether a slot other than the one with id ``but`` has a frame of the range."""
         return any(slot.slot_id != but for slot in self.within(base_gfn, end_gfn))
 
     def within(self, base_gfn: int, end_gfn: int) -> Iterator[Memslot]:
-        """The slots that have a frame of the range, ascending (kvm_for_each_memslot_in_gfn_range). Under slots_lock."""
+        """Yield the slots that have a frame of the range, ascending (kvm_for_each_memslot_in_gfn_range).
+
+        Under slots_lock.
+        """
         position = max(0, bisect_right(self._entries, (base_gfn, KVM_USER_MEM_SLOTS)) - 1)
         while position < len(self._entries):
             slot = self._entries[position][2]
@@ -159,7 +162,7 @@ def check_region(region: kvm_userspace_memory_region2, valid_flags: int, address
 
 
 def plan(region: kvm_userspace_memory_region2, slots: Memslots) -> Change:
-    """What the call asks for, given the slots that exist. Raises OSError(EINVAL, EEXIST)."""
+    """Return what the call asks for, given the slots that exist. Raises OSError(EINVAL, EEXIST)."""
     old = slots.by_id.get(region.slot & 0xFFFF)
     base_gfn, npages = region.guest_phys_addr >> PAGE_SHIFT, region.memory_size >> PAGE_SHIFT
     if not npages:

@@ -77,5 +77,5 @@ def contents_changed(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> No
 
 
 def whole_pages(start: int, end: int) -> tuple[int, int]:
-    """The pages that [start, end) touches."""
+    """Return the pages that [start, end) touches."""
     return start & -PAGE_SIZE, end + PAGE_SIZE - 1 & -PAGE_SIZE

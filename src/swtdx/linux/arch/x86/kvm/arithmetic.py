@@ -35,7 +35,7 @@ def _result_flags(result: int, size: int) -> int:
 
 
 def binary(name: str, left: int, right: int, size: int, flags: int) -> tuple[int, int]:
-    """(result, flags) of a two-operand instruction; for CMP and TEST the result is not stored."""
+    """Return (result, flags) of a two-operand instruction; for CMP and TEST the result is not stored."""
     mask, sign = (1 << 8 * size) - 1, 1 << 8 * size - 1
     kept = flags & ~_STATUS
     if name in _LOGIC:
@@ -58,7 +58,7 @@ def binary(name: str, left: int, right: int, size: int, flags: int) -> tuple[int
 
 
 def unary(name: str, value: int, size: int, flags: int) -> tuple[int, int]:
-    """(result, flags) of INC, DEC, NOT, NEG."""
+    """Return (result, flags) of INC, DEC, NOT, NEG."""
     mask = (1 << 8 * size) - 1
     if name == "NOT":
         return value ^ mask, flags
@@ -69,7 +69,7 @@ def unary(name: str, value: int, size: int, flags: int) -> tuple[int, int]:
 
 
 def bit_test(name: str, value: int, bit: int, size: int, flags: int) -> tuple[int, int]:
-    """(result, flags) of BT, BTS, BTR, BTC with the bit number taken modulo the operand size."""
+    """Return (result, flags) of BT, BTS, BTR, BTC with the bit number taken modulo the operand size."""
     selected = 1 << (bit & 8 * size - 1)
     result = {"BT": value, "BTS": value | selected, "BTR": value & ~selected, "BTC": value ^ selected}[name]
     return result, flags & ~CF | (CF if value & selected else 0)

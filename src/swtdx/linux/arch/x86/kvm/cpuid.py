@@ -55,7 +55,7 @@ Registers = tuple[int, int, int, int]
 
 
 def make_entry(function: int, index: int, flags: int, registers: Sequence[int]) -> kvm_cpuid_entry2:
-    """A kvm_cpuid_entry2 from (eax, ebx, ecx, edx)."""
+    """Return a kvm_cpuid_entry2 from (eax, ebx, ecx, edx)."""
     eax, ebx, ecx, edx = registers
     return kvm_cpuid_entry2(function=function, index=index, flags=flags, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
@@ -123,7 +123,10 @@ def _address_sizes(eax: int, *, guest_phys_bits: bool) -> int:
 
 
 def _pv_features_leaf(entries: Iterable[kvm_cpuid_entry2]) -> int:
-    """The leaf with KVM's paravirtual features, 0 for none. Another hypervisor's leaves may come before KVM's."""
+    """Return the leaf with KVM's paravirtual features, 0 for none.
+
+    Another hypervisor's leaves may come before KVM's.
+    """
     signatures = {entry.function: (entry.ebx, entry.ecx, entry.edx) for entry in entries}
     bases = (base for base in _HYPERVISOR_BASES if signatures.get(base) == KVM_SIGNATURE)
     base = next(bases, 0)
@@ -165,19 +168,19 @@ class CpuidTable:
         """Bits of a guest-physical address that the guest's CPUID leaves out."""
 
     def has_7_ebx(self, bit: int) -> bool:
-        """Whether the guest has any of these features of leaf 7, EBX."""
+        """Return whether the guest has any of these features of leaf 7, EBX."""
         return bool(self._features7[1] & bit)
 
     def has_7_edx(self, bits: int) -> bool:
-        """Whether the guest has any of these features of leaf 7, EDX."""
+        """Return whether the guest has any of these features of leaf 7, EDX."""
         return bool(self._features7[3] & bits)
 
     def find(self, function: int, index: int = 0) -> Registers | None:
-        """The entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""
+        """Return the entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""
         return self._any.get(function) or self._exact.get((function, index))
 
     def query(self, function: int, index: int) -> Registers:
-        """What the CPUID instruction returns (kvm_cpuid)."""
+        """Return what the CPUID instruction returns (kvm_cpuid)."""
         found = self._any.get(function) or self._exact.get((function, index))
         if found is not None:
             return found

@@ -391,7 +391,7 @@ def _drive(vcpu: Vcpu, instruction: _Instruction, steps: Steps, answer: int | No
 
 
 def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
-    """The answer of a device in the kernel (0 for a write), or None."""
+    """Return the answer of a device in the kernel (0 for a write), or None."""
     apic = vcpu.apic
     if (
         apic is not None

@@ -59,7 +59,7 @@ class Pic:
         return 8
 
     def _request(self, number: int) -> int:
-        """The line that a chip would interrupt with, -1 if none."""
+        """Return the line that a chip would interrupt with, -1 if none."""
         chip = self.chips[number]
         priority = self._priority(chip, chip.irr & ~chip.imr)
         if priority == 8:

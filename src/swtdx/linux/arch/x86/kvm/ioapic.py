@@ -34,7 +34,7 @@ class IoApic:
         self._lock = threading.RLock()
 
     def covers(self, gpa: int) -> bool:
-        """Whether the address is one of its registers."""
+        """Return whether the address is one of its registers."""
         base = int(self.state.base_address)
         return base <= gpa < base + IOAPIC_MEM_LENGTH
 
@@ -86,7 +86,7 @@ class IoApic:
     # --- Registers ----------------------------------------------------------------------------------------------------
 
     def read(self, gpa: int, size: int) -> int:
-        """A read by the guest."""
+        """Read a register for the guest."""
         offset = gpa & 0xF0
         with self._lock:
             if offset == REGSEL:
@@ -104,7 +104,7 @@ class IoApic:
             return int(self.state.redirtbl[pin]) >> (32 if select & 1 else 0) & 0xFFFFFFFF
 
     def write(self, gpa: int, size: int, value: int) -> None:
-        """A write by the guest."""
+        """Write a register for the guest."""
         offset = gpa & 0xF0
         with self._lock:
             if offset == REGSEL:

@@ -98,7 +98,7 @@ class Lapic:
         self._period = 0
 
     def get(self, register: int) -> int:
-        """A register as it stands in the page."""
+        """Return a register as it stands in the page."""
         return self._regs[register >> 2]
 
     def _set(self, register: int, value: int) -> None:
@@ -150,7 +150,7 @@ class Lapic:
         self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
 
     def match_destination(self, destination: int, logical: bool) -> bool:
-        """Whether an interrupt so addressed is for this APIC."""
+        """Return whether an interrupt so addressed is for this APIC."""
         if not self.enabled:
             return False
         kvm = self.vcpu.kvm
@@ -196,7 +196,7 @@ class Lapic:
         return 1
 
     def find_highest(self, base: int) -> int:
-        """The highest vector set in ISR, TMR or IRR; -1 if none."""
+        """Return the highest vector set in ISR, TMR or IRR; -1 if none."""
         for word in range(7, -1, -1):
             bits = self._regs[base + 0x10 * word >> 2]
             if bits:
@@ -211,7 +211,7 @@ class Lapic:
         return ppr
 
     def has_interrupt(self) -> bool:
-        """Whether IRR holds a vector of a higher class than PPR."""
+        """Return whether IRR holds a vector of a higher class than PPR."""
         if not self.enabled:
             return False
         irr = self.find_highest(IRR)
@@ -235,7 +235,7 @@ class Lapic:
     # --- Register access ----------------------------------------------------------------------------------------------
 
     def read(self, register: int) -> int:
-        """A 32-bit register as the guest reads it."""
+        """Return a 32-bit register as the guest reads it."""
         if register == TMCCT:
             return self.apic_get_tmcct()
         if register == PROCPRI:

@@ -81,7 +81,7 @@ class DirectRoot:
         return flush or bool(old & EPT_RWX)
 
     def level_for(self, gfn: int, level: int) -> int:
-        """The largest level up to ``level`` at which a leaf for ``gfn`` does not displace a table."""
+        """Return the largest level up to ``level`` at which a leaf for ``gfn`` does not displace a table."""
         qwords = self._qwords
         table, walk = self.root, self.levels
         while walk > PG_LEVEL_4K:
@@ -93,7 +93,7 @@ class DirectRoot:
         return min(level, walk)
 
     def lookup(self, gfn: int) -> tuple[int, int]:
-        """(entry, level) where the walk for ``gfn`` ends."""
+        """Return (entry, level) where the walk for ``gfn`` ends."""
         qwords = self._qwords
         table, walk = self.root, self.levels
         while True:

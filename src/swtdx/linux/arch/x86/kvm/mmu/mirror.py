@@ -70,7 +70,7 @@ class MirrorRoot:
         return page
 
     def can_be_huge(self, gfn: int) -> bool:
-        """Whether the 2 MiB around ``gfn`` are mapped by one leaf, or could be: no table is linked there."""
+        """Return whether the 2 MiB around ``gfn`` are mapped by one leaf, or could be: no table is linked there."""
         page = self.root
         for level in range(self.levels, PG_LEVEL_2M, -1):
             below = page.tables.get(gfn >> 9 * (level - 1) & 511)
@@ -174,7 +174,7 @@ class MirrorRoot:
                 self.tdp_mmu_split_huge_page(page, index)
 
     def _tables(self, page: KvmMmuPage, start: int, end: int) -> Iterator[KvmMmuPage]:
-        """The level-1 tables that hold a part of the range."""
+        """Yield the level-1 tables that hold a part of the range."""
         if page.level == PG_LEVEL_4K:
             yield page
             return

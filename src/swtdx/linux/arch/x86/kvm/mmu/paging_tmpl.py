@@ -38,19 +38,19 @@ def _entry(kvm: Kvm, gpa: int, size: int) -> int:
 
 
 def walk(kvm: Kvm, context: GuestContext, address: int) -> int | None:
-    """The GPA of a linear address, or None where the tables map nothing."""
+    """Return the GPA of a linear address, or None where the tables map nothing."""
     return _walk(kvm, context, address)[0]
 
 
 def writable(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -> bool:
-    """Whether the guest's tables let it write there, at the supervisor's or the user's privilege."""
+    """Return whether the guest's tables let it write there, at the supervisor's or the user's privilege."""
     gpa, rights = _walk(kvm, context, address)
     wanted = WRITABLE | USER if user else WRITABLE if context.cr0 & CR0_WP else 0
     return gpa is not None and rights & wanted == wanted
 
 
 def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, int]:
-    """The GPA and the permissions on the way, as in an entry."""
+    """Return the GPA and the permissions on the way, as in an entry."""
     cr3, cr4 = context.cr3, context.cr4
     rights = WRITABLE | USER
     if not context.cr0 & CR0_PG:

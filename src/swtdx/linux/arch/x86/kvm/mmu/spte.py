@@ -30,7 +30,7 @@ EPT_VIOLATION_PROT_MASK = 0x7 << 3
 
 
 def eptp(root: int, levels: int) -> int:
-    """The EPT pointer for a root table: write-back, page-walk length."""
+    """Return the EPT pointer for a root table: write-back, page-walk length."""
     return root | (levels - 1) << EPTP_PWL_SHIFT | EPTP_MT_WB
 
 

@@ -246,7 +246,7 @@ class TdpMmu:
         return RetPf.FIXED
 
     def _mmio_level(self, gfn: int) -> int:
-        """The largest level at which an entry for ``gfn`` covers no slot.
+        """Return the largest level at which an entry for ``gfn`` covers no slot.
 
         A TD may look at any address. With entries of 4 KiB it would take a table from the host for each 2 MiB.
         """

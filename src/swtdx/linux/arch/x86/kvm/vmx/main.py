@@ -259,5 +259,5 @@ VT_OPS = replace(
 
 
 def vt_x86_ops(enable_tdx: bool) -> KvmX86Ops:
-    """The table for a kernel with or without TDX."""
+    """Return the table for a kernel with or without TDX."""
     return VT_OPS if enable_tdx else VMX_OPS

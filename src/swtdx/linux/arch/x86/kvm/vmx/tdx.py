@@ -82,14 +82,14 @@ class KvmTdx:
 
 
 def to_kvm_tdx(kvm: Kvm) -> KvmTdx:
-    """The TD part of a VM that is one."""
+    """Return the TD part of a VM that is one."""
     tdx = kvm.tdx
     assert tdx is not None
     return tdx
 
 
 def tdx_operand_busy(status: int) -> bool:
-    """Whether a SEAMCALL failed because another processor uses one of its operands.
+    """Return whether a SEAMCALL failed because another processor uses one of its operands.
 
     The module never waits for a lock. KVM tries again where it knows that the other side comes to an end.
     """

@@ -58,7 +58,7 @@ class TdxDebug:
             raise TdxDebugError("TDH.MEM.WR", status)
 
     def vp_rd(self, vcpu_fd: int, field: int) -> int:
-        """A field of a vCPU, by its metadata identifier. Raises TdxDebugError, OSError(EBADF)."""
+        """Return a field of a vCPU, by its metadata identifier. Raises TdxDebugError, OSError(EBADF)."""
         vcpu, cpu = self._on_its_cpu(vcpu_fd)
         status, value = to_kvm_tdx(self._kvm).host.seamcall.tdh_vp_rd(vcpu.tdx.tdvpr, field, cpu)
         if status:

@@ -43,7 +43,7 @@ EFER_OF_A_TD = Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE
 
 
 def has_emulated_msr(index: int, *, by_register: bool) -> bool:
-    """Whether KVM emulates the MSR for a TD; ``by_register``: `Release.x2apic_by_register`.
+    """Return whether KVM emulates the MSR for a TD; ``by_register``: `Release.x2apic_by_register`.
 
     Kernels without that list mean to leave out all of ISR, TMR and IRR. Their range ends after the first register of
     each, because APIC_ISR_NR counts registers and the offsets are 0x10 apart.

@@ -123,17 +123,17 @@ def tdx_set_guest_phys_addr_bits(eax: int, bits: int) -> int:
 
 
 def has_tsx(entry: kvm_cpuid_entry2) -> bool:
-    """Whether the entry is leaf 7 with TSX."""
+    """Return whether the entry is leaf 7 with TSX."""
     return entry.function == 7 and entry.index == 0 and bool(entry.ebx & (F7_EBX_HLE | F7_EBX_RTM))
 
 
 def has_waitpkg(entry: kvm_cpuid_entry2) -> bool:
-    """Whether the entry is leaf 7 with WAITPKG."""
+    """Return whether the entry is leaf 7 with WAITPKG."""
     return entry.function == 7 and entry.index == 0 and bool(entry.ecx & F7_ECX_WAITPKG)
 
 
 def tdx_unsupported_cpuid(entry: kvm_cpuid_entry2) -> bool:
-    """Whether the entry has a feature for which KVM would have to switch an MSR of the host, and does not."""
+    """Return whether the entry has a feature for which KVM would have to switch an MSR of the host, and does not."""
     return has_tsx(entry) or has_waitpkg(entry)
 
 
@@ -146,7 +146,7 @@ def tdx_clear_unsupported_cpuid(entry: kvm_cpuid_entry2) -> None:
 
 
 def td_init_cpuid_entry2(config: CpuidConfig) -> kvm_cpuid_entry2:
-    """A CPUID_CONFIG of the module, as KVM offers it."""
+    """Return a CPUID_CONFIG of the module, as KVM offers it."""
     index = 0 if config.subleaf == NO_SUBLEAF else config.subleaf
     entry = make_entry(config.leaf, index, 0, config.registers)
     # The field is KVM's: all bits are configurable, whatever the module says, and become GPAW in TD_PARAMS.

@@ -310,7 +310,7 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
 
 
 def _source(address: int) -> bytes:
-    """The page at a user address; nothing for address 0, which is refused later. Raises OSError(EFAULT)."""
+    """Return the page at a user address; nothing for address 0, which is refused later. Raises OSError(EFAULT)."""
     return copy_from_user(address, PAGE_SIZE) if address else b""
 
 
@@ -320,7 +320,7 @@ def _check_not_populated(gmem: GuestMemfd, index: int, gpa: int, code: int) -> N
 
 
 def _page_add_failed(kvm: Kvm, gfn: int, status: int, reason: Reason) -> OSError:
-    """What KVM_TDX_INIT_MEM_REGION fails with when the module refuses the page."""
+    """Return what KVM_TDX_INIT_MEM_REGION fails with when the module refuses the page."""
     busy = tdx_operand_busy(status)
     if not kvm.kernel.release.maps_and_adds_at_once:
         return err(errno.EBUSY if busy else errno.EIO, reason)

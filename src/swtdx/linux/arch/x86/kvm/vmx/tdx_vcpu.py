@@ -200,7 +200,7 @@ def tdx_vcpu_ioctl(vcpu: Vcpu, arg: int) -> int:
 
 
 def _read_command(kvm: Kvm, arg: int) -> Any:
-    """The kvm_tdx_cmd at ``arg``. Raises OSError(EFAULT, EINVAL)."""
+    """Return the kvm_tdx_cmd at ``arg``. Raises OSError(EFAULT, EINVAL)."""
     dialect = kvm.kernel.dialect
     cmd = struct_from_user(dialect.cmd, arg)
     member = dialect.hw_error_member
@@ -406,7 +406,7 @@ def tdx_handle_exception_nmi(vcpu: Vcpu) -> int:
 
 
 def tdx_is_sept_violation_unexpected_pending(vcpu: Vcpu) -> bool:
-    """Whether the guest touched a page that it has not accepted, where it wants no #VE for it.
+    """Return whether the guest touched a page that it has not accepted, where it wants no #VE for it.
 
     The same exit with a permission bit set is a page that KVM blocks at the moment: mapping it again helps.
     """
@@ -468,7 +468,7 @@ def tdx_translate(vcpu: Vcpu, address: int) -> int | None:
 
 
 def tdx_has_emulated_msr(kvm: Kvm | None, index: int) -> bool:
-    """Whether KVM emulates the MSR for a TD."""
+    """Return whether KVM emulates the MSR for a TD."""
     assert kvm is not None  # of a TD
     return tdx_msrs.has_emulated_msr(index, by_register=kvm.kernel.release.x2apic_by_register)
 
@@ -484,13 +484,13 @@ def tdx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
 
 
 def tdx_read_l1_tsc(vcpu: Vcpu, host_tsc: int) -> int:
-    """The TD's TSC, from the offset and multiplier that the module chose."""
+    """Return the TD's TSC, from the offset and multiplier that the module chose."""
     td = to_kvm_tdx(vcpu.kvm)
     return (host_tsc * td.tsc_multiplier >> 48) + td.tsc_offset & (1 << 64) - 1
 
 
 def tdx_get_tsc_offset(vcpu: Vcpu) -> int:
-    """What the module chose."""
+    """Return what the module chose."""
     return to_kvm_tdx(vcpu.kvm).tsc_offset
 
 
@@ -524,7 +524,7 @@ def tdx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
 
 
 def tdx_protected_apic_has_interrupt(vcpu: Vcpu) -> bool:
-    """Whether an interrupt is posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
+    """Return whether an interrupt is posted, or pending in the virtual APIC of a vCPU halted with interrupts on."""
     tdx = vcpu.tdx
     if tdx.pi_desc.pending():
         return True

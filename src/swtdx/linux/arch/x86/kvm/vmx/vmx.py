@@ -269,7 +269,7 @@ def vmx_vcpu_kick(vcpu: Vcpu) -> None:
 
 
 def vmx_post_run_state(vcpu: Vcpu) -> tuple[int, int, int]:
-    """(ready for interrupt injection, IF, CR8)."""
+    """Return (ready for interrupt injection, IF, CR8)."""
     context = vcpu.vmx.context
     flag = bool(context.rflags & RFLAGS_IF)
     apic = vcpu.apic
@@ -452,7 +452,7 @@ def vmx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
 
 
 def vmx_has_interrupt(vcpu: Vcpu) -> bool:
-    """Whether something waits that a HLT would end for."""
+    """Return whether something waits that a HLT would end for."""
     apic = vcpu.apic
     if apic is None:
         return vcpu.pending_external_vector >= 0

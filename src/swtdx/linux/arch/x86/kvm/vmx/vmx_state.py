@@ -93,7 +93,7 @@ def _segment_to_user(context: GuestContext, number: int) -> kvm_segment:
 
 
 def task_register_refused(tr: kvm_segment, efer: int) -> bool:
-    """Whether VM entry refuses such a task register (SDM vol. 3, "Checks on Guest Segment Registers")."""
+    """Return whether VM entry refuses such a task register (SDM vol. 3, "Checks on Guest Segment Registers")."""
     types = (11,) if efer & EFER_LMA else (3, 11)  # busy TSS of 64, or of 16 and 32 bits
     return bool(tr.unusable or not tr.present or tr.s or tr.type not in types)
 
@@ -241,7 +241,7 @@ def vmx_get_xcrs(vcpu: Vcpu) -> bytes:
 
 
 def xcr0_valid(vcpu: Vcpu, value: int) -> bool:
-    """Whether XSETBV would accept ``value``."""
+    """Return whether XSETBV would accept ``value``."""
     return bool(value & 1) and not value & ~vcpu.kvm.kernel.supported_xcr0 and not (value & 4 and not value & 2)
 
 
@@ -293,7 +293,7 @@ def vmx_set_lapic(vcpu: Vcpu, data: bytes) -> None:
 
 
 def vmx_translate(vcpu: Vcpu, address: int) -> int | None:
-    """The GPA of a linear address, or None."""
+    """Return the GPA of a linear address, or None."""
     return walk(vcpu.kvm, vcpu.vmx.context, address)
 
 

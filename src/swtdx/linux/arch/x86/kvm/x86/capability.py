@@ -66,7 +66,7 @@ _ALWAYS_1 = (
 
 
 def check_extension(kernel: EmulatedKernel, kvm: Kvm | None, cap: int) -> int:
-    """The answer for capability number ``cap``; 0 if it is unknown."""
+    """Return the answer for capability number ``cap``; 0 if it is unknown."""
     dialect = kernel.dialect
     is_td = kvm is not None and kvm.is_td
     if cap == dialect.cap_vm_types:

@@ -31,7 +31,7 @@ class Mmio(Exception):
 
 
 def user_address(kvm: Kvm, gpa: int) -> int | None:
-    """The user address behind ``gpa``, or None where there is no slot (gfn_to_hva)."""
+    """Return the user address behind ``gpa``, or None where there is no slot (gfn_to_hva)."""
     slot = kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
     if slot is None:
         return None
@@ -39,7 +39,7 @@ def user_address(kvm: Kvm, gpa: int) -> int | None:
 
 
 def translate(vcpu: Vcpu, context: GuestContext, address: int) -> int:
-    """The GPA of a linear address. Raises GuestPageFault."""
+    """Return the GPA of a linear address. Raises GuestPageFault."""
     gpa = walk(vcpu.kvm, context, address)
     if gpa is None:
         raise GuestPageFault(address)
@@ -47,7 +47,7 @@ def translate(vcpu: Vcpu, context: GuestContext, address: int) -> int:
 
 
 def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
-    """Bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
+    """Read bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
     pieces = []
     while length:
         gpa = translate(vcpu, context, address)

@@ -77,7 +77,7 @@ def kvm_pv_clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
 
 
 def kvm_pv_send_ipi(vcpu: Vcpu, low: int, high: int, first: int, icr: int, *, cluster: int) -> int:
-    """The APIC ids first.. as two maps of ``cluster`` bits; the number of vCPUs reached."""
+    """Send to the APIC ids from ``first`` on in two maps of ``cluster`` bits. Return how many vCPUs were reached."""
     if icr & _ICR_LOGICAL_OR_SHORTHAND:
         return -KVM_EINVAL
     count = 0

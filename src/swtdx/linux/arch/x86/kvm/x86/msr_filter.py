@@ -25,7 +25,7 @@ class MsrFilter:
     ranges: tuple[tuple[int, int, int, bytes], ...]  # flags, base, count, bitmap
 
     def allows(self, index: int, *, write: bool) -> bool:
-        """Whether KVM handles the guest's access."""
+        """Return whether KVM handles the guest's access."""
         if 0x800 <= index < 0x900:
             return True
         wanted = KVM_MSR_FILTER_WRITE if write else KVM_MSR_FILTER_READ
@@ -37,7 +37,7 @@ class MsrFilter:
 
 
 def msr_filter_from_user(request: kvm_msr_filter) -> MsrFilter | None:
-    """The filter that the structure describes, None for no filter. Raises OSError(EINVAL, EFAULT)."""
+    """Return the filter that the structure describes, None for no filter. Raises OSError(EINVAL, EFAULT)."""
     if request.flags & ~KVM_MSR_FILTER_DEFAULT_DENY:
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
     ranges = []

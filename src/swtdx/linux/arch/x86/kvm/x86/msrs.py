@@ -116,12 +116,12 @@ class Invalid(Exception):
 
 
 def _memory_types(value: int, types: int) -> bool:
-    """Whether each of the eight bytes is a memory type of the bit mask."""
+    """Return whether each of the eight bytes is a memory type of the bit mask."""
     return all(value >> shift & 0xFF < 8 and types >> (value >> shift & 0xFF) & 1 for shift in range(0, 64, 8))
 
 
 def _is_refused(index: int) -> bool:
-    """Whether KVM knows the MSR and has none of it: SMM, steal time, and the gaps between the MTRRs."""
+    """Return whether KVM knows the MSR and has none of it: SMM, steal time, and the gaps between the MTRRs."""
     return index in (IA32_SMBASE, MSR_KVM_STEAL_TIME) or MTRR_PHYS.start <= index <= MTRR_FIXED[-1]
 
 

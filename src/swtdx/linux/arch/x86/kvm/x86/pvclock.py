@@ -67,7 +67,7 @@ class KvmClock:
         return len({(kvm.ops.get_tsc_offset(vcpu), vcpu.virtual_tsc_khz) for vcpu in kvm.vcpus}) == 1
 
     def sample(self) -> tuple[int, int, bool]:
-        """(host TSC, VM time in ns at it, whether that is the master clock's)."""
+        """Return (host TSC, VM time in ns at it, whether that is the master clock's)."""
         if self.use_master_clock:
             return self._master_tsc, self._master_ns + self._offset, True
         return self._kvm.processor.rdtsc(), time.monotonic_ns() + self._offset, False

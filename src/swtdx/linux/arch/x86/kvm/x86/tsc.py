@@ -28,7 +28,10 @@ class TscGeneration:
         self.multiplier: int | None = None
 
     def offset_for(self, vcpu: Vcpu, multiplier: int, value: int | None) -> int:
-        """The offset with which a vCPU's TSC continues from now. ``value``: what user space wrote; None: it is new."""
+        """Return the offset with which a vCPU's TSC continues from now.
+
+        ``value``: what user space wrote; None: it is new.
+        """
         scaled = vcpu.kvm.processor.rdtsc() * multiplier >> 48
         with self.lock:
             synchronizing = not value

@@ -140,7 +140,7 @@ class Vcpu:
             self._apic_base = value
 
     def guest_cpuid_has_x2apic(self) -> bool:
-        """Whether the guest's CPUID offers x2APIC."""
+        """Return whether the guest's CPUID offers x2APIC."""
         leaf = self.cpuid.find(1)
         return leaf is not None and bool(leaf[2] & 1 << 21)
 
@@ -163,7 +163,7 @@ class Vcpu:
             self._wait.wake_up()
 
     def is_in_guest(self, entries: int) -> bool:
-        """Whether the vCPU is in the guest since entry number ``entries``."""
+        """Return whether the vCPU is in the guest since entry number ``entries``."""
         return self.in_guest and self.entries == entries
 
     def queue_nmi(self) -> None:
@@ -347,7 +347,7 @@ class Vcpu:
         return self.sigset is not None or self.kvm.kernel.sees_signals
 
     def exit_requested(self) -> bool:
-        """Whether KVM_RUN is to end: by immediate_exit, which signal handlers set, or for a signal."""
+        """Return whether KVM_RUN is to end: by immediate_exit, which signal handlers set, or for a signal."""
         return bool(self.run[_IMMEDIATE_EXIT]) or self.signal_pending()
 
     def signal_pending(self) -> bool:
@@ -374,7 +374,7 @@ class Vcpu:
         self.kick()
 
     def kvm_arch_vcpu_runnable(self) -> bool:
-        """Whether the vCPU has something to do."""
+        """Return whether the vCPU has something to do."""
         if self.mp_state == KVM_MP_STATE_RUNNABLE:
             return True
         apic = self.apic
@@ -383,7 +383,7 @@ class Vcpu:
         return self.pv_unhalted or self.kvm_vcpu_has_events()
 
     def kvm_vcpu_has_events(self) -> bool:
-        """Whether there is something that ends a HLT."""
+        """Return whether there is something that ends a HLT."""
         if self.nmi_pending and self.ops.nmi_allowed(self):
             return True
         if self.apic is not None and self.apic.pending_init:

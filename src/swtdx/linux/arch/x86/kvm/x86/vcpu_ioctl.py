@@ -252,7 +252,7 @@ def kvm_vcpu_ioctl_get_cpuid2(vcpu: Vcpu, arg: int) -> int:
 
 
 def msr_entries_from_user(arg: int) -> list[kvm_msr_entry]:
-    """The entries of a kvm_msrs. Raises OSError(EFAULT, E2BIG)."""
+    """Return the entries of a kvm_msrs. Raises OSError(EFAULT, E2BIG)."""
     count = int.from_bytes(copy_from_user(arg, 8)[:4], "little")
     if count >= MAX_IO_MSRS:
         raise err(errno.E2BIG, f"{count} MSRs at once")

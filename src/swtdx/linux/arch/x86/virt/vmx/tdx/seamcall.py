@@ -80,7 +80,7 @@ RDRAND_RETRY_LOOPS = 10
 
 
 def status_class(status: int) -> int:
-    """The part of a completion status that names it: bits 63:32, the details cut off."""
+    """Return the part of a completion status that names it: bits 63:32, the details cut off."""
     return status & TDX_SEAMCALL_STATUS_MASK
 
 
@@ -120,7 +120,7 @@ class Seamcall:
         return self._call(TDH_SYS_LP_INIT, cpu=cpu)
 
     def tdh_sys_rd(self, field: int) -> tuple[int, int]:
-        """(status, value)."""
+        """Return (status, value)."""
         status, args = self._call_ret(TDH_SYS_RD, rdx=field)
         return status, args.r8
 
@@ -134,7 +134,7 @@ class Seamcall:
         return self._call(TDH_SYS_KEY_CONFIG, cpu=cpu)
 
     def tdh_sys_tdmr_init(self, base: int) -> tuple[int, int]:
-        """(status, next HPA to initialise)."""
+        """Return (status, next HPA to initialise)."""
         status, args = self._call_ret(TDH_SYS_TDMR_INIT, base)
         return status, args.rdx
 
@@ -150,12 +150,12 @@ class Seamcall:
         return self._call(TDH_MNG_ADDCX, page, tdr)
 
     def tdh_mng_init(self, tdr: int, td_params: int) -> tuple[int, int]:
-        """(status, CPUID leaf and sub-leaf at fault)."""
+        """Return (status, CPUID leaf and sub-leaf at fault)."""
         status, args = self._call_ret(TDH_MNG_INIT, tdr, td_params)
         return status, args.rcx
 
     def tdh_mng_rd(self, tdr: int, field: int) -> tuple[int, int]:
-        """(status, value)."""
+        """Return (status, value)."""
         status, args = self._call_ret(TDH_MNG_RD, tdr, field)
         return status, args.r8
 
@@ -189,7 +189,7 @@ class Seamcall:
         return self._call(TDH_VP_FLUSH, tdvpr, cpu=cpu)
 
     def tdh_vp_rd(self, tdvpr: int, field: int, cpu: int) -> tuple[int, int]:
-        """(status, value)."""
+        """Return (status, value)."""
         status, args = self._call_ret(TDH_VP_RD, tdvpr, field, cpu=cpu)
         return status, args.r8
 
@@ -226,7 +226,7 @@ class Seamcall:
                 return status, args.rcx, args.rdx
 
     def tdh_mem_rd(self, tdr: int, gpa: int) -> tuple[int, int]:
-        """(status, 8 bytes of a debug TD)."""
+        """Return (status, 8 bytes of a debug TD)."""
         status, args = self._call_ret(TDH_MEM_RD, gpa, tdr)
         return status, args.r8
 
@@ -239,7 +239,7 @@ class Seamcall:
     # --- Physical pages and caches ------------------------------------------------------------------------------------
 
     def tdh_phymem_page_reclaim(self, page: int) -> tuple[int, int, int, int]:
-        """(status, page type, owner, size)."""
+        """Return (status, page type, owner, size)."""
         status, args = self._call_ret(TDH_PHYMEM_PAGE_RECLAIM, page)
         return status, args.rcx, args.rdx, args.r8
 

@@ -300,7 +300,7 @@ class TdxHost:
     # --- KeyIDs -------------------------------------------------------------------------------------------------------
 
     def tdx_guest_keyid_alloc(self) -> int:
-        """A private KeyID for a guest. Raises OSError(ENOSPC) when all are taken."""
+        """Return a private KeyID for a guest. Raises OSError(ENOSPC) when all are taken."""
         with self._hkid_lock:
             if not self._free_hkids:
                 raise err(errno.ENOSPC, "all private KeyIDs are in use")
@@ -323,7 +323,7 @@ class TdxHost:
 
 
 def fill_out_tdmrs(cmrs: tuple[tuple[int, int], ...]) -> list[Tdmr]:
-    """TDMRs, whose bases and sizes must be multiples of 1 GiB, over all CMRs."""
+    """Return TDMRs, whose bases and sizes must be multiples of 1 GiB, over all CMRs."""
     tdmrs: list[Tdmr] = []
     for base, size in sorted(cmrs):
         start, end = base & ~(GIB - 1), (base + size + GIB - 1) & ~(GIB - 1)
@@ -335,17 +335,17 @@ def fill_out_tdmrs(cmrs: tuple[tuple[int, int], ...]) -> list[Tdmr]:
 
 
 def tdmr_get_pamt_sz(tdmr: Tdmr, unit: int, entry_size: int) -> int:
-    """Bytes of metadata for pages of ``unit`` bytes, in whole pages."""
+    """Return bytes of metadata for pages of ``unit`` bytes, in whole pages."""
     return -(-(tdmr.size // unit * entry_size) // PAGE_SIZE) * PAGE_SIZE
 
 
 def tdmr_populate_rsvd_pamts(tdmr: Tdmr, tdmrs: list[Tdmr]) -> list[tuple[int, int]]:
-    """The PAMTs that lie in the TDMR, its own and others'."""
+    """Return the PAMTs that lie in the TDMR, its own and others'."""
     return [area for other in tdmrs for area in other.pamt if tdmr.base <= area[0] < tdmr.end]
 
 
 def tdmr_populate_rsvd_holes(tdmr: Tdmr, cmrs: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """What of the TDMR is not usable memory: outside every CMR, or the BIOS's first megabyte."""
+    """Return what of the TDMR is not usable memory: outside every CMR, or the BIOS's first megabyte."""
     holes = []
     position, end = tdmr.base, tdmr.end
     if position == 0:
