@@ -7,6 +7,8 @@ import gzip
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -157,3 +159,22 @@ def test_too_little_address_space_is_said(command: Command, firmware: Path, monk
     status, said = one_sentence(command, "run", "--firmware", firmware)
     assert status == 2
     assert "8 GiB of address space" in said
+
+
+@pytest.mark.parametrize(
+    ("size", "td", "direct", "said"),
+    [
+        (1 << 40, True, True, True),
+        (1 << 40, False, True, False),
+        (1 << 40, True, False, False),
+        (1 << 30, True, True, False),
+    ],
+)
+def test_a_long_acceptance_is_announced(size: int, td: bool, direct: bool, said: bool) -> None:
+    from swtdx.cli.session import _accepts_slowly
+
+    plan = SimpleNamespace(td=object() if td else None, memory_size=size, direct=object() if direct else None)
+    sentence = _accepts_slowly(cast(Any, SimpleNamespace(plan=plan)))
+    assert (sentence is not None) == said
+    if sentence is not None:
+        assert "1024 GiB take 128 s or more" in sentence

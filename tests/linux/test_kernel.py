@@ -7,6 +7,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import threading
 from collections.abc import Callable
 
@@ -232,6 +233,29 @@ def test_the_reason_is_kept(bench: Bench) -> None:
     with refused(errno.EINVAL):
         bench.vm(7)
     assert "VM type 7" in bench.kernel.last_reason
+
+
+def test_a_refused_mapping_does_not_repeat_an_earlier_reason(bench: Bench) -> None:
+    with refused(errno.EINVAL):
+        bench.vm(7)
+    assert bench.kernel.last_reason
+    with refused(errno.EBADF):
+        bench.kernel.mmap(9999, 4096)
+    assert not bench.kernel.last_reason
+
+
+def test_a_limit_of_file_sizes_is_named(bench: Bench) -> None:
+    """The memory of a vCPU is a file's only here: Linux has no limit on it."""
+    vm = bench.vm(0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with refused(errno.ENOMEM):
+            bench.vcpu(vm, init=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "ulimit -f" in bench.kernel.last_reason
+    bench.vcpu(vm, init=False)
 
 
 # --- Unknown requests: EINVAL on /dev/kvm and a vCPU, ENOTTY on a VM --------------------------------------------------

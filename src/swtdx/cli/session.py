@@ -407,6 +407,8 @@ class _Session:
         built = time.monotonic()
         with machine:
             self.voice.say(_announcement(machine, built - started))
+            if (slow := _accepts_slowly(machine)) is not None:
+                print(f"swtdx: {slow}", file=sys.stderr)  # with --quiet too: nothing else is seen for so long
             if self.interactive:
                 self.voice.say(HELP)
             execution = None
@@ -534,6 +536,21 @@ class _Session:
 
 
 _INTERRUPTED = Outcome(End.INTERRUPTED, "the run was interrupted")
+
+
+_SLOW_BYTES = 64 << 30
+
+
+def _accepts_slowly(machine: Machine) -> str | None:
+    """What explains the long silence of a large TD whose memory is accepted whole before its kernel starts."""
+    plan = machine.plan
+    if plan.td is None or plan.direct is None or plan.memory_size < _SLOW_BYTES:
+        return None
+    size = plan.memory_size >> 30
+    return (
+        f"without firmware a TD accepts all its memory before its kernel starts: {size} GiB take {size // 8} s or more "
+        "(with --firmware the kernel accepts memory as it needs it; an ordinary VM accepts none)"
+    )
 
 
 def _announcement(machine: Machine, seconds: float) -> str:

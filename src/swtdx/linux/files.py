@@ -117,7 +117,12 @@ class FileTable:
         """Return a number and memory for ``file``, not yet installed (get_unused_fd_flags). Raises OSError(EMFILE)."""
         fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if file.size:
-            os.ftruncate(fd, file.size)
+            try:
+                os.ftruncate(fd, file.size)
+            except OSError as error:  # a memfd is a file to RLIMIT_FSIZE; the kernel's own pages are not
+                os.close(fd)
+                reason = f"ulimit -f does not allow the {file.size:,} bytes of {file.name}"
+                raise err(errno.ENOMEM if error.errno == errno.EFBIG else error.errno or errno.EIO, reason) from error
         return fd
 
     def open_again(self, file: File) -> int:

@@ -179,8 +179,7 @@ class EmulatedKernel:
             file.bug(self.last_reason)
             raise err(errno.EIO, self.last_refusal) from error
 
-    def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
-        """Raises OSError(ENODEV, EINVAL, EBADF). A mapping of a vCPU keeps it, and its VM, until it is closed."""
+    def _mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
         if not (0 < length < 1 << 63 and 0 <= offset < 1 << 63):
             raise err(errno.EINVAL, f"{length:#x} bytes at {offset:#x}")
         file = self.files.get(fd)
@@ -195,6 +194,14 @@ class EmulatedKernel:
             return mmap.mmap(fd, length, offset=offset)
         except (ValueError, OverflowError) as error:  # Python's own checks, before the system call
             raise err(errno.EINVAL, str(error)) from error
+
+    def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
+        """Raises OSError(ENODEV, EINVAL, EBADF). A mapping of a vCPU keeps it, and its VM, until it is closed."""
+        try:
+            return self._mmap(fd, length, offset)
+        except OSError as error:  # the front ends report why the last call was refused: not why an earlier one was
+            self.last_refusal = reason_of(error)
+            raise
 
     def close(self, fd: int) -> None:
         """Raises OSError(EBADF)."""

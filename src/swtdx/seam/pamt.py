@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 from swtdx.seam.hardware import Memory
@@ -226,9 +228,10 @@ class Pamt:
         first = block.bias_4k + (hpa >> 12) * 2
         words = [self._qwords[block.bias_1g + (hpa >> 30) * 2], self._qwords[index]]
         words += self._qwords[first : first + 1024 : 2].tolist()
-        if any(word & LOCK_MASK for word in words):
+        union = reduce(or_, words)
+        if union & LOCK_MASK:
             raise Status(StatusCode.OPERAND_BUSY, operand)
-        if any(word & TYPE_MASK for word in words):
+        if union & TYPE_MASK:
             raise Status(StatusCode.PAGE_METADATA_INCORRECT, operand)
         return index
 

@@ -56,9 +56,10 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
         hpa &= ~ACCEPT_COUNTER
         entry &= ~ACCEPT_COUNTER
         end = hpa + sept.ENTRIES * PAGE_SIZE
+        interrupted, lp = module.contention.interrupted, vcpu.lp
         for page in range(first, end, PAGE_SIZE):
             # Zeroing 2 MiB takes long enough to delay the host's interrupts; each call does a page at least.
-            if page > first and module.contention.interrupted(vcpu.lp):
+            if page > first and interrupted(lp):
                 memory.clear_range(first, page - first, td.hkid)
                 memory.qwords[index] = entry | page & ACCEPT_COUNTER
                 raise Interrupted(None, resumes=True)
