@@ -11,7 +11,7 @@ import pytest
 from swtdx.seam import sept
 from swtdx.seam.status import Operand, StatusCode
 from swtdx.x86 import Gpr
-from testing.seam.fake_host import FakeContext, GuestStep, Host
+from testing.seam.fake_host import FakeContext, GuestStep, Host, tdcall
 
 GPA = 0x8000_0000
 MIB2 = 1 << 21
@@ -119,10 +119,9 @@ def test_the_secure_ept_is_locked(host: Host, name: str) -> None:
     tdr = host.build(attributes=1)
     with host.module.contention.hold(Operand.SEPT_TREE, tdr):
         refused(host, BUSY | Operand.SEPT_TREE, name, **operands(name, tdr))
-        shared_bit = 1 << 47
-        assert (
-            host.call(name, rcx=shared_bit | LEVEL.get(name, 0), rdx=tdr)[0] == StatusCode.OPERAND_INVALID | Operand.RCX
-        )
+        status, _ = host.call(name, rcx=1 << 47 | LEVEL.get(name, 0), rdx=tdr)  # not private
+        first = name in ("TDH.MEM.RD", "TDH.MEM.WR")
+        assert status == (BUSY | Operand.SEPT_TREE if first else StatusCode.OPERAND_INVALID | Operand.RCX)
     with host.module.contention.hold(Operand.SEPT_TREE, tdr, shared=True):
         status, _ = host.call(name, **operands(name, tdr))
         assert (status == BUSY | Operand.SEPT_TREE) == (name in TREE_EXCLUSIVE)
@@ -140,7 +139,7 @@ def test_an_entry_is_locked(host: Host, name: str, level: int) -> None:
     tdr = host.build(attributes=1)
     host.add(tdr, GPA)
     index, entry, _ = host.module.tds[tdr].sept.walk(GPA, level)
-    host.memory.qwords[index] = entry | sept.ENTRY_LOCK
+    host.memory.qwords[index] = entry | sept.ENTRY_LOCK | sept.HOST_PRIORITY  # another host waits for it, too
     args = refused(host, BUSY | Operand.RCX, name, rcx=GPA | level, rdx=tdr, r8=host.page())
     assert args.rdx == level | sept.ARCH_STATE[entry & sept.STATE_MASK] << 8
 
@@ -213,8 +212,11 @@ def test_epoch_and_metadata_locks(host: Host) -> None:
     value = host.ok("TDH.MNG.RD", rcx=tdr, rdx=0x1110000300000000).r8
     assert value == 1 << 28
     with hold(Operand.METADATA_FIELD, tdr):
-        status, _ = host.call("TDH.MNG.WR", rcx=tdr, rdx=timeout, r8=20_000, r9=(1 << 64) - 1)
-        assert status in (BUSY | Operand.METADATA_FIELD, StatusCode.METADATA_FIELD_NOT_WRITABLE)
+        host.ok("TDH.MNG.WR", rcx=tdr, rdx=timeout, r8=20_000, r9=(1 << 64) - 1)  # this one has no lock
+        for value, status in ((2, BUSY | Operand.METADATA_FIELD), (1, StatusCode.METADATA_FIELD_VALUE_NOT_VALID)):
+            # The lock is tried when the value is known to be right.
+            host.guest(tdvpr, context, tdcall(8, rdx=0x9110000300000017, r8=value, r9=mask))
+            assert context.gpr[Gpr.RAX] == status
 
 
 def test_rtmr_lock(host: Host, call: Callable[..., GuestStep]) -> None:
@@ -287,6 +289,23 @@ def test_the_host_can_hint_that_it_has_recovered(host: Host, call: Callable[...,
     context.queue(1)
     assert host.enter(tdvpr | 1 << 52)[0] == 1
     assert context.gpr[Gpr.RAX] == BUSY | Operand.RCX | 1 << 60
+
+
+def test_a_host_that_meets_a_locked_entry_comes_before_the_guest(host: Host, call: Callable[..., GuestStep]) -> None:
+    """It leaves a mark, for which guests are refused until a host has had the lock."""
+    tdr, tdvpr, context = host.runnable(attributes=0)
+    host.augment(tdr, GPA)
+    index, entry, _ = host.module.tds[tdr].sept.walk(GPA, 0)
+    host.memory.qwords[index] = entry | sept.ENTRY_LOCK
+    assert host.call("TDH.MEM.RANGE.BLOCK", rcx=GPA, rdx=tdr)[0] == BUSY | Operand.RCX
+    assert host.memory.qwords[index] == entry | sept.ENTRY_LOCK | sept.HOST_PRIORITY
+    host.memory.qwords[index] &= ~sept.ENTRY_LOCK
+    host.guest(tdvpr, context, call(6, rcx=GPA))
+    assert context.gpr[Gpr.RAX] == BUSY | Operand.RCX
+    host.ok("TDH.MEM.SEPT.RD", rcx=GPA, rdx=tdr)
+    assert host.memory.qwords[index] == entry
+    host.guest(tdvpr, context, call(6, rcx=GPA))
+    assert context.gpr[Gpr.RAX] == 0
 
 
 def test_the_guest_meets_a_locked_tree(host: Host, call: Callable[..., GuestStep]) -> None:

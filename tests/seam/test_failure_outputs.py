@@ -41,3 +41,59 @@ def test_of_the_guest(
     host.guest(tdvpr, context, call(leaf, version=version, **inputs))
     assert context.gpr[0] >> 63
     assert {name: context.gpr[GPR[name]] for name in outputs} == outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "outputs"),
+    [
+        ("TDH.SYS.RD", 0, {"rdx": NONE, "r8": 0}),
+        ("TDH.SYS.RDALL", 0, {"r8": NONE}),
+        ("TDH.MNG.RD", 0, {"rdx": UNKNOWN, "r8": 0}),
+        ("TDH.MNG.RD", 1, {"rdx": NONE, "r8": 0}),
+        ("TDH.MNG.RD", 2, {"rdx": NONE, "r8": 0}),
+        ("TDH.VP.RD", 0, {"rdx": UNKNOWN, "r8": 0}),
+        ("TDH.VP.RD", 1, {"rdx": NONE, "r8": 0}),
+        ("TDH.VP.RD", 255, {"rdx": NONE, "r8": 0}),
+        ("TDH.MNG.WR", 0, {"rdx": UNKNOWN, "r8": 0}),
+        ("TDH.MEM.RD", 0, {"rcx": 0, "rdx": 0, "r8": 0}),
+        ("TDH.MEM.WR", 0, {"rcx": 0, "rdx": 0, "r8": 0}),
+        ("TDH.MEM.PAGE.PROMOTE", 0, {"rcx": 0, "rdx": 0, "r9": 9, "r10": 10, "r11": 11}),
+        ("TDH.MEM.PAGE.PROMOTE", 1, {"rcx": 0, "rdx": 0, "r9": NONE, "r10": NONE, "r11": NONE}),
+        ("TDH.MEM.PAGE.PROMOTE", 2, {"rcx": 0, "rdx": 0, "r9": NONE, "r10": NONE, "r11": NONE}),
+        ("TDH.MEM.SEPT.REMOVE", 1, {"rcx": 0, "rdx": 0, "r9": NONE, "r10": NONE, "r11": NONE}),
+        ("TDH.MEM.SEPT.ADD", 2, {"rcx": 0, "rdx": 0, "r9": 9, "r10": 10, "r11": 11}),
+        ("TDH.PHYMEM.PAGE.RECLAIM", 0, {"rcx": 0, "rdx": 0, "r8": 0, "r9": 0, "r10": 0, "r11": 0}),
+    ],
+)
+def test_of_the_host(host: Host, name: str, version: int, outputs: dict[str, Any]) -> None:
+    status, args = host.call(name, version=version, rcx=UNKNOWN, rdx=UNKNOWN, r8=8, r9=9, r10=10, r11=11)
+    assert status >> 63
+    assert {register: getattr(args, register) for register in outputs} == outputs
+
+
+def test_constants_that_the_module_has_for_what_is_not_reproduced(host: Host) -> None:
+    """And sizes of lists, which do not tell how much of them is used."""
+    for identifier, value in (
+        (0x9000000100000000, 32),  # NUM_CMRS
+        (0xA000000100000010, 512), (0xA000000000000020, 4), (0xA000000000000021, 2), (0xA000000000000022, 5),
+        (0xA100000100000000, 1), (0xA100000300000001, 0x7FF_0000_0001), (0xA200000100000000, 0x807F),
+        (0xA200000300000001, 1), (0xA200000300000003, 3), (0xA200000300000005, 7),
+        (0x9900000100000800, 1), (0x9900000300000810, host.processor.cpuid(1)[0]),
+    ):  # fmt: skip
+        assert host.ok("TDH.SYS.RD", rdx=identifier).r8 == value, hex(identifier)
+
+
+def test_virtual_cpus_stay_associated_after_a_late_failure(host: Host) -> None:
+    tdr = host.build()
+    for name in ("TDH.VP.RD", "TDH.VP.WR"):
+        tdvpr = host.vcpu(tdr)
+        host.ok("TDH.VP.FLUSH", rcx=tdvpr)
+        assert host.call(name, rcx=tdvpr, rdx=UNKNOWN, lp=1)[0] >> 63
+        assert host.module.vcpus[tdvpr].lp == 1
+
+
+def test_x2apic_ids_of_failed_calls_are_taken(host: Host) -> None:
+    tdr = host.build()
+    host.vcpu(tdr, x2apic_id=7)
+    host.vcpu(tdr)  # without one: 0
+    assert host.module.tds[tdr].x2apic_ids == [7, 0]

@@ -95,11 +95,35 @@ def test_sept_add_twice(host: Host, td: Any) -> None:
 def test_sept_add_version_1_may_find_the_page_there(host: Host, td: Any) -> None:
     host.tables(td, 0)
     page = host.page()
-    args = host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td | 1, r8=page, r9=NULL, r10=NULL, r11=page)
+    args = host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td | 1, r8=page, r9=NULL, r10=NULL, r11=NULL)
     assert args.r8 == page | 1 << 63
-    assert (args.r9, args.r10, args.r11) == (NULL, NULL, page | 1 << 63)
+    assert (args.r9, args.r10, args.r11) == (NULL, NULL, NULL)
+    used = host.module.tds[td].tdcx[0]  # what is not needed is not looked at
+    assert host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td | 1, r8=used, r9=NULL, r10=NULL, r11=NULL).r8 >> 63
     assert host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td | 1, r8=NULL, r9=NULL, r10=NULL, r11=NULL).r8 == NULL
     assert host.ok("TDH.PHYMEM.PAGE.RDMD", rcx=page).rcx == 0  # still free
+
+
+@pytest.mark.parametrize("vm", [1, 2, 3])
+def test_sept_add_has_no_pages_for_other_virtual_machines(host: Host, td: Any, vm: int) -> None:
+    """Those that do not exist are refused by operand; R8 to R11 come back without bit 63 on every path."""
+    page, offered = host.page(), host.page()
+    registers = {"r9": NULL, "r10": NULL, "r11": NULL} | {f"r{8 + vm}": offered | 1 << 63}
+    status, args = host.call("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td, r8=page | 1 << 63, **registers)
+    assert status == INVALID | Operand.R8 + vm
+    assert (args.r8, getattr(args, f"r{8 + vm}")) == (page, offered)
+
+
+def test_sept_add_takes_a_page_with_bit_63(host: Host, td: Any) -> None:
+    page = host.page()
+    host.ok("TDH.MEM.SEPT.ADD", rcx=3, rdx=td, r8=page | 1 << 63)
+    assert host.entry(td, 0, 3)[0] & 0x000F_FFFF_FFFF_F000 == page
+
+
+def test_an_existing_table_needs_no_leave_if_no_page_is_offered(host: Host, td: Any) -> None:
+    host.tables(td, 0)
+    args = host.ok("TDH.MEM.SEPT.ADD", version=1, rcx=3, rdx=td, r8=NULL, r9=NULL, r10=NULL, r11=NULL)
+    assert (args.r8, args.r9, args.r10, args.r11) == (NULL, NULL, NULL, NULL)
 
 
 def test_sept_add_without_a_page(host: Host, td: Any) -> None:
@@ -317,7 +341,9 @@ def test_entry_states_follow_the_table(host: Host, name: str, state: Any) -> Non
     assert host.snapshot() == before
     if name == "TDH.MEM.RANGE.BLOCK" and SeptState[state] in sept.ANY_BLOCKED:
         assert status == StatusCode.GPA_RANGE_ALREADY_BLOCKED | Operand.RCX
-    elif name in ("TDH.MEM.RD", "TDH.MEM.WR") and not SeptState[state] & sept.LEAF:
+    elif name in ("TDH.MEM.RD", "TDH.MEM.WR") and not (
+        SeptState[state] & sept.LEAF and sept._PERMISSIONS[SeptState[state]]
+    ):
         assert status == StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX
     else:
         assert status == StatusCode.EPT_ENTRY_STATE_INCORRECT | Operand.RCX

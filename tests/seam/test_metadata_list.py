@@ -95,7 +95,7 @@ def test_the_guest_is_refused(host: Host, call: Callable[..., GuestStep]) -> Non
 def test_where_to_start_must_be_a_field(host: Host, start: int) -> None:
     status, args = host.call("TDH.SYS.RDALL", rdx=host.page(), r8=start)
     assert status == StatusCode.METADATA_FIELD_ID_INCORRECT
-    assert args.r8 == 0
+    assert args.r8 == NONE
 
 
 def test_the_page_must_be_shared_and_aligned(cold: Host) -> None:

@@ -5,7 +5,7 @@ Leaf functions register themselves with `leaf`, by the name they have in ``table
 come from there.
 
 In order: reserved bits of RAX, version, SYS_STATE, leaf number. A leaf that fails raises `Status`; registers it names
-in ``clears`` are then 0 unless the status defines them.
+in ``clears`` are then 0 and those in ``sets`` all ones, unless the status defines them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VersionedHandler = Callable[["TdxModule", Args, int, int], int]
 _H = TypeVar("_H", Handler, VersionedHandler)
 
 LEAF_MASK = 0xFFFF
+ALL_ONES = (1 << 64) - 1
 VERSION_SHIFT = 16
 SUCCESS = 0
 VMFAIL_INVALID = 0x8000_FF00_FFFF_0000
@@ -49,33 +50,41 @@ class Entry(NamedTuple):
     """A leaf function under one RAX value (leaf and version)."""
 
     handler: Handler
-    clears: tuple[str, ...]
+    defaults: tuple[tuple[str, int], ...]
+    """Registers that a failure sets, and to what."""
 
 
 LEAVES: dict[int, Entry] = {}
 """Every reproduced leaf function by RAX (version 23:16, leaf 15:0)."""
 
 
-def leaf(name: str, *, clears: tuple[str, ...] = ()) -> Callable[[Handler], Handler]:
+def _defaults(clears: tuple[str, ...], sets: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    return (*((register, 0) for register in clears), *((register, ALL_ONES) for register in sets))
+
+
+def leaf(name: str, *, clears: tuple[str, ...] = (), sets: tuple[str, ...] = ()) -> Callable[[Handler], Handler]:
     """Register a leaf function that has version 0 only."""
     number = SEAMCALL_NUMBERS[name]
     if _VERSIONS[number] != (0,):
         raise ValueError(f"{name} has versions {_VERSIONS[number]}: use versioned_leaf")
 
     def register(handler: Handler) -> Handler:
-        LEAVES[number] = Entry(handler, clears)
+        LEAVES[number] = Entry(handler, _defaults(clears, sets))
         return handler
 
     return register
 
 
-def versioned_leaf(name: str, *, clears: tuple[str, ...] = ()) -> Callable[[VersionedHandler], VersionedHandler]:
-    """Register a leaf function whose last parameter is its version."""
+def versioned_leaf(
+    name: str, *, clears: tuple[str, ...] = (), later: tuple[str, ...] = ()
+) -> Callable[[VersionedHandler], VersionedHandler]:
+    """Register a leaf function whose last parameter is its version; ``later``: what all but version 0 set to -1."""
     number = SEAMCALL_NUMBERS[name]
 
     def register(handler: VersionedHandler) -> VersionedHandler:
         for version in _VERSIONS[number]:
-            LEAVES[number | version << VERSION_SHIFT] = Entry(_bind(handler, version), clears)
+            defaults = _defaults(clears, later if version else ())
+            LEAVES[number | version << VERSION_SHIFT] = Entry(_bind(handler, version), defaults)
         return handler
 
     return register
@@ -121,10 +130,19 @@ def _tolerates_versions(number: int) -> bool:
     return len(_VERSIONS.get(number, ())) > 1
 
 
-def failed(status: Status, args: Args, clears: tuple[str, ...]) -> int:
+def refused(status: int, fn: int, args: Args, there: dict[int, Entry]) -> int:
+    """Return the status that `refuse` gave. Leaf functions that check their version themselves set registers, too."""
+    latest = fn & LEAF_MASK | 1 << VERSION_SHIFT
+    if status == StatusCode.OPERAND_INVALID | Operand.RAX and latest in there and not fn >> 24:
+        for register, value in there[latest].defaults:
+            setattr(args, register, value)
+    return status
+
+
+def failed(status: Status, args: Args, defaults: tuple[tuple[str, int], ...]) -> int:
     """Turn the `Status` that ended a leaf function into registers and RAX."""
-    for register in clears:
-        setattr(args, register, 0)
+    for register, value in defaults:
+        setattr(args, register, value)
     for register, value in status.outputs.items():
         setattr(args, register, value)
     return status.value

@@ -14,7 +14,7 @@ from swtdx.seam import cpuid, identity, vcpu_vmcs
 from swtdx.seam.lifecycle import OpState
 from swtdx.seam.metadata import CPUID_VALUES, Field
 from swtdx.seam.sept import FREE
-from swtdx.seam.status import Status, StatusCode
+from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td import (
     CONFIG_FLEXIBLE_PENDING_VE,
     CTLS_ENUM_TOPOLOGY,
@@ -50,7 +50,7 @@ def _config_leaf(module: TdxModule, slot: int) -> int:
 def _config_value(module: TdxModule, element: int) -> int:
     order, slot = cpuid.config_order(module.version.tables), element >> 1
     if slot >= len(order):
-        return NO_LEAF
+        return 0
     eax, ebx, ecx, edx = cpuid.config_mask(module.processor, order[slot], module.version.tables)
     return ecx | edx << 32 if element & 1 else eax | ebx << 32
 
@@ -72,7 +72,7 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
     "INTERNAL_VERSION": lambda module, _: module.version.number[3],
     "NUM_TDX_FEATURES": 1,
     "TDX_FEATURES0": lambda module, _: identity.features0(module.version),
-    "NUM_CMRS": lambda module, _: len(module.platform.cmrs),
+    "NUM_CMRS": identity.MAX_CMRS,
     "CMR_BASE": lambda module, n: _cmr(module, n, 0),
     "CMR_SIZE": lambda module, n: _cmr(module, n, 1),
     "MAX_TDMRS": identity.MAX_TDMRS,
@@ -97,6 +97,19 @@ _SYSTEM: dict[str, int | Callable[[TdxModule, int], int]] = {
     "CPUID_CONFIG_LEAVES": _config_leaf,
     "CPUID_CONFIG_VALUES": _config_value,
     "IA32_ARCH_CAPABILITIES_CONFIG_MASK": identity.ARCH_CAPABILITIES_CONFIG_MASK,
+    "NUM_ALLOWED_FMS": lambda module, _: len(identity.allowed_models(module.processor.cpuid(1)[0])),
+    "ALLOWED_FMS": lambda module, n: (*identity.allowed_models(module.processor.cpuid(1)[0]), *[0] * 128)[n],
+    # Constants of features that the module has whether or not they can be used here.
+    "MAX_MIGS": 512,
+    "NUM_IMMUTABLE_STATE_PAGES": 4,
+    "NUM_TD_STATE_PAGES": 2,
+    "NUM_VP_STATE_PAGES": 5,
+    "MAX_SERV_TDS": 1,
+    "SERVTD_ATTR_FIXED0": 0x7FF_0000_0001,
+    "GUEST_L2_GPA_ATTR_MASK": 0x807F,
+    "VM_CTLS_FIXED0": 1,
+    "VPCU_L2_CTLS_FIXED0": 3,
+    "VPCU_L2_DEBUG_CTLS_FIXED0": 7,
 }
 
 
@@ -154,7 +167,7 @@ _TD: dict[str, Callable[[Td, int], int]] = {
     "RTMR": lambda td, n: _word(td.rtmr[n // 6], n % 6),
     "SERVTD_HASH": lambda td, n: _word(td.servtd_hash, n),
     "VIRTUAL_IA32_ARCH_CAPABILITIES": lambda td, _: td.arch_capabilities,
-    "X2APIC_IDS": lambda td, n: td.vcpus[n].x2apic_id if n < len(td.vcpus) else 0xFFFF_FFFF,
+    "X2APIC_IDS": lambda td, n: td.x2apic_ids[n] if n < len(td.x2apic_ids) else 0,
     "SEPT_ROOT": _root_entry,
     "MSR_BITMAPS": lambda td, n: _word(td.msrs.bitmap, n),
 }
@@ -188,8 +201,10 @@ def write_td(td: Td, field: Field, element: int, value: int, mask: int) -> None:
                 raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
             td.hp_lock_timeout = value
         case "VM_CTLS":
+            td.check_lock(Operand.METADATA_FIELD)
             td.vm_ctls[element] = value
         case "NOTIFY_ENABLES":
+            td.check_lock(Operand.METADATA_FIELD)
             td.notify_enables = value
         case "TD_CTLS":
             _write_td_ctls(td, value)
@@ -203,6 +218,7 @@ def _write_td_ctls(td: Td, value: int) -> None:
         raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
     if value & CTLS_ENUM_TOPOLOGY and not td.topology_enum_configured:
         raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
+    td.check_lock(Operand.METADATA_FIELD)
     td.td_ctls = value
 
 

@@ -81,13 +81,13 @@ class TdxModule:
                     return dispatch.VMFAIL_INVALID
                 refused = dispatch.refuse(fn, self._state, self.version)
                 if refused is not None:
-                    return refused
+                    return dispatch.refused(refused, fn, args, self.leaves)
                 found = self.leaves[fn]
-            handler, clears = found
+            handler, defaults = found
             try:
                 status = handler(self, args, lp)
             except Status as failure:
-                status = dispatch.failed(failure, args, clears)
+                status = dispatch.failed(failure, args, defaults)
             if self._presented is not None:
                 status, shows = self._presented(status, fn)
                 if not shows:

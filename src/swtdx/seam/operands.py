@@ -76,24 +76,40 @@ def walk_failed(td: Td, entry: int, level: int) -> Status:
     return Status(StatusCode.EPT_WALK_FAILED, Operand.RCX, **td.version.entry_info(entry, level))
 
 
-def check_entry(td: Td, leaf: str, entry: int, level: int) -> None:
+def check_entry(td: Td, leaf: str, entry: int, level: int, index: int) -> int:
     """Check ENTRY(leaf): the entry is not locked, and ``tables/sept_transitions.json`` allows its state.
 
-    Raises OPERAND_BUSY|RCX and EPT_ENTRY_STATE_INCORRECT, both with the entry; module 1.0 has other statuses.
+    Returns the entry, without the mark of a host that waited for it. Raises OPERAND_BUSY|RCX and
+    EPT_ENTRY_STATE_INCORRECT, both with the entry; module 1.0 has other statuses.
     """
-    if entry & sept.ENTRY_LOCK:
-        raise sept.locked(entry, level)
+    if entry & sept.LOCK_OR_PRIORITY:
+        if entry & sept.ENTRY_LOCK:
+            raise contended(td, entry, level, index)
+        entry &= ~sept.HOST_PRIORITY
+        td.sept.qwords[index] = entry
+    td.version.check_entry(leaf, entry, level)
+    return entry
+
+
+def check_state(td: Td, leaf: str, entry: int, level: int) -> None:
+    """Check the state of an entry that needs no lock: the leaf function has the TD for itself."""
     td.version.check_entry(leaf, entry, level)
 
 
+def contended(td: Td, entry: int, level: int, index: int) -> Status:
+    """Return OPERAND_BUSY|RCX with the entry, and mark it: the host is to have its lock before any guest."""
+    td.sept.qwords[index] = entry | sept.HOST_PRIORITY
+    return sept.locked(entry, level)
+
+
 def check_leaf(td: Td, entry: int, level: int) -> None:
-    """Check that the entry at which a walk to level 0 ended maps a page, of any size.
+    """Check that the entry at which a walk to level 0 ended maps a page, of any size, that can be accessed.
 
     Raises EPT_ENTRY_NOT_PRESENT with the entry at which the walk ended; in module 1.0 EPT_WALK_FAILED where it ended
     early, and EPT_ENTRY_NOT_PRESENT for a page that the guest cannot use.
     """
     if td.version.entry_states:
-        if not entry & sept.LEAF:
+        if not entry & sept.LEAF or not entry & sept.READ_WRITE_EXECUTE:
             raise Status(StatusCode.EPT_ENTRY_NOT_PRESENT, Operand.RCX, **sept.extended_info(entry, level))
     elif level and not entry & sept.LEAF:
         raise walk_failed(td, entry, level)

@@ -85,6 +85,8 @@ class Td:
         """Virtual CPUs that TDH.VP.INIT has made, by VCPU_INDEX."""
         self.num_vcpus = 0
         """NUM_VCPUS; may exceed len(vcpus): a VP.INIT that fails late has counted already."""
+        self.x2apic_ids: list[int] = []
+        """X2APIC_IDS, by VCPU_INDEX: also of a TDH.VP.INIT that fails late; 0 of a virtual CPU without an id."""
         self.num_associated = 0
         self.epoch = 1
         self.refcount = [0, 0]

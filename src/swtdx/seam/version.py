@@ -106,8 +106,6 @@ class ModuleVersion:
     """Whether TDH.MNG.ADDCX refuses an initialized TD at once, and not only once the TDCS is complete."""
     promotes_pending: bool
     """Whether TDH.MEM.PAGE.PROMOTE merges pending pages, too."""
-    demote_returns_l2_pages: bool
-    """Whether TDH.MEM.PAGE.DEMOTE takes pages for L2 virtual machines in R9 to R11, and returns them."""
     td_params_checks: tuple[str, ...]
     """The rules of TDH.MNG.INIT in their order (`td_params`)."""
     op_state_errors: Mapping[str, int]

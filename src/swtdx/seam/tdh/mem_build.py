@@ -14,7 +14,16 @@ from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import Event
 from swtdx.seam.measurement import CHUNK_SIZE, MR_EXTEND_BLOCK, extension
-from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK, check_entry, check_leaf, gpa_and_level, walk, walk_failed
+from swtdx.seam.operands import (
+    GPA_RESERVED,
+    LEVEL_MASK,
+    check_entry,
+    check_leaf,
+    check_state,
+    gpa_and_level,
+    walk,
+    walk_failed,
+)
 from swtdx.seam.pamt import LOCK_MASK, PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
@@ -44,9 +53,13 @@ REG = PageType.REG
 def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Add a page of the Secure EPT under the entry at the given level.
 
-    Version 1 may find the page already there (ALLOW_EXISTING) and can take L2 pages; without L2 virtual machines those
-    are returned unused.
+    Version 1 may find the page already there (ALLOW_EXISTING), and has R8 to R11 back: -1 for a page that was used,
+    bit 63 for one that was not needed.
     """
+    if version:
+        for register in ("r8", *L2_REGISTERS):  # what comes back on every path
+            if getattr(args, register) != NULL_PAGE:
+                setattr(args, register, getattr(args, register) & ~PAGE_NOT_USED)
     if args.rdx & TDR_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     allow_existing = args.rdx & module.version.tdr_flags
@@ -54,30 +67,40 @@ def tdh_mem_sept_add(module: TdxModule, args: Args, lp: int, version: int) -> in
     td.check_state(SEPT_ADD)
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_SEPT_ADD", entry, level)
+    entry = check_entry(td, "TDH_MEM_SEPT_ADD", entry, level, entry_index)
     # Two host threads may add the same table; with ALLOW_EXISTING the second one succeeds and keeps its page.
     existing = entry & STATE_MASK != SeptState.FREE
-    no_page = args.r8 == NULL_PAGE
-    if no_page:
+    page = args.r8
+    if page == NULL_PAGE:
         if not version:
             raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
-        if not existing:
+        if entry & STATE_MASK != SeptState.NL_MAPPED:
             raise sept.wrong_state(entry, level)
-    if existing and not allow_existing:
+    elif existing and not allow_existing:
         raise sept.wrong_state(entry, level)
-    page = 0 if no_page else module.pamt.free_page(args.r8, Operand.R8)
+    page &= ~PAGE_NOT_USED
+    number = 0 if existing else module.pamt.free_page(page, Operand.R8)
+    if version:
+        _refuse_l2_pages(td, args, level)
     if not existing:
-        module.take_page(args.r8, td.hkid, sept.FREE_PAGE)
-        module.pamt.assign(page, PageType.EPT, td.hpa)
+        module.take_page(page, td.hkid, sept.FREE_PAGE)
+        module.pamt.assign(number, PageType.EPT, td.hpa)
         td.child_count += 1
-        module.memory.qwords[entry_index] = TABLE_ADDED | args.r8
+        module.memory.qwords[entry_index] = TABLE_ADDED | page
     args.rcx = args.rdx = 0
     if version:
-        args.r8 = NULL_PAGE if no_page or not existing else args.r8 | PAGE_NOT_USED
-        for register in L2_REGISTERS:
-            offered = getattr(args, register)
-            setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
+        args.r8 = args.r8 | PAGE_NOT_USED if existing else NULL_PAGE
     return SUCCESS
+
+
+def _refuse_l2_pages(td: Td, args: Args, level: int) -> None:
+    """Refuse pages for the Secure EPT of L2 virtual machines: those that exist have no tables to put them in."""
+    for vm, register in enumerate(L2_REGISTERS, 1):
+        if getattr(args, register) == NULL_PAGE:
+            continue
+        if vm > td.num_l2_vms:
+            raise Status(StatusCode.OPERAND_INVALID, Operand.R8 + vm)
+        raise Status(StatusCode.L2_SEPT_WALK_FAILED, vm << 16 | level)
 
 
 @leaf("TDH.MEM.PAGE.ADD", clears=("rcx", "rdx"))
@@ -94,7 +117,7 @@ def tdh_mem_page_add(module: TdxModule, args: Args, lp: int) -> int:
     if level:
         raise walk_failed(td, entry, level)
     if entry & STATE_MASK != SeptState.FREE:
-        check_entry(td, "TDH_MEM_PAGE_ADD", entry, 0)
+        check_state(td, "TDH_MEM_PAGE_ADD", entry, 0)
     source = module.host.shared(args.r9, PAGE_SIZE, Operand.R9)
     page = module.pamt.free_page(hpa, Operand.R8)
     # Read before the page gets its key: source and target may be the same page, added in place.
@@ -166,7 +189,7 @@ def tdh_mem_page_aug(module: TdxModule, args: Args, lp: int) -> int:
     if reached != level:
         raise walk_failed(td, entry, reached)
     if entry != FREE:
-        check_entry(td, "TDH_MEM_PAGE_AUG", entry, level)
+        check_entry(td, "TDH_MEM_PAGE_AUG", entry, level, entry_index)
     augment(module, td, entry_index, hpa, level)
     args.rcx = args.rdx = 0
     return SUCCESS

@@ -26,7 +26,7 @@ def tdh_mem_rd(module: TdxModule, args: Args, lp: int) -> int:
     return SUCCESS
 
 
-@leaf("TDH.MEM.WR", clears=("rcx", "rdx"))
+@leaf("TDH.MEM.WR", clears=("rcx", "rdx", "r8"))
 def tdh_mem_wr(module: TdxModule, args: Args, lp: int) -> int:
     """Write 8 bytes of a debug TD; R8: what was there."""
     index = _locate(module, args, MEM_WR, "TDH_MEM_WR")
@@ -47,11 +47,12 @@ def _locate(module: TdxModule, args: Args, number: int, name: str) -> int:
     gpa = args.rcx
     if gpa & 7:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    td.check_lock(Operand.SEPT_TREE, shared=True)
     if gpa >= td.gpa_limit:
         raise td.cannot_walk(gpa)
-    _, entry, level = td.sept.walk(gpa, 0)
+    index, entry, level = td.sept.walk(gpa, 0)
     check_leaf(td, entry, level)
     if td.version.entry_states:
-        check_entry(td, name, entry, level)
+        entry = check_entry(td, name, entry, level, index)
     offset = (1 << (12 + 9 * level)) - 1
     return (entry & sept.HPA_MASK & ~offset | gpa & offset) >> 3

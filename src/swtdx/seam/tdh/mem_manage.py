@@ -13,7 +13,7 @@ from swtdx.seam import sept
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS, SUCCESS, leaf, versioned_leaf
 from swtdx.seam.hardware import Args
 from swtdx.seam.lifecycle import IMPORT_IN_PROGRESS
-from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
+from swtdx.seam.operands import check_entry, check_tracked, contended, gpa_and_level, walk
 from swtdx.seam.sept import ANY_BLOCKED, HPA_MASK, STATE_MASK
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, TDR_RESERVED
@@ -45,10 +45,10 @@ def tdh_mem_range_block(module: TdxModule, args: Args, lp: int) -> int:
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level, exclusive=True)
     if entry & sept.ENTRY_LOCK:
-        raise sept.locked(entry, level)
+        raise contended(td, entry, level, entry_index)
     if entry & STATE_MASK in ANY_BLOCKED and td.version.entry_states:
         raise Status(StatusCode.GPA_RANGE_ALREADY_BLOCKED, Operand.RCX, **sept.extended_info(entry, level))
-    check_entry(td, "TDH_MEM_RANGE_BLOCK", entry, level)
+    entry = check_entry(td, "TDH_MEM_RANGE_BLOCK", entry, level, entry_index)
     hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     # The epoch of the block decides later whether a virtual CPU can still have the translation (`Td.tracked`).
@@ -66,9 +66,10 @@ def tdh_mem_range_unblock(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(RANGE_UNBLOCK)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level, exclusive=True)
-    check_entry(td, "TDH_MEM_RANGE_UNBLOCK", entry, level)
+    entry = check_entry(td, "TDH_MEM_RANGE_UNBLOCK", entry, level, entry_index)
     page, _ = module.pamt.index_of(mapped_page(entry, level))
-    if td.tlb_tracking and not td.tracked(module.pamt.epoch_at(page)):
+    required = td.tlb_tracking and entry & STATE_MASK in sept.TLB_TRACKING_REQUIRED
+    if required and not td.tracked(module.pamt.epoch_at(page)):
         raise Status(StatusCode.TLB_TRACKING_NOT_DONE, Operand.RCX)
     module.memory.qwords[entry_index] = sept.after("TDH_MEM_RANGE_UNBLOCK", entry)
     args.rcx = args.rdx = 0
@@ -95,7 +96,7 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(PAGE_REMOVE)
     gpa, level = gpa_and_level(args.rcx, 0, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_PAGE_REMOVE", entry, level)
+    entry = check_entry(td, "TDH_MEM_PAGE_REMOVE", entry, level, entry_index)
     hpa = mapped_page(entry, level)
     page, _ = module.pamt.index_of(hpa)
     if module.pamt.locked(page):
@@ -109,14 +110,14 @@ def tdh_mem_page_remove(module: TdxModule, args: Args, lp: int) -> int:
     return SUCCESS
 
 
-@versioned_leaf("TDH.MEM.SEPT.REMOVE", clears=("rcx", "rdx"))
+@versioned_leaf("TDH.MEM.SEPT.REMOVE", clears=("rcx", "rdx"), later=L2_REGISTERS)
 def tdh_mem_sept_remove(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Take an empty page out of the Secure EPT; RCX: its HPA."""
     td = module.td(args.rdx, Operand.RDX)
     td.check_state(SEPT_REMOVE)
     gpa, level = gpa_and_level(args.rcx, 1, td.sept.levels - 1)
     entry_index, entry = walk(td, gpa, level, exclusive=True)
-    check_entry(td, "TDH_MEM_SEPT_REMOVE", entry, level)
+    entry = check_entry(td, "TDH_MEM_SEPT_REMOVE", entry, level, entry_index)
     hpa = entry & HPA_MASK
     page, _ = module.pamt.index_of(hpa)
     if module.pamt.locked(page):
@@ -147,8 +148,8 @@ def tdh_mem_sept_rd(module: TdxModule, args: Args, lp: int) -> int:
     if attributes and not td.debug:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
     gpa, level = gpa_and_level(args.rcx, 0, td.sept.levels - 1)
-    _, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_SEPT_RD", entry, level)
+    entry_index, entry = walk(td, gpa, level)
+    entry = check_entry(td, "TDH_MEM_SEPT_RD", entry, level, entry_index)
     info = td.version.entry_info(entry, level)
     args.rcx, args.rdx = info["rcx"], info["rdx"]
     if attributes:

@@ -17,7 +17,7 @@ from swtdx.seam.operands import check_entry, check_tracked, gpa_and_level, walk
 from swtdx.seam.pamt import PageSize, PageType
 from swtdx.seam.sept import ANY_PENDING, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, PAGE_NOT_USED, TDR_RESERVED
+from swtdx.seam.tdh.mem_build import L2_REGISTERS, NULL_PAGE, TDR_RESERVED
 from swtdx.seam.tdh.mem_manage import MAX_PAGE_LEVEL, mapped_page
 from swtdx.x86 import PAGE_SIZE
 
@@ -36,7 +36,7 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(RELOCATE)
     gpa, level = gpa_and_level(args.rcx, 0, 0)
     entry_index, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_PAGE_RELOCATE", entry, level)
+    entry = check_entry(td, "TDH_MEM_PAGE_RELOCATE", entry, level, entry_index)
     old, new = entry & HPA_MASK, args.r8
     if new == old:
         raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
@@ -57,14 +57,14 @@ def tdh_mem_page_relocate(module: TdxModule, args: Args, lp: int) -> int:
     return SUCCESS
 
 
-@versioned_leaf("TDH.MEM.PAGE.PROMOTE", clears=("rcx", "rdx"))
+@versioned_leaf("TDH.MEM.PAGE.PROMOTE", clears=("rcx", "rdx"), later=L2_REGISTERS)
 def tdh_mem_page_promote(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Merge 512 pages into one of the next size; RCX: HPA of the released Secure-EPT page."""
     td, pamt = module.td(args.rdx, Operand.RDX), module.pamt
     td.check_state(PROMOTE)
     gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_PAGE_PROMOTE", entry, level)
+    entry = check_entry(td, "TDH_MEM_PAGE_PROMOTE", entry, level, entry_index)
     table = entry & HPA_MASK
     table_page, _ = pamt.index_of(table)
     if pamt.locked(table_page):
@@ -96,25 +96,32 @@ def _merged(module: TdxModule, td: Td, table: int, entry: int, level: int) -> in
     Raises OPERAND_BUSY for a locked one, EPT_INVALID_PROMOTE_CONDITIONS with the parent's entry.
     """
     children = module.memory.qwords[table >> 3 : (table >> 3) + sept.ENTRIES].tolist()
-    if any(child & sept.ENTRY_LOCK for child in children):
-        raise sept.locked(entry, level)
-    first: int = children[0]
     size = 1 << sept.level_shift(level - 1)
     mergeable = (SeptState.MAPPED, SeptState.PENDING) if td.version.promotes_pending else (SeptState.MAPPED,)
-    if (
-        first & STATE_MASK not in mergeable
-        or first & HPA_MASK & (size * sept.ENTRIES - 1)
-        or children != [first + number * size for number in range(sept.ENTRIES)]
-    ):
-        raise Status(StatusCode.EPT_INVALID_PROMOTE_CONDITIONS, Operand.RCX, **sept.extended_info(entry, level))
+    first = expected = mapped_child(children[0], level - 1)
+    for child in children:
+        if child & sept.ENTRY_LOCK:
+            raise sept.locked(entry, level)
+        if (
+            first & STATE_MASK not in mergeable
+            or first & HPA_MASK & (size * sept.ENTRIES - 1)
+            or mapped_child(child, level - 1) != expected
+        ):
+            raise Status(StatusCode.EPT_INVALID_PROMOTE_CONDITIONS, Operand.RCX, **sept.extended_info(entry, level))
+        expected += size
     return first
+
+
+def mapped_child(entry: int, level: int) -> int:
+    """Return an entry without its locks, and without the acceptance progress of a large pending page."""
+    return entry & ~(sept.ENTRY_LOCK | sept.HOST_PRIORITY | (sept.ACCEPT_COUNTER if level else 0))
 
 
 @leaf("TDH.MEM.PAGE.DEMOTE", clears=("rcx", "rdx"))
 def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     """Split a large page into 512 of the next smaller size, whose entries go to the Secure-EPT page in R8.
 
-    R9 to R11 come back: without L2 virtual machines their pages are not used.
+    R9 to R11 come back as they are: without L2 virtual machines their pages are not looked at.
     """
     if args.rdx & TDR_RESERVED:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RDX)
@@ -123,10 +130,12 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     td.check_state(DEMOTE)
     gpa, level = gpa_and_level(args.rcx, 1, MAX_PAGE_LEVEL)
     entry_index, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_MEM_PAGE_DEMOTE", entry, level)
+    entry = check_entry(td, "TDH_MEM_PAGE_DEMOTE", entry, level, entry_index)
     hpa = mapped_page(entry, level)
     page, _ = pamt.index_of(hpa)
     check_tracked(td, pamt, entry, level, page)
+    if pamt.locked(page):
+        raise Status(StatusCode.OPERAND_BUSY, Operand.RCX)
     table = args.r8
     table_page = pamt.free_page(table, Operand.R8)
     if td.version.interrupts_remapping and module.contention.interrupted(lp):
@@ -140,7 +149,4 @@ def tdh_mem_page_demote(module: TdxModule, args: Args, lp: int) -> int:
     td.child_count += 1
     memory.qwords[entry_index] = sept.after("TDH_MEM_PAGE_DEMOTE", entry) | table
     args.rcx = args.rdx = 0
-    for register in L2_REGISTERS if td.version.demote_returns_l2_pages else ():
-        offered = getattr(args, register)
-        setattr(args, register, NULL_PAGE if offered == NULL_PAGE else offered | PAGE_NOT_USED)
     return SUCCESS

@@ -31,7 +31,7 @@ def _first(table: FieldTable, td: Td) -> Status:
     return Status(StatusCode.METADATA_FIRST_FIELD_ID_IN_CONTEXT, rdx=metadata.first(table, _host(td)))
 
 
-@versioned_leaf("TDH.MNG.RD", clears=("r8",))
+@versioned_leaf("TDH.MNG.RD", clears=("r8",), later=("rdx",))
 def tdh_mng_rd(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Read a TD's field into R8; version 1: RDX becomes the next field's id."""
     td = module.td(args.rcx, Operand.RCX)
@@ -56,23 +56,22 @@ def tdh_mng_wr(module: TdxModule, args: Args, lp: int) -> int:
     field, element = metadata.lookup_writable(table, args.rdx, accessor, args.r9)
     old = read_td(td, field, element)
     value = metadata.merge(table, field, accessor, old, args.r8, args.r9)
-    td.check_lock(Operand.METADATA_FIELD)
     write_td(td, field, element, value, args.r9)
     args.r8 = old & field.masks[accessor][0]
     return SUCCESS
 
 
-@versioned_leaf("TDH.VP.RD", clears=("r8",))
+@versioned_leaf("TDH.VP.RD", clears=("r8",), later=("rdx",))
 def tdh_vp_rd(module: TdxModule, args: Args, lp: int, version: int) -> int:
     """Read a virtual CPU's field into R8; version 1: RDX becomes the next field's id. Associates the vCPU."""
     vcpu = module.vcpu(args.rcx, Operand.RCX)
     check_accessible(vcpu, VP_RD, lp, (VcpuState.READY, VcpuState.DISABLED))
+    vcpu.associate(lp)  # stays so if a later check fails
     td, table = vcpu.td, metadata.vcpu_fields(vcpu.td.version)
     if version and args.rdx == metadata.NONE:
         raise _first(table, td)
     field, element = metadata.lookup(table, args.rdx, _host(td))
     args.r8 = read_vcpu(vcpu, field, element) & field.masks[_host(td)][0]
-    vcpu.associate(lp)
     if version:
         args.rdx = metadata.following(table, field, element, _host(td), [])
     return SUCCESS
@@ -83,13 +82,13 @@ def tdh_vp_wr(module: TdxModule, args: Args, lp: int) -> int:
     """Write a virtual CPU's field under a mask; R8: its old value. Associates the vCPU."""
     vcpu = module.vcpu(args.rcx, Operand.RCX)
     check_accessible(vcpu, VP_WR, lp, (VcpuState.READY,))
+    vcpu.associate(lp)
     accessor = _host(vcpu.td)
     table = metadata.vcpu_fields(vcpu.td.version)
     field, element = metadata.lookup_writable(table, args.rdx, accessor, args.r9)
     old = read_vcpu(vcpu, field, element)
     value = metadata.merge(table, field, accessor, old, args.r8, args.r9)
     write_vcpu(module, vcpu, field, element, value)
-    vcpu.associate(lp)
     args.r8 = old & field.masks[accessor][0]
     return SUCCESS
 

@@ -65,8 +65,8 @@ def _restore(td: Td, args: Args) -> None:
 
 def _unblock_for_writing(td: Td, args: Args) -> None:
     gpa, level = gpa_and_level(args.rcx, 0, 0)
-    _, entry = walk(td, gpa, level)
-    check_entry(td, "TDH_EXPORT_UNBLOCKW", entry, level)
+    entry_index, entry = walk(td, gpa, level)
+    check_entry(td, "TDH_EXPORT_UNBLOCKW", entry, level, entry_index)
 
 
 def _stream(td: Td, args: Args) -> None:

@@ -31,7 +31,7 @@ def tdh_phymem_page_rdmd(module: TdxModule, args: Args, lp: int) -> int:
     return SUCCESS
 
 
-@leaf("TDH.PHYMEM.PAGE.RECLAIM", clears=OUTPUTS[:5])
+@leaf("TDH.PHYMEM.PAGE.RECLAIM", clears=OUTPUTS)
 def tdh_phymem_page_reclaim(module: TdxModule, args: Args, lp: int) -> int:
     """Return a page of a TD in teardown to the host; the TDR last. RCX type, RDX owner, R8 size."""
     pamt, hpa = module.pamt, args.rcx
@@ -57,7 +57,7 @@ def tdh_phymem_page_reclaim(module: TdxModule, args: Args, lp: int) -> int:
             _forget_vcpu(module, td, hpa)
     pamt.release(index)
     args.rcx, args.rdx, args.r8 = page_type, owner, size
-    args.r9 = args.r10 = 0
+    args.r9 = args.r10 = args.r11 = 0
     return SUCCESS
 
 
@@ -90,6 +90,7 @@ def tdh_phymem_cache_wb(module: TdxModule, args: Args, lp: int) -> int:
     module.contention.check(Operand.KOT)
     if args.rcx == START:
         flushed = module.kot.flushed()
+        module.interrupted_write_back.pop(package, None)
         if not flushed:
             raise Status(StatusCode.NO_HKID_READY_TO_WBCACHE)
     elif package in module.interrupted_write_back:

@@ -63,7 +63,7 @@ def tdh_sys_info(module: TdxModule, args: Args, lp: int) -> int:
     return SUCCESS
 
 
-@leaf("TDH.SYS.RD", clears=("rdx", "r8"))
+@leaf("TDH.SYS.RD", clears=("r8",), sets=("rdx",))
 def tdh_sys_rd(module: TdxModule, args: Args, lp: int) -> int:
     """Read one field of the module; RDX becomes the next field's id."""
     _check_lp(module, lp)
@@ -82,7 +82,7 @@ def read_system_field(module: TdxModule, identifier: int, accessor: Accessor) ->
     return metadata.following(table, field, element, accessor, []), value
 
 
-@leaf("TDH.SYS.RDALL", clears=("r8",))
+@leaf("TDH.SYS.RDALL", sets=("r8",))
 def tdh_sys_rdall(module: TdxModule, args: Args, lp: int) -> int:
     """Write the module's fields from the one in R8 on to the page at RDX; R8: where to go on."""
     _check_lp(module, lp)

@@ -77,11 +77,14 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
         if args.r8 > MAX_X2APIC_ID:
             raise Status(StatusCode.OPERAND_INVALID, Operand.R8)
         td.num_vcpus += 1
-        if any(other.x2apic_id == args.r8 for other in td.vcpus):
+        taken = args.r8 in td.x2apic_ids
+        td.x2apic_ids.append(args.r8)
+        if taken:
             raise Status(StatusCode.X2APIC_ID_NOT_UNIQUE, args.r8)
         vcpu.x2apic_id = args.r8
     else:
         td.num_vcpus += 1
+        td.x2apic_ids.append(0)
         td.topology_enum_configured = False
         vcpu.x2apic_id = td.num_vcpus - 1
     # After NUM_VCPUS was counted up, as on the real module: a failure here uses up an index.
