@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum
@@ -407,6 +408,32 @@ _NUMBERS: dict[object, str] = {
     **{cap: f"KVM_CAP_{cap.name}" for cap in Cap},
 }
 
+
+# --- The module's source ----------------------------------------------------------------------------------------------
+
+
+def module_source() -> str:
+    """What was read of the public source of the module, row by row, and what came of it."""
+    reading = json.loads(READING.read_text(encoding="utf-8"))
+    source = f"`{reading['repository']}` at commit `{reading['commit']}` (module {reading['version']})"
+    parts = [f"Source: {source}.\n"]
+    for name, head in READING_PARTS.items():
+        rows = [
+            (f"`{key}`", *(f"`{cell}`" if cell.startswith("src/") else cell for cell in row))
+            for key, row in reading[name].items()
+        ]
+        parts += [f"## {head[0]}\n", table(head[1], rows)]
+    return "\n".join(parts)
+
+
+READING = Path(__file__).parent / "module-source.json"
+READING_PARTS = {
+    "leaves": ("Leaf functions", ("leaf", "file", "verdict", "difference")),
+    "exits": ("Exits of a TD", ("exit", "file", "verdict", "difference")),
+    "cpuid": ("CPUID leaves", ("leaf.sub-leaf", "verdict", "difference")),
+    "msrs": ("MSRs", ("MSR", "verdict", "difference")),
+}
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "ioctls": ioctls,
@@ -416,4 +443,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "state_machines": state_machines,
     "secure_ept": secure_ept,
     "releases": releases,
+    "module_source": module_source,
 }

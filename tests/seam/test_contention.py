@@ -213,7 +213,10 @@ def test_epoch_and_metadata_locks(host: Host) -> None:
     assert value == 1 << 28
     with hold(Operand.METADATA_FIELD, tdr):
         host.ok("TDH.MNG.WR", rcx=tdr, rdx=timeout, r8=20_000, r9=(1 << 64) - 1)  # this one has no lock
-        for value, status in ((2, BUSY | Operand.METADATA_FIELD), (1, StatusCode.METADATA_FIELD_VALUE_NOT_VALID)):
+        for mask, value, status in (
+            (2, 2, BUSY | Operand.METADATA_FIELD),
+            (1, 0, StatusCode.METADATA_FIELD_VALUE_NOT_VALID),
+        ):
             # The lock is tried when the value is known to be right.
             host.guest(tdvpr, context, tdcall(8, rdx=0x9110000300000017, r8=value, r9=mask))
             assert context.gpr[Gpr.RAX] == status

@@ -119,7 +119,7 @@ def expected(leaf: str, state: Any, *, running: Any) -> Any:
         return code.EPT_INVALID_PROMOTE_CONDITIONS | 1 if leaf == "TDH_MEM_PAGE_PROMOTE" else code.SUCCESS
     if leaf == "TDH_MEM_RANGE_BLOCK" and state in sept.ANY_BLOCKED:
         return code.GPA_RANGE_ALREADY_BLOCKED | 1
-    if leaf in ANY_LEAF and state in (S.FREE, S.REMOVED, S.NL_BLOCKED):
+    if leaf in ANY_LEAF and not sept._PERMISSIONS[state]:
         return code.EPT_ENTRY_NOT_PRESENT | 1
     return code.EPT_ENTRY_NOT_PRESENT if leaf == "TDH_MR_EXTEND" else code.EPT_ENTRY_STATE_INCORRECT | 1
 
@@ -179,7 +179,8 @@ def test_host_pair_by_hand(world: Any, leaf: str, state: Any) -> None:
     new, _ = host.entry(building, gpa, level)
     if status:
         assert host.snapshot() == before
-        shown = 0 if leaf == "TDH_MR_EXTEND" and state is not S.REMOVED else level | sept.ARCH_STATE[state] << 8
+        hidden = leaf == "TDH_MR_EXTEND" and sept._PERMISSIONS[state]
+        shown = 0 if hidden else level | sept.ARCH_STATE[state] << 8
         assert args.rdx == shown
     else:
         assert new & sept.STATE_MASK == sept.TRANSITIONS.get(leaf, {}).get(state, state)

@@ -152,10 +152,13 @@ def test_extend_operand(host: Host, rcx: int, status: int) -> None:
     assert host.call("TDH.MR.EXTEND", rcx=rcx, rdx=td)[0] == status
 
 
-def test_extend_of_a_pending_page_names_no_operand(host: Host) -> None:
+def test_extend_of_a_pending_page_is_a_failed_walk(host: Host) -> None:
+    """The entry maps nothing that could be accessed, and is shown."""
     td = host.build()
     host.augment(td, TOP)
-    assert host.call("TDH.MR.EXTEND", rcx=TOP, rdx=td)[0] == StatusCode.EPT_ENTRY_NOT_PRESENT
+    status, args = host.call("TDH.MR.EXTEND", rcx=TOP, rdx=td)
+    assert status == StatusCode.EPT_ENTRY_NOT_PRESENT | Operand.RCX
+    assert args.rcx
 
 
 def test_finalize_needs_a_virtual_cpu(host: Host) -> None:

@@ -75,6 +75,17 @@ def test_msrs_that_the_host_has_changed(
     assert host.enter(tdvpr)[0] == 1
 
 
+def test_a_td_with_monitor_needs_it_enabled(host: Host, processor: FakeProcessor) -> None:
+    tdr, tdvpr, context = host.runnable()
+    eax, ebx, ecx, edx = host.module.tds[tdr].cpuid.values[1, None]
+    host.module.tds[tdr].cpuid.values[1, None] = eax, ebx, ecx | 1 << 3, edx
+    processor.msrs[0x1A0] &= ~(1 << 18)
+    assert host.call("TDH.VP.ENTER", rcx=tdvpr)[0] == StatusCode.INCORRECT_MSR_VALUE | 0x1A0
+    processor.msrs |= POWER_ON_MSRS
+    context.queue(1)
+    assert host.enter(tdvpr)[0] == 1
+
+
 def test_before_finalize(host: Host) -> None:
     tdvpr = host.vcpu(host.build())
     assert host.enter(tdvpr)[0] == StatusCode.OP_STATE_INCORRECT
