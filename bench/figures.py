@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import mrtd, tracing
+from bench import mrtd, quoting, tracing
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
@@ -84,6 +84,7 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
             yield from guest_figures(td, effort)
             yield from memory_figures(td, effort)
         yield from normal_vm_figures(device, effort)
+    yield from quoting_figures(effort)
     yield from tracing_figures(effort)
     yield from mrtd_figures(effort)
     if effort.boots:
@@ -205,6 +206,18 @@ def normal_vm_figures(device: Kvm, effort: Effort) -> Iterator[Figure]:
                 max(vm.seconds_to_leave(interrupt=interrupt) for _ in range(10)) for _ in range(effort.repetitions)
             ]
             yield _figure(f"{name} reaches a spinning vCPU, worst of 10", "ms", [each * 1e3 for each in worst], 20)
+
+
+def quoting_figures(effort: Effort) -> Iterator[Figure]:
+    """A quote by itself, as a guest gets it, and what a verifier fetches for it."""
+    with quoting.bench() as subject:
+        for name, once, aim in (
+            ("quote from a TDREPORT", subject.quote, 2),
+            ("GetQuote, from TDG.MR.REPORT to the quote", subject.get_quote, 5),
+            ("GetQuote by a QGS on a unix socket", subject.get_quote_by_socket, 5),
+            ("TCB info from the collateral service", subject.collateral, 2),
+        ):
+            yield _figure(name, "ms", [seconds * 1e3 for seconds in _repeated(effort, once)], aim)
 
 
 def tracing_figures(effort: Effort) -> Iterator[Figure]:

@@ -20,10 +20,11 @@ KINDS = {
     "board": "what a guest does to the devices: no fault, no growth",
     "arithmetic": "SSE, MMX and x87 instructions beside the host's processor",
     "gdb": "what a debugger's stub may be sent",
+    "quoting": "messages to the quote generation service, TDREPORTs, quotes, requests for collateral, damaged",
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
 SEAM_CALLS = 200_000
-DEFAULTS = {"board": 1_000_000, "cpu": 200_000, "seam": SEAM_CALLS}
+DEFAULTS = {"quoting": 20_000, "board": 1_000_000, "cpu": 200_000, "seam": SEAM_CALLS}
 _EVERY_SECONDS = 5.0
 
 

@@ -342,6 +342,32 @@ def test_get_quote_says_that_there_is_no_service_and_notifies(plan: Planner) -> 
     assert struct.unpack("<QQII", buffers[0]) == (1, 0x8000_0000_0000_0001, 1024, 5)  # QEMU leaves out_len alone
 
 
+class Quoting:
+    """A quoting enclave that signs whatever comes."""
+
+    patience = 5.0
+
+    def quote(self, report: bytes) -> bytes:
+        return b"quote of " + report[:4]
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+def test_a_quote_is_in_the_buffer_and_the_guest_is_notified_where_it_asked_to_be(plan: Planner) -> None:
+    buffers: list[bytes] = []
+    results = answers(
+        plan(quotes=Quoting()),
+        tdx_exit(kvm.TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT, 0x61),
+        tdx_exit(kvm.TDVMCALL_GET_QUOTE, 0x10_0000, 0x2000),
+        before=lambda run: run.machine.slots.memory.write(0x10_0000, struct.pack("<QQII4s", 1, 0, 1024, 0, b"TD 1")),
+        after=lambda run: buffers.append(run.machine.slots.memory.read(0x10_0000, 37)),
+    )
+    assert [result[0] for result in results[:2]] == [0, 0]
+    assert results[2] == [0xFEE0_0000, 0x61]
+    assert buffers == [struct.pack("<QQII", 1, 0, 1024, 13) + b"quote of TD 1"]
+
+
 @pytest.mark.parametrize(
     ("gpa", "size", "status"),
     [
