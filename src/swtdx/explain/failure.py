@@ -42,6 +42,7 @@ _LEAF_NUMBER = re.compile(
 _TDCALL_NUMBER = re.compile(r"\bTDCALL\b[ (]*(0x[0-9a-fA-F]+|\d+)\b")
 _LEAF_BITS = 0xFFFF
 _NAME = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?:\|[A-Z0-9_]+)?")
+_REGISTER_DUMP = re.compile(r"\b(?:RCX|RDX|R0?[89]|R1[0-5]) 0x[0-9a-f]+", re.IGNORECASE)
 _OUTPUTS = (
     ("rcx", re.compile(r"\b(?:rcx|entry)[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
     ("rdx", re.compile(r"\b(?:rdx|level_state|level and state)[ =:]+(0x[0-9a-fA-F]+)", re.IGNORECASE)),
@@ -132,6 +133,7 @@ def _status_in(text: str) -> tuple[int, bool]:
     rest = _LEAF_NUMBER.sub("", text)
     for pattern in (each for _, each in _OUTPUTS):
         rest = pattern.sub("", rest)
+    rest = _REGISTER_DUMP.sub("", rest)
     known = (number for word in _STATUS.findall(rest) if is_known(number := int(word, 16)))
     if found := next(known, 0):
         return found, False
