@@ -419,7 +419,7 @@ def module_source() -> str:
     parts = [f"Source: {source}.\n"]
     for name, head in READING_PARTS.items():
         rows = [
-            (f"`{key}`", *(f"`{cell}`" if cell.startswith("src/") else cell for cell in row))
+            (f"`{key}`", *(f"`{cell}`" if cell.startswith(("src/", "arch/")) else cell for cell in row))
             for key, row in reading[name].items()
         ]
         parts += [f"## {head[0]}\n", table(head[1], rows)]
@@ -432,6 +432,7 @@ READING_PARTS = {
     "exits": ("Exits of a TD", ("exit", "file", "verdict", "difference")),
     "cpuid": ("CPUID leaves", ("leaf.sub-leaf", "verdict", "difference")),
     "msrs": ("MSRs", ("MSR", "verdict", "difference")),
+    "kvm": ("KVM", ("function", "file", "verdict", "difference")),
 }
 
 PAGES: dict[str, Callable[[], str]] = {

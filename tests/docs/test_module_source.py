@@ -35,7 +35,7 @@ def test_there_is_a_row_for_each(part: str) -> None:
     assert list(READING[part]) == expected()[part]
 
 
-@pytest.mark.parametrize("part", ["leaves", "exits", "cpuid", "msrs"])
+@pytest.mark.parametrize("part", ["leaves", "exits", "cpuid", "msrs", "kvm"])
 def test_each_row_has_a_verdict_and_a_difference_its_words(part: str) -> None:
     rows: dict[str, Any] = READING[part]
     for key, (*_, verdict, words) in rows.items():

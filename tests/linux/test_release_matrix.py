@@ -158,6 +158,14 @@ def refused_page_add(release: str) -> Any:
     return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
 
 
+def refused_extend(release: str) -> Any:
+    bench, vm, vcpu = built(release)
+    bench.module.answers["MR_EXTEND"] = [TDX_OPERAND_INVALID | 1]
+    region = bench.region(bench.user, 0, 1)  # type: ignore[attr-defined]
+    first = answered(lambda: bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region, flags=1))
+    return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
+
+
 def busy_page_add(release: str) -> Any:
     bench, vm, vcpu = built(release)
     bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_BUSY]
@@ -242,6 +250,9 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     "a page populated twice": (page_populated_twice, since("7.1", E.EEXIST, E.EIO), ("populated_twice",)),
     "PAGE.ADD refused": (
         refused_page_add, since("6.19", (E.EIO, False, E.EINVAL), (E.EIO, True, E.EIO)), ("maps_and_adds_at_once",),
+    ),
+    "MR.EXTEND refused": (
+        refused_extend, since("6.19", (E.EIO, False, 0), (E.EIO, True, E.EIO)), ("maps_and_adds_at_once",),
     ),
     "PAGE.ADD busy": (
         busy_page_add, since("6.19", (E.EBUSY, False, E.EINVAL), (E.EBUSY, False, 0)), ("maps_and_adds_at_once",),

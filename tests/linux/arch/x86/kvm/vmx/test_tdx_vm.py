@@ -203,13 +203,26 @@ def test_52_bits_of_address_need_five_levels(bench: Bench) -> None:
 FAILURES = {
     "no entropy": ("MNG_CREATE", [s.TDX_RND_NO_ENTROPY] * 10, errno.EAGAIN, 0),
     "create": ("MNG_CREATE", [0xC0000100_00000001], errno.EIO, 0),
-    "key": ("MNG_KEY_CONFIG", [0x8000_0201 << 32], errno.EIO, 0),
     "page": ("MNG_ADDCX", [0, 0, 0xC000_0300 << 32], errno.EIO, 0),
     "page entropy": ("MNG_ADDCX", [0, *[s.TDX_RND_NO_ENTROPY] * 10], errno.EAGAIN, 0),
     "operand": ("MNG_INIT", [0xC0000100_00000045], errno.EINVAL, 0xC0000100_00000045),
     "other": ("MNG_INIT", [0xC0000600_00000000], errno.EIO, 0),
     "metadata": ("MNG_RD", [0xC0000C02 << 32], errno.EIO, 0),
 }
+
+
+def test_a_key_that_cannot_be_configured_is_a_bug(bench: Bench) -> None:
+    """KVM takes TDH.MNG.KEY.CONFIG for granted: the VM is dead, and what it had comes back all the same."""
+    assert bench.kernel.tdx is not None
+    hkids = bench.kernel.tdx.free_hkids
+    vm = bench.td(init=False)
+    bench.module.answers["MNG_KEY_CONFIG"] = [0x8000_0201 << 32]
+    with refused(errno.EIO):
+        bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+    assert bench.vm_object().dead
+    assert bench.kernel.tdx.free_hkids == hkids
+    bench.kernel.close(vm)
+    everything_came_back(bench, hkids)
 
 
 @pytest.mark.parametrize("case", FAILURES)

@@ -305,7 +305,7 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
     tdx.hkid, tdx.tdr = hkid, tdr
     try:
         for cpu in host.package_cpus:  # each package has a memory controller with keys of its own
-            tdx_do_tdh_mng_key_config(tdx, cpu)
+            tdx_do_tdh_mng_key_config(kvm, tdx, cpu)
         while tdcs:
             status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
             if status:
@@ -324,14 +324,14 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
         kvm.max_vcpus = min(kvm.max_vcpus, init.max_vcpus)
 
 
-def tdx_do_tdh_mng_key_config(tdx: KvmTdx, cpu: int) -> None:
-    """Program the TD's key into the package of ``cpu``. Raises OSError(EIO).
+def tdx_do_tdh_mng_key_config(kvm: Kvm, tdx: KvmTdx, cpu: int) -> None:
+    """Program the TD's key into the package of ``cpu``. Raises OSError(EIO), and the VM is dead.
 
     upstream: only on the way to a new TD, where nothing contends; a status of any kind is an error.
     """
     status = tdx.host.seamcall.tdh_mng_key_config(tdx.tdr, cpu)
     if status:
-        raise err(errno.EIO, seamcall_failed("TDH.MNG.KEY.CONFIG", status))
+        raise kvm.bug(seamcall_failed("TDH.MNG.KEY.CONFIG", status))
 
 
 def _mng_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> None:
