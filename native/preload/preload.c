@@ -24,6 +24,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -509,6 +510,58 @@ TRANSFER(write, false, false, (int fd, const void *from, size_t size), fd, from,
 TRANSFER(writev, false, false, (int fd, const struct iovec *from, int count), fd, from, count)
 TRANSFER(pwrite, false, true, (int fd, const void *from, size_t size, off_t at), fd, from, size, at)
 TRANSFER(pwrite64, false, true, (int fd, const void *from, size_t size, off64_t at), fd, from, size, at)
+TRANSFER(preadv, true, true, (int fd, const struct iovec *to, int count, off_t at), fd, to, count, at)
+TRANSFER(preadv64, true, true, (int fd, const struct iovec *to, int count, off64_t at), fd, to, count, at)
+TRANSFER(pwritev, false, true, (int fd, const struct iovec *from, int count, off_t at), fd, from, count, at)
+TRANSFER(pwritev64, false, true, (int fd, const struct iovec *from, int count, off64_t at), fd, from, count, at)
+
+/* These take -1 for the file's own position. */
+#define TRANSFER_ANYWHERE(name, reads, offset) \
+    TRANSFER(name, reads, at != -1, (int fd, const struct iovec *buffers, int count, offset at, int flags), fd, \
+             buffers, count, at, flags)
+
+TRANSFER_ANYWHERE(preadv2, true, off_t)
+TRANSFER_ANYWHERE(preadv64v2, true, off64_t)
+TRANSFER_ANYWHERE(pwritev2, false, off_t)
+TRANSFER_ANYWHERE(pwritev64v2, false, off64_t)
+
+/* From one file to another: KVM's have none of the operations that the kernel would use for it. */
+static int no_copy(int in, bool at, int out)
+{
+    if (inside || (!ours(in) && !ours(out))) {
+        return 0;
+    }
+    if (ours(out) && kinds[out] == STATISTICS) {
+        return -EBADF;
+    }
+    return at && ours(in) && (kinds[in] == OURS) ? -ESPIPE : -EINVAL;
+}
+
+EXPORT ssize_t sendfile(int out, int in, off_t *at, size_t size)
+{
+    int error = no_copy(in, at, out);
+
+    return error ? answer(error) : NEXT(sendfile)(out, in, at, size);
+}
+
+EXPORT ssize_t sendfile64(int out, int in, off64_t *at, size_t size)
+{
+    return sendfile(out, in, at, size);
+}
+
+EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
+{
+    int error = no_copy(in, false, out);
+
+    return error ? answer(error) : NEXT(splice)(in, in_at, out, out_at, size, flags);
+}
+
+EXPORT ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
+{
+    int error = no_copy(in, false, out);
+
+    return error ? answer(error) : NEXT(copy_file_range)(in, in_at, out, out_at, size, flags);
+}
 
 /* ---- mappings ---- */
 

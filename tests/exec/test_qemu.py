@@ -27,17 +27,29 @@ from testing.places import REPOSITORY
 SECONDS = 280
 
 
-def until(command: list[str], text: str, **more: object) -> str:
-    """Run a command until its output has ``text``, then end it. Return the output."""
+def until(command: list[str], text: str, *talk: tuple[str, str], **more: object) -> str:
+    """Run a command until its output has ``text``, then end it. Return the output.
+
+    ``talk``: what to wait for before that, and what to type then.
+    """
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **more
     ) as process:  # type: ignore[call-overload]
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
-        output, end = b"", time.monotonic() + SECONDS
-        while text.encode() not in output and time.monotonic() < end and process.poll() is None:
-            output += process.stdout.read() or b""
-            time.sleep(0.1)
+        output, read, end = b"", 0, time.monotonic() + SECONDS * (1 + len(talk))
+        for expected, typed in [*talk, (text, "")]:
+            while (found := output.find(expected.encode(), read)) < 0 and time.monotonic() < end:
+                ended = process.poll() is not None
+                output += process.stdout.read() or b""
+                if ended:
+                    break
+                time.sleep(0.1)
+            read = max(read, found + len(expected))
+            if typed and found >= 0:
+                assert process.stdin is not None
+                process.stdin.write(typed.encode() + b"\n")
+                process.stdin.flush()
         process.terminate()
         process.wait(60)
     shown = output.decode("utf-8", "replace")
@@ -141,6 +153,18 @@ echo QUOTE $(hexdump -v -e '1/1 "%02x"' $r/outblob) END QUOTE
     quote = parse_quote(bytes.fromhex("".join(shown.partition("QUOTE")[2].partition("END")[0].split())))
     collateral = json.dumps(make_collateral(pki).as_json())
     assert verify_quote(quote, collateral, int(time.time()), pki.root).tcb_status == "UpToDate"
+
+
+def test_a_reboot_of_the_guest_rebuilds_its_trust_domain(sid: Path) -> None:
+    linux = os.environ.get("SWTDX_LINUX")
+    if not linux:
+        pytest.skip("no Linux guest: export SWTDX_LINUX=$(script/linux)")
+    (kernel,) = (Path(linux) / "boot").glob("vmlinuz-*")
+    guest = ["-kernel", str(kernel), "-initrd", f"{linux}/initrd.img", "-append", "console=ttyS0"]
+    command = td_command(sid / "usr/share/ovmf/OVMF.fd", "-m", "512", *guest)
+    command.remove("-no-reboot")
+    shown = until(command, "reboot: Power down", ("swtdx# ", "reboot -f"), ("swtdx# ", "poweroff -f"))
+    assert shown.count("Memory Encryption Features active: Intel TDX") == 2
 
 
 def test_the_short_form_prints_its_command() -> None:

@@ -12,7 +12,11 @@ import pytest
 from tests.exec.conftest import Run, real_kvm
 
 CODE = r"""
-import ctypes, errno, fcntl, os
+import ctypes, errno, fcntl, os, tempfile
+r, w = os.pipe()
+os.write(w, b'there is something to read')
+file = os.memfd_create('file')
+os.write(file, bytes(64))
 kvm = os.open('/dev/kvm', os.O_RDWR)
 vm = fcntl.ioctl(kvm, 0xae01, 0)
 vcpu = fcntl.ioctl(vm, 0xae41, 0)
@@ -24,10 +28,25 @@ calls = {
     'write': lambda fd: os.write(fd, b'16'),
     'pwrite': lambda fd: os.pwrite(fd, b'16', 0),
     'writev': lambda fd: os.writev(fd, [b'16']),
+    'preadv': lambda fd: os.preadv(fd, [bytearray(16)], 0),
+    'preadv2': lambda fd: os.preadv(fd, [bytearray(16)], 0, os.RWF_HIPRI),
+    'pwritev': lambda fd: os.pwritev(fd, [b'16'], 0),
+    'pwritev2': lambda fd: os.pwritev(fd, [b'16'], 0, os.RWF_SYNC),
+    'sendfile': lambda fd: os.sendfile(w, fd, None, 16),
+    'sendfile at': lambda fd: os.sendfile(w, fd, 0, 16),
+    'sendfile to': lambda fd: os.sendfile(fd, file, 0, 16),
+    'splice': lambda fd: os.splice(fd, w, 16),
+    'splice at': lambda fd: os.splice(fd, w, 16, offset_src=0),
+    'splice to': lambda fd: os.splice(r, fd, 16),
+    'splice to at': lambda fd: os.splice(r, fd, 16, offset_dst=0),
+    'copy': lambda fd: os.copy_file_range(fd, file, 16),
+    'copy at': lambda fd: os.copy_file_range(fd, file, 16, 0, 0),
+    'copy to': lambda fd: os.copy_file_range(file, fd, 16, 0),
 }
 def result(call, fd):
     try:
-        return str(len(calls[call](fd)))
+        done = calls[call](fd)
+        return str(done if isinstance(done, int) else len(done))
     except OSError as error:
         return errno.errorcode[error.errno]
 again = os.dup(vcpu)
@@ -45,6 +64,20 @@ readv EINVAL EINVAL EINVAL EINVAL
 write EINVAL EINVAL EINVAL EINVAL
 pwrite EINVAL ESPIPE ESPIPE ESPIPE
 writev EINVAL EINVAL EINVAL EINVAL
+preadv EINVAL ESPIPE ESPIPE ESPIPE
+preadv2 EINVAL ESPIPE ESPIPE ESPIPE
+pwritev EINVAL ESPIPE ESPIPE ESPIPE
+pwritev2 EINVAL ESPIPE ESPIPE ESPIPE
+sendfile EINVAL EINVAL EINVAL EINVAL
+sendfile at EINVAL ESPIPE ESPIPE ESPIPE
+sendfile to EINVAL EINVAL EINVAL EINVAL
+splice EINVAL EINVAL EINVAL EINVAL
+splice at EINVAL EINVAL EINVAL EINVAL
+splice to EINVAL EINVAL EINVAL EINVAL
+splice to at EINVAL EINVAL EINVAL EINVAL
+copy EINVAL EINVAL EINVAL EINVAL
+copy at EINVAL EINVAL EINVAL EINVAL
+copy to EINVAL EINVAL EINVAL EINVAL
 statistics 24 24 EBADF ESPIPE
 """
 

@@ -61,7 +61,7 @@ class HostDeviceWatch(threading.Thread):
     def run(self) -> None:
         """Look when somebody on this machine has opened the device, and again while a process below has it."""
         holders: dict[int, float] = {}
-        looks = 0
+        looks = len(_PAUSES)
         while True:
             pause = _PAUSES[looks] if looks < len(_PAUSES) else (_PAUSE if holders else None)
             if select.select([self._fd], [], [], pause)[0]:
