@@ -25,6 +25,7 @@ IMAGE_SECURITY = UUID("d719b2cb-3d3a-4596-a3bc-dad00e67656f")
 DXE_VOLUME = UUID("7cb8bdc9-f8eb-4f34-aaea-3ee4af6516a1")
 TD_TCG2_DXE = UUID("f062221e-c607-44c2-b0b4-c3886331d351")
 TDX_DXE = UUID("e750224e-7bce-40af-b5bb-47e3611eb5c2")
+SECURE_BOOT_CONFIG_DXE = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
 DXE_CORE = UUID("d6a2cb7f-6a18-4e2f-b43b-9920a733700a")
 MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
@@ -128,12 +129,13 @@ def stored(variables: Variables) -> bytes:
 
 def edk2_like(
     variables: Variables | None = None, *, beside: Sequence[bytes] = (), sec: bytes = b"TdxTable\0 QEMU FW CFG\0",
-    tcg: UUID = TD_TCG2_DXE, cfv: bytes | None = None, tdx: UUID = TDX_DXE,
+    tcg: UUID = TD_TCG2_DXE, cfv: bytes | None = None, tdx: UUID = TDX_DXE, menu: UUID = MENU, secure: bool = True,
 ) -> bytes:  # fmt: skip
     """An image whose compressed volume has the measurement driver and the boot menu, and ``beside`` them."""
     inner = files_volume(
         [
-            *(driver(DXE_CORE, "DxeCore"), driver(tdx, "TdxDxe"), driver(tcg, "TdTcg2Dxe"), driver(MENU, "Menu")),
+            *(driver(DXE_CORE, "DxeCore"), driver(tdx, "TdxDxe"), driver(tcg, "TdTcg2Dxe"), driver(menu, "Menu")),
+            *([driver(SECURE_BOOT_CONFIG_DXE, "SecureBootConfigDxe")] if secure else []),
             *beside,
         ],
         name=DXE_VOLUME,

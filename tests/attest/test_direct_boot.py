@@ -7,6 +7,7 @@ import hashlib
 import os
 import struct
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.board_log import predict_from_log
+from swtdx.attest.boot_agreement import agreement
 from swtdx.attest.direct_boot import BootPrediction, PredictionError, predict_direct_boot
 from swtdx.attest.event_log import Event, parse_event_log
 from swtdx.attest.firmware_volume import MAXIMUM_DECOMPRESSED, files
@@ -142,16 +144,57 @@ def test_debian_12s_firmware_has_no_measurement_driver(skip_loudly: Callable[[st
         (edk2_like({("PK", GLOBAL): b"key"}), efi_kernel(), "enforces Secure Boot"),
         (edk2_like({("BootOrder", GLOBAL): bytes(2)}), efi_kernel(), "boot options of its own"),
         (edk2_like(cfv=b"\xff" * 0x4000), efi_kernel(), "no volume of variables"),
-        (edk2_like(beside=[driver(UI_APP, "UiApp")]), efi_kernel(), "another make"),
-        (edk2_like(sec=b"TdxTable"), efi_kernel(), "another make"),
+        (edk2_like(tcg=MENU), efi_kernel(), "another make"),
         (edk2_like(tcg=MENU, sec=b"").replace(b"_FVH", b"FVH_"), efi_kernel(), "another make"),
         (edk2_like(), b"\0\0" + efi_kernel()[2:], "no EFI stub"),
     ],
-    ids=["secure-boot", "boot-order", "no-variables", "another-menu", "older-edk2", "no-edk2", "no-stub"],
+    ids=["secure-boot", "boot-order", "no-variables", "no-driver", "no-edk2", "no-stub"],
 )
 def test_what_is_not_modelled_is_refused(image: bytes, kernel: bytes, reason: str) -> None:
     with pytest.raises(PredictionError, match=reason):
         predicted(image, linux(kernel))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [edk2_like(menu=uuid.UUID(int=5)), edk2_like(sec=b"TdxTable"), edk2_like(sec=b"")],
+    ids=["another-menu", "older-edk2", "no-measurement-in-sec"],
+)
+def test_another_build_of_edk2_extends_rtmr1_and_rtmr2_all_the_same(image: bytes) -> None:
+    """The kernel, the call, a separator, the end of boot services: none of it depends on the build."""
+    whole = predicted(edk2_like(), linux(efi_kernel(), command_line="quiet"))
+    part = predicted(image, linux(efi_kernel(), command_line="quiet"))
+    assert (part.registers, whole.registers) == ((1, 2), (0, 1, 2))
+    assert part.rtmrs[1:3] == whole.rtmrs[1:3]
+    assert part.as_json()["rtmrs"][0] is None
+    assert any("EV_EFI_VARIABLE_BOOT" in each for each in part.notes)
+    seen = [(event.rtmr or 0, event.digest) for event in whole.events]
+    assert str(agreement(part, seen)).startswith("RTMR1-2 as predicted")
+    assert agreement(part, [(1, ZERO)]).contradicted
+
+
+def test_the_generic_build_has_uiapp_and_no_fw_cfg() -> None:
+    """As the logs of Debian's OVMF.fd of 2025.02 and 2026.08 have it."""
+    image = edk2_like(menu=UI_APP, sec=b"TdxTable", secure=False)
+    found = predicted(image, linux(efi_kernel()))
+    assert found.registers == (0, 1, 2)
+    words = [event.words for event in found.events if event.rtmr == 0]
+    assert words[2].startswith("SecureBoot (8be4df61-93ca-11d2-aa0d-00e098032b8c): empty")
+    assert words[-2:] == ["BootOrder: 0000", "Boot0000: Menu"]
+    assert not any("fw_cfg" in each for each in words)
+    assert found.rtmrs[1] == predicted(edk2_like(), linux(efi_kernel())).rtmrs[1]
+
+
+def test_a_newer_generic_build_has_two_options() -> None:
+    """EFI_LOAD_OPTION of the second: active and an application, not hidden; its title is edk2's own."""
+    image = edk2_like(beside=[driver(UI_APP, "UiApp")], secure=False)
+    found = predicted(image, linux(efi_kernel()))
+    order, menu, setup = (event for event in found.events if event.event_type == 0x80000002)
+    assert order.data.endswith(bytes([0, 0, 1, 0]))
+    assert (menu.words, setup.words) == ("Boot0000: Menu", "Boot0001: EFI Firmware Setup")
+    contents = setup.data[32 + 2 * len("Boot0001") :]
+    assert contents[:4] == bytes.fromhex("01010000")
+    assert UI_APP.bytes_le in contents
 
 
 def test_secure_boot_can_be_switched_off_with_a_platform_key() -> None:
@@ -318,3 +361,17 @@ def test_predicted_is_what_linux_extends(measuring_firmware: bytes, skip_loudly:
     assert prediction.kernel_measures
     seen, _ = seen_rtmrs(measuring_firmware, kernel, 512 << 20, 1, len(prediction.events))
     assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]
+
+
+@pytest.mark.slow
+def test_generic_builds_extend_what_is_predicted(skip_loudly: Callable[[str], NoReturn]) -> None:
+    """$SWTDX_GENERIC_OVMF: OVMF.fd of Debian 13 (2025.02) and sid (2026.08), as Debian ships them, with colons."""
+    images = [Path(each) for each in os.environ.get("SWTDX_GENERIC_OVMF", "").split(":") if each]
+    if not images:
+        skip_loudly("no $SWTDX_GENERIC_OVMF; not shown: predicted RTMRs of edk2's generic build are those of a launch")
+    kernel = linux(efi_kernel(), b"an initrd", "console=ttyS0")
+    for image in images:
+        prediction = predict_direct_boot(image.read_bytes(), kernel, 256 << 20)
+        seen, _ = seen_rtmrs(image.read_bytes(), kernel, 256 << 20, 1, len(prediction.events))
+        assert prediction.registers == (0, 1, 2)
+        assert seen == [[event.rtmr, event.digest.hex()] for event in prediction.events]

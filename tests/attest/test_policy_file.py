@@ -214,5 +214,5 @@ def test_the_claims_are_those_of_an_ear() -> None:
 
 
 def test_a_policy_that_was_written_accepts_what_it_was_written_from() -> None:
-    assert judged(policy_text(ONES, (ZERO, ONES, ZERO, ZERO), ["an image\nmrtd = 1"])).accepted
+    assert judged(policy_text(ONES, {0: ZERO, 1: ONES}, ["an image\nmrtd = 1"])).accepted
     assert not judged(policy_text(ZERO)).accepted

@@ -48,7 +48,6 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.report import ReportError as ReportError
     from swtdx.attest.report import TdReport as TdReport
     from swtdx.attest.report import parse_report as parse_report
-    from swtdx.attest.tcb_facts import tcb_facts as tcb_facts
     from swtdx.attest.verify import CollateralError as CollateralError
     from swtdx.attest.verify import VerificationError as VerificationError
     from swtdx.attest.verify import Verified as Verified
@@ -92,7 +91,6 @@ _HOMES = {
     "leads_to": "replay",
     "parse_event_log": "event_log",
     "parse_policy": "policy_file",
-    "tcb_facts": "tcb_facts",
     "parse_quote": "quote",
     "parse_report": "report",
     "verify_quote": "verify",

@@ -30,6 +30,8 @@ class Agreement:
     """Extensions that the launch made."""
     next_event: Event | None
     """What was predicted to come next; None where all has come."""
+    registers: tuple[int, ...] = (0, 1, 2)
+    """The RTMRs that were predicted; extensions of others are not counted."""
 
     @property
     def contradicted(self) -> bool:
@@ -58,7 +60,7 @@ class Agreement:
             )
         more = self.seen - self.expected
         own = f", then {more} extension{'s' if more > 1 else ''} of the guest's own" if more else ""
-        return f"RTMR0-2 as predicted ({self.expected} extensions){own}"
+        return f"RTMR{self.registers[0]}-2 as predicted ({self.expected} extensions){own}"
 
 
 def agreement(prediction: BootPrediction, seen: Sequence[Extension]) -> Agreement:
@@ -71,9 +73,11 @@ def agreement(prediction: BootPrediction, seen: Sequence[Extension]) -> Agreemen
     True
     """
     expected = prediction.events
+    seen = [each for each in seen if each[0] in prediction.registers or (each[0] == 3 and not prediction.unpredicted)]
     equal = 0
     for (rtmr, digest), event in zip(seen, expected, strict=False):
         if (rtmr, digest) != (event.rtmr, event.digest):
             break
         equal += 1
-    return Agreement(equal, len(expected), len(seen), expected[equal] if equal < len(expected) else None)
+    next_event = expected[equal] if equal < len(expected) else None
+    return Agreement(equal, len(expected), len(seen), next_event, prediction.registers)

@@ -130,6 +130,8 @@ def with_direct_boot(build: Build, prediction: BootPrediction) -> Build:
     """A predicted build whose firmware then starts a kernel: its RTMRs are known then."""
     extended = tuple((event.rtmr or 0, event.digest) for event in prediction.events)
     words = tuple(f"{type_name(event.event_type)}: {event.words}" for event in prediction.events)
+    if prediction.unpredicted:  # which extension comes between the known ones is not known
+        return build
     return replace(build, rtmr=prediction.rtmrs, events=extended, event_words=words)
 
 

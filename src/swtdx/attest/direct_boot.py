@@ -18,15 +18,19 @@ TdTcg2Dxe               RTMR1     ExitBootServices, called and done
 ======================  ========  =====================================================================================
 
 RTMR3 stays zero: it is the guest's own.  Which firmware this is can be seen from what the image carries: without the
-driver TdTcg2Dxe nothing is ever extended, and the prediction is zeroes; with another arrangement than the above it is
-refused rather than guessed.  A newer firmware may yet measure something else, and only a launch tells.
+driver TdTcg2Dxe nothing is ever extended, and the prediction is zeroes.  edk2's generic build (OvmfPkgX64; Debian's
+OVMF.fd of 2025.02 and 2026.08 were compared) does the same with other boot options, without fw_cfg where SEC does not
+name it, and with an empty SecureBoot where it is built without Secure Boot.  Any other build with that driver extends
+RTMR1 and RTMR2 by the same events, as these depend on the kernel alone; its RTMR0 is left open, with the events that
+are not known.  What has no such driver is refused rather than guessed.  A newer firmware may yet measure something
+else, and only a launch shows it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -48,10 +52,9 @@ from swtdx.image.memory_map import MemoryMap
 from swtdx.image.tdvf import SectionType, Tdvf, TdvfError, check_memory
 
 _BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
-_OTHER_BOOT_OPTIONS = (
-    UUID("462caa21-7614-4503-836e-8ab6f4662331"),  # UiApp
-    UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1"),  # Shell
-)
+_UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
+_SECURE_BOOT_CONFIG_DXE = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
+"""Carried by builds with Secure Boot, and by no others."""
 _FW_CFG_EVENT = b"QEMU FW CFG"
 """What events of SEC are called; SEC's code has the text in it."""
 _CC_PROTOCOL = UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le
@@ -65,7 +68,8 @@ _MEASURED_ITEMS: tuple[tuple[str, Key | None, int], ...] = (
 )
 """fw_cfg as SEC measures it: name, key if that is fixed, size it must have (0: any)."""
 _SECURE_VARIABLES = (("PK", GLOBAL), ("KEK", GLOBAL), ("db", IMAGE_SECURITY), ("dbx", IMAGE_SECURITY))
-_LOAD_OPTION = 0x109  # active, hidden, an application
+_MENU_OPTION = 0x109  # active, hidden, an application
+_SETUP_OPTION = 0x101  # not hidden
 _HOB_END_SIZE = 8
 _LOADER_COMMAND_SIZE, _LOADER_ALLOCATE = 128, 1
 
@@ -76,12 +80,37 @@ EV_EFI_VARIABLE_AUTHORITY = 0x8000_00E0
 EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EFI_HANDOFF_TABLES2 = 0x8000_000A, 0x8000_000B
 
 
+_OLD_KERNEL = "this kernel's EFI stub does not measure (Linux 6.9 is the first that does): RTMR2 stays zero"
+_OPEN_IN_OTHER_BUILDS = (
+    "EV_EFI_VARIABLE_BOOT (BootOrder and Boot####: the boot options that the firmware finds)",
+    "EV_EFI_HANDOFF_TABLES2 (the TD HOB, which other builds measure in another form or place)",
+    "EV_PLATFORM_CONFIG_FLAGS (which items of fw_cfg it measures)",
+)
+"""Of RTMR0, in builds other than the one that is modelled."""
+
+
 class PredictionError(MeasureError):
     """These RTMRs cannot be told without a launch; the text is one sentence for a person that says why."""
 
 
 class KernelRefusedError(PredictionError):
     """Secure Boot keeps the firmware from starting this kernel."""
+
+
+@dataclass(frozen=True)
+class BootOption:
+    """An application in the firmware that the boot manager lists."""
+
+    file: FirmwareFile
+    title: str
+    attributes: int
+
+    def contents(self) -> bytes:
+        """EFI_LOAD_OPTION: attributes, the size of the device path, the title, the path (UEFI, "Load Options")."""
+        assert self.file.volume is not None
+        volume, name = self.file.volume.bytes_le, self.file.name.bytes_le
+        nodes = b"\x04\x07\x14\0" + volume + b"\x04\x06\x14\0" + name + b"\x7f\xff\x04\0"
+        return struct.pack("<IH", self.attributes, len(nodes)) + (self.title + "\0").encode("utf-16-le") + nodes
 
 
 @dataclass(frozen=True)
@@ -98,20 +127,33 @@ class BootPrediction:
     """Whether this firmware extends RTMRs at all."""
     kernel_measures: bool
     """Whether this kernel's EFI stub extends RTMR2."""
+    unpredicted: tuple[str, ...] = ()
+    """Events of RTMR0 that are not known for this make of firmware; with any, RTMR0 is not predicted."""
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """The RTMRs that are predicted."""
+        return (1, 2) if self.unpredicted else (0, 1, 2)
 
     @property
     def notes(self) -> list[str]:
         """What a person should know who compares."""
         if not self.firmware_measures:
             return ["this firmware carries no driver that extends RTMRs (TdTcg2Dxe): they stay zero, whatever it boots"]
+        if self.unpredicted:
+            found = [f"RTMR0 is not predicted for this make of firmware: unknown are {', '.join(self.unpredicted)}"]
+            return found + ([] if self.kernel_measures else [_OLD_KERNEL])
         if not self.kernel_measures:
-            return ["this kernel's EFI stub does not measure (Linux 6.9 is the first that does): RTMR2 stays zero"]
+            return [_OLD_KERNEL]
         return []
 
     def as_json(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
-            "rtmrs": [value.hex() for value in self.rtmrs],
+            "rtmrs": [
+                value.hex() if number in (*self.registers, 3) else None for number, value in enumerate(self.rtmrs)
+            ],
+            "unpredicted": list(self.unpredicted),
             "firmware_measures": self.firmware_measures,
             "kernel_measures": self.kernel_measures,
             "notes": self.notes,
@@ -136,23 +178,55 @@ def predict_direct_boot(
     measures = kernel_measures(linux.kernel.image)
     if extends_rtmrs(carried) is False:
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=measures)
-    menu = _boot_manager_menu(carried, name)
+    options = _boot_options(carried)
+    if options is None:
+        _check_known_driver(carried, name)
     variables = started_variables(tdvf)
+    if options is None:
+        return _of_another_build(linux, variables, measures, name)
     if variables.get("BootOrder") is not None:
         raise PredictionError(f"the CFV of {name} has boot options of its own, which is not predicted")
     acpi = build_acpi(layout, cpus, level_interrupts=False).files()  # as on every board with a TD
+    fw_cfg = {**standard_files(layout), **acpi} if _mentions(carried, _FW_CFG_EVENT) else None
     events = [
-        *_sec(tdvf, layout, {**standard_files(layout), **acpi}, standard_items(layout, cpus)),
-        *secure_boot_policy(variables),
+        *_sec(tdvf, layout, fw_cfg, standard_items(layout, cpus)),
+        *secure_boot_policy(variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried)),
         *_acpi(acpi),
         *kernel_extensions(linux, variables, name),
-        *_ready_to_boot(menu),
-        *(stub_extensions(linux) if measures else ()),
-        _action("Exit Boot Services Invocation"),
-        _action("Exit Boot Services Returned with Success"),
+        *_ready_to_boot(options),
+        *_leaving(linux, measures),
     ]
-    numbered = tuple(replace(event, number=number, offset=number) for number, event in enumerate(events))
+    numbered = _numbered(events)
     return BootPrediction(numbered, replay(numbered), True, measures)
+
+
+def _of_another_build(linux: LinuxBoot, variables: VariableStore, measures: bool, name: str) -> BootPrediction:
+    """RTMR1 and RTMR2, which any build of edk2 with TdTcg2Dxe extends by the same events."""
+    events = [
+        *(each for each in kernel_extensions(linux, variables, name) if each.rtmr == 1),
+        *_calling(),
+        *_leaving(linux, measures),
+    ]
+    numbered = _numbered(events)
+    return BootPrediction(numbered, replay(numbered), True, measures, _OPEN_IN_OTHER_BUILDS)
+
+
+def _leaving(linux: LinuxBoot, measures: bool) -> Iterator[Event]:
+    """From the start of the kernel's EFI stub to the end of boot services."""
+    if measures:
+        yield from stub_extensions(linux)
+    yield _action("Exit Boot Services Invocation")
+    yield _action("Exit Boot Services Returned with Success")
+
+
+def _calling() -> Iterator[Event]:
+    """The firmware is ready to boot, and calls the kernel."""
+    yield _action("Calling EFI Application from Boot Option")
+    yield _separator(1)
+
+
+def _numbered(events: Sequence[Event]) -> tuple[Event, ...]:
+    return tuple(replace(event, number=number, offset=number) for number, event in enumerate(events))
 
 
 def _extension(rtmr: int, event_type: int, measured: bytes, data: bytes = b"", name: str = "") -> Event:
@@ -176,14 +250,18 @@ def kernel_refusal(image: bytes, linux: LinuxBoot, name: str) -> str | None:
     return None
 
 
-def _sec(tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes], numbered: Mapping[int, bytes]) -> Iterator[Event]:
-    """``named`` and ``numbered``: fw_cfg's files and items."""
+def _sec(
+    tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes] | None, numbered: Mapping[int, bytes]
+) -> Iterator[Event]:
+    """``named`` and ``numbered``: fw_cfg's files and items; None where this build measures none of them."""
     try:
         hob = td_hob(tdvf, tdvf.hob, layout.ram)
     except InitialMemoryError as error:
         raise PredictionError(str(error)) from None
     yield _extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
     yield cfv_extension(tdvf)
+    if named is None:
+        return
     for item, key, size in _MEASURED_ITEMS:
         contents = named.get(item, b"") if key is None else numbered.get(key, b"")
         if contents and size in (0, len(contents)):
@@ -197,9 +275,13 @@ def cfv_extension(tdvf: Tdvf) -> Event:
     return _extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
 
 
-def secure_boot_policy(variables: VariableStore) -> Iterator[Event]:
-    """The variables that decide on Secure Boot, and the separator behind them."""
-    yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, bytes([variables.secure_boot]))
+def secure_boot_policy(variables: VariableStore, built_in: bool = True) -> Iterator[Event]:
+    """The variables that decide on Secure Boot, and the separator behind them.
+
+    A build without Secure Boot has no variable SecureBoot, and measures it as empty.
+    """
+    state = bytes([variables.secure_boot]) if built_in else b""
+    yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, state)
     for name, vendor in _SECURE_VARIABLES:
         yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, name, vendor, variables.get(name, vendor) or b"")
     timestamps = variables.get("dbt", IMAGE_SECURITY)
@@ -243,16 +325,13 @@ def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str)
     yield Event(0, 0, 1, EV_EFI_BOOT_SERVICES_APPLICATION, digest, b"", "kernel")
 
 
-def _ready_to_boot(menu: FirmwareFile) -> Iterator[Event]:
-    """Before the kernel starts there is one boot option: the menu that the firmware brings along."""
-    assert menu.volume is not None
-    nodes = b"\x04\x07\x14\0" + menu.volume.bytes_le + b"\x04\x06\x14\0" + menu.name.bytes_le + b"\x7f\xff\x04\0"
-    title = (menu.title + "\0").encode("utf-16-le")
-    option = struct.pack("<IH", _LOAD_OPTION, len(nodes)) + title + nodes
-    yield _variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, bytes(2))
-    yield _variable(EV_EFI_VARIABLE_BOOT, "Boot0000", GLOBAL, option)
-    yield _action("Calling EFI Application from Boot Option")
-    yield _separator(1)
+def _ready_to_boot(options: Sequence[BootOption]) -> Iterator[Event]:
+    """Before the kernel starts the boot options are those that the firmware brings along."""
+    order = b"".join(number.to_bytes(2, "little") for number in range(len(options)))
+    yield _variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, order)
+    for number, each in enumerate(options):
+        yield _variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each.contents())
+    yield from _calling()
 
 
 def stub_extensions(linux: LinuxBoot) -> Iterator[Event]:
@@ -295,17 +374,31 @@ def kernel_measures(kernel: bytes) -> bool:
     return _CC_PROTOCOL[:8] in kernel and _CC_PROTOCOL[8:] in kernel
 
 
-def _boot_manager_menu(carried: list[FirmwareFile], name: str) -> FirmwareFile:
-    """The firmware's only boot option. Raises `PredictionError` for firmware of another make than is modelled."""
+def _boot_options(carried: list[FirmwareFile]) -> list[BootOption] | None:
+    """The firmware's boot options; None for firmware of another make than is modelled whole.
+
+    A build has edk2's boot manager menu, or UiApp as its menu, or (since 2025.05) both, the second to set it up.
+    """
     driver = next((each for each in carried if each.name == TD_TCG2_DXE), None)
-    if driver is not None and driver.volume and _mentions(carried, HOB_EVENT) and _mentions(carried, _FW_CFG_EVENT):
-        beside = {each.name: each for each in carried if each.volume == driver.volume}
-        if _BOOT_MANAGER_MENU in beside and not any(other in beside for other in _OTHER_BOOT_OPTIONS):
-            return beside[_BOOT_MANAGER_MENU]
-    raise PredictionError(
-        f"{name} is another make of firmware than edk2's IntelTdx build of 2025.05 or later, and only what that "
-        "extends is predicted; swtdx run shows what this one does"
-    )
+    if driver is None or driver.volume is None or not _mentions(carried, HOB_EVENT):
+        return None
+    beside = {each.name: each for each in carried if each.volume == driver.volume}
+    menu, setup = beside.get(_BOOT_MANAGER_MENU), beside.get(_UI_APP)
+    if menu is None:
+        return None if setup is None else [BootOption(setup, setup.title, _MENU_OPTION)]
+    if not _mentions(carried, _FW_CFG_EVENT):
+        return None  # of before 2025.05, when no build that was compared had this menu
+    options = [BootOption(menu, menu.title, _MENU_OPTION)]
+    return options if setup is None else [*options, BootOption(setup, "EFI Firmware Setup", _SETUP_OPTION)]
+
+
+def _check_known_driver(carried: list[FirmwareFile], name: str) -> None:
+    """Raise `PredictionError` for firmware that does not measure by edk2's driver."""
+    if not any(each.name == TD_TCG2_DXE for each in carried):
+        raise PredictionError(
+            f"{name} is another make of firmware than edk2's builds with TdTcg2Dxe, and only what these extend is "
+            "predicted; swtdx run shows what this one does, and --event-log takes it from a log"
+        )
 
 
 def started_variables(tdvf: Tdvf) -> VariableStore:

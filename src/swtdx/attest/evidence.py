@@ -251,7 +251,7 @@ def _prediction(data: bytes, name: str) -> Evidence | None:
                   bytes.fromhex(each["data"]))
             for at, each in enumerate(boot["events"])
         )  # fmt: skip
-        registers = tuple(bytes.fromhex(each) for each in boot["rtmrs"])
+        registers = tuple(None if each is None else bytes.fromhex(each) for each in boot["rtmrs"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise EvidenceError(f"{name} has not the members that swtdx measure --json prints") from None
     if len(registers) != len(_REGISTERS) or not all(each.rtmr in _REGISTERS for each in events):

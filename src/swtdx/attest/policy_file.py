@@ -146,8 +146,8 @@ def parse_policy(data: bytes) -> AppraisalPolicy:
     )
 
 
-def policy_text(mrtd: bytes, rtmrs: Sequence[bytes] | None = None, made_of: Sequence[str] = ()) -> str:
-    """Return a policy that accepts one MRTD, and RTMR0-2 where they were predicted; ``made_of`` become comments.
+def policy_text(mrtd: bytes, rtmrs: Mapping[int, bytes] = {}, made_of: Sequence[str] = ()) -> str:
+    """Return a policy that accepts one MRTD, and the RTMRs given by number; ``made_of`` become comments.
 
     >>> print(policy_text(b"\\xab" * 48, made_of=["OVMF.fd"]).replace("ab" * 48, "ab..."))
     # Written by swtdx measure for:
@@ -161,8 +161,7 @@ def policy_text(mrtd: bytes, rtmrs: Sequence[bytes] | None = None, made_of: Sequ
     """
     lines = [f"# {printable(line)}" for line in ("Written by swtdx measure for:", *made_of)]
     lines += ["[td]", f'mrtd = "{mrtd.hex()}"']
-    if rtmrs is not None:
-        lines += [f'rtmr{number} = "{rtmrs[number].hex()}"' for number in range(3)]
+    lines += [f'rtmr{number} = "{digest.hex()}"' for number, digest in rtmrs.items()]
     return "\n".join([*lines, "", "[tcb]", 'statuses = ["UpToDate"]', ""])
 
 

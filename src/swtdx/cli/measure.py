@@ -30,14 +30,11 @@ from swtdx.image.mrtd import Order
 from swtdx.image.tdvf import Tdvf, TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
-    from collections.abc import Sequence
-
     from swtdx.attest.direct_boot import BootPrediction
     from swtdx.attest.measure import Measurement
     from swtdx.image.linux_image import LinuxBoot
 
 DEFAULT_MEMORY = "256M"  # that of swtdx run
-PREDICTED_RTMRS = (0, 1, 2)  # RTMR3 is the guest's own
 EPILOG = """
 [bold]Examples[/bold]
 
@@ -57,7 +54,9 @@ EPILOG = """
 
 RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
 kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs. What is
-predicted is edk2's build for TDs, 2025.05 and later; under Secure Boot the kernel must be signed by a key of its db.
+predicted is edk2's build for TDs, 2025.05 and later, and its generic build, 2025.02 and later; under Secure Boot the
+kernel must be signed by a key of its db. Of edk2's other builds RTMR1 and RTMR2 are predicted, and the events of RTMR0
+that are not known are named.
 Firmware without a driver that measures leaves them zero, and that is said. On another machine they differ by its
 tables: with --event-log these come from a log that it has once written, and what the files given decide is put in
 place of what they were then.
@@ -209,7 +208,7 @@ def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
     for note in predicted[1].notes if predicted is not None and not printed.quiet else []:
         print(f"swtdx: {note}", file=sys.stderr)
     if printed.policy_out is not None:
-        registers = predicted[1].rtmrs if predicted is not None else None
+        registers = _registers(predicted[1]) if predicted is not None else {}
         _write_policy(printed.policy_out, measurement, registers, linux, subject.image)
     if printed.json:
         content = measurement.as_json()
@@ -219,10 +218,15 @@ def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
         return
     rows = {"": measurement.mrtd}
     if predicted is not None:
-        rtmrs = predicted[1].rtmrs
-        rows = {"MRTD ": measurement.mrtd, **{f"RTMR{number} ": rtmrs[number] for number in PREDICTED_RTMRS}}
+        rows = {"MRTD ": measurement.mrtd}
+        rows |= {f"RTMR{number} ": digest for number, digest in _registers(predicted[1]).items()}
     for label, digest in rows.items():
         print(label + _written(digest, printed.output_format))
+
+
+def _registers(prediction: BootPrediction) -> dict[int, bytes]:
+    """The RTMRs that are predicted, by number. RTMR3 is the guest's own."""
+    return {number: prediction.rtmrs[number] for number in prediction.registers}
 
 
 def _check_options(tdvf: Tdvf, name: str, order: OrderChoice | None, memory: str | None, linux: Linux) -> None:
@@ -268,7 +272,7 @@ def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None,
     except (MeasureError, LinuxImageError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
     if printed.policy_out is not None:
-        _write_policy(printed.policy_out, measurement, None, linux, None)
+        _write_policy(printed.policy_out, measurement, {}, linux, None)
     if printed.json:
         entered = {"entered_directly": {**_described(boot), "cpus": linux.cpus or 1}}
         print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
@@ -277,7 +281,7 @@ def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None,
 
 
 def _write_policy(
-    path: Path, measurement: Measurement, rtmrs: Sequence[bytes] | None, linux: Linux, image: Path | None
+    path: Path, measurement: Measurement, rtmrs: dict[int, bytes], linux: Linux, image: Path | None
 ) -> None:
     """Write a policy that accepts what was predicted. Raises `Failure`."""
     from swtdx.attest.policy_file import policy_text

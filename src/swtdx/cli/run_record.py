@@ -80,7 +80,7 @@ def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> d
         return {"rtmr": None, "complete": None, "contradicted": None, "text": f"not predicted: {error}"}
     found = agreement(prediction, [(register, bytes.fromhex(digest)) for register, digest in extensions])
     return {
-        "rtmr": [value.hex() for value in prediction.rtmrs],
+        "rtmr": prediction.as_json()["rtmrs"],
         "complete": found.complete,
         "contradicted": found.contradicted,
         "text": str(found),
