@@ -28,7 +28,7 @@ NOT_JUDGED_BY_NPM = {
     "TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded", "ModuleOutOfDate", "ModuleRevoked", "CRLExpired",
     "Expired", "TCBSigningRevoked", "PCKRevoked", "CARevoked",
 }  # fmt: skip
-"""It checks no module identity, no dates of CRLs and not all revocations, so it is no oracle for these."""
+"""It checks no module identity, no dates of CRLs and not all revocations, so it cannot be an oracle for these."""
 NPM = """
 const { QuoteVerifier, getCollateral, verify } = require('@phala/dcap-qvl');
 (async () => {

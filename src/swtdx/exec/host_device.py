@@ -59,7 +59,7 @@ class HostDeviceWatch(threading.Thread):
             self.start()
 
     def run(self) -> None:
-        """Look when somebody on this machine has opened the device, and again while a process below has it."""
+        """Look when a process of this machine has opened the device, and again while a process below has it."""
         holders: dict[int, float] = {}
         looks = len(_PAUSES)
         while True:
