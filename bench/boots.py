@@ -6,8 +6,8 @@ is a Trust Domain, with everything that this takes, and then an ordinary VM too.
 start until a text stands on the guest's console, as a person who waits for it would; what the guest measures of itself
 is by its own clock. Runs alternate, so that whatever else the machine does meets both alike.
 
-QEMU's processor goes without CMPXCHG16B: in version 7.2 its flags may come from an address, and Linux dies of it in
-every other boot (``native/series`` has the repair for our engine). Linux needs the instruction for one fast path only.
+QEMU's processor runs without CMPXCHG16B: in version 7.2 its flags may come from an address, which ends every other boot
+of Linux (``native/patches`` has the repair for our engine). Linux needs the instruction for one fast path only.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ order, and then makes a TD that must still run. What counts as a failure:
   caught at the line, or one ended a thread of the kernel;
 * a call does not come back;
 * an invariant of `invariants` does not hold;
-* a VM dies of something that a client must not be able to bring about;
+* a VM is ended by something that a client must not be able to bring about;
 * pages, HKIDs or descriptors are gone when everything is closed.
 
 The same seed makes the same calls; where the guests' vCPU threads stand meanwhile is up to the scheduler.
@@ -72,7 +72,7 @@ ERRNOS = frozenset(
 MAY_KILL = (  # what a guest or a client can do to its own VM on real KVM, too
     "before accepting it, with #VE disabled",
     "instruction fetch from shared memory",
-    "TDH.VP.WR of field 0x200000000000000b: 0xc0000700",  # an NMI for a vCPU that has died of a triple fault
+    "TDH.VP.WR of field 0x200000000000000b: 0xc0000700",  # an NMI for a vCPU that a triple fault has ended
     "TDH.MR.FINALIZE: 0xc0000609",  # a TD without vCPUs
 )
 
@@ -824,7 +824,7 @@ def _round(line: Line, chance: random.Random, log: _Log, calls: int) -> None:
                 raise Failure(f"not given back: pages, HKIDs, descriptors {before} -> {after}")
             time.sleep(0.05)
         if kernel.vms or kernel.module.tds:
-            raise Failure(f"{len(kernel.vms)} VMs and {len(kernel.module.tds)} TDs live on")
+            raise Failure(f"{len(kernel.vms)} VMs and {len(kernel.module.tds)} TDs remain")
         _still_works(line, device)
 
 

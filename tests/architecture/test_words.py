@@ -31,6 +31,13 @@ BANNED = {
     r"\bgoes on\b": "continues",
     r"\bstays? away\b": "is absent",
     r"\bin vain\b": "without success",
+    r"\bd(?:ies?|ied) of\b": "ends with, fails with",
+    r"\bmistakes? of ours\b": "internal error",
+    r"\bgoes off\b(?! line)": "is switched off",
+    r"\blives? on\b": "remains, depends on",
+    r"\btold apart\b": "distinguished",
+    r"\bbrought about\b": "caused",
+    r"(?<!\d )(?<!years )\bof old\b": "legacy, earlier",
     r"\bhitherto|thereof|whereof|herein|thereby|wherein\b": "plain words",
 }
 """Pattern, matched without case -> what to write instead."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest's kernel without TDX support dies of the first #VE; the run reports it, and what is missing."""
+"""A guest's kernel without TDX support ends at the first #VE; the run reports it, and what is missing."""
 
 from __future__ import annotations
 

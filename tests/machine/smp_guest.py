@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest of two vCPUs that lives on interrupts and I/O, as a Trust Domain and as a normal VM from the same source.
+"""A guest of two vCPUs that depends on interrupts and I/O, as a Trust Domain and as a normal VM from the same source.
 
 Each vCPU does, `turns` times over: an MMIO write, a write to a port that an ioeventfd takes, a write to a port at which
 the VMM answers with a message-signalled interrupt, a timer interrupt (vCPU 0 one-shot, vCPU 1 TSC deadline), and an IPI

@@ -73,6 +73,14 @@ MAKE_EPILOG = """
 """
 
 QuoteFile = Annotated[Path, typer.Argument(metavar="FILE", help="Raw, hexadecimal, base64, or JSON; - is stdin.")]
+RootFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Trust this root certificate (PEM or DER), as that of swtdx pki, not Intel's.",
+        show_default=False,
+    ),
+]
 Hex = Annotated[
     list[str] | None,
     typer.Option(metavar="HEX", help="Refuse any other value (may be repeated: one of these).", show_default=False),
@@ -130,17 +138,19 @@ def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
         print_fields(content)
 
 
+def _show(verified: Verified) -> None:
+    """Print the verdict on a genuine quote, and what its platform lacks."""
+    under = "" if verified.root == INTEL_ROOT else f" under {verified.root}: not Intel's"
+    advisories = ", ".join(verified.advisory_ids) or "none"
+    print(f"genuine{under}; TCB status {verified.tcb_status}; advisories: {advisories}")
+    for lack in verified.missing:
+        print(f"  {lack}")
+
+
 def verify(
     file: QuoteFile,
     collateral: Annotated[Path, typer.Option(metavar="FILE", help="Intel's collateral for the platform, as JSON.")],
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Trust this root certificate (PEM or DER), as that of swtdx pki, not Intel's.",
-            show_default=False,
-        ),
-    ] = None,
+    root: RootFile = None,
     at: Annotated[
         str | None,
         typer.Option(metavar="TIME", help="For this time: seconds since 1970, or ISO 8601. Not given: now."),
@@ -211,11 +221,7 @@ def verify(
         content = {"verified": verified.as_json(), "violations": found, **quote_as_json(quote), **ear}
         print(json_format.dumps(content, indent=2))
     elif not quiet:
-        under = "" if verified.root == INTEL_ROOT else f" under {verified.root}: not Intel's"
-        advisories = ", ".join(verified.advisory_ids) or "none"
-        print(f"genuine{under}; TCB status {verified.tcb_status}; advisories: {advisories}")
-        for lack in verified.missing:
-            print(f"  {lack}")
+        _show(verified)
     if found:
         raise Failure(f"{file}: genuine, but not as the policy asks: {'; '.join(found)}", Verdict.POLICY, shown=True)
 

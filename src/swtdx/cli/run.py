@@ -164,7 +164,7 @@ class Host:
         bool,
         typer.Option(
             "--no-rbp-mod",
-            help="Create the TD with NO_RBP_MOD, as Linux does: firmware from before edk2-stable202405 dies of it.",
+            help="Create the TD with NO_RBP_MOD, as Linux does: firmware from before edk2-stable202405 fails with it.",
         ),
     ] = False
     no_huge_pages: Annotated[

@@ -27,7 +27,7 @@ from swtdx.vmm.run import Run
 _SHOWN_EXITS = 6
 _RBP_NOTE = (
     "this firmware passes RBP in TDVMCALLs. Linux 6.16 and later create TDs with NO_RBP_MOD, where the TDX module "
-    "refuses that: there it dies of a triple fault (--no-rbp-mod shows it). Fixed in edk2-stable202405."
+    "refuses that: there it ends in a triple fault (--no-rbp-mod shows it). Fixed in edk2-stable202405."
 )
 _LABEL_WIDTH = 9
 

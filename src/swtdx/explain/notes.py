@@ -58,7 +58,7 @@ def failure_lines(error: KvmError, dialect: Dialect, reason: Reason | None = Non
 
 
 def outcome_explained(outcome: Outcome, dialect: Dialect | None, *, td: bool) -> list[str]:
-    """The end of a run that KVM itself brought about, in lines for a person; none for other ends."""
+    """The end of a run that KVM itself caused, in lines for a person; none for other ends."""
     if outcome.end is not End.INTERNAL_ERROR and not outcome.reason.by_guest:
         return []
     details: dict[str, Any] = outcome.details

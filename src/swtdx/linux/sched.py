@@ -96,7 +96,7 @@ class HostCpus:
         self.processor.send_ipi(cpu)
 
     def stop(self) -> None:
-        """No more ticks: the machine goes off."""
+        """Stop the ticks: the machine is switched off."""
         self._off = True
         self._work.set()
 
@@ -111,7 +111,7 @@ class HostCpus:
                 busy = True
                 if task.in_guest:
                     self.processor.send_ipi(cpu)
-                del task  # a vCPU that is closed while this thread waits must not live on for it
+                del task  # a vCPU that is closed while this thread waits must not stay alive for it
             if not busy:
                 with self._lock:
                     if all(task is None for task in self.running):
@@ -249,7 +249,7 @@ class TimerQueue:
         self._off = False
 
     def stop(self) -> None:
-        """Nothing expires any more: the machine goes off."""
+        """Let nothing expire any more: the machine is switched off."""
         with self._changed:
             self._off = True
             self._heap.clear()
@@ -308,4 +308,4 @@ class TimerQueue:
                 with self._returned:
                     self._running = None
                     self._returned.notify_all()
-            del timer  # or a vCPU that is closed while this thread waits would live on
+            del timer  # or a vCPU that is closed while this thread waits would stay alive

@@ -5,7 +5,7 @@ The header is long; here it is laid out as `asm_kvm` (registers, MSRs, CPUID), `
 shared page and the exits) and this module (memory, interrupts, devices, and the requests themselves). All names can be
 imported from here, as from the header.
 
-Left out: other architectures, Xen, Hyper-V, SEV, device assignment of old, and requests that no kernel serves any more.
+Left out: other architectures, Xen, Hyper-V, SEV, legacy device assignment, and requests that no kernel serves any more.
 Structures and numbers newer than Linux 6.1 (memory attributes, guest_memfd, region2, pre-fault) follow 6.18.
 
 >>> hex(KVM_CREATE_VM), hex(KVM_SET_USER_MEMORY_REGION2), ioctl_name(0xAE80)

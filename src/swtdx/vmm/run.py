@@ -142,7 +142,7 @@ class Run:
         self._kick()
 
     def stop(self) -> None:
-        """Bring all vCPU threads home. Raises what a thread died of, if that was a mistake of ours.
+        """Bring all vCPU threads home. Raises what ended a thread, if that was an internal error.
 
         Raises `StuckVcpu` if the kernel does not let go of one: then nothing is left but to end the process.
         """

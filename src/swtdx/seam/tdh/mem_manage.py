@@ -82,7 +82,7 @@ def tdh_mem_track(module: TdxModule, args: Args, lp: int) -> int:
     td = module.td(args.rcx, Operand.RCX)
     td.check_state(MEM_TRACK)
     td.check_lock(Operand.TD_EPOCH)
-    # Two epochs can be told apart by their parity only: none of the one before may still be running.
+    # Only their parity distinguishes two epochs: none of the one before may still be running.
     if td.refcount[1 - (td.epoch & 1)]:
         raise Status(StatusCode.PREVIOUS_TLB_EPOCH_BUSY)
     td.epoch += 1

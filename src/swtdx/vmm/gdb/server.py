@@ -166,7 +166,7 @@ class GdbServer:
         except OSError as error:
             log.debug("debugger: %s", error)
         except Exception:
-            log.exception("a mistake of ours while serving a debugger")
+            log.exception("internal error while serving a debugger")
         finally:
             selector.unregister(client)
             self._part(stub)

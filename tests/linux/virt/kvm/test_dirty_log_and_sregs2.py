@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM_CLEAR_DIRTY_LOG under manual protection; KVM_GET_SREGS2 and KVM_SET_SREGS2; KVM_SET_CPUID of old."""
+"""KVM_CLEAR_DIRTY_LOG under manual protection; KVM_GET_SREGS2 and KVM_SET_SREGS2; the first KVM_SET_CPUID."""
 
 from __future__ import annotations
 

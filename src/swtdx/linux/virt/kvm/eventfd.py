@@ -241,7 +241,7 @@ class IrqfdThread:
                 self._served.wait()
 
     def stop(self) -> None:
-        """End the thread and give its descriptors back: the machine goes off."""
+        """End the thread and give its descriptors back: the machine is switched off."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._off = True

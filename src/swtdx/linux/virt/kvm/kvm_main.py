@@ -182,7 +182,7 @@ class Kvm:
         return err(errno.EIO, reason)
 
     def dead_error(self) -> OSError:
-        """Return the EIO of a call on a dead VM. It carries what the VM died of, which another vCPU may have met."""
+        """Return the EIO of a call on a dead VM. It carries what killed the VM, which another vCPU may have met."""
         return err(errno.EIO, self._death or "the VM is dead")
 
     def create_irqchip(self) -> None:

@@ -104,7 +104,7 @@ class TdpMmu:
     def kvm_tdp_page_fault(self, vcpu: Vcpu, gpa: int, write: bool, level: int | None = None) -> RetPf:
         """Map what a fault asks for. ``level``: at which the guest accepts the private page, if that is what it does.
 
-        Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when the VM died of it.
+        Raises OSError: EFAULT with a memory-fault exit, ENOMEM, EIO when it killed the VM.
         """
         values = vcpu.stat.values
         values[PF_TAKEN] += 1

@@ -91,7 +91,7 @@ def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
             advance()
             return 1
         if buses.pio.active and buses.pio.write(port, size, values[0]):
-            for value in values[1:]:  # who took the first is asked for all; what he does not want is dropped
+            for value in values[1:]:  # the device that took the first gets them all; one that it refuses is dropped
                 buses.pio.write(port, size, value)
             advance()
             return 1
