@@ -275,7 +275,7 @@ def test_a_tdmr_must_follow_the_one_before(two_gib: Any) -> None:
     [
         ([(0, 16 * MIB), (8 * MIB, 16 * MIB)], StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 1 << 8),
         ([(64 * MIB, MIB), (0, 16 * MIB)], StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 1 << 8),
-        ([(0, 16 * MIB), (0, 0), (64 * MIB, MIB)], StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 2 << 8),
+        ([(0, 16 * MIB), (0, 0), (64 * MIB, MIB)], StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 1 << 8),
         ([(0, 16 * MIB), (64 * MIB + 1, MIB)], StatusCode.INVALID_RESERVED_IN_TDMR | 1 << 8),
         ([(0, 16 * MIB + 8)], StatusCode.INVALID_RESERVED_IN_TDMR),
         ([(0, 16 * MIB), (GIB, 4096)], StatusCode.INVALID_RESERVED_IN_TDMR | 1 << 8),
@@ -429,3 +429,15 @@ def test_features_that_are_not_there_are_not_offered(host: Host) -> None:
     assert not features & (1 << 0 | 1 << 7)  # migration, partitioning
     assert features >> 18 & 1  # NO_RBP_MOD, without which KVM refuses the module
     assert features >> 20 & 1  # topology enumeration
+
+
+def test_faults_of_a_tdmr_are_found_in_the_order_of_the_module(cold: Host) -> None:
+    """An empty reserved area before another is the one that is named; all sizes of metadata before any overlap."""
+    cold.start()
+    empty_first = cold.tdmr(reserved=[(0, 0x100_0000), (0, 0), (0x200_0000, 0x1000)])
+    assert cold.config(empty_first)[0] == StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 1 << 8
+    unordered = cold.tdmr(reserved=[(0, 0x100_0000), (0x800, 0x1000)])  # not aligned either
+    assert cold.config(unordered, hkid=33)[0] == StatusCode.NON_ORDERED_RESERVED_IN_TDMR | 1 << 8
+    good = bytearray(cold.default_tdmr())
+    good[16:24], good[48:56] = good[32:40], (0x123).to_bytes(8, "little")  # 1G lies on 2M; 4K is not aligned
+    assert cold.config(bytes(good), hkid=34)[0] == StatusCode.INVALID_PAMT

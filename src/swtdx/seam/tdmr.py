@@ -9,6 +9,7 @@ TDMR's position, then the area's or the metadata's page size (0 for 4 KiB, 1 for
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swtdx.seam.pamt import ENTRY_SIZE, GIB, PageSize, Tdmr
@@ -21,6 +22,8 @@ MAX_TDMRS = 64
 MAX_RESERVED = 16
 _LAYOUT = struct.Struct(f"<8Q{2 * MAX_RESERVED}Q")
 _END_OF_ADDRESSES = 1 << 64
+
+LARGEST_FIRST = (PageSize.SIZE_1G, PageSize.SIZE_2M, PageSize.SIZE_4K)
 
 Area = tuple[int, int]
 
@@ -49,12 +52,7 @@ def check(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRules) -> T
     _check_region(number, tdmr, earlier, rules)
     reserved = _check_reserved(number, tdmr)
     tdmr = Tdmr(tdmr.base, tdmr.size, tdmr.pamt, reserved)
-    for size in (PageSize.SIZE_1G, PageSize.SIZE_2M, PageSize.SIZE_4K):
-        _check_pamt(number, tdmr, size, earlier, rules)
-    for i, other in enumerate(earlier):  # and no earlier metadata may lie in this region
-        for size in PageSize:
-            if any(overlap(other.pamt[size], part) for part in available(tdmr)):
-                raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(i, size, number))
+    _check_pamt(number, tdmr, earlier, rules)
     for part in available(tdmr):
         if not covered(part, rules.cmrs):
             raise Status(StatusCode.TDMR_OUTSIDE_CMRS, detail_bytes(number))
@@ -73,35 +71,53 @@ def _check_region(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRul
 def _check_reserved(number: int, tdmr: Tdmr) -> tuple[Area, ...]:
     """Check that reserved areas are sorted, disjoint, page aligned and inside the TDMR; a null one ends the list."""
     areas: list[Area] = []
-    ended = False
+    before = 0
     for j, (offset, size) in enumerate(tdmr.reserved):
         if size == 0:
-            ended = True
+            if any(following for _, following in tdmr.reserved[j + 1 : j + 2]):
+                raise Status(StatusCode.NON_ORDERED_RESERVED_IN_TDMR, detail_bytes(number, j))
             continue
-        if ended or (areas and tdmr.base + offset < sum(areas[-1])):
-            raise Status(StatusCode.NON_ORDERED_RESERVED_IN_TDMR, detail_bytes(number, j))
-        if offset + size >= _END_OF_ADDRESSES or (offset | size) & PAGE_OFFSET_MASK or offset + size > tdmr.size:
+        if offset + size >= _END_OF_ADDRESSES:
             raise Status(StatusCode.INVALID_RESERVED_IN_TDMR, detail_bytes(number, j))
+        if j and offset < before:
+            raise Status(StatusCode.NON_ORDERED_RESERVED_IN_TDMR, detail_bytes(number, j))
+        if (offset | size) & PAGE_OFFSET_MASK or offset + size > tdmr.size:
+            raise Status(StatusCode.INVALID_RESERVED_IN_TDMR, detail_bytes(number, j))
+        before = offset + size
         areas.append((tdmr.base + offset, size))
     return tuple(areas)
 
 
-def _check_pamt(number: int, tdmr: Tdmr, size: PageSize, earlier: list[Tdmr], rules: MemoryRules) -> None:
-    base, length = area = tdmr.pamt[size]
-    if (
-        base + length >= _END_OF_ADDRESSES
-        or (base | length) & PAGE_OFFSET_MASK
-        or (base + length) > rules.address_limit
-        or length < (tdmr.size >> size.shift) * ENTRY_SIZE
-    ):
-        raise Status(StatusCode.INVALID_PAMT, detail_bytes(number, size))
-    own = [tdmr.pamt[other] for other in PageSize if other > size]
+def _check_pamt(number: int, tdmr: Tdmr, earlier: list[Tdmr], rules: MemoryRules) -> None:
+    """Check the metadata regions: each for itself, then against each other, free memory and convertible memory."""
+    for size in LARGEST_FIRST:
+        base, length = tdmr.pamt[size]
+        if (
+            base + length >= _END_OF_ADDRESSES
+            or (base | length) & PAGE_OFFSET_MASK
+            or base + length > rules.address_limit
+            or length < (tdmr.size >> size.shift) * ENTRY_SIZE
+        ):
+            raise Status(StatusCode.INVALID_PAMT, detail_bytes(number, size))
+    for j, other in enumerate(earlier):
+        _check_disjoint(number, tdmr, j, other.pamt)
+    for size in PageSize:
+        if any(overlap(tdmr.pamt[size], tdmr.pamt[larger]) for larger in PageSize if larger > size):
+            raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(number, size, number))
     for j, other in enumerate([*earlier, tdmr]):
-        metadata = own if other is tdmr else other.pamt
-        if any(overlap(area, taken) for taken in (*metadata, *available(other))):
-            raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(number, size, j))
-    if not covered(area, rules.cmrs):
-        raise Status(StatusCode.PAMT_OUTSIDE_CMRS, detail_bytes(number, size))
+        _check_disjoint(number, tdmr, j, available(other))
+        if other is not tdmr:  # and no earlier metadata may lie in this region
+            _check_disjoint(j, other, number, available(tdmr))
+    for size in LARGEST_FIRST:
+        if not covered(tdmr.pamt[size], rules.cmrs):
+            raise Status(StatusCode.PAMT_OUTSIDE_CMRS, detail_bytes(number, size))
+
+
+def _check_disjoint(number: int, tdmr: Tdmr, where: int, taken: Sequence[Area]) -> None:
+    """Check that no metadata of a TDMR lies in areas of TDMR ``where``."""
+    for size in PageSize:
+        if any(overlap(tdmr.pamt[size], area) for area in taken):
+            raise Status(StatusCode.PAMT_OVERLAP, detail_bytes(number, size, where))
 
 
 def available(tdmr: Tdmr) -> list[Area]:
