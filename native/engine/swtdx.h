@@ -68,6 +68,7 @@ struct swtdx_exit {
     uint32_t instruction_info, interruption_info, interruption_error;
     /* An EPT violation in the shared half whose last entry lets the processor turn it into #VE. */
     uint32_t ve_convertible;
+    uint32_t trap_flag; /* RFLAGS.TF: an instruction that the hypervisor carries out is a single step */
 };
 
 typedef struct swtdx_engine swtdx_engine;

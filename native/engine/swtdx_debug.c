@@ -108,6 +108,7 @@ void swtdx_raise_debug(CPUX86State *env, uint64_t reasons)
     engine->debug_reasons = reasons & QUALIFICATION_MASK;
     if (!(engine->current->exception_bitmap >> EXCP01_DB & 1)) {
         env->dr[6] = (env->dr[6] & ~DR6_BREAKPOINTS) | engine->debug_reasons;
+        env->dr[7] &= ~(target_ulong)DR7_GD;
     }
     raise_exception(env, EXCP01_DB);
 }

@@ -15,6 +15,8 @@
 #define PREFIX_LIMIT 14
 #define CR0_NW (1u << 29)
 #define CR0_CD (1u << 30)
+#define CR0_DEFINED 0xe005003fu /* other bits of the lower half are ignored */
+#define PHYSICAL_ADDRESS ((1ull << 52) - 1)
 
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr)
 {
@@ -131,22 +133,38 @@ static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type
     swtdx_exit_now(env, SWTDX_EXIT_EXCEPTION_NMI, retaddr);
 }
 
-/* MOV to or from a debug register. Qualification: register 2:0 (as the instruction names it), 4 from, 11:8 GPR. */
-static void QEMU_NORETURN exit_dr_access(CPUX86State *env, int number, bool from, uintptr_t retaddr)
+/*
+ * MOV to or from a debug register. DR7.GD comes before the exit (SDM volume 3, 27.1.1). Qualification: register 2:0 (as
+ * the instruction names it), 4 from, 11:8 GPR.
+ */
+static void check_dr_access(CPUX86State *env, int number, bool from, uintptr_t retaddr)
 {
+    swtdx_cpu *cpu = swtdx_current(env);
     struct prefixes prefixes;
     uint8_t modrm, rex = 0;
+    int gpr;
 
-    if (retaddr) {
+    if (env->dr[7] & DR7_GD && !cpu->dr_exiting) {
         cpu_restore_state(env_cpu(env), retaddr, true);
+        swtdx_raise_debug(env, DR6_BD);
     }
+    if (!cpu->dr_exiting && (from || number < 4)) {
+        return;
+    }
+    cpu_restore_state(env_cpu(env), retaddr, true);
     prefixes = read_prefixes(env);
     if (prefixes.length && (env->hflags & HF_CS64_MASK)) {
         rex = cpu_ldub_code(env, code_address(env) + prefixes.length - 1);
         rex = (rex & 0xf0) == 0x40 ? rex : 0;
     }
     modrm = cpu_ldub_code(env, code_address(env) + prefixes.length + 2);
-    exit_instruction(env, SWTDX_EXIT_DR_ACCESS, 3, number | from << 4 | ((modrm & 7) | (rex & 1) << 3) << 8, 0);
+    gpr = (modrm & 7) | (rex & 1) << 3;
+    if (cpu->dr_exiting) {
+        exit_instruction(env, SWTDX_EXIT_DR_ACCESS, 3, number | from << 4 | gpr << 8, 0);
+    }
+    if ((env->hflags & HF_CS64_MASK) && env->regs[gpr] >> 32 && (number >= 6 || !(env->cr[4] & CR4_DE_MASK))) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, 0); /* DR6 and DR7 have 32 bits; 4 and 5 stand for them */
+    }
 }
 
 void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t retaddr)
@@ -154,9 +172,7 @@ void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t 
     swtdx_cpu *cpu = swtdx_current(env);
 
     if (type >= SVM_EXIT_READ_DR0 && type < SVM_EXIT_READ_DR0 + 32) { /* 16 for reads, 16 for writes */
-        if (cpu->dr_exiting) {
-            exit_dr_access(env, type & 7, type < SVM_EXIT_WRITE_DR0, retaddr);
-        }
+        check_dr_access(env, type & 7, type < SVM_EXIT_WRITE_DR0, retaddr);
         return;
     }
     if (type >= SVM_EXIT_EXCP_BASE && type < SVM_EXIT_EXCP_BASE + 32) {
@@ -194,6 +210,9 @@ void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t 
     case SWTDX_VMCALL:
         exit_instruction(env, SWTDX_EXIT_VMCALL, 3, 0, retaddr);
     case SWTDX_XSETBV:
+        if (!(env->cr[4] & CR4_OSXSAVE_MASK)) { /* before the exit */
+            raise_exception_err_ra(env, EXCP06_ILLOP, 0, retaddr);
+        }
         exit_instruction(env, SWTDX_EXIT_XSETBV, 3, 0, retaddr);
     case SWTDX_TDCALL:
         if (!cpu->tdx) {
@@ -329,7 +348,8 @@ bool swtdx_wrmsr(CPUX86State *env, uintptr_t retaddr)
     if (msr_exits(cpu, index, true)) {
         exit_instruction(env, SWTDX_EXIT_WRMSR, 2, 0, retaddr);
     }
-    if (holds_address(index) && !swtdx_canonical(env, value)) {
+    /* at the width that the processor has, whatever the guest's paging */
+    if (holds_address(index) && !swtdx_canonical_base(value)) {
         raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
     }
     if (tcg_has_msr(index)) {
@@ -394,18 +414,33 @@ target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintp
         if ((value ^ cpu->cr0_shadow) & cpu->cr0_mask) {
             exit_cr_write(env, reg, value, retaddr);
         }
+        if (value & ~(uint64_t)env->cr[0] & CR0_PG_MASK && (env->efer & MSR_EFER_LME) &&
+            (env->segs[R_CS].flags & DESC_L_MASK)) {
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+        }
+        if (!(value & CR0_PG_MASK) && (env->hflags & HF_CS64_MASK)) { /* paging stays on in 64-bit mode */
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+        }
         if (value >> 32 || ((value & CR0_PG_MASK) && !(value & CR0_PE_MASK)) ||
             ((value & CR0_NW) && !(value & CR0_CD)) ||
             ((value & CR0_PG_MASK) && !(env->cr[0] & CR0_PG_MASK) && (env->efer & MSR_EFER_LME) &&
              !(env->cr[4] & CR4_PAE_MASK))) {
             raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
         }
-        return (value & ~cpu->cr0_mask) | (env->cr[0] & cpu->cr0_mask) | CR0_ET_MASK;
+        return (value & ~cpu->cr0_mask & CR0_DEFINED) | (env->cr[0] & cpu->cr0_mask) | CR0_ET_MASK;
     case 4:
         if ((value ^ cpu->cr4_shadow) & cpu->cr4_mask) {
             exit_cr_write(env, reg, value, retaddr);
         }
+        if ((env->efer & MSR_EFER_LMA) && (!(value & CR4_PAE_MASK) || ((value ^ env->cr[4]) & CR4_LA57_MASK))) {
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+        }
         return (value & ~cpu->cr4_mask) | (env->cr[4] & cpu->cr4_mask);
+    case 3:
+        if (value & ~PHYSICAL_ADDRESS) { /* no PCID, so that bit 63 is reserved, too */
+            raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+        }
+        return value;
     case 8:
         if (value > 15) {
             raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);

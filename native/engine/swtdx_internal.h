@@ -113,6 +113,7 @@ void swtdx_load_pending_debug(swtdx_cpu *cpu);
 void swtdx_save_pending_debug(swtdx_cpu *cpu);
 void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;
 void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
+bool swtdx_canonical_base(uint64_t address);
 bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 

@@ -21,7 +21,7 @@ static void offer_features(CPUX86State *env)
                                 CPUID_SSE | CPUID_SSE2 | CPUID_SS;
     env->features[FEAT_1_ECX] = CPUID_EXT_SSE3 | CPUID_EXT_PCLMULQDQ | CPUID_EXT_SSSE3 | CPUID_EXT_CX16 |
                                 CPUID_EXT_SSE41 | CPUID_EXT_SSE42 | CPUID_EXT_POPCNT | CPUID_EXT_MOVBE | CPUID_EXT_AES |
-                                CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC;
+                                CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC | CPUID_EXT_MONITOR;
     env->features[FEAT_7_0_EBX] = CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_SMEP | CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX |
                                   CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB |
                                   CPUID_7_0_EBX_RDSEED;

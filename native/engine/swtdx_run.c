@@ -66,6 +66,17 @@ static bool escalates(unsigned vector)
     return vector == 0 || vector == 8 || (vector >= 10 && vector <= 14);
 }
 
+/* INT3 and INTO are software exceptions, INT n is a software interrupt, also INT 3 (SDM table 26-15). */
+static uint8_t type_of_own(CPUX86State *env, int vector)
+{
+    if (!env->exception_is_int) {
+        return SWTDX_EVENT_HARDWARE_EXCEPTION;
+    }
+    return (vector == EXCP03_INT3 || vector == EXCP04_INTO) && env->exception_next_eip - env->eip == 1
+               ? SWTDX_EVENT_SOFTWARE_EXCEPTION
+               : SWTDX_EVENT_SOFTWARE_INTERRUPT;
+}
+
 /* Called by TCG's loop with an exception to deliver. True: leave, it was a VM exit, or the delivery has to wait. May
  * long-jump out again. */
 bool swtdx_exception(CPUState *cs)
@@ -85,7 +96,7 @@ bool swtdx_exception(CPUState *cs)
             .valid = 1,
             .vector = vector,
             .error_code = env->error_code,
-            .type = env->exception_is_int ? SWTDX_EVENT_SOFTWARE_INTERRUPT : SWTDX_EVENT_HARDWARE_EXCEPTION,
+            .type = type_of_own(env, vector),
             .has_error = !env->exception_is_int && swtdx_has_error_code(vector),
             .instruction_length = env->exception_is_int ? env->exception_next_eip - env->eip : 0,
         };
@@ -235,6 +246,7 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     engine->running = NULL;
     memcpy(cpu->gpr, env->regs, sizeof(cpu->gpr));
     cpu->rip = cpu->exit_rip = env->eip;
+    cpu->exit.trap_flag = env->eflags & TF_MASK;
     swtdx_detect_spin(engine, cpu,
                       outcome == HALTED || (outcome == EXITED && cpu->exit.reason != SWTDX_EXIT_EXTERNAL_INTERRUPT));
     return outcome;

@@ -23,6 +23,22 @@ bool swtdx_canonical(CPUX86State *env, uint64_t address)
     return (int64_t)(address << unused) >> unused == (int64_t)address;
 }
 
+/*
+ * What a descriptor table's base, the base of TR and LDTR, and MSRs may hold: the width is the processor's, 57 bits,
+ * whatever the guest's paging (SDM volume 3, 4.5.2).
+ */
+bool swtdx_canonical_base(uint64_t address)
+{
+    return (int64_t)(address << 7) >> 7 == (int64_t)address;
+}
+
+void helper_swtdx_check_base(CPUX86State *env, target_ulong base)
+{
+    if (!swtdx_canonical_base(base)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+}
+
 static void load_flat(CPUX86State *env, int selector, uint32_t code_flags, uint32_t privilege)
 {
     cpu_x86_load_seg_cache(env, R_CS, (selector & 0xfffc) | privilege, 0, 0xffffffff,

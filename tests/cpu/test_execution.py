@@ -391,3 +391,21 @@ def test_who_waits_for_a_turn_need_not_get_it_to_be_called_out() -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert reasons == [ExitReason.EXTERNAL_INTERRUPT] * 4
+
+
+@pytest.mark.parametrize(
+    "instruction", ["lgdt [0x6000]", "lidt [0x6000]", "mov ax, 0x18; lldt ax", "mov ax, 0x18; ltr ax"]
+)
+@pytest.mark.parametrize(("base", "refused"), [(1 << 55, False), (1 << 56, True), (1 << 63, True), (0xFF << 56, False)])
+def test_descriptor_tables_have_canonical_bases(instruction: str, base: int, refused: bool) -> None:
+    """SDM volume 2: #GP for a base that is not canonical at the 57 bits that the processor has."""
+    kind = 0x82 if "lldt" in instruction else 0x89
+    low = 0x67 | (base & 0xFFFFFF) << 16 | kind << 40 | (base >> 24 & 0xFF) << 56
+    guest = Guest(instruction + "; hlt")
+    guest.handler(13, "mov r9d, 13\n hlt", 0x110000)
+    guest.memory.write(0x6000, struct.pack("<HQ", 0x2F, base))
+    gdt = guest.context.segment(Segment.GDTR)[1]
+    guest.memory.write(gdt + 0x18, struct.pack("<QQ", low, base >> 32))
+    guest.context.set_segment(Segment.GDTR, 0, gdt, 0x2F, 0)
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[R9] == (13 if refused else 0)

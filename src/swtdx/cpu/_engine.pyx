@@ -19,7 +19,7 @@ cdef extern from "swtdx.h" nogil:
     struct swtdx_exit:
         uint32_t reason, instruction_length
         uint64_t qualification, linear_address, physical_address
-        uint32_t instruction_info, interruption_info, interruption_error, ve_convertible
+        uint32_t instruction_info, interruption_info, interruption_error, ve_convertible, trap_flag
 
     ctypedef struct swtdx_engine:
         pass
@@ -305,6 +305,16 @@ cdef class GuestContext:
     @property
     def instruction_length(self) -> int:
         return self.cpu.exit.instruction_length
+
+    def skip_instruction(self) -> bool:
+        """Move RIP past the instruction that exited. True if RFLAGS.TF was set: the guest is to see a single step."""
+        self.cpu.rip = self.cpu.rip + self.cpu.exit.instruction_length
+        return self.cpu.exit.trap_flag != 0
+
+    @property
+    def trap_flag(self) -> bool:
+        """RFLAGS.TF at the exit."""
+        return self.cpu.exit.trap_flag != 0
 
     @property
     def instruction_info(self) -> int:
