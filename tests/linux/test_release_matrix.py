@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -227,6 +229,33 @@ def x2apic_write_by_guest(release: str, register: int, value: int) -> Any:
     return seen[0]
 
 
+def irqchip_of_a_td(release: str) -> int:
+    bench = boot(release=release)
+    vm = bench.vm()
+    return answered(lambda: bench.ioctl(vm, k.KVM_CREATE_IRQCHIP))
+
+
+def eventfd_of_two_vms(release: str) -> Any:
+    """The errno of the second KVM_IRQFD; else how many of the two VMs get an interrupt."""
+    bench = boot(release=release)
+    eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    seen: list[int] = []
+    refused = 0
+    for number in range(2):
+        vm = bench.vm(0)
+        bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+        bench.vm_object().irq_routing.set_irq = lambda *args, number=number: seen.append(number)
+        refused = answered(lambda vm=vm: bench.ioctl(vm, k.KVM_IRQFD, k.kvm_irqfd(fd=eventfd, gsi=5)))  # type: ignore[misc]
+    if not refused:
+        os.eventfd_write(eventfd, 1)
+        deadline = time.monotonic() + 5
+        while len(seen) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+    bench.kernel.irqfd_thread.stop()
+    os.close(eventfd)
+    return refused or set(seen)
+
+
 INVALID_OPERAND, RETRY = ("R10", k.TDVMCALL_STATUS_INVALID_OPERAND), ("R10", k.TDVMCALL_STATUS_RETRY)
 E = errno
 MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] = {
@@ -238,6 +267,10 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     ),
     "a command with a status, once final": (status_set_in_a_command_of_a_finalized_td, since("6.16", 0, E.EINVAL), ()),
     "cpuid.nent that changes": (nent_that_changes, since("7.1", 0, E.EINVAL), ("init_vm_checks_nent_again",)),
+    "KVM_CREATE_IRQCHIP of a TD": (irqchip_of_a_td, since("6.18", 0, E.ENOTTY), ("tds_take_irqchips",)),
+    "KVM_IRQFD of another VM's eventfd": (
+        eventfd_of_two_vms, since("6.18", {0}, E.EBUSY), ("irqfds_share_eventfds",),
+    ),
     "source_addr 0": (
         source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3-rc": E.EINVAL, "next": E.EINVAL}, ("null_source",),
     ),

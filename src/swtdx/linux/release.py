@@ -42,6 +42,10 @@ class Release:
     """ioctls that do not exist."""
     absent_capabilities: frozenset[int]
     """Capabilities that KVM_CHECK_EXTENSION answers with 0."""
+    irqfds_share_eventfds: bool
+    """KVM_IRQFD takes an eventfd that is an irqfd of another VM, and only that other VM gets interrupts; else EBUSY."""
+    tds_take_irqchips: bool
+    """KVM_CREATE_IRQCHIP on a TD succeeds, and KVM_CREATE_VCPU fails then; else ENOTTY."""
     max_vcpus_can_be_enabled: bool
     """KVM_ENABLE_CAP of KVM_CAP_MAX_VCPUS."""
     shows_module_in_sysfs: bool
@@ -110,6 +114,8 @@ _6_16 = Release(
     reports_guest_phys_bits=True,
     absent_ioctls=frozenset(),
     absent_capabilities=frozenset(),
+    irqfds_share_eventfds=True,
+    tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
     tds_have_attributes=True,
@@ -133,7 +139,7 @@ _6_16 = Release(
     x2apic_by_register=False,
     serves_terminate_vm=False,
 )
-_6_18 = replace(_6_16, name=KernelRelease.V6_18)
+_6_18 = replace(_6_16, name=KernelRelease.V6_18, irqfds_share_eventfds=False, tds_take_irqchips=False)
 _6_19 = replace(
     _6_18,
     name=KernelRelease.V6_19,

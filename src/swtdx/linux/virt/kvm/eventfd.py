@@ -219,25 +219,35 @@ class IrqfdThread:
         self._thread: threading.Thread | None = None
         self._off = False
 
-    def add(self, eventfd: int, function: Callable[[], None]) -> None:
-        """Call ``function`` from the thread whenever ``eventfd`` has a count."""
+    def add(self, eventfd: Eventfd, function: Callable[[], None], *, shared: bool) -> None:
+        """Call ``function`` from the thread whenever ``eventfd`` has a count.
+
+        Raises OSError(EBUSY) if there is a function for that eventfd already and it is not to be shared.
+        """
         with self._lock:
             if self._thread is None:
                 self._selector = selectors.DefaultSelector()
                 self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._selector.register(self._wake, selectors.EVENT_READ, None)
-            self._selector.register(eventfd, selectors.EVENT_READ, function)
+            elif not shared and self._functions(eventfd.context):
+                raise err(errno.EBUSY, "the eventfd is an irqfd of another VM")
+            self._selector.register(eventfd.fd, selectors.EVENT_READ, (eventfd.context, function))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="swtdx-irqfd", daemon=True)
                 self._thread.start()
         os.eventfd_write(self._wake, 1)
 
-    def remove(self, eventfd: int) -> None:
+    def _functions(self, context: int) -> list[Callable[[], None]]:
+        """What is called for an eventfd, by whatever descriptors it was given."""
+        with_data = (key.data for key in self._selector.get_map().values() if key.data is not None)
+        return [function for other, function in with_data if other == context]
+
+    def remove(self, eventfd: Eventfd) -> None:
         """Forget ``eventfd``. Its function is not running any more when this returns. Not from a function."""
         with self._served:
-            self._selector.unregister(eventfd)
+            self._selector.unregister(eventfd.fd)
             os.eventfd_write(self._wake, 1)
-            while self._serving == eventfd:
+            while self._serving == eventfd.context:
                 self._served.wait()
 
     def stop(self) -> None:
@@ -266,10 +276,13 @@ class IrqfdThread:
                 os.eventfd_read(eventfd)
             except BlockingIOError:
                 return
-            self._serving = eventfd
+            functions: list[Callable[[], None]] = []
+            if key.data is not None:  # an irqfd is an exclusive waiter: the one that came first is told, and no other
+                self._serving = key.data[0]
+                functions = self._functions(key.data[0])[:1]
         try:
-            if key.data is not None:
-                key.data()
+            for function in functions:
+                function()
         finally:
             with self._served:
                 self._serving = -1
@@ -314,7 +327,9 @@ class Irqfds:
             if any(irqfd.eventfd.context == eventfd.context for irqfd in self._irqfds):
                 raise err(errno.EBUSY, f"eventfd {request.fd} is an irqfd already")
             irqfd = Irqfd(request.gsi, eventfd, resample)
-            kvm.kernel.irqfd_thread.add(eventfd.fd, lambda: self._inject(irqfd))
+            kvm.kernel.irqfd_thread.add(
+                eventfd, lambda: self._inject(irqfd), shared=kvm.kernel.release.irqfds_share_eventfds
+            )
             self._irqfds.append(irqfd)
             undo.pop_all()
 
@@ -343,7 +358,7 @@ class Irqfds:
 
     def _shutdown(self, irqfd: Irqfd) -> None:
         self._irqfds.remove(irqfd)
-        self._kvm.kernel.irqfd_thread.remove(irqfd.eventfd.fd)
+        self._kvm.kernel.irqfd_thread.remove(irqfd.eventfd)
         irqfd.eventfd.put()
         if irqfd.resample is not None:
             irqfd.resample.put()

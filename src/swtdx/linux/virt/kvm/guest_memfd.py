@@ -41,7 +41,7 @@ class GuestMemfd(File):
     def __init__(self, kvm: Kvm, length: int) -> None:
         super().__init__()
         self.kvm = kvm
-        self.length = length
+        self.length = self.size = length  # of the memfd nothing is ever touched: it has the size that fstat(2) reports
         self.pages: dict[int, int] = {}  # index -> HPA
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()

@@ -186,9 +186,11 @@ class Kvm:
         return err(errno.EIO, self._death or "the VM is dead")
 
     def create_irqchip(self) -> None:
-        """KVM_CREATE_IRQCHIP. Raises OSError(EEXIST, EINVAL). A TD may have it, but then gets no vCPU."""
+        """KVM_CREATE_IRQCHIP. Raises OSError(EEXIST, ENOTTY, EINVAL). A TD that may have it gets no vCPU then."""
         if self.irqchip_mode is not IrqchipMode.NONE:
             raise err(errno.EEXIST, "an irqchip exists")
+        if self.is_td and not self.kernel.release.tds_take_irqchips:
+            raise err(errno.ENOTTY, "KVM does not see the EOIs of a TD, which an I/O APIC in the kernel needs")
         if self.created_vcpus:
             raise err(errno.EINVAL, "vCPUs exist")
         self.pic, self.ioapic = Pic(self), IoApic(self)

@@ -31,6 +31,7 @@ MMIO = struct.Struct("<Q8sIB")  # phys_addr, data, len, is_write
 HYPERCALL = struct.Struct("<Q6QQQ")  # nr, args, ret, flags
 SYSTEM_EVENT = struct.Struct("<II16Q")  # type, ndata, data
 INTERNAL = struct.Struct("<IIQQ")  # suberror, ndata, data
+VECTORING = struct.Struct("<IIQQQQQ")  # suberror, ndata, the event, exit reason, qualification, gpa, cpu
 MSR = struct.Struct("<B7xIIQ")  # error, reason, index, data
 MEMORY_FAULT = struct.Struct("<QQQ")  # flags, gpa, size
 TDX = struct.Struct("<QQQQQQQQ")  # flags, nr, ret and up to five words

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
-from swtdx.uapi.kvm import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2
+from swtdx.uapi.kvm import (
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT,
+    kvm_cpuid_entry2,
+)
+from swtdx.x86 import Cr4
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 KVM_MAX_CPUID_ENTRIES = 256
 ENTRY_SIZE = ctypes.sizeof(kvm_cpuid_entry2)
@@ -30,10 +36,13 @@ F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 
 F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
 F6_EAX_ARAT = 1 << 2
 F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
+F1_EDX_APIC, F7_ECX_OSPKE = 1 << 9, 1 << 4
 F7_EBX_TSC_ADJUST, F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 1, 1 << 4, 1 << 11, 1 << 5
 F7_EDX_SPEC_CTRL, F7_EDX_STIBP, F7_EDX_FLUSH_L1D = 1 << 26, 1 << 27, 1 << 28
 F7_EDX_ARCH_CAPABILITIES, F7_EDX_SSBD = 1 << 29, 1 << 31
-FD1_EAX_XSAVES = 1 << 3
+FD1_EAX_XSAVEC, FD1_EAX_XSAVES = 1 << 1, 1 << 3
+XSAVE_LEGACY_AND_HEADER = 512 + 64
+CR4_OSXSAVE, CR4_PKE, APICBASE_ENABLE = int(Cr4.OSXSAVE), int(Cr4.PKE), 1 << 11
 KVM_CPUID_SIGNATURE, KVM_CPUID_FEATURES = 0x40000000, 0x40000001
 KVM_SIGNATURE = 0x4B4D564B, 0x564B4D56, 0x4D  # "KVMKVMKVM"
 _HYPERVISOR_BASES = range(0x40000000, 0x40010000, 0x100)
@@ -190,6 +199,50 @@ class CpuidTable:
         if function in (0xB, 0x1F) and (found := self._exact.get((function, 1))) is not None:
             return 0, 0, index & 0xFF, found[3]  # an invalid level keeps ECX[7:0] and EDX
         return 0, 0, 0, 0
+
+
+def xstate_required_size(processor: Processor, xcr0: int, *, compacted: bool) -> int:
+    """Return the bytes that XSAVE needs for the state components ``xcr0``: 576 for x87 and SSE, then the others."""
+    end = XSAVE_LEGACY_AND_HEADER
+    for number in range(2, 63):
+        if xcr0 >> number & 1:
+            size, offset, alignment, _ = processor.cpuid(0xD, number)
+            if compacted:
+                end = (end + 63 & -64 if alignment & 2 else end) + size
+            else:
+                end = max(end, offset + size)
+    return end
+
+
+def kvm_update_cpuid_runtime(vcpu: Vcpu, function: int, index: int, registers: Registers) -> Registers:
+    """Return a leaf with the bits that follow the vCPU's state: OSXSAVE, APIC, MWAIT, OSPKE, sizes of XSAVE."""
+    eax, ebx, ecx, edx = registers
+    context = vcpu.vmx.context
+    if function == 1:
+        ecx = ecx & ~F1_ECX_OSXSAVE | (F1_ECX_OSXSAVE if context.cr4 & CR4_OSXSAVE else 0)
+        edx = edx & ~F1_EDX_APIC | (F1_EDX_APIC if vcpu.apic_base & APICBASE_ENABLE else 0)
+        if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT:
+            ecx = ecx & ~F1_ECX_MONITOR | (F1_ECX_MONITOR if vcpu.msrs.mwait_enabled else 0)
+    elif function == 7 and not index:
+        ecx = ecx & ~F7_ECX_OSPKE | (F7_ECX_OSPKE if context.cr4 & CR4_PKE else 0)
+    elif function == 0xD and (not index or (index == 1 and eax & (FD1_EAX_XSAVEC | FD1_EAX_XSAVES))):
+        ebx = xstate_required_size(vcpu.kvm.processor, context.xcr0, compacted=bool(index))
+    return eax, ebx, ecx, edx
+
+
+def runtime_entries(vcpu: Vcpu, entries: Iterable[kvm_cpuid_entry2]) -> list[kvm_cpuid_entry2]:
+    """Return entries as the vCPU's state makes them; those of a TD stay as they are."""
+    if vcpu.is_td:
+        return list(entries)
+    return [
+        make_entry(
+            entry.function, entry.index, entry.flags,
+            kvm_update_cpuid_runtime(
+                vcpu, entry.function, entry.index, (entry.eax, entry.ebx, entry.ecx, entry.edx)
+            ),
+        )
+        for entry in entries
+    ]  # fmt: skip
 
 
 def entries_from_user(address: int, count: int) -> list[kvm_cpuid_entry2]:

@@ -6,10 +6,11 @@ is loaded at the first need) and carried out here. Carrying out is a generator t
 needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeventfds) or leaves with KVM_EXIT_MMIO and
 continues at the next KVM_RUN. Only the generator knows how far an instruction has come.
 
-The subset is what drivers and firmware use on device memory: moves, string moves, exchanges, the arithmetic and bit
-operations with their flags. Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user
-program's. The emulator is also what runs a guest whose page tables lie in a read-only slot: the processor cannot set
-accessed and dirty bits there, the emulator drops them.
+The subset is what drivers and firmware use on device memory: moves, string instructions, exchanges, the arithmetic and
+bit operations with their flags; and the stack and transfers within a segment (`emulate_stack`), for stacks there.
+Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user program's. The emulator is also
+what runs a guest whose page tables lie in a read-only slot: the processor cannot set accessed and dirty bits there, the
+emulator drops them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm import arithmetic
+from swtdx.linux.arch.x86.kvm import arithmetic, emulate_stack
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
@@ -35,7 +37,7 @@ from swtdx.uapi.kvm import (
     KVM_MEM_READONLY,
     Vector,
 )
-from swtdx.x86 import Gpr
+from swtdx.x86 import Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -59,7 +61,7 @@ Steps = Generator[Access, int, None]
 Read = Generator[Access, int, int]
 
 
-class _Unhandled(Exception):
+class Unhandled(Exception):
     """The emulator does not know the instruction."""
 
 
@@ -95,7 +97,7 @@ def _segments() -> dict[int, int]:
     return {getattr(register, name): int(Segment[name]) for name in ("ES", "CS", "SS", "DS", "FS", "GS")}
 
 
-class _Instruction:
+class Instruction:
     """One instruction being carried out on one vCPU."""
 
     def __init__(self, vcpu: Vcpu, context: GuestContext) -> None:
@@ -109,6 +111,7 @@ class _Instruction:
         self.bytes = fetch(vcpu, context, rip if self.wide else base + rip & 0xFFFFFFFF, _MAX_INSTRUCTION)
         self.decoded = _iced().Decoder(self.bits, self.bytes, ip=rip).decode()
         self.next_rip = rip + self.decoded.len
+        self.trap_flag = bool(context.rflags & Rflags.TF)
 
     # --- Operands -----------------------------------------------------------------------------------------------------
 
@@ -116,7 +119,7 @@ class _Instruction:
         try:
             number, size, shift = _registers()[register]
         except KeyError:
-            raise _Unhandled from None
+            raise Unhandled from None
         return self.gpr[number] >> shift & (1 << 8 * size) - 1
 
     def set_register(self, register: int, value: int) -> None:
@@ -194,6 +197,15 @@ class _Instruction:
             return int(_iced().MemorySizeExt.size(self.decoded.memory_size))
         return self.operand_size(0)
 
+    def branch_target(self) -> Read:
+        """Where a near CALL or JMP goes."""
+        decoded, kinds = self.decoded, _iced().OpKind
+        if decoded.op0_kind in (kinds.NEAR_BRANCH16, kinds.NEAR_BRANCH32, kinds.NEAR_BRANCH64):
+            return int(decoded.near_branch_target)
+        if not (decoded.is_call_near_indirect or decoded.is_jmp_near_indirect):
+            raise Unhandled  # a far one
+        return (yield from self.get(0))
+
     def get(self, number: int) -> Read:
         """Value of an operand, zero-extended (immediates sign-extended to the size of the first operand)."""
         kind, kinds = self.decoded.op_kind(number), _iced().OpKind
@@ -204,6 +216,8 @@ class _Instruction:
             return self.get_register(register)
         if kind == kinds.MEMORY:
             return (yield from self.read(self.address(), self.operand_size(number)))
+        if not number:  # PUSH
+            return int(self.decoded.immediate(0)) & (1 << 64) - 1
         return int(self.decoded.immediate(number)) & (1 << 8 * self.operand_size(0)) - 1
 
     def put(self, number: int, value: int) -> Steps:
@@ -220,7 +234,7 @@ class _Instruction:
     def _xmm_number(self, register: int) -> int:
         number = register - _iced().Register.XMM0
         if not 0 <= number < 16:
-            raise _Unhandled
+            raise Unhandled
         return int(number)
 
     def _xmm(self, register: int) -> int:
@@ -234,10 +248,10 @@ class _Instruction:
         names = _names()
         name = names.get(mnemonic)
         if name is None:
-            raise _Unhandled
+            raise Unhandled
         if name in _STRINGS:
             if not self.decoded.is_string_instruction:
-                raise _Unhandled  # MOVSD of SSE
+                raise Unhandled  # MOVSD of SSE
             finished = yield from self._string(name[:4], {"B": 1, "W": 2, "D": 4, "Q": 8}[name[4]])
             if not finished:
                 return
@@ -247,8 +261,10 @@ class _Instruction:
             yield from self._arithmetic(name)
         elif name in ("XCHG", "XADD", "CMPXCHG"):
             yield from self._exchange(name)
+        elif name in emulate_stack.OPERATIONS:
+            yield from emulate_stack.OPERATIONS[name](self)
         else:
-            raise _Unhandled
+            raise Unhandled
         self.context.rip = self.next_rip
 
     def _move(self, name: str) -> Steps:
@@ -311,21 +327,28 @@ class _Instruction:
         if rep and not self.gpr[RCX] & mask:
             return True
         step = -size if context.rflags & _RFLAGS_DF else size
-        destination = self.linear(register.ES, self.gpr[RDI] & mask)
-        if name == "STOS":
-            value = self.gpr[RAX] & (1 << 8 * size) - 1
-        else:
+        value = self.gpr[RAX] & (1 << 8 * size) - 1
+        if name in ("MOVS", "LODS", "CMPS"):
             value = yield from self.read(self.linear(instruction.memory_segment, self.gpr[RSI] & mask), size)
-            self._advance(RSI, step, mask)
-        if name == "LODS":
-            self.gpr[RAX] = value if size >= 4 else self.gpr[RAX] & ~((1 << 8 * size) - 1) | value
-        else:
+        destination = self.linear(register.ES, self.gpr[RDI] & mask)
+        if name in ("MOVS", "STOS"):
             yield from self.write(destination, size, value)
+        elif name in ("CMPS", "SCAS"):
+            other = yield from self.read(destination, size)
+            _, context.rflags = arithmetic.binary("CMP", value, other, size, context.rflags)
+        else:
+            self.gpr[RAX] = value if size >= 4 else self.gpr[RAX] & ~((1 << 8 * size) - 1) | value
+        # Only now: an access that faulted has changed nothing.
+        if name in ("MOVS", "LODS", "CMPS"):
+            self._advance(RSI, step, mask)
+        if name != "LODS":
             self._advance(RDI, step, mask)
-        if rep:
-            self._advance(RCX, -1, mask)
-            return not self.gpr[RCX] & mask
-        return True
+        if not rep:
+            return True
+        self._advance(RCX, -1, mask)
+        if name in ("CMPS", "SCAS") and bool(context.rflags & Rflags.ZF) == instruction.has_repne_prefix:
+            return True
+        return not self.gpr[RCX] & mask
 
     def _advance(self, number: int, step: int, mask: int) -> None:
         value = self.gpr[number] + step & mask
@@ -338,7 +361,7 @@ _MOVES = frozenset(
         "MOVDQU", "MOVDQA", "MOVNTDQ", "MOVNTPS",
     )
 )  # fmt: skip
-_STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS") for size in "BWDQ")
+_STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS", "CMPS", "SCAS") for size in "BWDQ")
 
 
 @cache
@@ -346,7 +369,7 @@ def _names() -> dict[int, str]:
     mnemonic = _iced().Mnemonic
     wanted = {
         *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, *arithmetic.BIT_TESTS, "XCHG", "XADD", "CMPXCHG",
-        *_STRINGS,
+        *_STRINGS, *emulate_stack.OPERATIONS,
     }  # fmt: skip
     return {getattr(mnemonic, name): name for name in wanted}
 
@@ -358,7 +381,7 @@ def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
     vcpu.stat.values[INSN_EMULATION] += 1
     try:
-        instruction = _Instruction(vcpu, context)
+        instruction = Instruction(vcpu, context)
     except GuestPageFault as fault:
         return inject_page_fault(context, fault.address)
     except Mmio:
@@ -369,13 +392,13 @@ def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
 def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     """Move RIP past the instruction without executing it. 1."""
     try:
-        context.rip = _Instruction(vcpu, context).next_rip
+        context.rip = Instruction(vcpu, context).next_rip
     except GuestPageFault as fault:
         return inject_page_fault(context, fault.address)
     return 1
 
 
-def _drive(vcpu: Vcpu, instruction: _Instruction, steps: Steps, answer: int | None) -> int:
+def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps, answer: int | None) -> int:
     try:
         while True:
             access = next(steps) if answer is None else steps.send(answer)
@@ -383,10 +406,11 @@ def _drive(vcpu: Vcpu, instruction: _Instruction, steps: Steps, answer: int | No
             if answer is None:
                 return _mmio_exit(vcpu, instruction, steps, access)
     except StopIteration:
-        return 1
+        finished = instruction.context.rip == instruction.next_rip
+        return do_singlestep(vcpu, instruction.context) if finished and instruction.trap_flag else 1
     except GuestPageFault as fault:
         return inject_page_fault(instruction.context, fault.address)
-    except _Unhandled:
+    except Unhandled:
         return handle_emulation_failure(vcpu, instruction.bytes)
 
 
@@ -417,7 +441,7 @@ def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
     return None
 
 
-def _mmio_exit(vcpu: Vcpu, instruction: _Instruction, steps: Steps, access: Access) -> int:
+def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: Steps, access: Access) -> int:
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
     vcpu.stat.values[MMIO_EXITS] += 1

@@ -45,14 +45,20 @@ LVT_MASKED, LVT_DELIVERY_MODE = 1 << 16, 0x700
 _LVT0_ACCEPTS = LVT_MASKED | LVT_DELIVERY_MODE
 SPIV_APIC_ENABLED = 1 << 8
 TIMER_PERIODIC, TIMER_TSCDEADLINE, TIMER_MODE = 1 << 17, 2 << 17, 3 << 17
-VERSION = 0x14 | (len(LVTS) - 1) << 16
 READABLE_X2APIC = frozenset(
     [ID, LVR, TASKPRI, PROCPRI, LDR, SPIV, ESR, ICR, *LVTS, TMICT, TMCCT, TDCR]
     + [base + 0x10 * n for base in (ISR, TMR, IRR) for n in range(8)]
 )
 WRITABLE_X2APIC = frozenset([TASKPRI, EOI, SPIV, ESR, ICR, *LVTS, TMICT, TDCR, SELF_IPI])
+_UPPER_HALF, _ALL = 0xFFFFFFFF << 32, (1 << 64) - 1
+X2APIC_RESERVED = {
+    ICR: 0xFFF00000 | 0x30000 | 1 << 13,  # 31:20, 17:16 and 13 (X2APIC_ICR_RESERVED_BITS)
+    SELF_IPI: _ALL & ~0xFF,
+    ESR: _ALL,
+}
+"""Bits that must be 0 in a write to a register in x2APIC mode; in those that are not named, the upper half."""
 _LVT_WRITABLE = {
-    LVTT: 0x700FF, LVTTHMR: 0x107FF, LVTPC: 0x107FF, LVT0: 0x1E7FF, LVT1: 0x1E7FF, LVTERR: 0x100FF,
+    LVTT: 0x700FF, LVTTHMR: 0x107FF, LVTPC: 0x107FF, LVTCMCI: 0x107FF, LVT0: 0x1E7FF, LVT1: 0x1E7FF, LVTERR: 0x100FF,
 }  # fmt: skip
 MIN_PERIOD_NS = 200_000  # kvm.min_timer_period_us
 ICR_ASSERT, ICR_LEVEL_TRIGGERED = 1 << 14, 1 << 15
@@ -67,6 +73,8 @@ class Lapic:
         self._regs = page.cast("I")
         self.base = 0
         self.arb_prio = 0
+        self.lvts: tuple[int, ...] = LVTS
+        """The LVT entries that there are: CMCI's only where MCG_CAP has MCG_CMCI_P."""
         self.lapic_timer = vcpu.kvm.kernel.timers.timer(self.apic_timer_fn)
         self._tmict_start = 0
         self._period = 0
@@ -87,8 +95,8 @@ class Lapic:
         if vcpu.is_bsp:
             self.base |= APICBASE_BSP
         self._set(ID, vcpu.vcpu_id << 24 & 0xFFFFFFFF)
-        self._set(LVR, VERSION)
-        for lvt in LVTS:
+        self._set(LVR, self.version)
+        for lvt in self.lvts:
             self._set(lvt, LVT_MASKED)
         if vcpu.is_bsp and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_LINT0_REENABLED:
             self._set(LVT0, 0x700)  # ExtINT, unmasked
@@ -96,6 +104,26 @@ class Lapic:
         self._set(SPIV, 0xFF)
         self.tsc_deadline = 0
         self._period = 0
+
+    @property
+    def version(self) -> int:
+        """The version register: 14H, and the number of the last LVT entry."""
+        return 0x14 | (len(self.lvts) - 1) << 16
+
+    def set_cmci(self, has_cmci: bool) -> None:
+        """KVM_X86_SETUP_MCE said whether there is LVT CMCI (kvm_apic_after_set_mcg_cap)."""
+        wanted = (*LVTS, LVTCMCI) if has_cmci else LVTS
+        if wanted != self.lvts:
+            self.lvts = wanted
+            if has_cmci:
+                self._set(LVTCMCI, LVT_MASKED)
+            self._set(LVR, self.version)
+
+    def local_deliver(self, lvt: int) -> None:
+        """Deliver an interrupt that arose here, as its LVT entry says (kvm_apic_local_deliver)."""
+        value = self.get(lvt)
+        if self.enabled and not value & LVT_MASKED:
+            self.accept_irq(value >> 8 & 7, value & 0xFF, False)
 
     def get(self, register: int) -> int:
         """Return a register as it stands in the page."""
@@ -251,12 +279,12 @@ class Lapic:
             self.send_ipi(value, self.get(ICR2) if self.x2apic else self.get(ICR2) >> 24)
         elif register == SELF_IPI:
             self.send_ipi(1 << 18 | value & 0xFF, 0)
-        elif register in _LVT_WRITABLE:
+        elif register in self.lvts:
             self._write_lvt(register, value)
         elif register == SPIV:
-            self._set(SPIV, value & 0x1FF)
+            self._set(SPIV, value & 0x3FF)
             if not value & SPIV_APIC_ENABLED:
-                for lvt in LVTS:
+                for lvt in self.lvts:
                     self._set(lvt, self.get(lvt) | LVT_MASKED)
         elif register == TMICT:
             if self.get(LVTT) & TIMER_MODE != TIMER_TSCDEADLINE:
@@ -293,7 +321,7 @@ class Lapic:
     def x2apic_read(self, msr: int) -> int | None:
         """RDMSR in 800H..8FFH; None is #GP."""
         register = msr - 0x800 << 4
-        if not self.x2apic or register not in READABLE_X2APIC:
+        if not self.x2apic or (register not in READABLE_X2APIC and register not in self.lvts):
             return None
         if register == ICR:
             return self.get(ICR) | self.get(ICR2) << 32
@@ -302,15 +330,15 @@ class Lapic:
     def x2apic_write(self, msr: int, value: int) -> bool:
         """WRMSR in 800H..8FFH; False is #GP."""
         register = msr - 0x800 << 4
-        if not self.x2apic or register not in WRITABLE_X2APIC:
+        if not self.x2apic or (register not in WRITABLE_X2APIC and register not in self.lvts):
+            return False
+        if value & X2APIC_RESERVED.get(register, _UPPER_HALF):
             return False
         if register == ICR:
             self._set(ICR, value & ~(1 << 12))
             self._set(ICR2, value >> 32)
             self.send_ipi(value & 0xFFFFFFFF, value >> 32)
             return True
-        if value >> 32:
-            return False
         self.write(register, value)
         return True
 
@@ -418,7 +446,7 @@ class Lapic:
             x2apic_id = self.vcpu.vcpu_id
             self._set(ID, x2apic_id)
             self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
-        self._set(LVR, VERSION)
+        self._set(LVR, self.version)
         left = self.get(TMCCT)
         self._set(TMCCT, 0)
         self._update_lvtt(old_lvtt, self.get(LVTT))

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from pathlib import Path
 
 import pytest
 
 from swtdx.linux.arch.x86.kvm.x86 import msrs
+from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
+from swtdx.uapi.client import Kvm, Vm
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.layout import filled, u64
+from testing.long_mode import GP, LongModeVm, rdmsr, wrmsr
 from tests.linux.conftest import Bench, ScriptedModule, refused
 
 VCPU_CPUID = [k.kvm_cpuid_entry2(function=1, ecx=1 << 21), k.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 1)]
@@ -37,8 +41,8 @@ ACCEPTED = (
     (0xCE, 0, True), (0x8B, 7 << 32, True), (0x11E, 9, True), (0xC001001F, 9, True), (0xC0010058, 0, True),
     (0xC0010058, 1, False), (0x1234, 0, False), (0x4B564D08, 0, False), (0x34, 3, True), (0x3B, 1 << 40, True),
     # __kvm_set_msr: canonical bases
-    (0xC0000100, 1 << 46, True), (0xC0000100, 1 << 47, False), (0xC0000102, 0xFFFF800000000000, True),
-    (0xC0000082, 0xFFF7800000000000, False), (0xC0000080, 1 << 1, False),
+    (0xC0000100, 1 << 46, True), (0xC0000100, 1 << 56, False), (0xC0000102, 0xFFFF800000000000, True),
+    (0xC0000082, 0xFEFF800000000000, False), (0xC0000080, 1 << 1, False),
 )  # fmt: skip
 
 
@@ -171,3 +175,64 @@ def test_set_mce_refusals(bench: Bench, vcpu: int) -> None:
     for bad in (k.kvm_x86_mce(bank=10, status=VALID), k.kvm_x86_mce(bank=0, status=1)):
         with refused(errno.EINVAL):
             bench.ioctl(vcpu, k.KVM_X86_SET_MCE, bad)
+
+
+PV_MSRS = {  # linux/Documentation/virt/kvm/x86/msr.rst: MSR, bit of CPUID 0x40000001 EAX, a value it takes
+    0x11: (0, 0x9000), 0x12: (0, 0x9001), 0x4B564D00: (3, 0x9000), 0x4B564D01: (3, 0x9001), 0x4B564D05: (12, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("index", [*PV_MSRS, 0x4B564D02, 0x4B564D03, 0x4B564D04, 0x4B564D06, 0x4B564D07], ids=hex)
+def test_a_paravirtual_msr_needs_its_feature_where_that_is_enforced(index: int) -> None:
+    with Kvm(open_kernel("emulated")) as device:
+        for features in (None, 0):
+            entries = device.supported_cpuid()
+            for entry in entries:
+                if entry.function == 0x40000001 and features is not None:
+                    entry.eax = features
+            with LongModeVm(device, entries) as guest:
+                guest.vcpu.enable_cap(k.Cap.ENFORCE_PV_FEATURE_CPUID, 1)
+                offered = features is None and index in PV_MSRS
+                expected = None if offered else GP
+                assert guest.run(rdmsr(index)) == expected
+                assert guest.run(wrmsr(index, PV_MSRS[index][1] if index in PV_MSRS else 0)) == expected
+
+
+@pytest.mark.parametrize(("count", "becomes", "read"), [(2, 1, 1), (3, 8192, 8192), (3, 0, 0), (5, 5, 5)])
+def test_user_space_changes_the_count_of_an_ins(count: int, becomes: int, read: int) -> None:
+    """KVM carries on with the RCX that it finds (emulator_pio_in_emulated)."""
+    with Kvm(open_kernel("emulated")) as device, LongModeVm(device) as guest:
+        guest.start(bytes.fromhex("f36c"), rcx=count, rdi=0x9000, rdx=0x80)
+        run = guest.vcpu.kvm_run
+        changed = False
+        while guest.step() is k.Exit.IO and run.io.port == 0x80:
+            guest.vcpu.set_io_data(b"\xaa" * (run.io.size * run.io.count))
+            if not changed:
+                regs = guest.vcpu.get_regs()
+                assert regs.rcx == count
+                regs.rcx, changed = becomes, True
+                guest.vcpu.set_regs(regs)
+        regs = guest.vcpu.get_regs()
+        assert (regs.rcx, regs.rdi) == (0, 0x9000 + read)
+        assert guest.memory[0x9000 : 0x9000 + read + 1] == b"\xaa" * read + b"\0"
+
+
+def test_a_corrected_error_interrupts_through_lvt_cmci() -> None:
+    """kvm_vcpu_x86_set_ucna: only with MCG_CMCI_P, and where the bank's CTL2 enables it."""
+
+    def split(vm: Vm) -> None:
+        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
+
+    ctl2, enabled, cmci_p = 0x280 + 3, 1 << 30, 1 << 10
+    with Kvm(open_kernel("emulated")) as device, LongModeVm(device, setup=split) as guest:
+        vcpu = guest.vcpu
+        assert vcpu.set_msrs({ctl2: enabled}) == 0
+        vcpu.setup_mce(10 | cmci_p)
+        vcpu.set_msrs({0x1B: 0xFEE00D00})
+        assert vcpu.set_msrs({ctl2: 1 << 31}) == 0, "a reserved bit"
+        assert guest.run(wrmsr(ctl2, 1 << 15)) == GP
+        for enable, expected in ((0, None), (enabled, 0x45)):
+            assert guest.run(wrmsr(0x80F, 0x1FF) + wrmsr(0x82F, 0x45) + wrmsr(ctl2, enable)) is None
+            error = k.kvm_x86_mce(status=1 << 63 | 1 << 61, addr=0x1234, misc=5, bank=3)
+            vcpu.ioctl(k.KVM_X86_SET_MCE, ctypes.addressof(error))
+            assert guest.run(rdmsr(0x401 + 4 * 3) + bytes.fromhex("fb9090")) == expected

@@ -82,6 +82,7 @@ class KvmX86Ops:
     apic_init_signal_blocked: Callable[[Vcpu], bool]
     vcpu_deliver_sipi_vector: Callable[[Vcpu, int], None]
     set_virtual_apic_mode: Callable[[Vcpu], None]
+    msr_filter_changed: Callable[[Vcpu], None]
     load_mmu_pgd: Callable[[Vcpu], None]
     set_tss_addr: Callable[[Kvm, int], None]
     set_identity_map_addr: Callable[[Kvm, int], None]
@@ -145,6 +146,7 @@ VMX_OPS = KvmX86Ops(
     apic_init_signal_blocked=vmx.vmx_apic_init_signal_blocked,
     vcpu_deliver_sipi_vector=vmx.vmx_vcpu_deliver_sipi_vector,
     set_virtual_apic_mode=vmx.vmx_set_virtual_apic_mode,
+    msr_filter_changed=vmx.vmx_msr_filter_changed,
     load_mmu_pgd=vmx.vmx_load_mmu_pgd,
     set_tss_addr=vmx.vmx_set_tss_addr,
     set_identity_map_addr=vmx.vmx_set_identity_map_addr,
@@ -243,6 +245,7 @@ VT_OPS = replace(
             "nmi_allowed",
             "apic_init_signal_blocked",
             "set_virtual_apic_mode",
+            "msr_filter_changed",
             "load_mmu_pgd",
         )
     },

@@ -503,6 +503,10 @@ def tdx_write_tsc_multiplier(vcpu: Vcpu) -> None:
     raise err(errno.EINVAL, "the TSC frequency of a TD is fixed")
 
 
+def tdx_msr_filter_changed(vcpu: Vcpu) -> None:
+    """Which MSRs of a TD exit is settled by the module."""
+
+
 def tdx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
     """The module enforces CPUID; KVM's copy answers TDVMCALLs only."""
 

@@ -16,6 +16,14 @@ from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, 
 from swtdx.linux.arch.x86.kvm.lapic import Lapic
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import PostedInterruptDescriptor
 from swtdx.linux.arch.x86.kvm.x86 import msrs
+from swtdx.linux.arch.x86.kvm.x86.control_registers import (
+    EFER_LMA,
+    EFER_LME,
+    TSC_AUX_FEATURES,
+    cr4_guest_rsvd_bits,
+    guest_has,
+    kvm_valid_efer,
+)
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry
 from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid
 from swtdx.linux.err import err
@@ -23,7 +31,7 @@ from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
 from swtdx.uapi.kvm import KVM_X86_DISABLE_EXITS_CSTATE, KVM_X86_DISABLE_EXITS_HLT, Vector
-from swtdx.x86 import Cr4, Efer, Msr, Rflags
+from swtdx.x86 import Cr0, Cr4, Msr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -34,18 +42,19 @@ ENTRY_FAILURE_GUEST_STATE = 1 << 31 | int(ExitReason.ENTRY_FAILURE)
 POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated processor must not see: vmx_state.TSS_BUSY
 RFLAGS_IF = Rflags.IF
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
-CR4_MCE, MC_VECTOR = Cr4.MCE, Vector.MC
+CR0_PG, CR4_MCE, MC_VECTOR = Cr0.PG, Cr4.MCE, Vector.MC
 INTERCEPTED_EXCEPTIONS = 1 << Vector.UD | 1 << Vector.DB | 1 << Vector.AC
 """What exits also when no debugger asks for it (vmx_update_exception_bitmap)."""
 
-# MSRs that the guest processor holds: reads and writes need no exit
-PASSED_THROUGH = (
+# MSRs that the guest processor holds
+IN_CONTEXT = (
     Msr.EFER, Msr.STAR, Msr.LSTAR, Msr.CSTAR, Msr.FMASK,
     Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE, Msr.TSC_AUX,
     Msr.SYSENTER_CS, Msr.SYSENTER_ESP, Msr.SYSENTER_EIP, Msr.PAT,
 )  # fmt: skip
+CHECKED_BY_KVM = frozenset((Msr.EFER, Msr.TSC_AUX, Msr.PAT))
+"""Of these a write exits, for which values there are depends on the guest's CPUID or on a list that KVM has."""
 _CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
-EFER_VALID, EFER_LMA = Efer.SCE | Efer.LME | Efer.LMA | Efer.NXE, Efer.LMA
 CORE_RESIDENCY = (0x3FC, 0x3FD, 0x3FE)  # MSR_CORE_C3_RESIDENCY, C6, C7; C1 is of other processors
 _SPEC_CTRL_FEATURES = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD
 _SPEC_CTRL_BITS = 0x4FF  # IBRS, STIBP, SSBD, IPRED_DIS_U and _S, RRSBA_DIS_U and _S, PSFD, BHI_DIS_S
@@ -131,6 +140,7 @@ def vmx_vcpu_create(vcpu: Vcpu) -> None:
     vmx_set_virtual_apic_mode(vcpu)
     context.exception_bitmap = INTERCEPTED_EXCEPTIONS
     context.hlt_exiting = not kvm.disabled_exits & KVM_X86_DISABLE_EXITS_HLT
+    vmx_vcpu_after_set_cpuid(vcpu)
     context.set_segment(*POWER_ON_TR)
     context.gpr[2] = kvm.processor.cpuid(1)[0]  # RDX: family, model, stepping
     context.rflags = 2
@@ -294,7 +304,9 @@ def vmx_has_emulated_msr(kvm: Kvm | None, index: int) -> bool:
 
 def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
     """Raises Unsupported or Invalid."""
-    if index in PASSED_THROUGH:
+    if index in IN_CONTEXT:
+        if index == msrs.TSC_AUX and not host and not _has_tsc_aux(vcpu):
+            raise Invalid
         return vcpu.vmx.context.rdmsr(index)
     if index == msrs.IA32_SPEC_CTRL:
         if not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES):
@@ -315,8 +327,8 @@ def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
 
 def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     """Raises Unsupported or Invalid."""
-    if index in PASSED_THROUGH:
-        _set_context_msr(vcpu, index, value)
+    if index in IN_CONTEXT:
+        _set_context_msr(vcpu, index, value, host)
     elif index == msrs.IA32_SPEC_CTRL:
         if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES)):
             raise Invalid
@@ -343,24 +355,36 @@ def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
         vcpu.msrs.set(index, value, host=host)
 
 
-def _set_context_msr(vcpu: Vcpu, index: int, value: int) -> None:
-    """An MSR that the processor holds, written by user space or by a guest whose VMM filters it."""
+def _has_tsc_aux(vcpu: Vcpu) -> bool:
+    return any(guest_has(vcpu, feature) for feature in TSC_AUX_FEATURES)
+
+
+def _set_context_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
+    """An MSR that the processor holds, written by user space, or by a guest and not passed through."""
     context = vcpu.vmx.context
     if index in _CANONICAL:
-        if (value + (1 << 47) & _MASK64) >> 48:
+        if _made_canonical(vcpu, value) != value:
             raise Invalid
     elif index in (msrs.SYSENTER_ESP, msrs.SYSENTER_EIP):
-        value = (value & (1 << 48) - 1 ^ 1 << 47) - (1 << 47) & _MASK64  # made canonical, not refused
+        value = _made_canonical(vcpu, value)  # not refused
     elif index == msrs.TSC_AUX:
-        if value >> 32:
+        if value >> 32 or (not host and not _has_tsc_aux(vcpu)):
             raise Invalid
     elif index == msrs.IA32_PAT:
         vcpu.msrs.set(index, value, host=True)
     elif index == msrs.IA32_EFER:
-        if value & ~EFER_VALID:
+        if not kvm_valid_efer(vcpu, value, host=host):
+            raise Invalid
+        if not host and context.cr0 & CR0_PG and (value ^ context.efer) & EFER_LME:
             raise Invalid
         value = value & ~EFER_LMA | context.efer & EFER_LMA
     context.wrmsr(index, value)
+
+
+def _made_canonical(vcpu: Vcpu, address: int) -> int:
+    """Sign-extend an address at the processor's width, whatever the guest's paging (max_host_virt_addr_bits)."""
+    sign = 1 << (vcpu.kvm.processor.cpuid(0x80000008)[0] >> 8 & 0xFF) - 1
+    return (address & 2 * sign - 1 ^ sign) - sign & _MASK64
 
 
 def vmx_read_l1_tsc(vcpu: Vcpu, host_tsc: int) -> int:
@@ -397,11 +421,13 @@ def vmx_write_tsc_multiplier(vcpu: Vcpu) -> None:
 
 
 def vmx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
-    """The processor does not restrict features by the guest's CPUID."""
+    """The bits of CR4 that the guest's CPUID leaves out are in the guest/host mask, and read as 0."""
+    vcpu.cr4_guest_rsvd_bits = vcpu.vmx.context.cr4_guest_host_mask = cr4_guest_rsvd_bits(vcpu)
 
 
 def msr_bitmap(vcpu: Vcpu) -> bytes:
-    """The VMX MSR bitmap: everything exits but what the processor holds and, in x2APIC mode, what it virtualises."""
+    """The VMX MSR bitmap: everything exits but what the processor holds and the VMM does not filter, and, in x2APIC
+    mode, what it virtualises: x2APIC MSRs are never filtered."""
     bitmap = bytearray(b"\xff" * 4096)
 
     def clear(index: int, *, read: bool, write: bool) -> None:
@@ -412,8 +438,11 @@ def msr_bitmap(vcpu: Vcpu) -> bytes:
         if write:
             bitmap[high + (position >> 3)] &= ~(1 << (position & 7))
 
-    for index in PASSED_THROUGH:
-        clear(index, read=True, write=True)
+    msr_filter = vcpu.kvm.msr_filter
+    for index in IN_CONTEXT:
+        read = index != Msr.TSC_AUX and (msr_filter is None or msr_filter.allows(index, write=False))
+        write = index not in CHECKED_BY_KVM and (msr_filter is None or msr_filter.allows(index, write=True))
+        clear(index, read=read, write=write)
     apic = vcpu.apic
     if apic is not None and apic.x2apic:
         clear(0x808, read=True, write=True)  # TPR
@@ -440,6 +469,11 @@ def vmx_set_virtual_apic_mode(vcpu: Vcpu) -> None:
     """xAPIC accesses exit as EPT violations, x2APIC's TPR, EOI and SELF IPI do not exit."""
     if hasattr(vcpu, "vmx"):
         vcpu.vmx.context.set_msr_bitmap(msr_bitmap(vcpu))
+
+
+def vmx_msr_filter_changed(vcpu: Vcpu) -> None:
+    """What the VMM filters exits, also where the processor holds it."""
+    vcpu.vmx.context.set_msr_bitmap(msr_bitmap(vcpu))
 
 
 def vmx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:

@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason
 from swtdx.linux.arch.x86.kvm import emulate
+from swtdx.linux.arch.x86.kvm.cpuid import kvm_update_cpuid_runtime
 from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
 from swtdx.linux.arch.x86.kvm.vmx.vmx import BLOCKED_BY_STI_OR_MOV_SS, ENTRY_FAILURE_GUEST_STATE
-from swtdx.linux.arch.x86.kvm.vmx.vmx_state import xcr0_valid
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit, pio
+from swtdx.linux.arch.x86.kvm.x86.control_registers import EFER_LMA, kvm_is_valid_cr4, xcr0_valid
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import (
     CR4_DE,
-    DR6_BS,
+    DR7_GD,
+    do_singlestep,
     guest_get_dr,
     guest_set_dr,
     handle_debug_exception,
     handle_emulated,
+    handle_general_detect,
 )
 from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
 from swtdx.linux.arch.x86.kvm.x86.undefined_opcode import handle_ud
@@ -35,21 +38,22 @@ from swtdx.linux.virt.kvm.binary_stats import IO_EXITS
 from swtdx.uapi.kvm import (
     KVM_EXIT_EXCEPTION,
     KVM_EXIT_HLT,
+    KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_IO,
     KVM_EXIT_SHUTDOWN,
+    KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     Vector,
 )
-from swtdx.x86 import Cr4, Gpr
+from swtdx.x86 import Gpr
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
-CR4_OSXSAVE = Cr4.OSXSAVE
-_F1_ECX_OSXSAVE, _F7_ECX_OSPKE, _CR4_PKE = 1 << 27, 1 << 4, 1 << 22
+_FOLLOWS_STATE = frozenset((1, 7, 0xD))  # kvm_update_cpuid_runtime
 _EXIT_IO = int(KVM_EXIT_IO)
 _IO_STRING = 1 << 4
 _DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
@@ -67,9 +71,9 @@ def vmx_handle_exit(vcpu: Vcpu) -> int:
     return handler(vcpu, context)
 
 
-def _skip(context: GuestContext) -> int:
-    context.rip += context.instruction_length
-    return 1
+def _skip(vcpu: Vcpu, context: GuestContext) -> int:
+    """kvm_skip_emulated_instruction. 1."""
+    return do_singlestep(vcpu, context) if context.skip_instruction() else 1
 
 
 def _again(vcpu: Vcpu, context: GuestContext) -> int:
@@ -107,15 +111,17 @@ def _general_protection(vcpu: Vcpu, context: GuestContext) -> int:
 
 
 def _nothing(vcpu: Vcpu, context: GuestContext) -> int:
-    return _skip(context)
+    return _skip(vcpu, context)
 
 
 def _monitor_or_mwait(vcpu: Vcpu, context: GuestContext) -> int:
     """They do nothing; with the quirk of that disabled a guest without the feature gets #UD (handle_monitor_trap)."""
     features = vcpu.cpuid.find(1)
+    if features is not None:
+        features = kvm_update_cpuid_runtime(vcpu, 1, 0, features)
     if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS and not (features and features[2] & 1 << 3):
         return queue_exception(context, Vector.UD)
-    return _skip(context)
+    return _skip(vcpu, context)
 
 
 def _cpuid(vcpu: Vcpu, context: GuestContext) -> int:
@@ -123,25 +129,20 @@ def _cpuid(vcpu: Vcpu, context: GuestContext) -> int:
     if vcpu.msrs.cpuid_fault and context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
         return queue_exception(context, Vector.GP, 0)
     function, index = gpr[RAX] & 0xFFFFFFFF, gpr[RCX] & 0xFFFFFFFF
-    eax, ebx, ecx, edx = vcpu.cpuid.query(function, index)
-    if function == 1:
-        ecx = ecx & ~_F1_ECX_OSXSAVE | (_F1_ECX_OSXSAVE if context.cr4 & CR4_OSXSAVE else 0)
-    elif function == 7 and index == 0:
-        ecx = ecx & ~_F7_ECX_OSPKE | (_F7_ECX_OSPKE if context.cr4 & _CR4_PKE else 0)
-    gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = eax, ebx, ecx, edx
-    return _skip(context)
+    registers = vcpu.cpuid.query(function, index)
+    if function in _FOLLOWS_STATE:
+        registers = kvm_update_cpuid_runtime(vcpu, function, index, registers)
+    gpr[RAX], gpr[RBX], gpr[RCX], gpr[RDX] = registers
+    return _skip(vcpu, context)
 
 
 def _hlt(vcpu: Vcpu, context: GuestContext) -> int:
-    _skip(context)
+    _skip(vcpu, context)
     if vcpu.kvm.disabled_exits & KVM_X86_DISABLE_EXITS_HLT:  # exits for a single step, whose trap ends the HLT at once
-        if not vcpu.vmx.guest_debug:
-            context.set_dr(6, context.get_dr(6) | DR6_BS)
-            queue_exception(context, Vector.DB)
         return 1
     if vcpu.apic is not None:
         context.interruptibility &= ~BLOCKED_BY_STI_OR_MOV_SS  # the shadow of STI covered the HLT itself
-        return vcpu.halt()
+        return 1 if context.event_pending else vcpu.halt()  # the trap of a single step
     vcpu.stat.values[stats.HALT_EXITS] += 1
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_HLT))
     return 0
@@ -153,7 +154,7 @@ def _io(vcpu: Vcpu, context: GuestContext) -> int:
     if qualification & _IO_STRING:
         return pio.string_io(vcpu, context, qualification)
     size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
-    rip, length = context.rip, context.instruction_length
+    rip = context.rip
     device = vcpu.kvm.buses.ports.get(port)
     if device is not None:
         mask = (1 << 8 * size) - 1
@@ -163,7 +164,7 @@ def _io(vcpu: Vcpu, context: GuestContext) -> int:
             context.gpr[RAX] = value if size == 4 else rax & ~mask | value
         else:
             device.write(port, size, context.gpr[RAX] & mask)
-        return _skip(context)
+        return _skip(vcpu, context)
     if qualification & 8:
 
         def complete_in() -> None:
@@ -171,18 +172,18 @@ def _io(vcpu: Vcpu, context: GuestContext) -> int:
                 value = _DATA[size].unpack_from(vcpu.run, run_struct.PIO_DATA)[0]
                 rax = context.gpr[RAX]
                 context.gpr[RAX] = value if size == 4 else rax & ~((1 << 8 * size) - 1) | value
-                context.rip = rip + length
+                _skip(vcpu, context)
 
         vcpu.complete_userspace_io = complete_in
     else:
         value = context.gpr[RAX] & (1 << 8 * size) - 1
         bus = vcpu.kvm.buses.pio
         if bus.active and bus.write(port, size, value):
-            return _skip(context)
+            return _skip(vcpu, context)
 
         def complete_out() -> None:
             if context.rip == rip:
-                context.rip = rip + length
+                _skip(vcpu, context)
 
         vcpu.complete_userspace_io = complete_out
         _DATA[size].pack_into(vcpu.run, run_struct.PIO_DATA, value)
@@ -199,12 +200,24 @@ def _ept_violation(vcpu: Vcpu, context: GuestContext) -> int:
     write = bool(context.exit_qualification & EPT_VIOLATION_ACC_WRITE)
     if kvm.mmu.kvm_tdp_page_fault(vcpu, gpa, write) is not RetPf.EMULATE:
         return 1
+    if context.event_pending:  # vmx_check_emulate_instruction: RIP is not at what made the access
+        return _event_vectoring_exit(vcpu, context, gpa)
     if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio.listeners:
         listeners = kvm.buses.mmio.listeners.get(gpa)
         if write and listeners and not listeners[0].length and listeners[0].datamatch is None:
             kvm.buses.mmio.write(gpa, 0, 0)  # KVM_FAST_MMIO_BUS: a doorbell, whatever is written
             return emulate.skip_instruction(vcpu, context)
     return emulate.emulate_instruction(vcpu, context)
+
+
+def _event_vectoring_exit(vcpu: Vcpu, context: GuestContext, gpa: int) -> int:
+    """The delivery of an event needs the emulator, which cannot do it (kvm_prepare_event_vectoring_exit). 0."""
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_INTERNAL_ERROR))
+    run_struct.VECTORING.pack_into(
+        vcpu.run, run_struct.UNION, KVM_INTERNAL_ERROR_DELIVERY_EV, 5, context.idt_vectoring_info,
+        vcpu.vmx.exit_reason, context.exit_qualification, gpa, vcpu.cpu,
+    )  # fmt: skip
+    return 0
 
 
 def _ept_misconfig(vcpu: Vcpu, context: GuestContext) -> int:
@@ -222,7 +235,7 @@ def _rdmsr(vcpu: Vcpu, context: GuestContext) -> int:
             queue_exception(context, Vector.GP, 0)
             return
         context.gpr[RAX], context.gpr[RDX] = value & 0xFFFFFFFF, value >> 32
-        _skip(context)
+        _skip(vcpu, context)
 
     return msr_exit.read(vcpu, context.gpr[RCX] & 0xFFFFFFFF, done)
 
@@ -230,7 +243,7 @@ def _rdmsr(vcpu: Vcpu, context: GuestContext) -> int:
 def _wrmsr(vcpu: Vcpu, context: GuestContext) -> int:
     def done(accepted: bool) -> None:
         if accepted:
-            _skip(context)
+            _skip(vcpu, context)
         else:
             queue_exception(context, Vector.GP, 0)
 
@@ -243,7 +256,7 @@ def _xsetbv(vcpu: Vcpu, context: GuestContext) -> int:
     if context.gpr[RCX] & 0xFFFFFFFF or not xcr0_valid(vcpu, value):
         return queue_exception(context, Vector.GP, 0)
     context.xcr0 = value
-    return _skip(context)
+    return _skip(vcpu, context)
 
 
 def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
@@ -254,7 +267,7 @@ def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
 
     def done(result: int) -> None:
         gpr[RAX] = result & mask
-        _skip(context)
+        _skip(vcpu, context)
 
     if context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
         done(-1)  # -KVM_EPERM
@@ -263,23 +276,28 @@ def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
 
 
 def _cr_access(vcpu: Vcpu, context: GuestContext) -> int:
-    """Only CR8 without an APIC in the kernel, and what a guest/host mask would catch; KVM here sets none."""
+    """What the guest/host mask catches: reserved bits of CR4, which are #GP (kvm_set_cr4)."""
     qualification = context.exit_qualification
     number, kind, register = qualification & 0xF, qualification >> 4 & 3, qualification >> 8 & 0xF
     name = {0: "cr0", 3: "cr3", 4: "cr4", 8: "cr8"}.get(number)
     if name is None or kind > 1:
         return vcpu.internal_error(vcpu.vmx.exit_reason)
     if kind == 0:
-        setattr(context, name, context.gpr[register])
+        value = context.gpr[register] if context.efer & EFER_LMA else context.gpr[register] & 0xFFFFFFFF
+        if number == 4 and not kvm_is_valid_cr4(vcpu, value):
+            return queue_exception(context, Vector.GP, 0)
+        setattr(context, name, value)
     else:
         context.gpr[register] = getattr(context, name)
-    return _skip(context)
+    return _skip(vcpu, context)
 
 
 def _dr_access(vcpu: Vcpu, context: GuestContext) -> int:
     """MOV DR, which exits while a debugger's breakpoints are in the registers. DR4 and DR5 mean DR6 and DR7."""
     qualification = context.exit_qualification
     number, register = qualification & 7, qualification >> 8 & 0xF
+    if context.get_dr(7) & DR7_GD:
+        return handle_general_detect(vcpu, context)
     if number in (4, 5):
         if context.cr4 & CR4_DE:
             return queue_exception(context, Vector.UD)
@@ -291,7 +309,7 @@ def _dr_access(vcpu: Vcpu, context: GuestContext) -> int:
         if number >= 6 and value >> 32:
             return queue_exception(context, Vector.GP, 0)
         guest_set_dr(vcpu, number, value)
-    return _skip(context)
+    return _skip(vcpu, context)
 
 
 def _virtualized_eoi(vcpu: Vcpu, context: GuestContext) -> int:

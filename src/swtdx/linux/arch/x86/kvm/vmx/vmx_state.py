@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import walk
-from swtdx.linux.arch.x86.kvm.vmx.vmx import EFER_LMA, EFER_VALID
+from swtdx.linux.arch.x86.kvm.x86.control_registers import CR0_DEFINED, EFER_LMA, kvm_is_valid_sregs, xcr0_valid
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import RFLAGS_TF, guest_get_dr, guest_set_dr, linear_rip
+from swtdx.linux.arch.x86.kvm.x86.vcpu_events import x86_get_vcpu_events, x86_set_vcpu_events
 from swtdx.linux.err import err
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.uapi.kvm import (
@@ -21,15 +22,16 @@ from swtdx.uapi.kvm import (
     KVM_SYNC_X86_EVENTS,
     KVM_SYNC_X86_REGS,
     KVM_SYNC_X86_SREGS,
+    KVM_SYNC_X86_VALID_FIELDS,
     kvm_debugregs,
     kvm_dtable,
     kvm_fpu,
     kvm_segment,
     kvm_sregs,
     kvm_sync_regs,
+    kvm_vcpu_events,
     kvm_xcrs,
 )
-from swtdx.x86 import Cr0, Cr4
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -41,9 +43,10 @@ _SEGMENTS = (
     ("ss", Segment.SS), ("tr", Segment.TR), ("ldt", Segment.LDTR),
 )  # fmt: skip
 _TABLES = (("gdt", Segment.GDTR), ("idt", Segment.IDTR))
-_SYNC_REGS = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
-CR0_DEFINED = sum(Cr0)
-CR4_VALID = sum(Cr4) & ~(Cr4.SMXE | Cr4.KL | Cr4.CET | Cr4.PKS | Cr4.UINTR | Cr4.LASS)  # what KVM lets a guest have
+_SYNC_REGS, _SYNC_SREGS, _SYNC_EVENTS = (
+    slice(run_struct.SYNC_REGS + member.offset, run_struct.SYNC_REGS + member.offset + member.size)
+    for member in (kvm_sync_regs.regs, kvm_sync_regs.sregs, kvm_sync_regs.events)
+)
 _XSAVE_LEGACY = 512
 TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 
@@ -145,29 +148,10 @@ def vmx_get_sregs(vcpu: Vcpu) -> bytes:
     return bytes(sregs)
 
 
-def _check_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
-    efer, cr0, cr4 = sregs.efer, sregs.cr0, sregs.cr4
-    if cr0 >> 32 or (cr0 & 1 << 31 and not cr0 & 1) or cr0 >> 29 & 3 == 1:
-        raise err(errno.EINVAL, f"cr0 {cr0:#x}")
-    if cr4 & ~CR4_VALID:
-        raise err(errno.EINVAL, f"cr4 {cr4:#x}")
-    if efer & ~EFER_VALID:
-        raise err(errno.EINVAL, f"efer {efer:#x}")
-    if efer & 1 << 8 and cr0 & 1 << 31:
-        if not cr4 & 1 << 5 or not efer & 1 << 10:
-            raise err(errno.EINVAL, "long mode needs CR4.PAE and EFER.LMA")
-        if sregs.cr3 & vcpu.cpuid.reserved_gpa_bits:
-            raise err(errno.EINVAL, f"cr3 {sregs.cr3:#x}")
-        if sregs.cs.db and sregs.cs.l:
-            raise err(errno.EINVAL, "CS.D and CS.L are both set")
-    elif efer & 1 << 10 or sregs.cs.l:
-        raise err(errno.EINVAL, "EFER.LMA or CS.L without long mode")
-
-
 def vmx_set_sregs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_sregs. Raises OSError(EINVAL)."""
     sregs = kvm_sregs.from_buffer_copy(data)
-    _check_sregs(vcpu, sregs)
+    kvm_is_valid_sregs(vcpu, sregs)
     if vcpu.apic_base != sregs.apic_base:
         vcpu.set_apic_base(sregs.apic_base)
     context = vcpu.vmx.context
@@ -240,11 +224,6 @@ def vmx_get_xcrs(vcpu: Vcpu) -> bytes:
     return bytes(xcrs)
 
 
-def xcr0_valid(vcpu: Vcpu, value: int) -> bool:
-    """Return whether XSETBV would accept ``value``."""
-    return bool(value & 1) and not value & ~vcpu.kvm.kernel.supported_xcr0 and not (value & 4 and not value & 2)
-
-
 def vmx_set_xcrs(vcpu: Vcpu, data: bytes) -> None:
     """struct kvm_xcrs. Raises OSError(EINVAL)."""
     xcrs = kvm_xcrs.from_buffer_copy(data)
@@ -302,22 +281,22 @@ def vmx_translate(vcpu: Vcpu, address: int) -> int | None:
 
 def vmx_sync_regs_load(vcpu: Vcpu, valid: int, dirty: int) -> None:
     """Take the registers that user space marked dirty. Raises OSError(EINVAL)."""
-    if (valid | dirty) & ~_SYNC_REGS:
+    if (valid | dirty) & ~KVM_SYNC_X86_VALID_FIELDS:
         raise err(errno.EINVAL, f"kvm_valid_regs {valid:#x}, kvm_dirty_regs {dirty:#x}")
-    base = run_struct.SYNC_REGS
-    regs, sregs = kvm_sync_regs.regs, kvm_sync_regs.sregs
     if dirty & KVM_SYNC_X86_REGS:
-        vmx_set_regs(vcpu, bytes(vcpu.run[base + regs.offset : base + regs.offset + regs.size]))
+        vmx_set_regs(vcpu, bytes(vcpu.run[_SYNC_REGS]))
     if dirty & KVM_SYNC_X86_SREGS:
-        vmx_set_sregs(vcpu, bytes(vcpu.run[base + sregs.offset : base + sregs.offset + sregs.size]))
+        vmx_set_sregs(vcpu, bytes(vcpu.run[_SYNC_SREGS]))
+    if dirty & KVM_SYNC_X86_EVENTS:
+        x86_set_vcpu_events(vcpu, kvm_vcpu_events.from_buffer_copy(vcpu.run[_SYNC_EVENTS]))
     run_struct.U64.pack_into(vcpu.run, run_struct.VALID_REGS + 8, 0)
 
 
 def vmx_sync_regs_store(vcpu: Vcpu, valid: int) -> None:
     """Give user space the registers it asked for."""
-    base = run_struct.SYNC_REGS
-    regs, sregs = kvm_sync_regs.regs, kvm_sync_regs.sregs
     if valid & KVM_SYNC_X86_REGS:
-        vcpu.run[base + regs.offset : base + regs.offset + regs.size] = vmx_get_regs(vcpu)
+        vcpu.run[_SYNC_REGS] = vmx_get_regs(vcpu)
     if valid & KVM_SYNC_X86_SREGS:
-        vcpu.run[base + sregs.offset : base + sregs.offset + sregs.size] = vmx_get_sregs(vcpu)
+        vcpu.run[_SYNC_SREGS] = vmx_get_sregs(vcpu)
+    if valid & KVM_SYNC_X86_EVENTS:
+        vcpu.run[_SYNC_EVENTS] = bytes(x86_get_vcpu_events(vcpu))

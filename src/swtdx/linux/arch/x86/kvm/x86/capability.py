@@ -104,7 +104,7 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.MCE: KVM_MAX_MCE_BANKS,
         Cap.ADJUST_CLOCK: KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
         Cap.READONLY_MEM: 1,
-        Cap.SYNC_REGS: KVM_SYNC_X86_VALID_FIELDS & 3,
+        Cap.SYNC_REGS: KVM_SYNC_X86_VALID_FIELDS,
         Cap.MULTI_ADDRESS_SPACE: 1,
         Cap.X2APIC_API: X2APIC_API_VALID,
         Cap.EXIT_HYPERCALL: 1 << KVM_HC_MAP_GPA_RANGE,

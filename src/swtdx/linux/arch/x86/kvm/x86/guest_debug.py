@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 RFLAGS_TF = Rflags.TF
-DR6_BS, DR6_ACTIVE_LOW = Dr6.BS, DR6_INIT
+DR6_BD, DR6_BS, DR6_ACTIVE_LOW = Dr6.BD, Dr6.BS, DR6_INIT
 DR7_FIXED_1, DR7_GD = Dr7.FIXED_1, Dr7.GD
 CR4_DE = Cr4.DE
 _CS = 1
@@ -143,6 +143,22 @@ def handle_debug_exception(vcpu: Vcpu, context: GuestContext, vector: int) -> in
         context.inject(Vector.DB, EventType.HARDWARE_EXCEPTION)
         return 1
     return _debug_exit(vcpu, vector, context.exit_qualification if vector == Vector.DB else 0)
+
+
+def handle_general_detect(vcpu: Vcpu, context: GuestContext) -> int:
+    """MOV DR while the DR7 that is loaded has GD, and MOV DR exits: it is the debugger's (handle_dr). 0."""
+    return _debug_exit(vcpu, Vector.DB, DR6_BD)
+
+
+def do_singlestep(vcpu: Vcpu, context: GuestContext) -> int:
+    """An instruction was carried out for a guest that has RFLAGS.TF set: #DB, unless a debugger steps. 1.
+
+    kvm_vcpu_do_singlestep; what a debugger is told is in `handle_emulated`.
+    """
+    if not vcpu.vmx.guest_debug & KVM_GUESTDBG_SINGLESTEP:
+        context.set_dr(6, context.get_dr(6) & ~0xF | DR6_ACTIVE_LOW | DR6_BS)
+        context.inject(Vector.DB, EventType.HARDWARE_EXCEPTION)
+    return 1
 
 
 def handle_emulated(vcpu: Vcpu, context: GuestContext, rip: int, result: int) -> int:

@@ -2,8 +2,8 @@
 """Machine-check registers of a vCPU and KVM_X86_SETUP_MCE, KVM_X86_SET_MCE (arch/x86/kvm/x86.c; SDM vol. 3, "MCA").
 
 A bank is four MSRs: CTL, STATUS, ADDR, MISC. Nothing here ever fails by itself: user space injects errors, as a VMM
-does that was told of one by its own kernel. Left out: corrected-error interrupts (MCG_CMCI_P, LVT CMCI), so that
-IA32_MCi_CTL2 takes nothing but user space's 0, as where MCG_CAP lacks the bit.
+does that was told of one by its own kernel. An uncorrected error that needs no action interrupts through LVT CMCI,
+where MCG_CAP has MCG_CMCI_P and the bank's IA32_MCi_CTL2 enables it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from swtdx.linux.arch.x86.kvm.lapic import LVTCMCI
 from swtdx.linux.err import err
 from swtdx.uapi.kvm import kvm_x86_mce
 from swtdx.x86 import Msr
@@ -23,8 +24,9 @@ IA32_MCG_CAP, IA32_MCG_STATUS = map(int, (Msr.MCG_CAP, Msr.MCG_STATUS))
 IA32_MCG_CTL, IA32_MCG_EXT_CTL = map(int, (Msr.MCG_CTL, Msr.MCG_EXT_CTL))
 IA32_MC0_CTL2, IA32_MC0_CTL = map(int, (Msr.MC0_CTL2, Msr.MC0_CTL))
 KVM_MAX_MCE_BANKS = 32
-MCG_CTL_P, MCG_SER_P, MCG_LMCE_P = 1 << 8, 1 << 24, 1 << 27
-MCG_CAP_SUPPORTED = MCG_CTL_P | MCG_SER_P | MCG_LMCE_P
+MCG_CTL_P, MCG_CMCI_P, MCG_SER_P, MCG_LMCE_P = 1 << 8, 1 << 10, 1 << 24, 1 << 27
+MCG_CAP_SUPPORTED = MCG_CTL_P | MCG_CMCI_P | MCG_SER_P | MCG_LMCE_P
+MCI_CTL2_CMCI_EN, MCI_CTL2_CMCI_THRESHOLD_MASK = 1 << 30, 0x7FFF
 MCG_STATUS_MCIP = 1 << 2
 MCG_EXT_CTL_LMCE_EN = 1 << 0
 STATUS_VAL, STATUS_OVER, STATUS_UC, STATUS_PCC, STATUS_S, STATUS_AR = (
@@ -48,11 +50,17 @@ class MachineCheck:
         self.mcg_cap = KVM_MAX_MCE_BANKS
         self.mcg_status = self.mcg_ctl = self.mcg_ext_ctl = 0
         self.banks = [0] * (4 * KVM_MAX_MCE_BANKS)
+        self.ctl2 = [0] * KVM_MAX_MCE_BANKS
 
     @property
     def lmce(self) -> bool:
         """Whether MCG_CAP has local machine checks."""
         return bool(self.mcg_cap & MCG_LMCE_P)
+
+    @property
+    def cmci(self) -> bool:
+        """Whether MCG_CAP has corrected-error interrupts."""
+        return bool(self.mcg_cap & MCG_CMCI_P)
 
     def setup(self, mcg_cap: int) -> None:
         """KVM_X86_SETUP_MCE. Raises OSError(EINVAL)."""
@@ -64,6 +72,7 @@ class MachineCheck:
             self.mcg_ctl = _ALL_ONES
         for bank in range(count):
             self.banks[4 * bank + _CTL] = _ALL_ONES
+            self.ctl2[bank] = 0
 
     def read(self, index: int, *, host: bool) -> int | None:
         """``host``: user space reads, not the guest."""
@@ -78,7 +87,8 @@ class MachineCheck:
         if index >= IA32_MC0_CTL:
             number = index - IA32_MC0_CTL
             return self.banks[number] if number < 4 * (self.mcg_cap & 0xFF) else None
-        return 0 if host and index - IA32_MC0_CTL2 < self.mcg_cap & 0xFF else None
+        bank = index - IA32_MC0_CTL2
+        return self.ctl2[bank] if bank < self.mcg_cap & 0xFF and (self.cmci or host) else None
 
     def write(self, index: int, value: int, *, host: bool) -> bool:
         """``host``: user space writes, not the guest."""
@@ -91,9 +101,17 @@ class MachineCheck:
         elif index >= IA32_MC0_CTL:
             return self._write_bank(index - IA32_MC0_CTL, value, host=host)
         elif index >= IA32_MC0_CTL2:
-            return index - IA32_MC0_CTL2 < self.mcg_cap & 0xFF and host and not value
+            return self._write_ctl2(index - IA32_MC0_CTL2, value, host=host)
         else:
             return False
+        return True
+
+    def _write_ctl2(self, bank: int, value: int, *, host: bool) -> bool:
+        if bank >= self.mcg_cap & 0xFF or (not self.cmci and (value or not host)):
+            return False
+        if value & ~(MCI_CTL2_CMCI_EN | MCI_CTL2_CMCI_THRESHOLD_MASK):
+            return False
+        self.ctl2[bank] = value
         return True
 
     def _write_bank(self, number: int, value: int, *, host: bool) -> bool:
@@ -129,6 +147,8 @@ def set_mce(vcpu: Vcpu, mce: kvm_x86_mce) -> None:
     elif not mce.mcg_status and not status & (STATUS_PCC | STATUS_S | STATUS_AR):  # uncorrected, no action required
         store(0)
         state.mcg_status = 0
+        if state.cmci and state.ctl2[mce.bank] & MCI_CTL2_CMCI_EN and vcpu.apic is not None:
+            vcpu.apic.local_deliver(LVTCMCI)
     elif (not state.mcg_cap & MCG_CTL_P or state.mcg_ctl == _ALL_ONES) and control == _ALL_ONES:  # reporting is on
         if state.mcg_status & MCG_STATUS_MCIP or not vcpu.ops.inject_machine_check(vcpu):
             vcpu.triple_fault_pending = True

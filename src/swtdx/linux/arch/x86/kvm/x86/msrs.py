@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.cpuid import F7_EDX_ARCH_CAPABILITIES, F7_EDX_FLUSH_L1D, F7_EDX_SPEC_CTRL
 from swtdx.linux.arch.x86.kvm.x86 import mce
-from swtdx.uapi.kvm import KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+from swtdx.uapi.kvm import KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT, KVM_X86_QUIRK_STUFF_FEATURE_MSRS
 from swtdx.x86 import PAT_RESET as PAT_RESET
 from swtdx.x86 import Msr
 
@@ -45,15 +45,21 @@ MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW = 0x4B564D00, 0x4B564D01
 MSR_KVM_STEAL_TIME, MSR_KVM_POLL_CONTROL = 0x4B564D03, 0x4B564D05
 WALL_CLOCKS = (MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW)
 SYSTEM_TIMES = (MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW)
-_PV_FEATURES = {  # KVM_FEATURE_CLOCKSOURCE, CLOCKSOURCE2, POLL_CONTROL
+_PV_FEATURES = {  # the bit of CPUID 0x40000001 EAX that each paravirtual MSR needs, where that is enforced
     MSR_KVM_WALL_CLOCK: 0,
     MSR_KVM_SYSTEM_TIME: 0,
     MSR_KVM_WALL_CLOCK_NEW: 3,
     MSR_KVM_SYSTEM_TIME_NEW: 3,
+    0x4B564D02: 4,  # ASYNC_PF_EN
+    MSR_KVM_STEAL_TIME: 5,
+    0x4B564D04: 6,  # PV_EOI_EN
     MSR_KVM_POLL_CONTROL: 12,
+    0x4B564D06: 14,  # ASYNC_PF_INT
+    0x4B564D07: 14,  # ASYNC_PF_ACK
 }
 FEAT_CTL_LOCKED, FEAT_CTL_VMX, FEAT_CTL_SGX, FEAT_CTL_LMCE = 1 << 0, 0x6, 1 << 17 | 1 << 18, 1 << 20
 PLATFORM_INFO_CPUID_FAULT, CPUID_FAULT_ENABLE = 1 << 31, 1 << 0
+MISC_ENABLE_MWAIT, F1_ECX_SSE3 = 1 << 18, 1 << 0
 MISC_ENABLE_EMON, MISC_ENABLE_PMU = 1 << 7, 1 << 11 | 1 << 12  # the PMU's two: BTS and PEBS unavailable
 HWCR_IGNORED, HWCR_WRITABLE = 1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24
 MCG_CAP_SUPPORTED, KVM_MAX_MCE_BANKS = mce.MCG_CAP_SUPPORTED, mce.KVM_MAX_MCE_BANKS
@@ -142,6 +148,11 @@ class EmulatedMsrs:
     def cpuid_fault(self) -> bool:
         """Whether CPUID outside ring 0 is #GP for the guest."""
         return bool(self.values[MISC_FEATURES_ENABLES] & CPUID_FAULT_ENABLE)
+
+    @property
+    def mwait_enabled(self) -> bool:
+        """Whether IA32_MISC_ENABLE has MONITOR and MWAIT on."""
+        return bool(self.values[IA32_MISC_ENABLE] & MISC_ENABLE_MWAIT)
 
     def get(self, index: int, host: bool) -> int:
         """Raises Unsupported or Invalid."""
@@ -238,6 +249,10 @@ class EmulatedMsrs:
                 if (old ^ value) & MISC_ENABLE_PMU:
                     raise Invalid
                 value = value & ~MISC_ENABLE_EMON | old & MISC_ENABLE_EMON
+            if self.vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT:
+                features = self.vcpu.cpuid.find(1)
+                if (self.values[index] ^ value) & MISC_ENABLE_MWAIT and not (features and features[2] & F1_ECX_SSE3):
+                    raise Invalid
         elif index == K7_HWCR:
             value &= ~HWCR_IGNORED
             if value & ~HWCR_WRITABLE:

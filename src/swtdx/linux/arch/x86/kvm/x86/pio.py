@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.uapi.kvm import KVM_EXIT_IO
@@ -24,17 +25,21 @@ _RFLAGS_DF = 1 << 10
 _IO_REP = 1 << 5
 
 
+def _in_order(data: bytes, size: int) -> bytes:
+    """Memory order to port order, and back, where the direction flag makes them differ."""
+    return b"".join(data[at : at + size] for at in range(len(data) - size, -1, -size))
+
+
 def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
     """0 (to user space), or 1 when there is nothing to do."""
     size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
     is_in = bool(qualification & 8)
     address_size = 2 << (context.instruction_info >> 7 & 7)  # 2, 4 or 8 bytes
     mask = (1 << 8 * address_size) - 1
-    gpr, rip, length = context.gpr, context.rip, context.instruction_length
-    left = gpr[RCX] & mask if qualification & _IO_REP else 1
+    gpr, rip = context.gpr, context.rip
+    left = gpr[RCX] & mask if qualification & _IO_REP else 1  # as it is now; see complete()
     if not left:
-        context.rip = rip + length
-        return 1
+        return do_singlestep(vcpu, context) if context.skip_instruction() else 1
     backwards = bool(context.rflags & _RFLAGS_DF)
     linear = context.guest_linear_address
     in_page = (linear & _PAGE - 1) // size + 1 if backwards else (_PAGE - (linear & _PAGE - 1)) // size
@@ -42,32 +47,33 @@ def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
     start = linear - (count - 1) * size if backwards else linear
     data_at = run_struct.PIO_DATA
 
-    def advance() -> None:
-        register = RDI if is_in else RSI
-        step = -count * size if backwards else count * size
-        gpr[register] = gpr[register] & ~mask | gpr[register] + step & mask
-        if qualification & _IO_REP:
-            gpr[RCX] = gpr[RCX] & ~mask | left - count & mask
-        if not qualification & _IO_REP or left == count:
-            context.rip = rip + length
+    def items_left() -> int:
+        return gpr[RCX] & mask if qualification & _IO_REP else 1
 
-    def in_order(data: bytes) -> bytes:
-        """Memory order to port order, and back: they differ when the direction flag is set."""
-        if not backwards:
-            return data
-        return b"".join(data[at : at + size] for at in range(len(data) - size, -1, -size))
+    def advance(items: int) -> None:
+        register = RDI if is_in else RSI
+        step = -items * size if backwards else items * size
+        gpr[register] = gpr[register] & ~mask | gpr[register] + step & mask
+        remaining = items_left() - items
+        if qualification & _IO_REP:
+            gpr[RCX] = gpr[RCX] & ~mask | remaining & mask
+        if remaining <= 0 and context.skip_instruction():
+            do_singlestep(vcpu, context)
 
     def complete() -> int:
         if context.rip != rip:
             return 1
-        if is_in:
+        items = min(count, items_left())  # user space may have changed RCX: no more than it says, and what came
+        if is_in and items:
+            data = bytes(vcpu.run[data_at : data_at + items * size])
+            data = _in_order(data, size) if backwards else data
             try:
-                write_linear(vcpu, context, start, in_order(bytes(vcpu.run[data_at : data_at + count * size])))
+                write_linear(vcpu, context, linear - (items - 1) * size if backwards else linear, data)
             except GuestPageFault as fault:
                 return inject_page_fault(context, fault.address)
             except Mmio:
                 return vcpu.internal_error(vcpu.vmx.exit_reason)
-        advance()
+        advance(items)
         return 1
 
     buses = vcpu.kvm.buses
@@ -83,17 +89,17 @@ def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
             return inject_page_fault(context, fault.address)
         except Mmio:
             return vcpu.internal_error(vcpu.vmx.exit_reason)
-        data = in_order(data)
+        data = _in_order(data, size) if backwards else data
         values = [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
         if device is not None:
             for value in values:
                 device.write(port, size, value)
-            advance()
+            advance(count)
             return 1
         if buses.pio.active and buses.pio.write(port, size, values[0]):
             for value in values[1:]:  # the device that took the first gets them all; one that it refuses is dropped
                 buses.pio.write(port, size, value)
-            advance()
+            advance(count)
             return 1
         vcpu.run[data_at : data_at + count * size] = data
     vcpu.complete_userspace_io = complete

@@ -103,6 +103,7 @@ class Vcpu:
         self.apic: Lapic | None = None
         self._apic_base = APIC_DEFAULT_PHYS_BASE | APICBASE_ENABLE | (APICBASE_BSP if self.is_bsp else 0)
         self.cpuid = CpuidTable()
+        self.cr4_guest_rsvd_bits = 0
         self.virtual_tsc_khz = kvm.default_tsc_khz
         self.msrs = EmulatedMsrs(self)
         self.pv_time = PvTime(self)
@@ -203,8 +204,16 @@ class Vcpu:
             self._run_uninitialized()
         valid = run_struct.U64.unpack_from(run, run_struct.VALID_REGS)[0]
         dirty = run_struct.U64.unpack_from(run, run_struct.VALID_REGS + 8)[0]
-        if valid or dirty:
-            self.ops.sync_regs_load(self, valid, dirty)
+        if not (valid or dirty):
+            return self._complete_and_run()
+        self.ops.sync_regs_load(self, valid, dirty)
+        try:
+            return self._complete_and_run()
+        finally:
+            self.ops.sync_regs_store(self, valid)
+
+    def _complete_and_run(self) -> int:
+        run = self.run
         if self.apic is None:
             self.ops.set_cr8(self, run_struct.U64.unpack_from(run, run_struct.CR8)[0])
         complete = self.complete_userspace_io
@@ -230,8 +239,6 @@ class Vcpu:
             self.vcpu_run()
         finally:
             self.post_kvm_run_save()
-            if valid:
-                self.ops.sync_regs_store(self, valid)
         return 0
 
     def post_kvm_run_save(self) -> None:

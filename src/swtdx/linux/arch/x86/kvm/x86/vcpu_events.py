@@ -45,7 +45,13 @@ _SHADOW = {0: 0, 1: 2, 2: 1, 3: 3}  # KVM_X86_SHADOW_INT_MOV_SS 1, _STI 2; in th
 
 
 def get_vcpu_events(vcpu: Vcpu, arg: int) -> int:
-    """Raises OSError(EFAULT)."""
+    """KVM_GET_VCPU_EVENTS. Raises OSError(EFAULT)."""
+    copy_to_user(arg, x86_get_vcpu_events(vcpu))
+    return 0
+
+
+def x86_get_vcpu_events(vcpu: Vcpu) -> kvm_vcpu_events:
+    """Return what waits to be delivered."""
     events = kvm_vcpu_events(
         flags=KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM
     )
@@ -58,8 +64,7 @@ def get_vcpu_events(vcpu: Vcpu, arg: int) -> int:
     events.smi.latched_init = vcpu.apic is not None and vcpu.apic.pending_init
     if not vcpu.is_td:
         _get_from_processor(vcpu, events)
-    copy_to_user(arg, events)
-    return 0
+    return events
 
 
 def _get_from_processor(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
@@ -82,8 +87,13 @@ def _get_from_processor(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
 
 
 def set_vcpu_events(vcpu: Vcpu, arg: int) -> int:
-    """Raises OSError: EFAULT, EINVAL."""
-    events = struct_from_user(kvm_vcpu_events, arg)
+    """KVM_SET_VCPU_EVENTS. Raises OSError: EFAULT, EINVAL."""
+    x86_set_vcpu_events(vcpu, struct_from_user(kvm_vcpu_events, arg))
+    return 0
+
+
+def x86_set_vcpu_events(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
+    """Raises OSError(EINVAL)."""
     flags, exception = events.flags, events.exception
     if flags & ~_KNOWN:
         raise err(errno.EINVAL, f"flags {flags:#x}")
@@ -109,7 +119,6 @@ def set_vcpu_events(vcpu: Vcpu, arg: int) -> int:
         vcpu.apic.pending_init = bool(smi.latched_init)
     if flags & KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.apic is not None:
         vcpu.apic.sipi_vector = events.sipi_vector & 0xFF
-    return 0
 
 
 def _set_in_processor(vcpu: Vcpu, events: kvm_vcpu_events) -> None:

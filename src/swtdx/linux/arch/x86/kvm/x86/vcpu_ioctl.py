@@ -22,6 +22,7 @@ from swtdx.linux.arch.x86.kvm.cpuid import (
     apply_cpuid_pv_features_quirk,
     cpuid2_to_user,
     entries_from_user,
+    runtime_entries,
 )
 from swtdx.linux.arch.x86.kvm.vmx.nested import get_nested_state, set_nested_state
 from swtdx.linux.arch.x86.kvm.x86 import msrs
@@ -226,7 +227,8 @@ def kvm_set_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
     if address_sizes is not None and address_sizes[0] >> 8 & 0xFF not in (0, 48, 57) and not vcpu.has_run:
         raise err(errno.EINVAL, f"CPUID 0x80000008: {address_sizes[0] >> 8 & 0xFF} bits of linear address")
     if vcpu.has_run:
-        if [bytes(entry) for entry in entries] != [bytes(entry) for entry in vcpu.cpuid.entries]:
+        old, new = (runtime_entries(vcpu, each) for each in (vcpu.cpuid.entries, entries))
+        if [bytes(entry) for entry in new] != [bytes(entry) for entry in old]:
             raise err(errno.EINVAL, "CPUID cannot change after the first KVM_RUN")
         return 0
     vcpu.cpuid = table
@@ -247,7 +249,7 @@ def kvm_vcpu_ioctl_set_cpuid(vcpu: Vcpu, arg: int) -> int:
 
 
 def kvm_vcpu_ioctl_get_cpuid2(vcpu: Vcpu, arg: int) -> int:
-    cpuid2_to_user(arg, vcpu.cpuid.entries)
+    cpuid2_to_user(arg, runtime_entries(vcpu, vcpu.cpuid.entries))
     return 0
 
 
@@ -369,6 +371,8 @@ def _set_signal_mask(vcpu: Vcpu, arg: int) -> int:
 
 def _setup_mce(vcpu: Vcpu, arg: int) -> int:
     vcpu.msrs.mce.setup(get_user(arg, 8))
+    if vcpu.apic is not None:
+        vcpu.apic.set_cmci(vcpu.msrs.mce.cmci)
     return 0
 
 

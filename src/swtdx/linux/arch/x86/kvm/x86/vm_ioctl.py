@@ -340,6 +340,8 @@ def _mem_enc_region(kvm: Kvm, arg: int) -> int:
 
 def kvm_vm_ioctl_set_msr_filter(kvm: Kvm, arg: int) -> int:
     kvm.msr_filter = msr_filter_from_user(struct_from_user(kvm_msr_filter, arg))
+    for vcpu in list(kvm.vcpus):  # KVM_REQ_MSR_FILTER_CHANGED
+        kvm.ops.msr_filter_changed(vcpu)
     return 0
 
 

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The emulator's instructions on the stack, transfers within a segment, and those that look at flags (em_push, em_pop,
+em_call_near_abs, em_ret_near_imm, em_jmp_abs, em_smsw and test_cc of arch/x86/kvm/emulate.c).
+
+Each is a generator as in `emulate`. RSP moves when memory has been accessed, so that a page fault changes nothing.
+Far transfers, which load segments, are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.cpu.vmx import Segment
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault
+from swtdx.x86 import Gpr, Rflags
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.emulate import Instruction, Read, Steps
+
+RSP = int(Gpr.RSP)
+_SS_BIG = 1 << 14
+_CF, _PF, _ZF, _SF, _OF = (int(flag) for flag in (Rflags.CF, Rflags.PF, Rflags.ZF, Rflags.SF, Rflags.OF))
+
+
+def condition(number: int, flags: int) -> bool:
+    """Whether condition code ``number`` holds: O, B, E, BE, S, P, L, LE, each followed by its opposite (test_cc)."""
+    sign_is_not_overflow = bool(flags & _SF) != bool(flags & _OF)
+    holds = (
+        flags & _OF, flags & _CF, flags & _ZF, flags & (_CF | _ZF), flags & _SF, flags & _PF,
+        sign_is_not_overflow, sign_is_not_overflow or flags & _ZF,
+    )[number >> 1]  # fmt: skip
+    return bool(holds) != bool(number & 1)
+
+
+def _mask(instruction: Instruction) -> int:
+    if instruction.wide:
+        return (1 << 64) - 1
+    return 0xFFFFFFFF if instruction.context.segment(Segment.SS)[3] & _SS_BIG else 0xFFFF
+
+
+def _address(instruction: Instruction, pointer: int) -> int:
+    base = 0 if instruction.wide else instruction.context.segment(Segment.SS)[1]
+    return base + pointer & ((1 << 64) - 1 if instruction.wide else 0xFFFFFFFF)
+
+
+def _move(instruction: Instruction, by: int) -> None:
+    mask, pointer = _mask(instruction), instruction.gpr[RSP]
+    instruction.gpr[RSP] = pointer & ~mask | pointer + by & mask
+
+
+def _push(instruction: Instruction, size: int, value: int) -> Steps:
+    pointer = instruction.gpr[RSP] - size & _mask(instruction)
+    yield from instruction.write(_address(instruction, pointer), size, value & (1 << 8 * size) - 1)
+    _move(instruction, -size)
+
+
+def _top(instruction: Instruction, size: int) -> Read:
+    pointer = instruction.gpr[RSP] & _mask(instruction)
+    return (yield from instruction.read(_address(instruction, pointer), size))
+
+
+def push(instruction: Instruction) -> Steps:
+    """PUSH of a register, memory or an immediate."""
+    decoded = instruction.decoded
+    value = yield from instruction.get(0)
+    yield from _push(instruction, -decoded.stack_pointer_increment, value)
+
+
+def pop(instruction: Instruction) -> Steps:
+    """POP into a register or memory, whose address counts with RSP moved already."""
+    size = instruction.decoded.stack_pointer_increment
+    value = yield from _top(instruction, size)
+    _move(instruction, size)
+    try:
+        yield from instruction.put(0, value)
+    except GuestPageFault:
+        _move(instruction, -size)
+        raise
+
+
+def call(instruction: Instruction) -> Steps:
+    """CALL within the segment."""
+    size = -instruction.decoded.stack_pointer_increment
+    target = yield from instruction.branch_target()
+    yield from _push(instruction, size, instruction.next_rip)
+    instruction.next_rip = target
+
+
+def jump(instruction: Instruction) -> Steps:
+    """JMP within the segment, by way of memory or not."""
+    instruction.next_rip = yield from instruction.branch_target()
+
+
+def ret(instruction: Instruction) -> Steps:
+    """RET within the segment, with or without dropping arguments."""
+    decoded = instruction.decoded
+    dropped = int(decoded.immediate(0)) if decoded.op_count else 0
+    target = yield from _top(instruction, decoded.stack_pointer_increment - dropped)
+    _move(instruction, decoded.stack_pointer_increment)
+    instruction.next_rip = target
+
+
+def smsw(instruction: Instruction) -> Steps:
+    """SMSW: the low 16 bits of CR0 to memory; a wider register gets more of it."""
+    size = instruction.operand_size(0)
+    yield from instruction.put(0, instruction.context.cr0 & (1 << 8 * size) - 1)
+
+
+def set_on_condition(instruction: Instruction) -> Steps:
+    """SETcc."""
+    yield from instruction.put(0, int(condition(instruction.decoded.condition_code - 1, instruction.context.rflags)))
+
+
+def move_on_condition(instruction: Instruction) -> Steps:
+    """CMOVcc: memory is read, and the upper half of a 32-bit register cleared, also if the condition does not hold."""
+    value = yield from instruction.get(1)
+    if not condition(instruction.decoded.condition_code - 1, instruction.context.rflags):
+        value = yield from instruction.get(0)
+    yield from instruction.put(0, value)
+
+
+_CONDITIONS = ("O", "NO", "B", "AE", "E", "NE", "BE", "A", "S", "NS", "P", "NP", "L", "GE", "LE", "G")
+OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
+    "PUSH": push,
+    "POP": pop,
+    "CALL": call,
+    "JMP": jump,
+    "RET": ret,
+    "SMSW": smsw,
+    **{f"SET{name}": set_on_condition for name in _CONDITIONS},
+    **{f"CMOV{name}": move_on_condition for name in _CONDITIONS},
+}
+"""By the name that iced-x86 has for the mnemonic."""
