@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import struct
@@ -96,6 +97,10 @@ def logs() -> tuple[Seed, ...]:
         Seed("made", log + b"\xff" * 64, ((0, len(log)),)),
         Seed("JSON", json.dumps(mine).encode(), json=True),
         Seed("JSON in JSON", json.dumps({"event_log": json.dumps(mine)}).encode()),
+        Seed("runtime events", b'{"event": "a", "payload": "YWI="}\n{"event": "b", "payload": "", "version": 2}\n'),
+        Seed("AAEL", b"INIT sha384/" + b"00" * 48 + b"\nexample.com load image\n"),
+        Seed("trustee", json.dumps({"ccel": log.hex(), "aael": "INIT sha384/" + "00" * 48}).encode()),
+        Seed("base64", base64.b64encode(log)),
         Seed("COS", vector("ccel/go-tdx-guest_cos113_ccel_data.dat")[:0x4800]),
         Seed("dstack", vector("dstack_quote-report.json"), json=True),
     )
@@ -109,7 +114,59 @@ def ima_logs() -> tuple[Seed, ...]:
         f"2 {'ab' * 48} ima-sig sha384:{'cd' * 48} /bin/a b 0302046e",
         f"3 {'00' * 48} ima-buf sha256:{'00' * 32} key 3082",
     ]
-    return _given(Seed("made", "\n".join(lines).encode()), Seed("one line", lines[1].encode()))
+    data = struct.pack("<I", 40) + b"sha256:\0" + bytes(32) + struct.pack("<I", 8) + b"/bin/sh\0"
+    record = struct.pack("<I", 10) + bytes([1]) * 20 + struct.pack("<I", 6) + b"ima-ng" + struct.pack("<I", len(data))
+    binary = (record + data) * 2
+    return _given(
+        Seed("made", "\n".join(lines).encode()), Seed("one line", lines[1].encode()),
+        Seed("binary", binary, ((0, len(binary)),)),
+    )  # fmt: skip
+
+
+@cache
+def policies() -> tuple[Seed, ...]:
+    """Policy files."""
+    digest = "ab" * 48
+    text = f"""[td]
+mrtd = ["{digest}", "{digest}"]
+rtmr2 = {{ value = "{digest}", mask = "{digest}" }}
+attributes = {{ value = "0x10000000", mask = "0xff" }}
+allow = ["debug"]
+[tcb]
+statuses = ["UpToDate"]
+maximum_age_days = 10
+accepted_advisories = []
+[events]
+command_line = "quiet"
+compose_hash = "ab"
+aael = ["a b c"]
+[[events.rule]]
+register = 2
+type = "EV_IPL"
+text = ["x"]
+forbidden = true
+"""
+    return (Seed("made", text.encode()),)
+
+
+@cache
+def evidence() -> tuple[Seed, ...]:
+    """What can be compared: quotes, reports and logs, and text forms of them."""
+    quote = made_quote(4)
+    words = " ".join(f"{byte:02x}" for byte in quote[:64])
+    predicted = {"mrtd": "00" * 48, "pages_measured": 1, "direct_boot": {"rtmrs": ["00" * 48] * 4, "events": []}}
+    return _given(
+        *(Seed(f"{kind} {each.name}", each.data) for kind, seeds in (("log", logs()), ("report", reports()))
+          for each in seeds),
+        Seed("quote", quote),
+        Seed("hexadecimal", quote.hex().encode()),
+        Seed("UTF-16", quote.hex().encode("utf-16")),
+        Seed("Go", str(list(quote)).replace(",", "").encode()),
+        Seed("Python", repr(quote).encode()),
+        Seed("words", f"0000000 {words}\n".encode()),
+        Seed("Buffer", json.dumps({"x": {"type": "Buffer", "data": list(quote)}}).encode()),
+        Seed("prediction", json.dumps(predicted).encode(), json=True),
+    )  # fmt: skip
 
 
 @cache

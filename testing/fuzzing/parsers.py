@@ -20,12 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from swtdx.attest.appraisal import appraise, claims
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.build_calls import RecordError, recorded_build
 from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.attest.divergence import compare
 from swtdx.attest.event_log import EventLogError, parse_event_log, parse_table
+from swtdx.attest.evidence import EvidenceError, compare_evidence, evidence_of
 from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.ima_log import parse_ima_log
 from swtdx.attest.inspection import inspect_image
@@ -33,12 +35,14 @@ from swtdx.attest.measure import MeasureError, measure_image
 from swtdx.attest.memory_picture import svg_picture, text_picture
 from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import Policy, violations
+from swtdx.attest.policy_file import PolicyError, parse_policy
 from swtdx.attest.quote import QuoteError, parse_quote
 from swtdx.attest.replay import replay
 from swtdx.attest.report import ReportError, parse_report
 from swtdx.attest.secure_boot import allowing_signature, entries
+from swtdx.attest.tcb_facts import TcbFacts
 from swtdx.attest.variable_store import VariableStoreError, parse_variables
-from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
+from swtdx.attest.verify import CollateralError, VerificationError, Verified, verify_quote
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError
 from swtdx.image.linux_image import parse as parse_linux
 from swtdx.image.tdvf import TdvfError
@@ -205,6 +209,20 @@ def _report(data: bytes) -> None:
     json.dumps(read(data).as_json())
 
 
+def _policy(data: bytes) -> None:
+    policy = parse_policy(data)
+    quote = parse_quote(parser_seeds.made_quote(4))
+    verified, facts = Verified("OutOfDate", ("X",), "", VALID_AT), TcbFacts(0, 1)
+    judged = appraise(policy, quote, verified, facts, parse_event_log(parser_seeds.logs()[0].data))
+    json.dumps(claims(quote, data, VALID_AT, judged, verified))
+
+
+def _evidence(data: bytes) -> None:
+    one = evidence_of(data, "a")
+    json.dumps(compare_evidence(one, evidence_of(parser_seeds.logs()[0].data, "b")).as_json())
+    compare_evidence(evidence_of(parser_seeds.made_quote(4), "b"), one)
+
+
 def _record(data: bytes) -> None:
     build = recorded_build(data)
     json.dumps(compare(build, recorded_build(parser_seeds.records()[0].data)).as_json())
@@ -212,17 +230,19 @@ def _record(data: bytes) -> None:
 
 _IMAGE_ERRORS = (TdvfError, MeasureError)
 KINDS = (
-    Kind("image", 17, parser_seeds.images, _image, _IMAGE_ERRORS),
+    Kind("image", 14, parser_seeds.images, _image, _IMAGE_ERRORS),
     Kind("firmware", 1, parser_seeds.firmware, _image, _IMAGE_ERRORS),
-    Kind("boot", 10, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
+    Kind("boot", 8, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
     Kind("variables", 8, parser_seeds.variables, _variables, (VariableStoreError,)),
     Kind("kernel", 8, parser_seeds.kernels, _kernel, (LinuxImageError, PeError)),
-    Kind("log", 18, parser_seeds.logs, _log, (EventLogError,)),
+    Kind("log", 12, parser_seeds.logs, _log, (EventLogError,)),
     Kind("ima", 3, parser_seeds.ima_logs, _ima, (EventLogError,)),
     Kind("table", 4, parser_seeds.tables, parse_table, (EventLogError,)),
     Kind("quote", 14, parser_seeds.quotes, _quote, (QuoteError,)),
     Kind("verify", 4, parser_seeds.genuine_quotes, _verified, (QuoteError, CollateralError, VerificationError)),
     Kind("collateral", 2, parser_seeds.collateral, _collateral, (CollateralError, VerificationError)),
     Kind("report", 6, parser_seeds.reports, _report, (ReportError,)),
+    Kind("policy", 4, parser_seeds.policies, _policy, (PolicyError,)),
+    Kind("evidence", 6, parser_seeds.evidence, _evidence, (EvidenceError,)),
     Kind("record", 6, parser_seeds.records, _record, (RecordError,)),
 )

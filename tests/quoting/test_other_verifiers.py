@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -18,10 +19,11 @@ from typing import Any
 import pytest
 
 from swtdx.quoting.certificates import Role
+from swtdx.quoting.enclave import MacCheck, QuotingEnclave
 from swtdx.quoting.pccs import CollateralService, PccsServer
 from swtdx.quoting.pki import Pki
 from swtdx.quoting.tls import https_ca
-from testing.tdreport import UPDATED_SVN
+from testing.tdreport import UPDATED_SVN, TdReportFields
 from tests.quoting.test_collateral import ACCEPTED
 
 NOT_JUDGED_BY_NPM = {
@@ -123,16 +125,25 @@ def test_go_tdx_guest_accepts_a_quote_under_the_test_root_alone(
 
 
 @pytest.mark.slow
-def test_go_tdx_guest_fetches_collateral_as_if_from_intel(
-    check: Path, quote_of: Callable[..., bytes], pki: Pki, tmp_path: Path
-) -> None:
+def test_go_tdx_guest_fetches_collateral_and_crls_as_if_from_intel(check: Path, tmp_path: Path) -> None:
+    """It follows the addresses of CRLs in the certificates, which name a port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pki = Pki.new("go", port=port)
     quote, root, authority = tmp_path / "quote.bin", tmp_path / "root.pem", tmp_path / "https-ca.pem"
-    quote.write_bytes(quote_of())
+    quote.write_bytes(QuotingEnclave(pki, MacCheck(bytes(32))).quote(TdReportFields(key=bytes(32)).pack()))
     root.write_bytes(pki.chain(Role.ROOT))
     authority.write_bytes(https_ca(pki))
-    options = ("-trusted_roots", str(root), "-get_collateral", "true")
-    for status, accepted in (("UpToDate", True), ("OutOfDate", False), ("TCBInfoExpired", False)):
-        with PccsServer(CollateralService(pki, status), as_intel=True) as server:
+    options = ("-trusted_roots", str(root), "-get_collateral", "true", "-check_crl", "true")
+    for status, accepted in (
+        ("UpToDate", True),
+        ("OutOfDate", False),
+        ("TCBInfoExpired", False),
+        ("PCKRevoked", False),
+        ("CARevoked", False),
+    ):
+        with PccsServer(CollateralService(pki, status), port=port, as_intel=True) as server:
             environment = {"HTTPS_PROXY": server.url, "SSL_CERT_FILE": str(authority)}
             done = checked(check, quote, *options, **environment)
         assert (done.returncode == 0) is accepted, done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 from swtdx.attest.build_calls import Build
 from swtdx.attest.event_log import SHA384_SIZE, Event, EventLogError, parse_event_log
 from swtdx.attest.event_words import type_name
+from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.quote import QuoteError, parse_quote
 from swtdx.attest.replay import covered, replay
 from swtdx.attest.report import ReportError, TdReport, parse_report
@@ -116,7 +117,7 @@ def evidence_of(data: bytes, name: str) -> Evidence:
         kind = "quote" if events is None else "quote and event log"
         return Evidence(name, kind, body.mrtd, body.rtmrs, events, fields)
     try:
-        return of_report(parse_report(data), name)
+        return of_report(parse_hcl_report(data).report if is_hcl_report(data) else parse_report(data), name)
     except ReportError:
         raise EvidenceError(f"{name} cannot be compared as evidence: {no_quote}; as an event log: {no_log}") from None
 

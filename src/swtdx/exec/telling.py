@@ -15,14 +15,15 @@ import traceback
 from swtdx.exec.settings import Settings
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
-from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_MEMORY_ENCRYPT_OP, ioctl_name
+from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_KVMCLOCK_CTRL, KVM_MEMORY_ENCRYPT_OP, ioctl_name
 from swtdx.uapi.release import KernelRelease
 
 _STDERR = 2
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d+)\b")
 _MOST_SENTENCES = 100
 _ROUTINE = {errno.E2BIG, errno.EINTR, errno.EAGAIN}
-_QUESTIONS = {int(KVM_HAS_DEVICE_ATTR)}
+_QUESTIONS = {int(KVM_HAS_DEVICE_ATTR), int(KVM_KVMCLOCK_CTRL)}
+"""KVM_KVMCLOCK_CTRL: QEMU makes it of every vCPU that stops; EINVAL is a guest without kvmclock."""
 _ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
 
 
