@@ -19,23 +19,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import faulthandler
 import gc
 import logging
 import mmap
 import os
 import random
-import sys
 import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from swtdx.cpu.platform import Platform
-from swtdx.linux.uaccess import access_ok, copy_from_user
+from swtdx.linux.uaccess import access_ok
 from swtdx.machine import MachineKernel, boot
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream, tdx_v10
@@ -44,6 +42,8 @@ from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.layout import address_of, with_entries
 from testing import guest
 from testing.fuzzing import guests
+from testing.fuzzing.line import Failure, Line
+from testing.fuzzing.requests import ARRAYS, CAPS, DEVICE, MSRS, SCALARS, SETS_WHAT_IT_GOT, STRUCTURES, VCPU, VM
 from testing.invariants import check
 from testing.td import fresh_td, staged
 
@@ -60,30 +60,12 @@ MACHINES = (
 )
 """Dialect, whether private pages are of 2 MiB where they can be, TDX module."""
 CALLS_PER_ROUND = 2500
-PATIENCE = 20.0
-"""Seconds after which a call is taken to hang."""
-ERRNOS = frozenset(
-    {
-        errno.EPERM, errno.ENOENT, errno.EINTR, errno.EIO, errno.ENXIO, errno.E2BIG, errno.EBADF, errno.EAGAIN,
-        errno.ENOMEM, errno.EFAULT, errno.EBUSY, errno.EEXIST, errno.ENODEV, errno.EINVAL, errno.EMFILE, errno.ENOTTY,
-        errno.ENOSPC, errno.EOPNOTSUPP,
-    }
-)  # fmt: skip
 MAY_KILL = (  # what a guest or a client can do to its own VM on real KVM, too
     "before accepting it, with #VE disabled",
     "instruction fetch from shared memory",
     "TDH.VP.WR of field 0x200000000000000b: 0xc0000700",  # an NMI for a vCPU that a triple fault has ended
     "TDH.MR.FINALIZE: 0xc0000609",  # a TD without vCPUs
 )
-
-
-_SLOT_REQUESTS = (int(k.KVM_SET_USER_MEMORY_REGION), int(k.KVM_SET_USER_MEMORY_REGION2))
-_REGION_SIZE = ctypes.sizeof(k.kvm_userspace_memory_region)
-T = TypeVar("T")
-
-
-class Failure(Exception):
-    """Something that must not happen, did."""
 
 
 class _Log(logging.Handler):
@@ -105,145 +87,6 @@ class _Log(logging.Handler):
                 self.bad.append(text)
         elif record.levelno >= logging.ERROR:
             self.bad.append(text)
-
-
-class Line:
-    """The system-call line of ``kernel``, watched: a Kernel itself. Counts calls and what they answer."""
-
-    name = "emulated"
-
-    def __init__(self, kernel: MachineKernel) -> None:
-        self.kernel = kernel
-        self.calls = 0
-        self.answers: Counter[str] = Counter()
-        self.lent: list[tuple[int, int]] = []
-        """What slots may name: start and end of user memory."""
-        self._trusts = False
-        self._running: dict[int, tuple[float, str, Any]] = {}  # by thread: since when, what, kvm_run to interrupt
-        self._stop = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._watcher.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            now = time.monotonic()
-            for since, what, run in list(self._running.values()):
-                if run is not None and now - since > 0.004:
-                    run.immediate_exit = 1
-                if now - since > PATIENCE:
-                    sys.stderr.write(f"{what} does not come back\n")
-                    faulthandler.dump_traceback(all_threads=True)
-                    os._exit(1)
-            run = None  # or it would keep a vCPU's mapping
-
-    def _call(self, what: str, function: Callable[..., T], *args: Any, run: Any = None) -> T:
-        self.calls += 1
-        thread = threading.get_ident()
-        self._running[thread] = (time.monotonic(), what, run)
-        try:
-            answer = function(*args)
-        except OSError as error:
-            if error.errno not in ERRNOS:
-                raise Failure(f"{what}: errno {error.errno}") from error
-            self.answers[errno.errorcode[error.errno]] += 1
-            raise
-        except BaseException as error:
-            raise Failure(f"{what}: {error!r} crosses the system-call line") from error
-        finally:
-            del self._running[thread]
-        self.answers["0"] += 1
-        return answer
-
-    def open(self, path: str, flags: int = os.O_RDWR) -> int:
-        return self._call(f"open({path!r})", self.kernel.open, path, flags)
-
-    def ioctl(self, fd: int, request: int, arg: int = 0, run: Any = None) -> int:
-        answer = self._call(f"{k.ioctl_name(request)}({arg:#x})", self.kernel.ioctl, fd, request, arg, run=run)
-        if request in _SLOT_REQUESTS and not self._trusts:
-            self._check_slot(arg)
-        if not 0 <= answer < 1 << 32:
-            raise Failure(f"{k.ioctl_name(request)} returns {answer!r}")
-        return answer
-
-    def trusted(self, function: Callable[[], T]) -> T:
-        """Call what makes slots of memory that it keeps itself."""
-        self._trusts = True
-        try:
-            return function()
-        finally:
-            self._trusts = False
-
-    def _check_slot(self, arg: int) -> None:
-        """A slot that was accepted. Guests and KVM write to it: it must be memory that was meant for that."""
-        region = k.kvm_userspace_memory_region.from_buffer_copy(copy_from_user(arg, _REGION_SIZE))
-        start, end = region.userspace_addr, region.userspace_addr + region.memory_size
-        if region.memory_size and not any(first <= start and end <= last for first, last in self.lent):
-            raise Failure(f"the fuzzer gave a slot {start:#x} to {end:#x}, which is not its own memory")
-
-    def mmap(self, fd: int, length: int, offset: int = 0) -> mmap.mmap:
-        return self._call(f"mmap of {length:#x} at {offset:#x}", self.kernel.mmap, fd, length, offset)
-
-    def close(self, fd: int) -> None:
-        self._call("close", self.kernel.close, fd)
-
-    def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
-        return self._call("eventfd", self.kernel.eventfd, initval, flags)
-
-    def fallocate(self, fd: int, mode: int, offset: int, length: int) -> None:
-        self._call("fallocate", self.kernel.fallocate, fd, mode, offset, length)
-
-
-DEVICE = ("KVM_GET_API_VERSION", "KVM_CREATE_VM", "KVM_CHECK_EXTENSION", "KVM_GET_VCPU_MMAP_SIZE", "KVM_GET_MSRS",
-          "KVM_GET_SUPPORTED_CPUID", "KVM_GET_EMULATED_CPUID", "KVM_GET_MSR_INDEX_LIST", "KVM_HAS_DEVICE_ATTR",
-          "KVM_GET_MSR_FEATURE_INDEX_LIST", "KVM_X86_GET_MCE_CAP_SUPPORTED", "KVM_GET_DEVICE_ATTR")  # fmt: skip
-_FIRST_VCPU = list(k.REQUESTS).index("KVM_RUN")
-_FIRST_VM = list(k.REQUESTS).index("KVM_CREATE_VCPU")
-VM = (*list(k.REQUESTS)[_FIRST_VM:_FIRST_VCPU], "KVM_CHECK_EXTENSION", *("KVM_MEMORY_ENCRYPT_OP",) * 6,
-      *("KVM_SET_USER_MEMORY_REGION", "KVM_SET_USER_MEMORY_REGION2", "KVM_SET_MEMORY_ATTRIBUTES") * 3)  # fmt: skip
-VCPU = (*list(k.REQUESTS)[_FIRST_VCPU:], *("KVM_MEMORY_ENCRYPT_OP",) * 6, *("KVM_RUN",) * 8, "KVM_SET_TSC_KHZ",
-        "KVM_GET_TSC_KHZ", "KVM_ENABLE_CAP", "KVM_GET_STATS_FD", "KVM_GET_DEVICE_ATTR", "KVM_SET_DEVICE_ATTR",
-        "KVM_HAS_DEVICE_ATTR", *("KVM_PRE_FAULT_MEMORY",) * 2)  # fmt: skip
-_ARRAYS = {  # requests whose structure ends in an array: what it is, and the member that counts
-    "KVM_GET_SUPPORTED_CPUID": (k.kvm_cpuid2, "nent"), "KVM_GET_EMULATED_CPUID": (k.kvm_cpuid2, "nent"),
-    "KVM_SET_CPUID2": (k.kvm_cpuid2, "nent"), "KVM_GET_CPUID2": (k.kvm_cpuid2, "nent"),
-    "KVM_SET_CPUID": (k.kvm_cpuid, "nent"), "KVM_GET_MSRS": (k.kvm_msrs, "nmsrs"),
-    "KVM_SET_MSRS": (k.kvm_msrs, "nmsrs"), "KVM_GET_MSR_INDEX_LIST": (k.kvm_msr_list, "nmsrs"),
-    "KVM_GET_MSR_FEATURE_INDEX_LIST": (k.kvm_msr_list, "nmsrs"), "KVM_SET_GSI_ROUTING": (k.kvm_irq_routing, "nr"),
-}  # fmt: skip
-_STRUCTURES: dict[str, type[ctypes.Structure]] = {
-    "KVM_SET_USER_MEMORY_REGION": k.kvm_userspace_memory_region, "KVM_IRQFD": k.kvm_irqfd, "KVM_MSI": k.kvm_msi,
-    "KVM_SET_USER_MEMORY_REGION2": k.kvm_userspace_memory_region2, "KVM_IOEVENTFD": k.kvm_ioeventfd,
-    "KVM_SET_MEMORY_ATTRIBUTES": k.kvm_memory_attributes, "KVM_CREATE_GUEST_MEMFD": k.kvm_create_guest_memfd,
-    "KVM_GET_DIRTY_LOG": k.kvm_dirty_log, "KVM_CLEAR_DIRTY_LOG": k.kvm_clear_dirty_log,
-    "KVM_ENABLE_CAP": k.kvm_enable_cap, "KVM_IRQ_LINE": k.kvm_irq_level, "KVM_IRQ_LINE_STATUS": k.kvm_irq_level,
-    "KVM_SIGNAL_MSI": k.kvm_msi, "KVM_GET_IRQCHIP": k.kvm_irqchip, "KVM_SET_IRQCHIP": k.kvm_irqchip,
-    "KVM_SET_PIT2": k.kvm_pit_state2, "KVM_SET_PIT": k.kvm_pit_state, "KVM_CREATE_PIT2": k.kvm_pit_config,
-    "KVM_SET_CLOCK": k.kvm_clock_data, "KVM_X86_SET_MSR_FILTER": k.kvm_msr_filter,
-    "KVM_REGISTER_COALESCED_MMIO": k.kvm_coalesced_mmio_zone,
-    "KVM_UNREGISTER_COALESCED_MMIO": k.kvm_coalesced_mmio_zone, "KVM_CREATE_DEVICE": k.kvm_create_device,
-    "KVM_GET_DEVICE_ATTR": k.kvm_device_attr, "KVM_SET_DEVICE_ATTR": k.kvm_device_attr,
-    "KVM_HAS_DEVICE_ATTR": k.kvm_device_attr, "KVM_SET_REGS": k.kvm_regs, "KVM_SET_SREGS": k.kvm_sregs,
-    "KVM_SET_SREGS2": k.kvm_sregs2, "KVM_TRANSLATE": k.kvm_translation, "KVM_INTERRUPT": k.kvm_interrupt,
-    "KVM_SET_MP_STATE": k.kvm_mp_state, "KVM_SET_GUEST_DEBUG": k.kvm_guest_debug,
-    "KVM_SET_VCPU_EVENTS": k.kvm_vcpu_events, "KVM_SET_DEBUGREGS": k.kvm_debugregs, "KVM_SET_FPU": k.kvm_fpu,
-    "KVM_SET_XCRS": k.kvm_xcrs, "KVM_SET_XSAVE": k.kvm_xsave, "KVM_SET_LAPIC": k.kvm_lapic_state,
-    "KVM_PRE_FAULT_MEMORY": k.kvm_pre_fault_memory, "KVM_TPR_ACCESS_REPORTING": k.kvm_tpr_access_ctl,
-    "KVM_X86_SET_MCE": k.kvm_x86_mce, "KVM_GET_NESTED_STATE": k.kvm_nested_state,
-    "KVM_SET_NESTED_STATE": k.kvm_nested_state,
-}  # fmt: skip
-_MSRS = (
-    0x10, 0x12, 0x1B, 0x3A, 0x3B, 0x48, 0x8B, 0xCE, 0xE1, 0x140, 0x174, 0x17B, 0x1A0, 0x201, 0x277, 0x2FF, 0x400, 0x402,
-    0x6E0, 0x830, 0xC0000080, 0xC0000100, 0xC0010015, 0x4B564D00, 0x4B564D01, 0x4B564D05,
-)  # fmt: skip
-_CAPS = (66, 116, 121, 128, 129, 143, 159, 164, 168, 182, 188, 190, 193, 201, 204, 213, 218, 237)
-_SETS_WHAT_IT_GOT = ("REGS", "SREGS", "SREGS2", "FPU", "XSAVE", "XCRS", "DEBUGREGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
-_SCALARS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 24, 25, 31, 32, 63, 64, 255, 256, 257, 0x1000, 0x2000, 0x10000, 0x40000,
-            0xFEC00000, 0xFEE00000, 0xFEE00D00, 0xFFFFF000, 1 << 31, (1 << 32) - 1, 1 << 35, 1 << 47, 1 << 51, 1 << 52,
-            1 << 62, 1 << 63, (1 << 64) - 4096, (1 << 64) - 1)  # fmt: skip
 
 
 def _is_closed(fd: int) -> bool:
@@ -299,7 +142,7 @@ class Round:
     # --- Values -------------------------------------------------------------------------------------------------------
 
     def scalar(self) -> int:
-        return self.chance.choice(_SCALARS) if self.chance.random() < 0.9 else self.chance.getrandbits(64)
+        return self.chance.choice(SCALARS) if self.chance.random() < 0.9 else self.chance.getrandbits(64)
 
     def fd(self) -> int:
         pools = [
@@ -390,7 +233,7 @@ class Round:
         chance = self.chance
         if name == "KVM_MEMORY_ENCRYPT_OP":
             return self.tdx_command()
-        if name.startswith("KVM_SET_") and name[8:] in _SETS_WHAT_IT_GOT and chance.random() < 0.7:
+        if name.startswith("KVM_SET_") and name[8:] in SETS_WHAT_IT_GOT and chance.random() < 0.7:
             buffer = (ctypes.c_uint8 * 8192)()
             with contextlib.suppress(OSError):
                 self.line.ioctl(fd, k.REQUESTS[name.replace("SET", "GET")], ctypes.addressof(buffer))
@@ -398,20 +241,20 @@ class Round:
                 position = chance.randrange(400) & -8
                 ctypes.c_uint64.from_buffer(buffer, position).value = self.scalar()
             return buffer
-        if name in _ARRAYS:
-            structure, counter = _ARRAYS[name]
+        if name in ARRAYS:
+            structure, counter = ARRAYS[name]
             count = chance.choice((0, 1, 2, 40, 100, 257))
             made: Any = with_entries(structure, count)()
             self.fill(made, 0.3)
             setattr(made, counter, count if chance.random() < 0.8 else chance.choice((0, 1, count, 255)) % (count + 1))
             if name.endswith("MSRS"):
                 for entry in made.entries:
-                    entry.index = chance.choice((*_MSRS, self.scalar() >> 32))
+                    entry.index = chance.choice((*MSRS, self.scalar() >> 32))
                     if chance.random() < 0.3:
                         entry.data = chance.choice((0, 1, 6, 0x5001, 0x20041, 0xFEE00C00, (1 << 64) - 1))
             return made
-        if name in _STRUCTURES:
-            one = _STRUCTURES[name]()
+        if name in STRUCTURES:
+            one = STRUCTURES[name]()
             self.fill(one, chance.choice((0.0, 0.2, 0.4)))
             self.sensible(one)
             if isinstance(one, (k.kvm_userspace_memory_region, k.kvm_userspace_memory_region2)):
@@ -428,7 +271,7 @@ class Round:
         if chance.random() < 0.25:
             return
         if isinstance(one, k.kvm_enable_cap):
-            one.cap, one.flags = chance.choice(_CAPS), 0
+            one.cap, one.flags = chance.choice(CAPS), 0
             one.args[0] = chance.choice((0, 1, 2, 3, 24, 40, one.args[0]))
         elif isinstance(one, (k.kvm_userspace_memory_region, k.kvm_userspace_memory_region2)):
             one.slot, one.flags = chance.randrange(4), chance.choice((0, 0, 1, 2, 4, 4))

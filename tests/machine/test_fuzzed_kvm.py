@@ -16,7 +16,8 @@ from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.kvm import REQUESTS
 from testing import guest
-from testing.fuzzing.kvm import Line, Round
+from testing.fuzzing.kvm import Round
+from testing.fuzzing.line import Line
 from testing.invariants import Violation, check
 from testing.places import REPOSITORY
 from testing.td import MeasuredTd
