@@ -464,3 +464,20 @@ void helper_swtdx_ldmxcsr(CPUX86State *env, uint32_t value)
     }
     cpu_set_mxcsr(env, value);
 }
+
+/* Raise the fault that a store over two pages would have, before any of it is made. */
+void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr)
+{
+    int mmu_index = cpu_mmu_index(env, false);
+    unsigned first = -(address | TARGET_PAGE_MASK);
+
+    if (first < bytes) {
+        probe_write(env, address, first, mmu_index, retaddr);
+        probe_write(env, address + first, bytes - first, mmu_index, retaddr);
+    }
+}
+
+void helper_swtdx_probe_store(CPUX86State *env, target_ulong address)
+{
+    swtdx_probe_store(env, address, 16, GETPC());
+}

@@ -109,6 +109,7 @@ int swtdx_watched(CPUState *cs, vaddr addr, vaddr len);
 void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t retaddr);
 void swtdx_debug_stop(CPUState *cs);
 bool swtdx_debug_waits(CPUState *cs);
+void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
 void swtdx_load_pending_debug(swtdx_cpu *cpu);
 void swtdx_save_pending_debug(swtdx_cpu *cpu);
 void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;

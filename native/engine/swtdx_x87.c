@@ -411,6 +411,7 @@ static inline void store_memory(CPUX86State *env, const uint8_t *buffer, unsigne
         cpu_stl_data_ra(env, address, low, retaddr);
         break;
     case 10:
+        swtdx_probe_store(env, address, 10, retaddr);
         cpu_stw_data_ra(env, address + 8, lduw_le_p(buffer + 8), retaddr);
         /* fall through */
     default:

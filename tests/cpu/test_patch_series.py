@@ -59,6 +59,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "divide": ["test_float_isolation.py::test_the_quotient_that_does_not_exist_is_de"],
     "x87": ["test_instructions.py::test_x87_instructions_do_what_the_host_does"],
     "stack-switch": ["test_stack_switch.py::test_in_compatibility_mode"],
+    "split-stores": ["test_split_stores.py::test_a_store_over_two_pages_writes_all_or_nothing"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 
