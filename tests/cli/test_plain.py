@@ -119,3 +119,9 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
     assert "swtdx" in loaded
     too_much = {"typer", "pydantic", "rich", "swtdx.machine", "swtdx.vmm", "swtdx.linux", "swtdx.seam", "unicorn"}
     assert not too_much & loaded
+
+
+def test_intels_root_is_named_without_loading_cryptography() -> None:
+    script = "import sys\nfrom swtdx.attest.verify import root_name\nroot_name(None)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert "cryptography" not in done.stdout.split()

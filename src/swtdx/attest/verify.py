@@ -152,11 +152,11 @@ def root_certificate(content: bytes) -> bytes:
 
 def root_name(root_ca: bytes | None) -> str:
     """Return what to call a root certificate (DER); None is Intel's."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.hashes import SHA256
-
     if root_ca is None:
         return INTEL_ROOT
+    from cryptography import x509  # takes longer to load than a quote to verify
+    from cryptography.hazmat.primitives.hashes import SHA256
+
     try:
         certificate = x509.load_der_x509_certificate(root_ca)
     except ValueError:
