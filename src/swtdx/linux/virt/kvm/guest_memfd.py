@@ -143,6 +143,8 @@ class GuestMemfd(File):
         if mode & FALLOC_FL_PUNCH_HOLE:
             self.kvm_gmem_punch_hole(start, end)
             return
+        if offset + length > self.length:
+            raise err(errno.EINVAL, "beyond the end of the guest_memfd, whose size is fixed")
         self.kvm_gmem_allocate(start, end)
 
     fallocate = kvm_gmem_fallocate

@@ -35,6 +35,7 @@ from swtdx.uapi.kvm import (
     KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
     KVM_MEM_READONLY,
+    KVM_X86_QUIRK_LAPIC_MMIO_HOLE,
     Vector,
 )
 from swtdx.x86 import Gpr, Rflags
@@ -417,11 +418,11 @@ def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps, answer: int | Non
 def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
     """Return the answer of a device in the kernel (0 for a write), or None."""
     apic = vcpu.apic
-    if (
-        apic is not None
-        and apic.base & (APICBASE_ENABLE | APICBASE_X2APIC) == APICBASE_ENABLE
-        and access.gpa >> 12 == apic.base >> 12 & (1 << 40) - 1
-    ):
+    if apic is not None and access.gpa >> 12 == apic.base >> 12 & (1 << 40) - 1:
+        if apic.base & (APICBASE_ENABLE | APICBASE_X2APIC) != APICBASE_ENABLE:
+            if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_LAPIC_MMIO_HOLE:
+                return None
+            return 0 if access.value is not None else (1 << 8 * access.size) - 1  # a hole, not MMIO of user space
         offset = access.gpa & 0xFFF
         if access.value is not None:
             if access.size == 4 and not offset & 0xF:

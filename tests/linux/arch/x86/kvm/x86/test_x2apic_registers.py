@@ -84,3 +84,22 @@ def test_outside_x2apic_mode_there_are_none(guest: LongModeVm) -> None:
     for msr in (TPR, EOI, ICR, ID):
         assert guest.run(rdmsr(msr)) == GP
         assert guest.run(wrmsr(msr, 0)) == GP
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["with the quirk", "without it"])
+def test_the_xapic_page_is_a_hole_in_x2apic_mode(disabled: bool) -> None:
+    """KVM_X86_QUIRK_LAPIC_MMIO_HOLE: reads are all ones and writes are dropped; without it they are user space's."""
+
+    def setup(vm: Vm) -> None:
+        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
+        if disabled:
+            vm.enable_cap(k.Cap.DISABLE_QUIRKS2, k.KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
+
+    with Kvm(open_kernel("emulated")) as kvm, LongModeVm(kvm, setup=setup) as guest:
+        guest.vcpu.set_msrs({0x1B: 0xFEE00D00})
+        guest.start(bytes.fromhex("8906 8b1e"), rsi=0xFEE00080, rax=0)  # mov [rsi], eax; mov ebx, [rsi]
+        if disabled:
+            assert guest.step() is k.Exit.MMIO
+        else:
+            assert guest.outcome() is None
+            assert guest.vcpu.get_regs().rbx == 0xFFFFFFFF
