@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json as json_format
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -211,6 +208,8 @@ def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
         registers = _registers(predicted[1]) if predicted is not None else {}
         _write_policy(printed.policy_out, measurement, registers, linux, subject.image)
     if printed.json:
+        import json as json_format
+
         content = measurement.as_json()
         if predicted is not None:
             content["direct_boot"] = {**_described(predicted[0]), **linux.machine, **predicted[1].as_json()}
@@ -274,6 +273,8 @@ def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None,
     if printed.policy_out is not None:
         _write_policy(printed.policy_out, measurement, {}, linux, None)
     if printed.json:
+        import json as json_format
+
         entered = {"entered_directly": {**_described(boot), "cpus": linux.cpus or 1}}
         print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
         return
@@ -297,7 +298,11 @@ def _write_policy(
 
 
 def _written(digest: bytes, output_format: OutputFormat | None) -> str:
-    return base64.b64encode(digest).decode() if output_format is OutputFormat.base64 else digest.hex()
+    if output_format is not OutputFormat.base64:
+        return digest.hex()
+    import base64
+
+    return base64.b64encode(digest).decode()
 
 
 def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
@@ -314,6 +319,8 @@ def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> 
 
 
 def _described(linux: LinuxBoot) -> dict[str, Any]:
+    import hashlib
+
     return {
         "kernel": linux.kernel.name,
         "kernel_sha256": hashlib.sha256(linux.kernel.image).hexdigest(),
