@@ -531,7 +531,6 @@ EXCUSES = {
         "tdx_complete_emulated_msr",
         "tdx_is_read_only_msr",
         "vt_complete_emulated_msr",
-        "vt_msr_filter_changed",
     ],
     "folded into the handlers of `tdvmcall`, whose registers are members of `VcpuTdx.vp_enter_args`": [
         "complete_hypercall_exit",
