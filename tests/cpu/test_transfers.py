@@ -196,7 +196,7 @@ def test_sysret_to_an_address_that_is_not_canonical_faults_in_the_kernel() -> No
 
 @pytest.mark.parametrize("index", [SYSENTER_ESP, SYSENTER_EIP, LSTAR, 0xC0000100, 0xC0000101, 0xC0000102])
 def test_msrs_hold_canonical_addresses(index: int) -> None:
-    guest = TwoLevels(f"mov ecx, {index:#x}\n xor eax, eax\n mov edx, 0x8000\n wrmsr\n hlt", user=False)
+    guest = TwoLevels(f"mov ecx, {index:#x}\n xor eax, eax\n mov edx, 0x1000000\n wrmsr\n hlt", user=False)
     assert guest.run() == ExitReason.HLT
     assert guest.context.gpr[R8] == GP
 
