@@ -284,3 +284,33 @@ def test_iopl_that_the_guest_lowers_is_lowered_after_the_vmm_wrote_state() -> No
     guest.context.exception_bitmap = 1 << GP
     assert guest.run() == ExitReason.EXCEPTION_NMI
     assert guest.context.gpr[R8] == 0
+
+
+@pytest.mark.parametrize("register", ["fs", "gs"])
+@pytest.mark.parametrize("leave", ["iretq", "retfq"])
+def test_a_return_to_the_user_leaves_the_bases_of_segments(leave: str, register: str) -> None:
+    """A segment of the inner level becomes null (SDM volume 2, IRET); its base stays, as kvm-unit-tests rely on."""
+    data = USER_CODE + 0x1000
+    flags = "pushfq" if leave == "iretq" else ""
+    guest = TwoLevels(
+        f"""
+        mov eax, {SELECTOR_DATA}
+        mov {register}, ax
+        mov ecx, {0xC0000100 if register == "fs" else 0xC0000101:#x}
+        mov eax, {data:#x}
+        xor edx, edx
+        wrmsr
+        push {USER_DATA}
+        push {USER_STACK:#x}
+        {flags}
+        push {USER_64}
+        push {USER_CODE:#x}
+        {leave}
+        """,
+        user=False,
+    )
+    guest.memory.write(USER_CODE, assemble(f"mov edi, {register}\n mov rbx, {register}:[0]\n hlt", USER_CODE))
+    guest.put64(data, 0x1122334455667788)
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[R8] == GP  # the user's HLT
+    assert (guest.context.gpr[RDI], guest.context.gpr[RBX]) == (0, 0x1122334455667788)
