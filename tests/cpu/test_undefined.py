@@ -62,7 +62,7 @@ FEATURE_NAMES = {value: name for name, value in vars(CpuidFeature).items() if is
 MNEMONICS = {value: name for name, value in vars(Mnemonic).items() if isinstance(value, int)}
 # They exit or need a state of their own, which other tests give them.
 LEFT_ALONE = {"UD0", "UD1", "UD2", "TDCALL", "RSM", "SYSEXIT", "SYSRET", "SYSENTER", "SYSCALL", "XABORT", "XBEGIN",
-              "VMCALL", "GETSEC", "MOV", "TZCNT"}  # fmt: skip
+              "VMCALL", "GETSEC", "MOV", "TZCNT", "MONITOR", "MWAIT"}  # fmt: skip
 
 
 BRANCHES = {FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH,

@@ -319,7 +319,7 @@ SAME = {
 DIFFERENT = {  # /dev/kvm, TD, normal VM
     "MAX_VCPUS": (1024, 2, 1024),
     "READONLY_MEM": (1, 0, 1),
-    "SYNC_REGS": (3, 0, 3),
+    "SYNC_REGS": (7, 0, 7),
     "MEMORY_ATTRIBUTES": (8, 8, 0),
     "GUEST_MEMFD": (1, 1, 0),
     "MULTI_ADDRESS_SPACE": (1, 1, 1),
