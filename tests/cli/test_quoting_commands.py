@@ -90,6 +90,25 @@ def test_a_quote_is_made_verified_and_refused_under_intels_root(
     assert "OutOfDate" in result.err
 
 
+@pytest.mark.parametrize("piped", ["file", "collateral", "policy"])
+def test_each_input_of_an_appraisal_may_be_a_pipe(
+    piped: str, command: Command, keys: Path, report: Path, tmp_path: Path
+) -> None:
+    """A pipe can be read once."""
+    inputs = {name: tmp_path / name for name in ("file", "collateral", "policy")}
+    inputs["policy"].write_text("[tcb]\nmaximum_age_days = 36500\n")
+    assert command("quote", "make", report, "--pki", keys, "--output", inputs["file"]).status == 0
+    assert command("collateral", "--pki", keys, "--output", inputs["collateral"]).status == 0
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as pipe:
+        pipe.write(inputs[piped].read_bytes())  # less than a pipe holds
+    inputs[piped] = Path(f"/dev/fd/{reader}")
+    options = ("--collateral", inputs["collateral"], "--policy", inputs["policy"], "--root", keys / "root-ca.pem")
+    result = command("quote", "verify", inputs["file"], *options)
+    os.close(reader)
+    assert (result.status, result.err) == (0, "")
+
+
 def test_quote_make_prints_hexadecimal_or_json(command: Command, keys: Path, report: Path) -> None:
     printed = command("quote", "make", report, "--pki", keys, "--quote-version", "5-1.5")
     quote = parse_quote(bytes.fromhex(printed.out.strip()))

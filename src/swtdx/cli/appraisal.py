@@ -17,7 +17,7 @@ from swtdx.attest.tcb_facts import tcb_facts
 from swtdx.attest.tcb_levels import TcbError
 from swtdx.attest.verify import Verified
 from swtdx.cli.input import file_bytes, result_file
-from swtdx.cli.quote import quote_of
+from swtdx.cli.quote import MAXIMUM_COLLATERAL_SIZE, quote_of
 from swtdx.cli.verdict import Failure, Verdict
 
 _BUILD = f"swtdx {swtdx.__version__}"
@@ -25,9 +25,12 @@ _NOT_OF_A_POLICY = ("file", "collateral", "root", "at", "policy", "event_log", "
 
 
 def appraised(
-    options: dict[str, Any], at: int, verified: Callable[[Quote], Verified]
+    options: dict[str, Any], at: int, verified: Callable[[Quote, bytes], Verified]
 ) -> tuple[Quote, Verified, list[str], dict[str, Any]]:
-    """Return quote, platform, what is not as the policy asks, and members for JSON. Raises `Failure`."""
+    """Return quote, platform, what is not as the policy asks, and members for JSON. Raises `Failure`.
+
+    ``verified`` judges a quote with the content of --collateral, which is read once: it may be a pipe.
+    """
     given = [name for name, value in options.items() if value and name not in _NOT_OF_A_POLICY]
     if given:
         sentence = f"--{given[0].replace('_', '-')} and --policy exclude each other: write it into the file"
@@ -43,15 +46,16 @@ def appraised(
             raise Failure(f"--event-log: {path} has no rules for events", Verdict.USAGE)
         events = None if log is None else _events(log)
         quote = quote_of(file)
+        collateral = file_bytes(options["collateral"], MAXIMUM_COLLATERAL_SIZE)
         try:
-            platform = verified(quote)
+            platform = verified(quote, collateral)
         except Failure as failure:
             if out is not None and failure.verdict is Verdict.FAILED:
                 ear = claims(quote, text, at, None, None, str(failure), _BUILD)
                 out.replace((json_format.dumps(ear, indent=2) + "\n").encode())
             raise
         try:
-            facts = tcb_facts(quote, file_bytes(options["collateral"], 16 << 20))
+            facts = tcb_facts(quote, collateral)
         except TcbError as error:
             raise Failure(f"{file}: {error}", Verdict.FAILED) from None
         appraisal = appraise(policy, quote, platform, facts, events)

@@ -29,6 +29,7 @@ from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.verdict import Failure, Verdict
 
 MAXIMUM_QUOTE_SIZE = 4 << 20
+MAXIMUM_COLLATERAL_SIZE = 16 << 20
 PARSE_EPILOG = """
 [bold]Examples[/bold]
 
@@ -209,13 +210,15 @@ def verify(
     if policy is not None:
         from swtdx.cli import appraisal
 
-        appraised = appraisal.appraised(options, when, lambda quote: _verified(file, quote, collateral, when, anchor))
-        quote, verified, found, ear = appraised
+        def judged(quote: Quote, content: bytes) -> Verified:
+            return _verified(options, quote, content, when, anchor)
+
+        quote, verified, found, ear = appraisal.appraised(options, when, judged)
     else:
         if event_log is not None or claims is not None:
             raise Failure("--event-log and --claims are for --policy, which names none", Verdict.USAGE)
         quote = quote_of(file)
-        verified = _verified(file, quote, collateral, when, anchor)
+        verified = _verified(options, quote, file_bytes(collateral, MAXIMUM_COLLATERAL_SIZE), when, anchor)
         found = violations(wanted, quote.body, verified.tcb_status)
     if json:
         content = {"verified": verified.as_json(), "violations": found, **quote_as_json(quote), **ear}
@@ -359,18 +362,19 @@ def _root(path: Path) -> bytes:
         raise Failure(f"--root {path}: {error}", Verdict.NO_INPUT) from None
 
 
-def _verified(file: Path, quote: Quote, collateral: Path, when: int, root: bytes | None) -> Verified:
+def _verified(options: dict[str, Any], quote: Quote, collateral: bytes, when: int, root: bytes | None) -> Verified:
+    """Return the platform of a quote, judged with the content of --collateral. Raises `Failure`."""
     try:
-        return verify_quote(quote, file_bytes(collateral, 16 << 20), when, root)
+        return verify_quote(quote, collateral, when, root)
     except CollateralError as error:
-        raise Failure(f"{collateral}: {error}", Verdict.NO_INPUT) from None
+        raise Failure(f"{options['collateral']}: {error}", Verdict.NO_INPUT) from None
     except VerificationError as error:
         hint = (
             "; it is a test quote of swtdx's, whose root `swtdx pki` names (--root)"
             if root is None and of_test_root(quote)
             else ""
         )
-        raise Failure(f"{file}: {error}{hint}", Verdict.FAILED) from None
+        raise Failure(f"{options['file']}: {error}{hint}", Verdict.FAILED) from None
 
 
 def _bytes(option: str, text: str, size: int) -> bytes:
