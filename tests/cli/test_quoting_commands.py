@@ -314,6 +314,24 @@ def test_https_and_the_proxy_leave_their_ca_in_the_folder(command: Command, keys
     assert (keys / "https-ca.pem").read_text().startswith("-----BEGIN CERTIFICATE-----")
 
 
+def test_a_ca_that_cannot_be_kept_is_named(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "pki"
+    command("pki", "--pki", folder)
+    (folder / "https-ca.pem").mkdir()
+    refused(command("pccs", "--pki", folder, "--port", "0", "--https", "--timeout", "0"), Verdict.NO_INPUT, "https-ca")
+
+
+def test_the_ca_in_the_folder_is_that_of_its_keys(command: Command, tmp_path: Path) -> None:
+    """Keys made anew leave no CA of the old ones for clients to trust."""
+    kept = []
+    for seed in "ab":
+        command("pki", "--pki", tmp_path / "pki", "--seed", seed)
+        command("pccs", "--pki", tmp_path / "pki", "--port", "0", "--https", "--timeout", "0")
+        kept.append((tmp_path / "pki" / "https-ca.pem").read_bytes())
+        (tmp_path / "pki" / "pki.json").unlink()
+    assert kept[0] != kept[1]
+
+
 def test_run_refuses_contradictions(command: Command, tmp_path: Path) -> None:
     for arguments, said in (
         (("--quotes", "off", "--quote-generation-socket", "/x"), "contradict"),

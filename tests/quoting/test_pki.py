@@ -94,6 +94,27 @@ def test_a_folder_keeps_it(tmp_path: Path) -> None:
     assert open_pki(made.folder, Pki.new("kept")).root == made.root
 
 
+def test_a_folder_of_a_run_that_was_killed_is_completed(tmp_path: Path) -> None:
+    """Whichever file was the last one written, the next run writes the others."""
+    root = open_pki(tmp_path, Pki.new("killed")).root
+    (tmp_path / "root-ca.pem").unlink()
+    (tmp_path / "root-ca.der").unlink()
+    assert open_pki(tmp_path).root == root
+    assert (
+        x509.load_pem_x509_certificate((tmp_path / "root-ca.pem").read_bytes()).fingerprint(SHA256())
+        == hashlib.sha256(root).digest()
+    )
+    assert (tmp_path / "root-ca.der").read_bytes() == root
+
+
+def test_the_root_files_are_those_of_the_description(tmp_path: Path) -> None:
+    open_pki(tmp_path, Pki.new("first"))
+    (tmp_path / "pki.json").unlink()
+    second = open_pki(tmp_path, Pki.new("second"))
+    assert (tmp_path / "root-ca.der").read_bytes() == second.root != Pki.new("first").root
+    assert (tmp_path / "root-ca.pem").read_bytes() == second.chain(Role.ROOT)
+
+
 def test_two_that_make_it_at_once_get_the_same(tmp_path: Path) -> None:
     roots: list[bytes] = []
     keys: list[bytes] = []

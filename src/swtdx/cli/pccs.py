@@ -14,9 +14,10 @@ from swtdx.cli.input import file_bytes
 from swtdx.cli.quoting_keys import PkiFolder, Quiet, TcbStatus, Timeout, announcer, opened_pki, serve, status_of
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.collateral import SCENARIOS
-from swtdx.quoting.machine_folder import write_once
+from swtdx.quoting.machine_folder import FolderError
 from swtdx.quoting.pccs import CollateralService, PccsServer, PccsUnusable, Schedule, parse_schedule
-from swtdx.quoting.tls import CA_FILE, https_ca
+from swtdx.quoting.pki import HTTPS_CA, keep
+from swtdx.quoting.tls import LOCAL_NAMES, https_ca
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -41,7 +42,6 @@ test keys or the script cannot be read
 [bold]What --tcb-status may be[/bold]
 
 """ + "\n\n".join(f"[cyan]{name}[/cyan] - {scenario.summary}" for name, scenario in SCENARIOS.items())
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def register(app: typer.Typer) -> None:
@@ -95,7 +95,7 @@ def pccs(
     status = status_of(tcb_status)
     if https and as_intel:
         raise Failure("--https and --as-intel: the proxy itself speaks HTTP", Verdict.USAGE)
-    if host not in _LOOPBACK:
+    if host not in LOCAL_NAMES:
         raise Failure(
             f"--host {host}: test collateral is served on a loopback address only (127.0.0.1, ::1)", Verdict.USAGE
         )
@@ -107,8 +107,11 @@ def pccs(
     listen_at = pki.port if port is None else port
     authority = None
     if https or as_intel:
-        authority = str(pki.folder / CA_FILE)
-        write_once(pki.folder / CA_FILE, https_ca(pki))
+        authority = str(pki.folder / HTTPS_CA)
+        try:
+            keep(pki.folder / HTTPS_CA, https_ca(pki))
+        except FolderError as error:
+            raise Failure(str(error), Verdict.NO_INPUT) from None
     try:
         server = PccsServer(service, host, listen_at, https=https, as_intel=as_intel, say=say)
     except PccsUnusable as error:

@@ -117,7 +117,7 @@ def certificate(
     if sgx is not None:
         unrecognized = x509.UnrecognizedExtension(x509.ObjectIdentifier(SGX_EXTENSION), sgx)
         builder = builder.add_extension(unrecognized, critical=False)
-    return _signed_certificate(builder, issuer.key)
+    return signed_certificate(builder, issuer.key)
 
 
 def revocation_list(
@@ -138,7 +138,7 @@ def revocation_list(
     return builder.sign(issuer.key, hashes.SHA256())
 
 
-def _signed_certificate(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+def signed_certificate(builder: x509.CertificateBuilder, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     """Sign without randomness where the library can, so that a seed gives the same bytes each time."""
     try:
         return builder.sign(key, hashes.SHA256(), ecdsa_deterministic=True)

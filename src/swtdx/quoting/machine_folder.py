@@ -66,17 +66,16 @@ def report_key(folder: Path, fresh: bytes | None = None) -> bytes:
     raise FolderError(f"{path} cannot be made")
 
 
-def write_once(path: Path, content: bytes) -> bool:
-    """Write a file in one step, unless it exists. Return whether this call wrote it. Raises `FolderError`."""
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file in one step, unless it exists. Raises `FolderError`."""
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # readable by its owner only
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
         os.link(temporary, path)
-        return True
     except FileExistsError:
-        return False
+        pass
     except OSError as error:
         raise FolderError(f"{path} cannot be written: {error.strerror}") from None
     finally:

@@ -28,7 +28,7 @@ from swtdx.quoting.sgx_extension import sgx_extension
 
 FORMAT = "swtdx test PKI, version 1"
 DESCRIPTION = "pki.json"
-ROOT_PEM, ROOT_DER = "root-ca.pem", "root-ca.der"
+ROOT_PEM, ROOT_DER, HTTPS_CA = "root-ca.pem", "root-ca.der", "https-ca.pem"
 FMSPC = b"swtdx\0"
 """Family, model, stepping, platform: a value that no processor has."""
 CPUSVN = bytes([3, *bytes(15)])
@@ -43,7 +43,7 @@ END = datetime(2049, 12, 31, 23, 59, 59)
 CA_TYPES = ("platform", "processor")
 _CA_ROLES = {"platform": Role.PLATFORM_CA, "processor": Role.PROCESSOR_CA}
 _SIZE_LIMIT = 1 << 20
-_OURS = (DESCRIPTION, ROOT_PEM, ROOT_DER, REPORT_KEY, "https-ca.pem")
+_OURS = (DESCRIPTION, ROOT_PEM, ROOT_DER, REPORT_KEY, HTTPS_CA)
 
 
 class PkiError(FolderError):
@@ -177,11 +177,13 @@ def open_pki(folder: Path, new: Pki | None = None, now: datetime | None = None) 
             f"the test PKI in {folder} expired at {pki.end.isoformat()}Z: remove the folder, and it is made again"
         )
     report_key(folder, pki.report_key)
+    keep(folder / ROOT_PEM, pki.chain(Role.ROOT))
+    keep(folder / ROOT_DER, pki.root)
     return pki
 
 
 def _write(folder: Path, pki: Pki) -> None:
-    """Keep a PKI; the description last, so that a folder is complete once it has one."""
+    """Keep a PKI, unless another process was quicker."""
     made(folder)
     report_key(folder, pki.report_key)
     description = {
@@ -194,10 +196,22 @@ def _write(folder: Path, pki: Pki) -> None:
         "certificates": pki.chain(*pki.certificates).decode(),
     }
     write_once(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
-    kept = _read(folder)  # another process may have been quicker
-    root = kept.certificates[Role.ROOT]
-    write_once(folder / ROOT_PEM, root.public_bytes(Encoding.PEM))
-    write_once(folder / ROOT_DER, root.public_bytes(Encoding.DER))
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Have a file that follows from the description. Raises `FolderError`.
+
+    A run that was killed may have left the folder without it.
+    """
+    try:
+        if path.read_bytes() == content:
+            return
+        path.unlink()  # of a PKI whose description somebody has removed
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise PkiError(f"{path} cannot be read: {error.strerror}") from None
+    write_once(path, content)
 
 
 def _refuse_foreign(folder: Path) -> None:

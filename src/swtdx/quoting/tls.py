@@ -13,15 +13,13 @@ import tempfile
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from swtdx.quoting.certificates import ORGANIZATION, serial_number
+from swtdx.quoting.certificates import ORGANIZATION, serial_number, signed_certificate
 from swtdx.quoting.pki import BEGIN, Pki
 
-CA_FILE = "https-ca.pem"
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _CA_NAME = "swtdx test HTTPS CA"
 
@@ -94,4 +92,4 @@ def _builder(pki: Pki, name: str, key: ec.EllipticCurvePrivateKey, label: str) -
 
 
 def _signed(builder: x509.CertificateBuilder, pki: Pki) -> x509.Certificate:
-    return builder.sign(pki.key("HTTPS CA"), hashes.SHA256())
+    return signed_certificate(builder, pki.key("HTTPS CA"))
