@@ -260,6 +260,10 @@ def test_places_where_nothing_can_listen(service: QuoteService, tmp_path: Path) 
         ('{"type": "unix"}', "not a SocketAddress"),
         ('{"type": "fd", "str": "3"}', "the type is unix, vsock or inet"),
         ('{"type": "vsock", "cid": "x", "port": "1"}', "numbers of 32 bits"),
+        *(
+            (f'{{"type": "inet", "host": "{host}", "port": "1"}}', "not the name or the address of a host")
+            for host in ("a b", "a\\u0000b", "\\ud800", "\\u00e9", "a\\nb")
+        ),
     ],
 )
 def test_what_is_not_an_address(text: str, said: str) -> None:
@@ -275,6 +279,7 @@ def test_what_is_not_an_address(text: str, said: str) -> None:
         ("localhost:1", "tcp:localhost:1"),
         ("[::1]:4050", "tcp:[::1]:4050"),
         ("tcp:127.0.0.1:4050", "tcp:127.0.0.1:4050"),
+        ('{"type":"inet","host":"fe80::1%lo","port":"4050"}', "tcp:[fe80::1%lo]:4050"),
         ('{"type":"unix","path":"/a"}', "unix:/a"),
         ('{"type":"inet","host":"127.0.0.1","port":"4050"}', "tcp:127.0.0.1:4050"),
     ],

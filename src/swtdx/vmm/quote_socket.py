@@ -20,6 +20,7 @@ MAXIMUM_UNIX_PATH = 107
 """Bytes of sun_path, without the NUL."""
 _VSOCK = re.compile(r"vsock:(\d{1,10}):(\d{1,10})", re.ASCII)
 _INET = re.compile(r"(?:tcp:)?(\[[0-9a-fA-F:.]+\]|[\w.-]*):(\d{1,5})", re.ASCII)
+_HOST = re.compile(r"[\w.:%-]*", re.ASCII)
 
 
 class AddressError(ValueError):
@@ -107,6 +108,8 @@ def _inet(host: str, port: str) -> SocketAddress:
     number = int(port) if port.isascii() and port.isdigit() else -1
     if not 0 <= number < 1 << 16:
         raise AddressError(f"{port} is not a TCP port")
+    if not _HOST.fullmatch(host):
+        raise AddressError(f"{host!r} is not the name or the address of a host")
     return SocketAddress(socket.AF_INET6 if ":" in host else socket.AF_INET, (host or "127.0.0.1", number))
 
 
