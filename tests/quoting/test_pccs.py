@@ -213,6 +213,35 @@ def test_silent_clients_do_not_stop_others(pki: Pki, monkeypatch: pytest.MonkeyP
             each.close()
 
 
+def test_clients_for_whom_there_is_no_thread_are_dropped(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are places: none of them keeps its own."""
+    monkeypatch.setattr(pccs, "MAXIMUM_CONNECTIONS", 2)
+
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with PccsServer(CollateralService(pki)) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            for _ in range(4):
+                with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+                    get(server, "/")
+        assert get(server, "/")[0] == 200
+
+
+def test_a_request_is_reported_without_characters_that_play_with_a_terminal(pki: Pki) -> None:
+    said: list[str] = []
+    with (
+        PccsServer(CollateralService(pki), say=said.append) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as client,
+    ):
+        client.sendall(b"GET /\x1b[31m\x9b2J HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert b" 404 " in client.recv(1 << 16)
+    (line,) = said
+    assert "GET /" in line
+    assert line.isprintable()
+
+
 def test_https_with_a_certificate_of_its_own(pki: Pki) -> None:
     with PccsServer(CollateralService(pki), https=True) as server:
         trusting = ssl.create_default_context(cadata=https_ca(pki).decode())

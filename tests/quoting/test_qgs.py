@@ -178,6 +178,23 @@ def test_more_peers_than_places_wait_for_one(
             each.close()
 
 
+def test_peers_for_whom_there_is_no_thread_are_dropped(
+    service: QuoteService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than there are places: none of them keeps its own."""
+    monkeypatch.setattr(qgs, "MAXIMUM_CONNECTIONS", 2)
+
+    def no_room(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with QgsServer(service) as server:
+        place = server.listen(parse_address(f"{tmp_path}/qgs.socket"))
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            assert [ask(place, REPORT) for _ in range(4)] == [b""] * 4
+        assert is_a_quote(ask(place, REPORT))
+
+
 def test_many_at_once(address: SocketAddress) -> None:
     answers: list[bytes] = []
     threads = [threading.Thread(target=lambda: answers.append(ask(address, REPORT))) for _ in range(24)]

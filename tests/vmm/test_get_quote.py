@@ -192,3 +192,22 @@ def test_nothing_is_written_when_the_machine_is_gone(memory: Memory, notified: l
     assert notified == []
     requests.request(BUFFER + SIZE, SIZE)
     assert bytes(memory.content) == before
+
+
+def test_a_process_without_room_for_a_thread_has_the_guest_try_again(
+    memory: Memory, notified: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux asks again only where the buffer does not say that a request is in flight."""
+    get_quote = service(memory, Source(b"quote"), notified)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_room)
+        assert get_quote.request(BUFFER, SIZE) == kvm.TDVMCALL_STATUS_RETRY
+    assert memory.header() == (1, 0, 1024, 0)
+    get_quote.close()
+    again = service(memory, Source(b"quote"), notified)
+    assert again.request(BUFFER, SIZE) == 0
+    assert memory.header() == (1, 0, 1024, 5)
+
+
+def no_room(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from swtdx.attest.event_words import printable
 from swtdx.quoting.certificates import Role
 from swtdx.quoting.collateral import SCENARIOS, Collateral, CollateralKeeper
 from swtdx.quoting.pki import CPUSVN, FMSPC, PCESVN, ROOT_CRL_PATH, Pki
@@ -280,7 +281,7 @@ class _Connection(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Report a request."""
-        self.server.say(" ".join((format % args).split())[:300])
+        self.server.say(printable(" ".join((format % args).split())))
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -314,7 +315,11 @@ class _Server(http.server.ThreadingHTTPServer):
         if not self._slots.acquire(blocking=False):
             request.close()
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # the process may have no more threads
+            request.close()
+            self._slots.release()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection to its end; the handshake of TLS is here, so that a slow one stops no other."""

@@ -191,7 +191,16 @@ class QgsServer:
                     self._slots.release()
                     return
                 self._open.add(connection)
-            threading.Thread(target=self._serve, args=(connection,), daemon=True, name="qgs connection").start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True, name="qgs connection").start()
+            except RuntimeError:  # the process may have no more threads
+                self._drop(connection)
+
+    def _drop(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(connection)
+        connection.close()
+        self._slots.release()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -202,10 +211,7 @@ class QgsServer:
         except OSError:
             pass  # the peer is gone, or too slow
         finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
-            self._slots.release()
+            self._drop(connection)
 
     def _answer(self, connection: socket.socket) -> bytes:
         """Read one request and return its answer; nothing for what is none."""

@@ -107,10 +107,13 @@ class GetQuote:
                 return kvm.TDVMCALL_STATUS_SUCCESS
             if len(self._threads) >= MAXIMUM_REQUESTS:
                 return kvm.TDVMCALL_STATUS_RETRY
-            self._memory.write(gpa + _STATUS_AT, _STATUS.pack(IN_FLIGHT))
             thread = threading.Thread(target=self._fetch, args=(gpa, size, data), daemon=True, name="get-quote")
-            self._threads.add(thread)
-        thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the process may have no more threads
+                return kvm.TDVMCALL_STATUS_RETRY
+            self._threads.add(thread)  # the answer needs the lock, so it comes after this
+            self._memory.write(gpa + _STATUS_AT, _STATUS.pack(IN_FLIGHT))
         thread.join(self._source.patience)
         return kvm.TDVMCALL_STATUS_SUCCESS
 
