@@ -48,6 +48,7 @@ class BuildEngine(build_ext):
         for extension in self.extensions:
             if extension.name != "swtdx.cpu._engine":
                 continue
+            extension.define_macros.append(("SWTDX_SOURCE", native.source_checksum()))
             extension.include_dirs += [str(path) for path in unicorn.include_dirs]
             archives = [str(path) for path in unicorn.libraries]
             extension.depends += archives

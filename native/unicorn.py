@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 import patch_ng
@@ -28,6 +29,7 @@ VERSION = "2.1.4"
 SHA256 = "00567a70e323f749b419cd86bee4f9115beab7ebba32194581c090cbb7c59cff"
 LIBRARIES = ("libunicorn.a", "libx86_64-softmmu.a", "libunicorn-common.a")
 HERE = Path(__file__).resolve().parent
+EXTENSION = HERE.parent / "src/swtdx/cpu/_engine.pyx"
 PATCHES = HERE / "patches"
 ENGINE = HERE / "engine"
 CMAKE_OPTIONS = (
@@ -101,6 +103,11 @@ def build_key(skip: str | None = None, mode: str = "release") -> str:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     digest.update(" ".join(cmake_options(mode)).encode())
     return digest.hexdigest()[:16]
+
+
+def source_checksum() -> str:
+    """What SWTDX_SOURCE is when the extension is compiled: it compares that with the file at each import."""
+    return f"{zlib.crc32(EXTENSION.read_bytes()):#x}u"
 
 
 def cmake_options(mode: str = "release") -> list[str]:

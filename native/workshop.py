@@ -132,14 +132,15 @@ def build(mode: str) -> Path:
     """Compile what changed and link the extension. Returns its path."""
     libraries = archives(mode)
     (WORKSHOP / mode).mkdir(parents=True, exist_ok=True)
-    pyx, header = ROOT / "src" / CORE / "_engine.pyx", unicorn.ENGINE / "swtdx.h"
+    pyx, header = unicorn.EXTENSION, unicorn.ENGINE / "swtdx.h"
     code, thing = WORKSHOP / "_engine.c", WORKSHOP / mode / "_engine.o"
     if not newer(code, pyx):
         run(sys.executable, "-m", "cython", "-3", pyx, "-o", code)
     flags = ["-fsanitize=address,undefined"] if mode == "asan" else []
     if not newer(thing, code, header):
         include = [f"-I{unicorn.ENGINE}", f"-I{sysconfig.get_path('include')}"]
-        run("cc", "-O1", "-g", "-fPIC", "-std=gnu11", *flags, *include, "-c", code, "-o", thing)
+        source = f"-DSWTDX_SOURCE={unicorn.source_checksum()}"
+        run("cc", "-O1", "-g", "-fPIC", "-std=gnu11", *flags, source, *include, "-c", code, "-o", thing)
     group = ["-Wl,--start-group", *libraries, "-Wl,--end-group", "-Wl,--exclude-libs,ALL", "-Wl,-Bsymbolic"]
     extension = site(mode) / CORE / f"_engine{SUFFIX}"
     run("cc", "-shared", "-pthread", *flags, thing, *group, "-lm", "-o", extension)

@@ -25,9 +25,13 @@ def carried_out(action: Callable[[], int], system_status: int, streams: Standard
         return complain(str(failure), failure.status, as_json=as_json and not failure.shown)
     except KeyboardInterrupt:
         return _STATUS_INTERRUPTED
+    except ImportError as error:
+        if error.name != "swtdx.cpu._engine":
+            raise
+        return complain(str(error), system_status, as_json=as_json)
     except MemoryError:
-        error = OSError(errno.ENOMEM, "there is not enough memory")
-        return _complain_of(error, system_status, as_json=as_json)
+        shortage = OSError(errno.ENOMEM, "there is not enough memory")
+        return _complain_of(shortage, system_status, as_json=as_json)
     except OSError as error:
         if error is streams.stdout_problem:
             return 0  # `StandardStreams.finish` reports it

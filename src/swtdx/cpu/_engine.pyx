@@ -11,6 +11,11 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from zlib import crc32
+
+cdef extern from *:
+    const uint32_t SWTDX_SOURCE  # a macro of the command line: `source_checksum` of native/unicorn.py
+
 cdef extern from "swtdx.h" nogil:
     struct swtdx_event:
         uint8_t valid, vector, type, has_error
@@ -81,6 +86,24 @@ cdef extern from "swtdx.h" nogil:
 
 cdef extern from "<cpuid.h>" nogil:
     void __cpuid_count(uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ebx, uint32_t ecx, uint32_t edx)
+
+
+cdef int check_source() except -1:
+    """Refuse to be the engine of a checkout in which this file is another by now.
+
+    Without this a kernel of newer Python would fail somewhere, with no sign of the cause. A wheel has no such file.
+    """
+    try:
+        with open(__file__.rpartition("/")[0] + "/_engine.pyx", "rb") as file:
+            source = file.read()
+    except OSError:
+        return 0
+    if crc32(source) != SWTDX_SOURCE:
+        raise ImportError("the engine was built from other sources: run script/setup", name=__name__)
+    return 0
+
+
+check_source()
 
 
 def host_cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
