@@ -322,7 +322,7 @@ def test_a_ca_that_cannot_be_kept_is_named(command: Command, tmp_path: Path) -> 
 
 
 def test_the_ca_in_the_folder_is_that_of_its_keys(command: Command, tmp_path: Path) -> None:
-    """Keys made anew leave no CA of the old ones for clients to trust."""
+    """New keys leave no CA of the old ones for clients to trust."""
     kept = []
     for seed in "ab":
         command("pki", "--pki", tmp_path / "pki", "--seed", seed)

@@ -206,7 +206,7 @@ def keep(path: Path, content: bytes) -> None:
     try:
         if path.read_bytes() == content:
             return
-        path.unlink()  # of a PKI whose description somebody has removed
+        path.unlink()  # of a PKI whose description was removed
     except FileNotFoundError:
         pass
     except OSError as error:
