@@ -213,6 +213,21 @@ def test_the_claims_are_those_of_an_ear() -> None:
     json.dumps(ear)
 
 
+@pytest.mark.parametrize(
+    ("rules", "hardware"),
+    [
+        ("", 2),
+        ("maximum_age_days = 99", 32),
+        ("statuses = ['OutOfDate']\nminimum_evaluation_number = 17", 32),
+        ("minimum_tee_tcb_svn = '04000000000000000000000000000000'", 96),
+        ("minimum_tee_tcb_svn = '04000000000000000000000000000000'\nmaximum_age_days = 99", 96),
+    ],
+)
+def test_hardware_that_is_old_is_a_warning_and_other_hardware_a_contradiction(rules: str, hardware: int) -> None:
+    """AR4SI: 32 is a warning, 96 a contraindication; the worst of a category counts."""
+    assert judged(f"[tcb]\n{rules}").vector()["hardware"] == hardware
+
+
 def test_a_policy_that_was_written_accepts_what_it_was_written_from() -> None:
     assert judged(policy_text(ONES, {0: ZERO, 1: ONES}, ["an image\nmrtd = 1"])).accepted
     assert not judged(policy_text(ZERO)).accepted

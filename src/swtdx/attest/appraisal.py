@@ -17,7 +17,7 @@ from typing import Any
 from swtdx.attest.event_digest import EV_AAEL, EV_DSTACK_RUNTIME, EV_EVENT_TAG, Vouched
 from swtdx.attest.event_log import Event
 from swtdx.attest.event_words import type_name
-from swtdx.attest.policy import violations
+from swtdx.attest.policy import Broken, broken_rules
 from swtdx.attest.policy_file import AppraisalPolicy, EventRule, Masked
 from swtdx.attest.quote import Quote
 from swtdx.attest.replay import covered, replay
@@ -44,6 +44,8 @@ _CATEGORIES = {
     **dict.fromkeys(("MRTD", "RTMR0", "RTMR1", "RTMR2", "RTMR3"), Category.EXECUTABLES),
     "REPORTDATA": Category.SOURCED_DATA,
 }
+_CLAIMS = {"TCB status": WARNING}
+"""Where it is not a contradiction: a genuine platform that is not as new, or as well configured, as is asked for."""
 _DECIDED_BY = {
     Category.EXECUTABLES: {
         *("mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3", "command_line", "compose_hash", "aael", "rule"),
@@ -59,6 +61,8 @@ class Unmet:
 
     category: Category
     text: str
+    claim: int = CONTRAINDICATED
+    """What it makes of the category."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,9 @@ class Appraisal:
         """The trustworthiness vector."""
         found = {}
         for category in Category:
-            broken = [each for each in self.unmet if each.category is category]
+            broken = [each.claim for each in self.unmet if each.category is category]
             decided = category not in _DECIDED_BY or bool(_DECIDED_BY[category] & self.policy.named)
-            out_of_date = bool(broken) and all(each.text.startswith("TCB") for each in broken)
-            if broken:
-                found[str(category)] = WARNING if out_of_date else CONTRAINDICATED
-            else:
-                found[str(category)] = AFFIRMING if decided else NONE
+            found[str(category)] = max(broken, default=AFFIRMING if decided else NONE)
         return found
 
 
@@ -91,12 +91,12 @@ def appraise(
     policy: AppraisalPolicy, quote: Quote, verified: Verified, facts: TcbFacts, events: Sequence[Event] | None = None
 ) -> Appraisal:
     """Appraise a genuine quote, and the event log that came with it."""
+    broken = (*broken_rules(policy.policy, quote.body, verified.tcb_status), *_masked(policy.masked, quote))
     unmet = [
-        Unmet(_CATEGORIES.get(text.partition(":")[0], Category.CONFIGURATION), text)
-        for text in violations(policy.policy, quote.body, verified.tcb_status)
+        Unmet(_CATEGORIES.get(each.field, Category.CONFIGURATION), str(each), _CLAIMS.get(each.field, CONTRAINDICATED))
+        for each in broken
     ]
-    unmet += _masked(policy.masked, quote)
-    unmet += (Unmet(Category.HARDWARE, text) for text in _platform(policy, verified, facts))
+    unmet += (Unmet(Category.HARDWARE, text, WARNING) for text in _platform(policy, verified, facts))
     if policy.needs_events:
         unmet += (Unmet(Category.EXECUTABLES, text) for text in _events(policy, quote, events))
     return Appraisal(policy, tuple(unmet))
@@ -137,7 +137,7 @@ def claims(
     }
 
 
-def _masked(masked: Sequence[Masked], quote: Quote) -> Iterator[Unmet]:
+def _masked(masked: Sequence[Masked], quote: Quote) -> Iterator[Broken]:
     for each in masked:
         value = quote.body.rtmrs[int(each.name[-1])] if each.name.startswith("rtmr") else getattr(quote.body, each.name)
         number = int.from_bytes(value, "big") if isinstance(value, bytes) else value
@@ -147,10 +147,8 @@ def _masked(masked: Sequence[Masked], quote: Quote) -> Iterator[Unmet]:
         wanted = " or ".join(
             f"{value:0{2 * size}x} under the mask {mask:0{2 * size}x}" for value, mask in each.accepted
         )
-        name = each.name.upper()
         has = "none" if number is None else f"{number:0{2 * size}x}"
-        text = f"{name}: {wanted} wanted, the quote has {has}"
-        yield Unmet(_CATEGORIES.get(name, Category.CONFIGURATION), text)
+        yield Broken(each.name.upper(), f"{wanted} wanted, the quote has {has}")
 
 
 def _platform(policy: AppraisalPolicy, verified: Verified, facts: TcbFacts) -> Iterator[str]:

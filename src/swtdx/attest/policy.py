@@ -67,6 +67,18 @@ class Policy:
                     raise ValueError(f"{name} has {len(value)} bytes, it must have {size}")
 
 
+@dataclass(frozen=True)
+class Broken:
+    """A rule that a quote breaks: of which field, and how."""
+
+    field: str
+    """As a quote names it, in upper case; or TCB status."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.text}"
+
+
 def violations(policy: Policy, body: QuoteBody, tcb_status: str | None = None) -> list[str]:
     """Return one sentence for each rule that the quote breaks; nothing if it meets the policy.
 
@@ -80,11 +92,19 @@ def violations(policy: Policy, body: QuoteBody, tcb_status: str | None = None) -
     >>> violations(Policy(allow_debug=True), body, "OutOfDate")
     ['TCB status: OutOfDate is not among those allowed: UpToDate']
     """
-    found = _attributes(policy, body)
+    return [str(each) for each in broken_rules(policy, body, tcb_status)]
+
+
+def broken_rules(policy: Policy, body: QuoteBody, tcb_status: str | None = None) -> list[Broken]:
+    """Return the same with the field of each rule."""
+    found = [Broken("ATTRIBUTES", text) for text in _attributes(policy, body)]
     for mask in ("attributes", "xfam"):
         wanted, has = _masks(getattr(policy, mask)), getattr(body, mask)
         if wanted and has not in wanted:
-            found.append(f"{mask.upper()}: {_one_of([f'{each:#x}' for each in wanted])} wanted, the quote has {has:#x}")
+            text = f"{_one_of([f'{each:#x}' for each in wanted])} wanted, the quote has {has:#x}"
+            found.append(Broken(mask.upper(), text))
+    if any(body.mrservicetd or b"") and not policy.allow_service_td and policy.mrservicetd is None:
+        found.append(Broken("MRSERVICETD", "a service TD is bound to the TD, and can read its state"))
     for name in (*_DIGESTS, "reportdata"):
         found += _differing(name.upper(), getattr(policy, name), getattr(body, name))
     for index, (values, register) in enumerate(zip(policy.rtmrs, body.rtmrs, strict=True)):
@@ -92,7 +112,7 @@ def violations(policy: Policy, body: QuoteBody, tcb_status: str | None = None) -
     found += _versions(policy, body)
     if tcb_status is not None and tcb_status not in policy.tcb_statuses:
         allowed = ", ".join(status for status in TCB_STATUSES if status in policy.tcb_statuses)
-        found.append(f"TCB status: {tcb_status} is not among those allowed: {allowed}")
+        found.append(Broken("TCB status", f"{tcb_status} is not among those allowed: {allowed}"))
     return found
 
 
@@ -100,27 +120,25 @@ def _attributes(policy: Policy, body: QuoteBody) -> list[str]:
     found = []
     if body.attributes & _DEBUG_GROUP and not policy.allow_debug:
         names = ", ".join(attribute_names(body.attributes & _DEBUG_GROUP))
-        found.append(f"ATTRIBUTES: the TD can be {'debugged' if body.debug else 'observed'} ({names})")
+        found.append(f"the TD can be {'debugged' if body.debug else 'observed'} ({names})")
     if body.attributes & _MIGRATABLE and not policy.allow_migratable:
-        found.append("ATTRIBUTES: the TD can be migrated (MIGRATABLE)")
+        found.append("the TD can be migrated (MIGRATABLE)")
     if not body.attributes & _SEPT_VE_DISABLE and not policy.allow_sept_ve:
-        found.append("ATTRIBUTES: SEPT_VE_DISABLE is not set, so that the host can raise #VE at any private page")
+        found.append("SEPT_VE_DISABLE is not set, so that the host can raise #VE at any private page")
     unknown = body.attributes & ~_KNOWN
     if unknown and body.attributes not in _masks(policy.attributes):
         names = ", ".join(attribute_names(unknown))
-        found.append(f"ATTRIBUTES: reserved bits, or bits that this policy does not know, are set ({names})")
-    if any(body.mrservicetd or b"") and not policy.allow_service_td and policy.mrservicetd is None:
-        found.append("MRSERVICETD: a service TD is bound to the TD, and can read its state")
+        found.append(f"reserved bits, or bits that this policy does not know, are set ({names})")
     return found
 
 
-def _versions(policy: Policy, body: QuoteBody) -> list[str]:
+def _versions(policy: Policy, body: QuoteBody) -> list[Broken]:
     minimum, has = policy.minimum_tee_tcb_svn, body.tee_tcb_svn
     if minimum is None or all(version >= least for version, least in zip(has, minimum, strict=True)):
         return []
     low = [index for index in range(len(has)) if has[index] < minimum[index]]
     which = ", ".join(f"component {index + 1} is {has[index]}, {minimum[index]} wanted" for index in low)
-    return [f"TEE_TCB_SVN: at least {minimum.hex()} wanted, the quote has {has.hex()} ({which})"]
+    return [Broken("TEE_TCB_SVN", f"at least {minimum.hex()} wanted, the quote has {has.hex()} ({which})")]
 
 
 def _byte_strings(values: Values) -> tuple[bytes, ...]:
@@ -139,9 +157,9 @@ def _one_of(texts: list[str]) -> str:
     return texts[0] if len(texts) == 1 else f"one of {', '.join(texts)}"
 
 
-def _differing(name: str, values: Values, has: bytes | None) -> list[str]:
+def _differing(name: str, values: Values, has: bytes | None) -> list[Broken]:
     wanted = _byte_strings(values)
     if not wanted or has in wanted:
         return []
     texts = [each.hex() for each in wanted]
-    return [f"{name}: {_one_of(texts)} wanted, the quote has {'none' if has is None else has.hex()}"]
+    return [Broken(name, f"{_one_of(texts)} wanted, the quote has {'none' if has is None else has.hex()}")]
