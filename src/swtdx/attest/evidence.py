@@ -162,12 +162,12 @@ def compare_evidence(one: Evidence, other: Evidence) -> EvidenceComparison:
             pair = (one.mrtd.hex(), other.mrtd.hex())
             differences.append(Difference("MRTD", f"MRTD differs: {pair[0]} and {pair[1]}", pair))
     for number in _REGISTERS:
-        values = (one.rtmrs[number], other.rtmrs[number])
-        if values[0] is None or values[1] is None:
+        first, second = one.rtmrs[number], other.rtmrs[number]
+        if first is None or second is None:
             continue
         compared.append(f"RTMR{number}")
-        if values[0] != values[1]:
-            differences.append(_register(number, one, other))
+        if first != second:
+            differences.append(_register(number, one, other, (first.hex(), second.hex())))
     for name in _FIELDS:
         if name in one.fields and name in other.fields:
             compared.append(name.upper())
@@ -178,15 +178,14 @@ def compare_evidence(one: Evidence, other: Evidence) -> EvidenceComparison:
     return EvidenceComparison((one, other), tuple(compared), tuple(differences))
 
 
-def _register(number: int, one: Evidence, other: Evidence) -> Difference:
-    values = tuple("" if each.rtmrs[number] is None else each.rtmrs[number].hex() for each in (one, other))  # type: ignore[union-attr]
+def _register(number: int, one: Evidence, other: Evidence, values: tuple[str, str]) -> Difference:
     what = f"RTMR{number}"
     chains = (one.chain(number), other.chain(number))
     if chains[0] is not None and chains[1] is not None:
         pairs = enumerate(zip_longest(chains[0], chains[1]))
         at = next((at for at, (a, b) in pairs if a is None or b is None or a.digest != b.digest), None)
         if at is not None:
-            return Difference(what, f"{what} differs: {_parting(at, chains[0], chains[1])}", (values[0], values[1]), at)
+            return Difference(what, f"{what} differs: {_parting(at, chains[0], chains[1])}", values, at)
     text = f"{what} differs: {values[0]} and {values[1]}"
     for known, target in ((one, other), (other, one)):
         reached = _reached(known.chain(number), target.rtmrs[number])
@@ -195,10 +194,10 @@ def _register(number: int, one: Evidence, other: Evidence) -> Difference:
             rest = ", ".join(_words(each) for each in chain[reached : reached + 3])
             count = f"{reached} of {len(chain)} events" if reached else "no event"
             text = f"{what} differs: {target.name} has it as {known.name} after {count} of it; what lacks is {rest}"
-            return Difference(what, text, (values[0], values[1]), reached)
+            return Difference(what, text, values, reached)
     if chains[0] is None and chains[1] is None:
         text += "; which event is the first to differ only an event log can show"
-    return Difference(what, text, (values[0], values[1]))
+    return Difference(what, text, values)
 
 
 def _reached(chain: list[Event] | None, value: bytes | None) -> int | None:

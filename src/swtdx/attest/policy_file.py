@@ -36,7 +36,7 @@ What is left out is not looked at, with the exceptions of `swtdx.attest.policy`.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,19 +201,19 @@ def _masked(name: str, td: dict[str, Any]) -> Masked | None:
     if not given or not (numeric or any(isinstance(each, dict) for each in given)):
         return None
     size = 8 if numeric else SIZES.get(name, 48)
+
+    def number(text: Any) -> int:
+        where = f"td.{name}"
+        return _mask(where, text) if numeric else int.from_bytes(_bytes(where, text, size), "big")
+
     pairs = []
     for each in given:
         table = each if isinstance(each, dict) else {"value": each}
         _known(f"td.{name}.", table, ("value", "mask"))
         if "value" not in table:
             raise PolicyError(f"td.{name}: a mask without a value")
-        read: Callable[[Any], int] = lambda text: _mask(f"td.{name}", text) if numeric else _big(name, text, size)  # noqa: E731
-        pairs.append((read(table["value"]), read(table["mask"]) if "mask" in table else (1 << 8 * size) - 1))
+        pairs.append((number(table["value"]), number(table["mask"]) if "mask" in table else (1 << 8 * size) - 1))
     return Masked(name, tuple(pairs))
-
-
-def _big(name: str, text: Any, size: int) -> int:
-    return int.from_bytes(_bytes(f"td.{name}", text, size), "big")
 
 
 def _rule(number: int, content: Any) -> EventRule:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from swtdx.quoting.certificates import Role, Validity, revocation_list
 from swtdx.quoting.enclave import QE_ISVPRODID, QE_ISVSVN, QE_MRSIGNER, signature
-from swtdx.quoting.pki import CPUSVN, FMSPC, PCEID, PCESVN, Pki
+from swtdx.quoting.pki import CA_TYPES, CPUSVN, FMSPC, PCEID, PCESVN, Pki
 
 TEE_TCB_SVN = bytes.fromhex("06010400000000000000000000000000")
 """Of the TDX module that machines come with."""
@@ -178,7 +178,7 @@ def make_collateral(
     tcb_info = _compact(_tcb_info(wanted, validity("tcb_info"), tee_tcb_svn))
     qe_identity = _compact(_qe_identity(wanted, validity("qe_identity")))
     key = pki.key(Role.TCB_SIGNING.value)
-    crls = Validity(validity("crl").begin, validity("crl").end)
+    crls = validity("crl")
     revoked = {pki.ca_role() if role is Role.PLATFORM_CA else role for role in wanted.revoked}
 
     def crl(issuer: Role, roles: set[Role]) -> bytes:
@@ -195,11 +195,8 @@ def make_collateral(
         qe_identity=qe_identity,
         qe_identity_signature=signature(key, qe_identity.encode()).hex(),
         root_ca_crl=crl(Role.ROOT, {Role.PLATFORM_CA, Role.PROCESSOR_CA, Role.TCB_SIGNING}),
-        pck_crls={name: crl(pki.ca_role(name), {Role.PCK} if name == pki.ca_type else set()) for name in _CA_NAMES},
+        pck_crls={name: crl(pki.ca_role(name), {Role.PCK} if name == pki.ca_type else set()) for name in CA_TYPES},
     )
-
-
-_CA_NAMES = ("platform", "processor")
 
 
 def _compact(content: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ from swtdx.attest.quote import (
 )
 from swtdx.attest.report import REPORT_SIZE
 from swtdx.quoting.certificates import Role
-from swtdx.quoting.pki import CPUSVN, PCESVN, Pki
+from swtdx.quoting.pki import CPUSVN, Pki
 
 VENDOR_INTEL = bytes.fromhex("939A7233F79C4CA9940A0DB3957F0607")
 """Verifiers refuse any other."""
@@ -220,6 +220,3 @@ def signature(key: ec.EllipticCurvePrivateKey, data: bytes) -> bytes:
     """Return r and s of an ECDSA signature with SHA-256, 32 bytes each, big-endian."""
     r, s = decode_dss_signature(key.sign(data, ec.ECDSA(hashes.SHA256())))
     return r.to_bytes(32) + s.to_bytes(32)
-
-
-__all__ = ["PCESVN", "MacCheck", "QeError", "QuoteVersion", "QuotingEnclave", "QuotingError", "signature"]

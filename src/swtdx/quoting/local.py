@@ -15,8 +15,7 @@ from swtdx.quoting.machine_folder import FolderError
 from swtdx.vmm.get_quote import QuoteRefused, QuoteUnavailable
 
 if TYPE_CHECKING:
-    from swtdx.quoting.enclave import QuoteVersion, QuotingEnclave
-
+    from swtdx.quoting.enclave import QuotingEnclave
 
 PATIENCE_SECONDS = 2.0
 """A quote takes a millisecond, the first one the time that loading takes."""
@@ -48,18 +47,15 @@ class LocalQuotes:
 
     patience = PATIENCE_SECONDS
 
-    def __init__(
-        self, folder: Path, everifyreport2: Callable[[bytes], bool], version: QuoteVersion | None = None
-    ) -> None:
+    def __init__(self, folder: Path, everifyreport2: Callable[[bytes], bool]) -> None:
         self._folder = folder
         self._everifyreport2 = everifyreport2
-        self._version = version
         self._lock = threading.Lock()
         self._quotes: EnclaveQuotes | None = None
 
     def quote(self, report: bytes) -> bytes:
         """Return the quote of a TDREPORT. Raises `QuoteUnavailable`, `QuoteRefused`."""
-        from swtdx.quoting.enclave import QuoteVersion, QuotingEnclave
+        from swtdx.quoting.enclave import QuotingEnclave
         from swtdx.quoting.pki import open_pki
 
         with self._lock:
@@ -68,8 +64,7 @@ class LocalQuotes:
                     pki = open_pki(self._folder)
                 except FolderError as error:
                     raise QuoteUnavailable(str(error)) from None
-                enclave = QuotingEnclave(pki, self._everifyreport2, self._version or QuoteVersion.DEFAULT)
-                self._quotes = EnclaveQuotes(enclave)
+                self._quotes = EnclaveQuotes(QuotingEnclave(pki, self._everifyreport2))
         return self._quotes.quote(report)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import mmap
 import struct
 from typing import Self
 
+from swtdx.attest.report import REPORT_SIZE
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
@@ -21,7 +22,6 @@ from swtdx.vmm.tdvmcall import TdvmcallService
 from swtdx.x86 import PAGE_SIZE
 
 REPORTDATA_SIZE = 64
-REPORT_SIZE = 1024
 READY_PORT = 0x90
 """Where the guest says that it waits for REPORTDATA; what it reads there is not used."""
 _REPORT = bare_guest.STACK - bare_guest.STACK_PAGES * PAGE_SIZE
