@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from swtdx.attest.pck import pck_of
 from swtdx.attest.quote import Quote
 from swtdx.attest.tcb_levels import TcbError, tcb_result
 from swtdx.attest.text_form import JsonError, json_of
-from swtdx.attest.verify import collateral_members
+from swtdx.attest.verify import collateral_members, seconds
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,3 @@ def tcb_facts(quote: Quote, collateral: bytes | str) -> TcbFacts:
         return TcbFacts(seconds(result.tcb_date), int(number))
     except (JsonError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise TcbError(f"the TCB info has no date or evaluation number ({error})") from None
-
-
-def seconds(date: str) -> int:
-    """A date of Intel's collateral in seconds since 1970. Raises ValueError.
-
-    >>> seconds("2024-03-13T00:00:00Z")
-    1710288000
-    """
-    parsed = datetime.fromisoformat(date.replace("Z", "+00:00"))
-    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())

@@ -319,6 +319,16 @@ def moment(seconds: int) -> str:
     return (datetime(1970, 1, 1) + timedelta(seconds=seconds)).isoformat() + "Z"
 
 
+def seconds(date: str) -> int:
+    """Return seconds since 1970 of a date (ISO 8601), in UTC if it names no zone. Raises ValueError.
+
+    >>> seconds("2024-03-13T00:00:00Z"), seconds("2024-03-13"), seconds("2024-03-13T01:00:00+01:00")
+    (1710288000, 1710288000, 1710288000)
+    """
+    parsed = datetime.fromisoformat(date)
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp())
+
+
 def _in_one_line(error: Exception) -> str:
     """The verifier's reasons, outermost first; it writes each cause on a line of its own, and may number them.
 

@@ -55,6 +55,16 @@ def file_bytes(path: Path, at_most: int = MAXIMUM_INPUT_SIZE) -> bytes:
     return contents
 
 
+def time_of(option: str, text: str) -> int:
+    """Return a time in seconds since 1970, typed as such or as a date. Raises `Failure`."""
+    from swtdx.attest.verify import seconds
+
+    try:
+        return int(text) if text.isascii() and text.isdigit() else seconds(text)
+    except (ValueError, OverflowError):
+        raise Failure(f"{option} {text}: seconds since 1970, or as in 2025-06-20T00:00:00Z", Verdict.USAGE) from None
+
+
 @contextmanager
 def result_file(option: str, path: Path | None, *reads: Path | None, quiet: bool) -> Iterator[Output | None]:
     """The file of ``option``, opened before the files that the command ``reads`` are looked at; None without a path.

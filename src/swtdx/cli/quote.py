@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json as json_format
 import time
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +24,7 @@ from swtdx.attest.verify import (
     verify_quote,
 )
 from swtdx.cli import declaration as typer
-from swtdx.cli.input import file_bytes, result_file
+from swtdx.cli.input import file_bytes, result_file, time_of
 from swtdx.cli.verdict import Failure, Verdict
 
 MAXIMUM_QUOTE_SIZE = 4 << 20
@@ -398,12 +397,4 @@ def _mask(option: str, text: str) -> int:
 
 
 def _time(text: str | None) -> int:
-    if text is None:
-        return int(time.time())
-    try:
-        if text.isascii() and text.isdigit():
-            return int(text)
-        moment = datetime.fromisoformat(text)
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-    except (ValueError, OverflowError):
-        raise Failure(f"--at {text}: seconds since 1970, or as in 2025-06-20T00:00:00Z", Verdict.USAGE) from None
+    return int(time.time()) if text is None else time_of("--at", text)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from swtdx.cli.input import time_of
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.collateral import SCENARIOS
@@ -61,14 +62,11 @@ def status_of(text: str) -> str:
 
 
 def moment_of(option: str, text: str) -> datetime:
-    """Return a date in UTC. Raises `Failure`."""
+    """Return a time that was typed, in UTC. Raises `Failure`."""
     try:
-        if text.isascii() and text.isdigit():
-            return datetime.fromtimestamp(int(text), UTC).replace(tzinfo=None)
-        moment = datetime.fromisoformat(text)
-        return (moment.astimezone(UTC) if moment.tzinfo else moment).replace(tzinfo=None, microsecond=0)
+        return datetime.fromtimestamp(time_of(option, text), UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError):
-        raise Failure(f"{option} {text}: seconds since 1970, or as in 2030-06-20T00:00:00Z", Verdict.USAGE) from None
+        raise Failure(f"{option} {text} is later than any date", Verdict.USAGE) from None
 
 
 def quote_of_a_td(enclave: QuotingEnclave, key: bytes, reportdata: bytes, *, updated: bool) -> bytes:
