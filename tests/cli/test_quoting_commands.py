@@ -11,6 +11,8 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from swtdx.attest.quote import parse_quote
 from swtdx.cli.verdict import Verdict
 from swtdx.quoting.collateral import SCENARIOS
 from swtdx.quoting.machine_folder import report_key
+from swtdx.quoting.pki import Pki, open_pki
 from swtdx.vmm.quote_socket import QuoteSocket, parse_address
 from testing.tdreport import TdReportFields
 from tests.cli.conftest import Command, Result
@@ -66,6 +69,22 @@ def test_pki_of_a_seed_is_the_same_everywhere(command: Command, tmp_path: Path) 
     assert one["valid_until"] == "2040-01-01T00:00:00Z"
     assert command("pki", "--pki", tmp_path / "a", *options).status == 0
     refused(command("pki", "--pki", tmp_path / "a", "--seed", "other"), Verdict.NO_INPUT, "another test PKI already")
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        ("2019-01-01", "is over"),
+        ("0001-01-01", "is over"),
+        ("0", "is over"),
+        ("99999999999999", "later than any date"),
+        ("9" * 5000, "seconds since 1970, or as in"),
+        ("soon", "seconds since 1970, or as in"),
+    ],
+)
+def test_keys_without_a_future_are_not_made(time: str, said: str, command: Command, tmp_path: Path) -> None:
+    refused(command("pki", "--pki", tmp_path / "pki", "--valid-until", time), Verdict.USAGE, "--valid-until", said)
+    assert not (tmp_path / "pki").exists()
 
 
 def test_a_quote_is_made_verified_and_refused_under_intels_root(
@@ -164,8 +183,9 @@ def test_a_folder_that_is_none_of_ours_is_refused(arguments: tuple[str, ...], co
 
 def test_expired_keys_are_named(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "old"
-    refused(command("pki", "--pki", folder, "--valid-until", "2021-01-01"), Verdict.NO_INPUT, "expired at 2021-01-01")
-    refused(command("collateral", "--pki", folder), Verdict.NO_INPUT, "expired at 2021-01-01")
+    open_pki(folder, replace(Pki.new(), end=datetime(2021, 1, 1)), now=datetime(2020, 6, 1))
+    for name in ("pki", "collateral"):
+        refused(command(name, "--pki", folder), Verdict.NO_INPUT, "expired at 2021-01-01")
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json as json_format
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from swtdx.cli.quoting_keys import CaChoice, PkiFolder, Quiet, moment_of, opened_pki
-from swtdx.quoting.pki import BEGIN, END, PORT, Pki
+from swtdx.cli.verdict import Failure, Verdict
+from swtdx.quoting.pki import END, PORT, Pki
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -66,7 +68,9 @@ def pki(
     """
     new = None
     if (seed, ca, port, valid_until) != (None, None, None, None):
-        end = END if valid_until is None else max(BEGIN, moment_of("--valid-until", valid_until))
+        end = END if valid_until is None else moment_of("--valid-until", valid_until)
+        if end <= datetime.now(UTC).replace(tzinfo=None):
+            raise Failure(f"--valid-until {valid_until} is over: keys that have expired are of no use", Verdict.USAGE)
         new = replace(Pki.new(seed), ca_type=(ca or CaChoice.platform).value, port=port or PORT, end=end)
     content = opened_pki(folder, new).as_json()
     if json:
