@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from swtdx.cli.declaration import PkiFolder
 from swtdx.cli.input import result_file
-from swtdx.cli.quoting_keys import PkiFolder, Quiet, TcbStatus, moment_of, opened_pki, status_of
+from swtdx.cli.quoting_keys import Quiet, TcbStatus, moment_of, opened_pki, status_of
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.collateral import Collateral, make_collateral
 

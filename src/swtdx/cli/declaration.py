@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
@@ -49,6 +50,10 @@ if not TYPE_CHECKING:
 
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Only the exit status, and errors.")]
 Json = Annotated[bool, Option("--json", help="Everything as JSON.")]
+PkiFolder = Annotated[
+    Path | None,
+    Option("--pki", metavar="FOLDER", help="The test keys. Not given: $SWTDX_PKI, or in the state folder."),
+]
 
 
 def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:

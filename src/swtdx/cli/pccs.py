@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from swtdx.cli.declaration import PkiFolder
 from swtdx.cli.input import file_bytes
-from swtdx.cli.quoting_keys import PkiFolder, Quiet, TcbStatus, Timeout, announcer, opened_pki, serve, status_of
+from swtdx.cli.quoting_keys import Quiet, TcbStatus, Timeout, announcer, opened_pki, serve, status_of
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.collateral import SCENARIOS
 from swtdx.quoting.machine_folder import FolderError

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from swtdx.cli.quoting_keys import CaChoice, PkiFolder, Quiet, moment_of, opened_pki
+from swtdx.cli.declaration import PkiFolder
+from swtdx.cli.quoting_keys import CaChoice, Quiet, moment_of, opened_pki
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.pki import END, PORT, Pki
 

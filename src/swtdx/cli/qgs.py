@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from swtdx.cli.declaration import PkiFolder
 from swtdx.cli.quote import QuoteVersionChoice, QuoteVersionOption
-from swtdx.cli.quoting_keys import PkiFolder, Quiet, TcbStatus, Timeout, announcer, opened_pki, serve, status_of
+from swtdx.cli.quoting_keys import Quiet, TcbStatus, Timeout, announcer, opened_pki, serve, status_of
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.quoting.enclave import MacCheck, QuotingEnclave
 from swtdx.quoting.enclave import QuoteVersion as Version

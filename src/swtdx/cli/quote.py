@@ -24,6 +24,7 @@ from swtdx.attest.verify import (
     verify_quote,
 )
 from swtdx.cli import declaration as typer
+from swtdx.cli.declaration import Json, PkiFolder, Quiet
 from swtdx.cli.input import file_bytes, result_file, time_of
 from swtdx.cli.verdict import Failure, Verdict
 
@@ -85,8 +86,6 @@ Hex = Annotated[
     list[str] | None,
     typer.Option(metavar="HEX", help="Refuse any other value (may be repeated: one of these).", show_default=False),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only the exit status, and errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Everything as JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -252,10 +251,7 @@ def make(
             show_default=False,
         ),
     ] = None,
-    pki: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="The test keys. Not given: $SWTDX_PKI, or in the state folder."),
-    ] = None,
+    pki: PkiFolder = None,
     quote_version: QuoteVersionOption = QuoteVersionChoice.default,
     reportdata: Annotated[
         str | None,

@@ -25,10 +25,6 @@ from swtdx.quoting.pki import Pki, open_pki
 if TYPE_CHECKING:
     from swtdx.quoting.enclave import QuotingEnclave
 
-PkiFolder = Annotated[
-    Path | None,
-    typer.Option("--pki", metavar="FOLDER", help="The test keys. Not given: $SWTDX_PKI, or in the state folder."),
-]
 TcbStatus = Annotated[
     str, typer.Option(metavar="STATUS", help="What verifiers come to (swtdx pccs --help lists what there is).")
 ]

@@ -10,8 +10,9 @@ from typing import Annotated
 from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.report import ReportError, parse_report
 from swtdx.cli import declaration as typer
+from swtdx.cli.declaration import Json, Quiet
 from swtdx.cli.input import file_bytes, result_file
-from swtdx.cli.quote import Json, Quiet, QuoteFile, print_fields
+from swtdx.cli.quote import QuoteFile, print_fields
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.trace.event import Event
 from swtdx.trace.file import End, TraceError
