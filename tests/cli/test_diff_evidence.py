@@ -35,6 +35,21 @@ def test_an_mrtd_that_no_order_of_calls_makes(tmp_path: Path, command: Command) 
     assert "No order of calls makes this MRTD" in done.out
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", ["prediction", "quote"])
+def test_text_in_the_encodings_that_shells_write(tmp_path: Path, command: Command, encoding: str, form: str) -> None:
+    """PowerShell writes UTF-16 with a byte order mark, and some editors UTF-8 with one."""
+    image, quote, text = (tmp_path / name for name in ("x.fd", "quote.bin", "text"))
+    image.write_bytes(image_with())
+    quote.write_bytes(quote_with(LOG, measure_image(image_with()).mrtd))
+    content = command("measure", image, "--json").out if form == "prediction" else quote.read_bytes().hex()
+    text.write_bytes(content.encode(encoding))
+    for pair in ((text, quote), (image, text)):
+        done = command("diff", *pair, "--json")
+        assert (done.status, done.err) == (0, "")
+        assert "MRTD" in json.loads(done.out)["compared"]
+
+
 def test_a_prediction_in_json_is_evidence(tmp_path: Path, command: Command) -> None:
     image, quote, predicted = (tmp_path / name for name in ("x.fd", "quote.bin", "predicted.json"))
     image.write_bytes(image_with())

@@ -23,6 +23,7 @@ from swtdx.attest.evidence import (
 )
 from swtdx.attest.evidence_kind import kind_of
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
+from swtdx.attest.text_form import text_bytes
 from swtdx.cli.input import file_bytes
 from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
 from swtdx.cli.parameters import InputError, memory_size
@@ -99,7 +100,7 @@ def diff(
         for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
             if value is not None:
                 raise Failure(f"{option} cannot change anything; it is for --kernel, which names none", Verdict.USAGE)
-    given = [(b"" if str(path) == NO_FIRMWARE else file_bytes(path), str(path)) for path in (one, other)]
+    given = [(b"" if str(path) == NO_FIRMWARE else text_bytes(file_bytes(path)), str(path)) for path in (one, other)]
     if kernel is None and any(name == NO_FIRMWARE for _, name in given):
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
     boot = None if kernel is None else DirectBoot(kernel, initrd, append or "", cpus)
@@ -194,7 +195,7 @@ def _is_evidence(contents: bytes) -> bool:
         return False
     if _is_json(contents):
         return b'"mrtd_order"' not in contents
-    return kind is not None or contents.removeprefix(b"\xef\xbb\xbf")[:1].isalnum()
+    return kind is not None or contents[:1].isalnum()
 
 
 def _of_evidence(
@@ -203,14 +204,15 @@ def _of_evidence(
     """Compare two sides of which at least one is evidence of a TD that has run, or a prediction's JSON."""
     sides: list[Evidence] = []
     notes: list[str] = []
+    read = {name: evidence_of(contents, name) for contents, name in given if _is_evidence(contents)}
+    wanted = next((each.mrtd for each in read.values()), None)
     for contents, name in given:
-        if _is_evidence(contents):
-            sides.append(evidence_of(contents, name))
+        if name in read:
+            sides.append(read[name])
             continue
         build, _ = _builds([(contents, name)] * 2, None, memory, boot)
-        wanted = next((evidence_of(each, other).mrtd for each, other in given if _is_evidence(each)), None)
         if build.tdvf is not None and not build.launched and order is None and wanted is not None:
-            build, note = _in_the_order_of(build, wanted, memory)
+            build, note = _in_the_order_of(build, wanted)
             notes.append(note)
         elif order is not None and build.tdvf is not None:
             build = replace(
@@ -221,7 +223,7 @@ def _of_evidence(
     return comparison, _evidence_report(comparison, notes)
 
 
-def _in_the_order_of(build: Build, mrtd: bytes, memory: str | None) -> tuple[Build, str]:
+def _in_the_order_of(build: Build, mrtd: bytes) -> tuple[Build, str]:
     """The build of an image in the order of calls that leads to an MRTD, and a sentence on it."""
     assert build.tdvf is not None
     for order in Order:
