@@ -31,13 +31,7 @@ _BINARY_MEMBERS = ("cc_eventlog", "ccel", "cc_event_log", "td_eventlog", "eviden
 """Where they have a CCEL area, in base64 or hexadecimal."""
 _AAEL_MEMBERS = ("aa_eventlog", "aael", "evidence.aa_eventlog")
 _RUNTIME_MEMBERS = ("runtime_events", "attestation.runtime_events")
-_AAEL_START = b"INIT sha"
 _AGENTS_RTMR = 3
-
-
-def is_aael(data: bytes) -> bool:
-    """Whether ``data`` are the attestation agent's log as text."""
-    return data[: len(_AAEL_START)] == _AAEL_START
 
 
 def aael_events(data: bytes, first_number: int = 0) -> list[Event]:

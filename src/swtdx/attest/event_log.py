@@ -15,9 +15,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from swtdx.attest.agent_log import aael_events, agents_events, binary_log, is_aael, json_content, json_events
+from swtdx.attest.agent_log import aael_events, agents_events, binary_log, json_content, json_events
 from swtdx.attest.event import MAXIMUM_EVENTS, SHA384_SIZE, Event, EventLogError
 from swtdx.attest.event_words import EV_NO_ACTION
+from swtdx.attest.evidence_kind import is_aael
 from swtdx.attest.text_form import binary_of, text_bytes
 
 MAXIMUM_LOG_SIZE = 16 << 20

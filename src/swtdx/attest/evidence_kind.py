@@ -30,6 +30,11 @@ class Kind:
         return f"this is {self.name}" + (f": read it with {self.command}" if self.command else "")
 
 
+TD_QUOTE = Kind("a quote of a TD", "swtdx quote parse")
+SGX_QUOTE = Kind("an SGX quote, not one of a TD")
+FIRMWARE = Kind("a firmware image", "swtdx inspect")
+
+
 def kind_of(data: bytes) -> Kind | None:
     """Return what ``data`` are, as bytes; None if they are not recognised.
 
@@ -107,7 +112,8 @@ def _is_ima_binary(data: bytes) -> bool:
     )
 
 
-def _is_aael(data: bytes) -> bool:
+def is_aael(data: bytes) -> bool:
+    """Whether ``data`` are the attestation agent's log as text."""
     return data[:8] == b"INIT sha"
 
 
@@ -146,8 +152,8 @@ def _is_tpm_quote(data: bytes) -> bool:
 
 _KINDS = (
     (is_tdreport, Kind("a TDREPORT", "swtdx report parse")),
-    (is_td_quote, Kind("a quote of a TD", "swtdx quote parse")),
-    (_is_sgx_quote, Kind("an SGX quote, not one of a TD")),
+    (is_td_quote, TD_QUOTE),
+    (_is_sgx_quote, SGX_QUOTE),
     (_is_sgx_report, Kind("an SGX report, not evidence of a TD")),
     (_is_snp_report, Kind("an AMD SEV-SNP report, not evidence of a TD")),
     (_is_hcl, Kind("an Azure HCL report", "swtdx report parse")),
@@ -158,13 +164,13 @@ _KINDS = (
     (_is_web_token, Kind("a JSON Web Token, such as the result of an attestation service, not evidence")),
     (_is_ima_text, Kind("Linux's IMA log", "swtdx replay LOG --ima FILE")),
     (_is_ima_binary, Kind("Linux's IMA log", "swtdx replay LOG --ima FILE")),
-    (_is_aael, Kind("the event log of the attestation agent (AAEL)", "swtdx replay")),
+    (is_aael, Kind("the event log of the attestation agent (AAEL)", "swtdx replay")),
     (_is_json_log, Kind("an event log", "swtdx replay")),
     (_is_collateral, Kind("collateral", "swtdx quote verify QUOTE --collateral FILE")),
     (_is_record, Kind("the record of a launch", "swtdx diff")),
     (_is_tpm_quote, Kind("a quote of a TPM, not of a TD")),
     (_is_kernel, Kind("a Linux kernel", "swtdx measure none --kernel FILE")),
-    (_is_firmware, Kind("a firmware image", "swtdx inspect")),
+    (_is_firmware, FIRMWARE),
     (_is_certificates, Kind("a certificate chain in PEM")),
     (lambda data: data[:4] == b"\x7fELF", Kind("an ELF file")),
     (lambda data: data[:2] == b"MZ", Kind("a PE file (an EFI application)")),

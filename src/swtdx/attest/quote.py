@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from swtdx.attest.evidence_kind import is_td_quote, kind_of, misplaced
+from swtdx.attest.evidence_kind import SGX_QUOTE, TD_QUOTE, is_td_quote, kind_of, misplaced
 from swtdx.attest.report import json_value
 from swtdx.attest.text_form import binary_of, text_bytes
 
@@ -31,8 +31,6 @@ QUOTE_MEMBERS = (
     "tee_attestation.quote", "quote.quote", "outblob",
 )  # fmt: skip
 """Members of JSON in which agents have a quote: of dstack, near, trustee, Azure, Intel Trust Authority, tsm tools."""
-QUOTE_KINDS = ("a quote of a TD", "an SGX quote, not one of a TD")
-"""Kinds of evidence that `parse_quote` itself names."""
 ATTRIBUTES_DEBUG = 1
 _HEADER_SIZE = 48
 _QE_REPORT_SIZE = 384
@@ -225,7 +223,7 @@ def parse_quote(data: bytes) -> Quote:
     except ValueError as error:
         raise QuoteError(f"not a quote: {error}{misplaced(text_bytes(data), 'swtdx quote parse')}") from None
     kind = kind_of(raw)
-    if kind is not None and kind.name not in QUOTE_KINDS:
+    if kind is not None and kind not in (TD_QUOTE, SGX_QUOTE):  # those are named below
         raise QuoteError(f"not a quote of a TD: {kind.sentence()}")
     if int.from_bytes(raw[:4], "little") == TEE_TDX and len(raw) > 600:
         raise QuoteError("not a quote: it begins with the TEE type, so its first 4 bytes are missing")

@@ -21,7 +21,7 @@ from swtdx.attest.evidence import (
     evidence_of,
     of_build,
 )
-from swtdx.attest.evidence_kind import kind_of
+from swtdx.attest.evidence_kind import FIRMWARE, kind_of
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
 from swtdx.attest.text_form import text_bytes
 from swtdx.cli.input import file_bytes
@@ -191,7 +191,7 @@ def _builds(
 def _is_evidence(contents: bytes) -> bool:
     """Whether it is a quote, a TDREPORT, an event log or a prediction, and neither an image nor a launch's record."""
     kind = kind_of(contents)
-    if kind is not None and kind.command == "swtdx inspect":
+    if kind == FIRMWARE:
         return False
     if _is_json(contents):
         return b'"mrtd_order"' not in contents
