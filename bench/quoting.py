@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.quoting.enclave import MacCheck, QuotingEnclave
-from swtdx.quoting.local import EnclaveQuotes
 from swtdx.quoting.pccs import CollateralService, PccsServer
 from swtdx.quoting.pki import FMSPC, Pki
 from swtdx.quoting.qgs import QgsServer, QuoteService
+from swtdx.quoting.quote_sources import EnclaveQuotes
 from swtdx.quoting.quoting_td import QuotingTd
 from swtdx.uapi.client import Kvm
-from swtdx.vmm.quote_socket import QuoteSocket, parse_address
+from swtdx.vmm.qgs_socket import QuoteSocket, parse_address
 from testing.tdreport import TdReportFields
 
 TURNS = 50

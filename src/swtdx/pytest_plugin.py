@@ -204,7 +204,7 @@ def tdx_pki(request: pytest.FixtureRequest) -> Pki:
 def tdx_quote(tdx_kernel: Kernel, kvm: Kvm, tdx_pki: Pki) -> Iterator[Callable[..., bytes]]:
     """``tdx_quote(reportdata)``: a TD asks for a quote; it is built at the first call. On the embedded kernel only."""
     from swtdx.quoting.enclave import QuoteVersion, QuotingEnclave
-    from swtdx.quoting.local import EnclaveQuotes
+    from swtdx.quoting.quote_sources import EnclaveQuotes
     from swtdx.quoting.quoting_td import QuotingTd
     from swtdx.uapi.abilities import verifying_reports
 

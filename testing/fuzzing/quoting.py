@@ -26,7 +26,7 @@ from swtdx.quoting.enclave import MacCheck, QuoteVersion, QuotingEnclave, Quotin
 from swtdx.quoting.pccs import CollateralService, Refused
 from swtdx.quoting.pki import FMSPC, Pki
 from swtdx.quoting.qgs import QuoteService
-from swtdx.vmm.quote_message import (
+from swtdx.vmm.qgs_message import (
     HEADER,
     MessageError,
     collateral_request,
@@ -35,7 +35,7 @@ from swtdx.vmm.quote_message import (
     quote_request,
     quote_response,
 )
-from swtdx.vmm.quote_socket import AddressError, parse_address
+from swtdx.vmm.qgs_socket import AddressError, parse_address
 from testing.fuzzing.mutation import Seed, mutated
 from testing.tdreport import UPDATED_SVN, TdReportFields
 

@@ -33,8 +33,8 @@ from swtdx.image.smbios import SmbiosFields, parse_smbios
 from swtdx.machine import MachineKernel
 from swtdx.quoting.collateral import make_collateral
 from swtdx.quoting.enclave import QuotingEnclave
-from swtdx.quoting.local import EnclaveQuotes
 from swtdx.quoting.pki import Pki
+from swtdx.quoting.quote_sources import EnclaveQuotes
 from swtdx.seam.report import verify
 from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect

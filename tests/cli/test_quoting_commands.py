@@ -23,7 +23,7 @@ from swtdx.cli.verdict import Verdict
 from swtdx.quoting.collateral import SCENARIOS
 from swtdx.quoting.machine_folder import report_key
 from swtdx.quoting.pki import Pki, open_pki
-from swtdx.vmm.quote_socket import QuoteSocket, parse_address
+from swtdx.vmm.qgs_socket import QuoteSocket, parse_address
 from testing.tdreport import TdReportFields
 from tests.cli.conftest import Command, Result
 

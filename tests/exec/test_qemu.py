@@ -21,7 +21,7 @@ from swtdx.quoting.enclave import MacCheck, QuotingEnclave
 from swtdx.quoting.machine_folder import default_folder, report_key
 from swtdx.quoting.pki import open_pki
 from swtdx.quoting.qgs import QgsServer, QuoteService
-from swtdx.vmm.quote_socket import parse_address
+from swtdx.vmm.qgs_socket import parse_address
 from testing.places import REPOSITORY
 
 SECONDS = 280

@@ -20,8 +20,8 @@ from swtdx.quoting import qgs
 from swtdx.quoting.enclave import QuotingEnclave
 from swtdx.quoting.qgs import QgsServer, QgsUnusable, QuoteService
 from swtdx.vmm.get_quote import QuoteRefused, QuoteUnavailable
-from swtdx.vmm.quote_message import MessageError, framed, parse_quote_response, parse_request, quote_request
-from swtdx.vmm.quote_socket import AddressError, QuoteSocket, SocketAddress, parse_address
+from swtdx.vmm.qgs_message import MessageError, framed, parse_quote_response, parse_request, quote_request
+from swtdx.vmm.qgs_socket import AddressError, QuoteSocket, SocketAddress, parse_address
 from testing.tdreport import TdReportFields
 
 REPORT = TdReportFields().pack()

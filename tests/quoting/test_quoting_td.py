@@ -16,13 +16,13 @@ from swtdx.cpu.platform import Platform
 from swtdx.machine import MachineKernel, boot
 from swtdx.quoting.collateral import make_collateral
 from swtdx.quoting.enclave import MacCheck, QuoteVersion, QuotingEnclave
-from swtdx.quoting.local import EnclaveQuotes, LocalQuotes
 from swtdx.quoting.pki import Pki, open_pki
 from swtdx.quoting.qgs import QgsServer, QuoteService
+from swtdx.quoting.quote_sources import EnclaveQuotes, LocalQuotes
 from swtdx.quoting.quoting_td import QuotingTd
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.get_quote import QuoteRefused, QuoteUnavailable
-from swtdx.vmm.quote_socket import QuoteSocket, parse_address
+from swtdx.vmm.qgs_socket import QuoteSocket, parse_address
 
 KEY = bytes(range(32))
 

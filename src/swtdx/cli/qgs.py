@@ -17,7 +17,7 @@ from swtdx.quoting.enclave import MacCheck, QuotingEnclave
 from swtdx.quoting.enclave import QuoteVersion as Version
 from swtdx.quoting.machine_folder import report_key
 from swtdx.quoting.qgs import DEFAULT_PATH, VSOCK_PORT, QgsServer, QgsUnusable, QuoteService
-from swtdx.vmm.quote_socket import AddressError, SocketAddress, parse_address
+from swtdx.vmm.qgs_socket import AddressError, SocketAddress, parse_address
 
 EPILOG = f"""
 [bold]Examples[/bold]

@@ -69,7 +69,7 @@ def quote_of_a_td(enclave: QuotingEnclave, key: bytes, reportdata: bytes, *, upd
     """Build a TD of a few bytes on a machine with that report key, and return the quote that it gets."""
     from swtdx.cpu.platform import Platform
     from swtdx.machine import boot
-    from swtdx.quoting.local import EnclaveQuotes
+    from swtdx.quoting.quote_sources import EnclaveQuotes
     from swtdx.quoting.quoting_td import QuotingTd
     from swtdx.uapi.client import Kvm
 

@@ -26,9 +26,9 @@ from rich.status import Status
 from swtdx.cli import debugger, run_record
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
+from swtdx.cli.machine_keys import machine_keys
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError, address_space_limit
-from swtdx.cli.quotes import machine_keys
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.explain.notes import explained, outcome_explained, unread_ve

@@ -23,7 +23,7 @@ from swtdx.attest.report import REPORT_SIZE, TYPE_TDX
 from swtdx.quoting.collateral import CollateralKeeper
 from swtdx.quoting.enclave import QE_ISVSVN, QuotingEnclave, QuotingError
 from swtdx.quoting.pki import CPUSVN, FMSPC, PCESVN
-from swtdx.vmm.quote_message import (
+from swtdx.vmm.qgs_message import (
     FRAME,
     HEADER,
     MessageError,
@@ -35,7 +35,7 @@ from swtdx.vmm.quote_message import (
     platform_info_response,
     quote_response,
 )
-from swtdx.vmm.quote_socket import SocketAddress
+from swtdx.vmm.qgs_socket import SocketAddress
 
 DEFAULT_PATH = "/run/tdx-qgs/qgs.socket"
 VSOCK_PORT = 4050

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swtdx.cli.parameters import InputError
-from swtdx.quoting.local import LocalQuotes
 from swtdx.quoting.machine_folder import FolderError, default_folder, report_key
+from swtdx.quoting.quote_sources import LocalQuotes
 from swtdx.uapi.abilities import verifying_reports
 from swtdx.uapi.kernel import Kernel
 from swtdx.vmm.get_quote import QuoteSource
-from swtdx.vmm.quote_socket import AddressError, QuoteSocket, parse_address
+from swtdx.vmm.qgs_socket import AddressError, QuoteSocket, parse_address
 
 if TYPE_CHECKING:
     from swtdx.cli.session import Options

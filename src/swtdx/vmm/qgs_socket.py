@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.vmm.get_quote import QuoteRefused, QuoteUnavailable
-from swtdx.vmm.quote_message import FRAME, MAXIMUM_MESSAGE, MessageError, framed, parse_quote_response, quote_request
+from swtdx.vmm.qgs_message import FRAME, MAXIMUM_MESSAGE, MessageError, framed, parse_quote_response, quote_request
 
 TIMEOUT_SECONDS = 30.0
 MAXIMUM_UNIX_PATH = 107
