@@ -39,7 +39,6 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
     eptp,
     pages_per_level,
 )
-from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm.binary_stats import PAGES_2M, PAGES_4K, PF_EMULATE, PF_FIXED, PF_TAKEN
 from swtdx.linux.virt.kvm.guest_memfd import kvm_gmem_get_index
@@ -47,6 +46,7 @@ from swtdx.uapi.kvm import KVM_MEM_READONLY, KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
     from swtdx.linux.virt.kvm.kvm_main import Kvm
     from swtdx.linux.virt.kvm.memslots import Memslot
 
@@ -143,14 +143,16 @@ class TdpMmu:
         slot = self.kvm.memslots.gfn_to_memslot(gfn)
         if slot is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
-        if slot.gmem is None:
+        gmem, mirror = slot.gmem, self.mirror
+        if gmem is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, whose slot has no guest_memfd")
+        assert mirror is not None
+        index = kvm_gmem_get_index(slot, gfn)
         huge_pages = self.kvm.kernel.tdx_huge_page
         try:
             if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
                 return RetPf.FIXED
-            self.kvm_mmu_faultin_pfn_gmem(vcpu, slot, gfn)
-            self.map_private(slot, gfn)
+            mirror.kvm_tdp_mmu_map(gfn, self.kvm_mmu_faultin_pfn_gmem(vcpu, gmem, index, gfn))
             if huge_pages and level == PG_LEVEL_4K:
                 self.split_private(gfn)
         except BlockingIOError:
@@ -159,15 +161,14 @@ class TdpMmu:
             if error.errno == errno.EBUSY:
                 return RetPf.RETRY
             raise
-        slot.gmem.kvm_gmem_mark_prepared(kvm_gmem_get_index(slot, gfn))
+        gmem.kvm_gmem_mark_prepared(index)
         return RetPf.FIXED
 
     @staticmethod
-    def kvm_mmu_faultin_pfn_gmem(vcpu: Vcpu, slot: Memslot, gfn: int) -> None:
-        """Have the guest_memfd allocate. Its failure is a memory-fault exit; that of a table's page is plain ENOMEM."""
-        assert slot.gmem is not None
+    def kvm_mmu_faultin_pfn_gmem(vcpu: Vcpu, gmem: GuestMemfd, index: int, gfn: int) -> int:
+        """Return the guest_memfd's page. Its failure is a memory-fault exit; that of a table's page is plain ENOMEM."""
         try:
-            slot.gmem.kvm_gmem_get_folio(kvm_gmem_get_index(slot, gfn))
+            return gmem.kvm_gmem_get_folio(index)
         except OSError as error:
             raise vcpu.memory_fault(gfn, True, "no page for the guest_memfd", errno.ENOMEM) from error
 
@@ -195,22 +196,17 @@ class TdpMmu:
             with self.lock:
                 self.mirror.split(gfn)
 
-    def map_private(self, slot: Memslot, gfn: int) -> None:
-        """The guest_memfd's page for ``gfn`` into the Secure EPT; that it is prepared now is the caller's to note.
+    def map_private(self, gmem: GuestMemfd, index: int, gfn: int) -> int:
+        """Map the guest_memfd's page into the Secure EPT and return it. The caller, which holds slots_lock, adds it.
 
-        Raises OSError: EBUSY, EIO, ENOMEM, EFAULT.
+        Raises OSError: EBUSY, EIO, ENOMEM.
         """
         mirror = self.mirror
         assert mirror is not None
         with self.lock:
-            gmem = slot.gmem
-            if gmem is None:
-                raise err(errno.EFAULT, "the guest_memfd is gone")
-            index = kvm_gmem_get_index(slot, gfn)
-            page = gmem.pages.get(index)
-            if page is None:
-                page = gmem.kvm_gmem_get_folio(index)
+            page = gmem.kvm_gmem_get_folio(index)
             mirror.kvm_tdp_mmu_map(gfn, page)
+        return page
 
     def _direct_fault(self, vcpu: Vcpu, gfn: int, write: bool) -> RetPf:
         kvm = self.kvm

@@ -40,7 +40,6 @@ from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.vmx.tdx import KvmTdx
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
-    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 log = logging.getLogger(__name__)
@@ -59,10 +58,11 @@ def tdx_sept_link_private_spt(kvm: Kvm, gfn: int, level: int, page: int) -> None
 
 def tdx_sept_set_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> None:
     """Set a leaf: add the page to a running TD, or note it for KVM_TDX_INIT_MEM_REGION. Raises OSError(EBUSY, EIO)."""
-    if to_kvm_tdx(kvm).state is TdState.RUNNABLE:
+    tdx = to_kvm_tdx(kvm)
+    if tdx.state is TdState.RUNNABLE:
         tdx_mem_page_aug(kvm, gfn, level, page)
     else:
-        tdx_mem_page_record_premap_cnt(kvm, gfn)
+        tdx_mem_page_record_premap_cnt(tdx, gfn)
 
 
 def tdx_mem_page_aug(kvm: Kvm, gfn: int, level: int, page: int) -> None:
@@ -76,9 +76,9 @@ def tdx_mem_page_aug(kvm: Kvm, gfn: int, level: int, page: int) -> None:
         raise _sept_error(kvm, "TDH.MEM.PAGE.AUG", status, entry, level_state)
 
 
-def tdx_mem_page_record_premap_cnt(kvm: Kvm, gfn: int) -> None:
+def tdx_mem_page_record_premap_cnt(tdx: KvmTdx, gfn: int) -> None:
     """Note that only the mirror has the page: MEM.PAGE.ADD needs its contents, and comes later."""
-    to_kvm_tdx(kvm).premapped.add(gfn)
+    tdx.premapped.add(gfn)
 
 
 def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) -> OSError:
@@ -281,19 +281,20 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
         raise err(errno.EFAULT if slot.flags & MemFlag.GUEST_MEMFD else errno.EINVAL, f"no guest_memfd behind {gpa:#x}")
     index = kvm_gmem_get_index(slot, gfn)
     release = kvm.kernel.release
-    content = _source(source) if release.pins_source_first else b""
-    if release.populated_twice == errno.EEXIST:
-        _check_not_populated(gmem, index, gpa, errno.EEXIST)
+    content = copy_from_user(source, PAGE_SIZE) if source and release.pins_source_first else b""
+    populated = gmem.is_prepared(index)
+    if populated and release.populated_twice == errno.EEXIST:
+        raise _populated(gpa, errno.EEXIST)
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
     if not source and release.pins_source_first:
         raise err(release.null_source, "source_addr must not be 0")
     # Since 7.1 guest_memfd does not know what is populated: the page tables do, and have nothing to map.
-    _check_not_populated(gmem, index, gpa, release.populated_twice)
+    if populated:
+        raise _populated(gpa, release.populated_twice)
     # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
     kvm.processor.memory.write(tdx.source_page, content or copy_from_user(source, PAGE_SIZE))
-    kvm.mmu.map_private(slot, gfn)
-    page = gmem.kvm_gmem_get_folio(index)
+    page = kvm.mmu.map_private(gmem, index, gfn)
     status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
     if status:
         raise _page_add_failed(kvm, gfn, status, sept_seamcall_failed(
@@ -311,14 +312,8 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
                 raise kvm.bug(reason) if release.maps_and_adds_at_once else err(errno.EIO, reason)
 
 
-def _source(address: int) -> bytes:
-    """Return the page at a user address; nothing for address 0, which is refused later. Raises OSError(EFAULT)."""
-    return copy_from_user(address, PAGE_SIZE) if address else b""
-
-
-def _check_not_populated(gmem: GuestMemfd, index: int, gpa: int, code: int) -> None:
-    if gmem.is_prepared(index):
-        raise err(code, f"the page at {gpa:#x} is populated already")
+def _populated(gpa: int, code: int) -> OSError:
+    return err(code, f"the page at {gpa:#x} is populated already")
 
 
 def _page_add_failed(kvm: Kvm, gfn: int, status: int, reason: Reason) -> OSError:
