@@ -381,9 +381,8 @@ def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:
             raise kvm.bug(seamcall_failed("TDH.MR.FINALIZE", status))
         tdx.state = TdState.RUNNABLE
         if kvm.kernel.release.tracks_while_building:
-            tdx.host.seamcall.tdh_mem_track(
-                tdx.tdr
-            )  # v10: once more, though no vCPU has run; the result does not matter
+            # v10: once more, though no vCPU has run; the result does not matter.
+            tdx.host.seamcall.tdh_mem_track(tdx.tdr)
 
 
 def tdx_terminate_vm(kvm: Kvm, cmd: tdx_params.Command) -> None:
