@@ -174,9 +174,10 @@ bool swtdx_apic_write(CPUX86State *env, swtdx_cpu *cpu, uint32_t index, uint64_t
         end_of_interrupt(env, cpu, retaddr);
         return true;
     case X2APIC_SELF_IPI:
-        if (value > 0xff || value < 16) {
+        if (value > 0xff) {
             return false;
         }
+        /* KVM sets the bit of a vector below 16, too, which no priority lets through */
         *bank(cpu, VAPIC_IRR, value) |= 1u << (value & 31);
         swtdx_evaluate_interrupts(cpu, env_cpu(env));
         return true;

@@ -7,6 +7,8 @@ import struct
 import threading
 import time
 
+import pytest
+
 from swtdx.cpu.vmx import ExitReason
 from tests.cpu.guest import Guest
 
@@ -69,6 +71,14 @@ def test_a_self_ipi_arrives_at_once() -> None:
     guest = apic_guest("sti\n mov ecx, 0x83f\n mov eax, 0x40\n xor edx, edx\n wrmsr\n nop\n nop\n mov rbx, r8\n hlt")
     assert guest.run() == ExitReason.HLT
     assert guest.context.gpr[RBX] == 1
+
+
+@pytest.mark.parametrize(("value", "taken"), [(0, True), (15, True), (0x100, False), (0xFF00, False)])
+def test_a_self_ipi_has_eight_bits_and_any_vector(value: int, taken: bool) -> None:
+    """Bits 63:8 are reserved (10.12.11). No priority lets a vector below 16 through, and no fault refuses it."""
+    guest = apic_guest(f"sti\n mov ecx, 0x83f\n mov eax, {value}\n xor edx, edx\n wrmsr\n nop\n hlt")
+    guest.context.exception_bitmap = 1 << 13
+    assert guest.run() == (ExitReason.HLT if taken else ExitReason.EXCEPTION_NMI)
 
 
 def test_the_end_of_a_level_triggered_interrupt_exits_after_the_instruction() -> None:
