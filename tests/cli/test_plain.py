@@ -118,7 +118,23 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
     loaded = modules_of(*arguments(firmware))
     assert "swtdx" in loaded
     too_much = {"typer", "pydantic", "rich", "swtdx.machine", "swtdx.vmm", "swtdx.linux", "swtdx.seam", "unicorn"}
+    too_much |= {"importlib.metadata", "email", "socket", "zipfile", "uuid", "platform", "cryptography"}
     assert not too_much & loaded
+
+
+def test_dcap_qvl_is_used_without_what_its_package_loads() -> None:
+    script = (
+        "import sys\nfrom swtdx.attest.qvl import library\nfound = library()\n"
+        "assert 'importlib.metadata' not in sys.modules, 'loaded'\n"
+        "import dcap_qvl\nassert dcap_qvl.verify is found.verify and dcap_qvl.Quote is found.Quote\n"
+        "assert dcap_qvl.__version__ and dcap_qvl.get_collateral_and_verify\n"
+    )
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+
+
+def test_dcap_qvl_that_is_loaded_already_is_used() -> None:
+    script = "import dcap_qvl\nfrom swtdx.attest.qvl import library\nassert library().verify is dcap_qvl.verify\n"
+    subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
 
 
 def test_intels_root_is_named_without_loading_cryptography() -> None:

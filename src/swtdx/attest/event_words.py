@@ -9,10 +9,10 @@ as hexadecimal; an event is never refused for its data.
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable
 
 from swtdx.attest.event_digest import EV_AAEL, EV_DSTACK_RUNTIME, EV_IMA, TAG_AAEL, shim_configuration
+from swtdx.image.guid import guid_bytes, guid_text
 
 EV_NO_ACTION = 0x3
 _LONGEST = 160
@@ -36,7 +36,7 @@ TYPE_NAMES = {
 }  # fmt: skip
 _FW_CFG = b"QEMU FW CFG\0"
 _TAGS = {TAG_AAEL: "AAEL"}
-_CERTIFICATE = uuid.UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")  # EFI_CERT_X509_GUID
+_CERTIFICATE = guid_bytes("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")  # EFI_CERT_X509_GUID
 _SIGNATURE_LISTS = {"PK", "KEK", "db", "dbx", "dbt", "dbr", "MokListRT", "MokListXRT"}
 
 
@@ -175,7 +175,7 @@ def _tables(data: bytes) -> str | None:
     (count,) = _qwords(data, 0)
     if len(data) < 8 or len(data) != 8 + 24 * count:
         return None
-    names = [str(uuid.UUID(bytes_le=data[8 + 24 * index : 24 + 24 * index])) for index in range(min(count, 3))]
+    names = [guid_text(data[8 + 24 * index : 24 + 24 * index]) for index in range(min(count, 3))]
     return f"{count} table{'s' * (count != 1)}: {', '.join(names)}{', ...' if count > 3 else ''}"
 
 
@@ -188,7 +188,7 @@ def _partitions(data: bytes) -> str | None:
     if data[:8] != b"EFI PART" or len(data) < 100:
         return None
     (count,) = _qwords(data, 92)
-    return f"partition table of disk {uuid.UUID(bytes_le=data[56:72])}, {count} partition{'s' * (count != 1)}"
+    return f"partition table of disk {guid_text(data[56:72])}, {count} partition{'s' * (count != 1)}"
 
 
 def _variable(data: bytes) -> str | None:
@@ -205,7 +205,7 @@ def _variable(data: bytes) -> str | None:
     if name in ("BootOrder", "DriverOrder", "SysPrepOrder") and size % 2 == 0 and size:
         numbers = [int.from_bytes(value[at : at + 2], "little") for at in range(0, size, 2)]
         return f"{name}: {', '.join(f'{number:04X}' for number in numbers)}"
-    owner = f"{name} ({uuid.UUID(bytes_le=data[:16])})"
+    owner = f"{name} ({guid_text(data[:16])})"
     said = _value(name, value)
     return f"{owner}: {said}" if said else f"{owner}, {size} bytes: {_hex(value[:16])}{'...' if size > 16 else ''}"
 
@@ -234,7 +234,7 @@ def _signature_lists(value: bytes) -> str | None:
         if len(value) - at < 28 or not 28 + header <= size <= len(value) - at or each < 17:
             return None
         entries = (size - 28 - header) // each
-        if uuid.UUID(bytes_le=value[at : at + 16]) == _CERTIFICATE:
+        if value[at : at + 16] == _CERTIFICATE:
             certificates += entries
         else:
             hashes += entries

@@ -44,10 +44,10 @@ def pck_of(quote: Quote) -> Pck | None:
     """Return the platform of a quote; None if it has no PCK certificate that can be read."""
     if quote.signature.certification_type != CERTIFICATION_PCK_CHAIN:
         return None
-    import dcap_qvl  # type: ignore[import-untyped]  # it has stubs, but does not declare them
+    from swtdx.attest.qvl import library
 
     try:
-        parsed = dcap_qvl.Quote.parse(quote.raw)
+        parsed = library().Quote.parse(quote.raw)
         extension = parsed.pck_extension()
         if extension is None:
             return None

@@ -12,10 +12,10 @@ specification for TDX.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from swtdx.attest.evidence_kind import SGX_QUOTE, TD_QUOTE, is_td_quote, kind_of, misplaced
-from swtdx.attest.report import json_value
+from swtdx.attest.json_form import json_value
 from swtdx.attest.text_form import binary_of, text_bytes
 
 TEE_TDX = 0x81
@@ -40,8 +40,7 @@ class QuoteError(ValueError):
     """The data are not a quote of a TD; the text says why, with the offset where there is one."""
 
 
-@dataclass(frozen=True)
-class QuoteHeader:
+class QuoteHeader(NamedTuple):
     """The first 48 bytes."""
 
     version: int
@@ -81,8 +80,7 @@ class QuoteBody:
         return bool(self.attributes & ATTRIBUTES_DEBUG)
 
 
-@dataclass(frozen=True)
-class TdIdentities:
+class TdIdentities(NamedTuple):
     """What body type 4 adds: the TD's identity, and the service TDs and versions that it started with."""
 
     vmid: int
@@ -113,8 +111,7 @@ def attribute_names(attributes: int) -> list[str]:
     return [ATTRIBUTE_NAMES.get(bit, f"bit {bit}") for bit in range(64) if attributes >> bit & 1]
 
 
-@dataclass(frozen=True)
-class QeReport:
+class QeReport(NamedTuple):
     """The quoting enclave's own report, 384 bytes, and who signed it."""
 
     cpusvn: bytes
@@ -129,8 +126,7 @@ class QeReport:
     authentication_data: bytes
 
 
-@dataclass(frozen=True)
-class QuoteSignature:
+class QuoteSignature(NamedTuple):
     """The signature over header and body, and what certifies its key."""
 
     signature: bytes
@@ -180,7 +176,8 @@ class Quote:
 
 
 def _members(record: Any) -> dict[str, Any]:
-    return {field.name: json_value(field.name, getattr(record, field.name)) for field in fields(record)}
+    names = getattr(record, "_fields", None) or [field.name for field in fields(record)]
+    return {name: json_value(name, getattr(record, name)) for name in names}
 
 
 class _Reader:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from swtdx.attest.evidence_kind import is_tdreport, misplaced
+from swtdx.attest.json_form import json_value
 from swtdx.attest.text_form import binary_of, text_bytes
 
 REPORT_SIZE = 1024
@@ -66,23 +67,6 @@ class TdReport:
     def as_json(self) -> dict[str, Any]:
         """Every field; byte strings in lowercase hexadecimal, masks as 0x..."""
         return {field.name: json_value(field.name, getattr(self, field.name)) for field in fields(self)}
-
-
-_MASKS = {
-    *{"valid", "seam_attributes", "attributes", "xfam", "tee_type"},
-    *{"init_servtd_attributes", "current_servtd_attributes"},
-}
-
-
-def json_value(name: str, value: Any) -> Any:
-    """How one field of a report or quote is written in JSON."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, tuple):
-        return [json_value(name, each) for each in value]
-    if name in _MASKS and isinstance(value, int):
-        return f"{value:#x}"
-    return value
 
 
 def parse_report(data: bytes) -> TdReport:

@@ -18,13 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import unquote
 
 from swtdx.attest.event_words import printable
 from swtdx.attest.evidence_kind import misplaced
 from swtdx.attest.pck import Pck, pck_of
 from swtdx.attest.quote import Quote
-from swtdx.attest.tcb_levels import TcbError, tcb_result
 from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
 
 INTEL_ROOT = "Intel's root"
@@ -93,21 +91,21 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes 
     Traceback (most recent call last):
     swtdx.attest.verify.CollateralError: the collateral lacks pck_crl_issuer_chain, ...
     """
-    import dcap_qvl  # type: ignore[import-untyped]  # it has stubs, but does not declare them
+    from swtdx.attest.qvl import library
 
     checked = _checked(collateral)
     if not 0 <= at < _LATEST_TIME:
         raise VerificationError(f"{at} is not a time in seconds since 1970")
     try:
-        material = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(checked))
+        material = library().QuoteCollateralV3.from_json(json.dumps(checked))
     except (ValueError, TypeError) as error:
         raise CollateralError(f"the collateral is not usable: {_in_one_line(error)}") from None
     pck = pck_of(quote)
     try:
         if root_ca is None:
-            report = dcap_qvl.verify(quote.raw, material, at)
+            report = library().verify(quote.raw, material, at)
         else:
-            report = dcap_qvl.verify_with_root_ca(quote.raw, material, root_ca, at)
+            report = library().verify_with_root_ca(quote.raw, material, root_ca, at)
     except (ValueError, RuntimeError) as error:
         text = _in_one_line(error)
         if text in _POLICY_OF_THE_LIBRARY and pck is not None:
@@ -115,6 +113,8 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes 
         raise VerificationError(f"the quote does not verify: {text}{_values(text, quote, pck, checked, at)}") from None
     missing: tuple[str, ...] = ()
     if report.status != "UpToDate" and pck is not None:
+        from swtdx.attest.tcb_levels import TcbError, tcb_result  # only here: most quotes are up to date
+
         try:
             missing = tcb_result(quote, pck, checked["tcb_info"], checked["qe_identity"]).missing
         except TcbError as error:
@@ -186,6 +186,8 @@ def of_test_root(quote: Quote) -> bool:
 
 
 def _judged_here(quote: Quote, pck: Pck, collateral: dict[str, str], at: int) -> Verified:
+    from swtdx.attest.tcb_levels import TcbError, tcb_result
+
     try:
         result = tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"])
     except TcbError as error:
@@ -205,6 +207,8 @@ def _values(text: str, quote: Quote, pck: Pck | None, collateral: dict[str, str]
     if "tcb" in lower or "fmspc" in lower or "isvsvn" in lower or "module" in lower:
         if pck is None:
             return ""
+        from swtdx.attest.tcb_levels import TcbError, tcb_result
+
         try:
             missing = tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"]).missing
             return f"; {'; '.join(missing)}" if missing else ""
@@ -398,7 +402,11 @@ def _text(content: dict[str, Any], name: str) -> str | None:
     if isinstance(value, list) and all(type(each) is int and 0 <= each < 256 for each in value):
         return bytes(value).hex()
     if isinstance(value, str):
-        return unquote(value) if value.startswith("-----BEGIN%20") else value
+        if value.startswith("-----BEGIN%20"):
+            from urllib.parse import unquote  # only here: the library behind it takes long to load
+
+            return unquote(value)
+        return value
     return None
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.cli.output import Output
@@ -25,6 +24,8 @@ def firmware_bytes(named: Path | None, quiet: bool) -> tuple[bytes, str]:
     Which one was found is said on stderr, unless ``quiet``. Raises `Failure`.
     """
     if named is not None:
+        from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE  # only here: other inputs are read without it
+
         image = file_bytes(named, MAXIMUM_IMAGE_SIZE + 1)
         return image, str(named)
     from swtdx.image.firmware import FirmwareError, find_firmware

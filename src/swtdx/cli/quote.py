@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import TCB_STATUSES, Policy, violations
 from swtdx.attest.quote import Quote, QuoteError, parse_quote
-from swtdx.attest.report import REPORT_MEMBERS
 from swtdx.attest.text_form import binary_of
 from swtdx.attest.verify import (
     INTEL_ROOT,
@@ -292,6 +291,8 @@ def make(
         if content is None:
             quote = quote_of_a_td(enclave, key, data, updated=module_updated)
         else:
+            from swtdx.attest.report import REPORT_MEMBERS
+
             try:
                 quote = enclave.quote(binary_of(content, REPORT_MEMBERS))
             except (QuotingError, ValueError) as error:

@@ -18,13 +18,13 @@ stops at the first rule that is broken, which is what a launch needs; `examine` 
 from __future__ import annotations
 
 import struct
-import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
 from typing import NamedTuple
 
+from swtdx.image.guid import guid_bytes
 from swtdx.x86 import PAGE_SIZE
 
 FOUR_GIB = 1 << 32
@@ -32,8 +32,8 @@ FOUR_GIB = 1 << 32
 MAXIMUM_IMAGE_SIZE = 16 << 20
 
 RESET_VECTOR_SIZE = 32
-TABLE_FOOTER_GUID = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
-TDX_METADATA_OFFSET_GUID = uuid.UUID("e47a6535-984a-4798-865e-4685a7bf8ec2")
+TABLE_FOOTER_GUID = guid_bytes("96b582de-1fb2-45f7-baea-a366c55a082d")
+TDX_METADATA_OFFSET_GUID = guid_bytes("e47a6535-984a-4798-865e-4685a7bf8ec2")
 DESCRIPTOR_SIGNATURE = b"TDVF"
 DESCRIPTOR_VERSION = 1
 
@@ -47,7 +47,7 @@ _MAXIMUM_SECTIONS = (PAGE_SIZE - _DESCRIPTOR.size) // _SECTION.size
 # A firmware volume begins with 16 zero bytes, the GUID of its file system, its length and "_FVH" (UEFI PI, volume 3).
 _VOLUME_SIGNATURE_AT = 40
 _VOLUME_SIGNATURE = b"_FVH"
-_VARIABLE_STORE_GUID = uuid.UUID("fff12b8d-7696-4c8b-a985-2747075b4f50")  # EFI_SYSTEM_NV_DATA_FV_GUID
+_VARIABLE_STORE_GUID = guid_bytes("fff12b8d-7696-4c8b-a985-2747075b4f50")  # EFI_SYSTEM_NV_DATA_FV_GUID
 
 
 class TdvfRule(StrEnum):
@@ -301,8 +301,8 @@ def _descriptor_offset(image: bytes, name: str) -> int:
     """Walk the GUID table backwards to the TDX entry; returns the descriptor's offset in the file."""
     end = len(image) - RESET_VECTOR_SIZE
     length, guid = _ENTRY_TAIL.unpack_from(image, end - _ENTRY_TAIL.size)
-    if guid != TABLE_FOOTER_GUID.bytes_le:
-        if _first_volume(image) == _VARIABLE_STORE_GUID.bytes_le:
+    if guid != TABLE_FOOTER_GUID:
+        if _first_volume(image) == _VARIABLE_STORE_GUID:
             raise TdvfError(
                 f"{name} has no GUID table at its end; it begins with a variable store: if it is the VARS half of a "
                 "split image, give the whole image, code and variable store in one file",
@@ -325,7 +325,7 @@ def _descriptor_offset(image: bytes, name: str) -> int:
                 f"{name}: the GUID table at its end has an entry of {length} bytes, which is not a valid length",
                 TdvfRule.GUID_TABLE,
             )
-        if guid == TDX_METADATA_OFFSET_GUID.bytes_le:
+        if guid == TDX_METADATA_OFFSET_GUID:
             if length != _ENTRY_TAIL.size + 4:
                 raise TdvfError(
                     f"{name}: the TDX metadata entry of the GUID table is {length} bytes long, not 22",
@@ -459,7 +459,7 @@ def is_split(image: bytes) -> bool:
 
     A whole image begins with the variable store's volume; a code half begins with a volume of another kind.
     """
-    return _first_volume(image) not in (None, _VARIABLE_STORE_GUID.bytes_le)
+    return _first_volume(image) not in (None, _VARIABLE_STORE_GUID)
 
 
 def _first_volume(image: bytes) -> bytes | None:
