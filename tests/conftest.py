@@ -7,6 +7,7 @@ through `skip_loudly`, and ``-ra`` (pyproject.toml) lists each skip with its sen
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -22,8 +23,11 @@ from hypothesis import settings
 
 from testing import tally
 from testing.places import firmware_image, measuring_firmware_image, reference_directory
+from testing.published import facts
 from tests.seam import status_coverage
 
+KnownFirmware = tuple[bytes, dict[str, Any]]
+"""An image, and its entry in the firmware of testing/published.json."""
 _GLOBAL_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c")  # EFI_GLOBAL_VARIABLE, UEFI 3.3
 
 
@@ -122,7 +126,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what is slow, and what needs published material; without the material the latter is not selected."""
-    published = [item for item in items if "shared_reference" in getattr(item, "fixturenames", ())]
+    published = [item for item in items if place(item.nodeid).startswith("published/")]
     for item in published:
         item.add_marker(pytest.mark.published)
     if published and not reference_directory().is_dir():
@@ -148,21 +152,22 @@ def skip_loudly() -> Callable[[str], NoReturn]:
 
 
 @pytest.fixture(scope="session")
-def shared_reference() -> Path:
-    """The directory of reference material that is not part of this repository; tests that need it skip without it."""
-    directory = reference_directory()
-    if not directory.is_dir():
-        pytest.skip(f"no reference material at {directory}: set SWTDX_SHARED to its directory")
-    return directory
-
-
-@pytest.fixture(scope="session")
 def ovmf_image() -> Path:
     """The path of the distribution's TDX-capable OVMF; tests that boot it skip without it."""
     image = firmware_image()
     if not image.is_file():
         pytest.skip(f"no firmware at {image}: install the package ovmf")
     return image
+
+
+@pytest.fixture(scope="session")
+def known_firmware(ovmf_image: Path) -> KnownFirmware:
+    """The distribution's OVMF, if it is a build whose sections and MRTD are published."""
+    image = ovmf_image.read_bytes()
+    known = facts()["firmware"].get(hashlib.sha256(image).hexdigest())
+    if known is None:
+        pytest.skip(f"{ovmf_image} is another build than the published ones: its MRTD is not compared")
+    return image, known
 
 
 @pytest.fixture(scope="session")

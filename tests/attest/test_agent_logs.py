@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import struct
 from typing import Any
@@ -16,20 +15,7 @@ from swtdx.attest.event_log import EventLogError, parse_event_log
 from swtdx.attest.evidence_kind import kind_of
 from swtdx.attest.ima_log import parse_ima_log
 from swtdx.attest.replay import replay
-
-
-def sha384(data: bytes) -> bytes:
-    return hashlib.sha384(data).digest()
-
-
-def binary_log(*records: tuple[int, int, bytes, bytes]) -> bytes:
-    """A CCEL area: (register, type, what is measured, data)."""
-    specification = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, 0xC, 48, 0)
-    log = struct.pack("<II20sI", 0, 3, bytes(20), len(specification)) + specification
-    for register, event_type, measured, data in records:
-        log += struct.pack("<IIIH", register, event_type, 1, 0xC) + sha384(measured)
-        log += struct.pack("<I", len(data)) + data
-    return log
+from testing.evidence import binary_log, dstack_event, sha384
 
 
 def in_base64(data: bytes) -> str:
@@ -41,10 +27,6 @@ V1 = struct.pack("<I", 0x08000001) + b":app-id:\xde\xad"
 V2 = b'{"name":"app-id","payload":"dead","type":134217729}'
 V2_BEFORE = b'{"event":"app-id","event_type":134217729,"payload":"dead","version":2}'
 INIT = "INIT sha384/" + "00" * 48
-
-
-def dstack(**members: Any) -> dict[str, Any]:
-    return {"imr": 3, "event_type": 0x08000001, "digest": "", "event": "app-id", "event_payload": "dead", **members}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +42,12 @@ def dstack(**members: Any) -> dict[str, Any]:
     ],
 )
 def test_dstacks_preimages(members: dict[str, Any], preimage: bytes) -> None:
-    (seen,) = parse_event_log(json.dumps([dstack(**members)]).encode())
+    (seen,) = parse_event_log(json.dumps([dstack_event(**members)]).encode())
     assert (seen.digest, seen.data, seen.vouched) == (sha384(preimage), b"\xde\xad", Vouched.ALL)
 
 
 def test_a_preimage_of_another_event_is_not_taken_for_this_one() -> None:
-    forged = dstack(event="other", event_payload="", preimage=V1.hex())
+    forged = dstack_event(event="other", event_payload="", preimage=V1.hex())
     with pytest.raises(EventLogError, match="preimage"):
         parse_event_log(json.dumps([forged]).encode())
 
@@ -80,7 +62,7 @@ def test_dstacks_file_of_runtime_events() -> None:
 
 
 def test_events_a_line() -> None:
-    events = parse_event_log((json.dumps(dstack()) + "\n" + json.dumps(dstack(event="b")) + "\n").encode())
+    events = parse_event_log((json.dumps(dstack_event()) + "\n" + json.dumps(dstack_event(event="b")) + "\n").encode())
     assert [each.number for each in events] == [0, 1]
 
 
@@ -125,11 +107,11 @@ def test_a_ccel_as_text(made: Any, encoding: str) -> None:
 
 
 def test_a_json_log_in_base64() -> None:
-    assert parse_event_log(base64.b64encode(json.dumps([dstack()]).encode()))[0].digest == sha384(V1)
+    assert parse_event_log(base64.b64encode(json.dumps([dstack_event()]).encode()))[0].digest == sha384(V1)
 
 
 def test_a_log_deep_in_an_answer_is_found() -> None:
-    answer = {"response": {"attestation": [{"tdx": {"log": [dstack()]}}]}}
+    answer = {"response": {"attestation": [{"tdx": {"log": [dstack_event()]}}]}}
     assert parse_event_log(json.dumps(answer).encode())[0].digest == sha384(V1)
 
 
@@ -185,7 +167,7 @@ def test_a_violation_in_a_binary_log_extends_with_ones() -> None:
         (b"10 " + b"00" * 20 + b" ima-ng sha256:00 /x", "IMA log"),
         (struct.pack("<I", 10) + bytes(20) + struct.pack("<I", 6) + b"ima-ng" + bytes(40), "IMA log"),
         (INIT.encode(), "attestation agent"),
-        (json.dumps([dstack()]).encode(), "an event log"),
+        (json.dumps([dstack_event()]).encode(), "an event log"),
         (b'{"tcb_info": "{}"}', "collateral"),
         (b'{"mrtd_order": null}', "record of a launch"),
     ],

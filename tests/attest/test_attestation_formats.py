@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Quotes, TDREPORTs and event logs of real machines; and what becomes of them when they are damaged."""
+"""Quotes, TDREPORTs and event logs; and what becomes of them when they are damaged.
+
+All are made here from their formats and test keys. tests/published has those of real machines.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import struct
 import subprocess
 import sys
-from pathlib import Path
+import time
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,14 +26,28 @@ from swtdx.attest.replay import leads_to, replay
 from swtdx.attest.report import ReportError, TdReport, parse_report
 from swtdx.attest.verify import CollateralError, VerificationError, verify_quote
 from swtdx.seam.report import _MAC_STRUCT, _TCB_INFO, _TD_INFO
+from testing.evidence import (
+    binary_log,
+    ccel_table,
+    collateral,
+    dstack_digest,
+    dstack_event,
+    pki,
+    quote_of,
+    report_with,
+    sha384,
+)
+from testing.tdreport import TdReportFields
 
-VALID_AT = 1750377600
-EXPIRED_AT = VALID_AT + 366 * 86400
-
-
-@pytest.fixture(scope="session")
-def vectors(shared_reference: Path) -> Path:
-    return shared_reference / "vectors"
+BOOT_VARIABLE = UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le + struct.pack("<QQ", 9, 4)
+BOOT_VARIABLE += "BootOrder".encode("utf-16-le") + b"\1\0\2\0"
+LOG = binary_log(
+    (1, 4, bytes(4), bytes(4)),  # a separator
+    (1, 0x80000002, b"\1\0\2\0", BOOT_VARIABLE),  # of a boot variable the contents are measured, not the name
+    (2, 0x80000007, b"Calling EFI Application from Boot Option", b"Calling EFI Application from Boot Option"),
+    (3, 0x0D, b"init=/bin/sh", b"kernel_cmdline: init=/bin/sh"),
+)
+QUOTE = quote_of(report_with(LOG))
 
 
 def digest(number: int) -> bytes:
@@ -63,33 +82,17 @@ def test_a_changed_report_is_noticed(made_report: bytes, offset: int, field: str
     assert not changed.consistent
 
 
-def test_the_published_report_lacks_its_first_48_bytes_and_is_right_with_them(vectors: Path) -> None:
-    data = (vectors / "reports/go-tdx-guest_tdreport.dat").read_bytes()
+def test_a_report_without_its_first_48_bytes_is_named(made_report: bytes) -> None:
     with pytest.raises(ReportError, match="offset 0"):
-        parse_report(data)
-    report = parse_report(bytes([0x81]) + bytes(47) + data[:976])
-    assert report.tee_info_hash_matches
-    assert report.valid == 0x1FF
+        parse_report(made_report[48:] + bytes(48))
 
 
-@pytest.mark.parametrize(
-    ("name", "version", "body_type", "mrtd"),
-    [
-        ("dcap-qvl_tdx_quote", 4, 2, "91eb2b44d141d4ec"),
-        ("go-tdx-guest_cos113_quote.dat", 4, 2, "dae67181d3d65e07"),
-        ("go-tdx-guest_spr_e4_v4.dat", 4, 2, "6363b8043668a3ad"),
-        ("go-tdx-guest_v5_sample.dat", 5, 3, "7348651a34b2d2d3"),
-    ],
-)
-def test_published_quotes_parse_as_the_verifier_parses_them(
-    vectors: Path, name: str, version: int, body_type: int, mrtd: str
-) -> None:
+def parses_as_the_verifier_parses_it(data: bytes, version: int, body_type: int) -> None:
+    """Each field of a quote is what dcap-qvl reads, in each form in which a quote comes."""
     import dcap_qvl  # type: ignore[import-untyped]
 
-    data = (vectors / "quotes" / name).read_bytes()
     quote = parse_quote(data)
     assert (quote.header.version, quote.body_type) == (version, body_type)
-    assert quote.body.mrtd.hex().startswith(mrtd)
     assert parse_quote(data.hex().encode()) == parse_quote(base64.b64encode(data)) == quote
     other = dcap_qvl.parse_quote(data).report
     body = quote.body
@@ -102,73 +105,76 @@ def test_published_quotes_parse_as_the_verifier_parses_them(
     json.dumps(quote.as_json())
 
 
-def test_an_sgx_quote_is_refused_as_such(vectors: Path) -> None:
+@pytest.mark.parametrize(("asked", "version", "body_type"), [("4", 4, 2), ("5-1.0", 5, 2), ("5-1.5", 5, 3)])
+def test_quotes_parse_as_the_verifier_parses_them(asked: str, version: int, body_type: int) -> None:
+    parses_as_the_verifier_parses_it(quote_of(TdReportFields().pack(), asked), version, body_type)
+
+
+def sgx_quote() -> bytes:
+    """Version 3, TEE type 0 and the reserved bytes of an ECDSA quote of SGX."""
+    header = struct.pack("<HHIHH16s20s", 3, 2, 0, 1, 1, bytes.fromhex("939a7233f79c4ca9940a0db3957f0607"), bytes(20))
+    return header + bytes(384) + struct.pack("<I", 600) + bytes(600)
+
+
+def test_an_sgx_quote_is_refused_as_such() -> None:
     with pytest.raises(QuoteError, match="SGX"):
-        parse_quote((vectors / "quotes/dcap-qvl_sgx_quote").read_bytes())
+        parse_quote(sgx_quote())
 
 
-@pytest.fixture
-def genuine(vectors: Path) -> tuple[Quote, str]:
-    quote = parse_quote((vectors / "quotes/dcap-qvl_tdx_quote").read_bytes())
-    return quote, (vectors / "collateral/dcap-qvl_tdx_quote_collateral.json").read_text()
-
-
-def test_a_genuine_quote_verifies_in_its_time_and_not_after(genuine: tuple[Quote, str]) -> None:
-    quote, collateral = genuine
-    verified = verify_quote(quote, collateral, VALID_AT)
+def test_a_quote_verifies_in_its_time_and_not_after() -> None:
+    quote, now = parse_quote(QUOTE), int(time.time())
+    verified = verify_quote(quote, collateral(), now, pki().root)
     assert verified.tcb_status == "UpToDate"
     assert violations(Policy(mrtd=quote.body.mrtd), quote.body, verified.tcb_status) == []
-    assert violations(Policy(mrtd=bytes(48), xfam=0), quote.body, "OutOfDate")[2].startswith("TCB status")
+    assert violations(Policy(mrtd=digest(1), xfam=0), quote.body, "OutOfDate")[2].startswith("TCB status")
     with pytest.raises(VerificationError, match=r"(?i)expired"):
-        verify_quote(quote, collateral, EXPIRED_AT)
+        verify_quote(quote, collateral(), now + 366 * 86400, pki().root)
     changed = bytearray(quote.raw)
     changed[300] ^= 1
     with pytest.raises(VerificationError):
-        verify_quote(parse_quote(bytes(changed)), collateral, VALID_AT)
-    for bad in ("", "[]", "{}", collateral.replace('"pck_crl":', '"x":')):
+        verify_quote(parse_quote(bytes(changed)), collateral(), now, pki().root)
+    for bad in ("", "[]", "{}", collateral().replace('"pck_crl":', '"x":')):
         with pytest.raises(CollateralError):
-            verify_quote(quote, bad, VALID_AT)
+            verify_quote(quote, bad, now, pki().root)
 
 
-def test_a_ccel_leads_to_the_quote_of_its_guest(vectors: Path) -> None:
-    data = (vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat").read_bytes()
-    table = (vectors / "ccel/go-tdx-guest_cos113_ccel_table.dat").read_bytes()
-    quote = parse_quote((vectors / "quotes/go-tdx-guest_cos113_quote.dat").read_bytes())
-    events = parse_event_log(data, table)
-    assert len(events) == 43
-    assert replay(events)[:3] == quote.body.rtmrs[:3]
+def test_a_ccel_leads_to_the_quote_of_its_guest() -> None:
+    quote, table = parse_quote(QUOTE), ccel_table(0x1_0000)
+    events = parse_event_log(LOG, table)
+    assert replay(events) == quote.body.rtmrs
     assert not leads_to(replay(events[:-1]), quote.body.rtmrs)
     with pytest.raises(EventLogError):
-        parse_table(table[:9] + b"\0" + table[10:])
+        parse_table(table[:9] + bytes([table[9] ^ 1]) + table[10:])
     with pytest.raises(EventLogError, match="offset 0x"):
-        parse_event_log(data[:0x4600])
+        parse_event_log(LOG[:-3])
+    with pytest.raises(EventLogError, match="its CCEL table says 16"):
+        parse_event_log(LOG, ccel_table(16))
 
 
-def test_dstacks_log_leads_to_all_four_registers(vectors: Path) -> None:
-    data = (vectors / "dstack_quote-report.json").read_bytes()
-    quote = parse_quote(json.loads(data)["quote"].encode())
-    assert replay(parse_event_log(data)) == quote.body.rtmrs
+def test_dstacks_log_leads_to_all_four_registers() -> None:
+    log = json.dumps([
+        {"imr": 0, "event_type": 4, "digest": sha384(bytes(4)).hex(), "event": "", "event_payload": "00000000"},
+        dstack_event(), dstack_event(event="compose-hash", event_payload="c0ffee"),
+    ]).encode()  # fmt: skip
+    rtmr0 = sha384(bytes(48) + sha384(bytes(4)))
+    first = sha384(bytes(48) + dstack_digest("app-id", b"\xde\xad"))
+    rtmr3 = sha384(first + dstack_digest("compose-hash", b"\xc0\xff\xee"))
+    quote = parse_quote(quote_of(report_with(log)))
+    assert replay(parse_event_log(log)) == quote.body.rtmrs == (rtmr0, bytes(48), bytes(48), rtmr3)
 
 
-def test_what_a_log_says_is_what_was_measured_where_the_digest_tells(vectors: Path) -> None:
-    for name, told in (("ccel/go-tdx-guest_cos113_ccel_data.dat", 28), ("dstack_quote-report.json", 18)):
-        verdicts = [event.data_measured for event in parse_event_log((vectors / name).read_bytes())]
-        assert verdicts.count(True) == told  # of boot variables (3 and 2) the digest does not cover the name
-        assert False not in verdicts
-    data = (vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat").read_bytes()
-    forged = parse_event_log(data.replace(b"init=/usr/lib/systemd/systemd", b"init=/usr/lib/systemd/syst3md"))
-    assert replay(forged) == replay(parse_event_log(data))
-    assert [event.number for event in forged if event.data_measured is False] == [32, 33, 34, 35, 36, 38, 40]
+def test_what_a_log_says_is_what_was_measured_where_the_digest_tells() -> None:
+    assert [event.data_measured for event in parse_event_log(LOG)] == [True, None, True, True]
+    forged = parse_event_log(LOG.replace(b"init=/bin/sh", b"init=/bin/zh"))
+    assert replay(forged) == replay(parse_event_log(LOG))
+    assert [event.number for event in forged if event.data_measured is False] == [3]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
 @given(damage=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6), cut=st.floats(0, 1))
-def test_damage_ends_in_the_documented_error(
-    vectors: Path, damage: list[tuple[float, int]], cut: float, made_report: bytes
-) -> None:
-    log = (vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat").read_bytes()[:0x4800]
-    quote = (vectors / "quotes/go-tdx-guest_v5_sample.dat").read_bytes()
-    dstack = (vectors / "dstack_quote-report.json").read_bytes()
+def test_damage_ends_in_the_documented_error(damage: list[tuple[float, int]], cut: float, made_report: bytes) -> None:
+    quote = quote_of(TdReportFields().pack(), "5-1.5")
+    dstack = json.dumps({"event_log": [dstack_event()] * 3, "quote": quote.hex()}).encode()
 
     def damaged(data: bytes) -> bytes:
         changed = bytearray(data)
@@ -177,7 +183,7 @@ def test_damage_ends_in_the_documented_error(
         return bytes(changed if cut > 0.5 else changed[: int(2 * cut * len(data))])
 
     for parse, data, error in (
-        (parse_event_log, log, EventLogError),
+        (parse_event_log, LOG, EventLogError),
         (parse_event_log, dstack, EventLogError),
         (parse_quote, quote, QuoteError),
         (parse_report, made_report, ReportError),

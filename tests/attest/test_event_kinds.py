@@ -16,12 +16,9 @@ from swtdx.attest.event_digest import Vouched
 from swtdx.attest.event_log import Event, EventLogError, parse_event_log
 from swtdx.attest.ima_log import parse_ima_log
 from swtdx.attest.replay import leads_to, remarks, replay
+from testing.evidence import binary_log, dstack_digest, dstack_event, sha384
 
 GLOBAL = uuid.UUID("8be4df61-93ca-11d2-aa0d-00e098032b8c").bytes_le
-
-
-def sha384(data: bytes) -> bytes:
-    return hashlib.sha384(data).digest()
 
 
 def event(event_type: int, data: bytes, measured: bytes, rtmr: int = 2) -> Event:
@@ -123,11 +120,7 @@ def test_a_variable_that_holds_keys_is_described_by_their_number() -> None:
     assert seen.words.endswith("1 certificate, 2 hashes")
 
 
-def dstack(**members: Any) -> dict[str, Any]:
-    return {"imr": 3, "event_type": 0x08000001, "digest": "", "event": "app-id", "event_payload": "dead", **members}
-
-
-V1 = sha384(struct.pack("<I", 0x08000001) + b":app-id:" + bytes.fromhex("dead"))
+V1 = dstack_digest("app-id", b"\xde\xad")
 PREIMAGE = b'{"name":"app-id","payload":"dead","type":134217729}'
 
 
@@ -145,7 +138,7 @@ PREIMAGE = b'{"name":"app-id","payload":"dead","type":134217729}'
     ],
 )
 def test_events_of_dstack(members: dict[str, Any], digest: bytes, vouched: Vouched) -> None:
-    (seen,) = parse_event_log(json.dumps([dstack(**members)]).encode())
+    (seen,) = parse_event_log(json.dumps([dstack_event(**members)]).encode())
     assert (seen.digest, seen.vouched) == (digest, vouched)
 
 
@@ -164,11 +157,11 @@ def test_events_of_dstack(members: dict[str, Any], digest: bytes, vouched: Vouch
 )
 def test_events_of_dstack_that_cannot_be_read(members: dict[str, Any], text: str) -> None:
     with pytest.raises(EventLogError, match=text):
-        parse_event_log(json.dumps([dstack(**members)]).encode())
+        parse_event_log(json.dumps([dstack_event(**members)]).encode())
 
 
 def test_a_log_inside_an_agents_answer() -> None:
-    log = [dstack()]
+    log = [dstack_event()]
     for answer in (
         log,
         {"event_log": log},
@@ -179,15 +172,6 @@ def test_a_log_inside_an_agents_answer() -> None:
         assert parse_event_log(b"\xef\xbb\xbf" + json.dumps(answer).encode())[0].digest == V1
 
 
-def binary_log(*records: tuple[int, int, bytes, bytes]) -> bytes:
-    specification = b"Spec ID Event03\0" + struct.pack("<IBBBBIHHB", 0, 0, 2, 0, 2, 1, 0xC, 48, 0)
-    log = struct.pack("<II20sI", 0, 3, bytes(20), len(specification)) + specification
-    for register, event_type, measured, data in records:
-        log += struct.pack("<IIIH", register, event_type, 1, 0xC) + sha384(measured)
-        log += struct.pack("<I", len(data)) + data
-    return log
-
-
 def test_a_ccel_in_evidence_of_trustee() -> None:
     log = binary_log((2, 4, bytes(4), bytes(4)))
     evidence = json.dumps({"cc_eventlog": base64.b64encode(log).decode(), "quote": "AAAA"}).encode()
@@ -195,7 +179,7 @@ def test_a_ccel_in_evidence_of_trustee() -> None:
 
 
 def test_rtmr3_counts_where_the_log_extends_it() -> None:
-    covered = replay(parse_event_log(json.dumps([dstack()]).encode()))
+    covered = replay(parse_event_log(json.dumps([dstack_event()]).encode()))
     other = (*covered[:3], sha384(b"another"))
     assert leads_to(covered, covered)
     assert not leads_to(covered, other)

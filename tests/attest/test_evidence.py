@@ -3,37 +3,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from itertools import product
 
 import pytest
 
-from swtdx.attest.event_log import parse_event_log
 from swtdx.attest.evidence import EvidenceError, compare_evidence, evidence_of
-from swtdx.attest.replay import replay
-from swtdx.quoting.enclave import QuotingEnclave
-from swtdx.quoting.pki import Pki
+from testing.evidence import binary_log, quote_of, report_with
 from testing.tdreport import TdReportFields
-from tests.attest.test_agent_logs import binary_log
 
 START = (1, 4, bytes(4), bytes(4))
 FIRST, SECOND, OTHER = ((3, 0x0D, text, b"grub_cmd: " + text) for text in (b"ls", b"boot", b"halt"))
 
 
-def report_with(log: bytes, mrtd: bytes = bytes(48)) -> bytes:
-    """A TDREPORT whose registers are those of a log."""
-    report = bytearray(TdReportFields().pack())
-    report[528:576] = mrtd
-    report[720:912] = b"".join(replay(parse_event_log(log)))
-    report[80:128] = hashlib.sha384(report[512:1024]).digest()
-    return bytes(report)
-
-
 def quote_with(log: bytes, mrtd: bytes = bytes(48)) -> bytes:
-    """The same as a quote."""
-    return QuotingEnclave(Pki.new("x"), lambda _: True).quote(report_with(log, mrtd))
+    """The quote of a TD with the registers of a log."""
+    return quote_of(report_with(log, mrtd))
 
 
 LOG = binary_log(START, FIRST, SECOND)
@@ -77,8 +63,8 @@ def test_a_log_that_goes_on_is_named_with_what_is_lacking() -> None:
 
 
 def test_fields_of_quotes_are_compared() -> None:
-    other = QuotingEnclave(Pki.new("x"), lambda _: True).quote(TdReportFields(attributes=1 << 28 | 1).pack())
-    plain = QuotingEnclave(Pki.new("x"), lambda _: True).quote(TdReportFields().pack())
+    other = quote_of(TdReportFields(attributes=1 << 28 | 1).pack())
+    plain = quote_of(TdReportFields().pack())
     compared = compare_evidence(evidence_of(plain, "a"), evidence_of(other, "b"))
     assert [each.what for each in compared.differences] == ["ATTRIBUTES"]
     assert "0x10000000 and 0x10000001" in compared.differences[0].text

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -33,6 +31,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.launch import Plan, launch
 from swtdx.vmm.slots import MemorySlots
 from testing.tdvf_image import BFV, CFV, HOB, TEMP, image_with
+from tests.conftest import KnownFirmware
 
 MIB = 1 << 20
 
@@ -66,19 +65,8 @@ def by_the_specification(gpa: int, contents: bytes, measured: bool, order: Order
 @pytest.mark.parametrize(
     ("order", "member"), [(Order.PER_PAGE, "mrtd_per_page"), (Order.PER_REGION, "mrtd_per_region")]
 )
-def test_debian_12s_firmware_in_both_orders(
-    order: Order,
-    member: str,
-    shared_reference: Path,
-    ovmf_image: Path,
-    skip_loudly: Callable[[str], NoReturn],
-) -> None:
-    vectors = json.loads((shared_reference / "vectors" / "tdvf_metadata_and_mrtd.json").read_text())
-    image = ovmf_image.read_bytes()
-    sha256 = hashlib.sha256(image).hexdigest()
-    known = next((vector for vector in vectors.values() if vector["sha256"] == sha256), None)
-    if known is None:
-        skip_loudly(f"{ovmf_image} is another build than the published ones: its MRTD is not compared")
+def test_debian_12s_firmware_in_both_orders(order: Order, member: str, known_firmware: KnownFirmware) -> None:
+    image, known = known_firmware
     assert measure_image(image, order=order).mrtd.hex() == known[member]
 
 

@@ -1,141 +1,137 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Genuine or not, and why: the verifier's own policy is told from its checks, and reasons have values.
 
-The quotes are published ones (``../shared``); the tests skip without them.
+The quotes are made by test keys, their collateral too. tests/published has genuine ones.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from swtdx.attest.pck import pck_of
-from swtdx.attest.policy import Policy, violations
+from swtdx.attest.policy import TCB_STATUSES, Policy, violations
 from swtdx.attest.quote import Quote, parse_quote
 from swtdx.attest.tcb_levels import tcb_result
-from swtdx.attest.verify import INTEL_ROOT_SHA256, CollateralError, VerificationError, verify_quote
+from swtdx.attest.verify import CollateralError, VerificationError, Verified, verify_quote
+from testing.evidence import collateral, pki, quote_of
+from testing.tdreport import SEPT_VE_DISABLE, UPDATED_SVN, TdReportFields
 
-DEBUG_AT = 1688173200
+DEBUG = SEPT_VE_DISABLE | 1
 REPORTDATA_AT = 48 + 520
 
 
-@pytest.fixture(scope="session")
-def cases(shared_reference: Path) -> Path:
-    folder = shared_reference.parent / "cases" / "attestation"
-    if not folder.is_dir():
-        pytest.skip("NO HANDED CASES of attestation: not shown that other people's evidence is judged right")
-    return folder
+@pytest.fixture(scope="module")
+def debug() -> Quote:
+    """The quote of a TD that can be debugged: dcap-qvl refuses it by a policy of its own."""
+    return parse_quote(quote_of(TdReportFields(attributes=DEBUG).pack()))
 
 
-@pytest.fixture(scope="session")
-def debug(cases: Path) -> tuple[Quote, str]:
-    quote = parse_quote((cases / "05_debug_quote.dat").read_bytes())
-    return quote, (cases / "05_collateral.json").read_text()
+@pytest.fixture(scope="module")
+def plain() -> Quote:
+    return parse_quote(quote_of(TdReportFields().pack()))
 
 
-def test_a_genuine_quote_of_a_debug_td_verifies_and_breaks_the_policy(debug: tuple[Quote, str]) -> None:
-    quote, collateral = debug
-    verified = verify_quote(quote, collateral, DEBUG_AT)
-    assert verified.tcb_status == "UpToDate"
-    assert any("DEBUG" in each for each in violations(Policy(), quote.body, verified.tcb_status))
-    assert violations(Policy(allow_debug=True), quote.body, verified.tcb_status) == []
+def verified(quote: Quote, status: str = "UpToDate", at: int | None = None) -> Verified:
+    return verify_quote(quote, collateral(status), int(time.time()) if at is None else at, pki().root)
+
+
+def changed_document(name: str, **members: Any) -> str:
+    """Collateral with members of one document replaced; its signature is then wrong."""
+    content = json.loads(collateral())
+    content[name] = json.dumps({**json.loads(content[name]), **members})
+    return json.dumps(content)
+
+
+def test_a_quote_of_a_debug_td_verifies_and_breaks_the_policy(debug: Quote) -> None:
+    found = verified(debug)
+    assert found.tcb_status == "UpToDate"
+    assert any("DEBUG" in each for each in violations(Policy(), debug.body, found.tcb_status))
+    assert violations(Policy(allow_debug=True), debug.body, found.tcb_status) == []
 
 
 @pytest.mark.parametrize("offset", [100, REPORTDATA_AT, 640, 800, 1100])
-def test_no_check_is_lost_for_a_debug_td(debug: tuple[Quote, str], offset: int) -> None:
-    quote, collateral = debug
-    changed = bytearray(quote.raw)
+def test_no_check_is_lost_for_a_debug_td(debug: Quote, offset: int) -> None:
+    changed = bytearray(debug.raw)
     changed[offset] ^= 1
     with pytest.raises(VerificationError) as caught:
-        verify_quote(parse_quote(bytes(changed)), collateral, DEBUG_AT)
+        verified(parse_quote(bytes(changed)))
     assert "Debug" not in str(caught.value)
 
 
-def test_expired_collateral_is_refused_for_a_debug_td_too(debug: tuple[Quote, str]) -> None:
-    with pytest.raises(VerificationError, match="2026-08-31T10:46:40Z"):
-        verify_quote(debug[0], debug[1], 1788173200)
+def test_expired_collateral_is_refused_for_a_debug_td_too(debug: Quote) -> None:
+    later = int(time.time()) + 366 * 86400
+    with pytest.raises(VerificationError, match=datetime.fromtimestamp(later, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")):
+        verified(debug, at=later)
 
 
-def test_a_level_that_is_missed_is_named_with_its_values(cases: Path) -> None:
-    quote = parse_quote((cases / "06_no_level_quote.dat").read_bytes())
-    with pytest.raises(VerificationError, match=r"90C06F000000: SGX component 8 .*is 3, the lowest level wants 5"):
-        verify_quote(quote, (cases / "06_collateral.json").read_text(), 1771500000)
+def test_a_level_that_is_missed_is_named_with_its_values(plain: Quote) -> None:
+    pck = pck_of(plain)
+    assert pck is not None
+    with pytest.raises(VerificationError, match=rf"{pck.fmspc}: SGX component 1 .*is \d+, the lowest level wants \d+"):
+        verified(plain, "NoLevel")
 
 
-def test_another_platforms_collateral_is_named(cases: Path, debug: tuple[Quote, str]) -> None:
-    with pytest.raises(VerificationError, match="for FMSPC 90C06F000000, the platform has 50806F000000"):
-        verify_quote(debug[0], (cases / "06_collateral.json").read_text(), 1771500000)
+def test_another_platforms_collateral_is_named(plain: Quote) -> None:
+    pck = pck_of(plain)
+    assert pck is not None
+    with pytest.raises(VerificationError, match=rf"for FMSPC [0-9A-F]{{12}}, the platform has {pck.fmspc}"):
+        verified(plain, "OtherPlatform")
 
 
-@pytest.fixture(scope="session")
-def made(shared_reference: Path) -> list[dict[str, Any]]:
-    content = json.loads((shared_reference / "attestation" / "vectors.json").read_text())["cases"]
-    for case in content:
-        if isinstance(case["collateral"], str):
-            case["collateral"] = json.loads(case["collateral"])
-    return list(content)
+@pytest.mark.parametrize("status", [status for status in TCB_STATUSES if status != "Revoked"])
+def test_our_status_is_that_of_the_library(status: str) -> None:
+    """Ours counts where the library's own policy refuses a debug TD."""
+    quote = parse_quote(quote_of(TdReportFields(svn2=UPDATED_SVN).pack()))
+    pck, content = pck_of(quote), json.loads(collateral(status))
+    assert pck is not None
+    ours = tcb_result(quote, pck, content["tcb_info"], content["qe_identity"])
+    assert ours.status == verified(quote, status).tcb_status == status
 
 
-def test_our_status_is_that_of_the_library(made: list[dict[str, Any]]) -> None:
-    for case in made:
-        quote = parse_quote(bytes.fromhex(case["quote_hex"]))
-        pck, collateral = pck_of(quote), case["collateral"]
-        assert pck is not None
-        ours = tcb_result(quote, pck, collateral["tcb_info"], collateral["qe_identity"])
-        root = bytes.fromhex(case["root_der_hex"])
-        theirs = verify_quote(quote, json.dumps(collateral), case["now"], root)
-        assert ours.status == theirs.tcb_status == case["status"], case["name"]
+def test_test_keys_never_verify_under_intels_root(plain: Quote) -> None:
+    with pytest.raises(VerificationError, match=r"\(a swtdx test root, SHA-256"):
+        verify_quote(plain, collateral(), int(time.time()))
 
 
-def test_test_keys_never_verify_under_intels_root(made: list[dict[str, Any]]) -> None:
-    for case in made:
-        quote = parse_quote(bytes.fromhex(case["quote_hex"]))
-        with pytest.raises(VerificationError, match=r"not Intel's, SHA-256"):
-            verify_quote(quote, json.dumps(case["collateral"]), case["now"])
-
-
-def test_collateral_as_responses_of_the_pcs(made: list[dict[str, Any]]) -> None:
-    case = made[0]
-    ours = dict(case["collateral"])
+def test_collateral_as_responses_of_the_pcs(plain: Quote) -> None:
+    ours = json.loads(collateral())
     ours["tcb_info"] = {"tcbInfo": json.loads(ours["tcb_info"]), "signature": ours.pop("tcb_info_signature")}
     ours["enclaveIdentity"] = json.loads(ours.pop("qe_identity"))
     ours["pckCrl"] = list(bytes.fromhex(ours.pop("pck_crl")))
-    quote, root = parse_quote(bytes.fromhex(case["quote_hex"])), bytes.fromhex(case["root_der_hex"])
-    assert verify_quote(quote, json.dumps({"collateral": ours}), case["now"], root).tcb_status == case["status"]
+    text = json.dumps({"collateral": ours})
+    assert verify_quote(plain, text, int(time.time()), pki().root).tcb_status == "UpToDate"
 
 
-def test_intels_root_is_the_one_that_a_genuine_quote_ends_in(debug: tuple[Quote, str]) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.hashes import SHA256
-
-    chain = x509.load_pem_x509_certificates(debug[0].signature.certification_data.rstrip(b"\0"))
-    assert chain[-1].fingerprint(SHA256()).hex() == INTEL_ROOT_SHA256
+def test_documents_that_were_changed_are_refused(plain: Quote) -> None:
+    for name in ("tcb_info", "qe_identity"):
+        with pytest.raises(VerificationError):
+            verify_quote(plain, changed_document(name, tcbEvaluationDataNumber=99), int(time.time()), pki().root)
 
 
-def test_the_platform_is_shown(debug: tuple[Quote, str]) -> None:
-    pck = pck_of(debug[0])
+def test_the_platform_is_shown(plain: Quote) -> None:
+    pck = pck_of(plain)
     assert pck is not None
     shown = pck.as_json()
-    assert (shown["fmspc"], shown["ca"], shown["pcesvn"]) == ("50806F000000", "platform", 11)
+    assert (shown["fmspc"], shown["ca"]) == (b"swtdx\0".hex().upper(), "platform")
     assert "ppid" not in shown
 
 
 @pytest.mark.parametrize("form", ["PEM", "base64"])
-def test_crls_as_the_pcs_sends_them(made: list[dict[str, Any]], form: str) -> None:
+def test_crls_as_the_pcs_sends_them(plain: Quote, form: str) -> None:
     """Without ``encoding=der`` the PCS sends PEM; tools keep DER in base64."""
-    case = made[0]
-    ours = dict(case["collateral"])
+    ours = json.loads(collateral())
     for name in ("pck_crl", "root_ca_crl"):
         text = base64.b64encode(bytes.fromhex(ours[name])).decode()
         ours[name] = f"-----BEGIN X509 CRL-----\n{text}\n-----END X509 CRL-----\n" if form == "PEM" else text
-    quote, root = parse_quote(bytes.fromhex(case["quote_hex"])), bytes.fromhex(case["root_der_hex"])
-    assert verify_quote(quote, json.dumps(ours), case["now"], root).tcb_status == case["status"]
+    assert verify_quote(plain, json.dumps(ours), int(time.time()), pki().root).tcb_status == "UpToDate"
 
 
-def test_a_quote_given_as_collateral_is_named(debug: tuple[Quote, str]) -> None:
+def test_a_quote_given_as_collateral_is_named(plain: Quote) -> None:
     with pytest.raises(CollateralError, match="quote of a TD"):
-        verify_quote(debug[0], debug[0].raw, DEBUG_AT)
+        verify_quote(plain, plain.raw, int(time.time()))

@@ -4,40 +4,67 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from pathlib import Path
 
+from testing.evidence import binary_log, collateral, dstack_event, pki, quote_of, report_with
+from testing.tdreport import TdReportFields
+from tests.attest.test_attestation_formats import LOG, QUOTE, sgx_quote
 from tests.cli.conftest import Command
 
-VALID_AT = 1750377600
-EXPIRED_AT = VALID_AT + 366 * 86400
 
-
-def test_the_commands_exit_as_documented(shared_reference: Path, command: Command, tmp_path: Path) -> None:
-    vectors = shared_reference / "vectors"
-    quotes, log = vectors / "quotes", vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat"
-    quote, collateral = quotes / "dcap-qvl_tdx_quote", vectors / "collateral/dcap-qvl_tdx_quote_collateral.json"
-    dstack, forged = vectors / "dstack_quote-report.json", tmp_path / "forged"
-    forged.write_bytes(log.read_bytes().replace(b"rootwait ro ", b"rootwait rw "))
-    report = tmp_path / "report"
+def test_the_commands_exit_as_documented(command: Command, tmp_path: Path) -> None:
+    runtime = [dstack_event(), dstack_event(event="compose-hash", event_payload="c0ffee")]
+    dstack = json.dumps({"event_log": runtime}).encode()
+    with_quote = {"event_log": runtime, "quote": quote_of(report_with(dstack)).hex()}
     tcb, info = (hashlib.sha384(bytes(size)).digest() for size in (239, 512))
-    report.write_bytes(bytes([0x81]) + bytes(31) + tcb + info + bytes(1024 - 128))
-    verify = ("quote", "verify", quote, "--collateral", collateral, "--quiet", "--at")
+    contents = {
+        "quote": QUOTE,
+        "other quote": quote_of(TdReportFields().pack()),
+        "sgx quote": sgx_quote(),
+        "collateral": collateral().encode(),
+        "root": pki().root,
+        "log": LOG,
+        "forged": LOG.replace(b"init=/bin/sh", b"init=/bin/zh"),
+        "dstack": json.dumps(with_quote).encode(),
+        "two starts": binary_log((1, 4, bytes(4), bytes(4)), (1, 4, bytes(4), bytes(4))),
+        "report": bytes([0x81]) + bytes(31) + tcb + info + bytes(1024 - 128),
+    }
+    files = {name: tmp_path / name.replace(" ", "-") for name in (*contents, "none")}
+    for name, content in contents.items():
+        files[name].write_bytes(content)
+    now = int(time.time())
+    today, later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)), str(now + 366 * 86400)
+    verify = (
+        "quote",
+        "verify",
+        files["quote"],
+        "--collateral",
+        files["collateral"],
+        "--root",
+        files["root"],
+        "--quiet",
+    )
     for status, arguments in (
-        (0, (*verify, str(VALID_AT))),
-        (0, (*verify, "2025-06-20T00:00:00Z")),
-        (1, (*verify, "yesterday")),
-        (2, (*verify, str(EXPIRED_AT))),
-        (4, (*verify, str(VALID_AT), "--mrtd", "00" * 48)),
-        (1, (*verify, str(VALID_AT), "--mrtd", "00")),
-        (3, ("quote", "verify", quote, "--collateral", tmp_path / "none")),
-        (2, ("quote", "parse", quotes / "dcap-qvl_sgx_quote")),
-        (0, ("replay", log, "--quote", quotes / "go-tdx-guest_cos113_quote.dat", "--quiet")),
-        (5, ("replay", log, "--quote", quote, "--quiet")),
-        (0, ("replay", dstack, "--quote", dstack, "--quiet")),
-        (5, ("replay", forged, "--quiet")),
-        (5, ("replay", log, "--table", quote)),
-        (5, ("replay", quote)),
-        (0, ("report", "parse", report, "--quiet")),
-        (2, ("report", "parse", quote)),
+        (0, verify),
+        (0, (*verify, "--at", str(now))),
+        (0, (*verify, "--at", today)),
+        (1, (*verify, "--at", "yesterday")),
+        (2, (*verify, "--at", later)),
+        (4, (*verify, "--mrtd", "11" * 48)),
+        (1, (*verify, "--mrtd", "00")),
+        (3, ("quote", "verify", files["quote"], "--collateral", files["none"])),
+        (2, ("quote", "parse", files["sgx quote"])),
+        (0, ("replay", files["log"], "--quote", files["quote"], "--quiet")),
+        (5, ("replay", files["log"], "--quote", files["other quote"], "--quiet")),
+        (0, ("replay", files["dstack"], "--quote", files["dstack"], "--quiet")),
+        (5, ("replay", files["forged"], "--quiet")),
+        (0, ("replay", files["two starts"], "--quiet")),
+        (5, ("replay", files["log"], "--table", files["quote"])),
+        (5, ("replay", files["quote"])),
+        (0, ("report", "parse", files["report"], "--quiet")),
+        (2, ("report", "parse", files["quote"])),
+        (2, ("quote", "parse", files["report"])),
     ):
         assert command(*arguments).status == status, arguments

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from testing.evidence import collateral, pki
 from testing.uefi_image import edk2_like, efi_kernel
+from tests.attest.test_attestation_formats import LOG, QUOTE
 from tests.cli.conftest import Command
 
 SECTION = {"section", "type", "gpa", "pages", "added", "measured"}
@@ -27,7 +29,7 @@ DIFF = {
     *{"equal", "mrtd_equal", "mrtd", "names", "kinds", "orders", "divergence", "rtmr_different", "first_event"},
     *{"first_event_words"},
 }
-QUOTE = {"header", "body_type", "body", "signature", "size", "trailing_bytes"}
+QUOTE_MEMBERS = {"header", "body_type", "body", "signature", "size", "trailing_bytes"}
 BODY = {
     *{
         "tee_tcb_svn",
@@ -70,19 +72,20 @@ def test_images(said: Any, tmp_path: Path) -> None:
     assert set(said("diff", image, image)) >= DIFF
 
 
-def test_evidence(said: Any, shared_reference: Path, tmp_path: Path) -> None:
-    vectors = shared_reference / "vectors"
-    quote, log = vectors / "quotes/dcap-qvl_tdx_quote", vectors / "ccel/go-tdx-guest_cos113_ccel_data.dat"
-    collateral = vectors / "collateral/dcap-qvl_tdx_quote_collateral.json"
-    parsed = said("quote", "parse", quote)
-    assert set(parsed) >= QUOTE
+def test_evidence(said: Any, tmp_path: Path) -> None:
+    contents = {"quote": QUOTE, "collateral": collateral().encode(), "root": pki().root, "log": LOG}
+    files = {name: tmp_path / name for name in (*contents, "report")}
+    for name, content in contents.items():
+        files[name].write_bytes(content)
+    parsed = said("quote", "parse", files["quote"])
+    assert set(parsed) >= QUOTE_MEMBERS
     assert set(parsed["body"]) >= BODY
-    verified = said("quote", "verify", quote, "--collateral", collateral, "--at", "1750377600")
-    assert set(verified) >= {*QUOTE, "verified", "violations"}
+    given = ("--collateral", files["collateral"], "--root", files["root"])
+    verified = said("quote", "verify", files["quote"], *given)
+    assert set(verified) >= {*QUOTE_MEMBERS, "verified", "violations"}
     assert set(verified["verified"]) >= {"tcb_status", "advisory_ids", "ppid", "at"}
-    replayed = said("replay", log)
+    replayed = said("replay", files["log"])
     assert set(replayed) >= {"events", "rtmrs", "reported", "equal"}
     assert set(replayed["events"][0]) >= {*EVENT, "offset"}
-    report = tmp_path / "report"
-    report.write_bytes(b"\x81" + bytes(1023))
-    assert set(said("report", "parse", report)) >= REPORT
+    files["report"].write_bytes(b"\x81" + bytes(1023))
+    assert set(said("report", "parse", files["report"])) >= REPORT

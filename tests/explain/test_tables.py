@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,9 @@ from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kvm import REQUESTS
+from testing import published
 from testing.places import REPOSITORY
 from tests.linux.conformance import PAGE_PATH
-from tests.seam.status_coverage import CODES, listed
 
 
 def test_every_status_and_operand_has_its_words() -> None:
@@ -27,17 +25,6 @@ def test_every_status_and_operand_has_its_words() -> None:
     assert all(len(row) == 2 and all(text.endswith(".") for text in row) for row in statuses["statuses"].values())
     assert set(statuses["operands"]) <= set(Operand.__members__)
     assert set(statuses["details"]) <= set(StatusCode.__members__)
-
-
-def test_statuses_of_other_modules_are_the_published_ones(shared_reference: Path) -> None:
-    published = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())["codes"]
-    others = {(row[0], int(code, 16)) for code, row in table("statuses")["other_versions"].items()}
-    expected = set()
-    for name, row in published.items():
-        name = name.removeprefix("TDX_")
-        values = {row["value"], *row.get("differs_in", {}).values()}
-        expected |= {(name, int(value, 16)) for value in values if int(value, 16) not in set(StatusCode)}
-    assert others == expected
 
 
 def test_every_leaf_has_its_rules_and_no_placeholder_is_left() -> None:
@@ -51,44 +38,21 @@ def test_every_leaf_has_its_rules_and_no_placeholder_is_left() -> None:
             assert not re.search(r"[{}@]|\|\|", rule.text + rule.remedy), (leaf, rule)
 
 
-def test_rules_name_every_status_of_the_published_checks(shared_reference: Path) -> None:
-    published = json.loads((shared_reference / "tdx-module" / "leaves.json").read_text())
+def test_rules_name_every_status_of_the_published_checks() -> None:
     missing = {
         (leaf, status)
-        for leaf, statuses in listed(published).items()
+        for leaf, statuses in published.statuses_of_checks().items()
         for status in statuses - {rule.status for rule in leaves()[leaf]}
     }
     assert missing == set()
 
 
-def answers_in_order(text: str, sequences: dict[str, list[str]]) -> list[str]:
-    """The statuses (``NAME|OPERAND``) that a published check names, its sequences of checks written out in place."""
-    found: list[tuple[float, str]] = []
-    for code in CODES:
-        for match in re.finditer(rf"(?<![A-Z_0-9]){code}(?![A-Z_0-9])(\|[A-Z0-9_]+)?", text):
-            found.append((match.start(), code + (match[1] or "")))
-    for name, checks in sequences.items():
-        base = name.split("(")[0]
-        bare = base in ("STATE", "ENTRY") or "(" not in name
-        for match in re.finditer(rf"(?<![A-Z_0-9.]){base}" + (r"(?![A-Z_0-9=])" if bare else r"\(([^)]*)\)"), text):
-            operand = "" if bare else match[1].split(",")[0]
-            for number, check in enumerate(checks):
-                inner = answers_in_order(re.sub(r"\bop\b", operand, check) if operand else check, sequences)
-                found += [(match.start() + number / 100 + place / 10_000, each) for place, each in enumerate(inner)]
-    return [each for _, each in sorted(found)]
-
-
-def test_rules_are_in_the_order_of_the_published_checks(shared_reference: Path) -> None:
-    published = json.loads((shared_reference / "tdx-module" / "leaves.json").read_text())
-    for leaf in published["seamcall"] + published["tdcall"]:
-        if (
-            leaf["name"] == "TDG.MEM.PAGE.ACCEPT"
-        ):  # names PAGE_ALREADY_ACCEPTED twice: for a larger page, and at the end
+def test_rules_are_in_the_order_of_the_published_checks() -> None:
+    for leaf, wanted in published.checks().items():
+        if leaf == "TDG.MEM.PAGE.ACCEPT":  # names PAGE_ALREADY_ACCEPTED twice: for a larger page, and at the end
             continue
-        sequences = published["check_sequences"]
-        wanted = list(dict.fromkeys(each for check in leaf["checks"] for each in answers_in_order(check, sequences)))
-        own = list(dict.fromkeys(rule.answer for rule in leaves()[leaf["name"]]))
-        assert [each for each in own if each in wanted] == [each for each in wanted if each in own], leaf["name"]
+        own = list(dict.fromkeys(rule.answer for rule in leaves()[leaf]))
+        assert [each for each in own if each in wanted] == [each for each in wanted if each in own], leaf
 
 
 @pytest.mark.parametrize("dialect", list(Dialect))

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
 
 import pytest
 
 from swtdx.image.mrtd import MrtdPredictor, Order, predict_mrtd
 from swtdx.image.tdvf import parse
 from testing.tdvf_image import GOOD, image_with
-
-DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
+from tests.conftest import KnownFirmware
+from tests.seam.test_measurement import MRTD_EXTENDED, MRTD_PAGE_0, MRTD_PAGE_TOP
 
 
 def test_nothing_added_measures_as_the_hash_of_nothing() -> None:
@@ -65,27 +63,19 @@ def test_a_firmware_image_is_measured_section_by_section() -> None:
     assert predict_mrtd(parse(image, "x.fd")) == hashed(calls)
 
 
-def test_published_vectors(shared_reference: Path) -> None:
-    vectors = {v["name"]: v for v in json.loads((shared_reference / "tdx-module" / "test_vectors.json").read_text())}
+@pytest.mark.parametrize(
+    ("gpa", "measured", "digest"),
+    [(0, False, MRTD_PAGE_0), (0xFFFF_F000, False, MRTD_PAGE_TOP), (0xFFFF_F000, True, MRTD_EXTENDED)],
+)
+def test_published_vectors(gpa: int, measured: bool, digest: str) -> None:
     predictor = MrtdPredictor()
-    predictor.add_region(0, bytes(4096), measured=False)
-    assert predictor.digest().hex() == vectors["MRTD one PAGE.ADD gpa=0"]["sha384"]
-    predictor = MrtdPredictor()
-    predictor.add_region(0xFFFF_F000, bytes(4096), measured=False)
-    assert predictor.digest().hex() == vectors["MRTD one PAGE.ADD gpa=0xFFFFF000"]["sha384"]
-    predictor = MrtdPredictor()
-    predictor.add_region(0xFFFF_F000, bytes((7 * i + i // 256) & 255 for i in range(4096)), measured=True)
-    assert predictor.digest().hex() in {v["sha384"] for name, v in vectors.items() if "16 MR.EXTEND" in name}
+    predictor.add_region(gpa, bytes((7 * i + i // 256) & 255 for i in range(4096)), measured=measured)
+    assert predictor.digest().hex() == digest
 
 
-@pytest.mark.skipif(not DEBIAN_OVMF.exists(), reason=f"{DEBIAN_OVMF} is not installed (package ovmf)")
 @pytest.mark.parametrize(("order", "name"), [(Order.PER_PAGE, "mrtd_per_page"), (Order.PER_REGION, "mrtd_per_region")])
-def test_mrtd_of_debian_12s_firmware_in_both_orders(shared_reference: Path, order: Order, name: str) -> None:
-    vectors = json.loads((shared_reference / "vectors" / "tdvf_metadata_and_mrtd.json").read_text())
-    image = DEBIAN_OVMF.read_bytes()
-    known = {vector["sha256"]: vector for vector in vectors.values()}.get(hashlib.sha256(image).hexdigest())
-    if known is None:
-        pytest.skip(f"{DEBIAN_OVMF} is another build than the published ones")
+def test_mrtd_of_debian_12s_firmware_in_both_orders(known_firmware: KnownFirmware, order: Order, name: str) -> None:
+    image, known = known_firmware
     assert predict_mrtd(parse(image, "OVMF.fd"), order).hex() == known[name]
 
 

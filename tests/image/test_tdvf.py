@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,9 @@ from hypothesis import strategies as st
 
 from swtdx.image.tdvf import SectionType, TdvfError, check_memory, parse
 from testing.tdvf_image import BASE, BFV, CFV, GOOD, HOB, SIZE, TEMP, Image, Row, image_with
+from tests.conftest import KnownFirmware
 
 RAM = [(0, 256 << 20)]
-DEBIAN_OVMF = Path("/usr/share/ovmf/OVMF.fd")
 
 
 def test_sections_come_in_the_order_of_the_metadata() -> None:
@@ -149,14 +147,9 @@ def test_arbitrary_sections_never_raise_anything_but_tdvf_error(rows: list[Row])
         pass
 
 
-@pytest.mark.skipif(not DEBIAN_OVMF.exists(), reason=f"{DEBIAN_OVMF} is not installed (package ovmf)")
-def test_the_published_section_table_of_debian_12s_firmware(shared_reference: Path) -> None:
-    vectors = json.loads((shared_reference / "vectors" / "tdvf_metadata_and_mrtd.json").read_text())
-    image = DEBIAN_OVMF.read_bytes()
-    known = {vector["sha256"]: vector for vector in vectors.values()}.get(hashlib.sha256(image).hexdigest())
-    if known is None:
-        pytest.skip(f"{DEBIAN_OVMF} is another build than the published ones")
-    tdvf = parse(image, str(DEBIAN_OVMF))
+def test_the_published_section_table_of_debian_12s_firmware(known_firmware: KnownFirmware) -> None:
+    image, known = known_firmware
+    tdvf = parse(image, "OVMF.fd")
     assert [
         {
             "data_offset": s.data_offset, "raw_size": s.raw_size, "gpa": s.address, "mem_size": s.memory_size,

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swtdx.seam import tables
 from swtdx.seam.msr import HELD_BY_CONTEXT, X2APIC_NATIVE
 from testing.seam.fake_host import FakeContext, FakeProcessor, GuestStep, Host
 
@@ -61,17 +60,17 @@ def expected(rule: Any) -> Any:
     return {"#GP(0)": GP, "#VE": VE}.get(rule)
 
 
-def test_every_row(host: Host, td: Any, shared_reference: Path) -> None:
-    published = json.loads((shared_reference / "tdx-module" / "msr_virtualization.json").read_text())["1.5.06"]
-    assert len(published) > 100
-    for row in published:
-        for index in {int(row["first"], 16), int(row["last"], 16)}:
-            for kind, step in (("read", rdmsr(index)), ("write", wrmsr(index, 0))):
-                rule = row[kind]
+def test_every_row(host: Host, td: Any) -> None:
+    """tests/seam/test_tables.py compares the rows with the published ones."""
+    rows = tables.load("msr")["rows"]
+    assert len(rows) > 100
+    for name, first, last, *rules in rows:
+        for index in {int(first, 16), int(last, 16)}:
+            for rule, step in zip(rules, (rdmsr(index), wrmsr(index, 0)), strict=True):
                 if "feature dependent" in rule:
                     assert outcome(host, td, step) in (GP, VE)
                 elif expected(rule) is not None:
-                    assert outcome(host, td, step) == expected(rule), (row["name"], kind)
+                    assert outcome(host, td, step) == expected(rule), (name, rule)
 
 
 @pytest.mark.parametrize("index", [0x1B, 0x830, 0x832, 0x838, 0x1FFF, 0x2000, 0xC0000083, 0xC0002000, 0xFFFFFFFF])

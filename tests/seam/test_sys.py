@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from swtdx.seam.cpuid import rows
 from swtdx.seam.status import Operand, StatusCode
 from testing.seam.fake_host import FakeProcessor, Host
 
@@ -64,15 +63,9 @@ def test_sys_init_refuses_a_processor_that_it_cannot_describe(
     cold.ok("TDH.SYS.INIT")
 
 
-def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(
-    processor: FakeProcessor, cold: Host, shared_reference: Path
-) -> None:
+def test_sys_init_looks_at_cpuid_in_the_order_of_its_table(processor: FakeProcessor, cold: Host) -> None:
     """The leaves that TD_PARAMS configures come first there."""
-    published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.5.06"]
-    order = {
-        int(leaf["leaf"], 16): leaf["lookup_index"] for leaf in published["leaves"] if leaf["subleaf"] in (None, 0)
-    }
-    assert order[1] < order[0]
+    assert rows()[1, None].lookup_index < rows()[0, None].lookup_index
     processor.cpuid_overrides |= {(0, 0): (0x23, 0, 0, 0), (1, 0): (0, 0, 0, 0)}
     status, args = cold.call("TDH.SYS.INIT")
     assert (status, args.rcx & 0xFFFFFFFF) == (StatusCode.INCORRECT_CPUID_VALUE, 1)

@@ -8,19 +8,17 @@ bits in which a GPA could be unaligned.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swtdx.seam import cpuid
 from swtdx.seam.report import REPORT_SIZE
 from swtdx.seam.status import FATAL, FormerStatus, Operand, StatusCode, describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.seam.version import module_version
+from testing import published
 from testing.seam.fake_host import FakeContext, GuestStep, Host
 from testing.seam.random_calls import campaign
 
@@ -97,18 +95,6 @@ def test_sys_info(host: Host) -> None:
     assert struct.unpack_from("<I", data, 128)[0] == 6
     leaves = [struct.unpack_from("<2I", data, 132 + 24 * slot) for slot in range(6)]
     assert leaves == [(1, 0xFFFFFFFF), (4, 0), (4, 1), (4, 2), (4, 3), (7, 0)]
-
-
-def test_cpuid_rows_are_the_published_ones(shared_reference: Path) -> None:
-    published = json.loads((shared_reference / "tdx-module" / "cpuid_virtualization.json").read_text())["1.0"]
-    rows = cpuid.rows("-1.0")
-    assert len(rows) == len(published["leaves"])
-    for leaf in published["leaves"]:
-        row = rows[int(leaf["leaf"], 16), leaf["subleaf"]]
-        for column in ("fixed1", "fixed0_or_dynamic", "config_direct", "allow_direct", "verify_mask", "verify_value"):
-            assert getattr(row, column) == tuple(int(leaf[column][name], 16) for name in ("eax", "ebx", "ecx", "edx"))
-    order = [(int(entry["leaf"], 16), entry["subleaf"]) for entry in published["cpuid_config_order"]]
-    assert list(cpuid.config_order("-1.0")) == order
 
 
 # --- life cycle -------------------------------------------------------------------------------------------------------
@@ -354,28 +340,21 @@ def test_a_report_of_former_days(host: Host, guest: Any, call: Callable[..., Gue
 # --- everything -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def known(shared_reference: Path) -> Any:
-    """Status values of module 1.0, DETAILS_L2 zero."""
-    codes = json.loads((shared_reference / "tdx-module" / "status_codes.json").read_text())["codes"]
-    values = {}
-    for name, code in codes.items():
-        if "1.0" in code["in_versions"]:
-            values[int(code.get("differs_in", {}).get("1.0", code["value"]), 16)] = name.removeprefix("TDX_")
-    return values
+KNOWN = {int(value, 16): name for value, name in published.facts()["statuses_1_0"].items()}
+"""Status values of module 1.0, DETAILS_L2 zero."""
 
 
-def test_former_codes_are_the_published_ones(known: Any) -> None:
+def test_former_codes_are_the_published_ones() -> None:
     now = {code.value & ~FATAL for code in StatusCode}
     former = {code.value: code.name for code in FormerStatus}
-    assert {value: name for value, name in known.items() if value not in now} == {
+    assert {value: name for value, name in KNOWN.items() if value not in now} == {
         value: name for value, name in former.items() if value not in now
     }
-    assert former.items() <= known.items()
+    assert former.items() <= KNOWN.items()
 
 
-def test_random_calls_find_none_but_its_own_statuses(known: Any) -> None:
+def test_random_calls_find_none_but_its_own_statuses() -> None:
     result = campaign(2000, 10, version="1.0")
     assert not result.failures
-    assert {answer.split()[1] for answer in result.answers} <= set(known.values())
+    assert {answer.split()[1] for answer in result.answers} <= set(KNOWN.values())
     assert len(result.answers) > 100

@@ -3,6 +3,9 @@
 
 The record (qemu-launch.md of the reference material) has one line for each ioctl up to the first KVM_RUN, with payloads
 where they matter. Where QEMU derives a payload from an earlier answer (CPUID, XFAM, list lengths) so does the test.
+
+Why here: the order and the payloads are those of a run of QEMU on a host with TDX, which no specification has. Without
+the record tests/exec/test_qemu.py runs a QEMU that is installed.
 """
 
 from __future__ import annotations
