@@ -559,8 +559,6 @@ EXCUSES = {
         "kvm_gmem_invalidate_end",
         "kvm_gmem_populate",
         "tdh_vp_enter",
-        "tdh_vp_rd_failed",
-        "tdh_vp_wr_failed",
         "tdx_is_sept_zap_err_due_to_premap",
         "tdx_tdr_pa",
         "tdx_tdvpr_pa",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from swtdx.linux.release import RELEASES, Release
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi.dialect import Dialect
+from swtdx.uapi.layout import with_entries
 from swtdx.uapi.release import KernelRelease
 from tests.linux.conftest import Bench, boot
 
@@ -168,6 +170,25 @@ def refused_extend(release: str) -> Any:
     return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
 
 
+def refused_create(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.td(init=False)
+    bench.module.answers["MNG_CREATE"] = [TDX_OPERAND_INVALID | 1]
+    return answered(lambda: bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())), bench.vm_object().dead
+
+
+def capabilities_of_a_read_only_command(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.vm()
+    answer = with_entries(up.kvm_tdx_capabilities, 100)()
+    answer.cpuid.nent = 100
+    page = mmap.mmap(-1, 4096)
+    page.write(bytes(up.kvm_tdx_cmd(id=up.KVM_TDX_CAPABILITIES, data=ctypes.addressof(answer))))
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), 4096, mmap.PROT_READ) == 0
+    return answered(lambda: bench.ioctl(vm, k.KVM_MEMORY_ENCRYPT_OP, address))
+
+
 def busy_page_add(release: str) -> Any:
     bench, vm, vcpu = built(release)
     bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_BUSY]
@@ -285,10 +306,14 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         refused_page_add, since("6.19", (E.EIO, False, E.EINVAL), (E.EIO, True, E.EIO)), ("maps_and_adds_at_once",),
     ),
     "MR.EXTEND refused": (
-        refused_extend, since("6.19", (E.EIO, False, 0), (E.EIO, True, E.EIO)), ("maps_and_adds_at_once",),
+        refused_extend, since("6.19", (E.EIO, False, 0), (E.EIO, True, E.EIO)), ("building_errors_kill",),
     ),
+    "MNG.CREATE refused": (refused_create, since("6.19", (E.EIO, False), (E.EIO, True)), ("building_errors_kill",)),
     "PAGE.ADD busy": (
-        busy_page_add, since("6.19", (E.EBUSY, False, E.EINVAL), (E.EBUSY, False, 0)), ("maps_and_adds_at_once",),
+        busy_page_add, since("6.19", (E.EBUSY, False, E.EINVAL), (0, False, 0)), ("maps_and_adds_at_once",),
+    ),
+    "KVM_TDX_CAPABILITIES, a command that cannot be written": (
+        capabilities_of_a_read_only_command, since("6.19", E.EFAULT, 0), ("writes_capabilities_command",),
     ),
     "MapGPA, ret EAGAIN": (
         lambda name: after_map_gpa(name, E.EAGAIN), since("7.2", INVALID_OPERAND, RETRY), ("map_gpa_knows_errnos",),

@@ -6,8 +6,8 @@ it. Code reads a behaviour of ``kernel.release`` and never asks which release it
 record. `RELEASES` states each release by what it changes against the one before. The documentation makes a page of it,
 "What changes from release to release", from the docstrings below.
 
-Sources: Linux 6.16.1, 6.18.15, 6.19.11, 7.1.13, 7.2.8 and 7.3-rc7, arch/x86/kvm and virt/kvm; the series "KVM TDX basic
-feature support" of November 2022 (v10); for ``next`` the series that are posted and not merged.
+Sources: Linux 6.16.1, 6.18.15, 6.19.11, 7.1.13, 7.2.8, 7.2.13 and 7.3-rc7, arch/x86/kvm and virt/kvm; the series "KVM
+TDX basic feature support" of November 2022 (v10); for ``next`` the series that are posted and not merged.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Release:
     """User space says by KVM_SET_MEMORY_ATTRIBUTES which memory of a TD is private."""
     reserved_members: tuple[str, ...]
     """Members of kvm_tdx_cmd that must be 0, beside the one for the status."""
+    writes_capabilities_command: bool
+    """KVM_TDX_CAPABILITIES writes kvm_tdx_cmd back, which must be writable; else it is read only."""
     vcpu_command_is_read_first: bool
     """A sub-command on a vCPU is read before the state of the TD is checked: EFAULT comes before EINVAL."""
     init_vm_checks_nent_again: bool
@@ -77,7 +79,11 @@ class Release:
     """The errno of KVM_TDX_INIT_MEM_REGION for a page that is populated already."""
     maps_and_adds_at_once: bool
     """TDH.MEM.PAGE.ADD is a part of mapping a page: if the module refuses it, the VM is dead (if the module is busy,
-    nothing is mapped); else the page stays mapped without contents, and KVM_TDX_FINALIZE_VM fails with EINVAL."""
+    it is asked again until a signal comes); else the page stays mapped without contents, and KVM_TDX_FINALIZE_VM fails
+    with EINVAL."""
+    building_errors_kill: bool
+    """A status that should not be kills the VM while a TD is built, too: of TDH.MNG.CREATE, ADDCX and INIT and of
+    TDH.MR.EXTEND; else only the call fails."""
 
     # --- a running TD -------------------------------------------------------------------------------------------------
     maps_2m_private: bool
@@ -120,6 +126,7 @@ _6_16 = Release(
     shows_module_in_sysfs=False,
     tds_have_attributes=True,
     reserved_members=(),
+    writes_capabilities_command=True,
     vcpu_command_is_read_first=False,
     init_vm_checks_nent_again=False,
     init_reports_operands=True,
@@ -130,6 +137,7 @@ _6_16 = Release(
     pins_source_first=False,
     populated_twice=errno.EEXIST,
     maps_and_adds_at_once=False,
+    building_errors_kill=False,
     maps_2m_private=False,
     tracks_while_building=False,
     map_gpa_needs_exit=True,
@@ -143,8 +151,10 @@ _6_18 = replace(_6_16, name=KernelRelease.V6_18, irqfds_share_eventfds=False, td
 _6_19 = replace(
     _6_18,
     name=KernelRelease.V6_19,
+    writes_capabilities_command=False,
     vcpu_command_is_read_first=True,
     maps_and_adds_at_once=True,
+    building_errors_kill=True,
 )
 _7_1 = replace(
     _6_19,

@@ -54,10 +54,12 @@ def kvm_arch_vcpu_pre_fault_memory(vcpu: Vcpu, gpa: int) -> None:
     if kvm.tdx is not None and kvm.tdx.state is not TdState.RUNNABLE:
         raise err(errno.EOPNOTSUPP, "a TD's memory cannot be mapped before KVM_TDX_FINALIZE_VM")
     gfn = gpa >> PAGE_SHIFT
-    if gfn & kvm.mmu.direct_bits or (kvm.is_td and gfn >= kvm.mmu.direct_bits):
+    if gfn & kvm.mmu.direct_bits:
         raise err(errno.EINVAL, f"{gpa:#x} has the shared bit")
     if kvm.memslots.gfn_to_memslot(gfn) is None:
         raise err(errno.ENOENT, f"no slot at {gpa:#x}")
+    if kvm.is_td and gfn >= kvm.mmu.direct_bits:  # upstream: retries until a signal comes
+        raise err(errno.EINVAL, f"{gpa:#x} is wider than the TD's addresses")
     with kvm.mmu.lock:  # under which attributes change
         shared = kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE
     if shared:

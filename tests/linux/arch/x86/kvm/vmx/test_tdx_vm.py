@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import threading
 from typing import Any
 
@@ -18,7 +19,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi import tdx_v10 as v10
 from swtdx.uapi.layout import with_entries
-from tests.linux.conftest import Bench, boot, refused
+from tests.linux.conftest import Bench, boot, on_release, refused
 
 CREATE = ["MNG_CREATE", "MNG_KEY_CONFIG", *["MNG_ADDCX"] * 6, "MNG_INIT", "MNG_RD", "MNG_RD"]
 RELEASE = ["MNG_VPFLUSHDONE", "PHYMEM_CACHE_WB", "MNG_KEY_FREEID"]
@@ -202,23 +203,31 @@ def test_52_bits_of_address_need_five_levels(bench: Bench) -> None:
 
 FAILURES = {
     "no entropy": ("MNG_CREATE", [s.TDX_RND_NO_ENTROPY] * 10, errno.EAGAIN, 0),
-    "create": ("MNG_CREATE", [0xC0000100_00000001], errno.EIO, 0),
-    "page": ("MNG_ADDCX", [0, 0, 0xC000_0300 << 32], errno.EIO, 0),
     "page entropy": ("MNG_ADDCX", [0, *[s.TDX_RND_NO_ENTROPY] * 10], errno.EAGAIN, 0),
     "operand": ("MNG_INIT", [0xC0000100_00000045], errno.EINVAL, 0xC0000100_00000045),
-    "other": ("MNG_INIT", [0xC0000600_00000000], errno.EIO, 0),
-    "metadata": ("MNG_RD", [0xC0000C02 << 32], errno.EIO, 0),
+}
+BUGS = {
+    "key": ("MNG_KEY_CONFIG", [0x8000_0201 << 32]),
+    "key entropy": ("MNG_KEY_CONFIG", [s.TDX_RND_NO_ENTROPY] * 10),
+    "create": ("MNG_CREATE", [0xC0000100_00000001]),
+    "create busy": ("MNG_CREATE", [0x80000200_00000001]),
+    "page": ("MNG_ADDCX", [0, 0, 0xC000_0300 << 32]),
+    "init": ("MNG_INIT", [0xC0000600_00000000]),
+    "init entropy": ("MNG_INIT", [s.TDX_RND_NO_ENTROPY] * 10),
 }
 
 
-def test_a_key_that_cannot_be_configured_is_a_bug(bench: Bench) -> None:
-    """KVM takes TDH.MNG.KEY.CONFIG for granted: the VM is dead, and what it had comes back all the same."""
+@pytest.mark.parametrize("case", BUGS)
+def test_what_kvm_takes_for_granted_is_a_bug(bench: Bench, case: str) -> None:
+    """TDX_BUG_ON: the VM is dead, and what it had comes back all the same."""
     assert bench.kernel.tdx is not None
     hkids = bench.kernel.tdx.free_hkids
     vm = bench.td(init=False)
-    bench.module.answers["MNG_KEY_CONFIG"] = [0x8000_0201 << 32]
+    leaf, statuses = BUGS[case]
+    bench.module.answers[leaf] = list(statuses)
     with refused(errno.EIO):
         bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+    assert bench.cmd.hw_error == 0
     assert bench.vm_object().dead
     assert bench.kernel.tdx.free_hkids == hkids
     bench.kernel.close(vm)
@@ -240,6 +249,28 @@ def test_a_failed_init_vm_gives_everything_back_and_may_be_repeated(bench: Bench
     bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
     bench.kernel.close(vm)
     everything_came_back(bench, hkids)
+
+
+@pytest.mark.parametrize("case", ["create", "page", "init"])
+@on_release("6.18")
+def test_before_6_19_only_the_call_fails(bench: Bench, case: str) -> None:
+    """WARN_ON_ONCE there; only the key's configuration was a bug."""
+    vm = bench.td(init=False)
+    leaf, statuses = BUGS[case]
+    bench.module.answers[leaf] = list(statuses)
+    with refused(errno.EIO):
+        bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+    bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+
+
+def test_a_tsc_field_that_cannot_be_read_is_0(bench: Bench) -> None:
+    """td_tdcs_exec_read64 logs it: KVM_TDX_INIT_VM succeeds."""
+    vm = bench.td(init=False)
+    bench.module.answers["MNG_RD"] = [0xC0000C02 << 32, 0xC0000C02 << 32]
+    bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+    tdx = bench.vm_object().tdx
+    assert (tdx.tsc_offset, tdx.tsc_multiplier) == (0, 0)
+    assert not bench.vm_object().dead
 
 
 def test_entropy_is_asked_for_ten_times(bench: Bench) -> None:
@@ -403,3 +434,69 @@ def test_cache_writeback_goes_on_while_it_is_interrupted(bench: Bench) -> None:
     bench.kernel.close(vm)
     resumes = [registers["rcx"] for name, registers, _ in bench.module.calls if name == "PHYMEM_CACHE_WB"]
     assert resumes == [0, 1, 1, 1]
+
+
+def test_a_key_is_freed_though_a_writeback_failed(bench: Bench) -> None:
+    """smp_func_do_phymem_cache_wb returns nothing: the module refuses TDH.MNG.KEY.FREEID if it was needed."""
+    assert bench.kernel.tdx is not None
+    hkids = bench.kernel.tdx.free_hkids
+    vm = bench.td()
+    bench.module.answers["PHYMEM_CACHE_WB"] = [0xC0000820 << 32]
+    bench.module.names()
+    bench.kernel.close(vm)
+    assert bench.module.names() == [*RELEASE, *RECLAIM_TD]
+    everything_came_back(bench, hkids)
+    vm = bench.td()
+    bench.module.answers["PHYMEM_CACHE_WB"] = [s.TDX_INTERRUPTED_RESUMABLE] * 10001
+    bench.module.answers["MNG_KEY_FREEID"] = [0xC0000817 << 32]
+    bench.module.names()
+    bench.kernel.close(vm)
+    assert bench.module.names().count("PHYMEM_CACHE_WB") == 10000
+    assert len(bench.kernel.tdx.leaked_hkids) == 1
+
+
+def test_no_caches_are_written_back_for_vcpus_that_are_not_flushed(bench: Bench) -> None:
+    vm = bench.td()
+    bench.module.answers["MNG_VPFLUSHDONE"] = [s.TDX_FLUSHVP_NOT_DONE]
+    bench.module.names()
+    bench.kernel.close(vm)
+    assert bench.module.names() == ["MNG_VPFLUSHDONE"]
+
+
+def test_a_tdr_whose_lines_may_come_back_is_lost(bench: Bench) -> None:
+    """tdx_reclaim_td_control_pages returns before __free_page."""
+    assert bench.kernel.tdx is not None
+    hkids = bench.kernel.tdx.free_hkids
+    vm = bench.td()
+    bench.module.answers["PHYMEM_PAGE_WBINVD"] = [0xC0000100_00000001]
+    bench.kernel.close(vm)
+    assert bench.kernel.pages.in_use == {"tdr": 1}
+    assert bench.kernel.tdx.free_hkids == hkids
+
+
+def test_the_lowest_key_that_is_free_is_taken(bench: Bench) -> None:
+    """tdx_guest_keyid_alloc: ida_alloc_range."""
+    vms = [bench.td() for _ in range(3)]
+    first = [bench.kernel.tdx.global_keyid + number for number in (1, 2, 3)]  # type: ignore[union-attr]
+    assert sorted(kvm.tdx.hkid for kvm in bench.kernel.vms if kvm.tdx is not None) == first
+    bench.kernel.close(vms[0])
+    bench.kernel.close(vms[1])
+    bench.td()
+    assert bench.vm_object().tdx.hkid == first[0]
+
+
+def test_the_count_alone_is_read_before_it_is_checked(bench: Bench) -> None:
+    """tdx_td_init: get_user of cpuid.nent, E2BIG, and only then the copy of all that stands around it."""
+    vm = bench.td(init=False)
+    space = mmap.mmap(-1, 8192)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(space))
+    libc = ctypes.CDLL(None, use_errno=True)
+    offset = up.kvm_tdx_init_vm.cpuid.offset
+    space[4096:4100] = (257).to_bytes(4, "little")
+    assert libc.mprotect(ctypes.c_void_p(start), 4096, 0) == 0
+    with refused(errno.E2BIG):
+        bench.command(vm, up.KVM_TDX_INIT_VM, start + 4096 - offset)
+    space[4096:4100] = (1).to_bytes(4, "little")
+    with refused(errno.EFAULT):
+        bench.command(vm, up.KVM_TDX_INIT_VM, start + 4096 - offset)
+    assert libc.mprotect(ctypes.c_void_p(start), 4096, mmap.PROT_READ | mmap.PROT_WRITE) == 0

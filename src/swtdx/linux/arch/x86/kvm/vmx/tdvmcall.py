@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 EXIT_CPUID, EXIT_HLT, EXIT_IO = int(ExitReason.CPUID), int(ExitReason.HLT), int(ExitReason.IO)
 EXIT_RDMSR, EXIT_WRMSR, EXIT_MMIO = int(ExitReason.RDMSR), int(ExitReason.WRMSR), int(ExitReason.EPT_VIOLATION)
 
+_INT = 0xFFFFFFFF  # what KVM takes size and direction of MMIO for, not those of port I/O
 MAP_GPA_MAX_LEN = 2 << 20  # bytes that one exit converts
 _MAP_GPA_ERRNOS = {errno.EAGAIN: TDVMCALL_STATUS_RETRY, errno.EINVAL: TDVMCALL_STATUS_INVALID_OPERAND}
 _EXIT_IO, _EXIT_MMIO, _EXIT_TDX = int(KVM_EXIT_IO), int(KVM_EXIT_MMIO), int(KVM_EXIT_TDX)
@@ -87,6 +88,7 @@ def tdx_emulate_cpuid(vcpu: Vcpu) -> int:
 
 def tdx_emulate_hlt(vcpu: Vcpu) -> int:
     """Sleep until an interrupt: R12: whether the guest has interrupts blocked (see tdx_interrupt_allowed)."""
+    vcpu.tdx.halted = True
     return vcpu.halt()
 
 
@@ -122,7 +124,7 @@ def tdx_complete_pio_in(vcpu: Vcpu, size: int) -> None:
 def tdx_emulate_mmio(vcpu: Vcpu) -> int:
     """R12 size, R13 direction, R14 address, R15 data. The address must be shared: private memory is never MMIO."""
     args = vcpu.tdx.vp_enter_args
-    size, write, gpa = args.r12, args.r13, args.r14
+    size, write, gpa = args.r12 & _INT, args.r13 & _INT, args.r14
     if size not in run_struct.DATA or write > 1:
         return _invalid(vcpu)
     shared = vcpu.kvm.mmu.direct_bits << PAGE_SHIFT

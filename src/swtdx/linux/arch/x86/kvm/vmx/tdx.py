@@ -3,7 +3,7 @@
 
     UNINITIALIZED --INIT_VM--> INITIALIZED --FINALIZE_VM--> RUNNABLE --(last close)--> destroyed
 
-An INIT_VM that fails tears the half-made TD down and may be repeated. Orders of checks are those of Linux 6.16; the v10
+An INIT_VM that fails tears the half-made TD down and may be repeated. Orders of checks are those of Linux; the v10
 dialect has its own entry checks (``error`` and ``unused`` must be 0) and command set, see `tdx_params` for its INIT_VM.
 
 Destruction gives everything back in the module's order: VP.FLUSH, VPFLUSHDONE, PHYMEM.CACHE.WB on every package,
@@ -123,8 +123,8 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
     """Flush vCPUs and caches, and free the key. A key that the module keeps is leaked.
 
     The order is the module's: VPFLUSHDONE checks that no vCPU is associated with a processor, CACHE.WB must follow it
-    so that no line with the key comes back, KEY.FREEID requires both. A key in doubt is leaked: one
-    given to another TD too early would decrypt the first one's lines.
+    so that no line with the key comes back, KEY.FREEID requires both, and refuses where one of them failed. A key that
+    it refuses to free is leaked: one given to another TD too early would decrypt the first one's lines.
     """
     from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import tdx_flush_vp_on_cpu
 
@@ -141,10 +141,7 @@ def tdx_mmu_release_hkid(kvm: Kvm) -> None:
                 host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.VPFLUSHDONE: {status:#x}")
                 return
             for cpu in host.package_cpus:
-                status = smp_func_do_phymem_cache_wb(tdx, cpu)
-                if status:
-                    host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.PHYMEM.CACHE.WB: {status:#x}")
-                    return
+                smp_func_do_phymem_cache_wb(tdx, cpu)
             status = seamcall.tdh_mng_key_freeid(tdr)
             if status:
                 host.tdx_guest_keyid_leak(tdx.hkid, f"TDH.MNG.KEY.FREEID: {status:#x}")
@@ -158,19 +155,20 @@ def tdx_hkid_free(tdx: KvmTdx) -> None:
     tdx.hkid = -1
 
 
-def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> int:
-    """Write back the caches of the package of ``cpu``; return 0 or the status.
+def smp_func_do_phymem_cache_wb(tdx: KvmTdx, cpu: int) -> None:
+    """Write back the caches of the package of ``cpu``.
 
     The module yields to interrupts in the middle, and is called again to resume. "No HKID ready" means that another
-    writeback covered this key already.
+    writeback covered this key already. A failure is only told: KEY.FREEID will refuse.
     """
     status, resume = 0, False
-    for _ in range(_CACHE_WB_LIMIT):  # upstream has no limit; the emulated module is known to end, a broken one may not
+    for _ in range(_CACHE_WB_LIMIT):
         status = tdx.host.seamcall.tdh_phymem_cache_wb(resume, cpu)
         resume = True
         if status_class(status) != TDX_INTERRUPTED_RESUMABLE:
             break
-    return 0 if status_class(status) in (0, TDX_NO_HKID_READY_TO_WBCACHE) else status
+    if status_class(status) not in (0, TDX_NO_HKID_READY_TO_WBCACHE):
+        log.error("TDH.PHYMEM.CACHE.WB on CPU %d: %#x", cpu, status)
 
 
 def tdx_reclaim_page(kvm: Kvm, page: int, pages: int = 1) -> bool:
@@ -222,8 +220,9 @@ def tdx_reclaim_td_control_pages(kvm: Kvm) -> None:
         return
     # TDR alone is encrypted with the module's own key: its cache lines are written back with that one.
     status = seamcall.tdh_phymem_page_wbinvd(tdx.tdr | tdx.host.global_keyid << tdx.host.hkid_shift)
-    if status:
+    if status:  # lines that come back later would overwrite what the page holds then: it is lost
         log.error("VM %d: TDH.PHYMEM.PAGE.WBINVD of the TDR: %#x", kvm.number, status)
+        return
     kvm.processor.memory.clear_page(tdx.tdr)
     kvm.pages.free_page(tdx.tdr)
     tdx.tdr = 0
@@ -247,6 +246,9 @@ def tdx_vm_ioctl(kvm: Kvm, arg: int) -> int:
             handler = None
         if handler is None:
             raise err(errno.EINVAL, f"sub-command {cmd.id} is not one for the VM's fd")
+        if handler is tdx_get_capabilities and not kvm.kernel.release.writes_capabilities_command:
+            handler(kvm, cmd)
+            return 0
         try:
             handler(kvm, cmd)
         except OSError:
@@ -296,7 +298,7 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
         with host.lock:
             status = seamcall.tdh_mng_create(tdr, hkid)
         if status:
-            raise _busy_or_io(status, "TDH.MNG.CREATE", TDX_RND_NO_ENTROPY)
+            raise _unexpected(kvm, status, "TDH.MNG.CREATE")
     except OSError:
         for page in (*tdcs, *([tdr] if tdr else [])):
             pages.free_page(page)
@@ -309,7 +311,7 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
         while tdcs:
             status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
             if status:
-                raise _busy_or_io(status, "TDH.MNG.ADDCX", TDX_RND_NO_ENTROPY)
+                raise _unexpected(kvm, status, "TDH.MNG.ADDCX")
             tdx.tdcs.append(tdcs.pop(0))
         _mng_init(kvm, tdx, init, cmd)
     except OSError:
@@ -351,17 +353,26 @@ def _mng_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> N
         if status_class(status) == TDX_OPERAND_INVALID:
             cmd.hw_error = status
             raise err(errno.EINVAL, seamcall_failed("TDH.MNG.INIT", status, rcx))
-        raise err(errno.EIO, seamcall_failed("TDH.MNG.INIT", status, rcx))
-    for name, md_field in (("tsc_offset", MD_TDCS_TSC_OFFSET), ("tsc_multiplier", MD_TDCS_TSC_MULTIPLIER)):
-        status, value = seamcall.tdh_mng_rd(tdx.tdr, md_field)
-        if status:
-            raise err(errno.EIO, seamcall_failed("TDH.MNG.RD", status, where=f"of {name}"))
-        setattr(tdx, name, value)
+        raise _unexpected(kvm, status, "TDH.MNG.INIT", rcx)
+    tdx.tsc_offset = td_tdcs_exec_read64(tdx, MD_TDCS_TSC_OFFSET)
+    tdx.tsc_multiplier = td_tdcs_exec_read64(tdx, MD_TDCS_TSC_MULTIPLIER)
 
 
-def _busy_or_io(status: int, leaf: str, again: int) -> OSError:
-    code = errno.EAGAIN if status_class(status) == again else errno.EIO
-    return err(code, seamcall_failed(leaf, status))
+def td_tdcs_exec_read64(tdx: KvmTdx, md_field: int) -> int:
+    """Read a field of the TDCS; one that cannot be read is 0."""
+    status, value = tdx.host.seamcall.tdh_mng_rd(tdx.tdr, md_field)
+    if status:
+        log.error("TDH.MNG.RD of %#x: %#x", md_field, status)
+        return 0
+    return value
+
+
+def _unexpected(kvm: Kvm, status: int, leaf: str, rcx: int | None = None) -> OSError:
+    """Return what KVM_TDX_INIT_VM fails with when a SEAMCALL does: EAGAIN without entropy, EIO for all else."""
+    reason = seamcall_failed(leaf, status) if rcx is None else seamcall_failed(leaf, status, rcx)
+    if rcx is None and status_class(status) == TDX_RND_NO_ENTROPY:
+        return err(errno.EAGAIN, reason)
+    return kvm.bug(reason) if kvm.kernel.release.building_errors_kill else err(errno.EIO, reason)
 
 
 def tdx_td_finalize(kvm: Kvm, cmd: tdx_params.Command) -> None:

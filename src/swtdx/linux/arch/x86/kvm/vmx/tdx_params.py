@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a TD may be, and what the caller asks for: KVM_TDX_CAPABILITIES and the arguments of KVM_TDX_INIT_VM.
 
-Upstream: `init_kvm_tdx_caps`, `init_vm_upstream` follow Linux 6.16 (tdx_get_capabilities, setup_tdparams). KVM does
+Upstream: `init_kvm_tdx_caps`, `init_vm_upstream` follow Linux (tdx_get_capabilities, setup_tdparams). KVM does
 not mask CPUID: bits that cannot be configured are refused by the module (EINVAL, ``hw_error``).
 
 v10, the document of Nov 2022: the module's fixed masks and CPUID configurations as they are; INIT_VM takes a pointer to
@@ -183,12 +183,11 @@ def init_kvm_tdx_caps(
 
 def init_vm_upstream(kvm: Kvm, info: SysInfo, cmd: Command) -> InitVm:
     """Read and check kvm_tdx_init_vm, in the kernel's order. Raises OSError(EFAULT, E2BIG, EINVAL, EBUSY)."""
-    init = struct_from_user(tdx_upstream.kvm_tdx_init_vm, cmd.data)
-    nent = init.cpuid.nent
+    nent = get_user(cmd.data + tdx_upstream.kvm_tdx_init_vm.cpuid.offset, 4)
     if nent > KVM_MAX_CPUID_ENTRIES:
         raise err(errno.E2BIG, f"{nent} CPUID entries; at most {KVM_MAX_CPUID_ENTRIES}")
-    header = len(bytes(init))
-    entries = entries_from_user(cmd.data + header, nent)
+    init = struct_from_user(tdx_upstream.kvm_tdx_init_vm, cmd.data)
+    entries = entries_from_user(cmd.data + len(bytes(init)), nent)
     # Since 7.1: the count was read for its check and is copied again with everything; another thread may write it.
     again = get_user(cmd.data + tdx_upstream.kvm_tdx_init_vm.cpuid.offset, 4)
     if kvm.kernel.release.init_vm_checks_nent_again and again != nent:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,6 +41,7 @@ from swtdx.uapi.tdx_upstream import KVM_TDX_MEASURE_MEMORY_REGION, kvm_tdx_init_
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.vmx.tdx import KvmTdx
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 log = logging.getLogger(__name__)
@@ -106,8 +108,12 @@ def tdx_sept_remove_private_spte(kvm: Kvm, gfn: int, level: int, page: int) -> N
         tdx.premapped.discard(gfn)
         return
     gpa = gfn << PAGE_SHIFT
-    failure = tdx_sept_zap_private_spte(kvm, gpa, level - 1) or tdx_track(kvm)
-    failure = failure or tdx_sept_drop_private_spte(kvm, gpa, level - 1, page)
+    failure = tdx_sept_zap_private_spte(kvm, gpa, level - 1)
+    if not failure:
+        untracked = tdx_track(kvm)
+        if untracked:
+            kvm.bug(untracked)  # which does not end it: the module decides whether PAGE.REMOVE is possible
+        failure = tdx_sept_drop_private_spte(kvm, gpa, level - 1, page)
     if failure:
         _orphan(kvm, tdx, page, level)
         kvm.bug(failure)
@@ -184,10 +190,8 @@ def tdx_track(kvm: Kvm) -> Reason | None:
     if tdx.state is not TdState.RUNNABLE and not kvm.kernel.release.tracks_while_building:
         return None
     status = tdh_do_no_vcpus(tdx.host.seamcall.tdh_mem_track, kvm, tdx.tdr)
-    if status:
-        return seamcall_failed("TDH.MEM.TRACK", status)
     kvm.kick_all_outside_guest()  # and wait: PAGE.REMOVE fails while a vCPU of the older epoch is inside
-    return None
+    return seamcall_failed("TDH.MEM.TRACK", status) if status else None
 
 
 def tdx_sept_drop_private_spte(kvm: Kvm, gpa: int, level: int, page: int) -> Reason | None:
@@ -262,7 +266,7 @@ def _add_pages(kvm: Kvm, vcpu: Vcpu, cmd: Command, region: kvm_tdx_init_mem_regi
             while left:
                 if vcpu.signal_pending():
                     raise err(errno.EINTR, "a signal is pending")
-                tdx_gmem_post_populate(kvm, tdx, source, gpa, measure)
+                tdx_gmem_post_populate(vcpu, tdx, source, gpa, measure)
                 source += PAGE_SIZE
                 gpa += PAGE_SIZE
                 left -= 1
@@ -270,9 +274,9 @@ def _add_pages(kvm: Kvm, vcpu: Vcpu, cmd: Command, region: kvm_tdx_init_mem_regi
         copy_to_user(cmd.data, kvm_tdx_init_mem_region(source_addr=source, gpa=gpa, nr_pages=left))
 
 
-def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure: bool) -> None:
+def tdx_gmem_post_populate(vcpu: Vcpu, tdx: KvmTdx, source: int, gpa: int, measure: bool) -> None:
     """Copy a page from user memory into the guest_memfd's page, add it to the TD and measure it if asked."""
-    gfn = gpa >> PAGE_SHIFT
+    kvm, gfn = vcpu.kvm, gpa >> PAGE_SHIFT
     slot = kvm.memslots.gfn_to_memslot(gfn)
     if slot is None:
         raise err(errno.EINVAL, f"no slot with private memory at {gpa:#x}")
@@ -294,12 +298,8 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
         raise _populated(gpa, release.populated_twice)
     # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
     kvm.processor.memory.write(tdx.source_page, content or copy_from_user(source, PAGE_SIZE))
-    page = kvm.mmu.map_private(gmem, index, gfn)
-    status, entry, level_state = tdx.host.seamcall.tdh_mem_page_add(tdx.tdr, gpa, page, tdx.source_page)
-    if status:
-        raise _page_add_failed(kvm, gfn, status, sept_seamcall_failed(
-            "TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}"
-        ))  # fmt: skip
+    page = kvm_tdp_mmu_map_private_pfn(vcpu, gmem, index, gfn)
+    tdx_mem_page_add(vcpu, tdx, gpa, page)
     tdx.premapped.discard(gfn)
     gmem.kvm_gmem_mark_prepared(index)
     if measure:
@@ -309,18 +309,53 @@ def tdx_gmem_post_populate(kvm: Kvm, tdx: KvmTdx, source: int, gpa: int, measure
             if status:
                 reason = seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}")
                 # Since 6.19 the VM is dead: the measurement is that of no TD. Before, only the call fails.
-                raise kvm.bug(reason) if release.maps_and_adds_at_once else err(errno.EIO, reason)
+                raise kvm.bug(reason) if release.building_errors_kill else err(errno.EIO, reason)
 
 
 def _populated(gpa: int, code: int) -> OSError:
     return err(code, f"the page at {gpa:#x} is populated already")
 
 
-def _page_add_failed(kvm: Kvm, gfn: int, status: int, reason: Reason) -> OSError:
-    """Return what KVM_TDX_INIT_MEM_REGION fails with when the module refuses the page."""
-    busy = tdx_operand_busy(status)
-    if not kvm.kernel.release.maps_and_adds_at_once:
-        return err(errno.EBUSY if busy else errno.EIO, reason)
-    # The leaf is set only if the module has the page, so that nothing is left half mapped.
-    kvm.mmu.zap_private(gfn, gfn + 1)
-    return err(errno.EBUSY, reason) if busy else kvm.bug(reason)
+def kvm_tdp_mmu_map_private_pfn(vcpu: Vcpu, gmem: GuestMemfd, index: int, gfn: int) -> int:
+    """Map the guest_memfd's page and return it; again while the module is busy. Raises OSError(EINTR, EIO, ENOMEM)."""
+    while True:
+        try:
+            return vcpu.kvm.mmu.map_private(gmem, index, gfn)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        _wait_for_the_module(vcpu)
+
+
+def _wait_for_the_module(vcpu: Vcpu) -> None:
+    """Before the next try of what found the module busy. Raises OSError(EINTR, EIO)."""
+    if vcpu.signal_pending():
+        raise err(errno.EINTR, "a signal is pending")
+    if vcpu.kvm.dead:
+        raise vcpu.kvm.dead_error()
+    time.sleep(0)
+
+
+def tdx_mem_page_add(vcpu: Vcpu, tdx: KvmTdx, gpa: int, page: int) -> None:
+    """Add the page that is mapped, with the contents of the source page. Raises OSError: EINTR, EBUSY, EIO.
+
+    Since 6.19 this is a part of mapping the page: it is tried again while the module is busy, any other failure kills
+    the VM, and the leaf is set only if the module has the page, so that nothing is left half mapped.
+    """
+    kvm, gfn = vcpu.kvm, gpa >> PAGE_SHIFT
+    at_once = kvm.kernel.release.maps_and_adds_at_once
+    page_add = tdx.host.seamcall.tdh_mem_page_add
+    status, entry, level_state = page_add(tdx.tdr, gpa, page, tdx.source_page)
+    try:
+        while at_once and tdx_operand_busy(status):
+            _wait_for_the_module(vcpu)
+            status, entry, level_state = page_add(tdx.tdr, gpa, page, tdx.source_page)
+        if status:
+            reason = sept_seamcall_failed("TDH.MEM.PAGE.ADD", status, entry, level_state, f"of {gpa:#x}")
+            if at_once:
+                raise kvm.bug(reason)
+            raise err(errno.EBUSY if tdx_operand_busy(status) else errno.EIO, reason)
+    except OSError:
+        if at_once:
+            kvm.mmu.zap_private(gfn, gfn + 1)
+        raise

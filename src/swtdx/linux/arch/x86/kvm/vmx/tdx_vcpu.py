@@ -33,6 +33,10 @@ from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import (
     TDH_VP_ENTER,
     TDX_ERROR,
     TDX_NON_RECOVERABLE,
+    TDX_NON_RECOVERABLE_TD,
+    TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE,
+    TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE,
+    TDX_NON_RECOVERABLE_VCPU,
     TDX_SEAMCALL_STATUS_MASK,
     TDX_SW_ERROR,
     TDX_VCPU_NOT_ASSOCIATED,
@@ -68,7 +72,7 @@ MD_PEND_NMI = 0x20 << 56 | 0xB
 MD_VCPU_STATE_DETAILS = 1 << 63 | 0x11 << 56 | 0x100
 STATE_DETAILS_INTR_PENDING = 1 << 0  # VMXIP: RVI is above PPR
 
-_EXIT_BASIC = 0xFFFF
+_EXIT_BASIC, _EXIT_REASON = 0xFFFF, 0xFFFFFFFF
 _FAILED_VMENTRY = 1 << 31
 _EXT_ACCEPT = 1
 _EXT_PENDING_EPT_VIOLATION = 6
@@ -77,9 +81,18 @@ _TDCALL, _EPT_VIOLATION, _EXTERNAL = (
     int(ExitReason.EPT_VIOLATION),
     int(ExitReason.EXTERNAL_INTERRUPT),
 )
-_VALID_VECTOR, _MACHINE_CHECK = 1 << 31 | 0xFF, 1 << 31 | Vector.MC  # of the interruption information
+_VALID, _TYPE, _VECTOR = 1 << 31, 7 << 8, 0xFF  # of the interruption information
+_NMI, _MACHINE_CHECK = _VALID | EventType.NMI << 8, _VALID | EventType.HARDWARE_EXCEPTION << 8 | Vector.MC
 _OTHER_SMI = int(ExitReason.OTHER_SMI)
 _BAD_STATUS = TDX_ERROR | TDX_NON_RECOVERABLE
+_EXITED = frozenset(  # statuses with a VMX exit reason below them, beside success
+    [
+        TDX_NON_RECOVERABLE_VCPU,
+        TDX_NON_RECOVERABLE_TD,
+        TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE,
+        TDX_NON_RECOVERABLE_TD_WRONG_APIC_MODE,
+    ]
+)
 
 
 @dataclass(eq=False)
@@ -93,6 +106,7 @@ class VcpuTdx:
     associated_cpu: int = -1
     vp_enter_args: SeamArgs = field(default_factory=SeamArgs)
     vp_enter_ret: int = 0
+    halted: bool = False  # the last exit was HLT; registers cannot tell, for the answer to another call can look so
     shared_eptp_written: bool = False
     map_gpa_next: int = 0
     map_gpa_end: int = 0
@@ -265,16 +279,28 @@ def tdx_td_vcpu_init(vcpu: Vcpu, initial_rcx: int) -> None:
 
 
 def _vp_write(vcpu: Vcpu, md_field: int, value: int, mask: int, cpu: int) -> None:
+    """Write a field of the vCPU. A failure kills the VM, and the call that did this fails only if it looks at that."""
     status = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_wr(vcpu.tdx.tdvpr, md_field, value, mask, cpu)
     if status:
-        raise vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
+        tdh_vp_wr_failed(vcpu, md_field, status)
+
+
+def tdh_vp_wr_failed(vcpu: Vcpu, md_field: int, status: int) -> None:
+    """Kill the VM."""
+    vcpu.kvm.bug(seamcall_failed("TDH.VP.WR", status, where=f"of field {md_field:#x}"))
+
+
+def tdh_vp_rd_failed(vcpu: Vcpu, md_field: int, status: int) -> None:
+    """Kill the VM."""
+    vcpu.kvm.bug(seamcall_failed("TDH.VP.RD", status, where=f"of field {md_field:#x}"))
 
 
 def tdx_vcpu_get_cpuid(vcpu: Vcpu, address: int) -> None:
     """KVM_TDX_GET_CPUID. Raises OSError(EFAULT, EIO, E2BIG); with E2BIG the count that is needed is written."""
-    nent = int.from_bytes(copy_from_user(address, 8)[:4], "little")
+    given = copy_from_user(address, 8)
+    nent = int.from_bytes(given[:4], "little")
     entries = tdx_vcpu_get_cpuid_leaves(vcpu.kvm)
-    header = len(entries).to_bytes(4, "little") + bytes(4)
+    header = len(entries).to_bytes(4, "little") + given[4:]  # the padding goes back as it came
     copy_to_user(address, header)
     if nent < len(entries):
         raise err(errno.E2BIG, f"room for {nent} CPUID entries, {len(entries)} needed")
@@ -294,7 +320,7 @@ def tdx_vcpu_pre_run(vcpu: Vcpu) -> int:
 
 
 def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
-    """TDH.VP.ENTER on ``cpu``; the result is in VcpuTdx. Raises OSError(EIO) if what precedes it fails."""
+    """TDH.VP.ENTER on ``cpu``; the result is in VcpuTdx. If what precedes it kills the VM, the guest is not entered."""
     kvm, tdx = vcpu.kvm, vcpu.tdx
     td = kvm.tdx
     assert td is not None
@@ -310,7 +336,7 @@ def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
 
 
 def tdx_inject_nmi(vcpu: Vcpu, cpu: int) -> None:
-    """Have the module inject an NMI. Raises OSError(EIO).
+    """Have the module inject an NMI.
 
     The module holds one, and cannot report that the guest takes NMIs again. A second one that is pending is merged into
     the first: that has not been delivered, and its handler looks at all sources.
@@ -331,6 +357,7 @@ def tdx_vcpu_enter_exit(vcpu: Vcpu, cpu: int) -> None:
     try:
         if tdx.pi_desc.requests:
             tdx.pi_desc.sync()
+        tdx.halted = False
         if not _called_out(kvm):
             tdx.vp_enter_ret = kvm.processor.seamcall(TDH_VP_ENTER, args, cpu)
         else:
@@ -369,9 +396,9 @@ def _handle_failure(vcpu: Vcpu, status: int) -> int:
         vcpu.kvm.bug(f"TDH.VP.ENTER cannot be executed: {status:#x}")
         return vcpu.internal_error(status)
     reason = status & _EXIT_BASIC
-    if not status & TDX_ERROR:
+    if status & TDX_SEAMCALL_STATUS_MASK in _EXITED:
         if status & _FAILED_VMENTRY:
-            return vcpu.fail_entry(status)
+            return vcpu.fail_entry(status & _EXIT_REASON)
         if reason == ExitReason.TRIPLE_FAULT:
             run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
             return 0
@@ -381,13 +408,17 @@ def _handle_failure(vcpu: Vcpu, status: int) -> int:
 
 def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
     if status & _FAILED_VMENTRY:
-        return vcpu.fail_entry(status)
+        return vcpu.fail_entry(status & _EXIT_REASON)
     reason = status & _EXIT_BASIC
     if reason == ExitReason.TRIPLE_FAULT:
         run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_SHUTDOWN))
         return 0
     if reason == ExitReason.EXCEPTION_NMI:
         return tdx_handle_exception_nmi(vcpu)
+    if reason == _EPT_VIOLATION:  # with a bit of the processor's above the reason
+        return tdx_handle_ept_violation(vcpu)
+    if reason == _EXTERNAL:
+        return vcpu.external_interrupt()
     if reason == _OTHER_SMI:  # the host served it when the module returned
         return 1
     if reason == ExitReason.EPT_MISCONFIG:
@@ -398,7 +429,7 @@ def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
 def tdx_handle_exception_nmi(vcpu: Vcpu) -> int:
     """Let the host's own handlers have NMI and #MC, which they served already; any other is for user space."""
     information = vcpu.tdx.vp_enter_args.r9
-    if information >> 8 & 7 == EventType.NMI or information & _VALID_VECTOR == _MACHINE_CHECK:
+    if information & (_VALID | _TYPE) == _NMI or information & (_VALID | _TYPE | _VECTOR) == _MACHINE_CHECK:
         return 1
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_EXCEPTION))
     run_struct.U64.pack_into(vcpu.run, run_struct.UNION, information & 0xFF)
@@ -534,10 +565,13 @@ def tdx_protected_apic_has_interrupt(vcpu: Vcpu) -> bool:
         return True
     # Only a HLT with interrupts enabled can leave a deliverable one pending in the virtual APIC. At any other exit the
     # guest must be blocking it: it would have been delivered at an instruction's end otherwise.
-    args = tdx.vp_enter_args
-    if tdx.vp_enter_ret != _TDCALL or args.r10 or args.r11 != tdvmcall.EXIT_HLT or args.r12 or tdx.associated_cpu < 0:
+    if not tdx.halted or tdx.vp_enter_args.r12:
         return False
+    if tdx.associated_cpu < 0:  # the vCPU has moved since; the leaf associates it again
+        tdx.associated_cpu = vcpu.cpu
     status, details = to_kvm_tdx(vcpu.kvm).host.seamcall.tdh_vp_rd(tdx.tdvpr, MD_VCPU_STATE_DETAILS, tdx.associated_cpu)
+    if status:
+        tdh_vp_rd_failed(vcpu, MD_VCPU_STATE_DETAILS, status)
     return not status and bool(details & STATE_DETAILS_INTR_PENDING)
 
 
@@ -548,9 +582,8 @@ def tdx_inject_machine_check(vcpu: Vcpu) -> bool:
 
 def tdx_interrupt_allowed(vcpu: Vcpu) -> bool:
     """A vCPU that halted with interrupts blocked (HLT's R12) wakes for an NMI only."""
-    args, tdx = vcpu.tdx.vp_enter_args, vcpu.tdx
-    halted = tdx.vp_enter_ret == _TDCALL and args.r10 == 0 and args.r11 == tdvmcall.EXIT_HLT
-    return not (halted and args.r12)
+    tdx = vcpu.tdx
+    return not (tdx.halted and tdx.vp_enter_args.r12)
 
 
 def tdx_nmi_allowed(vcpu: Vcpu) -> bool:

@@ -13,6 +13,7 @@ leaked, never reused.
 from __future__ import annotations
 
 import errno
+import heapq
 import logging
 import struct
 import threading
@@ -128,7 +129,7 @@ class TdxHost:
         self.package_cpus = self._one_cpu_per_package(platform.logical_processors)
         self.hkid_shift: int = platform.physical_address_bits - platform.keyid_bits
         self.global_keyid: int = platform.first_private_hkid
-        self._free_hkids = list(range(self.global_keyid + platform.tdx_keyids - 1, self.global_keyid, -1))
+        self._free_hkids = list(range(self.global_keyid + 1, self.global_keyid + platform.tdx_keyids))  # a heap
         self.leaked_hkids: list[int] = []
         self._hkid_lock = threading.Lock()
         self.lock = threading.Lock()  # tdx_lock: one MNG.CREATE or CACHE.WB/FREEID at a time
@@ -304,12 +305,12 @@ class TdxHost:
         with self._hkid_lock:
             if not self._free_hkids:
                 raise err(errno.ENOSPC, "all private KeyIDs are in use")
-            return self._free_hkids.pop()
+            return heapq.heappop(self._free_hkids)  # the lowest that is free, as an IDA gives it
 
     def tdx_guest_keyid_free(self, hkid: int) -> None:
         """Give a KeyID back; the module must have released it (KEY.FREEID)."""
         with self._hkid_lock:
-            self._free_hkids.append(hkid)
+            heapq.heappush(self._free_hkids, hkid)
 
     def tdx_guest_keyid_leak(self, hkid: int, reason: str) -> None:
         """The module would not release the KeyID: it is lost until the next boot."""
