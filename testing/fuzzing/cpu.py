@@ -25,13 +25,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import ExitReason, Segment
 from testing.fuzzing import instructions
+from testing.fuzzing.result import Result
 
 CODE, DATA, STACK = 0x100000, 0x80000, 0x90000
 GDT, PAGE_TABLES = 0x1000, 0x30000
@@ -44,21 +45,6 @@ PATIENCE = 5.0
 """Seconds within which a kick, or many, must end a stream."""
 _REASONS = frozenset(ExitReason)
 _RIGHTS = {64: 0xA09B, 32: 0xC09B, 16: 0x009B}
-
-
-@dataclass
-class Result:
-    """What a campaign came to: exits by reason, and a sentence for each stream that failed."""
-
-    streams: int = 0
-    exits: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def lines(self) -> Iterator[str]:
-        """For a person."""
-        yield f"{self.streams:,} streams"
-        yield "  ".join(f"{name} {count:,}" for name, count in self.exits.most_common())
-        yield from self.failures
 
 
 @dataclass(frozen=True)
@@ -210,9 +196,9 @@ def _watch(pid: int, pipe: int, told: Callable[[int], None]) -> tuple[int, int, 
 
 def campaign(cases: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Result:
     """So many streams; the same seed gives the same ones."""
-    result = Result()
-    while result.streams < cases:
-        first, count = result.streams, min(STREAMS_A_CHILD, cases - result.streams)
+    result = Result("streams")
+    while result.cases < cases:
+        first, count = result.cases, min(STREAMS_A_CHILD, cases - result.cases)
         ours, theirs = os.pipe()
         sys.stdout.flush()
         pid = os.fork()
@@ -227,14 +213,14 @@ def campaign(cases: int, seed: int, progress: Callable[[int], None] = lambda don
         os.close(theirs)
         status, number, exits = _watch(pid, ours, progress)
         os.close(ours)
-        result.exits.update(exits)
+        result.answers.update(exits)
         if status and number < first:
             raise RuntimeError("no stream can be run at all")
         if status:
             what = stream(seed, number)
             how = "does not come back" if status == signal.SIGKILL else f"wait status {status:#x}"
             result.failures.append(f"stream {number} ({what.kind}, {what.mode}-bit): {how}; {what.code[:24].hex()}...")
-            result.streams = number + 1
+            result.cases = number + 1
         else:
-            result.streams = first + count
+            result.cases = first + count
     return result

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import socket
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
@@ -25,6 +23,7 @@ from swtdx.vmm.gdb.registers import REGISTERS
 from swtdx.vmm.gdb.server import Conversation
 from swtdx.vmm.gdb.stub import Stub
 from swtdx.vmm.gdb.target import AccessError
+from testing.fuzzing.result import Result
 
 MEMORY, BASE = 4096, 0x1000
 VCPUS = 2
@@ -41,21 +40,6 @@ SEEDS = (
     b"vMustReplyEmpty", b"qSymbol::", b"!", b"QNonStop:1",
 )  # fmt: skip
 _LETTERS = b"0123456789abcdefABCDEF:;,=-+.?*}{qQvZzmMXgGpPHcCsST\x00\x80\xff"
-
-
-@dataclass
-class Result:
-    """What a campaign came to: how often each kind of answer came, and a sentence for each case that failed."""
-
-    cases: int = 0
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def lines(self) -> Iterator[str]:
-        """For a person."""
-        yield f"{self.cases:,} cases"
-        yield "  ".join(f"{name} {count:,}" for name, count in self.answers.most_common())
-        yield from self.failures
 
 
 class Standing(Execution):
@@ -184,7 +168,7 @@ def _case(chance: Random) -> bytes:
 
 def campaign(cases: int, seed: int, progress: Callable[[int], None] = lambda done: None) -> Result:
     """So many cases; the same seed gives the same ones."""
-    result = Result()
+    result = Result("cases")
     while result.cases < cases:
         chance = Random(f"{seed}/{result.cases}")
         client = Client(chance)

@@ -12,9 +12,8 @@ import json
 import resource
 import time
 import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -37,6 +36,7 @@ from swtdx.vmm.qgs_message import (
 )
 from swtdx.vmm.qgs_socket import AddressError, parse_address
 from testing.fuzzing.mutation import Seed, mutated
+from testing.fuzzing.result import Result
 from testing.tdreport import UPDATED_SVN, TdReportFields
 
 KEY = b"k" * 32
@@ -45,19 +45,6 @@ PATIENCE = 5.0
 GROWTH = 64 << 20
 """Bytes that the process may grow by after the first thousand cases."""
 _SETTLED = 1000
-
-
-@dataclass
-class Result:
-    """What a campaign came to."""
-
-    answers: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def lines(self) -> Iterator[str]:
-        """For a person."""
-        yield "  ".join(f"{name} {count:,}" for name, count in sorted(self.answers.items()))
-        yield from self.failures
 
 
 @dataclass(frozen=True)
@@ -198,7 +185,7 @@ KINDS: dict[str, tuple[int, Callable[[Random], str]]] = {
 
 def campaign(cases: int, seed: int, progress: Callable[[int], object] = lambda done: None) -> Result:
     """Feed ``cases`` damaged inputs; ``progress`` is told how many are done. The same seed gives the same cases."""
-    result = Result()
+    result = Result("cases")
     dealt = [name for name, (share, _) in KINDS.items() for _ in range(share)]
     settled = 0
     for number in range(cases):
@@ -217,7 +204,8 @@ def campaign(cases: int, seed: int, progress: Callable[[int], object] = lambda d
             result.failures.append(f"{name}, seed {seed}, case {number}: took {taken:.1f} s")
         if number == _SETTLED:
             settled = _resident()
-        progress(number + 1)
+        result.cases = number + 1
+        progress(result.cases)
     if settled and _resident() - settled > GROWTH:
         result.failures.append(f"the process grew by {(_resident() - settled) >> 20} MiB")
     return result

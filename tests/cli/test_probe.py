@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import swtdx.cli.probe
-from swtdx.cli.probe import VmTypeBit
-from swtdx.uapi import tdx_upstream
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import KvmOffer, survey
 from swtdx.uapi.release import KernelRelease
@@ -83,7 +81,3 @@ def test_quiet(command: Command, firmware_found: Path) -> None:
 
 def test_json_and_quiet_exclude_each_other(command: Command) -> None:
     assert command("probe", "--json", "--quiet").status == 1
-
-
-def test_vm_type_names_are_the_headers() -> None:
-    assert int(tdx_upstream.KVM_X86_TDX_VM) == int(VmTypeBit.TDX)

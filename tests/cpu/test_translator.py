@@ -91,8 +91,8 @@ def test_pages_of_every_eighth_instruction(mode: int) -> None:
 def test_random_streams() -> None:
     result = campaign(600, 20261129)
     assert result.failures == []
-    assert result.streams == 600
-    assert len(result.exits) > 5
+    assert result.cases == 600
+    assert len(result.answers) > 5
 
 
 def test_the_same_seed_makes_the_same_streams() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import faulthandler
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -305,3 +306,11 @@ def boot_v10() -> Bench:
     module.answers["SYS_INFO"] = [sys_info]
     processor.load_seam_module(module)
     return Bench(EmulatedKernel(processor, Dialect.V10), module)
+
+
+@pytest.fixture
+def watchdog() -> Iterator[None]:
+    """End the process, with all stacks shown, if a KVM_RUN neither exits nor can be interrupted."""
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()

@@ -11,7 +11,6 @@ import json as json_format
 import os
 import platform
 from collections.abc import Iterator
-from enum import IntEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from swtdx.attest.inspection import inspect_image
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.image.firmware import candidates
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
+from swtdx.uapi.asm_kvm import VmType
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import survey
 from swtdx.uapi.host_tdx import HostFacts, host_facts
@@ -43,17 +43,6 @@ EPILOG = """
 """
 
 _DEPENDENCIES = ("typer", "rich", "cryptography", "iced-x86", "dcap-qvl")
-
-
-class VmTypeBit(IntEnum):
-    """KVM_X86_*_VM: the bits of KVM_CAP_VM_TYPES, as asm/kvm.h names them."""
-
-    DEFAULT = 0
-    SW_PROTECTED = 1
-    SEV = 2
-    SEV_ES = 3
-    SNP = 4
-    TDX = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -114,7 +103,7 @@ def _host(facts: HostFacts) -> dict[str, Any]:
 
 def _vm_types(bits: int) -> list[str]:
     """Names of the VM types offered; a kernel that answers 0 does not know the question, and makes default VMs."""
-    names = {member.value: member.name.lower() for member in VmTypeBit}
+    names = {member.value: member.name.lower() for member in VmType}
     return [names.get(bit, str(bit)) for bit in range(32) if (bits or 1) >> bit & 1]
 
 

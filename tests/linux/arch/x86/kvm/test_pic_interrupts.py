@@ -8,7 +8,6 @@ kvm_cpu_accept_dm_intr, dm_request_for_irq_injection in arch/x86/kvm.
 from __future__ import annotations
 
 import errno
-import faulthandler
 import threading
 from collections.abc import Iterator
 
@@ -19,17 +18,12 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi.client import KvmError, Vm
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, HLT, Machine, flat
 
+pytestmark = pytest.mark.usefixtures("watchdog")
+
 LVT0, SPIV = 0x350, 0xF0
 MASKED, EXTINT, FIXED = 0x10000, 0x700, 0
 STI_NOP_NOP_OUT = "fb9090e610f4"
 PATIENCE = 10
-
-
-@pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
-    faulthandler.dump_traceback_later(6 * PATIENCE, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ kvm_apply_cpuid_pv_features_quirk in arch/x86/kvm of Linux 6.16; SDM volume 3, 2
 from __future__ import annotations
 
 import errno
-import faulthandler
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,8 @@ from swtdx.uapi.kernel import Kernel
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, Machine, flat
 from tests.linux.conftest import refused
 
+pytestmark = pytest.mark.usefixtures("watchdog")
+
 PAUSE, HLT, CSTATE, MWAIT = 1 << 2, 1 << 1, 1 << 3, 1 << 0
 PATIENCE = 20
 HLT_THEN_OUT = "f4e610ebfe"  # hlt; out 0x10, al; jmp self
@@ -29,14 +30,6 @@ STI = "fb"
 HANDLER = "e620cf"  # out 0x20, al; iret
 VECTOR = 0x55
 SPIV = 0xF0
-
-
-@pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
-    """A KVM_RUN that sleeps for good would stop everything."""
-    faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

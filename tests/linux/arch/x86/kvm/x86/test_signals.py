@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import faulthandler
 import mmap
 import signal
 import threading
@@ -27,6 +26,8 @@ from swtdx.uapi.client import Kvm, KvmError, Vcpu
 from testing.vm import SPIN
 from tests.linux.conftest import Bench, refused, signals
 
+pytestmark = pytest.mark.usefixtures("watchdog")
+
 HALT = bytes.fromhex("fbf4ebfd")  # sti; 1: hlt; jmp 1b
 PATIENCE = 20.0
 
@@ -37,14 +38,6 @@ def kernel() -> Iterator[MachineKernel]:
     yield kernel
     kernel.sees_signals = False
     kernel.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def watchdog() -> Iterator[None]:
-    """A KVM_RUN that cannot be interrupted would stop everything."""
-    faulthandler.dump_traceback_later(3 * PATIENCE, exit=True)
-    yield
-    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

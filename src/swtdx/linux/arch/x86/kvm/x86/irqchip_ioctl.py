@@ -23,6 +23,8 @@ from swtdx.uapi.kvm import (
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.i8254 import Pit
+    from swtdx.linux.arch.x86.kvm.i8259 import Pic
+    from swtdx.linux.arch.x86.kvm.ioapic import IoApic
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 
@@ -49,33 +51,35 @@ def _create_pit(kvm: Kvm, arg: int) -> int:
     return 0
 
 
-def kvm_vm_ioctl_get_irqchip(kvm: Kvm, arg: int) -> int:
+def _named_chip(kvm: Kvm, arg: int) -> tuple[kvm_irqchip, Pic, IoApic]:
+    """Return the structure at ``arg``, which names a chip, and the chips. Raises ENXIO, EINVAL."""
     chip = struct_from_user(kvm_irqchip, arg)
     if kvm.pic is None or kvm.ioapic is None:
         raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
     if chip.chip_id > KVM_IRQCHIP_IOAPIC:
         raise err(errno.EINVAL, f"chip {chip.chip_id}")
+    return chip, kvm.pic, kvm.ioapic
+
+
+def kvm_vm_ioctl_get_irqchip(kvm: Kvm, arg: int) -> int:
+    chip, pic, ioapic = _named_chip(kvm, arg)
     if chip.chip_id == KVM_IRQCHIP_IOAPIC:
-        chip.chip.ioapic = kvm.ioapic.state
+        chip.chip.ioapic = ioapic.state
     else:
-        chip.chip.pic = kvm.pic.chips[chip.chip_id]
+        chip.chip.pic = pic.chips[chip.chip_id]
     copy_to_user(arg, chip)
     return 0
 
 
 def kvm_vm_ioctl_set_irqchip(kvm: Kvm, arg: int) -> int:
-    chip = struct_from_user(kvm_irqchip, arg)
-    if kvm.pic is None or kvm.ioapic is None:
-        raise err(errno.ENXIO, "no PIC and I/O APIC in the kernel")
-    if chip.chip_id > KVM_IRQCHIP_IOAPIC:
-        raise err(errno.EINVAL, f"chip {chip.chip_id}")
+    chip, pic, ioapic = _named_chip(kvm, arg)
     if chip.chip_id == KVM_IRQCHIP_IOAPIC:
-        kvm.ioapic.state = kvm_ioapic_state.from_buffer_copy(chip.chip.ioapic)
+        ioapic.state = kvm_ioapic_state.from_buffer_copy(chip.chip.ioapic)
     else:
-        chips = list(kvm.pic.chips)
+        chips = list(pic.chips)
         chips[chip.chip_id] = kvm_pic_state.from_buffer_copy(chip.chip.pic)
-        kvm.pic.chips = (chips[0], chips[1])
-        kvm.pic.update()
+        pic.chips = (chips[0], chips[1])
+        pic.update()
     return 0
 
 
