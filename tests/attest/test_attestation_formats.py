@@ -89,7 +89,7 @@ def test_a_report_without_its_first_48_bytes_is_named(made_report: bytes) -> Non
 
 def parses_as_the_verifier_parses_it(data: bytes, version: int, body_type: int) -> None:
     """Each field of a quote is what dcap-qvl reads, in each form in which a quote comes."""
-    import dcap_qvl  # type: ignore[import-untyped]
+    import dcap_qvl
 
     quote = parse_quote(data)
     assert (quote.header.version, quote.body_type) == (version, body_type)

@@ -47,13 +47,12 @@ def answered(call: Callable[[], Any]) -> int:
     return 0
 
 
-def built(release: str) -> tuple[Bench, int, int]:
-    """A bench with a TD, its vCPU and 16 private pages, before KVM_TDX_FINALIZE_VM."""
+def built(release: str) -> tuple[Bench, int, int, int]:
+    """A bench with a TD, its vCPU, 16 private pages, and the address of memory for them, before KVM_TDX_FINALIZE_VM."""
     bench = boot(release=release)
     vm = bench.td()
     vcpu = bench.vcpu(vm)
-    bench.user = bench.memory(vm)  # type: ignore[attr-defined]
-    return bench, vm, vcpu
+    return bench, vm, vcpu, bench.memory(vm)
 
 
 def add(bench: Bench, vcpu: int, source: int, gpa: int = 0) -> int:
@@ -102,13 +101,13 @@ def size_of_private_mappings(release: str) -> Any:
 
 
 def unreadable_command_of_a_finalized_td(release: str) -> Any:
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, _ = built(release)
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
     return answered(lambda: bench.ioctl(vcpu, k.KVM_MEMORY_ENCRYPT_OP, 0))
 
 
 def status_set_in_a_command_of_a_finalized_td(release: str) -> Any:
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, _ = built(release)
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
     return answered(lambda: bench.command(vcpu, up.KVM_TDX_INIT_VCPU, error=1))
 
@@ -131,41 +130,40 @@ def nent_that_changes(release: str) -> Any:
 
 
 def source_of_0(release: str) -> Any:
-    bench, _, vcpu = built(release)
+    bench, _, vcpu, _ = built(release)
     return add(bench, vcpu, 0)
 
 
 def unreadable_source_of_a_shared_page(release: str) -> Any:
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, _ = built(release)
     bench.attributes(vm, 0, 0x1000, 0)
     return add(bench, vcpu, 0x7FFF_F000_0000)
 
 
 def unreadable_source_of_a_populated_page(release: str) -> Any:
-    bench, _, vcpu = built(release)
-    assert add(bench, vcpu, bench.user) == 0  # type: ignore[attr-defined]
+    bench, _, vcpu, user = built(release)
+    assert add(bench, vcpu, user) == 0
     return add(bench, vcpu, 0x7FFF_F000_0000)
 
 
 def page_populated_twice(release: str) -> Any:
-    bench, _, vcpu = built(release)
-    user = bench.user  # type: ignore[attr-defined]
+    bench, _, vcpu, user = built(release)
     assert add(bench, vcpu, user) == 0
     return add(bench, vcpu, user)
 
 
 def refused_page_add(release: str) -> Any:
     """The errno, whether the VM is dead, and what FINALIZE_VM says then."""
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, user = built(release)
     bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_INVALID | 1]
-    first = add(bench, vcpu, bench.user)  # type: ignore[attr-defined]
+    first = add(bench, vcpu, user)
     return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
 
 
 def refused_extend(release: str) -> Any:
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, user = built(release)
     bench.module.answers["MR_EXTEND"] = [TDX_OPERAND_INVALID | 1]
-    region = bench.region(bench.user, 0, 1)  # type: ignore[attr-defined]
+    region = bench.region(user, 0, 1)
     first = answered(lambda: bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region, flags=1))
     return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
 
@@ -190,15 +188,15 @@ def capabilities_of_a_read_only_command(release: str) -> Any:
 
 
 def busy_page_add(release: str) -> Any:
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, user = built(release)
     bench.module.answers["MEM_PAGE_ADD"] = [TDX_OPERAND_BUSY]
-    first = add(bench, vcpu, bench.user)  # type: ignore[attr-defined]
+    first = add(bench, vcpu, user)
     return first, bench.vm_object().dead, answered(lambda: bench.command(vm, up.KVM_TDX_FINALIZE_VM))
 
 
 def after_map_gpa(release: str, ret: int) -> Any:
     """hypercall.ret is ``ret``: the errno of KVM_RUN, or the status that the guest gets in R10."""
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, _ = built(release)
     bench.enable(vm, k.Cap.EXIT_HYPERCALL, 1 << k.KVM_HC_MAP_GPA_RANGE)
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
     seen: list[int] = []
@@ -221,7 +219,7 @@ def after_map_gpa(release: str, ret: int) -> Any:
 
 
 def x2apic_read(release: str, register: int) -> Any:
-    bench, _, vcpu = built(release)
+    bench, _, vcpu, _ = built(release)
     msrs = k.kvm_msrs(nmsrs=1)
     space = (ctypes.c_char * (ctypes.sizeof(msrs) + 16))()
     ctypes.memmove(space, ctypes.addressof(msrs), ctypes.sizeof(msrs))
@@ -232,7 +230,7 @@ def x2apic_read(release: str, register: int) -> Any:
 
 def x2apic_write_by_guest(release: str, register: int, value: int) -> Any:
     """R10 after TDVMCALL<WRMSR>."""
-    bench, vm, vcpu = built(release)
+    bench, vm, vcpu, _ = built(release)
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
     seen: list[int] = []
 

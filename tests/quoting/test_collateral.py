@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-import dcap_qvl  # type: ignore[import-untyped]
+import dcap_qvl
 import pytest
 from cryptography import x509
 

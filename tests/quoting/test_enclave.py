@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import dcap_qvl  # type: ignore[import-untyped]
+import dcap_qvl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

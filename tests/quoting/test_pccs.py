@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-import dcap_qvl  # type: ignore[import-untyped]
+import dcap_qvl
 import pytest
 from cryptography import x509
 

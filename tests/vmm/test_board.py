@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,8 @@ class Serial:
     """A UART with what comes out of it."""
 
     def __init__(self) -> None:
-        self.ports, self.sent, self.irqs = PortBus(), bytearray(), []  # type: ignore[var-annotated]
+        self.ports, self.sent = PortBus(), bytearray()
+        self.irqs: list[bool] = []
         self.uart = Uart16550(self.ports, self.sent.extend, self.irqs.append)
 
     def read(self, register: int) -> int:
@@ -325,7 +327,8 @@ def test_cmos_tells_memory_sizes() -> None:
 
 
 def pci() -> tuple[PortBus, MmioBus, list[int | None]]:
-    ports, mmio, moves = PortBus(), MmioBus(), []  # type: ignore[var-annotated]
+    ports, mmio = PortBus(), MmioBus()
+    moves: list[int | None] = []
     bus = PciBus(ports, mmio)
     bus.attach(HOST_BRIDGE, host_bridge(bus))
     bus.attach(LPC_BRIDGE, lpc_bridge(moves.append))
@@ -407,7 +410,8 @@ def test_pm_block_moves() -> None:
 
 
 def test_s5_and_the_reset_ports() -> None:
-    ports, events = PortBus(), []  # type: ignore[var-annotated]
+    ports = PortBus()
+    events: list[Any] = []
     AcpiPm(ports, events.append)
     ResetLine(ports, events.append)
     ports.write(0x604, 2, 0x2000 | 1 << 10)  # S1: not offered
@@ -595,7 +599,8 @@ def test_debug_exit_does_not_take_another_devices_port() -> None:
 
 def test_pvpanic_takes_the_two_events_of_its_specification_and_reports_them() -> None:
     """QEMU, docs/specs/pvpanic: bit 0 panicked, bit 1 crash kernel loaded; a read tells which are taken."""
-    ports, reported = PortBus(), []  # type: ignore[var-annotated]
+    ports = PortBus()
+    reported: list[Any] = []
     Pvpanic(ports, reported.append)
     assert ports.read(0x505, 1) == 3
     for value in (1, 2, 3, 0x80, 0, 0xFD):

@@ -71,7 +71,8 @@ class Typist:
     """A keyboard without terminal, and what it does."""
 
     def __init__(self) -> None:
-        self.typed, self.said, self.left = bytearray(), [], 0  # type: ignore[var-annotated]
+        self.typed, self.left = bytearray(), 0
+        self.said: list[str] = []
         self.keyboard = Keyboard(0, self.typed.extend, self._leave, self.said.append, lambda: "fine")
 
     def _leave(self) -> None:

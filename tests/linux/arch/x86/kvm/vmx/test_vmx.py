@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ class Machine:
         gate = at.to_bytes(2, "little") + b"\x08\x00\x00\x8e\x00\x00"
         self.memory[IDT + 8 * vector : IDT + 8 * vector + 8] = gate
 
-    def trace(self, limit: int = 20) -> list[tuple[object, ...]]:
+    def trace(self, limit: int = 20) -> list[tuple[Any, ...]]:
         """Run until HLT (in user space), SHUTDOWN or the limit; what was seen."""
         seen: list[tuple[object, ...]] = []
         run = self.vcpu.kvm_run
@@ -203,7 +204,7 @@ def outcome(kernel: Kernel, name: str, target: int) -> tuple[k.kvm_regs, bytes, 
     stored = bytearray(ANSWER)
     for item in machine.trace():
         if item[0] == "mmio" and item[3]:
-            offset, data = int(item[1]) - MMIO, bytes(item[4])  # type: ignore[call-overload]
+            offset, data = int(item[1]) - MMIO, bytes(item[4])
             if 0 <= offset < 8:
                 stored[offset : offset + len(data)] = data
     regs = machine.vcpu.get_regs()
@@ -256,8 +257,8 @@ def test_string_io(name: str, emulated: Kernel, real: Kernel) -> None:
         machine.load("0102030405060708", 0x4000)
         flat(machine.vcpu)
         trace = machine.trace()
-        total = b"".join(bytes(item[5]) for item in trace if item[0] == "io")  # type: ignore[call-overload]
-        count = sum(int(item[4]) for item in trace if item[0] == "io")  # type: ignore[call-overload]
+        total = b"".join(bytes(item[5]) for item in trace if item[0] == "io")
+        count = sum(int(item[4]) for item in trace if item[0] == "io")
         memory = bytes(machine.memory[0x4000:0x4020]) if count == 1 or "out" in name else b""
         outcomes.append((total, count, trace[-1], memory, bytes(machine.vcpu.get_regs()).hex()))
         machine.close()
