@@ -194,3 +194,32 @@ def efi_kernel(behind: bytes = b"", signature: bytes = b"", program: bytes = _PR
     image[0x211] = 1
     image[0x236:0x23C] = struct.pack("<HI", 1, 2047)
     return bytes(image) + text + signature
+
+
+def executable(sections: Sequence[tuple[str, bytes]], signature: bytes = b"") -> bytes:
+    """A PE32+ executable for x86-64 with these sections, the size in memory that of the contents (no bzImage)."""
+    headers = 0x1000
+    table, body, at = b"", b"", headers
+    for number, (name, contents) in enumerate(sections):
+        padded = contents + bytes(-len(contents) % 512)
+        table += struct.pack("<8sIIIIIIHHI", name.encode(), len(contents), 0x100000 * (number + 1), len(padded), at,
+                             0, 0, 0, 0, 0x4000_0040)  # fmt: skip
+        body, at = body + padded, at + len(padded)
+    directories = [(0, 0)] * 4 + [(at, len(signature))] + [(0, 0)]
+    optional = struct.pack("<HBBIIIII", 0x20B, 0, 0, 0, 0, 0, 0x1000, 0x1000)
+    optional += struct.pack("<QII", 0, 0x1000, 0x200) + bytes(16)
+    optional += struct.pack("<IIIHHQQQQII", 0x100000 * (len(sections) + 1), headers, 0, 10, 0,
+                            0, 0, 0, 0, 0, len(directories))  # fmt: skip
+    optional += b"".join(struct.pack("<II", *each) for each in directories)
+    image = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    image += (
+        b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(sections), 0, 0, 0, len(optional), 0x22E) + optional + table
+    )
+    assert len(image) <= headers
+    return image.ljust(headers, b"\0") + body + signature
+
+
+def unified_image(*sections: tuple[str, bytes], version: str = "258.3-1", protocol: bytes = b"") -> bytes:
+    """A UKI: a stub of a release of systemd, which knows the ``protocol`` with this GUID, and sections behind it."""
+    magic = f"#### LoaderInfo: systemd-stub {version} ####".encode()
+    return executable([(".text", b"code " + protocol), (".sdmagic", magic), *sections])

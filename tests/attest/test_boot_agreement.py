@@ -8,7 +8,8 @@ from uuid import UUID
 import pytest
 
 from swtdx.attest.boot_agreement import Extension, agreement
-from swtdx.attest.direct_boot import BootPrediction, predict_direct_boot
+from swtdx.attest.boot_prediction import BootPrediction
+from swtdx.attest.direct_boot import predict_direct_boot
 from swtdx.image.linux_image import LinuxBoot, parse
 from testing.uefi_image import edk2_like, efi_kernel
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,20 +17,16 @@ import pytest
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.boot_agreement import agreement
-from swtdx.attest.direct_boot import BootPrediction, PredictionError, predict_direct_boot
-from swtdx.attest.event_log import Event, parse_event_log
+from swtdx.attest.boot_prediction import BootPrediction, PredictionError
+from swtdx.attest.direct_boot import predict_direct_boot
+from swtdx.attest.event_log import Event
 from swtdx.attest.firmware_volume import MAXIMUM_DECOMPRESSED, files
 from swtdx.attest.replay import replay
 from swtdx.attest.variable_store import SECURE_BOOT_ENABLE, VariableStoreError, parse_variables
-from swtdx.image.firmware import Firmware
 from swtdx.image.linux_image import LinuxBoot, parse
-from swtdx.machine import MachineKernel, boot
-from swtdx.uapi.client import Kvm
-from swtdx.vmm.launch import Plan, launch
-from swtdx.vmm.outcome import End, Outcome
-from swtdx.vmm.run import Run
 from testing import uefi_image
 from testing.places import firmware_image
+from testing.rtmr_launch import seen_rtmrs
 from testing.uefi_image import DXE_VOLUME, GLOBAL, IMAGE_SECURITY, MENU, UI_APP, driver, edk2_like, efi_kernel
 
 MEMORY = 64 << 20
@@ -298,41 +293,6 @@ def test_a_log_that_does_not_serve(damage: Callable[[list[Event]], list[Event]],
 
 
 # --- against the firmware itself --------------------------------------------------------------------------------------
-
-
-def event_log(kernel: MachineKernel) -> list[Event]:
-    """The firmware's own log, found in the TD's private memory: sixteen pages, of which the first begins as logs do."""
-    (vm,) = kernel.vms
-    raw = kernel.processor.memory.raw
-    for slot in vm.memslots:
-        memory = slot.gmem
-        assert memory is not None
-        pages = {(number << 9) + at: hpa + (at << 12) for number, hpa in memory.huge.items() for at in range(512)}
-        pages.update(memory.pages)
-        for number, hpa in pages.items():
-            if bytes(raw[hpa + 32 : hpa + 47]) == b"Spec ID Event03":
-                found = [pages[number + at] for at in range(16)]
-                return parse_event_log(b"".join(bytes(raw[page : page + 4096]) for page in found))
-    return []
-
-
-def seen_rtmrs(
-    image: bytes, kernel: LinuxBoot, memory: int, cpus: int, extensions: int
-) -> tuple[list[list[str]], list[Event]]:
-    """[register, digest] of what a launch extends, up to that many extensions and a moment longer; its event log."""
-    machine_kernel = boot(no_rbp_mod=False)
-    plan = Plan(Firmware(Path("OVMF.inteltdx.fd"), "a test", image), memory, cpus, linux=kernel)
-    with Kvm(machine_kernel) as kvm, launch(kvm, plan) as machine:
-        run = Run(machine)
-        run.start()
-        deadline = time.monotonic() + 60
-        events: list[list[str]] = []
-        while len(events) < extensions and time.monotonic() < deadline and run.wait(0.2) is None:
-            events = machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"]
-        run.wait(0.5)
-        run.finish(Outcome(End.INTERRUPTED, "seen enough"))
-        run.stop()
-        return list(machine_kernel.inspect_td(machine.vm.fd)["rtmr_events"]), event_log(machine_kernel)
 
 
 @pytest.mark.parametrize(("memory", "cpus"), [(256 << 20, 1), (320 << 20, 2)])

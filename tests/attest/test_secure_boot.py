@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 
 from swtdx.attest.authenticode import authenticode_digest
-from swtdx.attest.direct_boot import PredictionError, kernel_refusal, predict_direct_boot
+from swtdx.attest.boot_prediction import PredictionError
+from swtdx.attest.direct_boot import kernel_refusal, predict_direct_boot
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY
 from swtdx.image.linux_image import LinuxBoot, parse
+from testing.rtmr_launch import seen_rtmrs
 from testing.uefi_image import certificate_table, edk2_like, efi_kernel, signature_list, with_variable
-from tests.attest.test_direct_boot import seen_rtmrs
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 SHA256 = UUID("c1c41626-504c-4092-aca9-41f936934328")

@@ -16,12 +16,12 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.board_log import predict_from_log as predict_from_log
     from swtdx.attest.boot_agreement import Agreement as Agreement
     from swtdx.attest.boot_agreement import agreement as agreement
+    from swtdx.attest.boot_prediction import BootPrediction as BootPrediction
+    from swtdx.attest.boot_prediction import PredictionError as PredictionError
     from swtdx.attest.build_calls import Build as Build
     from swtdx.attest.build_calls import RecordError as RecordError
     from swtdx.attest.build_calls import predicted_build as predicted_build
     from swtdx.attest.build_calls import recorded_build as recorded_build
-    from swtdx.attest.direct_boot import BootPrediction as BootPrediction
-    from swtdx.attest.direct_boot import PredictionError as PredictionError
     from swtdx.attest.direct_boot import predict_direct_boot as predict_direct_boot
     from swtdx.attest.divergence import Comparison as Comparison
     from swtdx.attest.divergence import Divergence as Divergence
@@ -58,7 +58,7 @@ _HOMES = {
     "Agreement": "boot_agreement",
     "Appraisal": "appraisal",
     "AppraisalPolicy": "policy_file",
-    "BootPrediction": "direct_boot",
+    "BootPrediction": "boot_prediction",
     "Build": "build_calls",
     "Comparison": "divergence",
     "Divergence": "divergence",
@@ -66,7 +66,7 @@ _HOMES = {
     "MeasureError": "measure",
     "Measurement": "measure",
     "PolicyError": "policy_file",
-    "PredictionError": "direct_boot",
+    "PredictionError": "boot_prediction",
     "RecordError": "build_calls",
     "agreement": "boot_agreement",
     "appraise": "appraisal",

@@ -13,32 +13,34 @@ digest than that of the file: it shows when the same files are given that the lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from swtdx.attest.direct_boot import (
+from swtdx.attest.boot_prediction import (
     EV_EFI_BOOT_SERVICES_APPLICATION,
     EV_EFI_PLATFORM_FIRMWARE_BLOB2,
     EV_EFI_VARIABLE_AUTHORITY,
     EV_EFI_VARIABLE_DRIVER_CONFIG,
     EV_EVENT_TAG,
+    EV_IPL,
     BootPrediction,
     PredictionError,
+    predicted,
+)
+from swtdx.attest.direct_boot import (
+    after_the_call,
     cfv_extension,
     kernel_extensions,
-    kernel_measures,
     secure_boot_policy,
     started_variables,
-    stub_extensions,
 )
+from swtdx.attest.efi_start import TAG_INITRD, TAG_LOAD_OPTIONS
 from swtdx.attest.event_log import Event
 from swtdx.attest.measure import checked
-from swtdx.attest.replay import replay
 from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.tdvf import SectionType, Tdvf
 
 _EXIT_BOOT_SERVICES = b"Exit Boot Services Invocation"
 _WITH_DATA = (EV_EVENT_TAG, EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_PLATFORM_FIRMWARE_BLOB2)
-_OF_THE_STUB = (0x8F3B_22EC, 0x8F3B_22ED)
+_OF_THE_STUB = (TAG_INITRD, TAG_LOAD_OPTIONS)
 
 
 def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name: str = "the image") -> BootPrediction:
@@ -51,7 +53,8 @@ def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name:
     variables = started_variables(tdvf)
     events = [event for event in log if event.extends and event.rtmr != 3]
     kernels = [event for event in events if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION]
-    if len(kernels) != 1 or kernels[0].rtmr != 1:
+    inner = bool(kernels[1:]) and _of_a_uki(events)  # until systemd 257 the firmware loads a UKI's kernel, too
+    if len(kernels) != 1 + inner or kernels[0].rtmr != 1:
         raise PredictionError(
             f"the event log is not that of a direct kernel boot: it starts {len(kernels)} EFI applications, not one"
         )
@@ -64,26 +67,25 @@ def predict_from_log(image: bytes, linux: LinuxBoot, log: Sequence[Event], name:
                 f"the log is of another build of the firmware: its CFV has {_blob_size(event)} bytes, that of {name} "
                 f"{_cfv_size(tdvf)}"
             )
-    measures = kernel_measures(linux.kernel.image)
     policy = {_variable_name(event): event for event in secure_boot_policy(variables)}
+    rest = after_the_call(linux, variables)
     made: list[Event] = []
-    stub = list(stub_extensions(linux)) if measures else []
+    stub = list(rest.events[:-2])  # the last two are the firmware's, and in the log
     for event in events:
-        if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION:
+        if event is kernels[0]:
             made += kernel_extensions(linux, variables, name)
         elif event.event_type == EV_EFI_PLATFORM_FIRMWARE_BLOB2:
             made.append(cfv)
         elif event.event_type == EV_EFI_VARIABLE_DRIVER_CONFIG and event.rtmr == 0:
             made.append(_same_form(event, policy.get(_variable_name(event), event)))
-        elif _of_the_stub(event) or event.event_type == EV_EFI_VARIABLE_AUTHORITY:
+        elif event in kernels or _of_the_stub(event) or event.event_type == EV_EFI_VARIABLE_AUTHORITY:
             continue
         else:
             if event.data == _EXIT_BOOT_SERVICES:
                 made += stub
                 stub = []
             made.append(event)
-    numbered = tuple(replace(event, number=number, offset=number) for number, event in enumerate(made + stub))
-    return BootPrediction(numbered, replay(numbered), firmware_measures=True, kernel_measures=measures)
+    return predicted([*made, *stub], rest.measures, rest.unknown, rest.remarks)
 
 
 def _blob_size(event: Event) -> int:
@@ -107,5 +109,13 @@ def _same_form(told: Event, policy: Event) -> Event:
 
 
 def _of_the_stub(event: Event) -> bool:
+    """Whether Linux's EFI stub or systemd-stub has measured it."""
     tag = int.from_bytes(event.data[:4], "little")
-    return event.rtmr == 2 and event.event_type == EV_EVENT_TAG and tag in _OF_THE_STUB
+    return event.rtmr == 2 and (
+        event.event_type == EV_IPL or (event.event_type == EV_EVENT_TAG and tag in _OF_THE_STUB)
+    )
+
+
+def _of_a_uki(events: Sequence[Event]) -> bool:
+    section = ".linux".encode("utf-16-le")
+    return any(event.event_type == EV_IPL and event.data.startswith(section) for event in events)

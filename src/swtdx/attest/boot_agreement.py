@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swtdx.attest.direct_boot import BootPrediction
+from swtdx.attest.boot_prediction import BootPrediction
 from swtdx.attest.event_log import Event
 from swtdx.attest.event_words import type_name
 
@@ -60,7 +60,9 @@ class Agreement:
             )
         more = self.seen - self.expected
         own = f", then {more} extension{'s' if more > 1 else ''} of the guest's own" if more else ""
-        return f"RTMR{self.registers[0]}-2 as predicted ({self.expected} extensions){own}"
+        listed = ", ".join(f"RTMR{number}" for number in self.registers) or "no RTMR"
+        named = {(0, 1, 2): "RTMR0-2", (1, 2): "RTMR1-2"}.get(self.registers, listed)
+        return f"{named} as predicted ({self.expected} extensions){own}"
 
 
 def agreement(prediction: BootPrediction, seen: Sequence[Extension]) -> Agreement:
@@ -72,8 +74,8 @@ def agreement(prediction: BootPrediction, seen: Sequence[Extension]) -> Agreemen
     >>> agreement(nothing, [(0, bytes(48))]).contradicted
     True
     """
-    expected = prediction.events
-    seen = [each for each in seen if each[0] in prediction.registers or (each[0] == 3 and not prediction.unpredicted)]
+    expected = [event for event in prediction.events if event.rtmr in prediction.registers]
+    seen = [each for each in seen if each[0] in prediction.registers or (each[0] == 3 and not prediction.unknown)]
     equal = 0
     for (rtmr, digest), event in zip(seen, expected, strict=False):
         if (rtmr, digest) != (event.rtmr, event.digest):

@@ -27,7 +27,7 @@ from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, Tdvf, TdvfError, parse
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from swtdx.attest.direct_boot import BootPrediction
+    from swtdx.attest.boot_prediction import BootPrediction
 
 _SHA384_SIZE = 48
 _RTMRS = 4

@@ -28,19 +28,35 @@ else, and only a launch shows it.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
 
 from swtdx.attest.authenticode import PeError, authenticode_digest
+from swtdx.attest.boot_prediction import (
+    EV_EFI_HANDOFF_TABLES2,
+    EV_EFI_PLATFORM_FIRMWARE_BLOB2,
+    EV_EFI_VARIABLE_AUTHORITY,
+    EV_EFI_VARIABLE_BOOT,
+    EV_EFI_VARIABLE_DRIVER_CONFIG,
+    EV_PLATFORM_CONFIG_FLAGS,
+    BootPrediction,
+    KernelRefusedError,
+    PredictionError,
+    action,
+    application,
+    extension,
+    predicted,
+    separator,
+    variable,
+)
+from swtdx.attest.efi_start import Started, kernel_measures, started
 from swtdx.attest.event_log import Event
 from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
 from swtdx.attest.measure import MeasureError, checked
-from swtdx.attest.replay import Rtmrs, replay
+from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
 from swtdx.image.acpi_tables import LOADER_FILE
@@ -57,7 +73,6 @@ _SECURE_BOOT_CONFIG_DXE = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
 """Carried by builds with Secure Boot, and by no others."""
 _FW_CFG_EVENT = b"QEMU FW CFG"
 """What events of SEC are called; SEC's code has the text in it."""
-_CC_PROTOCOL = UUID("96751a3d-72f4-41a6-a794-ed5d0e67ae6b").bytes_le
 _MEASURED_ITEMS: tuple[tuple[str, Key | None, int], ...] = (
     ("etc/extra-pci-roots", None, 8),
     ("BootMenu", Key.BOOT_MENU, 2),
@@ -73,28 +88,13 @@ _SETUP_OPTION = 0x101  # not hidden
 _HOB_END_SIZE = 8
 _LOADER_COMMAND_SIZE, _LOADER_ALLOCATE = 128, 1
 
-EV_SEPARATOR, EV_EVENT_TAG, EV_PLATFORM_CONFIG_FLAGS = 0x4, 0x6, 0xA
-EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_BOOT = 0x8000_0001, 0x8000_0002
-EV_EFI_BOOT_SERVICES_APPLICATION, EV_EFI_ACTION = 0x8000_0003, 0x8000_0007
-EV_EFI_VARIABLE_AUTHORITY = 0x8000_00E0
-EV_EFI_PLATFORM_FIRMWARE_BLOB2, EV_EFI_HANDOFF_TABLES2 = 0x8000_000A, 0x8000_000B
 
-
-_OLD_KERNEL = "this kernel's EFI stub does not measure (Linux 6.9 is the first that does): RTMR2 stays zero"
 _OPEN_IN_OTHER_BUILDS = (
     "EV_EFI_VARIABLE_BOOT (BootOrder and Boot####: the boot options that the firmware finds)",
     "EV_EFI_HANDOFF_TABLES2 (the TD HOB, which other builds measure in another form or place)",
     "EV_PLATFORM_CONFIG_FLAGS (which items of fw_cfg it measures)",
 )
 """Of RTMR0, in builds other than the one that is modelled."""
-
-
-class PredictionError(MeasureError):
-    """These RTMRs cannot be told without a launch; the text is one sentence for a person that says why."""
-
-
-class KernelRefusedError(PredictionError):
-    """Secure Boot keeps the firmware from starting this kernel."""
 
 
 @dataclass(frozen=True)
@@ -113,56 +113,6 @@ class BootOption:
         return struct.pack("<IH", self.attributes, len(nodes)) + (self.title + "\0").encode("utf-16-le") + nodes
 
 
-@dataclass(frozen=True)
-class BootPrediction:
-    """What a direct boot extends, and what that leads to.
-
-    The ``events`` are those of the log that the firmware keeps, with their digests; the data of those that tell
-    addresses (TD HOB, CFV, kernel) are empty.
-    """
-
-    events: tuple[Event, ...]
-    rtmrs: Rtmrs
-    firmware_measures: bool
-    """Whether this firmware extends RTMRs at all."""
-    kernel_measures: bool
-    """Whether this kernel's EFI stub extends RTMR2."""
-    unpredicted: tuple[str, ...] = ()
-    """Events of RTMR0 that are not known for this make of firmware; with any, RTMR0 is not predicted."""
-
-    @property
-    def registers(self) -> tuple[int, ...]:
-        """The RTMRs that are predicted."""
-        return (1, 2) if self.unpredicted else (0, 1, 2)
-
-    @property
-    def notes(self) -> list[str]:
-        """What a person should know who compares."""
-        if not self.firmware_measures:
-            return ["this firmware carries no driver that extends RTMRs (TdTcg2Dxe): they stay zero, whatever it boots"]
-        if self.unpredicted:
-            found = [f"RTMR0 is not predicted for this make of firmware: unknown are {', '.join(self.unpredicted)}"]
-            return found + ([] if self.kernel_measures else [_OLD_KERNEL])
-        if not self.kernel_measures:
-            return [_OLD_KERNEL]
-        return []
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
-        return {
-            "rtmrs": [
-                value.hex() if number in (*self.registers, 3) else None for number, value in enumerate(self.rtmrs)
-            ],
-            "unpredicted": list(self.unpredicted),
-            "firmware_measures": self.firmware_measures,
-            "kernel_measures": self.kernel_measures,
-            "notes": self.notes,
-            "events": [
-                {key: value for key, value in event.as_json().items() if key != "offset"} for event in self.events
-            ],
-        }
-
-
 def predict_direct_boot(
     image: bytes, linux: LinuxBoot, memory_size: int, cpus: int = 1, name: str = "the image"
 ) -> BootPrediction:
@@ -175,15 +125,15 @@ def predict_direct_boot(
     layout = MemoryMap(memory_size, len(image))
     check_memory(tdvf, layout.ram)
     carried = list(files(image))
-    measures = kernel_measures(linux.kernel.image)
     if extends_rtmrs(carried) is False:
+        measures = kernel_measures(linux.kernel.image)
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=measures)
     options = _boot_options(carried)
     if options is None:
         _check_known_driver(carried, name)
     variables = started_variables(tdvf)
     if options is None:
-        return _of_another_build(linux, variables, measures, name)
+        return _of_another_build(linux, variables, name)
     if variables.get("BootOrder") is not None:
         raise PredictionError(f"the CFV of {name} has boot options of its own, which is not predicted")
     acpi = build_acpi(layout, cpus, level_interrupts=False).files()  # as on every board with a TD
@@ -194,44 +144,32 @@ def predict_direct_boot(
         *_acpi(acpi),
         *kernel_extensions(linux, variables, name),
         *_ready_to_boot(options),
-        *_leaving(linux, measures),
     ]
-    numbered = _numbered(events)
-    return BootPrediction(numbered, replay(numbered), True, measures)
+    rest = after_the_call(linux, variables)
+    return predicted([*events, *rest.events], rest.measures, rest.unknown, rest.remarks)
 
 
-def _of_another_build(linux: LinuxBoot, variables: VariableStore, measures: bool, name: str) -> BootPrediction:
+def _of_another_build(linux: LinuxBoot, variables: VariableStore, name: str) -> BootPrediction:
     """RTMR1 and RTMR2, which any build of edk2 with TdTcg2Dxe extends by the same events."""
-    events = [
-        *(each for each in kernel_extensions(linux, variables, name) if each.rtmr == 1),
-        *_calling(),
-        *_leaving(linux, measures),
-    ]
-    numbered = _numbered(events)
-    return BootPrediction(numbered, replay(numbered), True, measures, _OPEN_IN_OTHER_BUILDS)
+    kernel = [each for each in kernel_extensions(linux, variables, name) if each.rtmr == 1]
+    rest = after_the_call(linux, variables)
+    unknown = [*((0, text) for text in _OPEN_IN_OTHER_BUILDS), *rest.unknown]
+    return predicted([*kernel, *_calling(), *rest.events], rest.measures, unknown, rest.remarks)
 
 
-def _leaving(linux: LinuxBoot, measures: bool) -> Iterator[Event]:
-    """From the start of the kernel's EFI stub to the end of boot services."""
-    if measures:
-        yield from stub_extensions(linux)
-    yield _action("Exit Boot Services Invocation")
-    yield _action("Exit Boot Services Returned with Success")
+def after_the_call(linux: LinuxBoot, variables: VariableStore) -> Started:
+    """From the start of the kernel's EFI stub to the end of boot services; edk2 composes the load options.
+
+    Raises `PredictionError` for a UKI that is not known.
+    """
+    options = (b"initrd=initrd " if linux.initrd else b"") + linux.command_line.encode()
+    return started(linux.kernel.image, linux.kernel.name, options, linux.initrd, variables.secure_boot)
 
 
 def _calling() -> Iterator[Event]:
     """The firmware is ready to boot, and calls the kernel."""
-    yield _action("Calling EFI Application from Boot Option")
-    yield _separator(1)
-
-
-def _numbered(events: Sequence[Event]) -> tuple[Event, ...]:
-    return tuple(replace(event, number=number, offset=number) for number, event in enumerate(events))
-
-
-def _extension(rtmr: int, event_type: int, measured: bytes, data: bytes = b"", name: str = "") -> Event:
-    """RTMR ``rtmr`` extended with the digest of ``measured``; its number comes later."""
-    return Event(0, 0, rtmr, event_type, hashlib.sha384(measured).digest(), data, name)
+    yield action("Calling EFI Application from Boot Option")
+    yield separator(1)
 
 
 def kernel_refusal(image: bytes, linux: LinuxBoot, name: str) -> str | None:
@@ -258,7 +196,7 @@ def _sec(
         hob = td_hob(tdvf, tdvf.hob, layout.ram)
     except InitialMemoryError as error:
         raise PredictionError(str(error)) from None
-    yield _extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
+    yield extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
     yield cfv_extension(tdvf)
     if named is None:
         return
@@ -266,13 +204,13 @@ def _sec(
         contents = named.get(item, b"") if key is None else numbered.get(key, b"")
         if contents and size in (0, len(contents)):
             told = _FW_CFG_EVENT + b"\0" + item.encode().ljust(56, b"\0")
-            yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, contents, told)
+            yield extension(0, EV_PLATFORM_CONFIG_FLAGS, contents, told)
 
 
 def cfv_extension(tdvf: Tdvf) -> Event:
     """The volume of variables as the image has it."""
     section = next(section for section in tdvf.sections if section.type is SectionType.CFV)
-    return _extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
+    return extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, bytes(tdvf.raw_contents(section)), name="CFV")
 
 
 def secure_boot_policy(variables: VariableStore, built_in: bool = True) -> Iterator[Event]:
@@ -281,24 +219,24 @@ def secure_boot_policy(variables: VariableStore, built_in: bool = True) -> Itera
     A build without Secure Boot has no variable SecureBoot, and measures it as empty.
     """
     state = bytes([variables.secure_boot]) if built_in else b""
-    yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, state)
+    yield variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "SecureBoot", GLOBAL, state)
     for name, vendor in _SECURE_VARIABLES:
-        yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, name, vendor, variables.get(name, vendor) or b"")
+        yield variable(EV_EFI_VARIABLE_DRIVER_CONFIG, name, vendor, variables.get(name, vendor) or b"")
     timestamps = variables.get("dbt", IMAGE_SECURITY)
     if timestamps is not None:
-        yield _variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "dbt", IMAGE_SECURITY, timestamps)
-    yield _separator(0)
+        yield variable(EV_EFI_VARIABLE_DRIVER_CONFIG, "dbt", IMAGE_SECURITY, timestamps)
+    yield separator(0)
 
 
 def _acpi(acpi: Mapping[str, bytes]) -> Iterator[Event]:
     """The loader's script, then what its commands allocate (QEMU, hw/acpi/bios-linker-loader.c)."""
     script = acpi[LOADER_FILE]
-    yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, script, b"ACPI DATA", LOADER_FILE)
+    yield extension(0, EV_PLATFORM_CONFIG_FLAGS, script, b"ACPI DATA", LOADER_FILE)
     for at in range(0, len(script), _LOADER_COMMAND_SIZE):
         command, file = struct.unpack_from("<I56s", script, at)
         if command == _LOADER_ALLOCATE:
             blob = file.rstrip(b"\0").decode()
-            yield _extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
+            yield extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
 
 
 def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str) -> Iterator[Event]:
@@ -317,49 +255,21 @@ def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str)
                     f"{firmware} enforces Secure Boot, and {kernel.name} is not signed by a key of its db: it will not "
                     "start (virt-fw-vars --add-db makes an image that knows your key, --delete PK one that starts all)"
                 )
-            yield _variable(EV_EFI_VARIABLE_AUTHORITY, "db", IMAGE_SECURITY, key)
+            yield variable(EV_EFI_VARIABLE_AUTHORITY, "db", IMAGE_SECURITY, key)
     except PeError as error:
         raise PredictionError(
             f"{kernel.name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
         ) from None
-    yield Event(0, 0, 1, EV_EFI_BOOT_SERVICES_APPLICATION, digest, b"", "kernel")
+    yield application(digest, "kernel")
 
 
 def _ready_to_boot(options: Sequence[BootOption]) -> Iterator[Event]:
     """Before the kernel starts the boot options are those that the firmware brings along."""
     order = b"".join(number.to_bytes(2, "little") for number in range(len(options)))
-    yield _variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, order)
+    yield variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, order)
     for number, each in enumerate(options):
-        yield _variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each.contents())
+        yield variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each.contents())
     yield from _calling()
-
-
-def stub_extensions(linux: LinuxBoot) -> Iterator[Event]:
-    """Load options as edk2 composes them (UTF-16, a zero behind), and the initrd unless ``noinitrd`` is among them."""
-    options = (b"initrd=initrd " if linux.initrd else b"") + linux.command_line.encode()
-    if options:
-        widened = options.decode("latin-1").encode("utf-16-le") + bytes(2)
-        yield _tagged(0x8F3B_22ED, b"LOADED_IMAGE::LoadOptions\0", widened)
-    if linux.initrd and "noinitrd" not in linux.command_line.split():
-        yield _tagged(0x8F3B_22EC, b"Linux initrd\0", linux.initrd)
-
-
-def _tagged(tag: int, what: bytes, measured: bytes) -> Event:
-    return _extension(2, EV_EVENT_TAG, measured, struct.pack("<II", tag, len(what)) + what)
-
-
-def _variable(event_type: int, name: str, vendor: UUID, contents: bytes) -> Event:
-    """UEFI_VARIABLE_DATA; of a boot variable only the contents are measured, of the others all of it."""
-    data = vendor.bytes_le + struct.pack("<QQ", len(name), len(contents)) + name.encode("utf-16-le") + contents
-    return _extension(0, event_type, contents if event_type == EV_EFI_VARIABLE_BOOT else data, data)
-
-
-def _separator(rtmr: int) -> Event:
-    return _extension(rtmr, EV_SEPARATOR, bytes(4), bytes(4))
-
-
-def _action(text: str) -> Event:
-    return _extension(1, EV_EFI_ACTION, text.encode(), text.encode())
 
 
 # --- what the image tells ---------------------------------------------------------------------------------------------
@@ -367,11 +277,6 @@ def _action(text: str) -> Event:
 
 def _mentions(carried: list[FirmwareFile], text: bytes) -> bool:
     return any(text in each.executable for each in carried)
-
-
-def kernel_measures(kernel: bytes) -> bool:
-    """Whether a kernel's EFI stub knows the CC measurement protocol: the two halves of its GUID are in its code."""
-    return _CC_PROTOCOL[:8] in kernel and _CC_PROTOCOL[8:] in kernel
 
 
 def _boot_options(carried: list[FirmwareFile]) -> list[BootOption] | None:

@@ -27,7 +27,7 @@ from swtdx.image.mrtd import Order
 from swtdx.image.tdvf import Tdvf, TdvfError
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
-    from swtdx.attest.direct_boot import BootPrediction
+    from swtdx.attest.boot_prediction import BootPrediction
     from swtdx.attest.measure import Measurement
     from swtdx.image.linux_image import LinuxBoot
 
@@ -110,7 +110,8 @@ class Linux:
     """A kernel that is started, and the machine on which it is."""
 
     kernel: Annotated[
-        Path | None, typer.Option(metavar="BZIMAGE", help="Linux kernel that the firmware starts: predict RTMR0-2 too.")
+        Path | None,
+        typer.Option(metavar="BZIMAGE", help="Linux kernel or UKI that the firmware starts: predict RTMR0-2 too."),
     ] = None
     initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Initial RAM disk.")] = None
     append: Annotated[str | None, typer.Option(metavar="TEXT", help="Kernel command line.")] = None

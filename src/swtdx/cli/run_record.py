@@ -65,7 +65,8 @@ def measurements(machine: Machine) -> dict[str, Any]:
 def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> dict[str, Any]:
     """Return what ``swtdx measure --kernel`` says of this boot, and whether it came so."""
     from swtdx.attest.boot_agreement import agreement
-    from swtdx.attest.direct_boot import PredictionError, predict_direct_boot
+    from swtdx.attest.boot_prediction import PredictionError
+    from swtdx.attest.direct_boot import predict_direct_boot
     from swtdx.attest.firmware_traits import measures_smbios
 
     assert plan.linux is not None

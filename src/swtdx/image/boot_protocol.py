@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from swtdx.image import acpi_tables
-from swtdx.image.linux_image import BzImage, LinuxBoot, LinuxImageError
+from swtdx.image.linux_image import BzImage, LinuxBoot, LinuxImageError, is_efi_executable
 from swtdx.image.memory_map import E820_RAM, E820_RESERVED, FOUR_GIB, MIB, MemoryMap
 from swtdx.x86 import PAGE_SIZE
 
@@ -96,6 +96,8 @@ def lay_out(linux: LinuxBoot, layout: MemoryMap, cpus: int, *, td: bool) -> Dire
     ends of interrupt at its I/O APIC.
     """
     image = linux.kernel
+    if is_efi_executable(image.image):
+        raise LinuxImageError(f"{image.name} is an EFI executable and not a bzImage: only firmware can start it")
     if not image.entry_64:
         raise LinuxImageError(
             f"{image.name} has no 64-bit entry point, without which no kernel starts without firmware: "

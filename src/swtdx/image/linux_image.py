@@ -30,6 +30,8 @@ _HEADER_END = 0x268
 
 _LOADED_HIGH = 1
 _XLF_KERNEL_64 = 1
+MAXIMUM_LOAD_OPTIONS = 4096
+"""Bytes of command line for an EFI executable that does not say how many it takes."""
 _OLDEST_VERSION = 0x20C  # Linux 3.8: the first with a 64-bit entry point at a known place
 
 MAXIMUM_FILE_SIZE = 1 << 30
@@ -75,7 +77,15 @@ class LinuxBoot:
 
 
 def parse(image: bytes, name: str) -> BzImage:
-    """Read the setup header. Raises `LinuxImageError` for what is not a bzImage, or cannot be started here."""
+    """Read the setup header. Raises `LinuxImageError` for what is not a bzImage, or cannot be started here.
+
+    An EFI executable without that header (a unified kernel image, a boot loader) is taken too: firmware starts it.
+    """
+    if is_efi_executable(image):
+        setup_size = (1 + (image[_SETUP_SECTORS] or 4)) * SECTOR  # as QEMU cuts a file that it does not know
+        if len(image) <= setup_size:
+            raise LinuxImageError(f"{name} is truncated: it has {len(image)} bytes")
+        return BzImage(name, image, setup_size, 0, 0, 0, 0, 0, MAXIMUM_LOAD_OPTIONS, entry_64=False)
     _check_magic(image, name)
 
     def field(layout: str, at: int) -> int:
@@ -112,6 +122,18 @@ def parse(image: bytes, name: str) -> BzImage:
     )
 
 
+def is_efi_executable(image: bytes) -> bool:
+    """Whether it is a PE executable that is not a bzImage.
+
+    >>> is_efi_executable(b"MZ"), is_efi_executable(b"")
+    (False, False)
+    """
+    if image[:2] != b"MZ" or len(image) < _HEADER_END or image[_MAGIC : _MAGIC + 4] == b"HdrS":
+        return False
+    at = int.from_bytes(image[0x3C:0x40], "little")
+    return image[at : at + 4] == b"PE\0\0"
+
+
 def load(kernel: Path, initrd: Path | None, command_line: str, memory_size: int) -> LinuxBoot:
     """Read the files and check that they fit a machine with ``memory_size`` bytes. Raises `LinuxImageError`."""
     image = parse(_read(kernel, "kernel", memory_size), str(kernel))
@@ -140,7 +162,7 @@ def _read(path: Path, what: str, memory_size: int) -> bytes:
             raise LinuxImageError(f"the {what} {path} is a folder")
         with path.open("rb") as file:
             contents = file.read(_HEADER_END)
-            if what == "kernel":
+            if what == "kernel" and not contents.startswith(b"MZ"):
                 _check_magic(contents, str(path))
             if len(contents) == _HEADER_END:
                 contents += file.read(limit - min(limit, _HEADER_END))
@@ -162,4 +184,6 @@ def _check_magic(start: bytes, name: str) -> None:
         or start[_MAGIC : _MAGIC + 4] != b"HdrS"
         or start[_BOOT_FLAG : _BOOT_FLAG + 2] != b"U\xaa"
     ):
-        raise LinuxImageError(f"{name} is not a bzImage: it lacks the setup header of a Linux kernel for x86")
+        raise LinuxImageError(
+            f"{name} is not a bzImage, nor another EFI executable: it lacks the setup header of a Linux kernel for x86"
+        )
