@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.linux.arch.x86.kvm.mmu import first_touch
 from swtdx.machine import MachineKernel, boot
@@ -169,3 +170,67 @@ def test_nothing_is_left_of_a_td_that_is_gone() -> None:
         assert len(kernel.processor.first_touches or {}) == 1
         td.seconds(Workload.ACCEPT, PAGES)
     assert kernel.processor.first_touches == {}
+
+
+def test_what_was_found_for_2_mib_is_not_used_after_a_change() -> None:
+    """Slot, attributes and guest_memfd are looked up once for 2 MiB: each change of one is seen by the next page."""
+    with running(True) as (kernel, td):
+        td.seconds(Workload.ACCEPT, PAGES)
+        (kvm,) = kernel.vms
+        (touch,) = (kernel.processor.first_touches or {}).values()
+        pages = iter(range(FRESH + PAGES * PAGE_SIZE, FRESH + 2 * PAGES * PAGE_SIZE, PAGE_SIZE))
+        added: list[int] = []
+
+        def aug(hpa: int) -> bool:
+            added.append(hpa)
+            return False  # nothing is entered into the mirror
+
+        def tried() -> int:
+            touch(next(pages), aug)
+            return len(added)
+
+        assert tried() == 1
+        td.vm.set_memory_attributes(FRESH, 2 * PAGES * PAGE_SIZE, 0)
+        assert tried() == 1
+        td.vm.set_memory_attributes(FRESH + PAGES * PAGE_SIZE, PAGES * PAGE_SIZE, 8)
+        assert tried() == 2
+        assert tried() == 3, "2 MiB of which a part is shared"
+        assert not touch(FRESH, aug)
+        (memfd,) = kvm.guest_memfds
+        slot = kvm.memslots.gfn_to_memslot(FRESH >> 12)
+        assert slot is not None
+        memfd.kvm_gmem_unbind(slot)
+        assert tried() == 3
+        memfd.kvm_gmem_bind(slot, 0)
+        assert tried() == 4
+        td.vm.set_user_memory_region2(0, 0, 0, 0, 4, td.memfd, 0)
+        assert tried() == 4
+
+
+def test_an_accepted_page_is_zero_whatever_it_was_before() -> None:
+    """A page that was never given out is known to be zero, and is not cleared: no other one is taken for it."""
+    with running(True) as (kernel, td):
+        used = [kernel.pages.alloc_page("test") for _ in range(PAGES)]
+        for page in used[: PAGES // 2]:
+            kernel.processor.memory.raw[page : page + 8] = b"\xff" * 8  # as a table of page tables
+        for page in used:
+            kernel.pages.free_page(page)
+        td.seconds(Workload.ACCEPT, PAGES)
+        (kvm,) = kernel.vms
+        assert kvm.mmu.mirror is not None
+        accepted = [kvm.mmu.mirror.lookup((FRESH >> 12) + number) or 0 for number in range(PAGES)]
+        assert len({*accepted} & {*used}) == PAGES - 1, "one became a table"
+        for hpa in accepted:
+            assert not any(kernel.processor.memory.raw[hpa : hpa + PAGE_SIZE])
+
+
+def test_a_page_that_the_host_writes_before_it_is_accepted_is_zero() -> None:
+    memory = PhysicalMemory(1 << 24)
+    for write_first in (False, True):
+        page = 0x80_0000 + 2 * PAGE_SIZE * write_first
+        memory.fresh[page >> 12] = 1
+        if write_first:
+            memory.write(page - 4, b"\xff" * 8)
+        memory.discard_page(page, 0)
+        assert not any(memory.raw[page : page + PAGE_SIZE])
+        assert not memory.fresh[page >> 12]

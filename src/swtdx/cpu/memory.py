@@ -68,6 +68,9 @@ class PhysicalMemory:
         self._keyid = memoryview(mmap.mmap(-1, 2 * (size // PAGE_SIZE))).cast("H")
         self.poison = memoryview(mmap.mmap(-1, size // PAGE_SIZE))
         """A byte for each page, non-zero while its integrity is broken."""
+        self.fresh = memoryview(mmap.mmap(-1, size // PAGE_SIZE))
+        """A byte for each page, non-zero where the allocator has given it out for the first time and it is zero still.
+        `discard_page` then has nothing to do: most pages that a guest accepts are of this kind."""
         self._poisoned = 0
         self.on_broken: Callable[[int], None] | None = None
         """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
@@ -154,6 +157,8 @@ class PhysicalMemory:
     def write(self, pa: int, data: bytes) -> None:
         """Write with the KeyID in ``pa``. A foreign write to a page under a private KeyID breaks its integrity."""
         hpa, hkid = self._split(pa, len(data))
+        for page in range(hpa >> 12, hpa + len(data) + 4095 >> 12):
+            self.fresh[page] = 0
         done = 0
         while done < len(data):
             page, offset = hpa >> 12, hpa & 4095
@@ -217,10 +222,13 @@ class PhysicalMemory:
 
     def discard_page(self, hpa: int, hkid: int) -> None:
         """Do `clear_range` for one page. A page that the guest never uses then takes no memory of the host."""
-        try:
-            self._map.madvise(mmap.MADV_DONTNEED, hpa, PAGE_SIZE)
-        except OSError:
-            self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
+        if self.fresh[hpa >> 12]:
+            self.fresh[hpa >> 12] = 0
+        else:
+            try:
+                self._map.madvise(mmap.MADV_DONTNEED, hpa, PAGE_SIZE)
+            except OSError:
+                self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
         self.set_key(hpa, hkid)
 
     def is_ram(self, hpa: int) -> bool:

@@ -47,6 +47,7 @@ class PageAllocator:
             elif self._next < self._end:
                 page = self._next
                 self._next += PAGE_SIZE
+                self.memory.fresh[page >> PAGE_SHIFT] = 1
             elif self._free_huge:
                 page = self._free_huge.pop()
                 self._free.extend(range(page + HUGE_PAGE_SIZE - PAGE_SIZE, page, -PAGE_SIZE))
@@ -66,6 +67,7 @@ class PageAllocator:
         with self._lock:
             del self._used[page]
             self._free.append(page)
+            self.memory.fresh[page >> PAGE_SHIFT] = 0
 
     def alloc_huge_page(self, use: str) -> int | None:
         """2 MiB, aligned, contents undefined, booked as 512 pages under ``use``; None where there are none."""

@@ -62,7 +62,9 @@ class GuestMemfd(File):
             huge = self.huge.get(index // HUGE_PAGE_PAGES)
             if huge is not None:
                 return huge + (index % HUGE_PAGE_PAGES << PAGE_SHIFT)
-            page = self.pages[index] = self.kvm.pages.alloc_page("guest_memfd")
+            # Of a TD the module initialises each page, so the kernel's zeros would never be seen.
+            alloc = self.kvm.pages.alloc_page if self.kvm.is_td else self.kvm.pages.alloc_zeroed_page
+            page = self.pages[index] = alloc("guest_memfd")
         return page
 
     def get_huge_page(self, index: int) -> int | None:
@@ -128,6 +130,7 @@ class GuestMemfd(File):
         """End the binding of ``slot``."""
         del self.bindings[bisect_left(self.bindings, (slot.gmem_pgoff,))]
         slot.gmem = None
+        self.kvm.memslots.generation += 1  # what was found by way of the slot holds no more (`FirstTouch`)
 
     # --- The file -----------------------------------------------------------------------------------------------------
 

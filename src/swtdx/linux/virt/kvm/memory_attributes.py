@@ -25,6 +25,8 @@ class MemoryAttributes:
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._values: list[int] = []
+        self.generation = 0
+        """Another number after each change."""
 
     def load(self, gfn: int) -> int:
         """Return attributes of ``gfn``; 0 if none were set."""
@@ -53,6 +55,7 @@ class MemoryAttributes:
 
     def store(self, start: int, end: int, value: int) -> None:
         """Give every frame of the range ``value``."""
+        self.generation += 1
         starts, ends, values = self._starts, self._ends, self._values
         first = bisect_right(starts, start) - 1
         if first < 0 or ends[first] < start:  # a run that merely touches may merge

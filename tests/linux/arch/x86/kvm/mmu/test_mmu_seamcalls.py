@@ -15,7 +15,7 @@ import pytest
 
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
-from tests.linux.conftest import Bench, ept_violation, exits, refused
+from tests.linux.conftest import Bench, boot, ept_violation, exits, refused
 
 SIZE = 0x10000
 LEVELS = {"the same table": (0x1000, 0), "another 2 MiB": (2 << 20, 1), "another 1 GiB": (1 << 30, 2),
@@ -148,3 +148,42 @@ def test_the_deleted_slot_is_gone_for_pre_faults_too(bench: Bench) -> None:
     bench.ioctl(vm, k.KVM_SET_USER_MEMORY_REGION2, k.kvm_userspace_memory_region2(slot=0))
     with refused(errno.ENOENT):
         bench.ioctl(vcpu, k.KVM_PRE_FAULT_MEMORY, k.kvm_pre_fault_memory(gpa=0, size=0x1000))
+
+
+def test_a_zap_looks_at_no_table_beside_its_range() -> None:
+    """A guest converts page by page: what one conversion costs must not grow with the memory of the guest."""
+    bench = boot()
+    _, vcpu = finalised(bench, 0, 1 << 30)
+    touch(bench, vcpu, 0x3000, 1 << 30)
+    mirror = bench.vm_object().mmu.mirror
+    assert mirror is not None
+    looked_at: list[int] = []
+
+    class Watched(dict[int, object]):
+        def __contains__(self, key: object) -> bool:
+            assert isinstance(key, int)
+            looked_at.append(key)
+            return super().__contains__(key)
+
+    for page in (mirror.root, *mirror.root.tables.values()):
+        page.tables = Watched(page.tables)
+    mirror.tdp_mmu_zap_leafs(3, 4)
+    assert looked_at == [0, 0]
+    assert mirror.lookup(3) is None
+    assert mirror.lookup(1 << 18) is not None
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "left"),
+    [(0, 1, 1), (1, 2, 2), (0, 1 << 18, 1), (1 << 18, 1 << 19, 1), (0, 1 << 36, 0), (511, 1 << 18, 2), (1, 1 << 35, 1)],
+)
+def test_a_zap_takes_what_lies_in_its_range(start: int, end: int, left: int) -> None:
+    bench = boot()
+    _, vcpu = finalised(bench, 0, 1 << 30)
+    touch(bench, vcpu, 0, 1 << 30)
+    mirror = bench.vm_object().mmu.mirror
+    assert mirror is not None
+    mirror.tdp_mmu_zap_leafs(start, end)
+    assert mirror.mapped == left
+    kept = {gfn for gfn in (0, 1 << 18) if not start <= gfn < end}
+    assert {gfn for gfn in (0, 1 << 18) if mirror.lookup(gfn) is not None} == kept

@@ -20,24 +20,33 @@ from swtdx.linux.virt.kvm.binary_stats import EXITS, PAGES_4K, PF_FIXED, PF_TAKE
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.mmu.mirror import KvmMmuPage
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 
 _PRIVATE = int(KVM_MEMORY_ATTRIBUTE_PRIVATE)
 _IMMEDIATE_EXIT = run_struct.IMMEDIATE_EXIT
 
 
 class FirstTouch:
-    """Of one vCPU. Called by the module with its own lock held, which mmu_lock precedes: so that is only tried."""
+    """Of one vCPU. Called by the module with its own lock held, which mmu_lock precedes: so that is only tried.
 
-    __slots__ = ("_vcpu",)
+    A guest accepts page after page. What is found for the first of 2 MiB (slot, guest_memfd, table of the mirror) is
+    kept for the others, as long as neither slots nor attributes change.
+    """
+
+    __slots__ = ("_attributes", "_gmem", "_kvm", "_range", "_shift", "_slots", "_table", "_vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
-        self._vcpu = vcpu
+        self._vcpu, self._kvm = vcpu, vcpu.kvm
+        self._range = self._slots = self._attributes = -1
+        self._gmem: GuestMemfd
+        self._table: KvmMmuPage
+        self._shift = 0
 
     def __call__(self, gpa: int, aug: Callable[[int], bool]) -> bool:
         """Map the page at ``gpa`` by ``aug``, which adds an HPA unless the module refuses it. True: done."""
-        vcpu = self._vcpu
-        kvm = vcpu.kvm
+        vcpu, kvm = self._vcpu, self._kvm
         mmu, tdx = kvm.mmu, kvm.tdx
         # What `vcpu_run` and `tdx_vcpu_run` look at between an exit and the next entry.
         if (
@@ -54,28 +63,26 @@ class FirstTouch:
         ):
             return False
         try:
-            mirror = mmu.mirror
             gfn = gpa >> 12
-            if mirror is None or gfn & mmu.direct_bits:
+            if (
+                gfn >> 9 != self._range
+                or kvm.memslots.generation != self._slots
+                or kvm.attributes.generation != self._attributes
+            ) and not self._find(gfn):
                 return False
-            if kvm.has_attributes and not kvm.attributes.load(gfn) & _PRIVATE:
-                return False
-            slot = kvm.memslots.gfn_to_memslot(gfn)
-            table = mirror.table_of(gfn)
-            if slot is None or slot.gmem is None or table is None:
-                return False
-            gmem, index = slot.gmem, gfn - slot.base_gfn + slot.gmem_pgoff
+            gmem, index = self._gmem, gfn - self._shift
             page = gmem.pages.get(index)
             if page is None:
                 try:
                     page = gmem.kvm_gmem_get_folio(index)
                 except OSError:  # ENOMEM: the long way reports it
                     return False
-            leaves, number = table.leaves, gfn & 511
+            leaves, number = self._table.leaves, gfn & 511
             if number in leaves or not aug(page):
                 return False
             leaves[number] = page
-            mirror.mapped += 1
+            if mmu.mirror is not None:
+                mmu.mirror.mapped += 1
             gmem.prepared.add(index)
             values = vcpu.stat.values
             values[EXITS] += 1
@@ -85,3 +92,23 @@ class FirstTouch:
             return True
         finally:
             mmu.lock.release()
+
+    def _find(self, gfn: int) -> bool:
+        """Find what stands behind ``gfn``; False if that is not private memory with a table. Under mmu_lock."""
+        kvm = self._kvm
+        mirror = kvm.mmu.mirror
+        slots, attributes = kvm.memslots.generation, kvm.attributes.generation
+        if mirror is None or gfn & kvm.mmu.direct_bits:
+            return False
+        if kvm.has_attributes and not kvm.attributes.load(gfn) & _PRIVATE:
+            return False
+        slot, table = kvm.memslots.gfn_to_memslot(gfn), mirror.table_of(gfn)
+        if slot is None or slot.gmem is None or table is None:
+            return False
+        self._gmem, self._shift, self._table = slot.gmem, slot.base_gfn - slot.gmem_pgoff, table
+        base, end = gfn & -512, gfn & -512 | 511
+        alike = slot.base_gfn <= base and end < slot.end_gfn
+        if alike and kvm.has_attributes:
+            alike = kvm.attributes.range_has(base, end + 1, _PRIVATE)
+        self._range, self._slots, self._attributes = gfn >> 9 if alike else -1, slots, attributes
+        return True

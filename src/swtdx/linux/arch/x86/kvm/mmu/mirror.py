@@ -14,7 +14,7 @@ take a part of a large leaf away it is split first (split_external_spte), which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.mmu.spte import PG_LEVEL_2M, PG_LEVEL_4K, pages_per_level
@@ -34,6 +34,17 @@ class KvmMmuPage:
         self.external_spt = external_spt
         self.leaves: dict[int, int] = {}
         self.tables: dict[int, KvmMmuPage] = {}
+
+    def tables_within(self, start: int, end: int) -> list[KvmMmuPage]:
+        """Return the tables below that hold a part of [start, end)."""
+        shift = 9 * (self.level - 1)
+        first, last = start - self.gfn >> shift, end - self.gfn - 1 >> shift
+        return [self.tables[index] for index in _within(self.tables, first, last + 1)]
+
+
+def _within(entries: Container[int], first: int, end: int) -> list[int]:
+    """Return the indices of [first, end) that a table has: what a guest converts is mostly a page or two of it."""
+    return [index for index in range(max(first, 0), min(end, 512)) if index in entries]
 
 
 class MirrorRoot:
@@ -144,13 +155,10 @@ class MirrorRoot:
     def tdp_mmu_zap_leafs(self, start: int, end: int) -> None:
         """Remove every leaf in [start, end). Tables stay until the TD is destroyed."""
         kvm = self._kvm
-        self._zap_huge(self.root, start, end)
-        for table in list(self._tables(self.root, start, end)):
-            if len(table.leaves) < 512 and start <= table.gfn and table.gfn + 512 <= end:
-                indices = list(table.leaves)
-            else:
-                indices = [index for index in table.leaves if start <= table.gfn + index < end]
-            for index in indices:
+        if self.huge:
+            self._zap_huge(self.root, start, end)
+        for table in self._tables(self.root, start, end):
+            for index in _within(table.leaves, start - table.gfn, end - table.gfn):
                 hpa = table.leaves.pop(index)
                 self.mapped -= 1
                 kvm.ops.remove_external_spte(kvm, table.gfn + index, PG_LEVEL_4K, hpa)
@@ -158,12 +166,11 @@ class MirrorRoot:
     def _zap_huge(self, page: KvmMmuPage, start: int, end: int) -> None:
         """Remove 2 MiB leaves that lie in the range, split those of which a part does."""
         if page.level > PG_LEVEL_2M:
-            for below in list(page.tables.values()):
-                if below.gfn < end and start < below.gfn + pages_per_level(page.level):
-                    self._zap_huge(below, start, end)
+            for below in page.tables_within(start, end):
+                self._zap_huge(below, start, end)
             return
         kvm = self._kvm
-        for index in list(page.leaves) if page.level == PG_LEVEL_2M else ():
+        for index in _within(page.leaves, start - page.gfn >> 9, end - page.gfn + 511 >> 9):
             gfn = page.gfn + (index << 9)
             if start <= gfn and gfn + 512 <= end:
                 hpa = page.leaves.pop(index)
@@ -173,14 +180,12 @@ class MirrorRoot:
             elif gfn < end and start < gfn + 512:
                 self.tdp_mmu_split_huge_page(page, index)
 
-    def _tables(self, page: KvmMmuPage, start: int, end: int) -> Iterator[KvmMmuPage]:
-        """Yield the level-1 tables that hold a part of the range."""
-        if page.level == PG_LEVEL_4K:
-            yield page
-            return
-        for below in list(page.tables.values()):
-            if below.gfn < end and start < below.gfn + pages_per_level(page.level):
-                yield from self._tables(below, start, end)
+    def _tables(self, page: KvmMmuPage, start: int, end: int) -> list[KvmMmuPage]:
+        """Return the level-1 tables that hold a part of the range."""
+        tables = [page]
+        for _ in range(page.level, PG_LEVEL_4K, -1):
+            tables = [below for table in tables for below in table.tables_within(start, end)]
+        return tables
 
     def free(self) -> None:
         """free_external_spt for every table, lowest first. The TD's key must be gone."""
