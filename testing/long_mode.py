@@ -63,8 +63,9 @@ class LongModeVm:
         kvm: Kvm,
         cpuid: Iterable[k.kvm_cpuid_entry2] | str | None = "supported",
         setup: Callable[[Vm], None] = lambda vm: None,
+        vm_type: int = k.VmType.DEFAULT,
     ) -> None:
-        self.vm = kvm.create_vm()
+        self.vm = kvm.create_vm(vm_type)
         setup(self.vm)
         self.memory = mmap.mmap(-1, SIZE)
         self.vm.set_user_memory_region(0, 0, SIZE, self.memory)

@@ -288,10 +288,10 @@ def test_memory_encrypt_op_is_no_system_ioctl(bench: Bench) -> None:
 
 
 def test_vm_types() -> None:
-    assert boot(Dialect.UPSTREAM).kernel.supported_vm_types == 0x21
+    assert boot(Dialect.UPSTREAM).kernel.supported_vm_types == 0x23
     assert boot_v10().kernel.supported_vm_types == 0x3
     plain = boot(Dialect.UPSTREAM, enable_tdx=False)
-    assert plain.ioctl(plain.device(), k.KVM_CHECK_EXTENSION, 235) == 1
+    assert plain.ioctl(plain.device(), k.KVM_CHECK_EXTENSION, 235) == 3
     with refused(errno.EINVAL):
         plain.vm(5)
 
@@ -314,7 +314,7 @@ def test_a_module_that_does_not_come_up(leaf: str) -> None:
 SAME = {
     "NR_VCPUS": 2, "NR_MEMSLOTS": 32764, "USER_MEMORY2": 1, "MEMORY_FAULT_INFO": 1, "PRE_FAULT_MEMORY": 1,
     "EXIT_HYPERCALL": 0x1000, "SPLIT_IRQCHIP": 1, "X2APIC_API": 3, "X86_APIC_BUS_CYCLES_NS": 1,
-    "X86_MSR_FILTER": 1, "IRQCHIP": 1, "IMMEDIATE_EXIT": 1, "SYSTEM_EVENT_DATA": 1, "XSAVE2": 4096, "VM_TYPES": 0x21,
+    "X86_MSR_FILTER": 1, "IRQCHIP": 1, "IMMEDIATE_EXIT": 1, "SYSTEM_EVENT_DATA": 1, "XSAVE2": 4096, "VM_TYPES": 0x23,
 }  # fmt: skip
 DIFFERENT = {  # /dev/kvm, TD, normal VM
     "MAX_VCPUS": (1024, 2, 1024),

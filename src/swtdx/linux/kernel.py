@@ -32,6 +32,7 @@ from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.eventfd import IrqfdThread
 from swtdx.linux.virt.kvm.hva import UserWindows
 from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
+from swtdx.uapi.asm_kvm import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.reason import NO_REASON, Reason
 
@@ -89,7 +90,11 @@ class EmulatedKernel:
         if config.enable_tdx and processor.module_loaded:
             self.tdx = self.tdx_bringup()
         self.kvm_x86_ops = vt_x86_ops(self.tdx is not None)
-        self.supported_vm_types = 1 | (1 << self.dialect.vm_type_tdx if self.tdx is not None else 0)
+        self.supported_vm_types = 1 << KVM_X86_DEFAULT_VM
+        if self.release.makes_sw_protected_vms:
+            self.supported_vm_types |= 1 << KVM_X86_SW_PROTECTED_VM
+        if self.tdx is not None:
+            self.supported_vm_types |= 1 << self.dialect.vm_type_tdx
         self.capabilities = system_capabilities(self)
 
     @property

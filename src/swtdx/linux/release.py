@@ -42,6 +42,8 @@ class Release:
     """ioctls that do not exist."""
     absent_capabilities: frozenset[int]
     """Capabilities that KVM_CHECK_EXTENSION answers with 0."""
+    makes_sw_protected_vms: bool
+    """KVM_CREATE_VM takes KVM_X86_SW_PROTECTED_VM (CONFIG_KVM_SW_PROTECTED_VM)."""
     irqfds_share_eventfds: bool
     """KVM_IRQFD takes an eventfd that is an irqfd of another VM, and only that other VM gets interrupts; else EBUSY."""
     tds_take_irqchips: bool
@@ -120,6 +122,7 @@ _6_16 = Release(
     reports_guest_phys_bits=True,
     absent_ioctls=frozenset(),
     absent_capabilities=frozenset(),
+    makes_sw_protected_vms=True,
     irqfds_share_eventfds=True,
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
@@ -196,6 +199,7 @@ _V10 = replace(
             Cap.X86_APIC_BUS_CYCLES_NS,
         }
     ),
+    makes_sw_protected_vms=False,
     max_vcpus_can_be_enabled=True,
     tds_have_attributes=False,
     reserved_members=("unused",),

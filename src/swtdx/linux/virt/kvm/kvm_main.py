@@ -37,6 +37,7 @@ from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.virt.kvm.hva import HvaMapping
 from swtdx.linux.virt.kvm.memory_attributes import MemoryAttributes
 from swtdx.linux.virt.kvm.memslots import Change, Memslot, Memslots, check_region, plan
+from swtdx.uapi.asm_kvm import KVM_X86_SW_PROTECTED_VM
 from swtdx.uapi.dialect import InitialMemory
 from swtdx.uapi.kvm import (
     KVM_MEM_GUEST_MEMFD,
@@ -80,7 +81,8 @@ class Kvm:
         self.processor = kernel.processor
         self.cpus = kernel.cpus
         self.vm_type = vm_type
-        self.is_td = vm_type != 0
+        self.is_td = vm_type == kernel.dialect.vm_type_tdx
+        self.is_sw_protected = not self.is_td and vm_type == KVM_X86_SW_PROTECTED_VM
         self.tdx: KvmTdx | None = None
         self.number = next(_vm_numbers)
         self.mm = current_mm()
@@ -93,7 +95,7 @@ class Kvm:
 
         self.memslots = Memslots()
         self.attributes = MemoryAttributes()
-        self.has_attributes = False  # user space decides what is private (a TD upstream)
+        self.has_attributes = self.is_sw_protected  # user space decides what is private (also of a TD, upstream)
         self.mmu = TdpMmu(self)
         self.guest_memfds: weakref.WeakSet[GuestMemfd] = weakref.WeakSet()
 
@@ -240,19 +242,24 @@ class Kvm:
 
     # --- Memory -------------------------------------------------------------------------------------------------------
 
-    def valid_slot_flags(self) -> int:
-        """Return flags a slot of this VM may have."""
+    def valid_slot_flags(self, wanted: int) -> int:
+        """Return flags that a slot of this VM may have (check_memory_region_flags).
+
+        A guest_memfd keeps no dirty log, and a write to read-only memory would be MMIO, which private memory has not.
+        """
         flags = int(KVM_MEM_LOG_DIRTY_PAGES)
         if self.has_attributes:
             flags |= int(KVM_MEM_GUEST_MEMFD)
-        if not self.is_td:
+        if wanted & int(KVM_MEM_GUEST_MEMFD):
+            flags &= ~int(KVM_MEM_LOG_DIRTY_PAGES)
+        elif not self.is_td:
             flags |= int(KVM_MEM_READONLY)
         return flags
 
     def kvm_set_memory_region(self, region: kvm_userspace_memory_region2) -> None:
         """KVM_SET_USER_MEMORY_REGION2. Raises OSError(EINVAL, EEXIST, EBADF, ENOMEM, EIO)."""
         with self.slots_lock:
-            check_region(region, self.valid_slot_flags(), 1)
+            check_region(region, self.valid_slot_flags(region.flags), 1)
             change = plan(region, self.memslots)
             old = self.memslots.by_id.get(region.slot & 0xFFFF)
             if change is Change.NOTHING:

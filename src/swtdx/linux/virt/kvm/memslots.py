@@ -20,7 +20,6 @@ from swtdx.linux.uaccess import access_ok
 from swtdx.linux.virt.kvm.hva import HvaMapping
 from swtdx.uapi.kvm import (
     KVM_MEM_GUEST_MEMFD,
-    KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
     kvm_userspace_memory_region2,
 )
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 KVM_USER_MEM_SLOTS = 32764
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
-_LOG_DIRTY, _READONLY, _GUEST_MEMFD = int(KVM_MEM_LOG_DIRTY_PAGES), int(KVM_MEM_READONLY), int(KVM_MEM_GUEST_MEMFD)
+_READONLY, _GUEST_MEMFD = int(KVM_MEM_READONLY), int(KVM_MEM_GUEST_MEMFD)
 
 
 @dataclass(eq=False)
@@ -139,8 +138,6 @@ def check_region(region: kvm_userspace_memory_region2, valid_flags: int, address
     flags = region.flags
     if region.slot & 0xFFFF >= KVM_USER_MEM_SLOTS:
         raise err(errno.EINVAL, f"slot id {region.slot & 0xFFFF} is beyond KVM_CAP_NR_MEMSLOTS")
-    if flags & _GUEST_MEMFD:
-        valid_flags &= ~_LOG_DIRTY
     if flags & ~valid_flags:
         raise err(errno.EINVAL, f"slot flags {flags & ~valid_flags:#x} are not possible for this VM")
     if region.memory_size % PAGE_SIZE or region.memory_size >> 63:

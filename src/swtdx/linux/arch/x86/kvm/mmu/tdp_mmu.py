@@ -2,7 +2,8 @@
 """Two-dimensional paging: from a guest's EPT violation to a mapping (arch/x86/kvm/mmu/mmu.c, tdp_mmu.c).
 
 A normal VM has one root. A TD has two: the shared bit of the faulting address picks the direct root (shared EPT) or the
-mirror root (Secure EPT). Slots, attributes and exits know frames without that bit.
+mirror root (Secure EPT). Slots, attributes and exits know frames without that bit. A KVM_X86_SW_PROTECTED_VM has one
+root too; the attribute of the frame alone says whether its guest_memfd or user memory stands there.
 
 A change of slots, attributes or the pages behind them is first made visible, or made with mmu_lock held, and then the
 range is zapped. A fault holds mmu_lock from its first look to its entry, so that it either sees the change or is zapped
@@ -128,6 +129,8 @@ class TdpMmu:
         kvm = self.kvm
         gfn = gpa >> PAGE_SHIFT
         if self.mirror is None:
+            if kvm.has_attributes and kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
+                return self._sw_protected_fault(vcpu, gfn)
             return self._direct_fault(vcpu, gfn, write)
         private = not gfn & self.direct_bits
         gfn &= ~self.direct_bits
@@ -139,15 +142,28 @@ class TdpMmu:
             return self._private_fault(vcpu, gfn, level)
         return self._direct_fault(vcpu, gfn, write)
 
-    def _private_fault(self, vcpu: Vcpu, gfn: int, level: int | None) -> RetPf:
+    def _private_memory(self, vcpu: Vcpu, gfn: int) -> tuple[Memslot, GuestMemfd, int]:
+        """Return the slot at a private frame, its guest_memfd and the page of that. Raises OSError(EFAULT)."""
         slot = self.kvm.memslots.gfn_to_memslot(gfn)
         if slot is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, where there is no slot")
-        gmem, mirror = slot.gmem, self.mirror
-        if gmem is None:
+        if slot.gmem is None:
             raise vcpu.memory_fault(gfn, True, f"private access to gfn {gfn:#x}, whose slot has no guest_memfd")
+        return slot, slot.gmem, kvm_gmem_get_index(slot, gfn)
+
+    def _sw_protected_fault(self, vcpu: Vcpu, gfn: int) -> RetPf:
+        """Map a page of the guest_memfd where the EPT would otherwise have user memory."""
+        _, gmem, index = self._private_memory(vcpu, gfn)
+        page = self.kvm_mmu_faultin_pfn_gmem(vcpu, gmem, index, gfn)
+        if self.direct.kvm_tdp_mmu_map(gfn, page | _LEAF, PG_LEVEL_4K):
+            self.kvm.kvm_flush_remote_tlbs()
+        gmem.kvm_gmem_mark_prepared(index)
+        return RetPf.FIXED
+
+    def _private_fault(self, vcpu: Vcpu, gfn: int, level: int | None) -> RetPf:
+        slot, gmem, index = self._private_memory(vcpu, gfn)
+        mirror = self.mirror
         assert mirror is not None
-        index = kvm_gmem_get_index(slot, gfn)
         huge_pages = self.kvm.kernel.tdx_huge_page
         try:
             if huge_pages and level == PG_LEVEL_2M and self._map_huge(slot, gfn):
@@ -283,8 +299,11 @@ class TdpMmu:
             self.kvm_update_page_stats()
 
     def zap_private(self, start: int, end: int) -> None:
-        """Take the private pages of [start, end) out of the Secure EPT; their contents are lost."""
-        if self.mirror is not None:
+        """Unmap what is private in [start, end). Pages that leave the Secure EPT lose their contents."""
+        if self.mirror is None:
+            if self.kvm.has_attributes:
+                self.zap_direct(start, end)
+        else:
             with self.lock:
                 self.mirror.tdp_mmu_zap_leafs(start, end)
                 self.kvm_update_page_stats()

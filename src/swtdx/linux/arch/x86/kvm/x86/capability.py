@@ -2,7 +2,7 @@
 """KVM_CHECK_EXTENSION and KVM_ENABLE_CAP (kvm_vm_ioctl_check_extension, kvm_vm_ioctl_enable_cap).
 
 On /dev/kvm a capability is asked without a VM (``kvm`` is None); several answer differently for a TD. What is not in
-the table answers 0. SMM is not built in, nor SW_PROTECTED VMs.
+the table answers 0. SMM is not built in.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.XSAVE2: XSAVE_SIZE,
         Cap.NESTED_STATE: NESTED_STATE_SIZE,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_CAPS,
-        Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE if kernel.tdx is not None else 0,
-        Cap.GUEST_MEMFD: int(kernel.tdx is not None),
+        Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE,
+        Cap.GUEST_MEMFD: 1,
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
         Cap.X86_DISABLE_EXITS: allowed_disable_exits(kernel.processor),
         Cap.VM_GPA_BITS: kernel.processor.platform.physical_address_bits,
