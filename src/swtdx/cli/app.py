@@ -67,7 +67,7 @@ EPILOG = """
 
 [cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000041[/cyan] - why a launch failed
 
-[cyan]swtdx COMMAND --help[/cyan] - more of each
+[cyan]swtdx COMMAND --help[/cyan] - options and examples of each
 """
 
 app = typer.Typer(

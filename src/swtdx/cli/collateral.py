@@ -22,7 +22,7 @@ EPILOG = """
 
 [cyan]swtdx collateral --tcb-status Revoked | jq .tcb_info[/cyan]
 
-[cyan]swtdx collateral --responses pcs/[/cyan] - each answer of a PCS, and its issuers, as a file
+[cyan]swtdx collateral --responses pcs/[/cyan] - each response of a PCS, and its issuers, as a file
 
 [bold]Exit status[/bold]
 
@@ -39,7 +39,7 @@ def collateral(
     folder: PkiFolder = None,
     tcb_status: TcbStatus = "UpToDate",
     at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Made for this time. Not given: now.", show_default=False)
+        str | None, typer.Option(metavar="TIME", help="Issue it for this time. Not given: now.", show_default=False)
     ] = None,
     output: Annotated[
         Path | None,
@@ -48,13 +48,13 @@ def collateral(
     responses: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="What a PCS answers, each as a file, in place of the JSON.", show_default=False
+            metavar="FOLDER", help="Write each response of a PCS as a file, in place of the JSON.", show_default=False
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The JSON, which is written anyway.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the collateral for quotes under the test keys: as JSON, as dcap-qvl and swtdx quote verify read it."""
+    """Write the collateral for quotes under the test keys, in the JSON form that dcap-qvl reads."""
     status = status_of(tcb_status)
     moment = None if at is None else moment_of("--at", at)
     if responses is not None and (output is not None or json):

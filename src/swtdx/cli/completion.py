@@ -38,5 +38,5 @@ def register(app: typer.Typer) -> None:
 
 
 def completion(shell: Annotated[Shell, typer.Argument(help="For which shell.", show_default=False)]) -> None:
-    """Print a script that completes commands and options, for a shell to read."""
+    """Print a shell's completion script."""
     print(get_completion_script(prog_name="swtdx", complete_var="_SWTDX_COMPLETE", shell=shell.value))

@@ -48,7 +48,7 @@ if not TYPE_CHECKING:
         return getattr(typer, name)
 
 
-Quiet = Annotated[bool, Option("--quiet", "-q", help="Only the exit status, and errors.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print only errors.")]
 Json = Annotated[bool, Option("--json", help="Everything as JSON.")]
 PkiFolder = Annotated[
     Path | None,

@@ -45,11 +45,11 @@ EPILOG = """
 
 [cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
 
-[cyan]swtdx diff quote.bin OVMF.fd[/cyan] - is it of this image, and in which order were the calls made?
+[cyan]swtdx diff quote.bin OVMF.fd[/cyan] - is it of this image, and in which order of calls?
 
 [cyan]swtdx diff monday-ccel.bin tuesday-ccel.bin[/cyan] - two event logs, to the first event that differs
 
-[cyan]swtdx diff quote.bin ccel.bin[/cyan] - does the log lead there, and if not how far?
+[cyan]swtdx diff quote.bin ccel.bin[/cyan] - does the log lead to the quote, and if not, up to where?
 
 [bold]Exit status[/bold]
 
@@ -91,9 +91,9 @@ def diff(
         typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: the launch's, or 1).", show_default=False),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False,
 ) -> None:
-    """Show the first call or event at which two measurements part: section, address, page and byte, or words."""
+    """Show the first call or event where two measurements differ: section, address, page and byte, or words."""
     if json and quiet:
         raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
     if kernel is None:

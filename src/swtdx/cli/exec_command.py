@@ -35,9 +35,9 @@ EPILOG = """
 
 [cyan]swtdx exec -- ./my_vmm --tdx[/cyan] - a VMM of your own
 
-[cyan]swtdx exec -- pytest tests/[/cyan] - its tests, on a machine without TDX
+[cyan]swtdx exec -- pytest tests/[/cyan] - its tests, without TDX hardware
 
-[cyan]swtdx exec --kernel-release 6.16 -- ./my_vmm[/cyan] - as an older Linux answers
+[cyan]swtdx exec --kernel-release 6.16 -- ./my_vmm[/cyan] - on an older Linux
 
 [cyan]swtdx exec --trace run.jsonl -- ./my_vmm[/cyan] - then: swtdx trace summary run.jsonl
 
@@ -80,7 +80,7 @@ def exec_(
     processors: Annotated[
         int, typer.Option(metavar="N", min=1, max=1024, help="The machine's logical processors.")
     ] = PROCESSORS,
-    no_tdx: Annotated[bool, typer.Option("--no-tdx", help="A machine without TDX: kvm_intel.tdx=0.")] = False,
+    no_tdx: Annotated[bool, typer.Option("--no-tdx", help="Emulate a machine without TDX (kvm_intel.tdx=0).")] = False,
     front_end: Annotated[
         FrontEnd | None,
         typer.Option(help="How the program's calls reach the emulated kernel. Not given: chosen by its ELF header."),
@@ -90,7 +90,7 @@ def exec_(
         typer.Option(
             metavar="FILE",
             help="Every ioctl, SEAMCALL, TDCALL, VM exit and injected event to FILE. The first process "
-            "that opens /dev/kvm writes FILE, another one adds its process id to the name.",
+            "that opens /dev/kvm writes FILE, others add their process id to the name.",
         ),
     ] = None,
     trace_format: Annotated[
@@ -109,14 +109,16 @@ def exec_(
     ] = None,
     allow_host_kvm: Annotated[
         bool,
-        typer.Option("--allow-host-kvm", help="Run a program that cannot be reached on this machine's own /dev/kvm."),
+        typer.Option(
+            "--allow-host-kvm", help="Where swtdx cannot redirect a program, let it use this machine's own /dev/kvm."
+        ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not report why ioctls fail.")] = False,
 ) -> None:
     """Run COMMAND with /dev/kvm served by the emulated kernel, TDX included.
 
-    COMMAND and all that it starts see the emulated /dev/kvm and no other file changed. Each process that opens it has a
-    machine of its own. Why an ioctl failed is said on standard error, as it fails.
+    COMMAND and its children see the emulated /dev/kvm; all other files are unchanged. Each process that opens it has a
+    machine of its own. When an ioctl fails, the reason is printed on standard error.
     """
     from swtdx.cli.exec_record import Keeper
     from swtdx.exec.sightings import files

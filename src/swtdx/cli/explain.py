@@ -22,7 +22,7 @@ EPILOG = """
 
 [cyan]swtdx explain 0xc000010000000041 --leaf TDH.MNG.INIT[/cyan] - which rule of that leaf, what to do
 
-[cyan]swtdx explain EBUSY --command KVM_TDX_INIT_VM[/cyan] - an errno that KVM gives by itself
+[cyan]swtdx explain EBUSY --command KVM_TDX_INIT_VM[/cyan] - an errno of KVM's own
 
 [cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000040[/cyan] - a failed ioctl
 
@@ -55,14 +55,14 @@ def explain(
             help="A status, by number or name; an errno; or a line of an error message.", show_default=False
         ),
     ] = None,
-    errno: Annotated[str | None, typer.Option(metavar="ERRNO", help="What an ioctl failed with, as EIO.")] = None,
+    errno: Annotated[str | None, typer.Option(metavar="ERRNO", help="The errno of the ioctl, such as EIO.")] = None,
     hw_error: Annotated[
-        str | None, typer.Option(metavar="STATUS", help="What it left in hw_error (in v10: error).")
+        str | None, typer.Option(metavar="STATUS", help="The ioctl's hw_error (in v10: error).")
     ] = None,
     command: Annotated[
         str | None,
         typer.Option(
-            metavar="IOCTL", help="Which one failed, as KVM_TDX_INIT_VM or KVM_RUN.", autocompletion=complete_ioctl
+            metavar="IOCTL", help="The ioctl that failed, such as KVM_TDX_INIT_VM.", autocompletion=complete_ioctl
         ),
     ] = None,
     dialect: Annotated[
@@ -71,20 +71,22 @@ def explain(
     leaf: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The SEAMCALL or TDCALL that answered the status.", autocompletion=complete_leaf
+            metavar="NAME", help="The SEAMCALL or TDCALL that returned the status.", autocompletion=complete_leaf
         ),
     ] = None,
     qualification: Annotated[
-        str | None, typer.Option(metavar="RCX", help="RCX: of a TD exit the qualification.")
+        str | None, typer.Option(metavar="RCX", help="Of a TD exit: the exit qualification.")
     ] = None,
-    extended: Annotated[str | None, typer.Option(metavar="RDX", help="RDX: of a TD exit the extended one.")] = None,
+    extended: Annotated[
+        str | None, typer.Option(metavar="RDX", help="Of a TD exit: the extended exit qualification.")
+    ] = None,
     gpa: Annotated[str | None, typer.Option(metavar="R8", help="Of a TD exit: the guest physical address.")] = None,
     interruption: Annotated[
         str | None, typer.Option(metavar="R9", help="Of a TD exit: interruption information.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Say what a failed ioctl or a status of the TDX module means: which SEAMCALL, which rule, what to do.
+    """Explain a failed ioctl or a status of the TDX module: which SEAMCALL, which rule, what to do.
 
     The status is what SEAMCALL and TDCALL leave in RAX, KVM in hw_error, and TDH.VP.ENTER for a TD exit.
     """

@@ -19,11 +19,11 @@ from swtdx.cli.verdict import Failure, Verdict
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx inspect[/cyan] - the firmware that swtdx run would take
+[cyan]swtdx inspect[/cyan] - the firmware that swtdx run would use
 
 [cyan]swtdx inspect OVMF.fd --svg memory.svg[/cyan] - with the picture as a file
 
-[cyan]swtdx inspect OVMF.fd --json | jq .broken[/cyan] - the rules that it breaks
+[cyan]swtdx inspect OVMF.fd --json | jq .broken[/cyan] - the rules that it violates
 
 [bold]Exit status[/bold]
 
@@ -38,14 +38,14 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     image: Annotated[
-        Path | None, typer.Argument(help="Firmware image. Not given: as swtdx run finds it.", show_default=False)
+        Path | None, typer.Argument(help="Firmware image. Not given: the one that swtdx run uses.", show_default=False)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in place of the tables.")] = False,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="The picture as SVG into FILE.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture to FILE as SVG.")] = None,
     memory: Annotated[
         str, typer.Option(help="Guest memory that the sections must fit into, as in 512M or 2G.")
     ] = "256M",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False,
 ) -> None:
     """Explain a firmware image: its TDVF sections, what of them is measured, whether it can start as a TD."""
     if json and quiet:

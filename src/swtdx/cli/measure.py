@@ -35,7 +35,7 @@ DEFAULT_MEMORY = "256M"  # that of swtdx run
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx measure OVMF.fd[/cyan] - what today's Linux gives
+[cyan]swtdx measure OVMF.fd[/cyan] - what Linux gives
 
 [cyan]swtdx measure OVMF.fd --order region[/cyan] - what kernels before Linux 6.16 (vendor trees) gave
 
@@ -49,14 +49,15 @@ EPILOG = """
 
 [bold]RTMRs[/bold]
 
-RTMR0-3 are extended by the guest: by the firmware with what it finds on the machine, by the boot loader with the
-kernel. With --kernel they are those that swtdx run shows with the same options, once the kernel runs. What is
-predicted is edk2's build for TDs, 2025.05 and later, and its generic build, 2025.02 and later; under Secure Boot the
-kernel must be signed by a key of its db. Of edk2's other builds RTMR1 and RTMR2 are predicted, and the events of RTMR0
-that are not known are named.
-Firmware without a driver that measures leaves them zero, and that is said. On another machine they differ by its
-tables: with --event-log these come from a log that it has once written, and what the files given decide is put in
-place of what they were then.
+The guest extends RTMR0-3: the firmware with its findings about the machine, the boot loader with the kernel. With
+--kernel the command predicts the values that swtdx run shows with the same options, once the kernel runs. It knows
+edk2's build for TDs, 2025.05 and later, and its generic build, 2025.02 and later; under Secure Boot the kernel must
+be signed by a key of its db. Of edk2's other builds it predicts RTMR1 and RTMR2, and names the events of RTMR0 that
+are not known.
+
+Firmware without a measurement driver leaves them zero; the output states this. Other machines have other tables, and
+another RTMR0: with --event-log the events of the machine come from a log, and only those of the given files are
+replaced.
 
 [bold]Exit status[/bold]
 
@@ -89,7 +90,7 @@ class Subject:
     image: Annotated[
         Path | None,
         typer.Argument(
-            help="Firmware image. Not given: as swtdx run finds it; none: --kernel is entered without firmware.",
+            help="Firmware image. Not given: the one that swtdx run uses; none: --kernel is entered without firmware.",
             show_default=False,
         ),
     ] = None
@@ -122,7 +123,7 @@ class Linux:
         Path | None,
         typer.Option(
             metavar="CCEL",
-            help="With --kernel: for the machine that has written this event log, in place of that of swtdx run.",
+            help="With --kernel: predict for the machine of this event log, in place of that of swtdx run.",
         ),
     ] = None
 
@@ -182,7 +183,7 @@ class Printed:
 
 @grouped
 def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
-    """Print the MRTD of a TD built from a firmware image, and its RTMRs if that starts a kernel."""
+    """Print the MRTD of a TD built from a firmware image, and its RTMRs if it starts a kernel."""
     printed.check()
     linux.check()
     memory = subject.memory

@@ -25,7 +25,7 @@ EPILOG = """
 
 [cyan]swtdx pccs[/cyan] - then point the verifier's PCCS_URL at http://127.0.0.1:8081
 
-[cyan]swtdx pccs --tcb-status OutOfDate[/cyan] - how does it take a platform that is out of date?
+[cyan]swtdx pccs --tcb-status OutOfDate[/cyan] - to test with a platform that is out of date
 
 [cyan]swtdx pccs --port 0 --tcb-status Revoked -- pytest tests/[/cyan] - while a command runs, which finds $PCCS_URL
 
@@ -74,24 +74,24 @@ def pccs(
     tcb_status: TcbStatus = "UpToDate",
     script: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines SECONDS STATUS: which status from when on.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Lines of SECONDS and STATUS: when to change to which status.", show_default=False
+        ),
     ] = None,
     https: Annotated[
-        bool, typer.Option("--https", help="TLS, by the certificate of a test CA (https-ca.pem).")
+        bool, typer.Option("--https", help="TLS, with a certificate of a test CA (https-ca.pem).")
     ] = False,
     as_intel: Annotated[
         bool,
-        typer.Option(
-            "--as-intel", help="Also a proxy that answers for Intel's addresses, for clients that know no others."
-        ),
+        typer.Option("--as-intel", help="Also be a proxy for Intel's addresses, for clients with fixed URLs."),
     ] = False,
     timeout: Timeout = None,
-    json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON, once it does.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the address as JSON when the service listens.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Serve collateral for the test keys: the paths of Intel's PCS and PCCS, version 4.
 
-    TCB info, QE identity, CRLs and their issuers, such that a verifier comes to the TCB status that is asked for.
+    TCB info, QE identity, CRLs and their issuers. A verifier that uses them reports the TCB status of --tcb-status.
     """
     status = status_of(tcb_status)
     if https and as_intel:

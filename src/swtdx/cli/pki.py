@@ -51,7 +51,7 @@ def pki(
             metavar="PORT",
             min=1,
             max=65535,
-            help=f"Where the certificates say that CRLs are, on this machine. Not given: {PORT}.",
+            help=f"Port on this machine in the certificates' CRL addresses. Not given: {PORT}.",
             show_default=False,
         ),
     ] = None,
@@ -61,7 +61,7 @@ def pki(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show the test keys of this machine, and make them if there are none.
+    """Show the test keys of this machine; create them if there are none.
 
     A root CA, platform and processor CA, a PCK certificate, TCB signing and attestation keys: what Intel's are on real
     hardware. They protect nothing, and no verifier accepts them unless it is told to trust this root. --seed, --ca,

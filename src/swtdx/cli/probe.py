@@ -31,7 +31,7 @@ from swtdx.uapi.release import NEWEST_RELEASE, KernelRelease
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx probe[/cyan] - what there is
+[cyan]swtdx probe[/cyan] - a summary
 
 [cyan]swtdx probe --json | jq -r .td.kernel[/cyan] - "host" or "emulated", for a script
 
@@ -52,9 +52,9 @@ def register(app: typer.Typer) -> None:
 
 def probe(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in place of the lines.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing: the exit status tells.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False,
 ) -> None:
-    """Say what this machine offers: /dev/kvm and its VM types, TDX or why not, firmware images, versions."""
+    """Show what this machine offers: /dev/kvm and its VM types, TDX or why not, firmware images, versions."""
     if json and quiet:
         raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
     found = findings()

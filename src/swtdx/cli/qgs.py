@@ -55,13 +55,13 @@ def qgs(
     quote_version: QuoteVersionOption = QuoteVersionChoice.default,
     tcb_status: TcbStatus = "UpToDate",
     timeout: Timeout = None,
-    json: Annotated[bool, typer.Option("--json", help="Print where it listens as JSON, once it does.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the address as JSON when the service listens.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Serve quotes of the TDs of this machine, by the protocol of Intel's service.
+    """Serve quotes of this machine's TDs with the protocol of Intel's service.
 
     The TDs are those of swtdx run and swtdx exec with the same test keys: a TDREPORT of another machine has another
-    MAC, and is refused. --tcb-status is that of the collateral which the service gives, too.
+    MAC, and is refused. --tcb-status also sets the collateral that the service returns.
     """
     places = [_address(text) for text in addresses or [f"unix:{DEFAULT_PATH}"]]
     status = status_of(tcb_status)

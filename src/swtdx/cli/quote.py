@@ -44,7 +44,7 @@ PARSE_EPILOG = """
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx quote verify quote.bin --collateral tcb.json[/cyan] - is it genuine, today?
+[cyan]swtdx quote verify quote.bin --collateral tcb.json[/cyan] - is it genuine now?
 
 [cyan]swtdx quote verify quote.bin --collateral tcb.json --mrtd $(swtdx measure OVMF.fd)[/cyan] - and of this image?
 
@@ -77,7 +77,7 @@ RootFile = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Trust this root certificate (PEM or DER), as that of swtdx pki, not Intel's.",
+        help="Trust this root certificate (PEM or DER) in place of Intel's; swtdx pki has one.",
         show_default=False,
     ),
 ]
@@ -89,7 +89,7 @@ Hex = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Take a TD's quote apart, verify it offline, or make a test quote.", no_args_is_help=False)
+    group = typer.Typer(help="Show a TD's quote, verify it offline, or make a test quote.", no_args_is_help=False)
     group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="verify", epilog=EPILOG)(verify)
     group.command(name="make", epilog=MAKE_EPILOG)(make)
@@ -194,7 +194,7 @@ def verify(
     ] = None,
     claims: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="With --policy: the result as claims (EAT/EAR) into FILE."),
+        typer.Option(metavar="FILE", help="With --policy: write the result to FILE as claims (EAT/EAR)."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -246,7 +246,7 @@ def make(
         Path | None,
         typer.Argument(
             metavar="[TDREPORT]",
-            help="Raw, hexadecimal, base64, or JSON; - is stdin. Not given: a TD of a few bytes is built, and asks.",
+            help="Raw, hexadecimal, base64, or JSON; - is stdin. Not given: that of a small TD, built for this.",
             show_default=False,
         ),
     ] = None,
@@ -255,7 +255,7 @@ def make(
     reportdata: Annotated[
         str | None,
         typer.Option(
-            metavar="HEX", help="Without a TDREPORT: up to 64 bytes that the TD has vouched for.", show_default=False
+            metavar="HEX", help="Without a TDREPORT: REPORTDATA of the TD, up to 64 bytes.", show_default=False
         ),
     ] = None,
     module_updated: Annotated[
@@ -265,7 +265,7 @@ def make(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Not given: in hexadecimal to standard output.", show_default=False
+            "--output", "-o", metavar="FILE", help="Not given: hexadecimal, on standard output.", show_default=False
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="All fields of the quote as JSON.")] = False,

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from swtdx.quoting.enclave import QuotingEnclave
 
 TcbStatus = Annotated[
-    str, typer.Option(metavar="STATUS", help="What verifiers come to (swtdx pccs --help lists what there is).")
+    str, typer.Option(metavar="STATUS", help="TCB status that verifiers report (swtdx pccs --help lists all).")
 ]
 Timeout = Annotated[
-    float | None, typer.Option(metavar="SECONDS", min=0, max=1e9, help="End after so long. Not given: never.")
+    float | None, typer.Option(metavar="SECONDS", min=0, max=1e9, help="End after this time. Not given: never.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
 

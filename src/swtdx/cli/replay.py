@@ -50,9 +50,9 @@ def replay_command(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show an event log in words, replay it, and compare the result with a quote or TDREPORT.
+    """Decode and replay an event log, and compare the result with a quote or TDREPORT.
 
-    The last column says what each event's digest vouches for. RTMR3 is compared if the log extends it; firmware's logs
+    The last column shows what each event's digest covers. RTMR3 is compared if the log extends it; firmware's logs
     do not.
     """
     _replay(_Inputs(ccel, table, ima, ima_rtmr, quote, report), json=json, quiet=quiet)

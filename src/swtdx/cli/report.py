@@ -40,13 +40,13 @@ HTML_EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 written; 1 wrong usage; 2 the file is no such trace; 3 it cannot be read
+0 written; 1 wrong usage; 2 not such a trace; 3 it cannot be read
 """
 
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Take a TDREPORT apart, or write a run to one HTML page.")
+    group = typer.Typer(help="Show a TDREPORT, or write a run as one HTML page.")
     group.callback()(_report)
     group.command(name="parse", epilog=PARSE_EPILOG)(parse)
     group.command(name="html", epilog=HTML_EPILOG)(html)
@@ -54,7 +54,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _report() -> None:
-    """Take a TDREPORT apart, or write a run to one HTML page."""
+    """Show a TDREPORT, or write a run as one HTML page."""
 
 
 def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:

@@ -32,7 +32,7 @@ EPILOG = """
 
 [cyan]swtdx run[/cyan] - the installed firmware as a TD, to the UEFI shell
 
-[cyan]swtdx run --until 'Shell>' --json run.json[/cyan] - keep all there is to know
+[cyan]swtdx run --until 'Shell>' --json run.json[/cyan] - with all results as JSON
 
 [cyan]swtdx run --firmware OVMF.fd --memory 2G --cpus 2 --timeout 60[/cyan]
 
@@ -46,13 +46,13 @@ EPILOG = """
 
 [cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
 
-[cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - the quick way
+[cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - without firmware
 
 [cyan]swtdx run --quote-generation-socket unix:/run/tdx-qgs/qgs.socket[/cyan] - quotes by another process
 
-[cyan]swtdx run --html boot.html[/cyan] - the run on one page, for a browser
+[cyan]swtdx run --html boot.html[/cyan] - the run as one HTML page
 
-[cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - all that happens, for https://ui.perfetto.dev
+[cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - every event, for https://ui.perfetto.dev
 
 [cyan]swtdx run --vm-type default --gdb :1234 --gdb-wait[/cyan] - then: gdb -ex 'target remote :1234'
 
@@ -126,7 +126,7 @@ class Guest:
         list[str] | None,
         typer.Option(
             metavar="type=N,NAME=TEXT",
-            help="SMBIOS tables for the firmware, with this in them, as for QEMU; may be given more than once.",
+            help="SMBIOS tables for the firmware, in QEMU's syntax; may be repeated.",
         ),
     ] = None
 
@@ -230,7 +230,7 @@ class Ending:
     until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None
     timeout: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="End after so long (0: never). Unattended without --until: 300."),
+        typer.Option(metavar="SECONDS", help="End after this time (0: never). Unattended without --until: 300."),
     ] = None
     debug_exit: Annotated[
         str | None,
@@ -268,15 +268,13 @@ class Devices:
 
     disk: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); more than one may be given."
-        ),
+        typer.Option(metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); may be repeated."),
     ] = None
     virtio_console: Annotated[
         bool,
         typer.Option(
             "--virtio-console",
-            help="A virtio console (hvc0) beside the serial port: both are shown, keys go to it once its driver runs.",
+            help="A virtio console (hvc0) next to the serial port: both are shown, keys go to it once its driver runs.",
         ),
     ] = False
     rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False
@@ -290,7 +288,7 @@ class Devices:
 class Records:
     """Files that the run writes, and what is said meanwhile."""
 
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep everything about the run in FILE.")] = None
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything about the run to FILE.")] = None
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write console output to FILE.")] = None
     debugcon: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The firmware's debug port (0x402) to FILE.")
@@ -309,7 +307,7 @@ class Records:
         Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs, console.")
     ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more at the end.")] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more at the end.")] = False
 
 
 @dataclass(frozen=True)
@@ -327,7 +325,7 @@ class TrustDomain:
         bool,
         typer.Option(
             "--debug-td",
-            help="A TD with ATTRIBUTES.DEBUG: the host may see and change all of it. MRTD is unchanged; TDREPORT shows "
+            help="A TD with ATTRIBUTES.DEBUG: the host can read and change it. MRTD is unchanged; TDREPORT shows "
             "the attribute.",
         ),
     ] = False
@@ -361,7 +359,7 @@ class Quoting:
     quotes: Annotated[
         QuotesChoice | None,
         typer.Option(
-            help="on: quotes under the test root of --pki (swtdx pki). off: the guest reads that there is no service. "
+            help="on: quotes under the test root of --pki (swtdx pki). off: the guest is told there is no service. "
             "Not given: on with the embedded kernel.",
             show_default=False,
         ),
@@ -381,7 +379,7 @@ class Quoting:
         bool,
         typer.Option(
             "--module-updated",
-            help="As after an update of the TDX module while the TD ran: TEE_TCB_SVN2 is higher (TD relaunch advised).",
+            help="Emulate an update of the TDX module while the TD runs: TEE_TCB_SVN2 is higher (TD relaunch advised).",
         ),
     ] = False
 
@@ -436,8 +434,8 @@ def run(
 ) -> None:
     """Launch a firmware as a Trust Domain and stream its console.
 
-    The guest's console is stdout; everything else is said on stderr. On a terminal keys go to the guest, and Ctrl-A X
-    ends the run. Without one the run ends by itself at the UEFI shell's prompt.
+    The guest's console is stdout; all other messages go to stderr. On a terminal keys go to the guest, and Ctrl-A X
+    ends the run. Without a terminal the run ends at the UEFI shell's prompt.
     """
     from swtdx.cli.session import Options
     from swtdx.cli.session import run as carry_out

@@ -30,7 +30,7 @@ LIST_EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 shown; 1 wrong usage, or there is none
+0 shown; 1 wrong usage, or no such leaf
 """
 
 SHOW_EPILOG = """
@@ -48,7 +48,7 @@ SHOW_EPILOG = """
 
 [bold]Exit status[/bold]
 
-0 shown; 1 wrong usage, or there is none
+0 shown; 1 wrong usage, or no such leaf
 """
 
 Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -68,7 +68,9 @@ def _seamcall() -> None:
 
 
 def list_leaves(
-    word: Annotated[str | None, typer.Argument(help="Only those with this in their name.", show_default=False)] = None,
+    word: Annotated[
+        str | None, typer.Argument(help="Only leaf functions whose name contains this.", show_default=False)
+    ] = None,
     seamcall: Annotated[bool, typer.Option("--seamcall", help="Only SEAMCALLs, what the host calls.")] = False,
     tdcall: Annotated[bool, typer.Option("--tdcall", help="Only TDCALLs, what a guest calls.")] = False,
     json: Json = False,

@@ -115,7 +115,7 @@ def _by_time(names: dict[str, Line]) -> list[tuple[str, Line]]:
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Look at a trace.")
+    group = typer.Typer(help="Summarise a trace.")
     group.callback()(_trace)
     group.command(name="summary", epilog=EPILOG)(summary)
     app.add_typer(group, name="trace")
@@ -133,10 +133,10 @@ def summary(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in place of the table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result, and errors.")] = False,
 ) -> None:
-    """Count what a trace holds, and the time it took, by kind and name.
+    """Count the events of a trace and their time, by kind and name.
 
-    An ioctl's time includes that of the SEAMCALLs that it led to, TDH.VP.ENTER's that of the guest; an exit's is what
-    it took until the guest ran again.
+    The time of an ioctl includes its SEAMCALLs; that of TDH.VP.ENTER includes the guest; that of an exit ends when the
+    guest runs again.
     """
     wanted = tuple(kind or KINDS)
     for name in wanted:

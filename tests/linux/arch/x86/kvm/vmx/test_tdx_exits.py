@@ -91,7 +91,7 @@ def test_statuses_with_an_exit_reason(bench: Bench, runnable: tuple[int, int], s
 @pytest.mark.parametrize("reason", [FAILED_ENTRY | 33, TRIPLE_FAULT, 48])
 @pytest.mark.parametrize("status", [0x60000004, 0xC0000600, 0x00001105, 0x80000003])
 def test_statuses_without_one(bench: Bench, runnable: tuple[int, int], status: int, reason: int) -> None:
-    """Their lower half is no exit reason (-1), so that neither a failed entry nor a triple fault is seen in it."""
+    """Their lower half is not an exit reason (-1), so that neither a failed entry nor a triple fault is seen in it."""
     whole = status << 32 | reason
     run = run_once(bench, runnable[1], whole)
     assert (run.exit_reason, run.internal.suberror) == (k.KVM_EXIT_INTERNAL_ERROR, 4)
