@@ -28,6 +28,7 @@ ECX_HYPERVISOR = 1 << 31
 EDX_HTT = 1 << 28
 KVM_FEATURES_OF_A_TD = 0xBA82
 """NOP_IO_DELAY, PV_UNHALT, PV_TLB_FLUSH, PV_SEND_IPI, POLL_CONTROL, PV_SCHED_YIELD, MSI_EXT_DEST_ID."""
+KVM_FEATURE_STEAL_TIME = 1 << 5
 _LEVEL_SMT = 1 << 8
 _LEVEL_CORE = 2 << 8
 _TOPOLOGY_LEAVES = (LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2)
@@ -75,6 +76,8 @@ def _with_topology(supported: kvm_cpuid_entry2, apic_id: int, cpus: int) -> kvm_
         entry.ebx = entry.ebx & 0xFFFF | _power_of_two(cpus) << 16 & 0xFF0000 | (apic_id & 0xFF) << 24
         entry.ecx |= ECX_X2APIC | ECX_TSC_DEADLINE | ECX_HYPERVISOR
         entry.edx = entry.edx | EDX_HTT if cpus > 1 else entry.edx & ~EDX_HTT
+    elif entry.function == LEAF_KVM_FEATURES:
+        entry.eax &= ~KVM_FEATURE_STEAL_TIME  # KVM would write to the guest's memory twice for each exit
     elif entry.function == LEAF_CACHE and entry.eax & 0x1F:
         level = entry.eax >> 5 & 7
         sharing = _power_of_two(cpus) - 1 if level >= 3 else 0

@@ -51,6 +51,7 @@ KVM_FEATURES = (
     1 << 0  # CLOCKSOURCE
     | 1 << 1  # NOP_IO_DELAY
     | 1 << 3  # CLOCKSOURCE2
+    | 1 << 5  # STEAL_TIME
     | 1 << KVM_FEATURE_PV_UNHALT
     | 1 << 11  # PV_SEND_IPI
     | 1 << 12  # POLL_CONTROL

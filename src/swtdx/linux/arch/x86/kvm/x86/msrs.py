@@ -5,9 +5,8 @@ What the guest processor holds (segment bases, SYSCALL, SYSENTER, ...) is VMX's;
 kernel. `Unsupported` says that there is no such MSR (user space may be asked), `Invalid` that the access is refused.
 ``host``: user space asks, by KVM_GET_MSRS or KVM_SET_MSRS; it may do more than the guest.
 
-Left out, and unknown to the guest's CPUID: performance counters, Hyper-V's and Xen's MSRs, asynchronous page faults,
-paravirtual EOI and steal time (a vCPU waits for the engine, whose time is not accounted). Their MSRs do not exist
-here; that of steal time reads 0, as in a kernel without scheduler statistics.
+Left out, and unknown to the guest's CPUID: performance counters, Hyper-V's and Xen's MSRs, asynchronous page faults
+and paravirtual EOI. Their MSRs do not exist here.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.cpuid import F7_EDX_ARCH_CAPABILITIES, F7_EDX_FLUSH_L1D, F7_EDX_SPEC_CTRL
 from swtdx.linux.arch.x86.kvm.x86 import mce
+from swtdx.linux.arch.x86.kvm.x86.steal_time import KVM_STEAL_RESERVED_MASK
 from swtdx.uapi.kvm import KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT, KVM_X86_QUIRK_STUFF_FEATURE_MSRS
 from swtdx.x86 import PAT_RESET as PAT_RESET
 from swtdx.x86 import Msr
@@ -71,7 +71,7 @@ IMMUTABLE = (IA32_ARCH_CAPABILITIES, PLATFORM_INFO)
 MSR_INDEX_LIST = (
     SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP, STAR, CSTAR, KERNEL_GS_BASE, FMASK, LSTAR,
     IA32_TSC, IA32_PAT, IA32_FEAT_CTL, TSC_AUX, IA32_SPEC_CTRL,
-    MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK_NEW,
+    MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_STEAL_TIME,
     IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_ARCH_CAPABILITIES, IA32_MISC_ENABLE, mce.IA32_MCG_STATUS, mce.IA32_MCG_CTL,
     mce.IA32_MCG_EXT_CTL, SMI_COUNT, PLATFORM_INFO, MISC_FEATURES_ENABLES, IA32_POWER_CTL, IA32_UCODE_REV, K7_HWCR,
     MSR_KVM_POLL_CONTROL,
@@ -92,7 +92,6 @@ _PLAIN_DEFAULTS = {
     **dict.fromkeys((*MTRR_PHYS, *MTRR_FIXED), 0),
 }
 READ_AS_CONSTANT = {
-    MSR_KVM_STEAL_TIME: 0,
     0x2C: 1 << 24,  # EBC_FREQUENCY_ID: firmware and old guests derive a bus speed from it
     0xCD: 3,  # the frequency of the front-side bus
     0x198: 1000 | 4 << 40,  # PERF_STATUS: no P-states, a multiplier of 4
@@ -127,8 +126,8 @@ def _memory_types(value: int, types: int) -> bool:
 
 
 def _is_refused(index: int) -> bool:
-    """Return whether KVM knows the MSR and has none of it: SMM, steal time, and the gaps between the MTRRs."""
-    return index in (IA32_SMBASE, MSR_KVM_STEAL_TIME) or MTRR_PHYS.start <= index <= MTRR_FIXED[-1]
+    """Return whether KVM knows the MSR and has none of it: SMM, and the gaps between the MTRRs."""
+    return index == IA32_SMBASE or MTRR_PHYS.start <= index <= MTRR_FIXED[-1]
 
 
 class EmulatedMsrs:
@@ -188,6 +187,8 @@ class EmulatedMsrs:
             return vcpu.kvm.clock.wall_clock
         if index in SYSTEM_TIMES:
             return vcpu.pv_time.msr
+        if index == MSR_KVM_STEAL_TIME:
+            return vcpu.steal_time.msr
         value = READ_AS_CONSTANT.get(index)
         if value is not None:
             return value
@@ -236,8 +237,18 @@ class EmulatedMsrs:
             vcpu.kvm.clock.set_wall_clock(value)
         elif index in SYSTEM_TIMES:
             vcpu.pv_time.set(value, old_msr=index == MSR_KVM_SYSTEM_TIME, host=host)
+        elif index == MSR_KVM_STEAL_TIME:
+            self._set_steal_time(value, host=host)
         else:
             self._set_feature(index, value, host=host)
+
+    def _set_steal_time(self, value: int, *, host: bool) -> None:
+        if value & KVM_STEAL_RESERVED_MASK:
+            raise Invalid
+        steal_time = self.vcpu.steal_time
+        steal_time.msr = value
+        if steal_time.enabled and not host:  # KVM_REQ_STEAL_UPDATE; user space's is met when the vCPU is loaded
+            steal_time.record()
 
     def _set_plain(self, index: int, value: int, *, host: bool) -> None:
         if index == IA32_UCODE_REV:

@@ -25,6 +25,7 @@ from swtdx.linux.arch.x86.kvm.lapic import (
 )
 from swtdx.linux.arch.x86.kvm.x86.msrs import EmulatedMsrs
 from swtdx.linux.arch.x86.kvm.x86.pvclock import PvTime
+from swtdx.linux.arch.x86.kvm.x86.steal_time import StealTime
 from swtdx.linux.err import err
 from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, HeldSignals, WaitQueue
 from swtdx.linux.virt.kvm import binary_stats as stats
@@ -107,6 +108,7 @@ class Vcpu:
         self.virtual_tsc_khz = kvm.default_tsc_khz
         self.msrs = EmulatedMsrs(self)
         self.pv_time = PvTime(self)
+        self.steal_time = StealTime(self)
         self.stat = Statistics(f"kvm-{os.getpid()}/vcpu-{vcpu_id}", VCPU_STATISTICS)
         self.ops.vcpu_create(self)
 
@@ -274,13 +276,13 @@ class Vcpu:
                     if not handle_exit(self):
                         return
                     if self.spin_seconds:
-                        cpus.put_cpu(cpu)
+                        self._put(cpu)
                         cpu = -1
                         if self.kvm_vcpu_on_spin():
                             raise self.kvm_handle_signal_exit()
                         cpu = self._load()
                 else:
-                    cpus.put_cpu(cpu)
+                    self._put(cpu)
                     cpu = -1
                     interrupted = self.vcpu_block()
                     if kvm.dead:
@@ -300,12 +302,14 @@ class Vcpu:
                 if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
                     raise self.kvm_handle_signal_exit()
                 if cpus.waiters:  # cond_resched: another vCPU waits for a CPU
-                    cpus.put_cpu(cpu)
+                    self._put(cpu)
                     cpu = -1
                     cpu = self._load()
         finally:
             if cpu >= 0:
                 cpus.put_cpu(cpu)
+                if self.steal_time.msr & 1:
+                    self.steal_time.set_preempted()
             self.interrupted = False
             if self._signals.holding:
                 self._signals.let_go()
@@ -317,7 +321,14 @@ class Vcpu:
         return err(errno.EINTR, "a signal is pending")
 
     def _load(self) -> int:
-        cpu = self.kvm.cpus.get_cpu(self)
+        if not self.steal_time.msr:
+            cpu = self.kvm.cpus.get_cpu(self)
+        else:
+            asked = time.monotonic_ns()
+            cpu = self.kvm.cpus.get_cpu(self)
+            self.steal_time.waited_ns += time.monotonic_ns() - asked
+            if self.steal_time.enabled:
+                self.steal_time.record()
         if cpu != self.cpu:
             try:
                 self.ops.vcpu_load(self, cpu)
@@ -327,6 +338,12 @@ class Vcpu:
             self.cpu = cpu
         self.stat.values[HOST_STATE_RELOAD] += 1
         return cpu
+
+    def _put(self, cpu: int) -> None:
+        """Give the CPU up (vcpu_put)."""
+        self.kvm.cpus.put_cpu(cpu)
+        if self.steal_time.enabled:
+            self.steal_time.set_preempted()
 
     def _ioapic_eoi_exit(self) -> bool:
         apic = self.apic

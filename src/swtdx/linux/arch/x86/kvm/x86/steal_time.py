@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Steal time: how long a vCPU wanted to run and could not (record_steal_time, arch/x86/kvm/x86.c).
+
+A guest names 64 bytes of its memory by MSR_KVM_STEAL_TIME; KVM adds up there what the vCPU's thread waited for a
+processor (struct kvm_steal_time, Documentation/virt/kvm/x86/msr.rst): on the run queue of the host, as its scheduler
+counts, and for a processor of the emulated machine, when it has more vCPUs than those. Written each time the vCPU is
+loaded; ``preempted`` is set while it is not. The version is odd while the rest changes. TDs have no such page.
+
+Left out: a vCPU's turn on the one engine that executes guests, for which it waits inside the processor.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
+
+KVM_MSR_ENABLED = 1 << 0
+KVM_STEAL_RESERVED_MASK = 0x3E
+KVM_VCPU_PREEMPTED = 1 << 0
+_VERSION, _PREEMPTED = 8, 16  # offsets in struct kvm_steal_time; steal is at 0
+_MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
+
+
+def run_delay() -> int:
+    """Nanoseconds that this thread has waited on a run queue (sched_info.run_delay); 0 if the host does not count."""
+    try:
+        with open(f"/proc/self/task/{threading.get_native_id()}/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class StealTime:
+    """A vCPU's 64 bytes."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self.msr = 0
+        self.waited_ns = 0
+        """What the vCPU has waited for a processor of the emulated machine."""
+        self._last = 0
+        self._preempted = False
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the guest has named its memory."""
+        return bool(self.msr & KVM_MSR_ENABLED)
+
+    def record(self) -> None:
+        """Add what was waited since the last time."""
+        kvm, address = self._vcpu.kvm, self.msr & ~0x3F
+        try:
+            steal, version = struct.unpack("<QI", kvm.read_guest(address, 12))
+            version += version & 1  # the first time it is whatever was there
+            kvm.write_guest(address + _PREEMPTED, b"\0")
+            self._preempted = False
+            kvm.write_guest(address + _VERSION, struct.pack("<I", version + 1 & _MASK32))
+            kvm.write_guest(address, struct.pack("<Q", steal + self._since() & _MASK64))
+            kvm.write_guest(address + _VERSION, struct.pack("<I", version + 2 & _MASK32))
+        except OSError:
+            return  # there is no memory to write to
+
+    def _since(self) -> int:
+        now = run_delay() + self.waited_ns
+        waited, self._last = now - self._last, now
+        return max(waited, 0)  # another thread runs the vCPU now, which has waited less
+
+    def set_preempted(self) -> None:
+        """The vCPU is not on a processor any more (kvm_steal_time_set_preempted)."""
+        if self._preempted:
+            return
+        try:
+            self._vcpu.kvm.write_guest((self.msr & ~0x3F) + _PREEMPTED, bytes([KVM_VCPU_PREEMPTED]))
+        except OSError:
+            return
+        self._preempted = True
