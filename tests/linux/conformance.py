@@ -536,9 +536,12 @@ CASES: tuple[Case, ...] = (
     # What this kernel does not have: kvm_arch_vm_ioctl and its siblings end in these for a number they do not know.
     Case("vm", "KVM_GET_NR_MMU_PAGES", E.ENOTTY, "x86 has no such ioctl any more"),
     Case("vm", "KVM_SET_PMU_EVENT_FILTER", E.ENOTTY, "no performance counters"),
-    Case("vcpu", "KVM_GET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on"),
-    Case("vcpu", "KVM_SET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on"),
-    Case("vcpu", "KVM_GET_REG_LIST", E.EINVAL, "x86 has it from Linux 6.18 on"),
+    Case("vcpu", "KVM_GET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),
+    Case("vcpu", "KVM_SET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),
+    Case("vcpu", "KVM_GET_REG_LIST", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),
+    Case("vcpu", "KVM_GET_ONE_REG", E.EINVAL, "not a register of x86", struct(k.kvm_one_reg, id=1), UPSTREAM),
+    Case("vcpu", "KVM_SET_ONE_REG", E.EINVAL, "not a register of x86", struct(k.kvm_one_reg, id=1), UPSTREAM),
+    Case("vcpu", "KVM_GET_REG_LIST", 0, "none of KVM's own", struct(k.kvm_reg_list), UPSTREAM),
     Case("device", "KVM_GET_SUPPORTED_HV_CPUID", E.EINVAL, "no Hyper-V"),
 )
 

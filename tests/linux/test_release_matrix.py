@@ -275,6 +275,30 @@ def eventfd_of_two_vms(release: str) -> Any:
     return refused or set(seen)
 
 
+def x2apic_api(release: str, flags: int, split: bool = True) -> Any:
+    """(the capability of the VM, the errno of enabling ``flags``)"""
+    bench = boot(release=release)
+    vm = bench.vm(0)
+    if split:
+        bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    else:
+        bench.ioctl(vm, k.KVM_CREATE_IRQCHIP)
+    offered = bench.ioctl(vm, k.KVM_CHECK_EXTENSION, k.Cap.X2APIC_API)
+    return offered, answered(lambda: bench.enable(vm, k.Cap.X2APIC_API, flags))
+
+
+def one_reg(release: str) -> Any:
+    """(the capability, the errno of reading TSC_AUX by its register identifier, that of KVM_GET_REG_LIST)"""
+    bench = boot(release=release)
+    vm = bench.vm(0)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    value = ctypes.c_uint64(1)
+    register = k.kvm_one_reg(id=0x2030_0002_C000_0103, addr=ctypes.addressof(value))
+    offered = bench.ioctl(vm, k.KVM_CHECK_EXTENSION, k.Cap.ONE_REG)
+    listed = answered(lambda: bench.ioctl(vcpu, k.KVM_GET_REG_LIST, k.kvm_reg_list(n=1)))
+    return offered, answered(lambda: bench.ioctl(vcpu, k.KVM_GET_ONE_REG, register)), listed
+
+
 INVALID_OPERAND, RETRY = ("R10", k.TDVMCALL_STATUS_INVALID_OPERAND), ("R10", k.TDVMCALL_STATUS_RETRY)
 E = errno
 MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] = {
@@ -289,6 +313,24 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     "KVM_CREATE_IRQCHIP of a TD": (irqchip_of_a_td, since("6.18", 0, E.ENOTTY), ("tds_take_irqchips",)),
     "KVM_IRQFD of another VM's eventfd": (
         eventfd_of_two_vms, since("6.18", {0}, E.EBUSY), ("irqfds_share_eventfds",),
+    ),
+    "KVM_GET_ONE_REG and KVM_GET_REG_LIST": (
+        one_reg, since("6.18", (0, E.EINVAL, E.EINVAL), (1, 0, 0)), ("absent_ioctls", "absent_capabilities"),
+    ),
+    "x2APIC API: suppress EOI broadcasts": (
+        lambda name: x2apic_api(name, 4), since("6.19", (0b11, E.EINVAL), (0b1111, 0)), ("directed_eoi_is_chosen",),
+    ),
+    "x2APIC API: do not suppress EOI broadcasts": (
+        lambda name: x2apic_api(name, 8), since("6.19", (0b11, E.EINVAL), (0b1111, 0)), ("directed_eoi_is_chosen",),
+    ),
+    "x2APIC API: both": (
+        lambda name: x2apic_api(name, 12), since("6.19", (0b11, E.EINVAL), (0b1111, E.EINVAL)), (),
+    ),
+    "x2APIC API: suppress, with the I/O APIC in the kernel": (
+        lambda name: x2apic_api(name, 4, split=False), since("6.19", (0b11, E.EINVAL), (0b1011, E.EINVAL)), (),
+    ),
+    "x2APIC API: do not suppress, with the I/O APIC in the kernel": (
+        lambda name: x2apic_api(name, 8, split=False), since("6.19", (0b11, E.EINVAL), (0b1011, 0)), (),
     ),
     "source_addr 0": (
         source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3-rc": E.EINVAL, "next": E.EINVAL}, ("null_source",),

@@ -53,6 +53,10 @@ class Release:
     shows_module_in_sysfs: bool
     """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
+    directed_eoi_is_chosen: bool
+    """KVM_CAP_X2APIC_API has flags that choose whether a guest can keep EOIs from the I/O APIC in user space; else that
+    is offered without effect."""
+
     # --- building a TD ------------------------------------------------------------------------------------------------
     tds_have_attributes: bool
     """User space says by KVM_SET_MEMORY_ATTRIBUTES which memory of a TD is private."""
@@ -114,19 +118,21 @@ def _requests(*names: str) -> frozenset[int]:
     return frozenset(int(REQUESTS[name]) for name in names)
 
 
+_ONE_REG = _requests("KVM_GET_ONE_REG", "KVM_SET_ONE_REG", "KVM_GET_REG_LIST")
 _6_16 = Release(
     name=KernelRelease.V6_16,
     dialect=Dialect.UPSTREAM,
     reads_module_fields=True,
     checks_module_features=True,
     reports_guest_phys_bits=True,
-    absent_ioctls=frozenset(),
-    absent_capabilities=frozenset(),
+    absent_ioctls=_ONE_REG,
+    absent_capabilities=frozenset({Cap.ONE_REG}),
     makes_sw_protected_vms=True,
     irqfds_share_eventfds=True,
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
+    directed_eoi_is_chosen=False,
     tds_have_attributes=True,
     reserved_members=(),
     writes_capabilities_command=True,
@@ -150,11 +156,19 @@ _6_16 = Release(
     x2apic_by_register=False,
     serves_terminate_vm=False,
 )
-_6_18 = replace(_6_16, name=KernelRelease.V6_18, irqfds_share_eventfds=False, tds_take_irqchips=False)
+_6_18 = replace(
+    _6_16,
+    name=KernelRelease.V6_18,
+    absent_ioctls=frozenset(),
+    absent_capabilities=frozenset(),
+    irqfds_share_eventfds=False,
+    tds_take_irqchips=False,
+)
 _6_19 = replace(
     _6_18,
     name=KernelRelease.V6_19,
     writes_capabilities_command=False,
+    directed_eoi_is_chosen=True,
     vcpu_command_is_read_first=True,
     maps_and_adds_at_once=True,
     building_errors_kill=True,
@@ -183,7 +197,8 @@ _V10 = replace(
     reads_module_fields=False,
     checks_module_features=False,
     reports_guest_phys_bits=False,
-    absent_ioctls=_requests(
+    absent_ioctls=_ONE_REG
+    | _requests(
         "KVM_SET_USER_MEMORY_REGION2",
         "KVM_SET_MEMORY_ATTRIBUTES",
         "KVM_CREATE_GUEST_MEMFD",
@@ -191,6 +206,7 @@ _V10 = replace(
     ),
     absent_capabilities=frozenset(
         {
+            Cap.ONE_REG,
             Cap.USER_MEMORY2,
             Cap.MEMORY_FAULT_INFO,
             Cap.MEMORY_ATTRIBUTES,
@@ -217,11 +233,9 @@ NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
     {
         KernelRelease.V6_18: (
             "KVM_CAP_GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED",
-            "KVM_GET_ONE_REG and KVM_SET_ONE_REG on x86",
             "KVM_PRE_FAULT_MEMORY fails with EAGAIN where it would wait for a slot that goes away",
         ),
         KernelRelease.V6_19: (
-            "the flags of KVM_CAP_X2APIC_API about suppressing EOI broadcasts",
             "sub-commands wait for all vCPUs, and (until 7.2) fail with EBUSY while another thread is inside "
             "KVM_CREATE_VCPU: KVM_CREATE_VCPU is one step here, so that no thread can see it half done",
         ),

@@ -71,6 +71,17 @@ class IrqchipMode(Enum):
     KERNEL = "kernel"
 
 
+class SuppressEoiBroadcast(Enum):
+    """Whether local APICs keep a level-triggered EOI from the I/O APICs if the guest asks (Directed EOI).
+
+    QUIRKED, as before there was a choice: offered unless the I/O APIC is in the kernel, and without effect.
+    """
+
+    QUIRKED = "offered, ignored"
+    ENABLED = "offered"
+    DISABLED = "not offered"
+
+
 class Kvm:
     """``ops`` is the kernel's kvm_x86_ops."""
 
@@ -115,6 +126,7 @@ class Kvm:
         self.pit: Pit | None = None
         self.x2apic_format = False
         self.x2apic_broadcast_quirk_disabled = False
+        self.suppress_eoi_broadcast = SuppressEoiBroadcast.QUIRKED
         self.apic_bus_cycle_ns = APIC_BUS_CYCLE_NS_DEFAULT
         self.tsc = TscGeneration()
         self.default_tsc_khz: int = kernel.processor.platform.tsc_hz // 1000

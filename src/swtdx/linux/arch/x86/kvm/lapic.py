@@ -25,6 +25,7 @@ from swtdx.linux.arch.x86.kvm.irq_comm import (
     irq_delivery_to_apic,
 )
 from swtdx.linux.err import err
+from swtdx.linux.virt.kvm.kvm_main import IrqchipMode, SuppressEoiBroadcast
 from swtdx.uapi.kvm import KVM_X86_QUIRK_LINT0_REENABLED
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR, TMICT, TMCCT, TDCR, SELF_IPI = (
 LVTS = (LVTT, LVTTHMR, LVTPC, LVT0, LVT1, LVTERR)
 LVT_MASKED, LVT_DELIVERY_MODE = 1 << 16, 0x700
 _LVT0_ACCEPTS = LVT_MASKED | LVT_DELIVERY_MODE
-SPIV_APIC_ENABLED = 1 << 8
+SPIV_APIC_ENABLED, SPIV_DIRECTED_EOI, LVR_DIRECTED_EOI = 1 << 8, 1 << 12, 1 << 24
 TIMER_PERIODIC, TIMER_TSCDEADLINE, TIMER_MODE = 1 << 17, 2 << 17, 3 << 17
 READABLE_X2APIC = frozenset(
     [ID, LVR, TASKPRI, PROCPRI, LDR, SPIV, ESR, ICR, *LVTS, TMICT, TMCCT, TDCR]
@@ -107,8 +108,17 @@ class Lapic:
 
     @property
     def version(self) -> int:
-        """The version register: 14H, and the number of the last LVT entry."""
-        return 0x14 | (len(self.lvts) - 1) << 16
+        """The version register: 14H, the number of the last LVT entry, and Directed EOI (kvm_apic_set_version)."""
+        version = 0x14 | (len(self.lvts) - 1) << 16
+        kvm = self.vcpu.kvm
+        offered = kvm.suppress_eoi_broadcast is SuppressEoiBroadcast.ENABLED
+        if kvm.suppress_eoi_broadcast is SuppressEoiBroadcast.QUIRKED:
+            offered = kvm.irqchip_mode is not IrqchipMode.KERNEL
+        return version | (LVR_DIRECTED_EOI if offered and self.vcpu.guest_cpuid_has_x2apic() else 0)
+
+    def set_version(self) -> None:
+        """What the version register says may have changed: the vCPU has another CPUID."""
+        self._set(LVR, self.version)
 
     def set_cmci(self, has_cmci: bool) -> None:
         """KVM_X86_SETUP_MCE said whether there is LVT CMCI (kvm_apic_after_set_mcg_cap)."""
@@ -258,7 +268,13 @@ class Lapic:
     def eoi_broadcast(self, vector: int) -> None:
         """A level-triggered interrupt ended: KVM_EXIT_IOAPIC_EOI informs the I/O APIC in user space."""
         if self._regs[TMR + 0x10 * (vector >> 5) >> 2] & 1 << (vector & 31):
-            self.pending_ioapic_eoi = vector
+            self.ioapic_send_eoi(vector)
+
+    def ioapic_send_eoi(self, vector: int) -> None:
+        """Broadcast the EOI of a level-triggered vector, unless the guest does that itself (kvm_ioapic_send_eoi)."""
+        if self.get(SPIV) & SPIV_DIRECTED_EOI and self.vcpu.kvm.suppress_eoi_broadcast is SuppressEoiBroadcast.ENABLED:
+            return
+        self.pending_ioapic_eoi = vector
 
     # --- Register access ----------------------------------------------------------------------------------------------
 
@@ -282,7 +298,8 @@ class Lapic:
         elif register in self.lvts:
             self._write_lvt(register, value)
         elif register == SPIV:
-            self._set(SPIV, value & 0x3FF)
+            mask = 0x3FF | (SPIV_DIRECTED_EOI if self.get(LVR) & LVR_DIRECTED_EOI else 0)
+            self._set(SPIV, value & mask)
             if not value & SPIV_APIC_ENABLED:
                 for lvt in self.lvts:
                     self._set(lvt, self.get(lvt) | LVT_MASKED)

@@ -175,6 +175,36 @@ def test_the_page_is_in_the_dirty_log(bench: Bench) -> None:
     assert bitmap[0] == 2
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.999, 1.001, 2.0])
+@pytest.mark.parametrize("cpus", [1, 3])
+@pytest.mark.parametrize("one_tsc", [True, False])
+def test_time_never_goes_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, rate: float, cpus: int, one_tsc: bool
+) -> None:
+    """Whatever the host's clocks do beside its TSC, and whichever vCPU looks: each page that is written again."""
+    start, real = time.monotonic_ns(), time.monotonic_ns
+    monkeypatch.setattr(time, "monotonic_ns", lambda: start + int((real() - start) * rate))
+    guest = Guest(bench, cpus)
+    for number, vcpu in enumerate(guest.vcpus):
+        if not one_tsc:
+            put(bench, vcpu, (0x10, 1 << 40 + number))
+        put(bench, vcpu, (SYSTEM_TIME, 0x1001 + 0x40 * number))
+    latest = 0
+    for turn in range(12):
+        for number, vcpu in enumerate(guest.vcpus):
+            now = guest.now(vcpu, 0x1000 + 0x40 * number)
+            assert now >= latest - 2, (turn, number)  # two roundings of a nanosecond
+            latest = max(latest, now)
+        time.sleep(0.002)
+        changed = turn % cpus
+        put(bench, guest.vcpus[changed], (SYSTEM_TIME, 0x1001 + 0x40 * changed))
+        if turn == 6:
+            put(bench, guest.vcpus[changed], (0x10, 1 << 41))  # another TSC: the end of a master clock
+        clock = guest.clock().clock
+        assert clock >= latest - 2
+        latest = max(latest, clock)
+
+
 def test_cpuid_offers_what_there_is(bench: Bench) -> None:
     request = filled_cpuid()
     bench.ioctl(bench.device(), k.KVM_GET_SUPPORTED_CPUID, request)

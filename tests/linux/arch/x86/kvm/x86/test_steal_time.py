@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,14 +79,15 @@ def test_preempted_is_clear_while_the_guest_runs(guest: LongModeVm) -> None:
 
 
 def test_each_load_adds_what_the_thread_has_waited(guest: LongModeVm, monkeypatch: pytest.MonkeyPatch) -> None:
-    waited = 5_000
-    monkeypatch.setattr(steal_time, "run_delay", lambda: waited)
+    delays = [5_000]
+    monkeypatch.setattr(steal_time, "run_delay", lambda: delays[-1])
     assert set_msr(guest, DATA | 1)
     seen = []
-    for waited in (5_000, 5_000, 17_000, 3_000, 4_000):  # the fourth on a thread that has waited less
+    for delay in (5_000, 5_000, 17_000, 3_000, 4_000):  # the fourth on a thread that has waited less
+        delays.append(delay)
         assert guest.run(b"\x90") is None
         seen.append(area(guest)[0])
-    steps = [after - before for before, after in zip(seen, seen[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(seen)]
     few = 3_000_000  # for a processor that was free
     assert [step // few for step in steps] == [0, 0, 0, 0]
     assert steps[1] >= 12_000

@@ -44,6 +44,7 @@ from swtdx.uapi.kvm import (
     KVM_INTERNAL_ERROR_DELIVERY_EV,
     KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
+    KVM_X86_QUIRK_OUT_7E_INC_RIP,
     Vector,
 )
 from swtdx.x86 import Gpr
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
 _FOLLOWS_STATE = frozenset((1, 7, 0xD))  # kvm_update_cpuid_runtime
 _EXIT_IO = int(KVM_EXIT_IO)
+_PORT_7E = 0x7E
 _IO_STRING = 1 << 4
 _DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
 
@@ -185,7 +187,10 @@ def _io(vcpu: Vcpu, context: GuestContext) -> int:
             if context.rip == rip:
                 _skip(vcpu, context)
 
-        vcpu.complete_userspace_io = complete_out
+        if port == _PORT_7E and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_OUT_7E_INC_RIP:
+            _skip(vcpu, context)  # there are VMMs that look at RIP to see who was meant
+        else:
+            vcpu.complete_userspace_io = complete_out
         _DATA[size].pack_into(vcpu.run, run_struct.PIO_DATA, value)
     run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, _EXIT_IO)
     run_struct.IO.pack_into(
@@ -315,7 +320,7 @@ def _dr_access(vcpu: Vcpu, context: GuestContext) -> int:
 def _virtualized_eoi(vcpu: Vcpu, context: GuestContext) -> int:
     """A level-triggered vector ended. The instruction is complete."""
     if vcpu.apic is not None:
-        vcpu.apic.pending_ioapic_eoi = context.exit_qualification & 0xFF
+        vcpu.apic.ioapic_send_eoi(context.exit_qualification & 0xFF)
     return 1
 
 

@@ -17,7 +17,7 @@ from swtdx.linux.arch.x86.kvm.x86.guest_debug import KVM_GUESTDBG_VALID_MASK
 from swtdx.linux.arch.x86.kvm.x86.msrs import KVM_MAX_MCE_BANKS
 from swtdx.linux.err import err
 from swtdx.linux.virt.kvm.coalesced_mmio import KVM_COALESCED_MMIO_PAGE_OFFSET
-from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm
+from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm, SuppressEoiBroadcast
 from swtdx.linux.virt.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.uapi.kvm import (
     KVM_BUS_LOCK_DETECTION_EXIT,
@@ -33,6 +33,8 @@ from swtdx.uapi.kvm import (
     KVM_SYNC_X86_VALID_FIELDS,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
     KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST,
+    KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST,
     KVM_X86_DISABLE_EXITS_CSTATE,
     KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_DISABLE_EXITS_MWAIT,
@@ -49,6 +51,7 @@ XSAVE_SIZE = 4096
 KVM_DIRTY_LOG_MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 VALID_QUIRKS = 0x3FF
 X2APIC_API_VALID = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+_SUPPRESS_EOI = KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 _ALWAYS_1 = (
     Cap.IRQCHIP, Cap.HLT, Cap.USER_MEMORY, Cap.SET_TSS_ADDR, Cap.EXT_CPUID, Cap.NOP_IO_DELAY, Cap.MP_STATE,
     Cap.SYNC_MMU, Cap.DESTROY_MEMORY_REGION_WORKS, Cap.USER_NMI, Cap.JOIN_MEMORY_REGIONS_WORKS, Cap.IRQFD,
@@ -84,6 +87,8 @@ def check_extension(kernel: EmulatedKernel, kvm: Kvm | None, cap: int) -> int:
         return kvm.supported_attributes()
     if cap == Cap.GUEST_MEMFD and kvm is not None:
         return int(kvm.has_attributes)
+    if cap == Cap.X2APIC_API and kvm is not None and kvm.irqchip_mode is not IrqchipMode.SPLIT:
+        return value & ~KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
     return value
 
 
@@ -106,7 +111,8 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.READONLY_MEM: 1,
         Cap.SYNC_REGS: KVM_SYNC_X86_VALID_FIELDS,
         Cap.MULTI_ADDRESS_SPACE: 1,
-        Cap.X2APIC_API: X2APIC_API_VALID,
+        Cap.X2APIC_API: x2apic_api_flags(kernel),
+        Cap.ONE_REG: 1,
         Cap.EXIT_HYPERCALL: 1 << KVM_HC_MAP_GPA_RANGE,
         Cap.SET_GUEST_DEBUG2: KVM_GUESTDBG_VALID_MASK,
         Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
@@ -121,6 +127,11 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
     }
     table.update({int(cap): value for cap, value in answers.items()})
     return table
+
+
+def x2apic_api_flags(kernel: EmulatedKernel) -> int:
+    """KVM_X2APIC_API_VALID_FLAGS."""
+    return X2APIC_API_VALID | (_SUPPRESS_EOI if kernel.release.directed_eoi_is_chosen else 0)
 
 
 def allowed_disable_exits(processor: Processor) -> int:
@@ -155,12 +166,19 @@ def _split_irqchip(kvm: Kvm, args: Any) -> None:
 
 
 def _x2apic_api(kvm: Kvm, args: Any) -> None:
-    if args[0] & ~X2APIC_API_VALID:
-        raise err(errno.EINVAL, f"x2APIC API flags {args[0]:#x}")
+    flags = args[0]
+    if flags & ~x2apic_api_flags(kvm.kernel) or flags & _SUPPRESS_EOI == _SUPPRESS_EOI:
+        raise err(errno.EINVAL, f"x2APIC API flags {flags:#x}")
+    if flags & KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST and kvm.irqchip_mode is not IrqchipMode.SPLIT:
+        raise err(errno.EINVAL, "the kernel's own I/O APIC has no EOI register, and needs the broadcasts")
     if args[0] & KVM_X2APIC_API_USE_32BIT_IDS:
         kvm.x2apic_format = True
     if args[0] & KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK:
         kvm.x2apic_broadcast_quirk_disabled = True
+    if flags & KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST:
+        kvm.suppress_eoi_broadcast = SuppressEoiBroadcast.ENABLED
+    if flags & KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST:
+        kvm.suppress_eoi_broadcast = SuppressEoiBroadcast.DISABLED
 
 
 def _exit_hypercall(kvm: Kvm, args: Any) -> None:

@@ -6,6 +6,10 @@ how fast the TSC counts (struct pvclock_vcpu_time_info, Documentation/virt/kvm/x
 the page changes. Where all vCPUs have one TSC the VM has a *master clock*: every page then holds the same pair of host
 TSC and time, is stable across vCPUs (flag 1), and KVM_GET_CLOCK reports that by KVM_CLOCK_TSC_STABLE.
 
+The VM's time is a line over the host's TSC, whether there is a master clock or not. The guest computes along that line
+from what a page says, so that a page that is written again, for this vCPU or another, never takes time back: the
+host's clocks, which are slewed, run beside it.
+
 A page is written when what it says changes: the MSR, KVM_SET_CLOCK, the vCPU's TSC. What cannot be written, because no
 slot is there or it is read-only, stays as it is. TDs have no such page (the module shows them their TSC).
 """
@@ -50,13 +54,17 @@ class KvmClock:
         self._lock = threading.Lock()
         self.wall_clock = 0
         self.boot_vcpu_runs_old_kvmclock = False
-        self._offset = -time.monotonic_ns()
-        self._master_tsc = self._master_ns = 0
-        self.update_master()
+        self._hertz = kvm.processor.platform.tsc_hz
+        self._zero_tsc = self._master_tsc = kvm.processor.rdtsc()
+        self._offset = 0
 
     def update_master(self) -> None:
         """kvm_update_masterclock: a new pair of TSC and time from now on."""
-        self._master_tsc, self._master_ns = self._kvm.processor.rdtsc(), time.monotonic_ns()
+        self._master_tsc = self._kvm.processor.rdtsc()
+
+    def _at(self, tsc: int) -> int:
+        """Return the VM's time in ns at a host TSC."""
+        return (tsc - self._zero_tsc) * NSEC_PER_SEC // self._hertz + self._offset
 
     @property
     def use_master_clock(self) -> bool:
@@ -68,19 +76,18 @@ class KvmClock:
 
     def sample(self) -> tuple[int, int, bool]:
         """Return (host TSC, VM time in ns at it, whether that is the master clock's)."""
-        if self.use_master_clock:
-            return self._master_tsc, self._master_ns + self._offset, True
-        return self._kvm.processor.rdtsc(), time.monotonic_ns() + self._offset, False
+        master = self.use_master_clock
+        tsc = self._master_tsc if master else self._kvm.processor.rdtsc()
+        return tsc, self._at(tsc), master
 
     def read(self) -> kvm_clock_data:
         """KVM_GET_CLOCK."""
         with self._lock:
-            if not self.use_master_clock:
-                return kvm_clock_data(clock=time.monotonic_ns() + self._offset & _MASK64)
             realtime, host_tsc = time.time_ns(), self._kvm.processor.rdtsc()
-            elapsed = (host_tsc - self._master_tsc) * NSEC_PER_SEC // self._kvm.processor.platform.tsc_hz
+            if not self.use_master_clock:
+                return kvm_clock_data(clock=self._at(host_tsc) & _MASK64)
             return kvm_clock_data(
-                clock=self._master_ns + self._offset + elapsed & _MASK64,
+                clock=self._at(host_tsc) & _MASK64,
                 flags=KVM_CLOCK_TSC_STABLE | KVM_CLOCK_REALTIME | KVM_CLOCK_HOST_TSC,
                 realtime=realtime,
                 host_tsc=host_tsc,
@@ -93,7 +100,7 @@ class KvmClock:
             value += max(0, time.time_ns() - data.realtime)
         with self._lock:
             self.update_master()
-            self._offset = value - self._master_ns
+            self._offset += value - self._at(self._master_tsc)
         self.update_pages()
 
     def tsc_changed(self) -> None:

@@ -35,7 +35,7 @@ from swtdx.linux.arch.x86.kvm.x86.vcpu_events import get_vcpu_events, set_vcpu_e
 from swtdx.linux.err import err
 from swtdx.linux.files import File, FileTable
 from swtdx.linux.mm import PAGE_SHIFT
-from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, struct_from_user
+from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, put_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
 from swtdx.linux.virt.kvm.pre_fault_memory import pre_fault_memory
 from swtdx.linux.virt.kvm.run_struct import RUN_SIZE
@@ -45,8 +45,13 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_INIT_RECEIVED,
     KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED,
+    KVM_REG_ARCH_MASK,
+    KVM_REG_SIZE_MASK,
+    KVM_REG_SIZE_U64,
+    KVM_REG_X86,
     KVM_RUN,
     KVM_X86_DISABLE_EXITS_HLT,
+    KVM_X86_REG_TYPE_MSR,
     KVMIO,
     REQUESTS,
     Cap,
@@ -60,6 +65,7 @@ from swtdx.uapi.kvm import (
     kvm_lapic_state,
     kvm_mp_state,
     kvm_msr_entry,
+    kvm_one_reg,
     kvm_regs,
     kvm_signal_mask,
     kvm_sregs,
@@ -233,6 +239,8 @@ def kvm_set_cpuid(vcpu: Vcpu, entries: list[kvm_cpuid_entry2]) -> int:
         return 0
     vcpu.cpuid = table
     vcpu.ops.vcpu_after_set_cpuid(vcpu)
+    if vcpu.apic is not None:
+        vcpu.apic.set_version()
     return 0
 
 
@@ -308,6 +316,47 @@ def _set_msrs(vcpu: Vcpu, arg: int) -> int:
 
 
 # --- State ------------------------------------------------------------------------------------------------------------
+
+
+def _one_reg(vcpu: Vcpu, arg: int) -> tuple[int, int]:
+    """Return the MSR that a register's identifier means, and the user address of its value. Raises OSError.
+
+    Registers of the other type, KVM's own, exist where the guest has shadow stacks: none here.
+    """
+    request = struct_from_user(kvm_one_reg, arg)
+    number, reserved, kind = request.id & 0xFFFFFFFF, request.id >> 40 & 0xFFF, request.id >> 32 & 0xFF
+    if request.id & KVM_REG_ARCH_MASK != KVM_REG_X86 or reserved or kind != KVM_X86_REG_TYPE_MSR:
+        raise err(errno.EINVAL, f"register {request.id:#x}: not an MSR of x86")
+    if request.id & KVM_REG_SIZE_MASK != KVM_REG_SIZE_U64:
+        raise err(errno.EINVAL, f"register {request.id:#x}: an MSR has 64 bits")
+    return number, request.addr
+
+
+def _get_one_reg(vcpu: Vcpu, arg: int) -> int:
+    index, address = _one_reg(vcpu, arg)
+    try:
+        value = do_get_msr(vcpu, index)
+    except (Unsupported, Invalid) as refusal:
+        raise err(errno.EINVAL, f"MSR {index:#x} cannot be read") from refusal
+    put_user(address, value, 8)
+    return 0
+
+
+def _set_one_reg(vcpu: Vcpu, arg: int) -> int:
+    index, address = _one_reg(vcpu, arg)
+    value = get_user(address, 8)
+    try:
+        do_set_msr(vcpu, index, value)
+    except (Unsupported, Invalid) as refusal:
+        raise err(errno.EINVAL, f"MSR {index:#x} does not take {value:#x}") from refusal
+    return 0
+
+
+def _get_reg_list(vcpu: Vcpu, arg: int) -> int:
+    """Of KVM's own registers there are none; MSRs are in KVM_GET_MSR_INDEX_LIST."""
+    get_user(arg, 8)
+    put_user(arg, 0, 8)
+    return 0
 
 
 def _get_mp_state(vcpu: Vcpu, arg: int) -> int:
@@ -467,6 +516,9 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_GET_CPUID2": kvm_vcpu_ioctl_get_cpuid2,
         "KVM_GET_MSRS": _get_msrs,
         "KVM_SET_MSRS": _set_msrs,
+        "KVM_GET_ONE_REG": _get_one_reg,
+        "KVM_SET_ONE_REG": _set_one_reg,
+        "KVM_GET_REG_LIST": _get_reg_list,
         "KVM_GET_REGS": _getter("regs"),
         "KVM_SET_REGS": _setter("regs", kvm_regs),
         "KVM_GET_SREGS": _getter("sregs"),
