@@ -137,7 +137,7 @@ def test_debian_12s_firmware_has_no_measurement_driver(skip_loudly: Callable[[st
     ("image", "kernel", "reason"),
     [
         (edk2_like({("PK", GLOBAL): b"key"}), efi_kernel(), "enforces Secure Boot"),
-        (edk2_like({("BootOrder", GLOBAL): bytes(2)}), efi_kernel(), "boot options of its own"),
+        (edk2_like({("BootOrder", GLOBAL): bytes(2)}), efi_kernel(), "boot options that are not Boot0000"),
         (edk2_like(cfv=b"\xff" * 0x4000), efi_kernel(), "no volume of variables"),
         (edk2_like(tcg=MENU), efi_kernel(), "another make"),
         (edk2_like(tcg=MENU, sec=b"").replace(b"_FVH", b"FVH_"), efi_kernel(), "another make"),

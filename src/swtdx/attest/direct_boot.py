@@ -53,11 +53,14 @@ from swtdx.attest.boot_prediction import (
 )
 from swtdx.attest.efi_start import Started, kernel_measures, started
 from swtdx.attest.event_log import Event
+from swtdx.attest.event_words import printable
 from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
+from swtdx.attest.machine_files import MachineFiles
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
+from swtdx.attest.td_shim import measured_hob
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
 from swtdx.image.acpi_tables import LOADER_FILE
 from swtdx.image.acpi_tables import build as build_acpi
@@ -67,7 +70,7 @@ from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.memory_map import MemoryMap
 from swtdx.image.tdvf import SectionType, Tdvf, TdvfError, check_memory
 
-_BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
+BOOT_MANAGER_MENU = UUID("eec25bdc-67f2-4d95-b1d5-f81b2039d11d")
 _UI_APP = UUID("462caa21-7614-4503-836e-8ab6f4662331")
 _SECURE_BOOT_CONFIG_DXE = UUID("f0e6a44f-7195-41c3-ac64-54f202cd0a21")
 """Carried by builds with Secure Boot, and by no others."""
@@ -89,7 +92,7 @@ _HOB_END_SIZE = 8
 _LOADER_COMMAND_SIZE, _LOADER_ALLOCATE = 128, 1
 
 
-_OPEN_IN_OTHER_BUILDS = (
+OPEN_IN_OTHER_BUILDS = (
     "EV_EFI_VARIABLE_BOOT (BootOrder and Boot####: the boot options that the firmware finds)",
     "EV_EFI_HANDOFF_TABLES2 (the TD HOB, which other builds measure in another form or place)",
     "EV_PLATFORM_CONFIG_FLAGS (which items of fw_cfg it measures)",
@@ -114,7 +117,12 @@ class BootOption:
 
 
 def predict_direct_boot(
-    image: bytes, linux: LinuxBoot, memory_size: int, cpus: int = 1, name: str = "the image"
+    image: bytes,
+    linux: LinuxBoot,
+    memory_size: int,
+    cpus: int = 1,
+    name: str = "the image",
+    machine: MachineFiles = MachineFiles(),  # noqa: B008 - it cannot be changed
 ) -> BootPrediction:
     """RTMRs of a TD built from the firmware ``image`` that starts ``linux`` on the board of ``swtdx run``.
 
@@ -128,33 +136,59 @@ def predict_direct_boot(
     if extends_rtmrs(carried) is False:
         measures = kernel_measures(linux.kernel.image)
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=measures)
-    options = _boot_options(carried)
+    options = boot_options(carried)
     if options is None:
-        _check_known_driver(carried, name)
-    variables = started_variables(tdvf)
+        check_known_driver(carried, name)
+    variables = machine.variables or started_variables(tdvf)
     if options is None:
         return _of_another_build(linux, variables, name)
+    boot_variables = [each.contents() for each in options]
     if variables.get("BootOrder") is not None:
-        raise PredictionError(f"the CFV of {name} has boot options of its own, which is not predicted")
-    acpi = build_acpi(layout, cpus, level_interrupts=False).files()  # as on every board with a TD
-    fw_cfg = {**standard_files(layout), **acpi} if _mentions(carried, _FW_CFG_EVENT) else None
+        boot_variables = _stored_options(variables, boot_variables, name)
     events = [
-        *_sec(tdvf, layout, fw_cfg, standard_items(layout, cpus)),
-        *secure_boot_policy(variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried)),
-        *_acpi(acpi),
+        *machine_extensions(tdvf, carried, layout, cpus, variables, machine),
         *kernel_extensions(linux, variables, name),
-        *_ready_to_boot(options),
+        *ready_to_boot(boot_variables),
     ]
     rest = after_the_call(linux, variables)
     return predicted([*events, *rest.events], rest.measures, rest.unknown, rest.remarks)
+
+
+def machine_extensions(
+    tdvf: Tdvf,
+    carried: Sequence[FirmwareFile],
+    layout: MemoryMap,
+    cpus: int,
+    variables: VariableStore,
+    machine: MachineFiles,
+) -> Iterator[Event]:
+    """What the firmware extends into RTMR0 before it looks for something to boot. Raises `PredictionError`."""
+    acpi = machine.fw_cfg
+    numbered: Mapping[int, bytes] = {Key.BOOT_MENU: machine.boot_menu}
+    if acpi is None:
+        acpi = {**standard_files(layout), **build_acpi(layout, cpus, level_interrupts=False).files()}  # as for a TD
+        numbered = standard_items(layout, cpus)
+    fw_cfg = acpi if _mentions(carried, _FW_CFG_EVENT) else None
+    hob = machine.hob
+    try:
+        measured = td_hob(tdvf, tdvf.hob, layout.ram) if hob is None else measured_hob(hob)
+    except InitialMemoryError as error:
+        raise PredictionError(str(error)) from None
+    yield extension(0, EV_EFI_HANDOFF_TABLES2, measured[:-_HOB_END_SIZE], name="TD HOB")
+    cfv = cfv_extension(tdvf)
+    yield cfv if machine.cfv is None else extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, machine.cfv, name="CFV")
+    if fw_cfg is not None:
+        yield from _fw_cfg(fw_cfg, numbered)
+    yield from secure_boot_policy(variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried))
+    yield from _acpi(acpi)
 
 
 def _of_another_build(linux: LinuxBoot, variables: VariableStore, name: str) -> BootPrediction:
     """RTMR1 and RTMR2, which any build of edk2 with TdTcg2Dxe extends by the same events."""
     kernel = [each for each in kernel_extensions(linux, variables, name) if each.rtmr == 1]
     rest = after_the_call(linux, variables)
-    unknown = [*((0, text) for text in _OPEN_IN_OTHER_BUILDS), *rest.unknown]
-    return predicted([*kernel, *_calling(), *rest.events], rest.measures, unknown, rest.remarks)
+    unknown = [*((0, text) for text in OPEN_IN_OTHER_BUILDS), *rest.unknown]
+    return predicted([*kernel, *calling(), *rest.events], rest.measures, unknown, rest.remarks)
 
 
 def after_the_call(linux: LinuxBoot, variables: VariableStore) -> Started:
@@ -166,7 +200,7 @@ def after_the_call(linux: LinuxBoot, variables: VariableStore) -> Started:
     return started(linux.kernel.image, linux.kernel.name, options, linux.initrd, variables.secure_boot)
 
 
-def _calling() -> Iterator[Event]:
+def calling() -> Iterator[Event]:
     """The firmware is ready to boot, and calls the kernel."""
     yield action("Calling EFI Application from Boot Option")
     yield separator(1)
@@ -188,18 +222,23 @@ def kernel_refusal(image: bytes, linux: LinuxBoot, name: str) -> str | None:
     return None
 
 
-def _sec(
-    tdvf: Tdvf, layout: MemoryMap, named: Mapping[str, bytes] | None, numbered: Mapping[int, bytes]
-) -> Iterator[Event]:
-    """``named`` and ``numbered``: fw_cfg's files and items; None where this build measures none of them."""
-    try:
-        hob = td_hob(tdvf, tdvf.hob, layout.ram)
-    except InitialMemoryError as error:
-        raise PredictionError(str(error)) from None
-    yield extension(0, EV_EFI_HANDOFF_TABLES2, hob[:-_HOB_END_SIZE], name="TD HOB")
-    yield cfv_extension(tdvf)
-    if named is None:
-        return
+def _stored_options(variables: VariableStore, brought: Sequence[bytes], name: str) -> list[bytes]:
+    """The options of a store (predicted if they are Boot0000 and on), and those of the firmware not among them.
+
+    The firmware adds an option that it brings behind the others, unless there is an equal one.
+    Raises `PredictionError`.
+    """
+    order = variables.get("BootOrder") or b""
+    numbers = [int.from_bytes(order[at : at + 2], "little") for at in range(0, len(order), 2)]
+    found = [variables.get(f"Boot{number:04X}") for number in numbers]
+    if numbers != list(range(len(numbers))) or None in found or len(order) % 2:
+        raise PredictionError(f"the variables of {name} have boot options that are not Boot0000 and on, in that order")
+    stored = [each for each in found if each is not None]
+    return stored + [each for each in brought if each not in stored]
+
+
+def _fw_cfg(named: Mapping[str, bytes], numbered: Mapping[int, bytes]) -> Iterator[Event]:
+    """``named`` and ``numbered``: fw_cfg's files and items, of which SEC measures some."""
     for item, key, size in _MEASURED_ITEMS:
         contents = named.get(item, b"") if key is None else numbered.get(key, b"")
         if contents and size in (0, len(contents)):
@@ -229,13 +268,18 @@ def secure_boot_policy(variables: VariableStore, built_in: bool = True) -> Itera
 
 
 def _acpi(acpi: Mapping[str, bytes]) -> Iterator[Event]:
-    """The loader's script, then what its commands allocate (QEMU, hw/acpi/bios-linker-loader.c)."""
+    """The loader's script, then what its commands allocate (QEMU, hw/acpi/bios-linker-loader.c).
+
+    Raises `PredictionError` for files that the script names and that are not there.
+    """
     script = acpi[LOADER_FILE]
     yield extension(0, EV_PLATFORM_CONFIG_FLAGS, script, b"ACPI DATA", LOADER_FILE)
-    for at in range(0, len(script), _LOADER_COMMAND_SIZE):
+    for at in range(0, len(script) - _LOADER_COMMAND_SIZE + 1, _LOADER_COMMAND_SIZE):
         command, file = struct.unpack_from("<I56s", script, at)
         if command == _LOADER_ALLOCATE:
-            blob = file.rstrip(b"\0").decode()
+            blob = file.split(b"\0")[0].decode("ascii", "replace")
+            if blob not in acpi:
+                raise PredictionError(f"fw_cfg has no {printable(blob)}, which its table loader allocates")
             yield extension(0, EV_PLATFORM_CONFIG_FLAGS, acpi[blob], b"ACPI DATA", blob)
 
 
@@ -244,42 +288,49 @@ def kernel_extensions(linux: LinuxBoot, variables: VariableStore, firmware: str)
 
     Raises `PredictionError` for a kernel without an EFI stub, or one that the firmware refuses.
     """
-    kernel = linux.kernel
+    yield from loading(linux.kernel.image, linux.kernel.name, variables, firmware, "kernel")
+
+
+def loading(image: bytes, name: str, variables: VariableStore, firmware: str, title: str) -> Iterator[Event]:
+    """An executable that the firmware loads: under Secure Boot the key by which it may start, then its digest.
+
+    Raises `PredictionError` for what is not an executable, or one that the firmware refuses.
+    """
     try:
-        digest = authenticode_digest(kernel.image)
+        digest = authenticode_digest(image)
         if variables.secure_boot:
-            db, dbx = (variables.get(name, IMAGE_SECURITY) or b"" for name in ("db", "dbx"))
-            key = allowing_signature(kernel.image, db, dbx)
+            db, dbx = (variables.get(each, IMAGE_SECURITY) or b"" for each in ("db", "dbx"))
+            key = allowing_signature(image, db, dbx)
             if key is None:
                 raise KernelRefusedError(
-                    f"{firmware} enforces Secure Boot, and {kernel.name} is not signed by a key of its db: it will not "
+                    f"{firmware} enforces Secure Boot, and {name} is not signed by a key of its db: it will not "
                     "start (virt-fw-vars --add-db makes an image that knows your key, --delete PK one that starts all)"
                 )
             yield variable(EV_EFI_VARIABLE_AUTHORITY, "db", IMAGE_SECURITY, key)
     except PeError as error:
         raise PredictionError(
-            f"{kernel.name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
+            f"{name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
         ) from None
-    yield application(digest, "kernel")
+    yield application(digest, title)
 
 
-def _ready_to_boot(options: Sequence[BootOption]) -> Iterator[Event]:
-    """Before the kernel starts the boot options are those that the firmware brings along."""
+def ready_to_boot(options: Sequence[bytes]) -> Iterator[Event]:
+    """The boot options there are, and the call of an application."""
     order = b"".join(number.to_bytes(2, "little") for number in range(len(options)))
     yield variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, order)
     for number, each in enumerate(options):
-        yield variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each.contents())
-    yield from _calling()
+        yield variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each)
+    yield from calling()
 
 
 # --- what the image tells ---------------------------------------------------------------------------------------------
 
 
-def _mentions(carried: list[FirmwareFile], text: bytes) -> bool:
+def _mentions(carried: Sequence[FirmwareFile], text: bytes) -> bool:
     return any(text in each.executable for each in carried)
 
 
-def _boot_options(carried: list[FirmwareFile]) -> list[BootOption] | None:
+def boot_options(carried: Sequence[FirmwareFile]) -> list[BootOption] | None:
     """The firmware's boot options; None for firmware of another make than is modelled whole.
 
     A build has edk2's boot manager menu, or UiApp as its menu, or (since 2025.05) both, the second to set it up.
@@ -288,7 +339,7 @@ def _boot_options(carried: list[FirmwareFile]) -> list[BootOption] | None:
     if driver is None or driver.volume is None or not _mentions(carried, HOB_EVENT):
         return None
     beside = {each.name: each for each in carried if each.volume == driver.volume}
-    menu, setup = beside.get(_BOOT_MANAGER_MENU), beside.get(_UI_APP)
+    menu, setup = beside.get(BOOT_MANAGER_MENU), beside.get(_UI_APP)
     if menu is None:
         return None if setup is None else [BootOption(setup, setup.title, _MENU_OPTION)]
     if not _mentions(carried, _FW_CFG_EVENT):
@@ -297,7 +348,7 @@ def _boot_options(carried: list[FirmwareFile]) -> list[BootOption] | None:
     return options if setup is None else [*options, BootOption(setup, "EFI Firmware Setup", _SETUP_OPTION)]
 
 
-def _check_known_driver(carried: list[FirmwareFile], name: str) -> None:
+def check_known_driver(carried: Sequence[FirmwareFile], name: str) -> None:
     """Raise `PredictionError` for firmware that does not measure by edk2's driver."""
     if not any(each.name == TD_TCG2_DXE for each in carried):
         raise PredictionError(

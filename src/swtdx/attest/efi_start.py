@@ -38,17 +38,19 @@ class Started:
     remarks: tuple[str, ...] = ()
 
 
-def started(image: bytes, name: str, options: bytes, initrd: bytes, secure_boot: bool = False) -> Started:
+def started(
+    image: bytes, name: str, options: bytes, initrd: bytes, secure_boot: bool = False, *, ends: bool = True
+) -> Started:
     """What ``image`` extends, started with load ``options`` (bytes, which firmware widens) and ``initrd`` by LoadFile2.
 
-    Raises `PredictionError` for an executable that is not known.
+    ``ends``: the load options have a zero behind them. Raises `PredictionError` for an executable that is not known.
     """
     uki = parse_uki(image)
     if uki is None and is_efi_executable(image):
         unknown = f"what {name} extends, which is neither a Linux kernel nor a UKI"
         return Started((), False, tuple((register, unknown) for register in (0, 1, 2)))
     if uki is None:
-        events = tuple(linux_stub(options, initrd)) if kernel_measures(image) else ()
+        events = tuple(linux_stub(options, initrd, ends)) if kernel_measures(image) else ()
         remarks = () if events or kernel_measures(image) else (OLD_KERNEL,)
         return Started((*events, *_left()), kernel_measures(image), (), remarks)
     try:
@@ -80,11 +82,11 @@ def _started_uki(uki: Uki, name: str, options: bytes, initrd: bytes, secure_boot
     return Started((*events, *_left()), measures or uki.measures, tuple(unknown), tuple(remarks))
 
 
-def linux_stub(options: bytes | str, initrd: bytes) -> Iterator[Event]:
-    """Load options in UTF-16 with a zero behind, and the initrd unless ``noinitrd`` is among them."""
+def linux_stub(options: bytes | str, initrd: bytes, ends: bool = True) -> Iterator[Event]:
+    """Load options in UTF-16, with a zero behind if they have one, and the initrd unless ``noinitrd`` is among them."""
     text = options.decode("latin-1") if isinstance(options, bytes) else options
     if text:
-        yield tagged(TAG_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0", text.encode("utf-16-le") + bytes(2))
+        yield tagged(TAG_LOAD_OPTIONS, b"LOADED_IMAGE::LoadOptions\0", text.encode("utf-16-le") + bytes(2 * ends))
     if initrd and "noinitrd" not in text.split():
         yield tagged(TAG_INITRD, b"Linux initrd\0", initrd)
 

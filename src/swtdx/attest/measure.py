@@ -123,7 +123,11 @@ def measure_tdvf(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | N
 
 def checked(image: bytes, name: str) -> Tdvf:
     """Parse an image that a TD can be built from. Raises `TdvfError` and `MeasureError` as `measure_image` does."""
-    tdvf = parse(image, name)
+    return complete(parse(image, name))
+
+
+def complete(tdvf: Tdvf) -> Tdvf:
+    """An image that a TD can be built from. Raises `TdvfError` and `MeasureError` as `measure_image` does."""
     for fault in unfilled(tdvf):
         raise fault
     return _measurable(tdvf)

@@ -125,6 +125,8 @@ def pe_sections(image: bytes) -> Iterator[Section]:
     if image[:2] != b"MZ" or image[pe : pe + 4] != b"PE\0\0":
         return
     count, optional = (int.from_bytes(image[pe + at : pe + at + 2], "little") for at in (6, 20))
+    symbols, number = struct.unpack_from("<II", image.ljust(pe + 20, b"\0"), pe + 12)
+    strings = symbols + 18 * number if symbols else 0  # names of more than eight characters: "/" and an offset in here
     at = pe + 24 + optional
     for header in range(at, at + min(count, _MAXIMUM_SECTIONS) * _SECTION_SIZE, _SECTION_SIZE):
         if header + _SECTION_SIZE > len(image):
@@ -132,7 +134,14 @@ def pe_sections(image: bytes) -> Iterator[Section]:
         name, size, _, stored, start = _SECTION.unpack_from(image, header)
         contents = image[start : start + min(size, stored)]
         if len(contents) == min(size, stored) and size - len(contents) <= len(image):
-            yield Section(name.rstrip(b"\0").decode("latin-1"), contents + bytes(size - len(contents)))
+            yield Section(_name(image, name.rstrip(b"\0"), strings), contents + bytes(size - len(contents)))
+
+
+def _name(image: bytes, name: bytes, strings: int) -> str:
+    if strings and name[:1] == b"/" and name[1:].isdigit():
+        at = strings + int(name[1:])
+        name = image[at : at + 64].split(b"\0")[0]
+    return name.decode("latin-1")
 
 
 def start(uki: Uki, options: str, previous: bytes = b"", secure_boot: bool = False) -> Start:

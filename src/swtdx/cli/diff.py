@@ -25,8 +25,9 @@ from swtdx.attest.evidence_kind import FIRMWARE, kind_of
 from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
 from swtdx.attest.text_form import text_bytes
 from swtdx.cli.input import file_bytes
-from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice, linux_files
+from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice
 from swtdx.cli.parameters import InputError, memory_size
+from swtdx.cli.predicted_boot import linux_files
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.image.mrtd import Order
 from swtdx.image.shim import NAME as NO_FIRMWARE

@@ -7,29 +7,28 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from swtdx.attest.measure import (
     MeasureError,
-    checked,
+    complete,
     depends_on_memory,
-    measure_image,
+    measure_tdvf,
     order_matters,
     order_name,
 )
 from swtdx.cli import declaration as typer
-from swtdx.cli.input import file_bytes, firmware_bytes
+from swtdx.cli.input import firmware_bytes
 from swtdx.cli.option_groups import grouped
 from swtdx.cli.parameters import InputError, memory_size
+from swtdx.cli.predicted_boot import OtherMachine, Started, linux_files, predict, with_kernel_of
 from swtdx.cli.verdict import Failure, Verdict
-from swtdx.image.memory_map import MAXIMUM_MEMORY
 from swtdx.image.mrtd import Order
-from swtdx.image.tdvf import Tdvf, TdvfError
+from swtdx.image.tdvf import Tdvf, TdvfError, parse
 
 if TYPE_CHECKING:  # loaded only where a kernel is given
     from swtdx.attest.boot_prediction import BootPrediction
     from swtdx.attest.measure import Measurement
-    from swtdx.image.linux_image import LinuxBoot
 
 DEFAULT_MEMORY = "256M"  # that of swtdx run
 EPILOG = """
@@ -45,6 +44,14 @@ EPILOG = """
 
 [cyan]swtdx measure none --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - no firmware
 
+[cyan]swtdx measure TDX.fd --kernel linux.efi --memory 1G[/cyan] - a unified kernel image
+
+[cyan]swtdx measure OVMF.fd --boot shimx64.efi --boot grubx64.efi --grub-root esp/ --disk disk.img[/cyan] - from a disk
+
+[cyan]swtdx measure td-shim.bin --kernel vmlinux --append quiet --td-hob hob.bin[/cyan]
+
+[cyan]swtdx measure TDX.fd --kernel vmlinuz --fw-cfg fw_cfg/ --memory 2G[/cyan] - another machine's ACPI tables
+
 [cyan]swtdx measure TDX.fd --kernel vmlinuz --policy-out td.toml[/cyan] - a policy that swtdx quote verify reads
 
 [bold]RTMRs[/bold]
@@ -52,12 +59,15 @@ EPILOG = """
 The guest extends RTMR0-3: the firmware with its findings about the machine, the boot loader with the kernel. With
 --kernel the command predicts the values that swtdx run shows with the same options, once the kernel runs. It knows
 edk2's build for TDs, 2025.05 and later, and its generic build, 2025.02 and later; under Secure Boot the kernel must
-be signed by a key of its db. Of edk2's other builds it predicts RTMR1 and RTMR2, and names the events of RTMR0 that
-are not known.
+be signed by a key of its db. Of edk2's other builds it predicts RTMR1 and RTMR2. An event that is not known is named,
+and its RTMR is left out.
+
+With --boot the firmware starts shim, GRUB or a UKI from a disk. GRUB's configuration and the files that it reads come
+from --grub-root: the command carries the configuration out as GRUB does, up to the kernel of the default entry.
 
 Firmware without a measurement driver leaves them zero; the output states this. Other machines have other tables, and
 another RTMR0: with --event-log the events of the machine come from a log, and only those of the given files are
-replaced.
+replaced; with --fw-cfg, --td-hob and --variables they come from files.
 
 [bold]Exit status[/bold]
 
@@ -107,61 +117,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Linux:
-    """A kernel that is started, and the machine on which it is."""
-
-    kernel: Annotated[
-        Path | None,
-        typer.Option(metavar="BZIMAGE", help="Linux kernel or UKI that the firmware starts: predict RTMR0-2 too."),
-    ] = None
-    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Initial RAM disk.")] = None
-    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Kernel command line.")] = None
-    cpus: Annotated[
-        int | None, typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: 1).", show_default=False)
-    ] = None
-    event_log: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="CCEL",
-            help="With --kernel: predict for the machine of this event log, in place of that of swtdx run.",
-        ),
-    ] = None
-
-    def check(self) -> None:
-        """Raise `Failure` for options that cannot change the result."""
-        if self.kernel is None:
-            for option, value in (
-                ("--initrd", self.initrd),
-                ("--append", self.append),
-                ("--cpus", self.cpus),
-                ("--event-log", self.event_log),
-            ):
-                if value is not None:
-                    text = f"{option} cannot change the MRTD; it is for --kernel, which names none"
-                    raise Failure(text, Verdict.USAGE)
-        elif self.event_log is not None and self.cpus is not None:
-            text = "--cpus cannot change the result: the event log is of a machine that has its own"
-            raise Failure(text, Verdict.USAGE)
-
-    def predict(self, image: bytes, size: int | None, name: str) -> tuple[LinuxBoot, BootPrediction] | None:
-        """Return the boot and its RTMRs; None without a kernel. Raises `Failure`, and what the prediction raises."""
-        if self.kernel is None:
-            return None
-        boot = linux_files(self.kernel, self.initrd, self.append or "", size or MAXIMUM_MEMORY)
-        if self.event_log is not None:
-            return boot, _on_the_machine_of(self.event_log, image, boot, name)
-        from swtdx.attest.direct_boot import predict_direct_boot
-
-        assert size is not None, "without an event log there is a default"
-        return boot, predict_direct_boot(image, boot, size, self.cpus or 1, name)
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """The machine, for JSON."""
-        return {"event_log": str(self.event_log)} if self.event_log is not None else {"cpus": self.cpus or 1}
-
-
-@dataclass(frozen=True)
 class Printed:
     """How the result is printed."""
 
@@ -182,24 +137,26 @@ class Printed:
 
 
 @grouped
-def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
+def measure(subject: Subject, started: Started, machine: OtherMachine, printed: Printed) -> None:
     """Print the MRTD of a TD built from a firmware image, and its RTMRs if it starts a kernel."""
     printed.check()
-    linux.check()
+    started.check()
+    machine.check(started)
     memory = subject.memory
-    if linux.kernel is not None and linux.event_log is None and memory is None:
+    if started.given and machine.event_log is None and memory is None:
         memory = DEFAULT_MEMORY
     if str(subject.image) == "none":
-        if linux.event_log is not None:
-            raise Failure("without firmware (none) there is no event log", Verdict.USAGE)
-        _measure_direct(linux, memory, subject.order, printed)
+        if machine.files() or machine.fw_cfg or started.boot:
+            raise Failure("without firmware (none) there is only --kernel, and no other machine", Verdict.USAGE)
+        _measure_direct(started, machine.cpus or 1, memory, subject.order, printed)
         return
     contents, name = firmware_bytes(subject.image, printed.quiet)
     try:
-        _check_options(checked(contents, name), name, subject.order, memory, linux)
+        tdvf = complete(with_kernel_of(parse(contents, name), started))
+        _check_options(tdvf, name, subject.order, memory, started, machine)
         size = None if memory is None else memory_size(memory)
-        measurement = measure_image(contents, name, ORDERS[subject.order or OrderChoice.page], size)
-        predicted = linux.predict(contents, size, name)
+        measurement = measure_tdvf(tdvf, ORDERS[subject.order or OrderChoice.page], size)
+        predicted = predict(tdvf, started, machine, size, name) if started.given else None
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, TdvfError) as error:
@@ -208,13 +165,17 @@ def measure(subject: Subject, linux: Linux, printed: Printed) -> None:
         print(f"swtdx: {note}", file=sys.stderr)
     if printed.policy_out is not None:
         registers = _registers(predicted[1]) if predicted is not None else {}
-        _write_policy(printed.policy_out, measurement, registers, linux, subject.image)
+        _write_policy(printed.policy_out, measurement, registers, started, machine, subject.image)
     if printed.json:
         import json as json_format
 
         content = measurement.as_json()
         if predicted is not None:
-            content["direct_boot"] = {**_described(predicted[0]), **linux.machine, **predicted[1].as_json()}
+            content["direct_boot"] = {
+                **started.described(predicted[0]),
+                **machine.as_json(),
+                **predicted[1].as_json(),
+            }
         print(json_format.dumps(content, indent=2))
         return
     rows = {"": measurement.mrtd}
@@ -230,11 +191,13 @@ def _registers(prediction: BootPrediction) -> dict[int, bytes]:
     return {number: prediction.rtmrs[number] for number in prediction.registers}
 
 
-def _check_options(tdvf: Tdvf, name: str, order: OrderChoice | None, memory: str | None, linux: Linux) -> None:
+def _check_options(
+    tdvf: Tdvf, name: str, order: OrderChoice | None, memory: str | None, started: Started, machine: OtherMachine
+) -> None:
     """Raise `Failure` for options that cannot change the MRTD of this image, or that it needs."""
     if order is not None and not order_matters(tdvf):
         raise Failure(f"--order cannot change the MRTD of {name}: no more than a page is measured", Verdict.USAGE)
-    if memory is not None and (linux.kernel is None or linux.event_log is not None) and not depends_on_memory(tdvf):
+    if memory is not None and (not started.given or machine.event_log is not None) and not depends_on_memory(tdvf):
         raise Failure(f"--memory cannot change the MRTD of {name}: its TD HOB is not measured", Verdict.USAGE)
     if memory is None and depends_on_memory(tdvf):
         raise Failure(f"{name} has its TD HOB measured, which describes guest memory: give --memory", Verdict.USAGE)
@@ -245,55 +208,51 @@ def register(app: typer.Typer) -> None:
     app.command(name="measure", epilog=EPILOG)(measure)
 
 
-def _on_the_machine_of(event_log: Path, image: bytes, linux: LinuxBoot, name: str) -> BootPrediction:
-    """Raises `Failure`, and what `predict_from_log` raises."""
-    from swtdx.attest.board_log import predict_from_log
-    from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, EventLogError, parse_event_log
-
-    try:
-        log = parse_event_log(file_bytes(event_log, MAXIMUM_LOG_SIZE + 1))
-    except EventLogError as error:
-        raise Failure(f"{event_log}: {error}", Verdict.EVENT_LOG) from None
-    return predict_from_log(image, linux, log, name)
-
-
-def _measure_direct(linux: Linux, memory: str | None, order: OrderChoice | None, printed: Printed) -> None:
+def _measure_direct(
+    started: Started, cpus: int, memory: str | None, order: OrderChoice | None, printed: Printed
+) -> None:
     """``measure none --kernel ...``: all of the boot is in MRTD, and the RTMRs stay zero. Raises `Failure`."""
     from swtdx.attest.measure import measure_direct
     from swtdx.image.linux_image import LinuxImageError
 
-    if linux.kernel is None:
+    if started.kernel is None:
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
     try:
         size = memory_size(memory or DEFAULT_MEMORY)
-        boot = linux_files(linux.kernel, linux.initrd, linux.append or "", size)
-        measurement = measure_direct(boot, size, linux.cpus or 1, ORDERS[order or OrderChoice.page])
+        boot = linux_files(started.kernel, started.initrd, started.append or "", size)
+        measurement = measure_direct(boot, size, cpus, ORDERS[order or OrderChoice.page])
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (MeasureError, LinuxImageError, TdvfError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
     if printed.policy_out is not None:
-        _write_policy(printed.policy_out, measurement, {}, linux, None)
+        _write_policy(printed.policy_out, measurement, {}, started, OtherMachine(), None)
     if printed.json:
         import json as json_format
 
-        entered = {"entered_directly": {**_described(boot), "cpus": linux.cpus or 1}}
+        entered = {"entered_directly": {**started.described(boot), "cpus": cpus}}
         print(json_format.dumps({**measurement.as_json(), **entered}, indent=2))
         return
     print(_written(measurement.mrtd, printed.output_format))
 
 
 def _write_policy(
-    path: Path, measurement: Measurement, rtmrs: dict[int, bytes], linux: Linux, image: Path | None
+    path: Path,
+    measurement: Measurement,
+    rtmrs: dict[int, bytes],
+    started: Started,
+    machine: OtherMachine,
+    image: Path | None,
 ) -> None:
     """Write a policy that accepts what was predicted. Raises `Failure`."""
     from swtdx.attest.policy_file import policy_text
     from swtdx.cli.input import result_file
 
     made_of = [f"{measurement.tdvf.name}, {order_name(measurement.order)} order"]
-    if linux.kernel is not None:
-        made_of.append(f"{linux.kernel}, command line {linux.append or ''!r}")
-    reads = (image, linux.kernel, linux.initrd, linux.event_log)
+    if started.kernel is not None:
+        made_of.append(f"{started.kernel}, command line {started.append or ''!r}")
+    made_of += [str(each) for each in started.boot or ()]
+    reads = (image, *started.files(), *machine.files())
     with result_file("--policy-out", path, *reads, quiet=False) as out:
         assert out is not None
         out.replace(policy_text(measurement.mrtd, rtmrs, made_of).encode())
@@ -305,27 +264,3 @@ def _written(digest: bytes, output_format: OutputFormat | None) -> str:
     import base64
 
     return base64.b64encode(digest).decode()
-
-
-def linux_files(kernel: Path, initrd: Path | None, append: str, memory: int) -> LinuxBoot:
-    """Return what a firmware is to start, from its files. Raises `Failure`."""
-    from swtdx.image.linux_image import LinuxImageError, load
-
-    for path in (kernel, initrd):
-        if path is not None:
-            file_bytes(path, 1)  # a file that is not there has a status of its own
-    try:
-        return load(kernel, initrd, append, memory)
-    except LinuxImageError as error:
-        raise Failure(str(error), Verdict.FAILED) from None
-
-
-def _described(linux: LinuxBoot) -> dict[str, Any]:
-    import hashlib
-
-    return {
-        "kernel": linux.kernel.name,
-        "kernel_sha256": hashlib.sha256(linux.kernel.image).hexdigest(),
-        "initrd_sha256": hashlib.sha256(linux.initrd).hexdigest() if linux.initrd else None,
-        "append": linux.command_line,
-    }
