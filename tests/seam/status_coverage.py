@@ -17,7 +17,7 @@ from testing import published, tally
 
 CODES_BY_VALUE = {code.value for code in StatusCode}
 PARTITIONING = "TD partitioning is not reproduced: there is no L2 virtual machine and no Secure EPT for one"
-SERVICE_TD = "service TDs are not reproduced: no binding handle is right, and the handle is checked first"
+SERVICE_TD = "service TDs are not reproduced: none is bound, which is checked first"
 NO_SUCH_HARDWARE = "the emulated processor has nothing of the kind that could be wrong"
 ALIKE = "the emulated logical processors are alike"
 OWN_CLOCK = (
@@ -36,8 +36,7 @@ CANNOT = {
         [
             ("TDG.SERVTD.RD", status)
             for status in (
-                "CROSS_TD_TRAP", "SERVTD_INFO_HASH_MISMATCH", "SERVTD_NOT_BOUND", "SERVTD_UUID_MISMATCH",
-                "TARGET_UUID_MISMATCH", "TARGET_UUID_UPDATED",
+                "SERVTD_INFO_HASH_MISMATCH", "SERVTD_UUID_MISMATCH",
             )
         ],
         SERVICE_TD,
@@ -60,6 +59,7 @@ CANNOT = {
     ),
     ("TDH.MEM.RD", "EPT_ENTRY_STATE_INCORRECT"): "in each state in which a page is present it can be read",
     ("TDG.MEM.PAGE.ACCEPT", "OPERAND_BUSY_HOST_PRIORITY"): "the guest is told OPERAND_BUSY",
+    ("TDG.SERVTD.RD", "CROSS_TD_TRAP"): "the status of a TD exit: the guest is told what is wrong with the other TD",
     ("TDH.VP.ENTER", "TSC_ROLLBACK"): OWN_CLOCK,
     ("TDG.MR.REPORT", "OPERAND_BUSY_HOST_PRIORITY"): "host-priority locks of a TD's structures are not reproduced",
     ("TDG.SYS.RDALL", "METADATA_LIST_OVERFLOW"): "the module's fields fit into one page",

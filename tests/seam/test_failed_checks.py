@@ -53,6 +53,7 @@ def test_a_failure_changes_nothing(world: Any, data: Any) -> None:
     registers = {name: data.draw(value) for name in ("rcx", "rdx", "r8", "r9")}
     before = host.snapshot()
     status, args = host.call(fn, **registers, rbx=1, rsi=2, rdi=3, r12=4, r15=5)
-    assert (args.rbx, args.rsi, args.rdi, args.r12, args.r15) == (1, 2, 3, 4, 5)
+    assert (args.rbx, args.rsi, args.rdi, args.r15) == (1, 2, 3, 5)
+    assert args.r12 == 4 or (args.r12 == 0 and fn == SEAMCALL_NUMBERS["TDH.SERVTD.BIND"])  # where a UUID would be
     if status & ERROR and status & ~0xFFFFFFFF != LATE:
         assert host.snapshot() == before

@@ -25,10 +25,10 @@ CHECKED = sorted(
     if NAMES[number].replace(".", "_") in TABLE and NAMES[number] not in NOT_CONSULTED
 )
 TDR_IN_RCX = {"TDH.MNG.RD", "TDH.MNG.WR", "TDH.MNG.INIT", "TDH.MR.FINALIZE", "TDH.MEM.TRACK"} | {
-    f"TDH.{name}" for name in not_reproduced.TD_IN_RCX
+    f"TDH.{name}" for name, shape in not_reproduced.SHAPES.items() if shape.operand == "rcx" and not shape.vcpu
 }
 TDVPR_IN_RCX = {"TDH.VP.ENTER", "TDH.VP.INIT", "TDH.VP.RD", "TDH.VP.WR"} | {
-    f"TDH.{name}" for name in not_reproduced.VCPU_IN_RCX
+    f"TDH.{name}" for name, shape in not_reproduced.SHAPES.items() if shape.vcpu
 }
 TDVPR_IN_RDX = {"TDH.VP.ADDCX"}
 

@@ -94,6 +94,7 @@ def test_cpuid_is_limited(host: Host) -> None:
     tdr = host.uninitialized()
     host.processor.msrs[0x1A0] |= 1 << 22
     assert host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.page())[0] == StatusCode.LIMIT_CPUID_MAXVAL_SET
+    assert host.call("TDH.IMPORT.STATE.IMMUTABLE", rcx=1)[0] == StatusCode.LIMIT_CPUID_MAXVAL_SET
 
 
 def test_somebody_adjusted_the_tsc(cold: Host) -> None:

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from swtdx.seam.td import Td
     from swtdx.seam.vcpu import Vcpu
 
-TD_LOCKS = frozenset((Operand.OP_STATE, Operand.SEPT_TREE, Operand.TD_EPOCH, Operand.RTMR, Operand.METADATA_FIELD))
+TD_LOCKS = frozenset(
+    (
+        *(Operand.OP_STATE, Operand.SEPT_TREE, Operand.TD_EPOCH, Operand.RTMR, Operand.METADATA_FIELD),
+        *(Operand.MIG, Operand.SERVTD_BINDINGS),
+    )
+)
 """Locks that belong to one TD; the others belong to the module (WBCACHE to a package, TDMR to a region)."""
 
 

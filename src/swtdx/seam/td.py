@@ -35,9 +35,18 @@ if TYPE_CHECKING:
 
 _NUMBERS = {name: number for number, name, _ in load("leaves")["seamcall"]}
 WITHOUT_OP_STATE_LOCK = frozenset(
-    _NUMBERS[name] for name in ("TDH.MNG.INIT", "TDH.MEM.PAGE.ADD", "TDH.MR.EXTEND", "TDH.MR.FINALIZE")
+    _NUMBERS[f"TDH.{name}"]
+    for name in (
+        *("MNG.INIT", "MEM.PAGE.ADD", "MR.EXTEND", "MR.FINALIZE", "EXPORT.PAUSE"),
+        *(f"IMPORT.{step}" for step in ("ABORT", "COMMIT", "END", "STATE.IMMUTABLE", "STATE.TD", "TRACK")),
+    )
 )
 """Leaf functions that hold the TDR exclusively and need no lock for the OP_STATE."""
+OP_STATE_LOCKED_EXCLUSIVELY = frozenset(
+    _NUMBERS[f"TDH.{name}"]
+    for name in ("EXPORT.ABORT", "EXPORT.STATE.IMMUTABLE", "EXPORT.STATE.TD", "EXPORT.TRACK", "MIG.STREAM.CREATE")
+)
+"""Leaf functions that may change the OP_STATE while others hold the TDR, too."""
 HASH_SIZE = 48
 NUM_RTMRS = 4
 MIGRATION_FORM = 1 << 63
@@ -176,19 +185,34 @@ class Td:
         """Check STATE(leaf): raises the Status of the first check that refuses this leaf function."""
         if leaf in self.allowed:
             return
-        if self.fatal:
-            raise Status(StatusCode.TD_FATAL)
-        if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
-            raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
+        self._check_keys()
         if not self._has_tdcs() and self.version.tdcs_before_op_state:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
         # After the TDCS is known to exist, because the lock is a part of it.
         if leaf not in WITHOUT_OP_STATE_LOCK:
-            self.check_lock(Operand.OP_STATE, shared=True)
+            self.check_lock(Operand.OP_STATE, shared=leaf not in OP_STATE_LOCKED_EXCLUSIVELY)
         if leaf not in LEAVES_ALLOWED[self._op_state]:
             raise self.version.wrong_op_state(leaf, self._op_state)
         if not self._has_tdcs():
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+
+    def _check_keys(self) -> None:
+        if self.fatal:
+            raise Status(StatusCode.TD_FATAL)
+        if self._lifecycle is not LifecycleState.KEYS_CONFIGURED:
+            raise Status(StatusCode.TD_KEYS_NOT_CONFIGURED)
+
+    def check_other(self, states: frozenset[OpState] | None = None) -> None:
+        """Check the state of a TD with which a leaf function deals beside its own; ``states``: None for any.
+
+        Raises TD_FATAL, TD_KEYS_NOT_CONFIGURED, TDCS_NOT_ALLOCATED, OPERAND_BUSY|OP_STATE, OP_STATE_INCORRECT.
+        """
+        self._check_keys()
+        if not self._has_tdcs():
+            raise Status(StatusCode.TDCS_NOT_ALLOCATED)
+        self.check_lock(Operand.OP_STATE, shared=True)
+        if states is not None and self._op_state not in states:
+            raise Status(StatusCode.OP_STATE_INCORRECT)
 
     def _has_tdcs(self) -> bool:
         return len(self.tdcx) >= self.version.min_tdcx

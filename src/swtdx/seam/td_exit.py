@@ -78,9 +78,9 @@ def asynchronous(
     return status | reason
 
 
-def trap(vcpu: Vcpu, args: Args, status: int) -> int:
+def trap(vcpu: Vcpu, args: Args, status: int, *, extended: int = 0, gpa: int = 0) -> int:
     """Fill the host's registers for a trap-like TD exit, after a TDCALL that the guest sees as done; returns RAX."""
-    result = asynchronous(vcpu, args, 0, status=status)
+    result = asynchronous(vcpu, args, 0, status=status, extended=extended, gpa=gpa)
     vcpu.last_td_exit = LastTdExit.ASYNC_TRAP
     return result
 

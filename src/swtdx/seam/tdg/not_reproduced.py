@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest's leaf functions of service TDs and TD partitioning: SERVTD.RD and WR, VP.ENTER, INVEPT, INVVPID.
 
-Neither feature is reproduced (TDX_FEATURES0 has neither). No TD was ever bound to another, so that no binding handle is
-right; L2 virtual machines that a TD was given cannot be entered, and have nothing to flush.
+Neither feature is reproduced (TDX_FEATURES0 has neither). No TD was ever bound to another. A binding handle can name
+one all the same, and the module looks at that: its root page, its state, its UUID, and at last that it is not bound.
+What is wrong with the other TD, and not with the caller, is told to the host (CROSS_TD_TRAP). L2 virtual machines that
+a TD was given cannot be entered, and have nothing to flush.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.seam.status import Operand, Status, StatusCode
-from swtdx.seam.td_exit import Interrupted
+from swtdx.seam.td_exit import Interrupted, trap
 from swtdx.seam.tdg.guest_memory import READ, private_hpa
-from swtdx.seam.tdg.tdcall import R8, RCX, RDX, tdcall_leaf
-from swtdx.x86 import PAGE_OFFSET_MASK
+from swtdx.seam.tdg.tdcall import R8, RAX, RCX, RDX, tdcall_leaf
+from swtdx.x86 import PAGE_OFFSET_MASK, Gpr
 
 if TYPE_CHECKING:
     from swtdx.seam.hardware import Args
@@ -24,20 +26,60 @@ L2_STATE_ALIGNMENT = 256
 VM_SHIFT = 52
 INVVPID_LIST, INVEPT_TYPES = 1, 3
 LIST_ENTRIES, COUNT_SHIFT = 512, 52
+SLOT_MASK, MAX_SERVICE_TDS = 0xFFF, 1
+STATUS_CLASS = 0xFFFF_FFFF << 32
+UUID_REGISTERS = tuple(map(int, (Gpr.R10, Gpr.R11, Gpr.R12, Gpr.R13)))
 LIST_ADDRESS, LIST_RESERVED = 0x000F_FFFF_FFFF_F000, 0xC000_0000_0000_0E00
 PAGE_SHIFT, MASK64 = 12, (1 << 64) - 1
 
 
 @tdcall_leaf("TDG.SERVTD.RD", clears=(R8,), sets=(RDX,))
 def tdg_servtd_rd(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """Refuse any binding handle."""
-    raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    """Look up the TD of a binding handle, which is not bound to this one."""
+    return _servtd(module, vcpu, args, (R8, 0), (RDX, MASK64))
 
 
 @tdcall_leaf("TDG.SERVTD.WR", clears=(R8,))
 def tdg_servtd_wr(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
-    """Refuse any binding handle."""
-    raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    """Look up the TD of a binding handle, which is not bound to this one."""
+    return _servtd(module, vcpu, args, (R8, 0))
+
+
+def _servtd(module: TdxModule, vcpu: Vcpu, args: Args, *defaults: tuple[int, int]) -> int:
+    """The handle is slot 11:0 and page 51:12 of the other TD's TDR, with the first qword of the caller's UUID added."""
+    gpr = vcpu.context.gpr
+    handle = gpr[RCX] - int.from_bytes(vcpu.td.uuid[:8], "little")
+    slot, tdr = handle & SLOT_MASK, handle & LIST_ADDRESS
+    if slot >= MAX_SERVICE_TDS:
+        raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
+    try:
+        target = module.td(tdr, Operand.TDR)
+        target.check_other()
+    except Status as status:
+        if status.value & STATUS_CLASS == StatusCode.OPERAND_BUSY:
+            raise
+        raise _cross_td(vcpu, args, status.value, tdr, defaults) from status
+    uuid = b"".join(int(gpr[register]).to_bytes(8, "little") for register in UUID_REGISTERS)
+    if uuid != target.uuid:
+        if any(uuid):
+            raise Status(StatusCode.TARGET_UUID_MISMATCH)
+        # Zeros are the UUID that the TD had before it was imported, which none was.
+        for number, register in enumerate(UUID_REGISTERS):
+            gpr[register] = int.from_bytes(target.uuid[8 * number : 8 * number + 8], "little")
+        raise Status(StatusCode.TARGET_UUID_UPDATED)
+    target.check_lock(Operand.SERVTD_BINDINGS, shared=True)
+    raise _cross_td(vcpu, args, StatusCode.SERVTD_NOT_BOUND | slot, tdr, defaults)
+
+
+def _cross_td(vcpu: Vcpu, args: Args, status: int, tdr: int, defaults: tuple[tuple[int, int], ...]) -> Interrupted:
+    """Return the TD exit for a fault of another TD: the guest finds its status, and the TDCALL is done."""
+    context = vcpu.context
+    for register, value in defaults:
+        context.gpr[register] = value
+    context.gpr[RAX] = status
+    context.rip += context.instruction_length
+    vcpu.host_waits_since = None
+    return Interrupted(trap(vcpu, args, StatusCode.CROSS_TD_TRAP, extended=status, gpa=tdr))
 
 
 @tdcall_leaf("TDG.VP.ENTER")

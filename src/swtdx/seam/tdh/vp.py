@@ -91,6 +91,7 @@ def tdh_vp_init(module: TdxModule, args: Args, lp: int, version: int) -> int:
     check_tsc_adjust(module.processor.rdmsr, module.tsc_adjust)
     vcpu.index = td.num_vcpus - 1
     vcpu.context = module.processor.new_context()
+    vcpu.last_exit_tsc = module.processor.rdtsc()
     reset(vcpu, initial_rcx=args.rdx, family_model_stepping=module.processor.cpuid(1)[0])
     control(vcpu)
     td.vcpus.append(vcpu)

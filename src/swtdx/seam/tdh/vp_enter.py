@@ -103,6 +103,8 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
         qwords[vcpu_lock] -= 1
         if vcpu.state is _ACTIVE:
             vcpu.state = _EXITED
+        if td.debug:  # the only one whose host can read it
+            vcpu.last_exit_tsc = processor.rdtsc()
     return result
 
 
