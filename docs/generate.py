@@ -423,16 +423,23 @@ def module_source() -> str:
             for key, row in reading[name].items()
         ]
         parts += [f"## {head[0]}\n", table(head[1], rows)]
+    parts.append(f"## KVM\n\nSource: {reading['kernel']}.\n")
+    for file, functions in reading["kvm"].items():
+        rows = [(f"`{name}`", *row) for name, row in functions.items()]
+        parts += [
+            f"### {file}\n",
+            table(("function", "verdict", "checks and errors, in order", "difference, or where"), rows),
+        ]
     return "\n".join(parts)
 
 
 READING = Path(__file__).parent / "module-source.json"
 READING_PARTS = {
+    "parts": ("Files with more than one leaf function", ("file", "verdict", "difference")),
     "leaves": ("Leaf functions", ("leaf", "file", "verdict", "difference")),
     "exits": ("Exits of a TD", ("exit", "file", "verdict", "difference")),
     "cpuid": ("CPUID leaves", ("leaf.sub-leaf", "verdict", "difference")),
     "msrs": ("MSRs", ("MSR", "verdict", "difference")),
-    "kvm": ("KVM", ("function", "file", "verdict", "difference")),
 }
 
 PAGES: dict[str, Callable[[], str]] = {
