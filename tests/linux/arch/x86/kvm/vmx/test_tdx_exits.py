@@ -218,6 +218,30 @@ def test_the_padding_of_get_cpuid_goes_back_as_it_came(bench: Bench, room: int) 
     assert (answer.nent, answer.padding) == (4, 0x1234)
 
 
+@pytest.mark.parametrize("base", [0, 0x80000000])
+def test_the_first_leaf_of_a_range_may_have_sub_leaves(bench: Bench, base: int) -> None:
+    """tdx_vcpu_get_cpuid_leaf tries without one, then from 0 on, for each leaf."""
+    vcpu = bench.vcpu(bench.td())
+
+    def read(args: Any) -> int:
+        leaf = (args.rdx >> 9 & 0x7F) | (args.rdx >> 16 & 1) << 31
+        sub_leaf = args.rdx >> 1 & 0xFF
+        if leaf == base and sub_leaf not in (0, 1):  # 0xFF: none
+            return 0xC0000C02 << 32
+        if leaf != base and (leaf & 0x7FFFFFFF or sub_leaf != 0xFF):
+            return 0xC0000C02 << 32
+        args.r8 = leaf
+        return 0
+
+    bench.module.answers["MNG_RD"] = [read] * 100
+    answer = with_entries(k.kvm_cpuid2, 8)(nent=8)
+    bench.command(vcpu, up.KVM_TDX_GET_CPUID, answer)
+    found = [(entry.function, entry.index, entry.flags) for entry in answer.entries[: answer.nent]]
+    first = [(base, 0, 1), (base, 1, 1)]
+    other = [(base ^ 0x80000000, 0, 0)]
+    assert found == (other + first if base else first + other)
+
+
 # --- tdx_sept_remove_leaf_spte ----------------------------------------------------------------------------------------
 
 

@@ -367,11 +367,12 @@ def tdx_vcpu_get_cpuid_leaves(kvm: Kvm) -> list[kvm_cpuid_entry2]:
     assert tdx is not None
     entries: list[kvm_cpuid_entry2] = []
     for base in (0, 0x80000000):
-        first = tdx_read_cpuid(tdx, base, None)
-        if first is None:
+        found = tdx_vcpu_get_cpuid_leaf(tdx, base)
+        if not found:
             raise err(errno.EIO, f"the module does not report CPUID leaf {base:#x}")
-        entries.append(first)
-        for leaf in range(base + 1, first.eax + 1):
+        entries += found
+        level = entries[-1].eax if base else entries[0].eax
+        for leaf in range(base + 1, level + 1):
             if leaf & 0x7FFFFFFF <= _MAX_LEAF:  # a field's id has 7 bits for the leaf
                 entries += tdx_vcpu_get_cpuid_leaf(tdx, leaf)
     return entries
