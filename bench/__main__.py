@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import asdict
 
-from bench import boots, front_ends
+from bench import boots, front_ends, qemu_boots
 from bench.figures import FULL, LEAST, SHORT, Figure, all_figures
 
 
@@ -31,7 +31,10 @@ def main() -> int:
     """Returns 0 whatever the figures are."""
     parser = argparse.ArgumentParser(prog="script/bench", description="Measure swtdx on this machine; medians of runs.")
     parser.add_argument(
-        "what", nargs="?", choices=["boot", "exec"], help="boot: whole boots beside QEMU's TCG; exec: its front ends"
+        "what",
+        nargs="?",
+        choices=["boot", "exec"],
+        help="boot: boots beside QEMU's TCG; exec: its front ends, QEMU's boots",
     )
     parser.add_argument("--runs", type=int, default=3, help="of each, in `boot` and `exec` (default 3)")
     parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
@@ -41,7 +44,7 @@ def main() -> int:
     if options.what == "boot":
         return boots.main(max(1, options.runs))
     if options.what == "exec":
-        return front_ends.main(max(1, options.runs))
+        return front_ends.main(max(1, options.runs)) or qemu_boots.main(max(1, options.runs))
     effort = LEAST if options.least else SHORT if options.short else FULL
     machine = f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
     if options.json:

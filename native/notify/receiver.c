@@ -11,6 +11,7 @@
 #include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -133,6 +134,17 @@ static bool is_path(const struct seccomp_notif *n, int argument, bool may_be_des
     return (may_be_descriptor && !path[0]) ? is_descriptor(n->pid, n->data.args[0]) : is_name(path);
 }
 
+/* clone3(): whether the child gets a copy of the memory, and runs at once. */
+static bool copies_memory(const struct seccomp_notif *n)
+{
+    uint64_t flags = CLONE_VM;
+    struct iovec local = { &flags, sizeof(flags) };
+    struct iovec remote = { (void *)n->data.args[0], sizeof(flags) }; /* struct clone_args begins with them */
+
+    process_vm_readv(n->pid, &local, 1, &remote, 1, 0);
+    return !(flags & (CLONE_VM | CLONE_VFORK));
+}
+
 static bool is_ours(const struct seccomp_notif *n)
 {
     const __u64 *args = n->data.args;
@@ -165,6 +177,11 @@ static bool is_ours(const struct seccomp_notif *n)
     case SYS_mmap:
         return ((args[3] & MAP_FIXED) && is_memory(args[0], args[1])) ||
                (!(args[3] & MAP_ANONYMOUS) && (args[3] & MAP_SHARED) && is_descriptor(n->pid, args[4]));
+    case SYS_fork:
+    case SYS_clone:
+        return device;
+    case SYS_clone3:
+        return device && copies_memory(n);
     default:
         return true;
     }

@@ -174,7 +174,7 @@ AS_NOBODY = """
 import ctypes, os, sys
 from pathlib import Path
 from swtdx.exec import record, telling
-from swtdx.exec.notify import file_calls, kvm_calls, memory_calls, run
+from swtdx.exec.notify import file_calls, fork_calls, kvm_calls, memory_calls, run
 from swtdx.exec.machine import boot
 from swtdx.exec.settings import Settings
 boot(Settings(), None)  # what that imports may be unreadable afterwards
@@ -189,7 +189,7 @@ sys.exit(run(Path(sys.argv[1]), sys.argv[1:], Settings(quiet=True)))
 @pytest.mark.skipif(os.geteuid() != 0, reason="all tests run without root anyway")
 @pytest.mark.parametrize(
     ("program", "case", "expected"),
-    _cases([case for case in [*ALIKE, *OWN] if case[1] in ("kinds", "inherited", "spin")]),
+    _cases([case for case in [*ALIKE, *OWN] if case[1] in ("kinds", "inherited", "spin", "forked")]),
 )
 def test_root_is_not_needed(compiled: Callable[..., Path], program: str, case: str, expected: str) -> None:
     copy = Path(tempfile.mkdtemp(dir="/tmp")) / program

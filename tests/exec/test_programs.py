@@ -124,6 +124,20 @@ writable again: exit 2
 unmapped: Bad address, exit 39
 mapped again: exit 2
 """
+FORKED = """\
+private, the child: 1 8
+private, the parent: 2 5
+bss, the child: 1 8
+bss, the parent: 2 5
+private copy of a file, the child: 1 8
+private copy of a file, the parent: 2 5
+shared, the child: 2 8
+shared, the parent: 7 8
+MADV_DONTFORK: -1 -1, blocked: 1 0
+the parent has it: 9
+MADV_WIPEONFORK: 1 0, blocked: 1 0
+the parent has it: 9
+"""
 SIGNALS = {
     "spin": """\
 spinning: EINTR, exit 10
@@ -190,6 +204,7 @@ CASES = [
     ("mappings", "kept", KEPT),
     ("mappings", "coalesced", COALESCED),
     ("mappings", "notified", NOTIFIED),
+    ("memory", "forked", FORKED),
     *(("signals", case, text) for case, text in SIGNALS.items()),
 ]
 _PROCESSOR = {"notified"}  # KVM without VMX emulates real mode and answers otherwise

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Guest memory of every kind that a program can have: what the guest reads and writes is what the program has. */
 #include "kvm.h"
+#include <sys/syscall.h>
 
 #define PAGE 4096
 #define SLOT 0x4000UL
@@ -230,6 +231,87 @@ static void discarded(void)
     SHOW("written again", area[0x2000]);
 }
 
+/* Memory after fork(): the guest goes on in the parent's, and the child has what was there, both for themselves. */
+static void forks(const char *what, uint8_t *memory)
+{
+    struct machine m = bare();
+    int status, go[2], pid;
+
+    must(slot(&m, 0, 0, memory, SLOT), "KVM_SET_USER_MEMORY_REGION");
+    memory[0x1000] = 1;
+    START(&m, 0, COPY);
+    run(&m);
+    pipe(go);
+    fflush(stdout);
+    pid = fork();
+    if (!pid) {
+        char ready;
+
+        read(go[0], &ready, 1);
+        printf("%s, the child: %d", what, memory[0x2000]);
+        memory[0x1000] = 7;
+        memory[0x3000] = 8;
+        printf(" %d\n", memory[0x3000]);
+        fflush(stdout);
+        _exit(0);
+    }
+    memory[0x1000] = 2;
+    START(&m, 0, COPY);
+    run(&m);
+    memory[0x3000] = 5;
+    write(go[1], "", 1);
+    waitpid(pid, &status, 0);
+    START(&m, 0, COPY);
+    run(&m);
+    printf("%s, the parent: %d %d\n", what, memory[0x2000], memory[0x3000]);
+    close(go[0]);
+    close(go[1]);
+}
+
+/* What the child has of memory that it is not to inherit, or not with its contents; and that it blocks what it should. */
+static void advised_for_fork(int advice, const char *what)
+{
+    uint8_t *area = mmap(NULL, SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct machine m = bare();
+    sigset_t set;
+    int ends[2], pid, got;
+
+    madvise(area, SLOT, advice);
+    must(slot(&m, 0, 0, area, SLOT), "KVM_SET_USER_MEMORY_REGION");
+    area[0x1000] = 9;
+    START(&m, 0, COPY);
+    run(&m);
+    pipe(ends);
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigprocmask(SIG_SETMASK, &set, NULL);
+    fflush(stdout);
+    pid = syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+    if (!pid) {
+        got = write(ends[1], area + 0x2000, 1);
+        sigprocmask(SIG_SETMASK, NULL, &set);
+        printf("%s: %d %d, blocked: %d %d\n", what, got, got == 1 ? area[0x2000] : -1, sigismember(&set, SIGUSR1),
+               sigismember(&set, SIGUSR2));
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(pid, NULL, 0);
+    SHOW("the parent has it", area[0x2000]);
+}
+
+static void forked(void)
+{
+    FILE *file = tmpfile();
+
+    ftruncate(fileno(file), SLOT);
+    forks("private", mmap(NULL, SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    forks("bss", in_bss);
+    forks("private copy of a file", mmap(NULL, SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE, fileno(file), 0));
+    forks("shared", mmap(NULL, SLOT, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    advised_for_fork(MADV_DONTFORK, "MADV_DONTFORK");
+    advised_for_fork(MADV_WIPEONFORK, "MADV_WIPEONFORK");
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -246,6 +328,8 @@ int main(int argc, char **argv)
         sparse();
     } else if (!strcmp(what, "discarded")) {
         discarded();
+    } else if (!strcmp(what, "forked")) {
+        forked();
     }
     return 0;
 }

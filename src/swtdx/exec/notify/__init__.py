@@ -5,8 +5,8 @@ It serves what cannot be preloaded: static programs, other C libraries, Go, anot
 program's process; the program's system calls wait until the server has answered them.
 
 `seccomp` stops calls and answers them, `launch` starts server and program, `server` has the threads that serve. What
-they serve is in `kvm_calls`, `file_calls` and `memory_calls`; `tasks` and `address_space` know who calls, `paths` and
-`descriptors` which files are ours; `ptrace` holds a program while its memory moves, `signals` ends KVM_RUN.
+they serve is in `kvm_calls`, `file_calls`, `memory_calls` and `fork_calls`; `tasks` and `address_space` know who calls,
+`paths` and `descriptors` which files are ours; `ptrace` holds a program while its memory moves, `signals` ends KVM_RUN.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
     def serve(listener: Listener) -> Background:
         from swtdx.exec.machine import boot
         from swtdx.exec.notify.file_calls import FileCalls
+        from swtdx.exec.notify.fork_calls import ForkCalls
         from swtdx.exec.notify.kvm_calls import KvmCalls
         from swtdx.exec.notify.memory_calls import MemoryCalls
         from swtdx.exec.notify.server import Server
@@ -79,6 +80,7 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
         server = Server(listener, power_on, telling)
         FileCalls(server, Paths(settings.files))
         KvmCalls(server, MemoryCalls(server))
+        ForkCalls(server)
         server.start()
         return _Serving(server, record)
 

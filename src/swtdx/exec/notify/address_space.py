@@ -106,6 +106,15 @@ class Move:
     flags: set[str] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a memfd; ``wiped``: a child made by fork() finds zeros there (MADV_WIPEONFORK)."""
+
+    start: int
+    end: int
+    wiped: bool
+
+
 class NotShared(OSError):
     """EFAULT for now: the range must be shared first."""
 
@@ -125,6 +134,7 @@ class ProgramMm(Mm):
         self._signals, self._changed = signals, changed
         self.windows: list[Window] = []
         self._moved: dict[tuple[int, int], int] = {}  # device and inode of a memfd -> our descriptor
+        self._private: dict[tuple[int, int], list[Part]] = {}  # what of a memfd the program takes for memory of its own
         self.wanted: tuple[int, int] | None = None
         self.lock = threading.RLock()
         self.suspect = False
@@ -343,6 +353,11 @@ class ProgramMm(Mm):
             size += vma.end - vma.start
         status = os.fstat(fd)
         self._moved[status.st_dev, status.st_ino] = fd
+        self._private[status.st_dev, status.st_ino] = [
+            Part(move.offset, move.offset + move.vma.end - move.vma.start, "wf" in move.flags)
+            for move in moves
+            if not move.vma.shared
+        ]
         os.ftruncate(fd, size)
         fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
         for move in moves:
@@ -364,6 +379,39 @@ class ProgramMm(Mm):
             if _LOCKED in move.flags:
                 with contextlib.suppress(OSError):
                     call(Sys.MLOCK2, vma.start, length, _MLOCK_ONFAULT)
+
+    # --- fork(2): while parent and child stand still ------------------------------------------------------------------
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the program may have a memfd of ours where it takes memory for its own."""
+        return any(self._private.values())
+
+    def part_from(self, child: int, call: Callable[..., int]) -> None:
+        """Give the process ``child``, a copy of this, memory of its own where it has our memfds.
+
+        ``call`` makes calls in the child's name. Raises OSError.
+        """
+        memory = os.open(f"/proc/{child}/mem", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for vma in list(self._mappings_of(child)):
+                key = vma.device, vma.inode
+                for part in self._private.get(key, ()) if vma.shared else ():
+                    low, high = max(part.start, vma.offset), min(part.end, vma.offset + vma.end - vma.start)
+                    if low >= high:
+                        continue
+                    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED | _MAP_NORESERVE
+                    start = vma.start - vma.offset
+                    call(Sys.MMAP, start + low, high - low, vma.protection, flags, -1 & (1 << 64) - 1, 0)
+                    if not part.wiped:
+                        _copy_out(self._moved[key], low, high, memory, start)
+        finally:
+            os.close(memory)
+
+    @staticmethod
+    def _mappings_of(pid: int) -> Iterator[Vma]:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            yield from (Vma.parse(line) for line in maps)
 
     def _flags(self, vma: Vma) -> set[str]:
         with contextlib.suppress(OSError), open(f"/proc/{self.pid}/smaps", "rb") as smaps:
@@ -411,3 +459,15 @@ class ProgramMm(Mm):
                     while position < count and entries[position] & _PRESENT:
                         position += 1
                     yield chunk + first * _PAGE, chunk + position * _PAGE
+
+
+def _copy_out(fd: int, low: int, high: int, memory: int, shift: int) -> None:
+    """Write what the memfd has between two offsets to a process's memory, ``shift`` behind. Holes are zeros there."""
+    while low < high:
+        try:
+            low = max(low, os.lseek(fd, low, os.SEEK_DATA))
+        except OSError:  # ENXIO: nothing more
+            return
+        end = min(os.lseek(fd, low, os.SEEK_HOLE), high) if low < high else low
+        while low < end:
+            low += os.pwrite(memory, os.pread(fd, min(end - low, 1 << 20), low), shift + low)

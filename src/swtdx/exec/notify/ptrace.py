@@ -24,6 +24,9 @@ _ptrace.restype = ctypes.c_long
 _ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 
 _SINGLESTEP, _GETREGS, _SETREGS, _DETACH = 9, 12, 13, 17
+_SETOPTIONS, _GETEVENTMSG = 0x4200, 0x4201
+_OPTIONS_FORKS = 0x02 | 0x08  # PTRACE_O_TRACEFORK, PTRACE_O_TRACECLONE
+_EVENTS_FORK = (1, 3)  # PTRACE_EVENT_FORK, PTRACE_EVENT_CLONE
 _SEIZE, _INTERRUPT, _GETSIGMASK, _SETSIGMASK = 0x4206, 0x4207, 0x420A, 0x420B
 _EVENT_STOP = 128
 _WALL, _WNOTHREAD = 0x40000000, 0x20000000
@@ -62,13 +65,15 @@ def _state(tid: int) -> str:
 class Thread:
     """A thread that we trace."""
 
-    def __init__(self, tid: int) -> None:
-        """Seize it and ask it to stop. Raises OSError: EPERM if another process traces it, ESRCH."""
+    def __init__(self, tid: int, *, seized: bool = False) -> None:
+        """Seize it and ask it to stop, if it is not ``seized`` yet. Raises OSError: EPERM if it is traced, ESRCH."""
         self.tid = tid
         self.stopped = False
         self._signal = 0  # one that it was about to get
-        _call(_SEIZE, tid)
-        _call(_INTERRUPT, tid)
+        self._child = 0  # that it has made, while it tells of that
+        if not seized:
+            _call(_SEIZE, tid)
+            _call(_INTERRUPT, tid)
 
     def wait(self, *, asleep: bool = False, patience: float = _PATIENCE) -> bool:
         """Until it stops. False if it will not: it is gone, or, where ``asleep`` is enough, it sleeps in the kernel."""
@@ -83,7 +88,9 @@ class Thread:
                 if not os.WIFSTOPPED(status):
                     return False
                 self.stopped = True
-                if status >> 16 != _EVENT_STOP and os.WSTOPSIG(status) != _SIGTRAP:
+                if status >> 16 in _EVENTS_FORK:
+                    self._child = self._event_message()
+                elif status >> 16 != _EVENT_STOP and os.WSTOPSIG(status) != _SIGTRAP:
                     self._signal = os.WSTOPSIG(status)
                 break
             if time.monotonic() > deadline:
@@ -93,6 +100,23 @@ class Thread:
             if asleep and pause > 0.0005 and _state(self.tid) in ("D", "Z", "X", ""):
                 return False
         return self.stopped
+
+    def _event_message(self) -> int:
+        message = ctypes.c_ulong()
+        with contextlib.suppress(OSError):
+            _call(_GETEVENTMSG, self.tid, None, ctypes.byref(message))
+        return message.value
+
+    def follow_forks(self, *, follow: bool) -> None:
+        """Whether its children are seized, too, before they execute anything. Raises OSError(ESRCH)."""
+        _call(_SETOPTIONS, self.tid, None, _OPTIONS_FORKS if follow else 0)
+
+    def take_child(self) -> Thread | None:
+        """Return the child that it has made since `follow_forks`, stopped where its call returns, if any."""
+        if not self._child:
+            return None
+        child, self._child = Thread(self._child, seized=True), 0
+        return child if child.wait() else None
 
     def detach(self) -> None:
         """Let it run."""
@@ -111,16 +135,19 @@ class Thread:
         _call(_SETREGS, self.tid, None, ctypes.byref(registers))
 
     @contextlib.contextmanager
-    def borrowed(self) -> Iterator[Borrowed]:
+    def borrowed(self, mask: int | None = None) -> Iterator[Borrowed]:
         """While it is stopped behind a ``syscall`` instruction: what makes system calls in its name.
 
         Afterwards its own call has returned `Borrowed.result`, or is made again. Signals wait meanwhile.
+        It blocks those of ``mask`` afterwards, or what it blocks now.
         """
         saved = self.registers()
         blocked, all_signals = ctypes.c_uint64(), ctypes.c_uint64((1 << 64) - 1)
         _call(_GETSIGMASK, self.tid, _SIGSET_SIZE, ctypes.byref(blocked))
+        if mask is not None:
+            blocked.value = mask
         _call(_SETSIGMASK, self.tid, _SIGSET_SIZE, ctypes.byref(all_signals))
-        borrowed = Borrowed(self, saved)
+        borrowed = Borrowed(self, saved, blocked.value)
         try:
             yield borrowed
         finally:
@@ -139,8 +166,11 @@ class Thread:
         for _ in range(100):  # SIGSTOP and group stops cannot be blocked and come between
             self.stopped = False
             _call(_SINGLESTEP, self.tid)
+            before = self._child
             if not self.wait():
                 raise OSError(errno.ESRCH, "the program was killed")
+            if self._child != before:
+                continue  # in the middle of the call, RIP is behind it
             registers = self.registers()
             if registers.rip == behind:
                 return int(registers.rax)
@@ -150,8 +180,10 @@ class Thread:
 class Borrowed:
     """A thread in whose name calls are made."""
 
-    def __init__(self, thread: Thread, saved: Registers) -> None:
-        self._thread, self._saved = thread, saved
+    def __init__(self, thread: Thread, saved: Registers, mask: int) -> None:
+        self.thread, self._saved = thread, saved
+        self.mask = mask
+        """The signals that the thread blocks, of its own."""
         self.result: int | None = None
         """What its own call shall return; None: the thread makes it again."""
 
@@ -163,8 +195,8 @@ class Borrowed:
         names = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
         for name, value in zip(names, (*arguments, *[0] * (6 - len(arguments))), strict=True):
             setattr(registers, name, value & (1 << 64) - 1)
-        self._thread.set_registers(registers)
-        result = self._thread.step(self._saved.rip)
+        self.thread.set_registers(registers)
+        result = self.thread.step(self._saved.rip)
         if result >= (1 << 64) - 4095:
             raise OSError((1 << 64) - result, os.strerror((1 << 64) - result))
         return result

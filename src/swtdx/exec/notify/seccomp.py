@@ -48,6 +48,7 @@ class Sys:
     IOCTL, ACCESS, MREMAP, MADVISE, MLOCK2, EXECVE = 16, 21, 25, 28, 325, 59
     CREAT, OPENAT, NEWFSTATAT, FACCESSAT, FALLOCATE, EXECVEAT = 85, 257, 262, 269, 285, 322
     PKEY_MPROTECT, STATX, OPENAT2, FACCESSAT2 = 329, 332, 437, 439
+    CLONE, FORK, CLONE3 = 56, 57, 435
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ _AT_EMPTY_PATH = 0x1000
 _NO_DEVICE = 0x10000 | 0x200000  # O_DIRECTORY, O_PATH: these opens make no use of a device
 _SHARED, _FIXED, _ANONYMOUS = 0x01, 0x10, 0x20  # MAP_*
 _MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE = 4, 8, 9
+_CLONE_VM = 0x100  # a thread, or a child that shares the memory
 
 RULES: tuple[Rule, ...] = (
     Rule(Sys.IOCTL, 1, 0xFF00, (0xAE00,)),
@@ -88,6 +90,9 @@ RULES: tuple[Rule, ...] = (
         (_FIXED, _FIXED | _SHARED, _FIXED | _ANONYMOUS, _FIXED | _SHARED | _ANONYMOUS, _SHARED),
     ),
     Rule(Sys.MADVISE, 2, 0xFFFFFFFF, (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE)),
+    Rule(Sys.CLONE, 0, _CLONE_VM, (0,)),
+    Rule(Sys.CLONE3),
+    Rule(Sys.FORK),
 )
 """What is always stopped."""
 
