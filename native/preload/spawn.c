@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define PRELOAD "LD_PRELOAD="
@@ -110,8 +111,14 @@ static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t
     bool interpreted = false;
     int i;
 
-    if (got < sizeof(*header) || header->e_machine != EM_X86_64) {
+    if (!got) { /* it may be executed and not read */
+        return host_kvm_is_in_reach();
+    }
+    if (got < sizeof(*header) || memcmp(head, ELFMAG, SELFMAG)) {
         return false;
+    }
+    if (header->e_ident[EI_CLASS] != ELFCLASS64 || header->e_machine != EM_X86_64) { /* its loader ignores us */
+        return host_kvm_is_in_reach();
     }
     for (i = 0; i < header->e_phnum; i++) {
         uint64_t at = header->e_phoff + i * sizeof(Elf64_Phdr);
@@ -134,6 +141,19 @@ static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t
     return interpreted ? other_python(path) : !strstr(path, "/ld-linux"); /* the loader: what it loads is in reach */
 }
 
+/* Whether a file gives its user more rights; then its loader drops us. Asked where the machine has a /dev/kvm. */
+static bool gains_rights(const char *path)
+{
+    struct stat status;
+
+    if (RAW(SYS_faccessat, AT_FDCWD, "/dev/kvm", F_OK) || RAW(SYS_newfstatat, AT_FDCWD, path, &status, 0)) {
+        return false;
+    }
+    return ((status.st_mode & S_ISUID) && status.st_uid != geteuid()) ||
+           ((status.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP) && status.st_gid != getegid()) ||
+           (geteuid() && RAW(SYS_getxattr, path, "security.capability", NULL, 0) > 0);
+}
+
 #define HEAD 4096
 #define MOST_SCRIPTS 4 /* the kernel's limit of interpreters of interpreters */
 
@@ -146,11 +166,8 @@ static bool out_of_reach(const char *path)
 
     for (depth = 0; depth <= MOST_SCRIPTS; depth++) {
         got = read_head(path, head, sizeof(head));
-        if (got >= SELFMAG && !memcmp(head, ELFMAG, SELFMAG)) {
-            return elf_out_of_reach(path, head, got);
-        }
         if (got < 3 || memcmp(head, "#!", 2)) {
-            return false;
+            return gains_rights(path) || elf_out_of_reach(path, head, got);
         }
         from = 2 + strspn((char *)head + 2, " \t");
         length = strcspn((char *)head + from, " \t\n");
@@ -236,7 +253,8 @@ static char *const *without_library(char *const envp[], struct execution *to)
     return to->room_envp;
 }
 
-/* What is out of reach is executed below a server of the second front end, which the command's Python becomes. */
+/* What is out of reach is executed below a server of the second front end, which the command's Python becomes; or that
+ * says why it cannot be. */
 static void hand_over(struct execution *to, char *const argv[], char *const envp[])
 {
     size_t i, n = 0;

@@ -142,6 +142,43 @@ def test_one_that_cannot_be_served_is_refused_or_has_no_device(swtdx_exec: Run, 
     assert done.stderr.count("swtdx: ") == 1
 
 
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="without /dev/kvm it has no device to find")
+@pytest.mark.parametrize(("at", "value", "words"), [(4, 1, "x86"), (18, 3, "32-bit x86"), (18, 183, "64-bit ARM")])
+def test_one_for_another_machine_is_refused(swtdx_exec: Run, programs: Path, at: int, value: int, words: str) -> None:
+    """Its loader, if there is one, ignores the library of another class (ELF: EI_CLASS, e_machine)."""
+    program = programs / "other"
+    header = bytearray((programs / "static").read_bytes())
+    header[at] = value
+    program.write_bytes(header)
+    program.chmod(0o755)
+    done = swtdx_exec("sh", "-c", f"{program}; echo $?")
+    assert done.stdout == "126\n"
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file of another user or group can be made by root only")
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="without /dev/kvm such a program has no device to find")
+@pytest.mark.parametrize("mode", [0o4755, 0o2755], ids=["setuid", "setgid"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_one_that_gains_rights_is_refused(swtdx_exec: Run, programs: Path, mode: int, kind: str) -> None:
+    """Its loader drops the library, whatever the rights are: as the command, and by any way of executing."""
+    program = programs / f"{kind}-{mode:o}"
+    shutil.copy(programs / kind, program)
+    os.chown(program, 65534, 65534)
+    program.chmod(mode)
+    script = programs / "rights"
+    script.write_text(f"#!{program}\n")
+    script.chmod(0o755)
+    for command in (program, script):
+        done = swtdx_exec("sh", "-c", f"{command}; echo $?")
+        assert done.stdout == "126\n"
+        assert done.stderr.startswith(f"swtdx: exec: {program}: setuid, setgid")
+        assert done.stderr.count("\n") == 1
+    done = swtdx_exec("sh", "-c", f"{program}; true", options=["--allow-host-kvm"])
+    assert done.stderr == ""
+
+
 def test_the_machines_own_is_used_where_that_is_allowed(swtdx_exec: Run, programs: Path) -> None:
     done = swtdx_exec("sh", "-c", f"{programs}/static; true", options=["--allow-host-kvm"])
     assert done.stdout.split()[0] in ("12", "-1")

@@ -45,6 +45,7 @@ class HostDeviceWatch(threading.Thread):
         self._root = 0
         self._library = bytes(library)
         self._fd = -1
+        self._ended: set[int] = set()  # killed, and perhaps not gone yet
         if os.access(DEVICE, os.R_OK | os.W_OK):  # else no program here can use it
             libc = ctypes.CDLL(None, use_errno=True)
             self._fd = libc.inotify_init1(_IN_CLOEXEC)
@@ -74,10 +75,13 @@ class HostDeviceWatch(threading.Thread):
     def _look(self, holders: dict[int, float]) -> set[int]:
         """End the processes that use the device, or have had it for too long. The others that have it."""
         found = set()
-        for pid in self._below():
+        below = set(self._below())
+        self._ended &= below
+        for pid in below - self._ended:
             has, uses = _of_device(pid)
             if uses or (has and time.monotonic() - holders.get(pid, time.monotonic()) > _PATIENCE):
                 _end(pid)
+                self._ended.add(pid)
             elif has:
                 found.add(pid)
         return found

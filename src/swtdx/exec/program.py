@@ -120,7 +120,7 @@ def _check_privileges(path: Path) -> None:
     if gains:
         raise ProgramError(
             f"{path}: setuid, setgid or with file capabilities: the loader ignores LD_PRELOAD there. "
-            "Run it as the user whose rights it takes, or a copy without them"
+            "Run it as the user whose rights it takes, or a copy without them, or use --allow-host-kvm"
         )
 
 
