@@ -12,7 +12,7 @@ from testing.places import REPOSITORY
 
 MAY_IMPORT = {
     "testing": {"testing", "guest"},  # guest writes the initrd, and imports none of these
-    "bench": {"bench", "testing"},
+    "bench": {"bench", "testing", "guest"},
     "fuzz": {"fuzz", "testing"},
     "tests": {"tests", "testing", "guest"},
 }

@@ -231,7 +231,7 @@ static void discarded(void)
     SHOW("written again", area[0x2000]);
 }
 
-/* Memory after fork(): the guest goes on in the parent's, and the child has what was there, both for themselves. */
+/* Memory after fork(): the guest continues in the parent's, and the child has what was there, both for themselves. */
 static void forks(const char *what, uint8_t *memory)
 {
     struct machine m = bare();

@@ -70,7 +70,7 @@ class Thread:
         self.tid = tid
         self.stopped = False
         self._signal = 0  # one that it was about to get
-        self._child = 0  # that it has made, while it tells of that
+        self._child = 0  # that it has made, until the next step
         if not seized:
             _call(_SEIZE, tid)
             _call(_INTERRUPT, tid)
