@@ -7,7 +7,8 @@ needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeven
 continues at the next KVM_RUN. Only the generator knows how far an instruction has come.
 
 The subset is what drivers and firmware use on device memory: moves, string instructions, exchanges, the arithmetic and
-bit operations with their flags; and the stack and transfers within a segment (`emulate_stack`), for stacks there.
+bit operations with their flags; the stack and transfers within a segment (`emulate_stack`), for stacks there; and what
+loads segments and tables (`emulate_segments`).
 Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user program's. The emulator is also
 what runs a guest whose page tables lie in a read-only slot: the processor cannot set accessed and dirty bits there, the
 emulator drops them.
@@ -21,10 +22,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm import arithmetic, emulate_stack
+from swtdx.linux.arch.x86.kvm import arithmetic, emulate_segments, emulate_stack
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
-from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, user_address
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
+    GuestException,
+    GuestPageFault,
+    Mmio,
+    Unhandled,
+    fetch,
+    translate,
+    user_address,
+)
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
 from swtdx.linux.virt.kvm import run_struct
@@ -47,6 +56,7 @@ if TYPE_CHECKING:
 RAX, RCX, RSI, RDI = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
 _MAX_INSTRUCTION = 15
 _RFLAGS_DF = 1 << 10
+_BLOCKED_BY_MOV_SS = 1 << 1
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,6 @@ class Access:
 
 Steps = Generator[Access, int, None]
 Read = Generator[Access, int, int]
-
-
-class Unhandled(Exception):
-    """The emulator does not know the instruction."""
 
 
 @cache
@@ -191,12 +197,32 @@ class Instruction:
         kinds = _iced().OpKind
         if kind == kinds.REGISTER:
             register = self.decoded.op_register(number)
+            if register in _segments():
+                return 2
             if register not in _registers():
                 return 16
             return _registers()[register][1]
         if kind == kinds.MEMORY:
             return int(_iced().MemorySizeExt.size(self.decoded.memory_size))
         return self.operand_size(0)
+
+    def far_branch(self) -> tuple[int, int, int]:
+        """Return (selector, offset, operand size) of a far CALL or JMP that names its target."""
+        wide = self.decoded.op0_kind == _iced().OpKind.FAR_BRANCH32
+        offset = self.decoded.far_branch32 if wide else self.decoded.far_branch16
+        return int(self.decoded.far_branch_selector), int(offset), 4 if wide else 2
+
+    @property
+    def leave_size(self) -> int:
+        """Bytes that LEAVE pops."""
+        code = _iced().Code
+        return {code.LEAVEW: 2, code.LEAVED: 4}.get(self.decoded.code, 8)
+
+    @property
+    def has_24_bit_base(self) -> bool:
+        """Whether LGDT or LIDT has 16 bits of operand, and takes three bytes of the base."""
+        code = _iced().Code
+        return self.decoded.code in (code.LGDT_M1632_16, code.LIDT_M1632_16)
 
     def branch_target(self) -> Read:
         """Where a near CALL or JMP goes."""
@@ -212,6 +238,8 @@ class Instruction:
         kind, kinds = self.decoded.op_kind(number), _iced().OpKind
         if kind == kinds.REGISTER:
             register = self.decoded.op_register(number)
+            if register in _segments():
+                return self.context.segment(_segments()[register])[0]
             if register not in _registers():
                 return self._xmm(register)
             return self.get_register(register)
@@ -225,7 +253,11 @@ class Instruction:
         """Store to an operand."""
         if self.decoded.op_kind(number) == _iced().OpKind.REGISTER:
             register = self.decoded.op_register(number)
-            if register not in _registers():
+            if register in _segments():
+                yield from emulate_segments.load(self, _segments()[register], value & 0xFFFF)
+                if _segments()[register] == Segment.SS:
+                    self.context.interruptibility |= _BLOCKED_BY_MOV_SS
+            elif register not in _registers():
                 self.context.set_xmm(self._xmm_number(register), value)
             else:
                 self.set_register(register, value)
@@ -262,6 +294,12 @@ class Instruction:
             yield from self._arithmetic(name)
         elif name in ("XCHG", "XADD", "CMPXCHG"):
             yield from self._exchange(name)
+        elif self.decoded.is_call_far or self.decoded.is_call_far_indirect:
+            yield from emulate_segments.call_far(self)
+        elif self.decoded.is_jmp_far or self.decoded.is_jmp_far_indirect:
+            yield from emulate_segments.jump_far(self)
+        elif name in emulate_segments.OPERATIONS:
+            yield from emulate_segments.OPERATIONS[name](self)
         elif name in emulate_stack.OPERATIONS:
             yield from emulate_stack.OPERATIONS[name](self)
         else:
@@ -370,7 +408,7 @@ def _names() -> dict[int, str]:
     mnemonic = _iced().Mnemonic
     wanted = {
         *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, *arithmetic.BIT_TESTS, "XCHG", "XADD", "CMPXCHG",
-        *_STRINGS, *emulate_stack.OPERATIONS,
+        *_STRINGS, *emulate_stack.OPERATIONS, *emulate_segments.OPERATIONS,
     }  # fmt: skip
     return {getattr(mnemonic, name): name for name in wanted}
 
@@ -411,6 +449,9 @@ def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps, answer: int | Non
         return do_singlestep(vcpu, instruction.context) if finished and instruction.trap_flag else 1
     except GuestPageFault as fault:
         return inject_page_fault(instruction.context, fault.address)
+    except GuestException as exception:
+        instruction.context.inject(exception.vector, EventType.HARDWARE_EXCEPTION, exception.error_code)
+        return 1
     except Unhandled:
         return handle_emulation_failure(vcpu, instruction.bytes)
 

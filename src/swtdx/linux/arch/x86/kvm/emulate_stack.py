@@ -2,8 +2,8 @@
 """The emulator's instructions on the stack, transfers within a segment, and those that look at flags (em_push, em_pop,
 em_call_near_abs, em_ret_near_imm, em_jmp_abs, em_smsw and test_cc of arch/x86/kvm/emulate.c).
 
-Each is a generator as in `emulate`. RSP moves when memory has been accessed, so that a page fault changes nothing.
-Far transfers, which load segments, are left out.
+Each is a generator as in `emulate`. RSP moves when memory has been accessed, so that a page fault changes nothing. What
+loads segments is in `emulate_segments`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import Segment
-from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestException, GuestPageFault, Unhandled
 from swtdx.x86 import Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.emulate import Instruction, Read, Steps
 
-RSP = int(Gpr.RSP)
+RSP, RBP = int(Gpr.RSP), int(Gpr.RBP)
 _SS_BIG = 1 << 14
 _CF, _PF, _ZF, _SF, _OF = (int(flag) for flag in (Rflags.CF, Rflags.PF, Rflags.ZF, Rflags.SF, Rflags.OF))
 
@@ -44,15 +44,17 @@ def _address(instruction: Instruction, pointer: int) -> int:
     return base + pointer & ((1 << 64) - 1 if instruction.wide else 0xFFFFFFFF)
 
 
-def _move(instruction: Instruction, by: int) -> None:
+def move_stack(instruction: Instruction, by: int) -> None:
+    """Add to RSP, SP or ESP."""
     mask, pointer = _mask(instruction), instruction.gpr[RSP]
     instruction.gpr[RSP] = pointer & ~mask | pointer + by & mask
 
 
-def _push(instruction: Instruction, size: int, value: int) -> Steps:
+def push_value(instruction: Instruction, size: int, value: int) -> Steps:
+    """Push ``size`` bytes."""
     pointer = instruction.gpr[RSP] - size & _mask(instruction)
     yield from instruction.write(_address(instruction, pointer), size, value & (1 << 8 * size) - 1)
-    _move(instruction, -size)
+    move_stack(instruction, -size)
 
 
 def _top(instruction: Instruction, size: int) -> Read:
@@ -60,22 +62,29 @@ def _top(instruction: Instruction, size: int) -> Read:
     return (yield from instruction.read(_address(instruction, pointer), size))
 
 
+def pop_value(instruction: Instruction, size: int) -> Read:
+    """Pop ``size`` bytes."""
+    value = yield from _top(instruction, size)
+    move_stack(instruction, size)
+    return value
+
+
 def push(instruction: Instruction) -> Steps:
     """PUSH of a register, memory or an immediate."""
     decoded = instruction.decoded
     value = yield from instruction.get(0)
-    yield from _push(instruction, -decoded.stack_pointer_increment, value)
+    yield from push_value(instruction, -decoded.stack_pointer_increment, value)
 
 
 def pop(instruction: Instruction) -> Steps:
     """POP into a register or memory, whose address counts with RSP moved already."""
     size = instruction.decoded.stack_pointer_increment
     value = yield from _top(instruction, size)
-    _move(instruction, size)
+    move_stack(instruction, size)
     try:
         yield from instruction.put(0, value)
-    except GuestPageFault:
-        _move(instruction, -size)
+    except (GuestPageFault, GuestException, Unhandled):
+        move_stack(instruction, -size)
         raise
 
 
@@ -83,7 +92,7 @@ def call(instruction: Instruction) -> Steps:
     """CALL within the segment."""
     size = -instruction.decoded.stack_pointer_increment
     target = yield from instruction.branch_target()
-    yield from _push(instruction, size, instruction.next_rip)
+    yield from push_value(instruction, size, instruction.next_rip)
     instruction.next_rip = target
 
 
@@ -97,8 +106,47 @@ def ret(instruction: Instruction) -> Steps:
     decoded = instruction.decoded
     dropped = int(decoded.immediate(0)) if decoded.op_count else 0
     target = yield from _top(instruction, decoded.stack_pointer_increment - dropped)
-    _move(instruction, decoded.stack_pointer_increment)
+    move_stack(instruction, decoded.stack_pointer_increment)
     instruction.next_rip = target
+
+
+def leave(instruction: Instruction) -> Steps:
+    """LEAVE: the stack of the caller, whose RBP is on top."""
+    old = instruction.gpr[RSP]
+    instruction.gpr[RSP] = old & ~_mask(instruction) | instruction.gpr[RBP] & _mask(instruction)
+    size = instruction.leave_size
+    try:
+        value = yield from pop_value(instruction, size)
+    except GuestPageFault:
+        instruction.gpr[RSP] = old
+        raise
+    kept = 0 if size >= 4 else instruction.gpr[RBP] & ~0xFFFF
+    instruction.gpr[RBP] = kept | value
+
+
+def push_all(instruction: Instruction) -> Steps:
+    """PUSHA: AX, CX, DX, BX, SP as it was, BP, SI, DI."""
+    size, old = -instruction.decoded.stack_pointer_increment // 8, instruction.gpr[RSP]
+    try:
+        for number in range(8):
+            yield from push_value(instruction, size, old if number == RSP else instruction.gpr[number])
+    except GuestPageFault:
+        instruction.gpr[RSP] = old
+        raise
+
+
+def pop_all(instruction: Instruction) -> Steps:
+    """POPA: what PUSHA has pushed, but SP."""
+    size, old, values = instruction.decoded.stack_pointer_increment // 8, instruction.gpr[RSP], []
+    try:
+        for _ in range(8):
+            values.append((yield from pop_value(instruction, size)))
+    except GuestPageFault:
+        instruction.gpr[RSP] = old
+        raise
+    for number, value in zip(reversed(range(8)), values, strict=True):
+        if number != RSP:
+            instruction.gpr[number] = value if size == 4 else instruction.gpr[number] & ~0xFFFF | value
 
 
 def smsw(instruction: Instruction) -> Steps:
@@ -127,6 +175,9 @@ OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     "CALL": call,
     "JMP": jump,
     "RET": ret,
+    "LEAVE": leave,
+    **dict.fromkeys(("PUSHA", "PUSHAD"), push_all),
+    **dict.fromkeys(("POPA", "POPAD"), pop_all),
     "SMSW": smsw,
     **{f"SET{name}": set_on_condition for name in _CONDITIONS},
     **{f"CMOV{name}": move_on_condition for name in _CONDITIONS},

@@ -26,6 +26,18 @@ class GuestPageFault(Exception):
         self.address = address
 
 
+class GuestException(Exception):
+    """An exception that the emulated instruction raises in the guest."""
+
+    def __init__(self, vector: int, error_code: int) -> None:
+        self.vector = vector
+        self.error_code = error_code
+
+
+class Unhandled(Exception):
+    """The emulator does not know the instruction, or not in this form."""
+
+
 class Mmio(Exception):
     """There is no slot at the guest-physical address."""
 
