@@ -11,10 +11,10 @@ from functools import cache
 from uuid import UUID
 
 from swtdx.attest.authenticode import authenticode_digest
-from testing import uefi_image
+from testing import loader_image, uefi_image
 from testing.fuzzing.mutation import Seed
 from testing.places import firmware_image, reference_directory
-from testing.tdvf_image import DESCRIPTOR_AT, SIZE, image_with
+from testing.tdvf_image import BFV, DESCRIPTOR_AT, HOB, SIZE, TEMP, image_with
 
 X509 = UUID("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")
 
@@ -69,6 +69,66 @@ def kernels() -> tuple[Seed, ...]:
     signature = uefi_image.certificate_table(b"\x30\x82\0\x40" + digest + b"s" * 32)
     image = uefi_image.efi_kernel(signature=signature)
     return (Seed("made", image, ((0x3C, 0x130), (0x1F0, 0x268), (len(image) - len(signature), len(image)))),)
+
+
+@cache
+def loaders() -> tuple[Seed, ...]:
+    """What firmware starts from a disk: a UKI, shim, GRUB."""
+    protocol = bytes.fromhex("3d1a7596f472a641a794ed5d0e67ae6b")
+    profiles = ((".profile", b"ID=a"), (".cmdline", b"quiet"), (".profile", b"ID=b"))
+    sections = ((".linux", uefi_image.efi_kernel(protocol)), (".cmdline", b"ro"), (".osrel", b"ID=x"), *profiles)
+    unified = uefi_image.unified_image(*sections, version="257", protocol=protocol)
+    headers = (0, 0x400)
+    return (
+        Seed("UKI", unified, (headers,)),
+        Seed("shim", loader_image.shim(), (headers, (0x1200, 0x1800))),
+        Seed("GRUB", loader_image.grub(config="echo a"), (headers, (0x1200, 0x1800))),
+    )
+
+
+@cache
+def scripts() -> tuple[Seed, ...]:
+    """Configurations of GRUB."""
+    whole = (
+        b"if [ -s $prefix/grubenv ]; then load_env; fi\nfunction f { echo $1 \"$@\"; return 1; }\nf a 'b c'\n"
+        b"for i in 1 2; do if [ $i = 2 -a ! -f /x ]; then break; fi; done\nwhile ! true; do set a=${b}c; done\n"
+        b"search --file --set=root /vmlinuz\nset default='x>0'\nsubmenu S --id x {\n  menuentry \"E $a\" --class c {\n"
+        b'    linux /vmlinuz ro "q\\" r"\n    initrd /vmlinuz\n  }\n}\n'
+    )
+    stub = (
+        b"search.fs_uuid 12 root\nset prefix=($root)'/grub'\nconfigfile $prefix/grub.cfg\nsource /EFI/debian/grub.cfg\n"
+    )
+    return (Seed("whole", whole), Seed("stub", stub))
+
+
+@cache
+def disks() -> tuple[Seed, ...]:
+    """The first sectors of a disk with a GPT."""
+    disk = loader_image.partitioned(UUID(int=1), UUID(int=2))
+    return (Seed("made", disk, ((0x200, 0x260), (0x400, 0x500))),)
+
+
+@cache
+def stores() -> tuple[Seed, ...]:
+    """Variables as JSON, beside those of CFVs."""
+    listed = [{"name": "Boot0000", "guid": str(uefi_image.GLOBAL), "attr": 7, "data": "0100"}]
+    return (Seed("JSON", json.dumps({"version": 2, "variables": listed}).encode(), json=True), *variables())
+
+
+@cache
+def shims() -> tuple[Seed, ...]:
+    """td-shim with sections for a kernel and its command line, and a TD HOB behind it."""
+    rows = (BFV, TEMP, HOB, (0, 0, 0x100_0000, 0x4000, 5, 0), (0, 0, 0x200_0000, 0x1000, 6, 0))
+    image = bytearray(image_with(rows=rows))
+    image[BFV[0] : BFV[0] + 15] = b"td_payload_info"
+    return (Seed("made", bytes(image), ((DESCRIPTOR_AT, DESCRIPTOR_AT + 0xC0), (SIZE - 0x80, SIZE))),)
+
+
+@cache
+def hobs() -> tuple[Seed, ...]:
+    """A TD HOB."""
+    resource = struct.pack("<HHI", 3, 48, 0) + bytes(40)
+    return (Seed("made", struct.pack("<HHI", 1, 56, 0) + bytes(48) + resource * 2 + struct.pack("<HHI", 0xFFFF, 8, 0)),)
 
 
 @cache

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``script/fuzz parsers``: whatever is given to a verifier ends in a result or in the documented exception.
 
-TDVF images, kernels, event logs, CCEL tables, quotes, collateral, TDREPORTs and records of launches, damaged.  A case
-fails if another exception comes out, if what comes out cannot be written as JSON or shown on a terminal, or if it takes
-longer than `PATIENCE`; the process may not grow by more than `MEMORY`.  Seeds are made here from the specifications;
-real firmware and the reference vectors are taken too where they are at hand.
+TDVF images, kernels, boot loaders and their configuration, event logs, CCEL tables, quotes, collateral, TDREPORTs and
+records of launches, damaged.  A case fails if another exception comes out, if what comes out cannot be written as JSON
+or shown on a terminal, or if it takes longer than `PATIENCE`; the process may not grow by more than `MEMORY`.  Seeds
+are made here from the specifications; real firmware and the reference vectors are taken too where they are at hand.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.board_log import predict_from_log
 from swtdx.attest.build_calls import RecordError, recorded_build
 from swtdx.attest.direct_boot import predict_direct_boot
+from swtdx.attest.disk_boot import DiskBoot, Image, gpt_event, predict_disk_boot
 from swtdx.attest.divergence import compare
 from swtdx.attest.event_log import EventLogError, parse_event_log, parse_table
 from swtdx.attest.evidence import EvidenceError, compare_evidence, evidence_of
+from swtdx.attest.grub_boot import carry_out
+from swtdx.attest.grub_image import parse_grub
 from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.ima_log import parse_ima_log
 from swtdx.attest.inspection import inspect_image
-from swtdx.attest.measure import MeasureError, measure_image
+from swtdx.attest.machine_files import MachineFiles, read_variables
+from swtdx.attest.measure import MeasureError, complete, measure_image
 from swtdx.attest.memory_picture import svg_picture, text_picture
 from swtdx.attest.pck import pck_of
 from swtdx.attest.policy import Policy, violations
@@ -41,11 +45,13 @@ from swtdx.attest.replay import replay
 from swtdx.attest.report import ReportError, parse_report
 from swtdx.attest.secure_boot import allowing_signature, entries
 from swtdx.attest.tcb_facts import TcbFacts
+from swtdx.attest.td_shim import measured_hob, predict_td_shim, with_payload
 from swtdx.attest.variable_store import VariableStoreError, parse_variables
 from swtdx.attest.verify import CollateralError, VerificationError, Verified, verify_quote
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError
 from swtdx.image.linux_image import parse as parse_linux
 from swtdx.image.tdvf import TdvfError
+from swtdx.image.tdvf import parse as parse_tdvf
 from testing import uefi_image
 from testing.fuzzing import parser_seeds
 from testing.fuzzing.mutation import Seed, mutated
@@ -162,6 +168,41 @@ def _boot(data: bytes) -> None:
     json.dumps(predict_direct_boot(data, LinuxBoot(kernel, b"initrd", "quiet"), 64 << 20).as_json())
 
 
+def _loader(data: bytes) -> None:
+    chain = (Image("first", data), Image("second", parser_seeds.loaders()[-1].data))
+    for boot in (DiskBoot(chain, _files), DiskBoot(chain[:1], _files)):
+        with suppress(MeasureError):  # not a loader that is known, or one that nothing can follow
+            json.dumps(predict_disk_boot(parser_seeds.bootable_images()[0].data, boot, 64 << 20).as_json())
+    kernel = LinuxBoot(parse_linux(data, "linux.efi"), b"initrd", "@1 quiet")
+    json.dumps(predict_direct_boot(parser_seeds.bootable_images()[0].data, kernel, 64 << 20).as_json())
+
+
+def _files(device: str, path: str) -> bytes | None:
+    return parser_seeds.scripts()[0].data if path.endswith("grub.cfg") else parser_seeds.kernels()[0].data
+
+
+def _script(data: bytes) -> None:
+    grub = parse_grub(parser_seeds.loaders()[-1].data)
+    assert grub is not None
+    kernel = parser_seeds.kernels()[0].data
+    files = {"/EFI/debian/grub.cfg": data, "/grub/grub.cfg": parser_seeds.scripts()[0].data, "/vmlinuz": kernel}
+    boot = carry_out(grub, lambda device, path: files.get(path), ("hd0,gpt1",))
+    assert all(event.words.isprintable() for event in boot.events)
+
+
+def _shim(data: bytes) -> None:
+    tdvf = complete(with_payload(parse_tdvf(data, "shim"), b"kernel", "quiet"))
+    json.dumps(predict_td_shim(tdvf, parser_seeds.hobs()[0].data).as_json())
+
+
+def _store(data: bytes) -> None:
+    kernel = parse_linux(uefi_image.efi_kernel(), "vmlinuz")
+    machine = MachineFiles(variables=read_variables(data))
+    with suppress(MeasureError):  # options in another order, or Secure Boot that refuses the kernel
+        image = parser_seeds.bootable_images()[0].data
+        json.dumps(predict_direct_boot(image, LinuxBoot(kernel), 64 << 20, machine=machine).as_json())
+
+
 def _variables(data: bytes) -> None:
     assert parse_variables(data).secure_boot in (True, False)
 
@@ -235,6 +276,12 @@ KINDS = (
     Kind("boot", 8, parser_seeds.bootable_images, _boot, _IMAGE_ERRORS),
     Kind("variables", 8, parser_seeds.variables, _variables, (VariableStoreError,)),
     Kind("kernel", 8, parser_seeds.kernels, _kernel, (LinuxImageError, PeError)),
+    Kind("loader", 8, parser_seeds.loaders, _loader, (LinuxImageError, *_IMAGE_ERRORS)),
+    Kind("script", 6, parser_seeds.scripts, _script, (MeasureError,)),
+    Kind("disk", 2, parser_seeds.disks, gpt_event, (MeasureError,)),
+    Kind("store", 3, parser_seeds.stores, _store, (VariableStoreError,)),
+    Kind("td-shim", 4, parser_seeds.shims, _shim, _IMAGE_ERRORS),
+    Kind("hob", 2, parser_seeds.hobs, measured_hob, (MeasureError,)),
     Kind("log", 12, parser_seeds.logs, _log, (EventLogError,)),
     Kind("ima", 3, parser_seeds.ima_logs, _ima, (EventLogError,)),
     Kind("table", 4, parser_seeds.tables, parse_table, (EventLogError,)),

@@ -109,7 +109,7 @@ def test_an_older_build_does_not_refuse_the_first_end_of_boot_services() -> None
 
 def test_a_disk_without_a_table_and_a_damaged_one() -> None:
     assert gpt_event(bytes(1 << 16)) is None
-    for damage in (DISK[:2000], DISK[: 512 + 84] + struct.pack("<I", 64) + DISK[512 + 88 :]):
+    for damage in (DISK[:2000], DISK[:550], DISK[: 512 + 84] + struct.pack("<I", 64) + DISK[512 + 88 :]):
         with pytest.raises(DiskError, match="cut off or damaged"):
             gpt_event(damage)
     prediction = booted(KERNEL, disk=None)

@@ -146,6 +146,8 @@ def gpt_event(disk: bytes) -> Event | None:
     header = disk[_SECTOR : _SECTOR + 92]
     if header[:8] != _SIGNATURE:
         return None
+    if len(header) < 92:
+        raise DiskError("the partition table of the disk is cut off or damaged")
     (start,), (count, size) = struct.unpack_from("<Q", header, 72), struct.unpack_from("<II", header, 80)
     if size < _ENTRY_SIZE or count > _MAXIMUM_ENTRIES or start * _SECTOR + count * size > len(disk):
         raise DiskError("the partition table of the disk is cut off or damaged")

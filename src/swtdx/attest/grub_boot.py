@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from swtdx.attest.boot_prediction import EV_IPL, PredictionError, extension
 from swtdx.attest.event_log import Event
+from swtdx.attest.event_words import printable
 from swtdx.attest.grub_image import GrubImage
 from swtdx.attest.grub_script import (
     Command,
@@ -114,9 +115,9 @@ def carry_out(grub: GrubImage, read: Reader, devices: Sequence[str], verify: Ver
     try:
         run.start(grub.configuration)
     except _UnknownError as error:
-        run.boot.unknown.append(f"EV_IPL ({error}), and what follows it")
+        run.boot.unknown.append(f"EV_IPL ({printable(str(error))}), and what follows it")
     except ScriptError as error:
-        raise PredictionError(f"GRUB's configuration cannot be parsed: {error}") from None
+        raise PredictionError(f"GRUB's configuration cannot be parsed: {printable(str(error))}") from None
     except RecursionError:
         raise PredictionError("GRUB's configuration is nested too deeply") from None
     except _StopError:
@@ -127,6 +128,7 @@ def carry_out(grub: GrubImage, read: Reader, devices: Sequence[str], verify: Ver
         run.boot.remarks.append(
             f"this GRUB ({version}) is taken to measure only where there is a TPM, as Debian's does before 2.14"
         )
+    run.boot.remarks = [printable(each) for each in dict.fromkeys(run.boot.remarks)]
     return run.boot
 
 
@@ -152,7 +154,7 @@ class _Run:
     # --- what is measured ---------------------------------------------------------------------------------------------
 
     def measure(self, label: str, measured: bytes) -> None:
-        self.boot.events.append(extension(2, EV_IPL, measured, label.encode() + b"\0"))
+        self.boot.events.append(extension(2, EV_IPL, measured, _bytes(label) + b"\0"))
 
     def open(self, path: str) -> bytes | None:
         """The contents of a file, measured; None if there is none."""
@@ -290,7 +292,7 @@ class _Run:
         if not words or (not words[0] and len(words) == 1):
             return 0
         line = " ".join(words)
-        self.measure(f"grub_cmd: {line}", line.encode("utf-8", "surrogateescape"))
+        self.measure(f"grub_cmd: {line}", _bytes(line))
         inverted = words[0] == "!"
         status = self.carry(words[1:] if inverted else words, command)
         status = int(not status) if inverted else status
@@ -554,7 +556,7 @@ def _linux(run: _Run, arguments: list[str], command: Command) -> int:
     if run.verify is not None:
         run.boot.events += run.verify(kernel, arguments[0])
     line = command_line(arguments)
-    run.measure(f"kernel_cmdline: {line}", line.encode("utf-8", "surrogateescape"))
+    run.measure(f"kernel_cmdline: {line}", _bytes(line))
     run.kernel, run.initrds = (kernel, arguments[0], f"BOOT_IMAGE={line}"), []
     return 0
 
@@ -696,6 +698,11 @@ def command_line(arguments: Sequence[str]) -> str:
         escaped = "".join("\\" + character if character in "\\'\"" else character for character in each)
         made.append(f'"{escaped}"' if " " in each else escaped)
     return " ".join(made)
+
+
+def _bytes(text: str) -> bytes:
+    """What GRUB has of a text, which may be in any encoding."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _without_comments(source: str) -> str:
