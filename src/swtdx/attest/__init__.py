@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ finds them
     from swtdx.attest.appraisal import Appraisal as Appraisal
     from swtdx.attest.appraisal import appraise as appraise
+    from swtdx.attest.board_log import predict_disk_from_log as predict_disk_from_log
     from swtdx.attest.board_log import predict_from_log as predict_from_log
     from swtdx.attest.boot_agreement import Agreement as Agreement
     from swtdx.attest.boot_agreement import agreement as agreement
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.build_calls import predicted_build as predicted_build
     from swtdx.attest.build_calls import recorded_build as recorded_build
     from swtdx.attest.direct_boot import predict_direct_boot as predict_direct_boot
+    from swtdx.attest.disk_boot import DiskBoot as DiskBoot
+    from swtdx.attest.disk_boot import predict_disk_boot as predict_disk_boot
     from swtdx.attest.divergence import Comparison as Comparison
     from swtdx.attest.divergence import Divergence as Divergence
     from swtdx.attest.divergence import compare as compare
@@ -31,6 +34,7 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.event_log import parse_event_log as parse_event_log
     from swtdx.attest.inspection import Inspection as Inspection
     from swtdx.attest.inspection import inspect_image as inspect_image
+    from swtdx.attest.machine_files import MachineFiles as MachineFiles
     from swtdx.attest.measure import MeasureError as MeasureError
     from swtdx.attest.measure import Measurement as Measurement
     from swtdx.attest.measure import measure_image as measure_image
@@ -48,6 +52,7 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.attest.report import ReportError as ReportError
     from swtdx.attest.report import TdReport as TdReport
     from swtdx.attest.report import parse_report as parse_report
+    from swtdx.attest.td_shim import predict_td_shim as predict_td_shim
     from swtdx.attest.verify import CollateralError as CollateralError
     from swtdx.attest.verify import VerificationError as VerificationError
     from swtdx.attest.verify import Verified as Verified
@@ -61,8 +66,10 @@ _HOMES = {
     "BootPrediction": "boot_prediction",
     "Build": "build_calls",
     "Comparison": "divergence",
+    "DiskBoot": "disk_boot",
     "Divergence": "divergence",
     "Inspection": "inspection",
+    "MachineFiles": "machine_files",
     "MeasureError": "measure",
     "Measurement": "measure",
     "PolicyError": "policy_file",
@@ -74,6 +81,9 @@ _HOMES = {
     "inspect_image": "inspection",
     "measure_image": "measure",
     "predict_direct_boot": "direct_boot",
+    "predict_disk_boot": "disk_boot",
+    "predict_disk_from_log": "board_log",
+    "predict_td_shim": "td_shim",
     "predict_from_log": "board_log",
     "predicted_build": "build_calls",
     "recorded_build": "build_calls",

@@ -28,6 +28,8 @@ EPILOG = """
 
 [cyan]swtdx qemu -m 1G -nographic -kernel vmlinuz -initrd initrd.img -append console=ttyS0[/cyan] - Linux in a TD
 
+[cyan]swtdx qemu --fw-cfg fw_cfg/ -m 1G -smp 2[/cyan] - what RTMR0 depends on, for swtdx measure --fw-cfg fw_cfg/
+
 [bold]Exit status[/bold]
 
 as of swtdx exec: that of QEMU; 125 swtdx itself failed; 127 QEMU was not found
@@ -47,6 +49,12 @@ def qemu(
     print_: Annotated[bool, typer.Option("--print", help="Print the command and do not execute it.")] = False,
     binary: Annotated[str, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU.")] = "qemu-system-x86_64",
     firmware: Annotated[Path | None, typer.Option(metavar="IMAGE", help="The TDVF image.")] = None,
+    fw_cfg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write the files of fw_cfg (ACPI tables) for swtdx measure --fw-cfg; no guest runs."
+        ),
+    ] = None,
     kernel_release: KernelReleaseOption = None,
 ) -> None:
     """Run QEMU with a Trust Domain on the emulated kernel.
@@ -71,6 +79,12 @@ def qemu(
             "(--qemu PROGRAM), or run an ordinary VM with swtdx exec",
             OWN_FAILURE,
         )
+    if fw_cfg is not None:
+        from swtdx.cli.fw_cfg_dump import dump
+
+        count = dump(command, fw_cfg, kernel_release.value if kernel_release is not None else None)
+        print(f"{fw_cfg}: {count} files of fw_cfg")
+        return
     raise typer.Exit(launch(command, kernel_release))
 
 
