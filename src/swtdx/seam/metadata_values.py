@@ -21,6 +21,7 @@ from swtdx.seam.td import (
     CTLS_PENDING_VE_DISABLE,
     Td,
 )
+from swtdx.x86 import Msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -226,8 +227,9 @@ def _write_td_ctls(td: Td, value: int) -> None:
 
 _GPR_NAMES = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
 _DR = {"DR0": 0, "DR1": 1, "DR2": 2, "DR3": 3, "DR6": 6}
-_MSRS = {"IA32_SPEC_CTRL": 0x48, "IA32_STAR": 0xC0000081, "IA32_LSTAR": 0xC0000082, "IA32_FMASK": 0xC0000084}
-_MSRS |= {"IA32_KERNEL_GS_BASE": 0xC0000102, "IA32_TSC_AUX": 0xC0000103}
+_MSRS = {
+    f"IA32_{msr.name}": msr for msr in (Msr.SPEC_CTRL, Msr.STAR, Msr.LSTAR, Msr.FMASK, Msr.KERNEL_GS_BASE, Msr.TSC_AUX)
+}
 
 _VCPU: dict[str, Callable[[Vcpu, int], int]] = {
     "VAPIC": lambda vcpu, n: int.from_bytes(vcpu.context.vapic[8 * n : 8 * n + 8], "little"),

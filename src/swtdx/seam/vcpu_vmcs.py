@@ -22,7 +22,7 @@ from swtdx.seam.vcpu import (
     UNSET_POSTED_VECTOR,
     Vcpu,
 )
-from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE, Gpr
+from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE, Gpr, Msr
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -59,8 +59,8 @@ _REGISTERS = {
     Encoding.EXCEPTION_BITMAP: "exception_bitmap", Encoding.TSC_OFFSET: "tsc_offset",
     Encoding.TSC_MULTIPLIER: "tsc_multiplier", 0x4824: "interruptibility",
 }  # fmt: skip
-_MSRS = {0x2804: 0x277, 0x482A: 0x174, 0x6824: 0x175, 0x6826: 0x176}
-_SAVED_MSRS = {0x2802: 0x1D9, 0x2808: 0x38F}
+_MSRS = {0x2804: Msr.PAT, 0x482A: Msr.SYSENTER_CS, 0x6824: Msr.SYSENTER_ESP, 0x6826: Msr.SYSENTER_EIP}
+_SAVED_MSRS = {0x2802: Msr.DEBUGCTL, 0x2808: Msr.PERF_GLOBAL_CTRL}
 _EXIT_INFORMATION = {
     0x2400: "guest_physical_address", 0x4402: "exit_reason", 0x4404: "interruption_info", 0x440C: "instruction_length",
     0x440E: "instruction_info", 0x6400: "exit_qualification", 0x640A: "guest_linear_address",

@@ -31,6 +31,7 @@ from swtdx.vmm.execution import Execution
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.tdvmcall import TdvmcallService, decode_fatal_error
+from swtdx.x86 import PAGE_SIZE
 
 KICK_SIGNAL = signal.SIGUSR1
 _KICK_SECONDS = 0.02
@@ -306,7 +307,7 @@ class Run:
             call.ret = (1 << 64) - 1000  # -KVM_ENOSYS
             return
         private = bool(call.args[2] & kvm.KVM_MAP_GPA_RANGE_ENCRYPTED)
-        converted = self._convert(call.args[0], call.args[1] * 4096, private)
+        converted = self._convert(call.args[0], call.args[1] * PAGE_SIZE, private)
         call.ret = 0 if converted else (1 << 64) - errno.EINVAL
 
     def _tdx(self, vcpu: Vcpu) -> None:

@@ -47,7 +47,7 @@ from swtdx.uapi.kvm import (
     KVM_X86_QUIRK_LAPIC_MMIO_HOLE,
     Vector,
 )
-from swtdx.x86 import Gpr, Rflags
+from swtdx.x86 import PAGE_SIZE, Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 RAX, RCX, RSI, RDI = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
 _MAX_INSTRUCTION = 15
-_RFLAGS_DF = 1 << 10
+RFLAGS_DF = Rflags.DF
 _BLOCKED_BY_MOV_SS = 1 << 1
 
 
@@ -168,7 +168,7 @@ class Instruction:
         value, done = 0, 0
         while done < size:
             gpa = translate(self.vcpu, self.context, linear + done)
-            take = min(8, size - done, 4096 - (gpa & 4095))
+            take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             hva = user_address(self.vcpu.kvm, gpa)
             if hva is not None:
                 piece = int.from_bytes(copy_from_user(hva, take, self.vcpu.kvm.mm), "little")
@@ -182,7 +182,7 @@ class Instruction:
         done = 0
         while done < size:
             gpa = translate(self.vcpu, self.context, linear + done)
-            take = min(8, size - done, 4096 - (gpa & 4095))
+            take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             piece = value >> 8 * done & (1 << 8 * take) - 1
             slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
             if slot is not None and not slot.flags & int(KVM_MEM_READONLY):
@@ -365,7 +365,7 @@ class Instruction:
         rep = instruction.has_rep_prefix or instruction.has_repne_prefix
         if rep and not self.gpr[RCX] & mask:
             return True
-        step = -size if context.rflags & _RFLAGS_DF else size
+        step = -size if context.rflags & RFLAGS_DF else size
         value = self.gpr[RAX] & (1 << 8 * size) - 1
         if name in ("MOVS", "LODS", "CMPS"):
             value = yield from self.read(self.linear(instruction.memory_segment, self.gpr[RSI] & mask), size)
@@ -464,7 +464,7 @@ def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
             if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_LAPIC_MMIO_HOLE:
                 return None
             return 0 if access.value is not None else (1 << 8 * access.size) - 1  # a hole, not MMIO of user space
-        offset = access.gpa & 0xFFF
+        offset = access.gpa % PAGE_SIZE
         if access.value is not None:
             if access.size == 4 and not offset & 0xF:
                 apic.write(offset, access.value)

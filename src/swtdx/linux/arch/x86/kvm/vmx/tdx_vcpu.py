@@ -56,7 +56,7 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_RUNNABLE,
 )
 from swtdx.uapi.reason import Reason, seamcall_failed
-from swtdx.x86 import Vector
+from swtdx.x86 import PAGE_SIZE, Vector
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -126,7 +126,7 @@ def tdx_vcpu_precreate(kvm: Kvm) -> None:
 def tdx_vcpu_create(vcpu: Vcpu) -> None:
     """The KVM side of a vCPU; the module's comes with INIT_VCPU."""
     vcpu.tdx = VcpuTdx(PostedInterruptDescriptor(vcpu.kvm.pages))
-    vcpu.apic = Lapic(vcpu, memoryview(bytearray(4096)))
+    vcpu.apic = Lapic(vcpu, memoryview(bytearray(PAGE_SIZE)))
 
 
 def tdx_vcpu_free(vcpu: Vcpu) -> None:

@@ -14,14 +14,14 @@ from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.uapi.kvm import KVM_EXIT_IO
+from swtdx.x86 import PAGE_SIZE, Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
-RCX, RSI, RDI = 1, 6, 7
-_PAGE = 4096
-_RFLAGS_DF = 1 << 10
+RCX, RSI, RDI = int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
+RFLAGS_DF = Rflags.DF
 _IO_REP = 1 << 5
 
 
@@ -40,10 +40,10 @@ def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
     left = gpr[RCX] & mask if qualification & _IO_REP else 1  # as it is now; see complete()
     if not left:
         return do_singlestep(vcpu, context) if context.skip_instruction() else 1
-    backwards = bool(context.rflags & _RFLAGS_DF)
+    backwards = bool(context.rflags & RFLAGS_DF)
     linear = context.guest_linear_address
-    in_page = (linear & _PAGE - 1) // size + 1 if backwards else (_PAGE - (linear & _PAGE - 1)) // size
-    count = max(1, min(left, _PAGE // size, in_page))
+    in_page = (linear & PAGE_SIZE - 1) // size + 1 if backwards else (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size
+    count = max(1, min(left, PAGE_SIZE // size, in_page))
     start = linear - (count - 1) * size if backwards else linear
     data_at = run_struct.PIO_DATA
 

@@ -22,6 +22,7 @@ import time
 from typing import TYPE_CHECKING
 
 from swtdx.uapi.kvm import KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, kvm_clock_data
+from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
@@ -162,7 +163,7 @@ class PvTime:
         kvm = vcpu.kvm
         host_tsc, system_time, stable = kvm.clock.sample()
         shift, multiplier = time_scale(vcpu.virtual_tsc_khz * 1000)
-        if address % 4096 > 4096 - TIME_INFO.size:
+        if address % PAGE_SIZE > PAGE_SIZE - TIME_INFO.size:
             return  # over the end of a page: KVM's cache of a page cannot hold it
         try:
             old = kvm.read_guest(address, TIME_INFO.size)

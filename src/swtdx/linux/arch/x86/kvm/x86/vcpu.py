@@ -49,6 +49,7 @@ from swtdx.uapi.kvm import (
     KVM_MP_STATE_SIPI_RECEIVED,
     KVM_MP_STATE_UNINITIALIZED,
 )
+from swtdx.x86 import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.vmx.tdx_vcpu import VcpuTdx
@@ -180,7 +181,7 @@ class Vcpu:
         """Prepare KVM_EXIT_MEMORY_FAULT; the error with which KVM_RUN is to fail."""
         run_struct.U32.pack_into(self.run, _EXIT_REASON, int(KVM_EXIT_MEMORY_FAULT))
         flags = KVM_MEMORY_EXIT_FLAG_PRIVATE if private else 0
-        run_struct.MEMORY_FAULT.pack_into(self.run, run_struct.UNION, flags, gfn << 12, 4096)
+        run_struct.MEMORY_FAULT.pack_into(self.run, run_struct.UNION, flags, gfn << PAGE_SHIFT, PAGE_SIZE)
         return err(code, reason)
 
     def internal_error(self, data0: int, suberror: int = KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON) -> int:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.virt.vmx.tdx.seamcall import Seamcall
 from swtdx.linux.err import err
-from swtdx.linux.mm import LOW_MEMORY, PAGE_SIZE, PageAllocator
+from swtdx.linux.mm import LOW_MEMORY, PageAllocator
+from swtdx.x86 import PAGE_SIZE, PAGE_SIZE_1G, PAGE_SIZE_2M
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -286,7 +287,9 @@ class TdxHost:
     def tdmr_set_up_pamt(self, tdmr: Tdmr) -> None:
         """Allocate a TDMR's metadata, one table for each page size."""
         pamt = []
-        for entry_size, unit in zip(reversed(self.sysinfo.pamt_entry_sizes), (GIB, 2 << 20, 4096), strict=True):
+        for entry_size, unit in zip(
+            reversed(self.sysinfo.pamt_entry_sizes), (PAGE_SIZE_1G, PAGE_SIZE_2M, PAGE_SIZE), strict=True
+        ):
             size = tdmr_get_pamt_sz(tdmr, unit, entry_size)
             pamt.append((self.pages.alloc_contig_pages(size // PAGE_SIZE), size))
         tdmr.pamt = (pamt[0], pamt[1], pamt[2])
