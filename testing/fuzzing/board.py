@@ -28,8 +28,8 @@ from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import GuestOutput
 from swtdx.vmm.memory import GuestMemory
 
-GROWTH = 4 << 10
-"""Bytes by which the board may hold more than after power-on."""
+GROWTH = 8 << 10
+"""Bytes by which the board may hold more than after power-on: twice what queues in use have come to."""
 BURSTS = (1,) * 30 + (2,) * 10 + (17,) * 3 + (800,)
 _LOOK_EVERY = 2000
 _BARS = (0xC000_0000, 0xC001_0000, 0xC002_0000, 0xC010_0000, 0xC011_0000, 0xC012_0000)

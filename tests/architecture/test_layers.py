@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -80,11 +81,23 @@ def module_name(file: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@cache
+def parsed(file: Path) -> ast.Module:
+    """A file that does not change while the tests run, as its tree."""
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def called(node: ast.Call) -> str:
+    """The last part of what is called."""
+    function = node.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
 def imports_of(file: Path, package: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that ``file`` imports of ``package``, wherever in the file it does."""
     name = module_name(file, package)
     around = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+    for node in ast.walk(parsed(file)):
         found: list[str] = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
@@ -92,7 +105,7 @@ def imports_of(file: Path, package: Path) -> Iterator[tuple[int, str]]:
             base = [] if node.level == 0 else around[: len(around) - node.level + 1]
             base = [*base, *(node.module.split(".") if node.module else [])]
             found = [".".join([*base, alias.name]) for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"import_module", "__import__"}:
+        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
             found = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         line = getattr(node, "lineno", 0)
         yield from ((line, each) for each in found if each.split(".")[0] == package.name)
@@ -205,7 +218,7 @@ def test_every_module_says_what_it_is() -> None:
     lacking = [
         str(file.relative_to(REPOSITORY))
         for file in our_files()
-        if file.suffix == ".py" and not ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        if file.suffix == ".py" and not ast.get_docstring(parsed(file))
     ]
     assert lacking == []
 

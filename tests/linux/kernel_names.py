@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+from functools import cache
 from pathlib import Path
 
 from swtdx.linux.arch.x86.kvm.vmx.main import VT_OPS
@@ -690,6 +691,7 @@ EXCUSES = {
 """Reason -> names. A name stands under one reason."""
 
 
+@cache
 def defined() -> set[str]:
     """Names of all functions and methods in `swtdx.linux`, and of the wrappers that `VT_OPS` makes."""
     names = {str(getattr(VT_OPS, entry.name).__name__) for entry in dataclasses.fields(VT_OPS)}
