@@ -7,6 +7,7 @@ import ast
 from collections.abc import Iterator
 
 from testing.places import REPOSITORY
+from tests.architecture.sources import parsed, statements
 
 LONGEST = 80
 FOLDERS = ("src", "testing", "tests", "bench", "fuzz", "docs", "guest", "native")
@@ -16,7 +17,7 @@ def functions() -> Iterator[tuple[int, str]]:
     """(lines, place) of every function."""
     for folder in FOLDERS:
         for file in sorted((REPOSITORY / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in statements(parsed(file)):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or node.lineno) - node.lineno + 1
                     yield length, f"{file.relative_to(REPOSITORY)}:{node.lineno} {node.name}"

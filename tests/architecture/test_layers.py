@@ -8,12 +8,15 @@ under ``if TYPE_CHECKING`` or by ``importlib`` with a constant name counts as mu
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from tests.architecture.sources import imports_and_calls, parsed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "src" / "swtdx"
@@ -81,23 +84,11 @@ def module_name(file: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@cache
-def parsed(file: Path) -> ast.Module:
-    """A file that does not change while the tests run, as its tree."""
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
-
-
-def called(node: ast.Call) -> str:
-    """The last part of what is called."""
-    function = node.func
-    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
 def imports_of(file: Path, package: Path) -> Iterator[tuple[int, str]]:
     """(line, dotted name) of all that ``file`` imports of ``package``, wherever in the file it does."""
     name = module_name(file, package)
     around = name.split(".") if file.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(parsed(file)):
+    for node in imports_and_calls(file):
         found: list[str] = []
         if isinstance(node, ast.Import):
             found = [alias.name for alias in node.names]
@@ -105,10 +96,9 @@ def imports_of(file: Path, package: Path) -> Iterator[tuple[int, str]]:
             base = [] if node.level == 0 else around[: len(around) - node.level + 1]
             base = [*base, *(node.module.split(".") if node.module else [])]
             found = [".".join([*base, alias.name]) for alias in node.names]
-        elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
+        elif isinstance(node, ast.Call):
             found = [arg.value for arg in node.args[:1] if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-        line = getattr(node, "lineno", 0)
-        yield from ((line, each) for each in found if each.split(".")[0] == package.name)
+        yield from ((node.lineno, each) for each in found if each.split(".")[0] == package.name)
 
 
 def allowed(importer: str, imported: str) -> bool:
@@ -186,17 +176,25 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|root|home|opt|mnt)/\w")
 """A path that exists on one machine only. Paths of the system under Debian (/usr/share, /dev) are no such paths."""
 
 
-def our_files() -> list[Path]:
+@cache
+def our_files() -> tuple[Path, ...]:
     """All text files of the repository: neither what is built nor what tools leave behind in hidden directories."""
-
-    def ours(path: Path) -> bool:
-        *folders, name = path.relative_to(REPOSITORY).parts
-        hidden = any(folder.startswith(".") and folder != ".ci" for folder in folders)
-        built = BUILT.intersection(folders) or any(folder.endswith(".egg-info") for folder in folders)
-        binary = path.suffix in {".so", ".bin", ".fd"} or name in ("_engine.c", ".git")  # a worktree has .git as a file
-        return path.is_file() and not (hidden or built or binary)
-
-    return sorted(filter(ours, REPOSITORY.rglob("*")))
+    found = []
+    for folder, inner, names in os.walk(REPOSITORY):
+        inner[:] = [
+            name
+            for name in inner
+            if name not in BUILT and not name.endswith(".egg-info") and (name[0] != "." or name == ".ci")
+        ]
+        for name in names:
+            path = Path(folder) / name
+            binary = path.suffix in {".so", ".bin", ".fd"} or name in (
+                "_engine.c",
+                ".git",
+            )  # a worktree has .git as a file
+            if not binary and path.is_file():
+                found.append(path)
+    return tuple(sorted(found))
 
 
 def is_source(file: Path) -> bool:

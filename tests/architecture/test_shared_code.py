@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from testing.places import REPOSITORY
+from tests.architecture.sources import imports_and_calls
 
 MAY_IMPORT = {
     "testing": {"testing", "guest"},  # guest writes the initrd, and imports none of these
@@ -21,13 +22,13 @@ MAY_IMPORT = {
 def imports(folder: str) -> Iterator[tuple[str, str]]:
     """(place, top-level package of this repository) of each import, also those by ``import_module``."""
     for file in sorted((REPOSITORY / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in imports_and_calls(file):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            elif isinstance(node, ast.Call):
                 names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
             for name in names:
                 assert isinstance(node, ast.stmt | ast.expr)
