@@ -148,7 +148,7 @@ def test_an_operand_in_mmio(kvm: Kvm, what: str) -> None:
 
 @pytest.mark.parametrize("selector", [1, 3])
 def test_a_null_stack_of_another_level_is_refused(kvm: Kvm, selector: int) -> None:
-    """SDM vol. 2, MOV: #GP(0) if RPL is not CPL. The engine takes it, so that it is no model here."""
+    """SDM vol. 2, MOV: #GP(0) if RPL is not CPL. The engine accepts it, so it cannot be the model here."""
     found = executed(kvm, b"\x8e\x16", MMIO, struct.pack("<H", selector), b"", {"rsp": 0xF000})
     assert (found["port"], found["data"]) == (FAULT_PORT, b"\x0d")
 
