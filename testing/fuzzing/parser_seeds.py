@@ -77,7 +77,7 @@ def loaders() -> tuple[Seed, ...]:
     protocol = bytes.fromhex("3d1a7596f472a641a794ed5d0e67ae6b")
     profiles = ((".profile", b"ID=a"), (".cmdline", b"quiet"), (".profile", b"ID=b"))
     sections = ((".linux", uefi_image.efi_kernel(protocol)), (".cmdline", b"ro"), (".osrel", b"ID=x"), *profiles)
-    unified = uefi_image.unified_image(*sections, version="257", protocol=protocol)
+    unified = uefi_image.unified_image(*sections, version="258", protocol=protocol)
     headers = (0, 0x400)
     return (
         Seed("UKI", unified, (headers,)),

@@ -173,7 +173,7 @@ def _loader(data: bytes) -> None:
     for boot in (DiskBoot(chain, _files), DiskBoot(chain[:1], _files)):
         with suppress(MeasureError):  # not a loader that is known, or one that nothing can follow
             json.dumps(predict_disk_boot(parser_seeds.bootable_images()[0].data, boot, 64 << 20).as_json())
-    kernel = LinuxBoot(parse_linux(data, "linux.efi"), b"initrd", "@1 quiet")
+    kernel = LinuxBoot(parse_linux(data, "linux.efi"), b"initrd", "quiet")
     json.dumps(predict_direct_boot(parser_seeds.bootable_images()[0].data, kernel, 64 << 20).as_json())
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import base64
 import json
 import random
+import struct
 from collections.abc import Callable
 
 import pytest
 
 from swtdx.attest.evidence_kind import kind_of
-from swtdx.attest.quote import QuoteError, parse_quote
+from swtdx.attest.quote import QuoteError, parse_quote, unframed
 from swtdx.attest.report import ReportError, parse_report
 from swtdx.attest.text_form import binary_of
 
@@ -62,6 +63,12 @@ FORMS: dict[str, Callable[[], str]] = {
     "armour with headers": lambda: armoured("Version: 1\nComment: none\n\n"),
     "text before armour": lambda: "the quote:\n" + armoured(""),
     "base64 of hexadecimal": lambda: base64.b64encode(DATA.hex().encode()).decode(),
+    "numbers separated by commas": lambda: ",".join(str(byte) for byte in DATA),
+    "hexadecimal separated by commas": lambda: ", ".join(f"{byte:02x}" for byte in DATA),
+    "literal of Go": lambda: "[]byte{" + ", ".join(f"0x{byte:02x}" for byte in DATA) + "}",
+    "literal of Rust": lambda: f"let quote = vec!{list(DATA)};",
+    "escaped in a URL": lambda: base64.b64encode(DATA).decode().replace("+", "%2B").replace("=", "%3D"),
+    "HTTP response": lambda: "HTTP/1.1 200 OK\nContent-Type: application/json\n\n" + json.dumps({"quote": DATA.hex()}),
     "Buffer of Node": lambda: json.dumps({"quote": {"type": "Buffer", "data": list(DATA)}}),
     "Uint8Array": lambda: json.dumps({"quote": {str(at): byte for at, byte in enumerate(DATA)}}),
 }
@@ -134,6 +141,35 @@ def test_a_dump_with_repeated_lines() -> None:
 def test_text_that_is_none_of_them(text: str) -> None:
     with pytest.raises(ValueError, match=r"this is|nested|Expecting"):
         binary_of(text.encode(), ("quote",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("QUOTE={}", "export QUOTE='{}'", 'quote = "{}"\n', "quote: {}\n", "quote: !!binary |\n  {}\n"),
+        *("td.quote := {};", "quote: >-\n  {}"),
+    ],
+)  # fmt: skip
+def test_a_value_behind_its_name(text: str) -> None:
+    data = bytes(range(256)) * 3
+    assert binary_of(text.format(data.hex()).encode()) == data
+    assert binary_of(text.format(base64.b64encode(data).decode()).encode()) == data
+
+
+def test_a_long_text_of_blanks_takes_no_time() -> None:
+    for text in (b"a=" + b" " * 200_000 + b"!", b"[ " * 100_000, b"quote: " + b"x! \n" * 100_000):
+        with pytest.raises(ValueError, match=r"neither|nested|Expecting"):
+            binary_of(text)
+
+
+def test_a_quote_in_the_buffer_of_getquote_and_in_the_answer_of_a_quoting_service() -> None:
+    """GHCI 3.3, and qgs_msg_lib.h: u16 major, minor, u32 type, size, error; sizes of ID and quote."""
+    buffer = struct.pack("<QQII", 1, 0, 1024, len(WANTED)) + WANTED + bytes(500)
+    answer = struct.pack("<HHIIIII", 1, 1, 1, 24 + len(WANTED), 0, 0, len(WANTED)) + WANTED
+    for carried in (buffer, answer, struct.pack(">I", len(answer)) + answer):
+        assert unframed(carried) == WANTED
+    for other in (answer[:-1], struct.pack("<QQII", 1, 1 << 63, 0, 0) + WANTED, b""):
+        assert unframed(other) == other
 
 
 def spec_id() -> bytes:

@@ -11,6 +11,7 @@ specification for TDX.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ QUOTE_MEMBERS = (
 """Members of JSON in which agents have a quote: of dstack, near, trustee, Azure, Intel Trust Authority, tsm tools."""
 ATTRIBUTES_DEBUG = 1
 _HEADER_SIZE = 48
+_GET_QUOTE = struct.Struct("<QQII")
+_QGS_ANSWER = struct.Struct("<HHIIIII")
 _QE_REPORT_SIZE = 384
 
 
@@ -219,6 +222,7 @@ def parse_quote(data: bytes) -> Quote:
         raw = binary_of(data, QUOTE_MEMBERS, is_td_quote)
     except ValueError as error:
         raise QuoteError(f"not a quote: {error}{misplaced(text_bytes(data), 'swtdx quote parse')}") from None
+    raw = unframed(raw)
     kind = kind_of(raw)
     if kind is not None and kind not in (TD_QUOTE, SGX_QUOTE):  # those are named below
         raise QuoteError(f"not a quote of a TD: {kind.sentence()}")
@@ -240,6 +244,29 @@ def parse_quote(data: bytes) -> Quote:
     length = reader.number(4, "signature length")
     signature = _signature(reader.within(length, "signature data"))
     return Quote(header, body_type, body, signature, raw[: reader.offset], len(raw) - reader.offset)
+
+
+def unframed(data: bytes) -> bytes:
+    """Return the quote in what carries it: the GetQuote buffer of a guest, or a quoting service's answer.
+
+    GHCI, "TDG.VP.VMCALL<GetQuote>": version, status, two lengths, the quote.  Intel's QGS: a length in front (over a
+    socket), a header of version 1 and type 1, an error, the sizes of an ID and of the quote, and these.  Other data are
+    returned as they are.
+
+    >>> unframed(b"text"), unframed(bytes.fromhex("01" + "00" * 15 + "0004000002000000") + b"q.")
+    (b'text', b'q.')
+    """
+    if len(data) > _GET_QUOTE.size:
+        version, status, _, size = _GET_QUOTE.unpack_from(data)
+        if (version, status) == (1, 0) and 0 < size <= len(data) - _GET_QUOTE.size:
+            return data[_GET_QUOTE.size : _GET_QUOTE.size + size]
+    message = data[4:] if int.from_bytes(data[:4], "big") == len(data) - 4 else data
+    if len(message) > _QGS_ANSWER.size:
+        major, _, kind, size, error, identity, quote = _QGS_ANSWER.unpack_from(message)
+        whole = _QGS_ANSWER.size + identity + quote
+        if (major, kind, error) == (1, 1, 0) and size == whole == len(message) and quote:
+            return message[-quote:]
+    return data
 
 
 def _header(reader: _Reader) -> QuoteHeader:

@@ -30,6 +30,13 @@ _SHORTEST_SOUGHT = 600
 _MAXIMUM_SEARCH = 1 << 16
 _DUMP = re.compile(rb"([0-9a-fA-F]{4,16})(:?)(?:\s+(.*))?$")
 _C_ARRAY = re.compile(rb"\{((?:\s*0[xX][0-9a-fA-F]{1,2}\s*,?)+)\s*\}")
+_CODE_ARRAY = re.compile(rb"[\w\s:<>=&*.!\[\]]*[\[({]\s*(\d{1,3}(?:\s*,\s*\d{1,3}){15,})\s*,?\s*[\])}]+\s*;?\s*\Z")
+_COMMAS = re.compile(rb"\s*[0-9a-fA-F]{1,3}(?:\s*,\s*[0-9a-fA-F]{1,3}){15,}\s*,?\s*\Z")
+_ASSIGNED = re.compile(
+    rb"(?:(?:export|set|let|const|var)\s+)?[\w.-]{1,64}\s*(?::=|:|=)\s*(?:!!binary\s+)?(?:[|>][-+]?\s+)?"
+)
+"""``NAME=VALUE`` and ``name: value``, as shells, YAML and TOML have them."""
+_ESCAPED = re.compile(rb"%(?:2[BbFf]|3[Dd])")
 _MAXIMUM_DUMP = 16 << 20
 
 
@@ -82,9 +89,9 @@ def binary_of(
 
     Text may be hexadecimal (with 0x, colons, spaces or line breaks), a hex dump (xxd, hexdump, hexdump -C, od), a
     C array, base64 (either alphabet), a data URL, armoured, or an array of numbers, each with or without a byte order
-    mark.  With ``members`` it may also be a JSON object in which one of them is such text; if none is there, and
-    ``wanted`` is given, the only member at any depth whose bytes are ``wanted``.  Raises ValueError for text that is
-    none of these.
+    mark; also behind ``NAME=`` or ``name:``, and as the body of an HTTP response.  With ``members`` it may also be a
+    JSON object in which one of them is such text; if none is there, and ``wanted`` is given, the only member at any
+    depth whose bytes are ``wanted``.  Raises ValueError for text that is none of these.
 
     >>> binary_of(b"0x0400\\n") == binary_of(b"BAA=") == binary_of(b"04:00") == binary_of(b"[4, 0]") == b"\\x04\\x00"
     True
@@ -94,11 +101,15 @@ def binary_of(
     text = text_bytes(data)
     if not text or not _TEXT.issuperset(text):
         return data
+    if text.startswith(b"HTTP/1."):
+        text = text.replace(b"\r\n", b"\n").partition(b"\n\n")[2]
     start = text.lstrip()[:1]
     if members and start == b"{":
         found = _member(text, tuple(members), wanted)
-    elif start == b"[":
+    elif start == b"[" and (listed := _listed(text)) is None:
         return _array(text, wanted)
+    elif start == b"[":
+        return listed or b""
     else:
         armoured = _ARMOUR.findall(text)
         if len(armoured) > 1:
@@ -131,9 +142,41 @@ def _decoded(text: bytes) -> bytes:
         if found is not None:
             return found
     text = _DATA_URL.sub(b"", text.strip(), count=1)
-    array = _C_ARRAY.search(text)
-    if array:
-        return bytes(int(each, 16) for each in array[1].replace(b",", b" ").split())
+    listed = _listed(text)
+    if listed is not None:
+        return listed
+    if _ESCAPED.search(text):
+        from urllib.parse import unquote_to_bytes  # only here: the library behind it takes long to load
+
+        text = unquote_to_bytes(text)
+    try:
+        return _digits(text)
+    except ValueError:
+        assigned = _ASSIGNED.match(text)
+        value = b"" if assigned is None else text[assigned.end() :].rstrip(b" \t\r\n;")
+        if len(value) < _SHORTEST_SOUGHT:
+            raise
+    return _decoded(value)
+
+
+def _listed(text: bytes) -> bytes | None:
+    """Return the bytes of numbers between brackets of a program, or separated by commas; None for other text."""
+    array = _C_ARRAY.search(text) or _CODE_ARRAY.match(text)
+    numbers = array[1] if array else text if _COMMAS.match(text) else None
+    if numbers is None:
+        return None
+    words = numbers.replace(b",", b" ").split()
+    hexadecimal = not array and all(len(word) == 2 for word in words)
+    if array and words[0][:2] in (b"0x", b"0X"):
+        hexadecimal = True
+    try:
+        return bytes(int(word, 16 if hexadecimal else 10) for word in words)
+    except ValueError:
+        return None
+
+
+def _digits(text: bytes) -> bytes:
+    """Hexadecimal or base64, with what may be between and around the digits. Raises ValueError for other text."""
     joined = b"".join(text.split()).strip(b"\"'")
     digits = joined.removeprefix(b"0x").removeprefix(b"0X").replace(b":", b"").replace(b",0x", b"").replace(b"\\x", b"")
     try:
