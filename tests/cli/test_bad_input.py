@@ -30,7 +30,7 @@ from tests.vmm.fake_kernel import FakeKernel
         (["run", "--kvm", "other"], ["other", "emulated", "host"]),
         (["run", "--kernel", "absent"], ["kernel", "absent", "No such file"]),
         (["run", "--kernel", "host", "--kvm", "emulated"], ["--kernel host", "contradict"]),
-        (["run", "--firmware", "none"], ["--firmware none", "--kernel names none"]),
+        (["run", "--firmware", "none"], ["--firmware none", "give --kernel"]),
         (["run", "--firmware", "none", "--kernel", "absent"], ["kernel", "absent", "No such file"]),
         (["run", "--initrd", "x"], ["--initrd", "--kernel"]),
         (["run", "--debug-exit", "some"], ["--debug-exit", "not a number"]),

@@ -28,7 +28,7 @@ needs_gdb = pytest.mark.skipif(GDB is None, reason="gdb is not installed: no rea
         (["--gdb", ":0"], ["production TD", "TD_NON_DEBUG", "--debug-td", "--vm-type default"]),
         (["--gdb", ":0", "--attributes", "0x10000000"], ["production TD"]),
         (["--gdb", ":0", "--debug-td", "--kvm", "host"], ["no ioctl for TDH.MEM.RD"]),
-        (["--gdb-wait"], ["--gdb does not say where"]),
+        (["--gdb-wait"], ["--gdb-wait needs --gdb ADDRESS"]),
         (["--gdb", "1234", "--debug-td"], ["'1234' is not a valid address", ":1234"]),
         (["--gdb", ":99999", "--debug-td"], ["is not a valid address"]),
         (

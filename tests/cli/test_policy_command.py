@@ -34,8 +34,8 @@ def test_a_policy_is_not_written_over_an_input(firmware: Path, command: Command)
         (["--policy", "{policy}", "--allow-debug"], "--allow-debug and --policy exclude each other"),
         (["--policy", "{bad}"], "did you mean mrtd"),
         (["--policy", "{policy}", "--event-log", "{policy}"], "has no rules for events"),
-        (["--event-log", "{policy}"], "--event-log and --claims are for --policy"),
-        (["--claims", "{claims}"], "--event-log and --claims are for --policy"),
+        (["--event-log", "{policy}"], "--event-log and --claims need --policy"),
+        (["--claims", "{claims}"], "--event-log and --claims need --policy"),
     ],
 )
 def test_options_that_exclude_each_other(tmp_path: Path, command: Command, more: list[str], said: str) -> None:

@@ -198,7 +198,7 @@ def _regions(kept: Any) -> tuple[AddedRegion, ...]:
     for each in kept:
         numbers = [each[key] for key in ("section", "gpa", "pages")]
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError("a section's numbers are none")
+            raise ValueError("a section has members that are not numbers")
         index, gpa, pages = numbers
         total += pages
         if total * PAGE_SIZE > MAXIMUM_ADDED:

@@ -130,7 +130,7 @@ def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]
             name = f"swtdx {typed}" if known else "swtdx"
             status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
             words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
-            raise _WrongUsageError(f"{words} ({name} --help says what there is)", status) from None
+            raise _WrongUsageError(f"{words} ({name} --help lists what it takes)", status) from None
         except typer.Abort:
             raise KeyboardInterrupt from None
 

@@ -31,7 +31,7 @@ def check(address: str | None, wait: bool, td: TdParameters | None, kernel: str)
     """Refuse what no debugger can be had for. Raises InputError."""
     if address is None:
         if wait:
-            raise InputError("--gdb-wait waits for a debugger, and --gdb does not say where one is to come")
+            raise InputError("--gdb-wait needs --gdb ADDRESS, where the debugger connects")
         return
     if td is not None and not td.is_debug:
         raise InputError(_PRODUCTION)

@@ -213,7 +213,7 @@ def verify(
         quote, verified, found, ear = appraisal.appraised(options, when, judged)
     else:
         if event_log is not None or claims is not None:
-            raise Failure("--event-log and --claims are for --policy, which names none", Verdict.USAGE)
+            raise Failure("--event-log and --claims need --policy", Verdict.USAGE)
         quote = quote_of(file)
         verified = _verified(options, quote, file_bytes(collateral, MAXIMUM_COLLATERAL_SIZE), when, anchor)
         found = violations(wanted, quote.body, verified.tcb_status)

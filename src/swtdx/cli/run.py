@@ -213,13 +213,13 @@ class Host:
 
         if self.module_version is not ModuleVersionChoice.v1_5:
             raise InputError(
-                f"--module-version {self.module_version.value} is for the embedded kernel: this machine has the module "
-                "that it has"
+                f"--module-version {self.module_version.value} is for the embedded kernel: the TDX module of "
+                "this machine cannot be chosen"
             )
         if self.kernel_release is not None:
             raise InputError(
-                f"--kernel-release {self.kernel_release.value} is for the embedded kernel: this machine has the kernel "
-                "that it has"
+                f"--kernel-release {self.kernel_release.value} is for the embedded kernel: the kernel of "
+                "this machine cannot be chosen"
             )
 
 

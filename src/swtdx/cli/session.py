@@ -227,10 +227,10 @@ def _plan(options: Options) -> Plan:
         firmware = find_firmware(options.firmware, tdx=tdx)
         return Plan(firmware, options.memory, options.cpus, options.td, linux=_linux(options), smbios=smbios)
     if smbios is not None:
-        raise InputError("--smbios goes through a firmware, and --firmware none is none")
+        raise InputError("--smbios needs a firmware: omit --firmware none")
     linux = _linux(options)
     if linux is None:
-        raise InputError("--firmware none starts a kernel without firmware, and --kernel names none")
+        raise InputError("--firmware none needs a kernel: give --kernel")
     boot, firmware = direct_boot(linux, options.memory, options.cpus, td=tdx)
     return Plan(firmware, options.memory, options.cpus, options.td, direct=boot)
 
@@ -240,7 +240,7 @@ def _linux(options: Options) -> LinuxBoot | None:
     if options.kernel is None:
         for name, value in (("--initrd", options.initrd), ("--append", options.append)):
             if value is not None:
-                raise InputError(f"{name} is for a kernel, and --kernel names none")
+                raise InputError(f"{name} needs a kernel: give --kernel")
         return None
     return load(options.kernel, options.initrd, options.append or "", options.memory)
 

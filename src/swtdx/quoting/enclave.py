@@ -138,7 +138,9 @@ class QuotingEnclave:
         if valid not in (_VALID_1_0, _VALID_1_5):
             raise _unsupported(f"TEE_TCB_INFO.VALID is {valid:#x}: {_VALID_1_0:#x} and {_VALID_1_5:#x} are known")
         if not self._everifyreport2(report[:MAC_STRUCT_SIZE]):
-            raise QuotingError(QeError.INVALID_REPORT, "the MAC is not of this machine's report key: a forged TDREPORT")
+            raise QuotingError(
+                QeError.INVALID_REPORT, "the MAC is not that of this machine's report key: a forged TDREPORT"
+            )
         if hashlib.sha384(report[_TCB_INFO]).digest() != report[32:80]:
             raise QuotingError(QeError.INVALID_HASH, "TEE_TCB_INFO_HASH is not the hash of TEE_TCB_INFO")
         if hashlib.sha384(report[_TD_INFO]).digest() != report[80:128]:

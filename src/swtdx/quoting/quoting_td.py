@@ -112,7 +112,7 @@ class QuotingTd:
         self._run_to(kvm.Exit.IO)
         _, status, _, length = HEADER.unpack_from(self._shared, BUFFER)
         if status == UNAVAILABLE:
-            raise QuoteUnavailable("the guest reads that there is no quote generation service")
+            raise QuoteUnavailable("the guest is told that there is no quote generation service")
         if status != SUCCESS:
             raise QuoteRefused(f"the guest reads the status {status:#x}")
         start = BUFFER + HEADER.size
