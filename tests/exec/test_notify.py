@@ -255,7 +255,7 @@ def test_a_daemon_goes_on_when_the_command_has_ended(
     compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path, marked: Callable[[], set[int]]
 ) -> None:
     result = tmp_path / "result"
-    done = swtdx_exec(compiled("tree", "-static"), "daemon", result)
+    done = swtdx_exec(compiled("tree", "-static"), "daemon", result, fresh=True)
     assert (done.stdout, done.returncode) == ("first: 1\n", 0)
     assert _wait_for(result.exists)
     assert _wait_for(lambda: result.read_text() == "works\n")
