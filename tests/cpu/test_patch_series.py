@@ -60,6 +60,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "nmi-window": ["test_nmi_window.py::test_the_window_opens_behind_the_shadow"],
     "protection-keys": ["test_protection_keys.py::test_a_page_that_was_read_obeys_the_keys"],
     "resume-flag": ["test_resume_flag.py::test_a_fault_sets_it"],
+    "smsw": ["test_smsw.py::test_in_real_mode"],
     "divide": ["test_float_isolation.py::test_the_quotient_that_does_not_exist_is_de"],
     "x87": ["test_instructions.py::test_x87_instructions_do_what_the_host_does"],
     "stack-switch": ["test_stack_switch.py::test_in_compatibility_mode"],
