@@ -61,6 +61,7 @@ def invalidate_range_start(kernel: EmulatedKernel, mm: Mm, start: int, end: int)
 def invalidate_range_end(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> None:
     """The change is made: faults may map the range again."""
     for kvm in _vms(kernel, mm):
+        # upstream: mmu_lock orders the end of an invalidation against faults that change the tables.
         with kvm.mmu.lock:
             if (start, end) in kvm.mmu.invalidating:  # it is not in a VM that was created meanwhile
                 kvm.mmu.invalidating.remove((start, end))

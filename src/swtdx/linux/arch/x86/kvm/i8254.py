@@ -67,8 +67,10 @@ class Pit:
         with self._lock:
             channel = self._channel(0)
             if channel.mode in (2, 3):
+                # Ticks that the host was too late for are dropped: the next one is due now at the latest.
                 self._expires = max(self._expires + self._period(channel), time.monotonic_ns())
                 self._timer.start(self._expires)
+        # IRQ 0 is edge-triggered at both controllers.
         self._kvm.irq_routing.set_irq(0, 1)
         self._kvm.irq_routing.set_irq(0, 0)
 

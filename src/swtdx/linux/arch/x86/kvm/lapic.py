@@ -228,6 +228,7 @@ class Lapic:
                 self.pending_init, self.pending_sipi = True, False
             else:
                 self.pending_sipi, self.sipi_vector = True, vector
+            # The vCPU's own thread takes them, before it enters the guest; one that waits for a SIPI sleeps.
             vcpu.kick()
         else:
             return 0

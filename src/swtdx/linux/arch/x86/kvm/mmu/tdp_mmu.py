@@ -174,6 +174,7 @@ class TdpMmu:
         except BlockingIOError:
             return RetPf.RETRY
         except OSError as error:
+            # upstream: a busy SEAMCALL is RET_PF_RETRY. Another vCPU holds the Secure EPT's entry for an instant.
             if error.errno == errno.EBUSY:
                 return RetPf.RETRY
             raise

@@ -84,6 +84,8 @@ def tdx_mem_page_record_premap_cnt(tdx: KvmTdx, gfn: int) -> None:
 
 
 def _sept_error(kvm: Kvm, leaf: str, status: int, entry: int, level_state: int) -> OSError:
+    # upstream: only a busy operand asks the caller to retry. KVM keeps to the module's rules, so any other status means
+    # that its mirror and the Secure EPT disagree (TDX_BUG_ON): the VM is dead.
     if tdx_operand_busy(status):
         return err(errno.EBUSY, sept_seamcall_failed(leaf, status, entry, level_state))
     return kvm.bug(sept_seamcall_failed(leaf, status, entry, level_state))

@@ -479,6 +479,7 @@ def vmx_msr_filter_changed(vcpu: Vcpu) -> None:
 def vmx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
     """Post the interrupt."""
     notify = vcpu.vmx.pi_desc.post(vector)
+    # In the guest the notification delivers it without an exit. Elsewhere the vCPU may sleep in HLT, and has to look.
     if vcpu.in_guest and notify:
         vcpu.vmx.context.notify()
     else:

@@ -149,6 +149,7 @@ def enable_cap(kvm: Kvm, request: kvm_enable_cap) -> int:
     function = _ENABLE.get(request.cap)
     if function is None or request.cap in kvm.kernel.release.absent_capabilities:
         raise err(errno.EINVAL, f"capability {request.cap} cannot be enabled on a VM")
+    # upstream: kvm->lock. A vCPU takes over what a capability sets when it is created, so none is created meanwhile.
     with kvm.lock:
         function(kvm, request.args)
     return 0

@@ -33,6 +33,7 @@ REINJECT_CONTROL_SIZE = 32
 
 
 def _create_irqchip(kvm: Kvm, arg: int) -> int:
+    # upstream: kvm->lock, so that no vCPU is created with the other interrupt mode meanwhile.
     with kvm.lock:
         kvm.create_irqchip()
     return 0

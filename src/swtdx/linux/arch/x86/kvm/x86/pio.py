@@ -43,6 +43,7 @@ def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
     backwards = bool(context.rflags & RFLAGS_DF)
     linear = context.guest_linear_address
     in_page = (linear & PAGE_SIZE - 1) // size + 1 if backwards else (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size
+    # As many as fit into the page of pio_data and into this page of guest memory. The rest are further exits.
     count = max(1, min(left, PAGE_SIZE // size, in_page))
     start = linear - (count - 1) * size if backwards else linear
     data_at = run_struct.PIO_DATA

@@ -502,7 +502,7 @@ class Vcpu:
         if state == KVM_MP_STATE_SIPI_RECEIVED and self.apic is not None:
             state, self.apic.pending_sipi = KVM_MP_STATE_INIT_RECEIVED, True
         self.kvm_set_mp_state(state)
-        self.kick()
+        self.kick()  # it may sleep in KVM_RUN in the former state
 
 
 Handler = Callable[[Vcpu], int]

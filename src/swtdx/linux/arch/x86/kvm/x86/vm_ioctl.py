@@ -156,6 +156,7 @@ def kvm_vm_ioctl_get_dirty_log(kvm: Kvm, arg: int) -> int:
         if kvm.manual_dirty_log_protect:
             copy_to_user(request.dirty_bitmap, bytes(slot.dirty_bitmap))  # KVM_CLEAR_DIRTY_LOG starts the next round
             return 0
+        # A page that is mapped writable is in the bitmap taken here, so a write before the zap belongs to this round.
         bitmap, slot.dirty_bitmap = slot.dirty_bitmap, bytearray(len(slot.dirty_bitmap))
         kvm.mmu.zap_direct(slot.base_gfn, slot.end_gfn)
     copy_to_user(request.dirty_bitmap, bytes(bitmap))
@@ -176,7 +177,7 @@ def kvm_vm_ioctl_clear_dirty_log(kvm: Kvm, arg: int) -> int:
         if first > slot.npages or count > slot.npages - first or (count < slot.npages - first and count % 64):
             raise err(errno.EINVAL, f"pages {first} to {first + count} of {slot.npages}")
         mask = copy_from_user(request.dirty_bitmap, (count + 63) // 64 * 8)
-        with kvm.mmu.lock:
+        with kvm.mmu.lock:  # a fault on another vCPU sets bits of the same bytes
             for number, bits in enumerate(mask, first // 8):
                 slot.dirty_bitmap[number] &= ~bits & 0xFF
         kvm.mmu.zap_direct(slot.base_gfn + first, slot.base_gfn + first + count)
@@ -259,6 +260,7 @@ def _irqfd(kvm: Kvm, arg: int) -> int:
 
 def _ioeventfd(kvm: Kvm, arg: int) -> int:
     request = struct_from_user(kvm_ioeventfd, arg)
+    # upstream: slots_lock also guards changes of the I/O buses, which vCPUs read without a lock.
     with kvm.slots_lock:
         kvm.buses.ioeventfd(request)
     return 0
