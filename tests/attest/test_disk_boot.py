@@ -108,7 +108,9 @@ def test_an_older_build_does_not_refuse_the_first_end_of_boot_services() -> None
 
 
 def test_a_disk_without_a_table_and_a_damaged_one() -> None:
-    assert gpt_event(bytes(1 << 16)) is None
+    assert gpt_event(bytes(510) + b"\x55\xaa" + bytes(1 << 16)) is None
+    with pytest.raises(DiskError, match="no partition table"):
+        gpt_event(b"QFI\xfb" + bytes(1 << 16))
     for damage in (DISK[:2000], DISK[:550], DISK[: 512 + 84] + struct.pack("<I", 64) + DISK[512 + 88 :]):
         with pytest.raises(DiskError, match="cut off or damaged"):
             gpt_event(damage)
@@ -130,6 +132,14 @@ def test_shim_measures_its_lists_its_level_and_the_loader() -> None:
     data = SHIM_LOCK.bytes_le + struct.pack("<QQ", 9, len(level)) + "SbatLevel".encode("utf-16-le") + level
     assert [each.digest for each in prediction.events if each.event_type == AUTHORITY] == [sha384(data)]
     assert authenticode_digest(loader) in [each.digest for each in prediction.events if each.event_type == APPLICATION]
+
+
+def test_a_secret_that_systemd_stub_adds_from_a_disk_is_named() -> None:
+    code = CC_MEASUREMENT_PROTOCOL + "LoaderBootSecret".encode("utf-16-le")
+    image = unified_image((".linux", KERNEL), (".cmdline", b"console=x"), (".initrd", b"i"), protocol=code)
+    prediction = booted(image)
+    assert prediction.registers == (0, 1)
+    assert "a secret of the machine" in prediction.unpredicted[0]
 
 
 def test_a_chain_that_ends_early_is_predicted_as_far_as_it_goes() -> None:

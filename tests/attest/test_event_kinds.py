@@ -51,6 +51,8 @@ AAEL = 0x4141454C
         (0x04, bytes(4), b"else", Vouched.CONTRADICTED, False, "separator"),
         (0x04, b"reason", (1).to_bytes(4, "little"), Vouched.CONTENTS, None, "separator after an error: reason"),
         (0x01, b"ACPI DATA", b"tables", Vouched.NOTHING, None, "ACPI DATA"),
+        (0x01, struct.pack("<QQ", 0x1000, 0x20), b"code", Vouched.NOTHING, None, "0x20 bytes at 0x1000"),
+        (0x13, b"\5SEC\0\0" + struct.pack("<QQ", 1, 2), b"code", Vouched.NOTHING, None, "SEC: 0x2 bytes at 0x1"),
         (0x08, wide("2025.02-8"), wide("2025.02-8"), Vouched.ALL, True, "2025.02-8"),
         (0x08, wide("2025.02-8"), b"else", Vouched.CONTRADICTED, False, "2025.02-8"),
         (0x80000002, variable("BootOrder", b"\1\0\2\0"), b"\1\0\2\0", Vouched.CONTENTS, None, "BootOrder: 0001, 0002"),

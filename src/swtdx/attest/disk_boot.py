@@ -70,6 +70,9 @@ _ONE_DISK = "RTMR0 is that of the board of swtdx run with one disk; --event-log 
 _OPTIONS = "EV_EFI_VARIABLE_BOOT (BootOrder and Boot####: the devices of the machine)"
 
 
+_SECRET = "Linux initrd (this systemd-stub adds a secret of the machine, if the firmware has random numbers)"
+
+
 class DiskError(PredictionError):
     """The disk's partition table cannot be read."""
 
@@ -140,11 +143,13 @@ def gpt_event(disk: bytes) -> Event | None:
 
     Raises `DiskError`.
 
-    >>> gpt_event(bytes(4096)) is None
+    >>> gpt_event(bytes(510) + b"\\x55\\xaa" + bytes(512)) is None
     True
     """
     header = disk[_SECTOR : _SECTOR + 92]
     if header[:8] != _SIGNATURE:
+        if disk[510:512] != b"\x55\xaa":
+            raise DiskError("the disk has no partition table: it is not an image of a disk, or not a raw one")
         return None
     if len(header) < 92:
         raise DiskError("the partition table of the disk is cut off or damaged")
@@ -206,6 +211,8 @@ def _go_on(boot: DiskBoot, at: int, variables: VariableStore, verify: Verify | N
     remarks = list(last.remarks)
     if uki is not None:
         remarks.append(f"{image.name} is taken to have no add-ons, credentials or extensions beside it on the disk")
+        if uki.adds_secret:
+            return replace(last, unknown=(*last.unknown, (2, _SECRET)), remarks=tuple(remarks))
     return replace(last, remarks=tuple(remarks))
 
 

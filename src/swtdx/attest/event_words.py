@@ -36,6 +36,12 @@ TYPE_NAMES = {
 }  # fmt: skip
 _FW_CFG = b"QEMU FW CFG\0"
 _TAGS = {TAG_AAEL: "AAEL"}
+_TABLE_NAMES = {
+    "eb9d2d30-2d88-11d3-9a16-0090273fc14d": "ACPI 1.0", "8868e871-e4f1-11d3-bc22-0080c73c8881": "ACPI",
+    "eb9d2d31-2d88-11d3-9a16-0090273fc14d": "SMBIOS", "f2fd1544-9794-4a2c-992e-e5bbcf20e394": "SMBIOS 3",
+    "7739f24c-93d7-11d4-9a3a-0090273fc14d": "HOB list", "eb9d2d2f-2d88-11d3-9a16-0090273fc14d": "MP table",
+}  # fmt: skip
+"""Configuration tables (UEFI, 4.6; PI, volume 2)."""
 _CERTIFICATE = guid_bytes("a5c059a1-94e4-4aa7-87b5-ab155c2bf072")  # EFI_CERT_X509_GUID
 _SIGNATURE_LISTS = {"PK", "KEK", "db", "dbx", "dbt", "dbr", "MokListRT", "MokListXRT"}
 
@@ -175,7 +181,8 @@ def _tables(data: bytes) -> str | None:
     (count,) = _qwords(data, 0)
     if len(data) < 8 or len(data) != 8 + 24 * count:
         return None
-    names = [guid_text(data[8 + 24 * index : 24 + 24 * index]) for index in range(min(count, 3))]
+    guids = [guid_text(data[8 + 24 * index : 24 + 24 * index]) for index in range(min(count, 3))]
+    names = [_TABLE_NAMES.get(guid, guid) for guid in guids]
     return f"{count} table{'s' * (count != 1)}: {', '.join(names)}{', ...' if count > 3 else ''}"
 
 
@@ -291,11 +298,13 @@ def _device(data: bytes) -> str | None:
 
 
 _LAYOUTS: dict[int, Callable[[bytes], str | None]] = {
+    0x01: _blob,
     0x03: _no_action,
     0x04: _separator,
     0x06: _tag,
     0x0A: _configuration,
     0x11: _host_information,
+    0x13: _blob2,
     0x80000001: _variable,
     0x80000002: _variable,
     0x80000003: _image,

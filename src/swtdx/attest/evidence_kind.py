@@ -85,6 +85,11 @@ def _is_ccel_table(data: bytes) -> bool:
     return data[:4] == b"CCEL"
 
 
+def _is_acpi_table(data: bytes) -> bool:
+    """A signature, and behind it the size of the table, FACS of 64 bytes first where several lie together."""
+    return data[:4].isalpha() and data[:4].isupper() and 36 <= _u32(data, 4) <= len(data)
+
+
 def _is_event_log(data: bytes) -> bool:
     return len(data) > 64 and _u32(data, 4) == 3 and data[32:47] == b"Spec ID Event03"
 
@@ -178,6 +183,10 @@ _KINDS = (
     (lambda data: data[:6] == b"\xfd7zXZ\0", Kind("an xz file")),
     (lambda data: data[:4] == b"PK\x03\x04", Kind("a zip file")),
     (lambda data: data[:4] == b"QFI\xfb", Kind("a qcow2 image")),
+    (lambda data: data[:6] in (b"070701", b"070702"), Kind("an initrd (a cpio archive)")),
+    (lambda data: data[:4] == b"\x28\xb5\x2f\xfd", Kind("a zstd file")),
+    (lambda data: data[512:520] == b"EFI PART", Kind("the image of a disk")),
+    (_is_acpi_table, Kind("an ACPI table")),
 )
 """In order: the more specific first."""
 

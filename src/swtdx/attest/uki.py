@@ -41,6 +41,8 @@ _FIRST_WITHOUT_LOAD_IMAGE = 258
 _FIRST_WITH_OS_RELEASE = 257
 _FIRST_WITH_PREVIOUS_INITRD = 258
 _FIRST_WITH_CONSOLE = 262
+_BOOT_SECRET = "LoaderBootSecret".encode("utf-16-le")
+"""The variable that holds the secret."""
 _PROFILE = re.compile(r"@(\d{1,9})(?: |\Z)")
 
 
@@ -63,6 +65,8 @@ class Uki:
     version: int
     measures: bool
     sections: tuple[Section, ...]
+    adds_secret: bool = False
+    """From a disk, the stub adds a secret of the machine to the initrd."""
 
     def profile(self, number: int) -> dict[str, bytes]:
         """Sections that count for a profile, by name; the first of a name counts. Raises `UkiError`.
@@ -107,7 +111,7 @@ def parse_uki(image: bytes) -> Uki | None:
     version = _VERSION.search(stub)
     if version is None or not any(each.name == ".linux" for each in sections):
         return None
-    return Uki(int(version[1]), knows_protocol(stub), tuple(sections))
+    return Uki(int(version[1]), knows_protocol(stub), tuple(sections), _BOOT_SECRET in stub)
 
 
 def knows_protocol(code: bytes) -> bool:
