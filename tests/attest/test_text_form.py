@@ -182,7 +182,7 @@ def spec_id() -> bytes:
         (bytes([0x81]) + bytes(1023), "TDREPORT"),
         (bytes.fromhex("0300020000000000") + bytes(600), "SGX quote"),
         (spec_id(), "event log"),
-        (b"070701" + b"0" * 200, "cpio archive"),
+        (b"070701" + b"0" * 100 + bytes(100), "cpio archive"),
         (b"DSDT" + struct.pack("<I", 40) + bytes(32), "ACPI table"),
         (bytes(512) + b"EFI PART" + bytes(512), "image of a disk"),
         (b"CCEL" + bytes(60), "ACPI table CCEL"),
