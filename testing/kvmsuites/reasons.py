@@ -27,10 +27,6 @@ _BACKDOOR = (
     "kvm.enable_vmware_backdoor is off, as it is by default. The suite's own runner skips the test then (its 'check')."
 )
 _NO_PMU = "There is no PMU, as with kvm.enable_pmu=N. The suite's own runner skips the test then (its 'check')."
-_VENDOR = (
-    "The guest's CPUID says AMD, on a machine of Intel, where SYSCALL in compatibility mode is #UD. KVM executes it "
-    "for a guest of the other vendor; the emulated KVM does not, and the guest gets the #UD."
-)
 
 SELFTESTS: dict[str, list[tuple[str, str]]] = {
     "x86/feature_msrs_test": [("quirked MSR 0x8b", _HOST_CPUID)],
@@ -51,7 +47,6 @@ UNIT_TESTS: dict[str, list[tuple[str, str]]] = {
     "pks": [("PKS not enabled", _PARAVIRT)],
     "vmware_backdoors": [("rdpmc_test", _BACKDOOR)],
     "pmu": [("core cycles", _NO_PMU)],
-    "syscall": [("#UD", _VENDOR)],
     "x2apic": [("PV IPIs testing", _TURNS)],
     "xapic": [("did not end", _TURNS)],
 }

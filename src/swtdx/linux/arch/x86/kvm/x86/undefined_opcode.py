@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""#UD of a normal VM, which KVM intercepts (handle_ud, em_hypercall and emulator_fix_hypercall, arch/x86/kvm).
+"""#UD of a normal VM, which KVM intercepts (handle_ud, em_hypercall, emulator_fix_hypercall, em_syscall, arch/x86/kvm).
 
 A guest picks VMCALL or VMMCALL by the vendor that its CPUID tells, and user space tells what it likes. This processor
 has VMCALL. KVM therefore writes VMCALL over a VMMCALL, once, and lets the guest execute it again; with
-KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled the guest takes the #UD. Every other #UD is the guest's own.
+KVM_X86_QUIRK_FIX_HYPERCALL_INSN disabled the guest takes the #UD. SYSCALL exists on Intel's processors in 64-bit mode
+alone: KVM executes it in the other protected modes for a guest whose CPUID names AMD. Any other #UD is the guest's own.
 """
 
 from __future__ import annotations
@@ -13,31 +14,68 @@ from typing import TYPE_CHECKING
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import EFER_LMA, writable
-from swtdx.linux.arch.x86.kvm.x86.guest_debug import linear_rip
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep, linear_rip
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, write_linear
 from swtdx.uapi.kvm import KVM_X86_QUIRK_FIX_HYPERCALL_INSN, Vector
+from swtdx.x86 import Cr0, Efer, Gpr, Msr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
+SYSCALL = b"\x0f\x05"
+AMD_COMPATIBLE = tuple(
+    (int.from_bytes(name[:4], "little"), int.from_bytes(name[8:], "little"), int.from_bytes(name[4:8], "little"))
+    for name in (b"AuthenticAMD", b"HygonGenuine")
+)
+"""EBX, ECX, EDX of CPUID leaf 0 (guest_cpuid_is_amd_compatible)."""
 _PF_PRESENT_WRITE = 0b11
+_LONG = 1 << 13
+_FLAT_CODE_64, _FLAT_CODE_32, _FLAT_DATA = 0xA09B, 0xC09B, 0xC093  # setup_syscalls_segments
 
 
 def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
     """1: enter the guest again, with the instruction replaced or the exception pending."""
-    if not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
-        address = linear_rip(context)
-        if not context.efer & EFER_LMA:
-            address &= 0xFFFFFFFF
-        try:
-            if fetch(vcpu, context, address, len(VMMCALL)) == VMMCALL:
-                return _fix_hypercall(vcpu, context, address)
-        except (GuestPageFault, Mmio, OSError):
-            pass  # the bytes are gone since the guest fetched them: the exception stands
+    address = linear_rip(context)
+    if not context.efer & EFER_LMA:
+        address &= 0xFFFFFFFF
+    try:
+        code = fetch(vcpu, context, address, len(VMMCALL))
+        if code == VMMCALL and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
+            return _fix_hypercall(vcpu, context, address)
+        if code[:2] == SYSCALL and _em_syscall(vcpu, context):
+            return do_singlestep(vcpu, context) if context.rflags & Rflags.TF else 1
+    except (GuestPageFault, Mmio, OSError):
+        pass  # the bytes are gone since the guest fetched them: the exception stands
     context.inject(Vector.UD, EventType.HARDWARE_EXCEPTION)
     return 1
+
+
+def _em_syscall(vcpu: Vcpu, context: GuestContext) -> bool:
+    """SYSCALL outside 64-bit mode, as on AMD's processors; False where it is #UD there, too."""
+    vendor = vcpu.cpuid.find(0)
+    if vendor is None or vendor[1:] not in AMD_COMPATIBLE:
+        return False
+    if not context.cr0 & Cr0.PE or context.rflags & Rflags.VM or not context.efer & Efer.SCE:
+        return False
+    long_mode = bool(context.efer & EFER_LMA)
+    if long_mode and context.segment(Segment.CS)[3] & _LONG:
+        return False  # there it is the processor's own
+    star = vcpu.ops.get_msr(vcpu, Msr.STAR, True)
+    selectors = star >> 32
+    context.set_segment(Segment.CS, selectors & 0xFFFC, 0, 0xFFFFFFFF, _FLAT_CODE_64 if long_mode else _FLAT_CODE_32)
+    context.set_segment(Segment.SS, selectors + 8 & 0xFFFF, 0, 0xFFFFFFFF, _FLAT_DATA)
+    flags, gpr = context.rflags & ~Rflags.RF, context.gpr
+    gpr[Gpr.RCX] = context.rip + len(SYSCALL) & 0xFFFFFFFF
+    if long_mode:
+        gpr[Gpr.R11] = flags
+        context.rip = vcpu.ops.get_msr(vcpu, Msr.CSTAR, True)
+        context.rflags = flags & ~vcpu.ops.get_msr(vcpu, Msr.FMASK, True) | Rflags.FIXED_1
+    else:
+        context.rip = star & 0xFFFFFFFF
+        context.rflags = flags & ~(Rflags.VM | Rflags.IF)
+    return True
 
 
 def _fix_hypercall(vcpu: Vcpu, context: GuestContext, address: int) -> int:
