@@ -35,7 +35,7 @@ Verify = Callable[[bytes, str], Sequence[Event]]
 """(kernel, its name) -> what is extended as it is looked at."""
 
 _MAXIMUM_STEPS = 20_000
-_MAXIMUM_CALLS = 40
+MAXIMUM_CALLS = 40
 _FEATURES = (
     *("chainloader_bpb", "ntldr", "platform_search_hint", "default_font_path", "all_video_module", "menuentry_id"),
     *("menuentry_options", "200_final", "nativedisk_cmd", "timeout_style"),
@@ -62,11 +62,11 @@ _QUIET = frozenset(
 """Commands that change nothing that is measured later, or are modelled."""
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """What is measured next is not known."""
 
 
-class _StopError(Exception):
+class StopError(Exception):
     """``break``, ``continue`` or ``return``, with how many loops it leaves."""
 
     def __init__(self, kind: str, count: int = 1) -> None:
@@ -111,16 +111,16 @@ def carry_out(grub: GrubImage, read: Reader, devices: Sequence[str], verify: Ver
     ``verify`` gives what shim extends as GRUB has it look at a kernel, under Secure Boot.
     Raises `PredictionError` for a configuration that cannot be parsed, or does not come to an end.
     """
-    run = _Run(grub, read, tuple(devices), verify)
+    run = Run(grub, read, tuple(devices), verify)
     try:
         run.start(grub.configuration)
-    except _UnknownError as error:
+    except UnknownError as error:
         run.boot.unknown.append(f"EV_IPL ({printable(str(error))}), and what follows it")
     except ScriptError as error:
         raise PredictionError(f"GRUB's configuration cannot be parsed: {printable(str(error))}") from None
     except RecursionError:
         raise PredictionError("GRUB's configuration is nested too deeply") from None
-    except _StopError:
+    except StopError:
         raise PredictionError("GRUB's configuration leaves a loop or function where there is none") from None
     if not grub.measures:
         run.boot.events = [event for event in run.boot.events if event.event_type != EV_IPL]
@@ -132,7 +132,7 @@ def carry_out(grub: GrubImage, read: Reader, devices: Sequence[str], verify: Ver
     return run.boot
 
 
-class _Run:
+class Run:
     def __init__(self, grub: GrubImage, read: Reader, stores: tuple[str, ...], verify: Verify | None) -> None:
         self.verify = verify
         self.read, self.modules, self.stores = read, set(grub.modules), stores
@@ -154,7 +154,7 @@ class _Run:
     # --- what is measured ---------------------------------------------------------------------------------------------
 
     def measure(self, label: str, measured: bytes) -> None:
-        self.boot.events.append(extension(2, EV_IPL, measured, _bytes(label) + b"\0"))
+        self.boot.events.append(extension(2, EV_IPL, measured, encoded(label) + b"\0"))
 
     def open(self, path: str) -> bytes | None:
         """The contents of a file, measured; None if there is none."""
@@ -172,18 +172,18 @@ class _Run:
             device, _, rest = path[1:].partition(")")
             return device, rest
         if "root" in self.unknown:
-            raise _UnknownError(f"{path}, on a device that is not known")
+            raise UnknownError(f"{path}, on a device that is not known")
         return self.variables.get("root", ""), path
 
     # --- the whole boot -----------------------------------------------------------------------------------------------
 
     def start(self, configuration: str) -> None:
         if configuration:
-            self.script(_without_comments(configuration))
+            self.script(without_comments(configuration))
         if self.kernel is None:
             self.normal(f"{self.variables.get('prefix', '')}/grub.cfg", first=True)
         if self.boot.loaded is None:
-            raise _UnknownError("a command that is typed: the configuration starts no kernel")
+            raise UnknownError("a command that is typed: the configuration starts no kernel")
 
     def normal(self, path: str, *, first: bool = False) -> None:
         """``normal`` and ``configfile``: read a configuration, then the menu that it has made."""
@@ -192,9 +192,9 @@ class _Run:
             self.open(path)
         source = self.open(path)
         if source is None:
-            raise _UnknownError(f"a command that is typed: there is no {path}")
+            raise UnknownError(f"a command that is typed: there is no {path}")
         kept, self.entries = self.entries, []
-        self.script(_without_comments(source.decode("utf-8", "surrogateescape")))
+        self.script(without_comments(source.decode("utf-8", "surrogateescape")))
         if self.entries and self.kernel is None:
             self.choose(self.variables.get("default", "0"))
         self.entries = kept
@@ -208,7 +208,7 @@ class _Run:
         """Run the default entry of the menu; ``>`` leads into submenus."""
         wanted, _, rest = (default or "0").partition(">")
         if "default" in self.unknown:
-            raise _UnknownError("the menu entry that is the default")
+            raise UnknownError("the menu entry that is the default")
         entry = next((each for each in self.entries if wanted in (each.title, each.identifier) and wanted), None)
         if entry is None:
             number = int(wanted) if wanted.isascii() and wanted.isdigit() else 0
@@ -224,10 +224,10 @@ class _Run:
             self.choose(rest or "0")
         self.entries = kept
         if self.kernel is None:
-            raise _UnknownError(f"what follows the menu entry {entry.title!r}, which starts no Linux kernel")
+            raise UnknownError(f"what follows the menu entry {entry.title!r}, which starts no Linux kernel")
         if self.boot.loaded is None:
             kernel, name, options = self.kernel
-            self.boot.loaded = Loaded(kernel, name, options, b"".join(_aligned(self.initrds)))
+            self.boot.loaded = Loaded(kernel, name, options, b"".join(aligned(self.initrds)))
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
@@ -276,11 +276,11 @@ class _Run:
                 raise PredictionError(f"GRUB's configuration takes more than {_MAXIMUM_STEPS} steps")
             try:
                 status = self.run(body)
-            except _StopError as stop:
+            except StopError as stop:
                 if stop.kind == "return":
                     raise
                 if stop.count > 1:
-                    raise _StopError(stop.kind, stop.count - 1) from None
+                    raise StopError(stop.kind, stop.count - 1) from None
                 if stop.kind == "break":
                     break
         return status
@@ -292,7 +292,7 @@ class _Run:
         if not words or (not words[0] and len(words) == 1):
             return 0
         line = " ".join(words)
-        self.measure(f"grub_cmd: {line}", _bytes(line))
+        self.measure(f"grub_cmd: {line}", encoded(line))
         inverted = words[0] == "!"
         status = self.carry(words[1:] if inverted else words, command)
         status = int(not status) if inverted else status
@@ -303,7 +303,9 @@ class _Run:
         if not words:
             return 1
         name, arguments = words[0], words[1:]
-        method = _COMMANDS.get(name)
+        from swtdx.attest.grub_commands import COMMANDS  # which needs this module
+
+        method = COMMANDS.get(name)
         if method is not None:
             return method(self, arguments, command)
         if name in self.functions:
@@ -318,12 +320,12 @@ class _Run:
 
     def call(self, name: str, arguments: tuple[str, ...]) -> int:
         self.calls += 1
-        if self.calls > _MAXIMUM_CALLS:
-            raise PredictionError(f"GRUB's configuration nests calls of functions more than {_MAXIMUM_CALLS} deep")
+        if self.calls > MAXIMUM_CALLS:
+            raise PredictionError(f"GRUB's configuration nests calls of functions more than {MAXIMUM_CALLS} deep")
         kept, self.arguments = self.arguments, arguments
         try:
             return self.run(self.functions[name])
-        except _StopError as stop:
+        except StopError as stop:
             if stop.kind != "return":
                 raise
             return stop.count
@@ -349,7 +351,7 @@ class _Run:
             number = int(name)
             return [self.arguments[number - 1]] if 0 < number <= len(self.arguments) else []
         if name in self.unknown:
-            raise _UnknownError(f"a command with the value of ${name}, which is not known")
+            raise UnknownError(f"a command with the value of ${name}, which is not known")
         return [self.variables[name]] if name in self.variables else []
 
     def expand(self, word: Word) -> Iterator[str]:
@@ -379,333 +381,12 @@ class _Run:
             yield current
 
 
-# --- commands ---------------------------------------------------------------------------------------------------------
-
-
-def _set(run: _Run, arguments: list[str], command: Command) -> int:
-    if arguments and "=" in arguments[0]:
-        name, _, value = arguments[0].partition("=")
-        run.assign(name, value)
-    return 0
-
-
-def _unset(run: _Run, arguments: list[str], command: Command) -> int:
-    for each in arguments:
-        run.variables.pop(each, None)
-        run.unknown.discard(each)
-    return 0
-
-
-def _test(run: _Run, arguments: list[str], command: Command) -> int:
-    return int(not _Test(run, arguments).result())
-
-
-def _bracket(run: _Run, arguments: list[str], command: Command) -> int:
-    return _test(run, arguments[:-1] if arguments[-1:] == ["]"] else arguments, command)
-
-
-def _menu(run: _Run, arguments: list[str], command: Command) -> int:
-    """``menuentry`` and ``submenu``: options with a value, then the title and further arguments, then the block."""
-    if command.block is None:
-        return 1
-    given, identifier = [], ""
-    at = 0
-    while at < len(arguments) - 1:
-        word = arguments[at]
-        option, _, value = word.partition("=")
-        if option in ("--class", "--users", "--hotkey", "--id", "--source"):
-            if not value:
-                at += 1
-                value = arguments[at] if at < len(arguments) - 1 else ""
-            if option == "--id":
-                identifier = value
-        elif word != "--unrestricted":
-            given.append(word)
-        at += 1
-    if not given:
-        return 1
-    submenu = command.words[0].plain == "submenu"
-    run.entries.append(Entry(given[0], identifier or given[0], command.block, tuple(given), submenu))
-    return 0
-
-
-def _source(run: _Run, arguments: list[str], command: Command) -> int:
-    found = run.open(arguments[0]) if arguments else None
-    if found is None:
-        return 1
-    run.calls += 1
-    if run.calls > _MAXIMUM_CALLS:
-        raise PredictionError(f"GRUB's configuration reads files more than {_MAXIMUM_CALLS} deep")
-    status = run.script(_without_comments(found.decode("utf-8", "surrogateescape")))
-    run.calls -= 1
-    return status
-
-
-def _configfile(run: _Run, arguments: list[str], command: Command) -> int:
-    if not arguments or run.contents(arguments[0]) is None:
-        return 1
-    run.calls += 1
-    if run.calls > _MAXIMUM_CALLS:
-        raise PredictionError(f"GRUB's configuration reads files more than {_MAXIMUM_CALLS} deep")
-    run.normal(arguments[0])
-    run.calls -= 1
-    return 0
-
-
-def _normal(run: _Run, arguments: list[str], command: Command) -> int:
-    run.normal(arguments[0] if arguments else f"{run.variables.get('prefix', '')}/grub.cfg", first=not arguments)
-    return 0
-
-
-def _load_env(run: _Run, arguments: list[str], command: Command) -> int:
-    """Variables of a file of ``NAME=VALUE`` lines, those named only, if any are."""
-    file, names, signed = f"{run.variables.get('prefix', '')}/grubenv", [], True
-    words = iter(arguments)
-    for each in words:
-        if each in ("-f", "--file"):
-            file = next(words, "")
-        elif each in ("-s", "--skip-sig"):
-            signed = False
-        else:
-            names.append(each.removeprefix("--file="))
-    found = run.open(file) if signed else run.contents(file)
-    if found is None:
-        return 1
-    for line in found.decode("utf-8", "replace").split("\n"):
-        name, equals, value = line.partition("=")
-        if equals and not name.startswith("#") and (not names or name in names):
-            run.assign(name, value.replace("\\\\", "\\"))
-    return 0
-
-
-def _search(run: _Run, arguments: list[str], command: Command) -> int:
-    """The first device with a file; by UUID or label, the only other one that there is."""
-    name, targets, file = "root", [], False
-    kind = ""
-    words = iter(arguments)
-    for each in words:
-        if each in ("-s", "--set"):
-            name = "root"
-        elif each.startswith("--set="):
-            name = each.removeprefix("--set=")
-        elif each in ("-f", "--file"):
-            file = True
-        elif each in ("-u", "--fs-uuid", "-l", "--label"):
-            kind = each
-        elif each == "--hint":
-            next(words, None)
-        elif not each.startswith("-"):
-            targets.append(each)
-    if file:
-        for device in run.stores:
-            found = run.read(device, targets[0]) if targets else None
-            if found is not None:
-                run.measure(f"({device}){targets[0]}", found)
-                run.assign(name, device)
-                return 0
-        return 1
-    others = [device for device in run.stores if device != run.stores[0]] or list(run.stores)
-    if kind and len(others) == 1:
-        run.boot.remarks.append(f"search {kind} {' '.join(targets)} is taken to find ({others[0]})")
-        run.assign(targets[1] if len(targets) > 1 and name == "root" else name, others[0])
-        return 0
-    run.unknown.add(name)
-    return 0
-
-
-def _search_fs(run: _Run, arguments: list[str], command: Command) -> int:
-    """``search.fs_uuid UUID [NAME]`` and its like."""
-    kind = {"search.fs_uuid": "--fs-uuid", "search.fs_label": "--label", "search.file": "--file"}
-    option = kind[command.words[0].plain or "search.fs_uuid"]
-    name = [f"--set={arguments[1]}"] if len(arguments) > 1 and not arguments[1].startswith("-") else []
-    return _search(run, [option, *name, *arguments[:1]], command)
-
-
-def _opens(run: _Run, arguments: list[str], command: Command) -> int:
-    """Commands that read the files that they are given."""
-    found = [run.open(each) for each in arguments if not each.startswith("-")]
-    return int(not found or None in found)
-
-
-def _loadfont(run: _Run, arguments: list[str], command: Command) -> int:
-    paths = [
-        each if each.startswith(("/", "(")) else f"{run.variables.get('prefix', '')}/fonts/{each}.pf2"
-        for each in arguments
-    ]
-    return _opens(run, paths, command)
-
-
-def _insmod(run: _Run, arguments: list[str], command: Command) -> int:
-    """A module that is not in GRUB's executable comes from a file; what that needs is not followed."""
-    for each in arguments:
-        name = each.rsplit("/", 1)[-1].removesuffix(".mod")
-        if name in run.modules:
-            continue
-        path = each if "/" in each else f"{run.variables.get('prefix', '')}/x86_64-efi/{each}.mod"
-        if run.open(path) is None:
-            return 1
-        run.modules.add(name)
-        run.boot.remarks.append(f"the module {name} is taken to need no others that GRUB has not loaded")
-    return 0
-
-
-def _linux(run: _Run, arguments: list[str], command: Command) -> int:
-    kernel = run.open(arguments[0]) if arguments else None
-    if kernel is None:
-        return 1
-    if run.verify is not None:
-        run.boot.events += run.verify(kernel, arguments[0])
-    line = command_line(arguments)
-    run.measure(f"kernel_cmdline: {line}", _bytes(line))
-    run.kernel, run.initrds = (kernel, arguments[0], f"BOOT_IMAGE={line}"), []
-    return 0
-
-
-def _initrd(run: _Run, arguments: list[str], command: Command) -> int:
-    found = [run.open(each) for each in arguments]
-    run.initrds = [each for each in found if each is not None]
-    return int(None in found)
-
-
-def _chain(run: _Run, arguments: list[str], command: Command) -> int:
-    run.open(arguments[-1]) if arguments else None
-    raise _UnknownError(f"what {' '.join(arguments[-1:])} extends, which GRUB starts")
-
-
-def _boot(run: _Run, arguments: list[str], command: Command) -> int:
-    if run.kernel is None:
-        return 1
-    kernel, name, options = run.kernel
-    run.boot.loaded = Loaded(kernel, name, options, b"".join(_aligned(run.initrds)))
-    return 0
-
-
-def _left(kind: str) -> Callable[[_Run, list[str], Command], int]:
-    def leave(run: _Run, arguments: list[str], command: Command) -> int:
-        number = arguments[0] if arguments else "1" if kind != "return" else run.variables.get("?", "0")
-        raise _StopError(kind, int(number) if number.isascii() and number.isdigit() and len(number) < 6 else 0)
-
-    return leave
-
-
-def _shift(run: _Run, arguments: list[str], command: Command) -> int:
-    run.arguments = run.arguments[1:]
-    return 0
-
-
-def _setparams(run: _Run, arguments: list[str], command: Command) -> int:
-    run.arguments = tuple(arguments)
-    return 0
-
-
-def _failing(run: _Run, arguments: list[str], command: Command) -> int:
-    return 1
-
-
-def _sets_unknown(run: _Run, arguments: list[str], command: Command) -> int:
-    """Commands that set a variable to what only the machine knows."""
-    for at, each in enumerate(arguments):
-        if each.startswith("--set="):
-            run.unknown.add(each.removeprefix("--set="))
-        elif each == "--set" and at + 1 < len(arguments):
-            run.unknown.add(arguments[at + 1])
-    return 0
-
-
-_COMMANDS: dict[str, Callable[[_Run, list[str], Command], int]] = {
-    "set": _set, "unset": _unset, "test": _test, "[": _bracket, "false": _failing, "menuentry": _menu, "submenu": _menu,
-    "source": _source, ".": _source, "configfile": _configfile, "normal": _normal, "load_env": _load_env,
-    "search": _search, "search.fs_uuid": _search_fs, "search.fs_label": _search_fs, "search.file": _search_fs,
-    "loadfont": _loadfont, "background_image": _opens, "cat": _opens, "insmod": _insmod, "linux": _linux,
-    "linuxefi": _linux, "linux16": _linux, "initrd": _initrd, "initrdefi": _initrd, "initrd16": _initrd,
-    "chainloader": _chain, "boot": _boot, "break": _left("break"), "continue": _left("continue"),
-    "return": _left("return"), "shift": _shift, "setparams": _setparams, "probe": _sets_unknown,
-    "smbios": _sets_unknown, "regexp": _sets_unknown, "read": _sets_unknown, "rdmsr": _sets_unknown,
-}  # fmt: skip
-
-
-class _Test:
-    """``test``: strings, numbers, files; -a, -o, ! and parentheses."""
-
-    def __init__(self, run: _Run, words: list[str]) -> None:
-        self.run, self.words, self.at = run, words, 0
-
-    def result(self) -> bool:
-        value = self.both()
-        while self.at < len(self.words) and self.words[self.at] == "-o":
-            self.at += 1
-            value = self.both() or value
-        return value
-
-    def both(self) -> bool:
-        value = self.one()
-        while self.at < len(self.words) and self.words[self.at] in ("-a", "&&"):
-            self.at += 1
-            value = self.one() and value
-        return value
-
-    def one(self) -> bool:
-        left = self.words[self.at :]
-        if not left:
-            return False
-        if left[0] == "!" and len(left) > 1:
-            self.at += 1
-            return not self.one()
-        if left[0] == "(" and ")" in left:
-            end = self.at + left.index(")")
-            value = _Test(self.run, self.words[self.at + 1 : end]).result()
-            self.at = end + 1
-            return value
-        if len(left) >= 3 and (found := _compared(left[0], left[1], left[2])) is not None:
-            self.at += 3
-            return found
-        if len(left) >= 2 and left[0] in ("-e", "-f", "-s", "-d", "-n", "-z"):
-            self.at += 2
-            return self.about(left[0], left[1])
-        self.at += 1
-        return bool(left[0])
-
-    def about(self, operator: str, word: str) -> bool:
-        if operator in ("-n", "-z"):
-            return bool(word) == (operator == "-n")
-        if operator == "-s":  # the only one that opens the file
-            found = self.run.open(word)
-            return bool(found)
-        return self.run.contents(word) is not None
-
-
-def _compared(left: str, operator: str, right: str) -> bool | None:
-    texts = {"=": left == right, "==": left == right, "!=": left != right, "<": left < right, "<=": left <= right}
-    texts |= {">": left > right, ">=": left >= right}
-    if operator in texts:
-        return texts[operator]
-    try:
-        a, b = int(left or "0"), int(right or "0")
-    except ValueError:
-        a = b = 0
-    numbers = {"-eq": a == b, "-ne": a != b, "-lt": a < b, "-le": a <= b, "-gt": a > b, "-ge": a >= b}
-    return numbers.get(operator)
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command line that GRUB makes of arguments: backslashes and quotes escaped, those with a space quoted.
-
-    >>> command_line(["/vmlinuz", "a b", "c'd"])
-    '/vmlinuz "a b" c\\\\\\'d'
-    """
-    made = []
-    for each in arguments:
-        escaped = "".join("\\" + character if character in "\\'\"" else character for character in each)
-        made.append(f'"{escaped}"' if " " in each else escaped)
-    return " ".join(made)
-
-
-def _bytes(text: str) -> bytes:
+def encoded(text: str) -> bytes:
     """What GRUB has of a text, which may be in any encoding."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def _without_comments(source: str) -> str:
+def without_comments(source: str) -> str:
     """GRUB drops lines that begin with a hash before it looks at anything else."""
     return "\n".join(line for line in source.split("\n") if not line.startswith("#"))
 
@@ -714,7 +395,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def _aligned(parts: Sequence[bytes]) -> Iterator[bytes]:
+def aligned(parts: Sequence[bytes]) -> Iterator[bytes]:
     """Several files as one initrd: each but the last is padded to four bytes."""
     for at, each in enumerate(parts):
         yield each if at == len(parts) - 1 else each + bytes(-len(each) % 4)
