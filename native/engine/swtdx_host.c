@@ -274,6 +274,7 @@ static inline void put_mxcsr(uint32_t value)
 
 static __thread sigjmp_buf *float_trap;
 static __thread uint32_t trapped_mxcsr;
+static __thread bool traps_arrive; /* SIGFPE is known to arrive in on_float_trap(), until TCG is left */
 
 /* TCG is about to run a guest: note what this process has in the registers that floating-point instructions obey. */
 void swtdx_enter_float(CPUX86State *env)
@@ -281,6 +282,7 @@ void swtdx_enter_float(CPUX86State *env)
     uint16_t status;
 
     float_trap = NULL;
+    traps_arrive = false;
     env->swtdx_mxcsr = get_mxcsr();
     env->swtdx_mxcsr_loaded = false;
     asm volatile("fnstcw %0" : "=m"(env->swtdx_control));
@@ -384,7 +386,10 @@ static uint64_t run_unmasked(CPUX86State *env, void *destination, void *source, 
     sigjmp_buf trap;
     uint64_t result;
 
-    swtdx_catch_float_traps();
+    if (!traps_arrive) { /* system calls, which take far longer than an instruction */
+        swtdx_catch_float_traps();
+        traps_arrive = true;
+    }
     if (sigsetjmp(trap, 0)) {
         float_trap = NULL;
         put_mxcsr(env->swtdx_mxcsr);
@@ -463,21 +468,4 @@ void helper_swtdx_ldmxcsr(CPUX86State *env, uint32_t value)
         raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
     }
     cpu_set_mxcsr(env, value);
-}
-
-/* Raise the fault that a store over two pages would have, before any of it is made. */
-void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr)
-{
-    int mmu_index = cpu_mmu_index(env, false);
-    unsigned first = -(address | TARGET_PAGE_MASK);
-
-    if (first < bytes) {
-        probe_write(env, address, first, mmu_index, retaddr);
-        probe_write(env, address + first, bytes - first, mmu_index, retaddr);
-    }
-}
-
-void helper_swtdx_probe_store(CPUX86State *env, target_ulong address)
-{
-    swtdx_probe_store(env, address, 16, GETPC());
 }

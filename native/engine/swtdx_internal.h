@@ -75,6 +75,12 @@ static inline swtdx_cpu *swtdx_current(CPUX86State *env)
     return env->uc->swtdx->current;
 }
 
+/* Where an item of a stack is. mask: of the stack pointer, all ones in 64-bit mode, which knows no bases. */
+static inline target_ulong swtdx_stack_address(target_ulong base, target_ulong sp, target_ulong mask)
+{
+    return mask == (target_ulong)-1 ? sp : (uint32_t)(base + (sp & mask));
+}
+
 static inline bool swtdx_others_wait(const swtdx_engine *engine)
 {
     return __atomic_load_n(&engine->waiters, __ATOMIC_RELAXED) != NULL;
@@ -110,10 +116,20 @@ void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t
 void swtdx_debug_stop(CPUState *cs);
 bool swtdx_debug_waits(CPUState *cs);
 void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
+void swtdx_unaligned_access(CPUState *cs, vaddr address, MMUAccessType access, int mmu_index,
+                            uintptr_t retaddr) QEMU_NORETURN;
+void swtdx_check_alignment(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr);
+void swtdx_probe_load(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
+void swtdx_probe_masked_store(CPUX86State *env, target_ulong address, const uint8_t *masks, unsigned bytes,
+                              uintptr_t retaddr);
+void swtdx_probe_pushes(CPUX86State *env, target_ulong base, target_ulong sp, target_ulong mask, unsigned size,
+                        unsigned count, int mmu_index, uintptr_t retaddr);
 void swtdx_load_pending_debug(swtdx_cpu *cpu);
 void swtdx_save_pending_debug(swtdx_cpu *cpu);
 void swtdx_raise_debug(CPUX86State *env, uint64_t reasons) QEMU_NORETURN;
 void swtdx_untranslatable(CPUX86State *env) QEMU_NORETURN;
+void swtdx_fpu_pointers(CPUX86State *env, bool wide, uint32_t pointers[4]);
+void swtdx_set_fpu_pointers(CPUX86State *env, bool wide, const uint32_t pointers[4]);
 bool swtdx_canonical_base(uint64_t address);
 bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);

@@ -37,13 +37,6 @@ static void offer_features(CPUX86State *env)
     env->cpuid_vendor3 = CPUID_VENDOR_INTEL_3;
 }
 
-/* Only SSE instructions demand an alignment of TCG: 16 bytes. */
-static void QEMU_NORETURN unaligned_access(CPUState *cs, vaddr address, MMUAccessType kind, int mmu_index,
-                                           uintptr_t retaddr)
-{
-    raise_exception_err_ra(cs->env_ptr, EXCP0D_GPF, 0, retaddr);
-}
-
 /* The state after reset (SDM volume 3, table 10-1): real mode at the reset vector. */
 static void power_on(CPUX86State *env)
 {
@@ -134,7 +127,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
     pthread_mutex_init(&engine->mutex, NULL);
     pthread_cond_init(&engine->turn, NULL);
     env = engine->uc->cpu->env_ptr;
-    CPU_GET_CLASS(engine->uc->cpu)->do_unaligned_access = unaligned_access;
+    CPU_GET_CLASS(engine->uc->cpu)->do_unaligned_access = swtdx_unaligned_access;
     offer_features(env);
     power_on(env);
     memcpy(engine->reset_state, env, offsetof(CPUX86State, end_reset_fields));

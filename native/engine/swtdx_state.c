@@ -358,6 +358,9 @@ void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t image[512])
     memcpy(image, &env->fpuc, 2);
     memcpy(image + 2, &status, 2);
     image[4] = tags;
+    memcpy(image + 6, &env->fpop, 2);
+    memcpy(image + 8, &env->fpip, 8);
+    memcpy(image + 16, &env->fpdp, 8);
     memcpy(image + 24, &env->mxcsr, 4);
     memcpy(image + 28, &mask, 4);
     for (i = 0; i < 16; i++) {
@@ -378,6 +381,11 @@ void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512])
     memcpy(&control, image, 2);
     memcpy(&status, image + 2, 2);
     memcpy(&mxcsr, image + 24, 4);
+    memcpy(&env->fpop, image + 6, 2);
+    env->fpop &= 0x7ff;
+    memcpy(&env->fpip, image + 8, 8);
+    memcpy(&env->fpdp, image + 16, 8);
+    env->fpcs = env->fpds = 0;
     cpu_set_fpuc(env, control);
     env->fpstt = status >> 11 & 7;
     env->fpus = status & ~0x3800;

@@ -16,7 +16,7 @@ static void swtdx_gen_operand(CPUX86State *env, DisasContext *s, int modrm, cons
         gen_ldo_env_A0(s, offset, instruction->flags & HOST_ALIGNED ? MO_ALIGN_16 : 0);
         return;
     }
-    tcg_gen_qemu_ld_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(instruction->bytes) | MO_LE);
+    tcg_gen_qemu_ld_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(instruction->bytes) | MO_LE | s->alignment);
     tcg_gen_st_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_env, offset + offsetof(ZMMReg, ZMM_Q(0)));
 }
 
@@ -171,4 +171,28 @@ static bool swtdx_gen_x87(DisasContext *s, int b, int modrm, TCGv address)
     }
     tcg_temp_free_ptr(tcg_ctx, operation);
     return true;
+}
+
+/* The alignment of a memory operand, as a power of two (SDM volume 3, table 6-7). op: opcode and reg of ModRM. */
+static unsigned swtdx_x87_alignment(unsigned op, MemOp dflag)
+{
+    unsigned reg = op & 7, environment = dflag == MO_16 ? MO_16 : MO_32;
+
+    switch (op >> 3) {
+    case 0: /* D8 */
+    case 2: /* DA */
+        return MO_32;
+    case 1: /* D9 */
+        return reg < 4 ? MO_32 : reg & 1 ? MO_16 : environment;
+    case 3: /* DB */
+        return reg < 4 ? MO_32 : MO_64;
+    case 4: /* DC */
+        return MO_64;
+    case 5: /* DD */
+        return reg < 4 ? MO_64 : reg & 1 ? MO_16 : environment;
+    case 6: /* DE */
+        return MO_16;
+    default: /* DF */
+        return reg < 4 ? MO_16 : MO_64;
+    }
 }

@@ -236,7 +236,7 @@ static void describe_all(void)
 
             *op = second < 0xc0 ? describe_memory(opcode, second >> 3 & 7) : describe_register(opcode, second);
             op->opcode = opcode;
-            op->second = second;
+            op->second = second; /* whole, for FOP: the code does not depend on the kind of address */
             op->converts = second < 0xc0 && (opcode == 1 || opcode == 5) &&
                            (op->pushes ? op->loads : op->stores) >= 4 && (second >> 3 & 7) != 1;
             op->move = move_of(opcode, second);
@@ -309,7 +309,7 @@ const struct swtdx_x87 *swtdx_x87_instruction(unsigned opcode, unsigned second, 
     struct swtdx_x87 *op;
 
     pthread_once(&operations_once, describe_all);
-    op = &operations[opcode][second < 0xc0 ? second & 0x38 : second];
+    op = &operations[opcode][second];
     if (!op->known) {
         return NULL;
     }
@@ -349,6 +349,48 @@ static void restore(CPUX86State *env, const struct image *image)
     for (i = 0; i < 8; i++) {
         env->fptags[i] = (image->tags >> 2 * i & 3) == 3;
         memcpy(&env->fpregs[(env->fpstt + i) & 7], image->registers[i], 10);
+    }
+}
+
+/*
+ * The last four items of FNSTENV's image: the instruction's and the operand's pointers (SDM volume 1, figures 8-9 to
+ * 8-12). Where there are no segments' selectors, in real and virtual-8086 mode, a linear address is in two parts.
+ */
+static bool linear_pointers(CPUX86State *env)
+{
+    return !(env->cr[0] & CR0_PE_MASK) || (env->eflags & VM_MASK);
+}
+
+void swtdx_fpu_pointers(CPUX86State *env, bool wide, uint32_t pointers[4])
+{
+    if (linear_pointers(env)) {
+        uint32_t ip = (env->fpcs << 4) + env->fpip, dp = (env->fpds << 4) + env->fpdp;
+
+        pointers[0] = (ip & 0xffff) | (wide ? 0xffff0000 : 0);
+        pointers[1] = (wide ? ip >> 16 << 12 : ip >> 4 & 0xf000) | env->fpop;
+        pointers[2] = (dp & 0xffff) | (wide ? 0xffff0000 : 0);
+        pointers[3] = wide ? dp >> 16 << 12 : dp >> 4 & 0xf000;
+    } else {
+        pointers[0] = env->fpip;
+        pointers[1] = env->fpcs | env->fpop << 16;
+        pointers[2] = env->fpdp;
+        pointers[3] = env->fpds | (wide ? 0xffff0000 : 0);
+    }
+}
+
+void swtdx_set_fpu_pointers(CPUX86State *env, bool wide, const uint32_t pointers[4])
+{
+    if (linear_pointers(env)) {
+        env->fpip = (pointers[0] & 0xffff) | (pointers[1] >> 12 & 0xffff) << 16;
+        env->fpdp = (pointers[2] & 0xffff) | (pointers[3] >> 12 & 0xffff) << 16;
+        env->fpcs = env->fpds = 0;
+        env->fpop = pointers[1] & 0x7ff;
+    } else {
+        env->fpip = pointers[0];
+        env->fpcs = pointers[1];
+        env->fpdp = pointers[2];
+        env->fpds = pointers[3];
+        env->fpop = wide ? pointers[1] >> 16 & 0x7ff : env->fpop; /* the 16-bit image has no room for it */
     }
 }
 
@@ -439,6 +481,9 @@ static void run_whole(CPUX86State *env, const struct swtdx_x87 *op, uint8_t *mem
         store_memory(env, memory, op->stores, address, retaddr);
     }
     restore(env, &image);
+    if (image.status & ~env->fpuc & MASKS) { /* only then (SDM volume 1, 8.1.9.1) */
+        env->fpop = op->opcode << 8 | op->second;
+    }
     if (op->flags) {
         set_flags(env, flags);
     }

@@ -92,6 +92,24 @@ def test_the_same_in_real_mode() -> None:
     survives_kicks(guest)
 
 
+def test_an_alignment_check_whose_delivery_is_unaligned() -> None:
+    """CVE-2015-5307: a gate of legacy mode that stays at CPL 3, with a stack pointer that is odd."""
+    guest = Guest()
+    context = guest.context
+    context.efer, context.cr0, context.cr4 = 0, 0x40011, 0
+    guest.memory.write(GDT + 0x20, struct.pack("<QQ", 0x00CFFB000000FFFF, 0x00CFF3000000FFFF))
+    context.set_segment(Segment.GDTR, 0, GDT, 0x2F, 0)
+    for segment in (Segment.ES, Segment.SS, Segment.DS):
+        context.set_segment(segment, 0x2B, 0, 0xFFFFFFFF, 0xC0F3)
+    context.set_segment(Segment.CS, 0x23, 0, 0xFFFFFFFF, 0xC0FB)
+    for vector in range(32):
+        gate = struct.pack("<HHBBH", HANDLER & 0xFFFF, 0x20, 0, 0xEE, HANDLER >> 16)
+        guest.memory.write(IDT + 8 * vector, gate)
+    guest.memory.write(CODE, bytes.fromhex("8b03ebfe"))  # mov eax, [ebx]; jmp $
+    context.rip, context.gpr[3], context.gpr[4], context.rflags = CODE, 0x20001, 0x30001, 0x40002
+    survives_kicks(guest)
+
+
 @pytest.mark.parametrize(
     ("source", "handler"),
     [

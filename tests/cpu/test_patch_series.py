@@ -65,6 +65,9 @@ NEEDED_BY: dict[str, list[str]] = {
     "x87": ["test_instructions.py::test_x87_instructions_do_what_the_host_does"],
     "stack-switch": ["test_stack_switch.py::test_in_compatibility_mode"],
     "split-stores": ["test_split_stores.py::test_a_store_over_two_pages_writes_all_or_nothing"],
+    "whole-instructions": ["test_whole_instructions.py::test_a_fault_leaves_everything_as_it_was"],
+    "x87-images": ["test_x87_pointers.py::test_fnstenv_in_protected_mode"],
+    "alignment": ["test_alignment.py::test_an_unaligned_access_is_ac"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }
 

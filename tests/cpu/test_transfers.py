@@ -314,3 +314,59 @@ def test_a_return_to_the_user_leaves_the_bases_of_segments(leave: str, register:
     assert guest.run() == ExitReason.HLT
     assert guest.context.gpr[R8] == GP  # the user's HLT
     assert (guest.context.gpr[RDI], guest.context.gpr[RBX]) == (0, 0x1122334455667788)
+
+
+@pytest.mark.parametrize(("prefix", "size"), [("data16", 2), ("", 4), ("rex.w", 8)])
+def test_a_far_call_of_64_bit_code_uses_the_whole_stack_pointer(prefix: str, size: int) -> None:
+    """Whatever its operand size (SDM volume 1, 6.2.5); RET takes what CALL has stored."""
+    high, pointer = 4 << 30, 0x3000
+    guest = Guest(
+        f"{prefix} call fword ptr [{pointer}]\n there: hlt",
+    )
+    guest.put64(PAGE_TABLES + 0x1000 + 8 * 4, PAGE_TABLES + 0x2003)
+    target = 0x8000  # below 64 KiB: a pointer of 16 bits reaches it
+    guest.memory.write(
+        target,
+        assemble(f"mov rbx, rsp\n {prefix if prefix != 'rex.w' else ''} {'retfq' if size == 8 else 'retf'}", target),
+    )
+    guest.memory.write(0x100, b"\xf4")
+    guest.memory.write(pointer, struct.pack({2: "<HH", 4: "<IH", 8: "<QH"}[size], target, SELECTOR_CODE))
+    guest.context.gpr[RSP] = high + 0x50000
+    guest.memory.raw[0x50000 - 32 : 0x50000] = b"\xee" * 32
+    back = guest.context.rip + len(assemble(f"{prefix} call fword ptr [{pointer}]"))
+    if size == 2:
+        guest.memory.write(back & 0xFFFF, b"\xf4")
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[RBX] == high + 0x50000 - 2 * size
+    assert guest.context.gpr[RSP] == high + 0x50000
+    stored = bytes(guest.memory.raw[0x50000 - 2 * size : 0x50000])
+    mask = (1 << 8 * size) - 1
+    assert stored == (back & mask).to_bytes(size, "little") + SELECTOR_CODE.to_bytes(size, "little")
+
+
+def test_a_far_call_beyond_the_limit_stores_nothing() -> None:
+    guest = TwoLevels("call 0x23:0x20000", mode=32)
+    limited = 0x0040FB000000FFFF  # a limit of 64 KiB
+    guest.put64(GDT + (USER_32 & ~7), limited)
+    guest.memory.raw[USER_STACK - 16 : USER_STACK] = b"\xee" * 16
+    assert guest.run() == ExitReason.HLT
+    assert (guest.context.gpr[R8], guest.context.gpr[R9]) == (GP, 0)
+    assert bytes(guest.memory.raw[USER_STACK - 16 : USER_STACK]) == b"\xee" * 16
+
+
+def test_enter_faults_where_its_new_stack_pointer_would() -> None:
+    """Although it does not write there (SDM volume 2, ENTER)."""
+    guest = TwoLevels("enter 0x7ff8, 0\n ud2")
+    guest.put64(PAGE_TABLES + 0x1000 + 8 * 4, PAGE_TABLES + 0x2007)
+    guest.context.gpr[RSP] = (4 << 30) + USER_CODE + 0x8000
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[R8] == 6, "that is where the page begins"
+    page = 16 << 20
+    guest = TwoLevels("enter 0x7ff9, 0\n ud2")
+    guest.put64(PAGE_TABLES + 0x2000 + 8 * (page >> 21), page | 0x87)
+    guest.put64(PAGE_TABLES + 0x2000 + 8 * ((page >> 21) - 1), 0)
+    guest.context.gpr[RSP] = page + 0x8000
+    guest.memory.raw[page + 0x7FF8 : page + 0x8000] = b"\xee" * 8
+    assert guest.run() == ExitReason.HLT
+    assert (guest.context.gpr[R8], guest.context.gpr[R9], guest.context.gpr[R10]) == (14, 6, page - 1)
+    assert bytes(guest.memory.raw[page + 0x7FF8 : page + 0x8000]) == b"\xee" * 8
