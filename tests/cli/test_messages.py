@@ -89,6 +89,23 @@ def test_init_mem_region_can_ask_for_another_try(dialect: str, command: Command)
 
 MESSAGES = [
     # (line, words that the answer must have)
+    ("[    0.0] tdx: VMM did not configure X2APIC_IDs properly", ["x2APIC", "KVM_TDX_INIT_VCPU"]),
+    ("WARNING: CPU: 0 PID: 1 at tdx.c: HLT emulation with IRQs enabled", ["HLT", "TDVMCALL"]),
+    ("HLT instruction emulation failed", ["HLT"]),
+    ("ve->instr_len is not defined for EPT violations", ["length"]),
+    ("Access to userspace address is not supported", ["memory-mapped I/O", "ioremap"]),
+    ("Unknown insn_decode_mmio() decode value?", ["memory-mapped I/O"]),
+    ("tdx: Failed to stop shared<->private conversions", ["kexec", "MapGPA"]),
+    ("tdx: Failed to unshare range 0x100000-0x200000", ["kexec"]),
+    ("tdx: nr_shared = 1, nr_found = 2", ["kexec"]),
+    ("tdx_mcall_get_report0() failed: -5", ["TDG.MR.REPORT"]),
+    ("tdx_mcall_extend_rtmr(2) failed: -16", ["TDG.MR.RTMR.EXTEND", "again"]),
+    ("tdx_guest: Failed to allocate Quote buffer", ["shared memory"]),
+    ("tdx_guest: Failed to restore encryption mask for Quote buffer, leak it", ["MapGPA"]),
+    ('"tdx_guest" ops already registered', ["one driver"]),
+    ("configfs/tsm/report not empty", ["rmdir"]),
+    ("kvm [812]: vcpu0, guest rIP: 0xffffffff8107a2d4 unhandled rdmsr: 0x1a2", ["ignore_msrs"]),
+    ("kvm: vmtype 5 not supported", ["KVM_CAP_VM_TYPES"]),
     ("virt/tdx: module initialization failed (-19)", ["none is loaded", "BIOS"]),
     ("virt/tdx: module initialization failed (-95)", ["#GP", "SEAMRR"]),
     ("virt/tdx: module initialization failed (-13)", ["#UD", "enable_virt_at_load"]),
