@@ -51,23 +51,17 @@ void swtdx_svm_exit(CPUX86State *env, uint32_t code, uintptr_t retaddr)
     swtdx_exit_now(env, SWTDX_EXIT_TRIPLE_FAULT, retaddr);
 }
 
-static target_ulong code_address(CPUX86State *env)
+target_ulong swtdx_code_address(CPUX86State *env)
 {
     target_ulong address = env->segs[R_CS].base + env->eip;
 
     return env->hflags & HF_CS64_MASK ? address : (uint32_t)address;
 }
 
-struct prefixes {
-    int length;
-    int segment; /* of an override, else -1 */
-    bool operand_size, address_size;
-};
-
-static struct prefixes read_prefixes(CPUX86State *env)
+struct swtdx_prefixes swtdx_read_prefixes(CPUX86State *env)
 {
-    struct prefixes result = { 0, -1, false, false };
-    target_ulong address = code_address(env);
+    struct swtdx_prefixes result = { 0, -1, false, false };
+    target_ulong address = swtdx_code_address(env);
 
     for (; result.length < PREFIX_LIMIT; result.length++) {
         uint8_t byte = cpu_ldub_code(env, address + result.length);
@@ -103,7 +97,7 @@ static void QEMU_NORETURN exit_instruction(CPUX86State *env, uint32_t reason, in
         cpu_restore_state(env_cpu(env), retaddr, true);
     }
     cpu->exit.qualification = qualification;
-    cpu->exit.instruction_length = opcode_length + read_prefixes(env).length;
+    cpu->exit.instruction_length = opcode_length + swtdx_read_prefixes(env).length;
     swtdx_exit_now(env, reason, 0);
 }
 
@@ -140,7 +134,7 @@ static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type
 static void check_dr_access(CPUX86State *env, int number, bool from, uintptr_t retaddr)
 {
     swtdx_cpu *cpu = swtdx_current(env);
-    struct prefixes prefixes;
+    struct swtdx_prefixes prefixes;
     uint8_t modrm, rex = 0;
     int gpr;
 
@@ -152,12 +146,12 @@ static void check_dr_access(CPUX86State *env, int number, bool from, uintptr_t r
         return;
     }
     cpu_restore_state(env_cpu(env), retaddr, true);
-    prefixes = read_prefixes(env);
+    prefixes = swtdx_read_prefixes(env);
     if (prefixes.length && (env->hflags & HF_CS64_MASK)) {
-        rex = cpu_ldub_code(env, code_address(env) + prefixes.length - 1);
+        rex = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length - 1);
         rex = (rex & 0xf0) == 0x40 ? rex : 0;
     }
-    modrm = cpu_ldub_code(env, code_address(env) + prefixes.length + 2);
+    modrm = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length + 2);
     gpr = (modrm & 7) | (rex & 1) << 3;
     if (cpu->dr_exiting) {
         exit_instruction(env, SWTDX_EXIT_DR_ACCESS, 3, number | from << 4 | gpr << 8, 0);
@@ -224,7 +218,7 @@ void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t 
         if (retaddr) {
             cpu_restore_state(env_cpu(env), retaddr, true);
         }
-        cpu->exit.instruction_length = 3 + read_prefixes(env).length;
+        cpu->exit.instruction_length = 3 + swtdx_read_prefixes(env).length;
         cpu->exit.qualification = 0;
         swtdx_exit_now(env, SWTDX_EXIT_TDCALL, 0);
     case SVM_EXIT_INTR:
@@ -239,12 +233,12 @@ void swtdx_intercept_io(CPUX86State *env, uint32_t port, uint32_t param, uint32_
 {
     swtdx_cpu *cpu = swtdx_current(env);
     bool in = param & 1, string = param & 4;
-    struct prefixes prefixes;
+    struct swtdx_prefixes prefixes;
     uint8_t opcode;
 
     cpu_restore_state(env_cpu(env), retaddr, true);
-    prefixes = read_prefixes(env);
-    opcode = cpu_ldub_code(env, code_address(env) + prefixes.length);
+    prefixes = swtdx_read_prefixes(env);
+    opcode = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length);
     cpu->exit.qualification = ((param >> 4 & 7) - 1) | in << 3 | string << 4 | (string && (param & 8)) << 5 |
                               (opcode >= 0xe4 && opcode <= 0xe7) << 6 | (uint64_t)(port & 0xffff) << 16;
     cpu->exit.instruction_length = length;
@@ -383,20 +377,20 @@ target_ulong swtdx_read_cr(CPUX86State *env, int reg, uintptr_t retaddr)
 
 static void QEMU_NORETURN exit_cr_write(CPUX86State *env, int reg, target_ulong value, uintptr_t retaddr)
 {
-    struct prefixes prefixes;
+    struct swtdx_prefixes prefixes;
     uint64_t qualification = reg;
     uint8_t opcode, modrm, rex = 0;
 
     if (retaddr) {
         cpu_restore_state(env_cpu(env), retaddr, true);
     }
-    prefixes = read_prefixes(env);
+    prefixes = swtdx_read_prefixes(env);
     if (prefixes.length && (env->hflags & HF_CS64_MASK)) {
-        rex = cpu_ldub_code(env, code_address(env) + prefixes.length - 1);
+        rex = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length - 1);
         rex = (rex & 0xf0) == 0x40 ? rex : 0;
     }
-    opcode = cpu_ldub_code(env, code_address(env) + prefixes.length + 1);
-    modrm = cpu_ldub_code(env, code_address(env) + prefixes.length + 2);
+    opcode = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length + 1);
+    modrm = cpu_ldub_code(env, swtdx_code_address(env) + prefixes.length + 2);
     if (opcode == 0x01) { /* LMSW */
         qualification |= 3 << 4 | (uint64_t)(value & 0xffff) << 16 | (modrm >> 6 != 3) << 6;
     } else {

@@ -107,6 +107,7 @@ target_ulong swtdx_read_cr(CPUX86State *env, int reg, uintptr_t retaddr);
 target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintptr_t retaddr);
 uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
+bool swtdx_refers_to_stack(CPUX86State *env, target_ulong address, uintptr_t retaddr);
 void swtdx_note_access(CPUState *cs, target_ulong gla);
 int swtdx_acknowledge_interrupt(CPUX86State *env);
 void swtdx_delivered(CPUX86State *env);
@@ -118,6 +119,8 @@ bool swtdx_debug_waits(CPUState *cs);
 void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
 void swtdx_unaligned_access(CPUState *cs, vaddr address, MMUAccessType access, int mmu_index,
                             uintptr_t retaddr) QEMU_NORETURN;
+void swtdx_check_pops(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr);
+void swtdx_check_far_target(CPUX86State *env, uint32_t descriptor, target_ulong target, uintptr_t retaddr);
 void swtdx_check_alignment(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr);
 void swtdx_probe_load(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
 void swtdx_probe_masked_store(CPUX86State *env, target_ulong address, const uint8_t *masks, unsigned bytes,
@@ -135,6 +138,13 @@ bool swtdx_may_lock(int b, uint8_t modrm);
 bool swtdx_undefined(int b, int prefixes);
 
 /* between the engine's own files */
+struct swtdx_prefixes {
+    int length;
+    int segment; /* of an override, else -1 */
+    bool operand_size, address_size;
+};
+struct swtdx_prefixes swtdx_read_prefixes(CPUX86State *env);
+target_ulong swtdx_code_address(CPUX86State *env);
 bool swtdx_canonical(CPUX86State *env, uint64_t address);
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;
 void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu);

@@ -45,6 +45,29 @@ static void probe_item(CPUX86State *env, target_ulong address, unsigned bytes, M
     swtdx_check_alignment(env, address, bytes, mmu_index, retaddr);
 }
 
+/* #SS for an address that is not canonical; other code does not reach it. */
+static void check_stack_address(CPUX86State *env, target_ulong address, uintptr_t retaddr)
+{
+    if ((env->hflags & HF_LMA_MASK) && !swtdx_canonical(env, address)) {
+        raise_exception_err_ra(env, EXCP0C_STACK, 0, retaddr);
+    }
+}
+
+/* What RET and IRET look at before they pop, items of this size. */
+void swtdx_check_pops(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr)
+{
+    check_stack_address(env, address, retaddr);
+    swtdx_check_alignment(env, address, bytes, mmu_index, retaddr);
+}
+
+/* #GP(0) for a target that is not canonical. descriptor: the high half of the code segment's. */
+void swtdx_check_far_target(CPUX86State *env, uint32_t descriptor, target_ulong target, uintptr_t retaddr)
+{
+    if ((env->hflags & HF_LMA_MASK) && (descriptor & DESC_L_MASK) && !swtdx_canonical(env, target)) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+    }
+}
+
 static bool in_one_page(target_ulong address, unsigned bytes)
 {
     return -(address | TARGET_PAGE_MASK) >= bytes;
@@ -85,6 +108,7 @@ void swtdx_probe_pushes(CPUX86State *env, target_ulong base, target_ulong sp, ta
     target_ulong last = swtdx_stack_address(base, sp - size * count, mask);
     unsigned i;
 
+    check_stack_address(env, last, retaddr);
     /* a stack pointer that wraps has its last item above its first one */
     if (in_one_page(last, size * count) && swtdx_stack_address(base, sp - size, mask) >= last &&
         !is_unaligned(env, last, size, mmu_index)) {

@@ -12,11 +12,6 @@ _PORTS = (
     "Port I/O in a TD raises #VE. Linux handles #VE from user mode for CPUID alone (virt_exception_user) and sends "
     "SIGSEGV: the same on hardware."
 )
-_MOV_SS = (
-    "Probably a fault of the engine (not confirmed by a trace): #DB for a data breakpoint that MOV SS hits comes "
-    "before the next instruction, not after it (SDM volume 3, 6.8.3). The likely place is MOV SS; SYSCALL, where "
-    "the test makes RSP non-canonical."
-)
 _LAM = "The processor has no linear-address masking (CPUID), and Debian's kernel no CONFIG_ADDRESS_MASKING."
 _AMX = "The processor has no AMX (CPUID leaf 7)."
 _VM86 = "Debian's cloud kernel has no virtual-8086 mode (CONFIG_VM86 needs a 32-bit kernel)."
@@ -28,7 +23,6 @@ REASONS: dict[str, list[tuple[str, str]]] = {
     "ioperm": [("outb to 0x80 failed", _PORTS)],
     "iopl": [("outb to 0x80 failed", _PORTS)],
     "lam": [("LAM is not supported", _LAM)],
-    "mov_ss_trap": [("killed by SIGSEGV", _MOV_SS)],
     "test_shadow_stack": [("Could not enable Shadow stack", _CET)],
 }
 

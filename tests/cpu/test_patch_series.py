@@ -67,6 +67,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "split-stores": ["test_split_stores.py::test_a_store_over_two_pages_writes_all_or_nothing"],
     "whole-instructions": ["test_whole_instructions.py::test_a_fault_leaves_everything_as_it_was"],
     "x87-images": ["test_x87_pointers.py::test_fnstenv_in_protected_mode"],
+    "canonical-addresses": ["test_canonical_addresses.py::test_a_reference_to_the_stack_is_ss"],
     "alignment": ["test_alignment.py::test_an_unaligned_access_is_ac"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
 }

@@ -41,20 +41,17 @@ def test_fnstenv_in_protected_mode() -> None:
 
 
 @pytest.mark.parametrize("store", ["fxsave", "xsave"])
-def test_fxsave_has_whole_pointers_or_segments(store: str) -> None:
-    load = f"fld dword ptr [{DATA}]"
-    for suffix, expected in (
-        ("", lambda last: (last | SELECTOR_CODE << 32, DATA | SELECTOR_DATA << 32)),
-        ("64", lambda last: (last, DATA)),
-    ):
-        prepare = "xor edx, edx\n mov eax, 3"
-        guest = Guest(f"fninit\n {prepare}\n {load}\n {store}{suffix} [{IMAGE}]\n hlt")
-        guest.context.cr4 |= 1 << 18
-        guest.context.xcr0 = 3
-        last = 0x100000 + len(assemble(f"fninit\n {prepare}\n"))
-        assert guest.run() == ExitReason.HLT
-        assert words(guest, "<QQ", 8) == expected(last)
-        assert words(guest, "<H", 6) == (0,), "no exception, no opcode"
+@pytest.mark.parametrize("whole", [False, True])
+def test_fxsave_has_whole_pointers_or_segments(store: str, *, whole: bool) -> None:
+    prepare = "fninit\n xor edx, edx\n mov eax, 3\n"
+    guest = Guest(f"{prepare} fld dword ptr [{DATA}]\n {store}{'64' if whole else ''} [{IMAGE}]\n hlt")
+    guest.context.cr4 |= 1 << 18
+    guest.context.xcr0 = 3
+    last = 0x100000 + len(assemble(prepare))
+    assert guest.run() == ExitReason.HLT
+    segments = (0, 0) if whole else (SELECTOR_CODE << 32, SELECTOR_DATA << 32)
+    assert words(guest, "<QQ", 8) == (last | segments[0], DATA | segments[1])
+    assert words(guest, "<H", 6) == (0,), "no exception, no opcode"
 
 
 @pytest.mark.parametrize("control", ["fnstcw [rsp]", "fldcw [rsp]", "fnstsw ax", "fnclex", "fwait", "fnop"])
