@@ -29,6 +29,7 @@ ATTEST = {
     *{"Inspection", "MeasureError", "Measurement", "Policy", "PredictionError", "Quote", "QuoteError", "RecordError"},
     *{"ReportError", "TdReport", "VerificationError", "Verified", "agreement", "compare", "inspect_image", "leads_to"},
     *{"measure_image", "parse_event_log", "parse_quote", "parse_report", "predict_direct_boot", "predict_from_log"},
+    *{"DiskBoot", "MachineFiles", "predict_disk_boot", "predict_disk_from_log", "predict_td_shim"},
     *{"Appraisal", "AppraisalPolicy", "PolicyError", "appraise", "parse_policy"},
     *{"predicted_build", "recorded_build", "svg_picture", "text_picture", "verify_quote", "violations"},
 }
