@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -149,3 +150,15 @@ def test_tests_run_and_are_reported() -> None:
     assert [test["reason"] for test in shown["tests"]] == ["", "because", "because"]
     assert "| `bad` | fail | because |" in table.markdown(results, lambda name, outcome: "because")
     assert "good" in table.text({"good": Outcome(Status.PASS)}, lambda name, outcome: "")
+
+
+def test_a_command_in_the_arguments_is_run_when_the_test_starts(tmp_path: Path) -> None:
+    """scripts/runtime.bash of kvm-unit-tests evaluates test_args in a shell: kvmclock_test is given the time."""
+    (test,) = unittests.read_list('[clock]\nfile = clock.flat\ntest_args = "10 `echo 5; echo 6`"\n')
+    shell, option, script = test.command(tmp_path)
+    assert (shell, option) == ("sh", "-c")
+    shown = subprocess.run(
+        ["sh", "-c", script.replace("exec", "printf '%s|'", 1)], capture_output=True, text=True, check=True
+    ).stdout.split("|")
+    assert shown[0] == "qemu-system-x86_64"
+    assert shown[-3:-1] == ["-append", "10 5\n6"]
