@@ -22,7 +22,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm import arithmetic, emulate_segments, emulate_stack
+from swtdx.linux.arch.x86.kvm import arithmetic, emulate_numbers, emulate_segments, emulate_stack
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
@@ -119,6 +119,8 @@ class Instruction:
         self.decoded = _iced().Decoder(self.bits, self.bytes, ip=rip).decode()
         self.next_rip = rip + self.decoded.len
         self.trap_flag = bool(context.rflags & Rflags.TF)
+        self.name = ""
+        """The mnemonic, once it is known to be emulated."""
 
     # --- Operands -----------------------------------------------------------------------------------------------------
 
@@ -282,6 +284,7 @@ class Instruction:
         name = names.get(mnemonic)
         if name is None:
             raise Unhandled
+        self.name = name
         if name in _STRINGS:
             if not self.decoded.is_string_instruction:
                 raise Unhandled  # MOVSD of SSE
@@ -300,6 +303,8 @@ class Instruction:
             yield from emulate_segments.jump_far(self)
         elif name in emulate_segments.OPERATIONS:
             yield from emulate_segments.OPERATIONS[name](self)
+        elif name in emulate_numbers.OPERATIONS:
+            yield from emulate_numbers.OPERATIONS[name](self)
         elif name in emulate_stack.OPERATIONS:
             yield from emulate_stack.OPERATIONS[name](self)
         else:
@@ -408,7 +413,7 @@ def _names() -> dict[int, str]:
     mnemonic = _iced().Mnemonic
     wanted = {
         *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, *arithmetic.BIT_TESTS, "XCHG", "XADD", "CMPXCHG",
-        *_STRINGS, *emulate_stack.OPERATIONS, *emulate_segments.OPERATIONS,
+        *_STRINGS, *emulate_stack.OPERATIONS, *emulate_segments.OPERATIONS, *emulate_numbers.OPERATIONS,
     }  # fmt: skip
     return {getattr(mnemonic, name): name for name in wanted}
 

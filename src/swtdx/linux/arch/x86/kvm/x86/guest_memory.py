@@ -29,7 +29,7 @@ class GuestPageFault(Exception):
 class GuestException(Exception):
     """An exception that the emulated instruction raises in the guest."""
 
-    def __init__(self, vector: int, error_code: int) -> None:
+    def __init__(self, vector: int, error_code: int | None) -> None:
         self.vector = vector
         self.error_code = error_code
 
