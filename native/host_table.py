@@ -15,7 +15,7 @@ from iced_x86 import Code, CpuidFeature, Decoder, EncodingKind, Instruction, Mem
 TARGET = Path(__file__).resolve().parent / "engine" / "swtdx_host_table.h"
 MAPS = (b"\x0f", b"\x0f\x38", b"\x0f\x3a")
 PREFIXES = (b"", b"\x66", b"\xf3", b"\xf2")
-FEATURES = ("SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ")
+FEATURES = ("SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ", "SHA")
 
 Kind = OpCodeOperandKind
 GENERAL = (Kind.R32_OR_MEM, Kind.R64_OR_MEM)
@@ -32,7 +32,7 @@ FORMS = {
 # What iced does not say in its operands: results in RFLAGS or ECX, a third operand in XMM0.
 SPECIAL = {
     **dict.fromkeys(("UCOMISS", "UCOMISD", "COMISS", "COMISD", "PTEST"), "FLAGS"),
-    **dict.fromkeys(("PBLENDVB", "BLENDVPS", "BLENDVPD"), "XMM0"),
+    **dict.fromkeys(("PBLENDVB", "BLENDVPS", "BLENDVPD", "SHA256RNDS2"), "XMM0"),
     **dict.fromkeys(("PCMPESTRM", "PCMPISTRM"), "MASK"),
     **dict.fromkeys(("PCMPESTRI", "PCMPISTRI"), "INDEX"),
 }

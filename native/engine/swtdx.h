@@ -123,7 +123,19 @@ struct swtdx_segment {
 };
 
 /* tsc_ratio: ticks of the processor's time-stamp counter for each of the host's, in units of 2^-48 */
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio);
+/* pkru_offset: where PKRU is in the standard form of the XSAVE area */
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset);
+/* What the host's processor adds to x86-64-v2: bits of enum swtdx_feature. */
+enum swtdx_feature {
+    SWTDX_AVX,
+    SWTDX_AVX2,
+    SWTDX_FMA,
+    SWTDX_F16C,
+    SWTDX_VAES,
+    SWTDX_VPCLMULQDQ,
+    SWTDX_SHA,
+};
+uint32_t swtdx_host_features(void);
 void swtdx_engine_free(swtdx_engine *engine);
 /* Make length bytes at host appear at physical address hpa (outside RAM); 0 or -1. */
 int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length);
@@ -162,6 +174,9 @@ bool swtdx_get_msr(swtdx_cpu *cpu, uint32_t index, uint64_t *value);
 bool swtdx_set_msr(swtdx_cpu *cpu, uint32_t index, uint64_t value);
 void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t image[512]);
 void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512]);
+/* The upper halves of the YMM registers. */
+void swtdx_get_ymm(swtdx_cpu *cpu, uint8_t image[256]);
+void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t image[256]);
 /* Translate a linear address with the guest's page tables, without side effects: 0, or -1 if it is not mapped. */
 int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa);
 /* Translate a guest-physical address; -1 if EPT has nothing there. prot gets R 1, W 2, X 4. */

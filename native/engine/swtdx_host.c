@@ -16,6 +16,7 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "exec/helper-proto.h"
+#include <cpuid.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -188,24 +189,35 @@ static void emit_operation(struct host_code *code, const struct host_instruction
     EMIT(code, "\xc3");
 }
 
-host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned immediate, bool wide)
+/* The stubs of one instruction, one for each immediate; NULL when there is no memory for their table. */
+void **swtdx_host_slots(void ***place, unsigned count)
 {
-    void ***slot = &stubs[instruction - instructions][wide];
-    unsigned index = instruction->flags & HOST_IMMEDIATE ? immediate & 0xff : 0;
-    struct host_code code = { .length = 0 };
-    void **table = __atomic_load_n(slot, __ATOMIC_ACQUIRE), *stub;
+    void **table = __atomic_load_n(place, __ATOMIC_ACQUIRE);
 
     if (!table) {
-        void **fresh = calloc(instruction->flags & HOST_IMMEDIATE ? 256 : 1, sizeof(*fresh));
+        void **fresh = calloc(count, sizeof(*fresh));
 
         if (!fresh) {
             return NULL;
         }
-        if (!__atomic_compare_exchange_n(slot, &table, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        if (!__atomic_compare_exchange_n(place, &table, fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
             free(fresh); /* another thread was faster */
         } else {
             table = fresh;
         }
+    }
+    return table;
+}
+
+host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned immediate, bool wide)
+{
+    bool has_immediate = instruction->flags & HOST_IMMEDIATE;
+    unsigned index = has_immediate ? immediate & 0xff : 0;
+    struct host_code code = { .length = 0 };
+    void **table = swtdx_host_slots(&stubs[instruction - instructions][wide], has_immediate ? 256 : 1), *stub;
+
+    if (!table) {
+        return NULL;
     }
     stub = __atomic_load_n(&table[index], __ATOMIC_ACQUIRE);
     if (!stub) {
@@ -218,6 +230,13 @@ host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned 
 
 /* ---- the table ---- */
 
+bool swtdx_host_has_sha(void)
+{
+    uint32_t eax, ebx, ecx, edx;
+
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ebx >> 29 & 1); /* GCC 12 has no name for it */
+}
+
 static bool host_has(unsigned feature)
 {
     /* clang-format off */
@@ -228,7 +247,8 @@ static bool host_has(unsigned feature)
     case HOST_SSE4_1: return __builtin_cpu_supports("sse4.1");
     case HOST_SSE4_2: return __builtin_cpu_supports("sse4.2");
     case HOST_AES: return __builtin_cpu_supports("aes");
-    default: return __builtin_cpu_supports("pclmul");
+    case HOST_PCLMULQDQ: return __builtin_cpu_supports("pclmul");
+    default: return swtdx_host_has_sha();
     }
     /* clang-format on */
 }
@@ -424,6 +444,13 @@ static inline uint64_t run_float(CPUX86State *env, void *destination, void *sour
         return stub(destination, source, a, 0, env->xmm_regs);
     }
     return run_float_first(env, destination, source, a, stub, retaddr);
+}
+
+/* For instructions of swtdx_vex.c. */
+uint64_t swtdx_run_float(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub,
+                         uintptr_t retaddr)
+{
+    return run_float(env, destination, source, a, stub, retaddr);
 }
 
 /* ---- what translated code calls ---- */

@@ -21,7 +21,7 @@ enum host_form {
 };
 
 enum { HOST_FLOAT = 1, HOST_ALIGNED = 2, HOST_IMMEDIATE = 4 };
-enum { HOST_SSE, HOST_SSE2, HOST_SSE3, HOST_SSSE3, HOST_SSE4_1, HOST_SSE4_2, HOST_AES, HOST_PCLMULQDQ };
+enum { HOST_SSE, HOST_SSE2, HOST_SSE3, HOST_SSSE3, HOST_SSE4_1, HOST_SSE4_2, HOST_AES, HOST_PCLMULQDQ, HOST_SHA };
 
 struct host_instruction {
     uint8_t map, opcode, prefix; /* 0F, 0F38, 0F3A; none, 66, F3, F2 */
@@ -34,6 +34,8 @@ typedef uint64_t host_stub(void *destination, const void *source, uint64_t a, ui
 /* The instruction with this opcode, or NULL where the host has none or TCG executes it as well. */
 const struct host_instruction *swtdx_host_instruction(unsigned map, unsigned opcode, unsigned prefix);
 
+bool swtdx_host_has_sha(void);
+
 /* The code that executes it, made at the first use; NULL when there is no memory for it. */
 host_stub *swtdx_host_code(const struct host_instruction *instruction, unsigned immediate, bool wide);
 
@@ -44,6 +46,7 @@ struct host_code {
 };
 void swtdx_host_emit(struct host_code *code, const char *bytes, unsigned length);
 void *swtdx_host_place(const struct host_code *code);
+void **swtdx_host_slots(void ***place, unsigned count);
 
 /* A floating-point exception that the host's processor raises in here goes to the handler of this thread. */
 void swtdx_catch_float_traps(void);
@@ -59,5 +62,9 @@ typedef struct CPUX86State CPUX86State;
 void swtdx_enter_float(CPUX86State *env);
 void swtdx_leave_float(CPUX86State *env);
 void swtdx_drop_mxcsr(CPUX86State *env);
+
+/* Execute a stub with the guest's MXCSR; an exception that the guest has unmasked does not return. */
+uint64_t swtdx_run_float(CPUX86State *env, void *destination, void *source, uint64_t a, host_stub *stub,
+                         uintptr_t retaddr);
 
 #endif

@@ -205,6 +205,12 @@
     { 1, 0x3f, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SSE4_1 }, /* pmaxud */
     { 1, 0x40, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SSE4_1 }, /* pmulld */
     { 1, 0x41, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SSE4_1 }, /* phminposuw */
+    { 1, 0xc8, 0, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SHA }, /* sha1nexte */
+    { 1, 0xc9, 0, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SHA }, /* sha1msg1 */
+    { 1, 0xca, 0, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SHA }, /* sha1msg2 */
+    { 1, 0xcb, 0, HOST_XMM0, 16, HOST_ALIGNED, HOST_SHA }, /* sha256rnds2 */
+    { 1, 0xcc, 0, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SHA }, /* sha256msg1 */
+    { 1, 0xcd, 0, HOST_VECTOR, 16, HOST_ALIGNED, HOST_SHA }, /* sha256msg2 */
     { 1, 0xdb, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_AES }, /* aesimc */
     { 1, 0xdc, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_AES }, /* aesenc */
     { 1, 0xdd, 1, HOST_VECTOR, 16, HOST_ALIGNED, HOST_AES }, /* aesenclast */
@@ -228,4 +234,5 @@
     { 2, 0x61, 1, HOST_INDEX, 16, HOST_IMMEDIATE, HOST_SSE4_2 }, /* pcmpestri */
     { 2, 0x62, 1, HOST_MASK, 16, HOST_IMMEDIATE, HOST_SSE4_2 }, /* pcmpistrm */
     { 2, 0x63, 1, HOST_INDEX, 16, HOST_IMMEDIATE, HOST_SSE4_2 }, /* pcmpistri */
+    { 2, 0xcc, 0, HOST_VECTOR, 16, HOST_ALIGNED | HOST_IMMEDIATE, HOST_SHA }, /* sha1rnds4 */
     { 2, 0xdf, 1, HOST_VECTOR, 16, HOST_ALIGNED | HOST_IMMEDIATE, HOST_AES }, /* aeskeygenassist */

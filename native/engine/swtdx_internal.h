@@ -44,6 +44,7 @@ struct swtdx_engine {
     struct uc_struct *uc;
     uint8_t *ram, *scratch;
     uint64_t size, tsc_ratio;
+    uint32_t pkru_offset; /* in the standard form of the XSAVE area */
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;
     struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */
@@ -116,6 +117,7 @@ int swtdx_watched(CPUState *cs, vaddr addr, vaddr len);
 void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t retaddr);
 void swtdx_debug_stop(CPUState *cs);
 bool swtdx_debug_waits(CPUState *cs);
+uint32_t swtdx_pkru_offset(CPUX86State *env);
 void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
 void swtdx_unaligned_access(CPUState *cs, vaddr address, MMUAccessType access, int mmu_index,
                             uintptr_t retaddr) QEMU_NORETURN;

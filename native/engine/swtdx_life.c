@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "swtdx_internal.h"
+#include "swtdx_vex.h"
 
 #ifndef CODE_BUFFER_BYTES
 #define CODE_BUFFER_BYTES (256u << 20)
@@ -24,13 +25,14 @@ static void offer_features(CPUX86State *env)
                                 CPUID_EXT_XSAVE | CPUID_EXT_RDRAND | CPUID_EXT_X2APIC | CPUID_EXT_MONITOR;
     env->features[FEAT_7_0_EBX] = CPUID_7_0_EBX_FSGSBASE | CPUID_7_0_EBX_SMEP | CPUID_7_0_EBX_ERMS | CPUID_7_0_EBX_ADX |
                                   CPUID_7_0_EBX_SMAP | CPUID_7_0_EBX_CLFLUSHOPT | CPUID_7_0_EBX_CLWB |
-                                  CPUID_7_0_EBX_RDSEED;
+                                  CPUID_7_0_EBX_RDSEED | CPUID_7_0_EBX_BMI1 | CPUID_7_0_EBX_BMI2;
     env->features[FEAT_7_0_ECX] = CPUID_7_0_ECX_LA57 | CPUID_7_0_ECX_PKU;
     env->features[FEAT_8000_0001_EDX] =
         CPUID_EXT2_SYSCALL | CPUID_EXT2_NX | CPUID_EXT2_PDPE1GB | CPUID_EXT2_RDTSCP | CPUID_EXT2_LM;
     env->features[FEAT_8000_0001_ECX] = CPUID_EXT3_LAHF_LM | CPUID_EXT3_ABM;
-    env->features[FEAT_XSAVE] = CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XGETBV1;
-    env->features[FEAT_XSAVE_COMP_LO] = XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK;
+    env->features[FEAT_XSAVE] = CPUID_XSAVE_XSAVEOPT | CPUID_XSAVE_XSAVEC | CPUID_XSAVE_XGETBV1 | CPUID_XSAVE_XSAVES;
+    env->features[FEAT_XSAVE_COMP_LO] =
+        XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_PKRU_MASK | (swtdx_vex_offers(VEX_AVX) ? XSTATE_YMM_MASK : 0);
     env->cpuid_level = 0x24;
     env->cpuid_vendor1 = CPUID_VENDOR_INTEL_1;
     env->cpuid_vendor2 = CPUID_VENDOR_INTEL_2;
@@ -107,7 +109,7 @@ static bool open_tcg(swtdx_engine *engine)
            uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) == UC_ERR_OK;
 }
 
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
+swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset)
 {
     swtdx_engine *engine = calloc(1, sizeof(*engine));
     CPUX86State *env;
@@ -118,6 +120,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
     engine->ram = ram;
     engine->size = size;
     engine->tsc_ratio = tsc_ratio;
+    engine->pkru_offset = pkru_offset;
     engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));
     if (!open_tcg(engine)) {

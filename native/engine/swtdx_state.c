@@ -82,6 +82,7 @@ void swtdx_cpu_free(swtdx_cpu *cpu)
 static void update_hflags(CPUX86State *env)
 {
     x86_update_hflags(env);
+    cpu_sync_bndcs_hflags(env); /* whether CR4 and XCR0 enable AVX */
     env->hflags &= ~(HF_TF_MASK | HF_IOPL_MASK | HF_VM_MASK);
 }
 
@@ -368,6 +369,33 @@ void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t image[512])
         memcpy(image + 168 + 16 * i, &env->xmm_regs[i].ZMM_Q(1), 8);
     }
     swtdx_release(cpu->engine);
+}
+
+void swtdx_get_ymm(swtdx_cpu *cpu, uint8_t image[256])
+{
+    CPUX86State *env = load(cpu);
+    int i;
+
+    for (i = 0; i < 16; i++) {
+        memcpy(image + 16 * i, &env->xmm_regs[i].ZMM_Q(2), 16);
+    }
+    swtdx_release(cpu->engine);
+}
+
+void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t image[256])
+{
+    CPUX86State *env = load(cpu);
+    int i;
+
+    for (i = 0; i < 16; i++) {
+        memcpy(&env->xmm_regs[i].ZMM_Q(2), image + 16 * i, 16);
+    }
+    swtdx_release(cpu->engine);
+}
+
+uint32_t swtdx_pkru_offset(CPUX86State *env)
+{
+    return ((swtdx_engine *)env_cpu(env)->uc->swtdx)->pkru_offset;
 }
 
 void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest's SSE and x87 instructions against the host's processor: same bytes, same state, same result?
+"""A guest's SSE, AVX, BMI and x87 instructions against the host's processor: same bytes, same state, same result?
 
-A case is an instruction in one form and some states. A program of a loop around the instruction loads a
-state (FXRSTOR, general registers, RFLAGS), executes the instruction and stores what came out; the host and a bare guest
-run it over the same area of memory. Which instructions there are, and what their operands are, comes from iced-x86.
-Where the two do not agree, :func:`campaign` reports it.
+A case is an instruction in one form and some states. A program of a loop around the instruction loads a state
+(FXRSTOR, the upper halves of YMM registers, general registers, RFLAGS), executes the instruction and stores what came
+out; the host and a bare guest run it over the same area of memory. Which instructions there are, and what their
+operands are, comes from iced-x86. Where the two do not agree, :func:`campaign` reports it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from pathlib import Path
 
 from iced_x86 import CpuidFeature, Decoder, EncodingKind, Instruction, OpCodeOperandKind
 
+from swtdx.cpu import _engine
+from swtdx.cpu.platform import HOST_FEATURES
 from swtdx.cpu.vmx import ExitReason
 from testing.bare_processor import CODE, Guest, assemble
 
 STATE = 1024
-GENERAL, FLAGS, MEMORY = 512, 640, 704
-"""Where in a state, after the FXSAVE image: sixteen general registers, RFLAGS, 64 bytes of memory operand."""
+GENERAL, FLAGS, MEMORY, HIGH = 512, 640, 704, 768
+"""Where in a state, after the FXSAVE image: sixteen general registers, RFLAGS, 64 bytes of memory operand, and the
+upper halves of sixteen YMM registers."""
 MXCSR, CONTROL, STATUS, TAGS = 24, 0, 2, 4
 AREA = 0x80_0000
 RETURN = 0x4F_0000
@@ -35,13 +38,38 @@ _REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" 
 _USED = [n for n in range(16) if n not in (4, 7)]
 _PREFIXES, _MAPS = (b"", b"\x66", b"\xf3", b"\xf2"), (b"\x0f", b"\x0f\x38", b"\x0f\x3a")
 _NAMES = {value: name for name, value in vars(CpuidFeature).items() if isinstance(value, int)}
+HOST = {name for bit, name in enumerate(HOST_FEATURES) if _engine.host_features() >> bit & 1}
+AVX = "avx" in HOST
+_ON_GENERAL = {"BMI1", "BMI2", "LZCNT", "POPCNT", "ADX", "MOVBE"}
 OFFERED = {"MMX", "SSE", "SSE2", "SSE3", "SSSE3", "SSE4_1", "SSE4_2", "AES", "PCLMULQDQ", "FPU", "FPU387", "CMOV"}
+OFFERED |= {name.upper() for name in HOST} | _ON_GENERAL
 _ARITHMETIC_FLAGS = 0x8D5
+_CARRY, _ZERO, _SIGN, _OVERFLOW = 1, 1 << 6, 1 << 7, 1 << 11
+_DEFINED_FLAGS = {
+    **dict.fromkeys(("tzcnt", "lzcnt"), _CARRY | _ZERO),
+    "bextr": _CARRY | _ZERO | _OVERFLOW,
+    **dict.fromkeys(("andn", "blsr", "blsmsk", "blsi", "bzhi"), _CARRY | _ZERO | _SIGN | _OVERFLOW),
+}
+"""What the SDM says of RFLAGS after these; the rest is undefined, and processors differ."""
 _VECTORS = {
-    getattr(OpCodeOperandKind, name) for name in dir(OpCodeOperandKind) if "XMM" in name or name.startswith("MM_")
+    getattr(OpCodeOperandKind, name)
+    for name in dir(OpCodeOperandKind)
+    if "XMM" in name or "YMM" in name or name.startswith("MM_")
 }
 # Their results are images with pointers, addresses of their own, or what Intel and AMD do not agree on (EMMS and TOP).
-_SKIPPED = {"MASKMOVQ", "MASKMOVDQU", "FLDENV", "FNSTENV", "FRSTOR", "FNSAVE", "FSAVE", "FSTENV", "FNINIT", "EMMS"}
+_SKIPPED = {
+    "MASKMOVQ",
+    "MASKMOVDQU",
+    "VMASKMOVDQU",
+    "FLDENV",
+    "FNSTENV",
+    "FRSTOR",
+    "FNSAVE",
+    "FSAVE",
+    "FSTENV",
+    "FNINIT",
+    "EMMS",
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,9 @@ class Case:
     code: bytes
     text: str
     x87: bool
+    vex: bool = False
+    flags: int = _ARITHMETIC_FLAGS
+    """The arithmetic flags that are defined after it."""
 
     @property
     def loads_memory(self) -> bool:
@@ -59,7 +90,8 @@ class Case:
 
 def _case(code: bytes) -> Case | None:
     instruction: Instruction = Decoder(64, code).decode()
-    if instruction.is_invalid or instruction.op_code().encoding != EncodingKind.LEGACY:
+    vex = instruction.op_code().encoding == EncodingKind.VEX
+    if instruction.is_invalid or (not vex and instruction.op_code().encoding != EncodingKind.LEGACY):
         return None
     features = {_NAMES[feature] for feature in instruction.cpuid_features()}
     if not features <= OFFERED:
@@ -67,19 +99,20 @@ def _case(code: bytes) -> Case | None:
     text = f"{instruction}"
     if text.split()[0].upper() in _SKIPPED or "esp" in text or "rsp" in text:
         return None
-    if "[" in text and "[rdi+2C0h]" not in text:
+    if "[" in text and "[rdi+2C0h]" not in text:  # and no gather
         return None
     kinds = {instruction.op_code().op_kind(index) for index in range(instruction.op_code().op_count)}
     x87 = bool(features & {"FPU", "FPU387"})
-    if not x87 and not kinds & _VECTORS and text != "emms":
+    if not x87 and not kinds & _VECTORS and not features & _ON_GENERAL and "vzero" not in text:
         return None
-    return Case(code[: instruction.len], text, x87)
+    flags = _DEFINED_FLAGS.get(text.split()[0], _ARITHMETIC_FLAGS)
+    return Case(code[: instruction.len], text, x87, vex, flags)
 
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """Every SSE, MMX and x87 instruction, with register and with memory operands."""
-    found: dict[str, Case] = {}
+    """Every SSE, MMX, AVX, BMI and x87 instruction, with register and with memory operands."""
+    found: dict[str, Case] = {case.text: case for case in _vex_cases()}
     memory = struct.pack("<I", MEMORY)
     for prefix in _PREFIXES:
         for rex in (b"", b"\x48"):
@@ -103,6 +136,33 @@ def cases() -> tuple[Case, ...]:
             if case is not None:
                 found[case.code.hex()] = case
     return tuple(found.values())
+
+
+def _vex_cases() -> Iterator[Case]:
+    """Those with a VEX prefix. A register in the immediate is XMM5 or YMM5."""
+    if not AVX:
+        return
+    memory = struct.pack("<I", MEMORY)
+    fields = [
+        (number, wide << 7 | long << 2 | prefix, opcode, middle, vvvv)
+        for number in (1, 2, 3)
+        for wide in (0, 1)
+        for long in (0, 1)
+        for prefix in range(4)
+        for opcode in range(256)
+        for middle in (range(8) if number < 3 and opcode in (0x71, 0x72, 0x73, 0xF3) else (1, 6))
+        for vvvv in (0, 3)
+    ]
+    for number, third, opcode, middle, vvvv in fields:
+        opening = bytes([0xC4, 0xE0 | number, third | (15 - vvvv) << 3, opcode])
+        for tail in (
+            bytes([0xC0 | middle << 3 | 2]),
+            bytes([0xC0 | middle << 3 | middle]),
+            bytes([0x87 | middle << 3]) + memory,
+        ):
+            case = _case(opening + tail + b"\x50")
+            if case is not None:
+                yield case
 
 
 def with_immediate(case: Case, immediate: int) -> bytes:
@@ -193,13 +253,15 @@ def state(chance: random.Random, *, x87: bool, masked: bool = True, full: bool |
         )
         struct.pack_into("<Q", image, GENERAL + 8 * index, value)
     struct.pack_into("<Q", image, FLAGS, 0x202 | chance.getrandbits(12) & _ARITHMETIC_FLAGS)
+    for index in range(16 if AVX else 0):
+        image[HIGH + 16 * index : HIGH + 16 * index + 16] = _vector(chance)
     image[MEMORY : MEMORY + 64] = (
         _extended(chance) + bytes(6) + _vector(chance, 48) if x87 and chance.random() < 0.4 else _vector(chance, 64)
     )
     return image
 
 
-def result(state: bytes | bytearray) -> dict[str, bytes]:
+def result(state: bytes | bytearray, flags: int = _ARITHMETIC_FLAGS) -> dict[str, bytes]:
     """What an instruction may have changed, by name. Not FIP, FDP and FOP: AMD's FXSAVE does not store them."""
     image = bytes(state)
     parts = {
@@ -207,10 +269,11 @@ def result(state: bytes | bytearray) -> dict[str, bytes]:
         "status": image[2:4],
         "tags": image[4:5],
         "mxcsr": image[24:28],
-        "flags": image[FLAGS : FLAGS + 8],
+        "flags": struct.pack("<Q", struct.unpack_from("<Q", image, FLAGS)[0] & ~(_ARITHMETIC_FLAGS & ~flags)),
     }
     parts |= {f"st{n}": image[32 + 16 * n : 42 + 16 * n] for n in range(8)}
     parts |= {f"xmm{n}": image[160 + 16 * n : 176 + 16 * n] for n in range(16)}
+    parts |= {f"ymm{n}": image[HIGH + 16 * n : HIGH + 16 * n + 16] for n in range(16)}
     parts |= {_REGISTERS[n]: image[GENERAL + 8 * n : GENERAL + 8 * n + 8] for n in _USED}
     return parts | {"memory": image[MEMORY : MEMORY + 64]}
 
@@ -223,14 +286,20 @@ def program(code: bytes) -> bytes:
     saved = ("rbx", "rbp", "r12", "r13", "r14", "r15")
     before = "\n".join(f"push {name}" for name in saved) + "\n sub rsp, 24\n mov [rsp + 16], rsi\n"
     before += f"start: fxrstor [rdi]\n push qword ptr [rdi + {FLAGS}]\n popfq\n"
+    after = ""
+    if AVX:
+        before += "".join(f"vinsertf128 ymm{n}, ymm{n}, [rdi + {HIGH + 16 * n}], 1\n" for n in range(16))
+        after = "".join(f"vextractf128 [rdi + {HIGH + 16 * n}], ymm{n}, 1\n" for n in range(16))
     before += "\n".join(f"mov {_REGISTERS[n]}, [rdi + {GENERAL + 8 * n}]" for n in _USED)
-    after = "\n".join(f"mov [rdi + {GENERAL + 8 * n}], {_REGISTERS[n]}" for n in _USED)
+    after += "\n".join(f"mov [rdi + {GENERAL + 8 * n}], {_REGISTERS[n]}" for n in _USED)
     after += f"\n pushfq\n pop qword ptr [rdi + {FLAGS}]\n fxsave [rdi]\n add rdi, {STATE}\n dec qword ptr [rsp + 16]\n"
     start = len(assemble(before[: before.index("start:")]))
     opening, closing = assemble(before), assemble(after)
     back = start - (len(opening) + len(code) + len(closing) + 6)
-    end = "fninit\n cld\n mov dword ptr [rsp], 0x1f80\n ldmxcsr [rsp]\n add rsp, 24\n" + "\n".join(
-        f"pop {name}" for name in reversed(saved)
+    end = (
+        ("vzeroupper\n" if AVX else "")
+        + "fninit\n cld\n mov dword ptr [rsp], 0x1f80\n ldmxcsr [rsp]\n add rsp, 24\n"
+        + "\n".join(f"pop {name}" for name in reversed(saved))
     )
     return opening + code + closing + b"\x0f\x85" + struct.pack("<i", back) + assemble(end + "\n ret\n")
 
@@ -305,6 +374,9 @@ class Machine:
         self.guest = Guest()
         self.guest.context.exception_bitmap = 0xFFFFFFFF & ~(1 << 16)
         self.guest.context.cr0 |= 1 << 5
+        if AVX:
+            self.guest.context.cr4 |= 1 << 18
+            self.guest.context.xcr0 = 7
         self.guest.memory.write(RETURN, b"\xf4")
         self.guest.handler(16, "hlt", 0x4E0000)
 
@@ -333,7 +405,7 @@ def differences(machine: Machine, case: Case, code: bytes, states: Sequence[byte
         yield f"{code.hex()} {case.text}: host {stopped:#x}, guest vector {vector}"
         return
     for before, host, guest in zip(states, theirs, ours, strict=True):
-        right, wrong = result(host), result(guest)
+        right, wrong = result(host, case.flags), result(guest, case.flags)
         names = [name for name in right if right[name] != wrong[name]]
         if names:
             parts = result(before)
@@ -345,7 +417,7 @@ def differences(machine: Machine, case: Case, code: bytes, states: Sequence[byte
 
 
 def unmasked(seed: int, states: int) -> tuple[int, list[str]]:
-    """The same for SSE instructions that may raise #XM: the same ones do, and leave the same flags and nothing else."""
+    """The same for instructions that may raise #XM: the same ones do, and leave the same flags and nothing else."""
     chance = random.Random(seed)
     machine = Machine()
     count, found = 0, []
@@ -366,6 +438,7 @@ def unmasked(seed: int, states: int) -> tuple[int, list[str]]:
                     vector == 19
                     and struct.unpack_from("<I", image, MXCSR)[0] == stopped
                     and image[160:416] == before[160:416]
+                    and (not AVX or machine.guest.context.get_ymm_high() == before[HIGH:])
                 )
             if not same:
                 mxcsr = before[MXCSR : MXCSR + 2][::-1].hex()

@@ -66,10 +66,11 @@ class Args:
 
 @dataclass(frozen=True)
 class FakePlatform(Platform):
-    """The platform with a round TSC frequency."""
+    """The platform with a round TSC frequency and a processor without AVX and BMI."""
 
     memory_size: int = GIB
     logical_processors: int = 2
+    cpu_features: frozenset[str] | None = frozenset()  # the same on every machine that runs the tests
 
     @property
     def tsc_hz(self) -> int:
@@ -90,6 +91,7 @@ class FakeContext:
         self.msrs: dict[int, int] = {}
         self.segments: dict[int, tuple[int, int, int, int]] = {}
         self.dr: dict[int, int] = {}
+        self.pkru = 0
         self.rip = self.rflags = self.cr0 = self.cr2 = self.cr3 = self.cr4 = self.cr8 = self.efer = self.xcr0 = 0
         self.exit_qualification = self.guest_linear_address = self.guest_physical_address = 0
         self.instruction_length, self.instruction_info, self.interruption_info = 4, 0, 0
@@ -143,6 +145,9 @@ class FakeContext:
 
     def get_fpu(self) -> bytes:
         return bytes(range(256)) * 2
+
+    def get_ymm_high(self) -> bytes:
+        return bytes(range(100, 116)) * 16
 
     def get_dr(self, index: int) -> int:
         return self.dr.get(index, 0)

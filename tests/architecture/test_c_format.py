@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-GENERATED = {"swtdx_host_table.h"}
+GENERATED = {"swtdx_host_table.h", "swtdx_vex_table.h"}
 FILES = sorted(
     path.relative_to(ROOT)
     for folder in ("engine", "preload", "notify")

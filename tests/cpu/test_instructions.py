@@ -20,6 +20,7 @@ EM, TS, OSFXSR, OSXMMEXCPT = 1 << 2, 1 << 3, 1 << 9, 1 << 10
 
 
 def test_sse_and_mmx_instructions_do_what_the_host_does() -> None:
+    """AVX, FMA, F16C, BMI and SHA, too, where the host has them."""
     count, found = arithmetic.sweep(1, 2, x87=False, immediates=1)
     assert count > 2000
     assert not found, "\n".join([str(len(found)), *found[:20]])

@@ -32,7 +32,7 @@ FEATURES = {
     (7, 2, 22), "MOVDIRI": (7, 2, 27), "MOVDIR64B": (7, 2, 28), "ENQCMD": (7, 2, 29), "KL": (7, 2, 23), "UINTR": (7,
     3, 5), "SERIALIZE": (7, 3, 14), "TSXLDTRK": (7, 3, 16), "PCONFIG": (7, 3, 18), "SYSCALL": (0x80000001, 3, 11),
     "RDTSCP": (0x80000001, 3, 27), "LZCNT": (0x80000001, 2, 5), "WBNOINVD": (0x80000008, 1, 9), "XSAVEOPT": (0xD, 0,
-    0),
+    0), "XSAVEC": (0xD, 0, 1), "XSAVES": (0xD, 0, 3),
 }  # fmt: skip
 BASELINE = {
     "INTEL8086", "INTEL186", "INTEL286", "INTEL386", "INTEL486", "X64", "FPU", "FPU387", "MULTIBYTENOP", "CPUID",
@@ -97,12 +97,12 @@ def encodings(prefix: bytes, escape: bytes) -> Iterator[bytes]:
 HLT = b"\xf4"
 
 
-def undefined(guest: Guest, code: bytes) -> bool:
+def undefined(guest: Guest, code: bytes, xcr0: int = 1) -> bool:
     context = guest.context
     guest.memory.write(CODE, code)
     context.rip = CODE
     context.rflags = 2
-    context.cr0, context.cr4 = 0x80000021, 0x50660
+    context.cr0, context.cr4, context.xcr0 = 0x80000021, 0x50660, xcr0
     for segment in (Segment.ES, Segment.SS, Segment.DS, Segment.FS, Segment.GS):
         context.set_segment(segment, SELECTOR_DATA, 0, 0xFFFFFFFF, FLAT_DATA)
     context.set_segment(Segment.CS, SELECTOR_CODE, 0, 0xFFFFFFFF, FLAT_CODE)
@@ -136,3 +136,41 @@ def test_what_cpuid_does_not_offer_is_undefined(prefix: str, escape: str) -> Non
         if undefined(guest, code) == expected:
             wrong.append(f"{code.hex()} {instruction} {'is undefined' if expected else 'executes'}")
     assert not wrong, "\n".join([str(len(wrong)), *wrong])
+
+
+AVX_STATE = 7
+
+
+def vex_encodings(number: int) -> Iterator[bytes]:
+    """All opcodes of a map with all of VEX.W, VEX.L and VEX.pp; registers that differ, as gathers want it."""
+    for third in range(8):
+        for wide in (0, 0x80):
+            for vvvv in (0, 3):
+                for opcode in range(256):
+                    for modrm in (0x0C, 0x17, 0x1F, 0x0F, 0xC9, 0xD1, 0xD9):
+                        sib = b"\x25" if modrm & 7 == 4 and modrm < 0xC0 else b""
+                        fields = bytes([0xC4, 0xE0 | number, wide | (15 - vvvv) << 3 | third, opcode, modrm])
+                        yield fields + sib + bytes.fromhex("10000900 00000000")
+
+
+@pytest.mark.parametrize("xcr0", [AVX_STATE, 3, 1])
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_vex_prefix_selects_what_cpuid_offers_and_xcr0_enables(number: int, xcr0: int) -> None:
+    if not cpuid.supported_xcr0(Platform()) & 4:
+        pytest.skip("the processor here has no AVX")
+    guest = Guest()
+    guest.context.exception_bitmap = 0xFFFFFFFF
+    guest.memory.write(CODE + 16, b"\xf4" * 256)
+    wrong = []
+    for code in vex_encodings(number):
+        instruction = Decoder(64, code, DecoderOptions.NONE).decode()
+        expected = False
+        if not instruction.is_invalid:
+            if MNEMONICS[instruction.mnemonic] == "VLDMXCSR":
+                continue  # what it loads here is #GP
+            names = {FEATURE_NAMES[feature] for feature in instruction.cpuid_features()}
+            expected = bool(offered(instruction)) and (xcr0 == AVX_STATE or names <= {"BMI1", "BMI2"})
+            code = code[: instruction.len] + HLT
+        if undefined(guest, code, xcr0) == expected:
+            wrong.append(f"{code.hex()} {instruction} {'is undefined' if expected else 'executes'}")
+    assert not wrong, "\n".join([str(len(wrong)), *wrong[:50]])

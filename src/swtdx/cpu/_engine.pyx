@@ -52,7 +52,8 @@ cdef extern from "swtdx.h" nogil:
 
     int SWTDX_RFLAGS, SWTDX_CR0, SWTDX_DR0, SWTDX_XCR0, SWTDX_PKRU, SWTDX_INTERRUPTIBILITY
 
-    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio)
+    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset)
+    uint32_t swtdx_host_features()
     void swtdx_engine_free(swtdx_engine *engine)
     int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
@@ -78,6 +79,8 @@ cdef extern from "swtdx.h" nogil:
     bint swtdx_set_msr(swtdx_cpu *cpu, uint32_t index, uint64_t value)
     void swtdx_get_fxsave(swtdx_cpu *cpu, uint8_t *image)
     void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t *image)
+    void swtdx_get_ymm(swtdx_cpu *cpu, uint8_t *image)
+    void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t *image)
     int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)
     int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
     void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length)
@@ -113,6 +116,11 @@ def host_cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
     return eax, ebx, ecx, edx
 
 
+def host_features() -> int:
+    """What the host's processor and its kernel add to x86-64-v2, bits of enum swtdx_feature."""
+    return swtdx_host_features()
+
+
 def host_tsc() -> int:
     """The host's time-stamp counter, on which all guest time is based."""
     return swtdx_host_tsc()
@@ -144,10 +152,10 @@ cdef class Engine:
     cdef object ram, poison
     cdef uint8_t[::1] view, poison_view
 
-    def __cinit__(self, ram, poison, tsc_ratio=1 << 48):
+    def __cinit__(self, ram, poison, tsc_ratio=1 << 48, pkru_offset=0xA80):
         self.ram, self.poison = ram, poison
         self.view, self.poison_view = ram, poison
-        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0], tsc_ratio)
+        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0], tsc_ratio, pkru_offset)
         if self.engine is NULL:
             raise MemoryError("the guest CPU engine could not be created")
 
@@ -696,6 +704,23 @@ cdef class GuestContext:
             raise ValueError("an FXSAVE image has 512 bytes")
         with nogil:
             swtdx_set_fxsave(cpu, &view[0])
+
+    def get_ymm_high(self) -> bytes:
+        """The upper halves of YMM0 to YMM15, 256 bytes: the AVX component of the XSAVE area."""
+        cdef uint8_t image[256]
+        cdef swtdx_cpu *cpu = self.cpu
+        with nogil:
+            swtdx_get_ymm(cpu, image)
+        return image[:256]
+
+    def set_ymm_high(self, image: bytes) -> None:
+        """Load the upper halves of YMM0 to YMM15 from 256 bytes."""
+        cdef const uint8_t[::1] view = image
+        cdef swtdx_cpu *cpu = self.cpu
+        if view.shape[0] != 256:
+            raise ValueError("the upper halves of the YMM registers have 256 bytes")
+        with nogil:
+            swtdx_set_ymm(cpu, &view[0])
 
     def get_xmm(self, index: int) -> int:
         """XMM register as a 128-bit integer."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """CPUID of the emulated processor: what the host (kernel and TDX module) sees natively.
 
-The feature bits are those that the execution engine really implements, so that nothing is offered that would be #UD.
-The signature is :attr:`Platform.signature`, by default that of Westmere: programs that go by the processor's model use
-what that model has, and it has nothing that is not offered (no AVX, no BMI). The time-stamp counter is the host's.
+The feature bits are those that the execution engine really implements, so that nothing is offered that would be #UD:
+x86-64-v2, and :attr:`Platform.features`, some of which the host's processor executes. The signature is
+:attr:`Platform.signature`, by default that of Westmere: programs that go by the processor's model use what that model
+has, and it has nothing that is not offered. The time-stamp counter is the host's.
 Layouts: Intel SDM volume 2, CPUID.
 """
 
@@ -21,14 +22,21 @@ _LEAF_1_EDX = 0x0FCBFBFF
 _LEAF_1_ECX = sum(1 << bit for bit in (0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 26, 30))
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE RDRAND."""
 _LEAF_7_EBX = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
-"""FSGSBASE SMEP ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB. BMI1/2 are left out: the engine wants CR4.OSFXSR for them."""
+"""FSGSBASE SMEP ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB."""
 _LEAF_7_ECX = 1 << 3 | 1 << 16
 """PKU LA57."""
 _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 """SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
 _LEAF_7_2_EDX = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4
 """What SPEC_CTRL has besides: PSFD IPRED_CTRL RRSBA_CTRL BHI_CTRL."""
-XCR0_SUPPORTED = XFeature.X87 | XFeature.SSE | XFeature.PKRU
+_FEATURE_BITS = {
+    "fma": (1, 0, 2, 12), "avx": (1, 0, 2, 28), "f16c": (1, 0, 2, 29),
+    "bmi1": (7, 0, 1, 3), "avx2": (7, 0, 1, 5), "bmi2": (7, 0, 1, 8), "sha": (7, 0, 1, 29),
+    "vaes": (7, 0, 2, 9), "vpclmulqdq": (7, 0, 2, 10),
+    "xsavec": (0xD, 1, 0, 1), "xsaves": (0xD, 1, 0, 3),
+}  # fmt: skip
+"""Leaf, sub-leaf, register and bit of what a platform may have besides."""
+YMM_OFFSET, YMM_SIZE = 576, 256
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
     (0x04000122, 0x01C0003F, 0x3F, 0),  # 32 KiB L1I
@@ -44,6 +52,20 @@ def _text(data: bytes) -> Registers:
 
 def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Registers:
     """Return what CPUID gives on logical processor ``lp`` outside any guest (kernel mode, all of XCR0 enabled)."""
+    registers = list(_registers(platform, leaf, subleaf, lp))
+    for name in platform.features:
+        at = _FEATURE_BITS[name]
+        if at[:2] == (leaf, subleaf if leaf in (7, 0xD) else 0):
+            registers[at[2]] |= 1 << at[3]
+    return registers[0], registers[1], registers[2], registers[3]
+
+
+def supported_xcr0(platform: Platform) -> int:
+    """Return the state components that XSAVE and XCR0 know."""
+    return XFeature.X87 | XFeature.SSE | XFeature.PKRU | (XFeature.AVX if "avx" in platform.features else 0)
+
+
+def _registers(platform: Platform, leaf: int, subleaf: int, lp: int) -> Registers:
     threads = max(platform.logical_processors, 1)
     bits = (threads - 1).bit_length()
     tsc = platform.tsc_hz
@@ -100,9 +122,12 @@ def _xsave(platform: Platform, subleaf: int) -> Registers:
     match subleaf:
         case 0:
             size = platform.pkru_offset + 8
-            return XCR0_SUPPORTED, size, size, 0
+            return supported_xcr0(platform), size, size, 0
         case 1:
-            return 1 << 0 | 1 << 2, 0, 0, 0  # XSAVEOPT, XGETBV with ECX = 1
+            compacted = 576 + 8 + (YMM_SIZE if "avx" in platform.features else 0)
+            return 1 << 0 | 1 << 2, compacted if "xsavec" in platform.features else 0, 0, 0  # XSAVEOPT, XGETBV of 1
+        case 2 if "avx" in platform.features:
+            return YMM_SIZE, YMM_OFFSET, 0, 0
         case 9:
             return 8, platform.pkru_offset, 0, 0
         case _:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+from collections.abc import Collection
 
 MAXIMUM_MEMORY_SIZE = 1 << 44
 """Bytes; above 32 TiB (`swtdx.cpu.memory.WINDOW_BASE`) are windows on user memory."""
@@ -20,10 +21,59 @@ PUBLISHED_MODULE_VERSIONS = (
     "1.5.01", "1.5.05", "1.5.08", "1.5.09", "1.5.13", "1.5.16", "1.5.20", "1.5.24", "1.5.28", "1.5.34",
 )  # fmt: skip
 """Modules of which a number and at most TDX_FEATURES0 are published: they act as 1.5.06 does."""
+HOST_FEATURES = ("avx", "avx2", "fma", "f16c", "vaes", "vpclmulqdq", "sha")
+"""What the host's processor may add to what TCG executes, in the order of enum swtdx_feature in native/engine."""
+ENGINE_FEATURES = ("bmi1", "bmi2", "xsavec", "xsaves")
+"""What TCG executes on any host, besides x86-64-v2."""
 WESTMERE = 0x000206C2
-"""Family 6, model 0x2c, stepping 2: the newest server model without AVX and BMI, which TCG does not execute."""
+"""Family 6, model 0x2c, stepping 2: a server model that has nothing which a host may lack, AVX and BMI among it."""
 SAPPHIRE_RAPIDS = 0x000806F8
 """Family 6, model 0x8f, stepping 8: the first server processor with TDX."""
+
+
+_NEEDED = {
+    **dict.fromkeys(("avx2", "fma", "f16c", "vaes", "vpclmulqdq"), "avx"),
+    "xsaves": "xsavec",
+}
+"""A feature that programs take for granted where they see another one (SDM volume 1, chapter 14)."""
+_YMM_END = 0x340
+
+
+@functools.cache
+def host_features() -> frozenset[str]:
+    """Return what an emulated processor can be offered here: names of HOST_FEATURES and ENGINE_FEATURES."""
+    from swtdx.cpu import _engine
+
+    bits = _engine.host_features()
+    return frozenset([*ENGINE_FEATURES, *(name for bit, name in enumerate(HOST_FEATURES) if bits >> bit & 1)])
+
+
+FEATURE_LEVELS = {
+    "x86-64-v2": frozenset[str](),
+    "x86-64-v3": frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "xsavec", "xsaves"}),
+}
+"""The levels of the x86-64 psABI, with what the kernel uses to save their registers."""
+
+
+def features_of(text: str) -> frozenset[str]:
+    """Return the features that a list separated by commas names; a name may be a level. Raises ValueError."""
+    names: set[str] = set()
+    for name in text.split(","):
+        names |= FEATURE_LEVELS.get(name.strip(), {name.strip()})
+    check_features(names)
+    return frozenset(names)
+
+
+def check_features(features: Collection[str]) -> None:
+    """Raise ValueError for features that do not exist, that the processor here lacks, or that need another one."""
+    known = (*HOST_FEATURES, *ENGINE_FEATURES)
+    for name in sorted(features):
+        if name not in known:
+            raise ValueError(f"there is no feature {name!r}: the features are {', '.join(known)}")
+        if name not in host_features():
+            raise ValueError(f"the processor here has no {name}")
+        if _NEEDED.get(name, name) not in features:
+            raise ValueError(f"a processor with {name} has {_NEEDED[name]}, too")
 
 
 REPORT_KEY_SIZE = 32
@@ -91,6 +141,8 @@ class Platform:
     """What CPUID leaf 1 says in EAX: stepping, model, family."""
     pkru_offset: int = PKRU_OFFSET
     """Offset of PKRU in the standard form of the XSAVE area."""
+    cpu_features: frozenset[str] | None = None
+    """What the processor has besides x86-64-v2: names of HOST_FEATURES and ENGINE_FEATURES; None: all that there is."""
     report_key: bytes | None = dataclasses.field(default=None, repr=False)
     """The processor's key for the MACs of TDREPORTs, 32 bytes. None: a new one with every machine."""
     module_updated: bool = False
@@ -105,9 +157,10 @@ class Platform:
             raise ValueError("a platform has at least one logical processor")
         if self.signature & ~0x0FFF3FFF:
             raise ValueError(f"signature {self.signature:#x} has reserved bits of CPUID 1, EAX")
-        if self.pkru_offset < 0x240 or self.pkru_offset % 8:
+        check_features(self.cpu_features or ())
+        if self.pkru_offset < 0x240 or self.pkru_offset % 8 or ("avx" in self.features and self.pkru_offset < _YMM_END):
             raise ValueError(
-                f"pkru_offset {self.pkru_offset:#x} is not an offset behind the legacy region and the header"
+                f"pkru_offset {self.pkru_offset:#x} is not an offset behind the legacy region, the header and AVX state"
             )
         if self.mktme_keyids + self.tdx_keyids >= 1 << self.keyid_bits:
             raise ValueError("more KeyIDs than keyid_bits can name")
@@ -116,6 +169,11 @@ class Platform:
             raise ValueError(f"module_version must be one of {', '.join(versions)}")
         if self.report_key is not None and len(self.report_key) != REPORT_KEY_SIZE:
             raise ValueError(f"report_key has {REPORT_KEY_SIZE} bytes")
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What the processor has besides x86-64-v2."""
+        return host_features() if self.cpu_features is None else self.cpu_features
 
     @property
     def cmrs(self) -> tuple[tuple[int, int], ...]:

@@ -182,7 +182,7 @@ class Processor:
     def _get_engine(self) -> _engine.Engine:
         with self._engine_lock:  # the first virtual CPUs of two machines may come at once
             if self._engine is None:
-                engine = _engine.Engine(self.memory.raw, self.memory.poison, self._tsc_ratio)
+                engine = _engine.Engine(self.memory.raw, self.memory.poison, self._tsc_ratio, self.platform.pkru_offset)
                 self.memory.attach(engine)
                 self._engine = engine
             return self._engine

@@ -7,6 +7,7 @@ real module where the feature was never used: zero.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from swtdx.seam.td import (
     CTLS_PENDING_VE_DISABLE,
     Td,
 )
-from swtdx.x86 import Msr
+from swtdx.x86 import Msr, XFeature
 
 if TYPE_CHECKING:
     from swtdx.seam.module import TdxModule
@@ -30,11 +31,20 @@ if TYPE_CHECKING:
 HP_LOCK_TIMEOUTS = range(10_000, 100_000_001)
 """Microseconds."""
 MASK64 = (1 << 64) - 1
+COMPACTED = 1 << 63
 NO_LEAF = MASK64
 
 
 def _word(data: bytes, element: int) -> int:
     return int.from_bytes(data[8 * element : 8 * element + 8], "little")
+
+
+def _saved_state(vcpu: Vcpu) -> bytes:
+    """Return the virtual CPU's extended state as XSAVES writes it: the compacted form (SDM volume 1, 13.4.3)."""
+    context, xfam = vcpu.context, vcpu.td.xfam
+    header = struct.pack("<QQ48x", xfam, COMPACTED | xfam)
+    high = context.get_ymm_high() if xfam & XFeature.AVX else b""
+    return context.get_fpu() + header + high + (struct.pack("<Q", context.pkru) if xfam & XFeature.PKRU else b"")
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
@@ -260,7 +270,7 @@ _VCPU: dict[str, Callable[[Vcpu, int], int]] = {
     "XFAM": lambda vcpu, _: vcpu.td.xfam,
     "LAST_TD_EXIT": lambda vcpu, _: vcpu.last_td_exit,
     "IA32_XSS": lambda vcpu, _: vcpu.msrs[0xDA0],
-    "XBUFF": lambda vcpu, n: _word(vcpu.context.get_fpu(), n),  # x87 and SSE; other components are not kept here
+    "XBUFF": lambda vcpu, n: _word(_saved_state(vcpu), n),
 }
 
 
