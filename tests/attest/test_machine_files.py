@@ -21,7 +21,7 @@ from swtdx.attest.variable_store import GLOBAL, VariableStoreError
 from swtdx.image import tdvf as parser
 from swtdx.image.linux_image import LinuxBoot, parse
 from testing.tdvf_image import BFV, HOB, TEMP, Image, Row
-from testing.uefi_image import driver, edk2_like, efi_kernel, stored, variable_store
+from testing.uefi_image import edk2_like, efi_kernel, stored, variable_store
 
 MEMORY = 64 << 20
 LINUX = LinuxBoot(parse(efi_kernel(), "vmlinuz"))
@@ -59,14 +59,6 @@ def test_acpi_tables_and_the_items_that_sec_measures_come_from_fw_cfg() -> None:
     assert found.index(sha384(b"RSD PTR ")) == found.index(sha384(files["etc/table-loader"])) + 1
     with pytest.raises(PredictionError, match="no etc/acpi/rsdp, which its table loader allocates"):
         digests(MachineFiles(fw_cfg={"etc/table-loader": loader("etc/acpi/rsdp")}))
-
-
-def test_smbios_tables_that_the_firmware_filters_are_named() -> None:
-    files = {"etc/table-loader": loader(), "etc/smbios/smbios-tables": b"tables"}
-    image = edk2_like(beside=[driver(UUID("d27fed59-abb4-4fed-bead-2a878c7e4a7e"), "SmbiosMeasurementDxe")])
-    for firmware, registers in ((image, (1, 2)), (edk2_like(), (0, 1, 2))):
-        prediction = predict_direct_boot(firmware, LINUX, MEMORY, machine=MachineFiles(fw_cfg=files))
-        assert prediction.registers == registers
 
 
 @pytest.mark.parametrize("raw", [False, True])

@@ -56,7 +56,7 @@ from swtdx.attest.event_log import Event
 from swtdx.attest.event_words import printable
 from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
-from swtdx.attest.machine_files import MachineFiles, unknown_of
+from swtdx.attest.machine_files import MachineFiles
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
@@ -151,8 +151,7 @@ def predict_direct_boot(
         *ready_to_boot(boot_variables),
     ]
     rest = after_the_call(linux, variables)
-    unknown = [*unknown_of(machine, carried), *rest.unknown]
-    return predicted([*events, *rest.events], rest.measures, unknown, rest.remarks)
+    return predicted([*events, *rest.events], rest.measures, rest.unknown, rest.remarks)
 
 
 def machine_extensions(

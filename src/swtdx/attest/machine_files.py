@@ -9,22 +9,18 @@ place of those in the image's CFV.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from swtdx.attest.boot_prediction import PredictionError
-from swtdx.attest.firmware_traits import SMBIOS_MEASUREMENT_DXE
-from swtdx.attest.firmware_volume import FirmwareFile
 from swtdx.attest.text_form import JsonError, json_of
 from swtdx.attest.variable_store import VariableStore, VariableStoreError, parse_variables
 from swtdx.image.acpi_tables import LOADER_FILE
 
 MAXIMUM_FILE = 16 << 20
 _MAXIMUM_FILES = 4096
-_SMBIOS = "etc/smbios/smbios-tables"
-_SMBIOS_EVENT = "EV_EFI_HANDOFF_TABLES2 (the SMBIOS tables, of which the firmware leaves some fields out)"
 _BOOT_MENU = "BootMenu"
 
 
@@ -42,12 +38,6 @@ class MachineFiles:
     def boot_menu(self) -> bytes:
         """fw_cfg's item for the boot menu, which is not a file: off, unless a file of that name says otherwise."""
         return (self.fw_cfg or {}).get(_BOOT_MENU, bytes(2))
-
-
-def unknown_of(machine: MachineFiles, carried: Sequence[FirmwareFile]) -> list[tuple[int, str]]:
-    """What of a machine's files the firmware measures in a form that is not known: SMBIOS, which it filters."""
-    measures = any(each.name == SMBIOS_MEASUREMENT_DXE for each in carried)
-    return [(0, _SMBIOS_EVENT)] if measures and _SMBIOS in (machine.fw_cfg or {}) else []
 
 
 def read_fw_cfg(folder: Path) -> dict[str, bytes]:

@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 
 from swtdx.cli.kernel_choice import (
+    CpuFeaturesOption,
     DialectChoice,
     DialectOption,
     KernelReleaseOption,
     ModuleVersionChoice,
     ModuleVersionOption,
+    chosen_features,
     chosen_release,
     module_refusal,
 )
@@ -74,6 +76,7 @@ def exec_(
     kernel_release: KernelReleaseOption = None,
     dialect: DialectOption = None,
     module_version: ModuleVersionOption = ModuleVersionChoice.v1_5,
+    cpu_features: CpuFeaturesOption = None,
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="The machine's memory for TDs and page tables, in GiB; used as needed.")
     ] = readable_size(MEMORY),
@@ -130,6 +133,7 @@ def exec_(
     settings = Settings(
         kernel_release=release.value,
         module_version=module_version.value,
+        cpu_features=_features(cpu_features),
         memory=_machine_memory(memory),
         processors=processors,
         tdx=not no_tdx,
@@ -211,6 +215,14 @@ def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) ->
     if FrontEnd.notify in (front_end, wanted):
         return run_notified(path, command, settings)
     return run(path, command, settings.write(), guarded=not settings.host)
+
+
+def _features(text: str | None) -> tuple[str, ...] | None:
+    try:
+        chosen = chosen_features(text)
+    except InputError as error:
+        raise ExecFailure(str(error), OWN_FAILURE) from None
+    return None if chosen is None else tuple(sorted(chosen))
 
 
 def _machine_memory(text: str) -> int:

@@ -2,9 +2,7 @@
 """fw_cfg of a QEMU that is started, and stopped before its guest runs: what ``swtdx measure --fw-cfg`` reads.
 
 QEMU answers reads of its I/O ports on the socket of ``-qtest`` (QEMU, docs/devel/testing/qtest.rst), with any
-accelerator.  ``-S`` keeps the guest from running.  QEMU makes the ACPI tables when they are first read, from what the
-firmware has set up by then: on q35 where the power management registers and the PCI configuration space lie.  So these
-are set here to edk2's values first (OvmfPkg, PlatformInitLib).
+accelerator.  ``-S`` keeps the guest from running; the ACPI tables are made by then.
 """
 
 from __future__ import annotations
@@ -22,16 +20,6 @@ from pathlib import Path, PurePosixPath
 from swtdx.cli.exec_command import OWN_FAILURE, ExecFailure
 
 _SELECTOR, _DATA = 0x510, 0x511
-_PCI_ADDRESS, _PCI_DATA = 0xCF8, 0xCFC
-_Q35 = 0x29C0_8086  # identity of its host bridge
-_LPC = 0x1F << 11  # the south bridge's function among the PCI addresses
-_EDK2 = (
-    ("outl", _LPC | 0x40, 0x0000_0601),  # PMBASE: 0x600
-    ("outb", _LPC | 0x44, 0x80),  # ACPI_CNTL: enabled
-    ("outl", 0x64, 0),
-    ("outl", 0x60, 0xE000_0001),  # PCIEXBAR: 256 MiB at 0xE0000000, enabled
-)
-"""(width, register, value) on q35."""
 _DIRECTORY, _BOOT_MENU = 0x19, 0x0E
 _ENTRY = struct.Struct(">IHH56s")  # size, selector, reserved, name
 _MOST_FILES = 1024
@@ -57,9 +45,7 @@ def dump(command: Sequence[str], folder: Path, release: str | None = None) -> in
         process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             with _connected(path, process) as connection:
-                qemu = _Qtest(connection)
-                qemu.set_up()
-                files = dict(qemu.files())
+                files = dict(_Qtest(connection).files())
         except (OSError, ValueError) as error:
             raise ExecFailure(f"QEMU does not give its fw_cfg: {error}", OWN_FAILURE) from None
         finally:
@@ -102,13 +88,6 @@ class _Qtest:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._lines = connection.makefile("rb")
-
-    def set_up(self) -> None:
-        """Do what edk2 does on q35 before it reads the ACPI tables."""
-        (identity,) = self._ask([f"outl {_PCI_ADDRESS:#x} 0x80000000", f"inl {_PCI_DATA:#x}"])[1:]
-        if int(identity.split()[1], 0) == _Q35:
-            for width, register, value in _EDK2:
-                self._ask([f"outl {_PCI_ADDRESS:#x} {1 << 31 | register:#x}", f"{width} {_PCI_DATA:#x} {value:#x}"])
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """All files, and the boot menu's item. Raises OSError, ValueError."""

@@ -58,6 +58,26 @@ ModuleVersionOption = Annotated[
     ),
 ]
 
+CpuFeaturesOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="What the emulated processor has besides x86-64-v2: x86-64-v2, x86-64-v3, or names (avx, avx2, fma, f16c, "
+        "bmi1, bmi2, vaes, vpclmulqdq, sha, xsavec, xsaves). Not given: all that the processor here can execute.",
+    ),
+]
+
+
+def chosen_features(text: str | None) -> frozenset[str] | None:
+    """Return what ``--cpu-features`` names. Raises InputError."""
+    from swtdx.cli.parameters import InputError
+    from swtdx.cpu.platform import features_of
+
+    try:
+        return None if text is None else features_of(text)
+    except ValueError as error:
+        raise InputError(f"--cpu-features: {error}") from None
+
 
 def chosen_release(release: KernelRelease | None, dialect: DialectChoice | None) -> KernelRelease:
     """Return the release that the two options ask for. Raises InputError where they contradict each other."""

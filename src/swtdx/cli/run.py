@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from swtdx.cli.kernel_choice import (
+    CpuFeaturesOption,
     DialectOption,
     KernelReleaseOption,
     ModuleVersionChoice,
     ModuleVersionOption,
+    chosen_features,
     chosen_release,
     module_refusal,
 )
@@ -39,6 +41,8 @@ EPILOG = """
 [cyan]swtdx run --kernel-release 6.16[/cyan] - on an older Linux
 
 [cyan]swtdx run --kernel-release v10 --module-version 1.0[/cyan] - the ioctls and the TDX module of November 2022
+
+[cyan]swtdx run --cpu-features x86-64-v3[/cyan] - a processor of that level, and no more than that
 
 [cyan]swtdx run --vm-type default[/cyan] - the same firmware as an ordinary VM
 
@@ -160,6 +164,7 @@ class Host:
     kernel_release: KernelReleaseOption = None
     dialect: DialectOption = None
     module_version: ModuleVersionOption = ModuleVersionChoice.v1_5
+    cpu_features: CpuFeaturesOption = None
     no_rbp_mod: Annotated[
         bool,
         typer.Option(
@@ -203,6 +208,7 @@ class Host:
             "kernel_release": release.value if emulated else None,
             "dialect": Dialect(release.dialect_name) if emulated else None,
             "module_version": self.module_version.value,
+            "cpu_features": chosen_features(self.cpu_features),
             "no_rbp_mod": self.no_rbp_mod,
             "huge_pages": not self.no_huge_pages,
         }
@@ -216,6 +222,8 @@ class Host:
                 f"--module-version {self.module_version.value} is for the embedded kernel: the TDX module of "
                 "this machine cannot be chosen"
             )
+        if self.cpu_features is not None:
+            raise InputError("--cpu-features is for the emulated processor: this machine has the one that it has")
         if self.kernel_release is not None:
             raise InputError(
                 f"--kernel-release {self.kernel_release.value} is for the embedded kernel: the kernel of "

@@ -88,6 +88,7 @@ class Options:
     dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
     kvm: str = "emulated"
     module_version: str | None = None  # of the TDX module; None: the platform's default
+    cpu_features: frozenset[str] | None = None  # besides x86-64-v2; None: all that there is
     kernel: Path | None = None
     initrd: Path | None = None
     append: str | None = None
@@ -252,6 +253,7 @@ def kernel_named(
     cpus: int,
     memory: int,
     module_version: str | None = None,
+    cpu_features: frozenset[str] | None = None,
     module_updated: bool = False,
     report_key: bytes | None = None,
     config: KernelConfig = EASY_GOING,
@@ -263,8 +265,8 @@ def kernel_named(
     in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
-    ``module_version`` is that of the TDX module; by default the platform's. ``module_updated`` and ``report_key`` are
-    those of `Platform`.
+    ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
+    ``report_key`` are those of `Platform`.
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -274,7 +276,11 @@ def kernel_named(
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
     platform = Platform(
-        memory_size=gib << 30, logical_processors=cpus, report_key=report_key, module_updated=module_updated
+        memory_size=gib << 30,
+        logical_processors=cpus,
+        report_key=report_key,
+        module_updated=module_updated,
+        cpu_features=cpu_features,
     )
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
@@ -295,6 +301,7 @@ def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> K
         cpus=options.cpus,
         memory=options.memory,
         module_version=options.module_version,
+        cpu_features=options.cpu_features,
         module_updated=options.module_updated,
         report_key=report_key,
         config=KernelConfig(

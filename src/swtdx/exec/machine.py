@@ -32,6 +32,7 @@ def platform(settings: Settings) -> Platform:
         memory_size=settings.memory,
         logical_processors=settings.processors,
         module_version=settings.module_version,
+        cpu_features=None if settings.cpu_features is None else frozenset(settings.cpu_features),
         signature=_engine.host_cpuid(1)[0] & _SIGNATURE_MASK,
         pkru_offset=_host_pkru_offset(),
         report_key=_report_key(settings.pki),

@@ -38,6 +38,8 @@ class Settings:
 
     kernel_release: str = NEWEST_RELEASE.value
     module_version: str = "1.5.06"
+    cpu_features: tuple[str, ...] | None = None
+    """What the processor has besides x86-64-v2; None: all that there is."""
     memory: int = MEMORY
     processors: int = PROCESSORS
     tdx: bool = True

@@ -32,6 +32,7 @@ from swtdx.uapi.kvm import (
     kvm_vcpu_events,
     kvm_xcrs,
 )
+from swtdx.x86 import XFeature
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -48,6 +49,7 @@ _SYNC_REGS, _SYNC_SREGS, _SYNC_EVENTS = (
     for member in (kvm_sync_regs.regs, kvm_sync_regs.sregs, kvm_sync_regs.events)
 )
 _XSAVE_LEGACY = 512
+_INITIAL_FCW, _INITIAL_MXCSR = 0x37F, 0x1F80
 TSS_AVAILABLE, TSS_BUSY = 0x89, 1 << 1
 
 
@@ -201,20 +203,61 @@ def vmx_set_fpu(vcpu: Vcpu, data: bytes) -> None:
 
 
 def vmx_get_xsave(vcpu: Vcpu) -> bytes:
-    """struct kvm_xsave: the legacy area, and a header that says x87 and SSE."""
+    """struct kvm_xsave in the standard form: of what XCR0 may have, components in their initial state are left out."""
     image = bytearray(4096)
-    image[:_XSAVE_LEGACY] = vcpu.vmx.context.get_fpu()
-    struct.pack_into("<Q", image, 512, 3)  # XSTATE_BV
+    context, supported = vcpu.vmx.context, vcpu.kvm.kernel.supported_xcr0
+    image[:_XSAVE_LEGACY] = context.get_fpu()
+    components = int(XFeature.X87 | XFeature.SSE)
+    if supported & XFeature.AVX and any(high := context.get_ymm_high()):
+        components |= XFeature.AVX
+        image[_ymm_area(vcpu)] = high
+    if supported & XFeature.PKRU and context.pkru:
+        components |= XFeature.PKRU
+        struct.pack_into("<Q", image, _pkru_offset(vcpu), context.pkru)
+    struct.pack_into("<Q", image, 512, components)  # XSTATE_BV
     return bytes(image)
 
 
+def _ymm_area(vcpu: Vcpu) -> slice:
+    size, offset, _, _ = vcpu.kvm.processor.cpuid(0xD, 2)
+    return slice(offset, offset + size)
+
+
+def _pkru_offset(vcpu: Vcpu) -> int:
+    return vcpu.kvm.processor.cpuid(0xD, 9)[1]
+
+
 def vmx_set_xsave(vcpu: Vcpu, data: bytes) -> None:
-    """struct kvm_xsave. Raises OSError(EINVAL) for state components that the processor lacks."""
+    """struct kvm_xsave. Components that XSTATE_BV leaves out get their initial state.
+
+    Raises OSError(EINVAL) for components that the processor lacks, and for the compacted form.
+    """
     components, compacted = struct.unpack_from("<QQ", data, 512)
     if components & ~vcpu.kvm.kernel.supported_xcr0 or compacted:
         raise err(errno.EINVAL, f"XSTATE_BV {components:#x}, XCOMP_BV {compacted:#x}")
-    if components & 3:
-        vcpu.vmx.context.set_fpu(data[:_XSAVE_LEGACY])
+    context, supported = vcpu.vmx.context, vcpu.kvm.kernel.supported_xcr0
+    context.set_fpu(_legacy_region(data, components))
+    if supported & XFeature.AVX:
+        area = _ymm_area(vcpu)
+        context.set_ymm_high(data[area] if components & XFeature.AVX else bytes(area.stop - area.start))
+    if supported & XFeature.PKRU:
+        at = _pkru_offset(vcpu)
+        context.pkru = struct.unpack_from("<I", data, at)[0] if components & XFeature.PKRU else 0
+
+
+def _legacy_region(data: bytes, components: int) -> bytes:
+    """The FXSAVE image of an XSAVE area; what ``components`` lacks is in its initial state. Raises OSError(EINVAL)."""
+    image = bytearray(data[:_XSAVE_LEGACY])
+    if not components & XFeature.X87:
+        image[:24], image[32:160] = struct.pack("<H22x", _INITIAL_FCW), bytes(128)
+    if not components & XFeature.SSE:
+        image[160:416] = bytes(256)
+    if not components & (XFeature.SSE | XFeature.AVX):
+        struct.pack_into("<I", image, 24, _INITIAL_MXCSR)
+    mxcsr = struct.unpack_from("<I", image, 24)[0]
+    if mxcsr >> 16:
+        raise err(errno.EINVAL, f"MXCSR {mxcsr:#x} has reserved bits")
+    return bytes(image)
 
 
 def vmx_get_xcrs(vcpu: Vcpu) -> bytes:
