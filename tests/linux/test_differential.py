@@ -26,6 +26,7 @@ from tests.linux.conftest import Bench, ScriptedModule, boot
 
 DIFFERS: dict[str, tuple[set[int], str]] = {
     "vcpu KVM_MEMORY_ENCRYPT_OP": ({errno.ENOTTY}, "a vendor module built without TDX has no vCPU callback"),
+    "device KVM_CREATE_VM": ({errno.EINVAL}, "a kernel without CONFIG_KVM_SW_PROTECTED_VM, as distributions build it"),
     "vm KVM_SET_MEMORY_ATTRIBUTES": ({errno.ENOTTY}, "a kernel without CONFIG_KVM_GENERIC_MEMORY_ATTRIBUTES"),
     "vm KVM_SET_USER_MEMORY_REGION2": ({errno.EBADF}, "6.18 takes guest_memfd for VMs without private memory, too"),
     "vm KVM_CREATE_GUEST_MEMFD": ({0}, "6.18 has flags for it: MMAP is 1"),
