@@ -103,6 +103,29 @@ def test_a_signal_ends_the_run_and_the_terminal_is_as_before(name: str, session:
     assert termios.tcgetattr(session.terminal) == session.before
 
 
+WHILE_STARTING = """
+import os, signal
+import swtdx.vmm.run
+start = swtdx.vmm.run.Run.start
+def interrupted_start(run):
+    start(run)
+    os.kill(os.getpid(), signal.{name})
+swtdx.vmm.run.Run.start = interrupted_start
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_run_whose_threads_have_just_started(name: str, firmware: Path, tmp_path: Path) -> None:
+    """The exception that a handler raises would leave them behind, and the process with them."""
+    script = tmp_path / "command.py"
+    script.write_text(
+        COMMAND.replace("from swtdx.cli import main", f"{WHILE_STARTING.format(name=name)}\nfrom swtdx.cli import main")
+    )
+    command: list[str | Path] = [sys.executable, script, "run", "--firmware", firmware]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False)
+    assert result.returncode == 130, result.stderr
+
+
 def test_a_stopped_run_gives_the_terminal_back_and_takes_it_again(session: Session) -> None:
     for _ in range(2):
         os.kill(session.pid, signal.SIGTSTP)

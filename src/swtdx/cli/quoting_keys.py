@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import json as json_format
-import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -25,6 +25,7 @@ from swtdx.quoting.pki import Pki, open_pki
 if TYPE_CHECKING:
     from swtdx.quoting.enclave import QuotingEnclave
 
+_POLL_SECONDS = 0.1
 TcbStatus = Annotated[
     str, typer.Option(metavar="STATUS", help="TCB status that verifiers report (swtdx pccs --help lists all).")
 ]
@@ -95,13 +96,10 @@ def announcer(quiet: bool) -> Callable[[str], None]:
 
 def serve(ready: dict[str, Any], timeout: float | None, *, json: bool) -> None:
     """Print where the service is, then wait for a signal or until time is up. Both are a good end."""
-    over = threading.Event()
     if json:
         print(json_format.dumps(ready), flush=True)
-    previous = signal.signal(signal.SIGINT, lambda number, frame: over.set())
-    try:
-        with Interruption() as interruption:
-            interruption.act = lambda name: over.set()
-            over.wait(timeout)
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with Interruption() as interruption:
+        interruption.deferred = True
+        while interruption.arrived is None and (deadline is None or time.monotonic() < deadline):
+            time.sleep(_POLL_SECONDS)

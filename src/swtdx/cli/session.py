@@ -444,7 +444,7 @@ class _Session:
         limit = options.timeout
         if limit is None and not self.interactive and options.until is None and options.gdb is None:
             limit = UNATTENDED_SECONDS
-        self.interruption.act = lambda name: run.finish(Outcome(End.INTERRUPTED, f"the run was interrupted by {name}"))
+        self.interruption.deferred = True
         try:
             with ExitStack() as attended:
                 if self._stops_on_panic:
@@ -455,6 +455,8 @@ class _Session:
                 try:
                     while run.wait(_FLUSH_SECONDS) is None:
                         self.output.flush()
+                        if self.interruption.arrived is not None:
+                            run.finish(_interrupted(self.interruption.arrived))
                         if self._stops_on_panic:
                             self._end_if_panicked(run)
                         if limit and run.seconds >= limit:
@@ -464,7 +466,7 @@ class _Session:
                 finally:
                     self._stop(run)
         finally:
-            self.interruption.act = None
+            self.interruption.deferred = False
         assert run.outcome is not None
         return run.outcome
 
@@ -543,6 +545,11 @@ class _Session:
 
 
 _INTERRUPTED = Outcome(End.INTERRUPTED, "the run was interrupted")
+
+
+def _interrupted(name: str) -> Outcome:
+    """The end by a signal; that of a keyboard is not worth its name."""
+    return _INTERRUPTED if name == "SIGINT" else Outcome(End.INTERRUPTED, f"the run was interrupted by {name}")
 
 
 _SLOW_BYTES = 64 << 30
