@@ -211,7 +211,8 @@ def test_a_hostile_program_upsets_nobody(compiled: Callable[..., Path]) -> None:
         assert started.stdin is not None
         assert started.stdout is not None
         for _ in range(rounds):
-            assert started.stdout.readline() == "exit 2\n"
+            # What it lets the kernel write over may be memory of its own.
+            assert started.stdout.readline().removeprefix("(killed by 11) ") == "exit 2\n"
             server = _children(started.pid)[0]
             assert _wait_for(lambda: len(os.listdir(f"/proc/{server}/fd")) < 100)  # noqa: B023 - called at once
             assert _wait_for(lambda: len(os.listdir(f"/proc/{server}/task")) < 20)  # noqa: B023 - called at once

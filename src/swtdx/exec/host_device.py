@@ -122,9 +122,10 @@ def _of_device(pid: int) -> tuple[bool, bool]:
 def _end(pid: int) -> None:
     with contextlib.suppress(OSError):
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, 0)
         text = (
             f"swtdx: exec: process {pid} ({name}) has opened the machine's own {DEVICE}, past the preloaded library, "
             "and was killed: use '--front-end notify', or '--allow-host-kvm' to let it\n"
         )
-        os.write(2, text.encode())
+        os.write(2, text.encode())  # before it dies: when the command's last process has ended, this one may end, too
+        os.kill(pid, signal.SIGKILL)
