@@ -69,7 +69,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "x87-images": ["test_x87_pointers.py::test_fnstenv_in_protected_mode"],
     "canonical-addresses": ["test_canonical_addresses.py::test_a_reference_to_the_stack_is_ss"],
     "alignment": ["test_alignment.py::test_an_unaligned_access_is_ac"],
-    "bmi": ["test_instructions.py::test_sse_and_mmx_instructions_do_what_the_host_does"],
+    "bmi": ["test_bit_manipulation.py::test_a_field_at_the_edge_of_its_operand"],
     "avx": ["test_undefined.py::test_a_vex_prefix_selects_what_cpuid_offers_and_xcr0_enables"],
     "xsave": ["test_avx.py::test_the_compacted_form_has_them_behind_each_other"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
