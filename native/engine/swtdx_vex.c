@@ -298,29 +298,6 @@ void helper_swtdx_masked_store(CPUX86State *env, target_ulong address, uint32_t 
     }
 }
 
-void helper_swtdx_masked_bytes(CPUX86State *env, target_ulong address, uint32_t what)
-{
-    const ZMMReg *source = &env->xmm_regs[field(what, VEX_DESTINATION, 4)];
-    const ZMMReg *mask = &env->xmm_regs[field(what, VEX_SELECTION, 4)];
-    uintptr_t retaddr = GETPC();
-    unsigned pass, i;
-
-    for (pass = 0; pass < 2; pass++) {
-        for (i = 0; i < 16; i++) {
-            target_ulong at = field(what, VEX_LINEAR_32, 1) ? (uint32_t)(address + i) : address + i;
-
-            if (!(mask->ZMM_B(i) & 0x80)) {
-                continue;
-            }
-            if (!pass) {
-                probe_range(env, at, 1, retaddr);
-            } else {
-                cpu_stb_data_ra(env, at, source->ZMM_B(i), retaddr);
-            }
-        }
-    }
-}
-
 /*
  * Each element that has arrived is in the destination and out of the mask, so that an instruction that faulted
  * continues where it was (SDM volume 2, VPGATHERDD).

@@ -64,7 +64,7 @@ const struct vex_instruction *swtdx_vex_instruction(unsigned map, unsigned opcod
 /* The code that executes it, with r/m in memory or in a register; NULL when there is no memory for it. */
 host_stub *swtdx_vex_code(const struct vex_instruction *instruction, bool memory, unsigned immediate);
 
-/* What a helper for masked and gathered elements must know, packed into one number. */
+/* What a helper for masked or gathered elements must know, packed into one number. */
 enum {
     VEX_DESTINATION = 0, /* 4 bits each */
     VEX_SELECTION = 4,

@@ -24,7 +24,7 @@ static void swtdx_gen_vex_load(DisasContext *s, unsigned bytes)
     unsigned i;
 
     if (bytes <= 8) {
-        tcg_gen_qemu_ld_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(bytes) | MO_LE);
+        tcg_gen_qemu_ld_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(bytes) | MO_LE | s->alignment);
         tcg_gen_st_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_env, offset);
         return;
     }
@@ -43,7 +43,7 @@ static void swtdx_gen_vex_store(DisasContext *s, int offset, unsigned bytes, Mem
 
     if (bytes <= 8) {
         tcg_gen_ld_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_env, offset);
-        tcg_gen_qemu_st_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(bytes) | MO_LE);
+        tcg_gen_qemu_st_i64(tcg_ctx, s->tmp1_i64, s->A0, s->mem_index, ctz32(bytes) | MO_LE | s->alignment);
         return;
     }
     if (bytes == 16) {
@@ -51,19 +51,7 @@ static void swtdx_gen_vex_store(DisasContext *s, int offset, unsigned bytes, Mem
         return;
     }
     if (!alignment) {
-        TCGv address = tcg_temp_local_new(tcg_ctx);
-        TCGLabel *one_page = gen_new_label(tcg_ctx);
-        TCGv_i32 size;
-
-        tcg_gen_mov_tl(tcg_ctx, address, s->A0);
-        tcg_gen_andi_tl(tcg_ctx, s->tmp0, s->A0, TARGET_PAGE_SIZE - 1);
-        tcg_gen_brcondi_tl(tcg_ctx, TCG_COND_LEU, s->tmp0, TARGET_PAGE_SIZE - bytes, one_page);
-        size = tcg_const_i32(tcg_ctx, bytes);
-        gen_helper_swtdx_probe_range(tcg_ctx, tcg_ctx->cpu_env, address, size);
-        gen_set_label(tcg_ctx, one_page);
-        tcg_gen_mov_tl(tcg_ctx, s->A0, address);
-        tcg_temp_free_i32(tcg_ctx, size);
-        tcg_temp_free(tcg_ctx, address);
+        gen_probe_store(s, bytes);
     }
     for (i = 0; i < bytes; i += 8) {
         tcg_gen_ld_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_env, offset + i);
@@ -197,8 +185,6 @@ static void swtdx_gen_vex_elements(DisasContext *s, const struct vex_instruction
 
     if (row->form == VEX_GATHER) {
         gen_helper_swtdx_gather(tcg_ctx, tcg_ctx->cpu_env, s->A0, description);
-    } else if (row->form == VEX_MASKED_BYTES) {
-        gen_helper_swtdx_masked_bytes(tcg_ctx, tcg_ctx->cpu_env, s->A0, description);
     } else if (row->flags & VEX_STORES) {
         gen_helper_swtdx_masked_store(tcg_ctx, tcg_ctx->cpu_env, s->A0, description);
     } else {
@@ -237,7 +223,7 @@ static void swtdx_gen_vex_mxcsr(DisasContext *s, bool load)
     TCGContext *tcg_ctx = s->uc->tcg_ctx;
 
     if (load) {
-        tcg_gen_qemu_ld_i32(tcg_ctx, s->tmp2_i32, s->A0, s->mem_index, MO_LEUL);
+        tcg_gen_qemu_ld_i32(tcg_ctx, s->tmp2_i32, s->A0, s->mem_index, MO_LEUL | s->alignment);
         gen_helper_swtdx_ldmxcsr(tcg_ctx, tcg_ctx->cpu_env, s->tmp2_i32);
     } else {
         gen_helper_swtdx_sync_mxcsr(tcg_ctx, tcg_ctx->cpu_env);
@@ -278,8 +264,6 @@ static bool swtdx_gen_vex_operands(CPUX86State *env, DisasContext *s, const stru
         operands->what |= (row->opcode == 0x2d || row->opcode == 0x2f || wide) << VEX_QUAD_ELEMENTS;
     }
     if (row->form == VEX_MASKED_BYTES) {
-        operands->what &= ~(15u << VEX_SELECTION);
-        operands->what |= operands->rm << VEX_SELECTION;
         gen_lea_v_seg(s, s->aflag, tcg_ctx->cpu_regs[R_EDI], R_DS, s->override);
     } else if (operands->memory) {
         gen_lea_modrm(env, s, operands->modrm);
@@ -294,6 +278,7 @@ static bool swtdx_gen_vex_operands(CPUX86State *env, DisasContext *s, const stru
  */
 static bool swtdx_gen_vex(CPUX86State *env, DisasContext *s, int b, bool wide, int rex_r, target_ulong pc_start)
 {
+    TCGContext *tcg_ctx = s->uc->tcg_ctx;
     int map = b == 0x138 ? 1 : b == 0x13a ? 2 : 0;
     int prefix = s->prefix & PREFIX_REPNZ ? 3 : s->prefix & PREFIX_REPZ ? 2 : s->prefix & PREFIX_DATA ? 1 : 0;
     target_ulong start = s->pc;
@@ -327,8 +312,13 @@ static bool swtdx_gen_vex(CPUX86State *env, DisasContext *s, int b, bool wide, i
     case VEX_MOVE:
         swtdx_gen_vex_move(s, row, &operands, s->vex_l);
         break;
+    case VEX_MASKED_BYTES: /* MASKMOVDQU */
+        tcg_gen_addi_ptr(tcg_ctx, s->ptr0, tcg_ctx->cpu_env, swtdx_vex_place(operands.reg));
+        tcg_gen_addi_ptr(tcg_ctx, s->ptr1, tcg_ctx->cpu_env, swtdx_vex_place(operands.rm));
+        gen_helper_maskmov_xmm(tcg_ctx, tcg_ctx->cpu_env, s->ptr0, s->ptr1, s->A0);
+        tcg_ctx->swtdx_stores = true;
+        break;
     case VEX_MASKED:
-    case VEX_MASKED_BYTES:
     case VEX_GATHER:
         swtdx_gen_vex_elements(s, row, operands.what);
         break;

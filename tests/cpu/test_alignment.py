@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from swtdx.cpu.platform import host_features
 from swtdx.cpu.vmx import ExitReason
 from tests.cpu.guest import PAGE_TABLES, assemble
 from tests.cpu.test_transfers import AC, RDI, RSP, USER_64, USER_CODE, USER_STACK, TwoLevels
@@ -68,6 +69,22 @@ ACCESSES = [
     ("sgdt [rdi]", 4),
     ("sidt [rdi]", 4),
 ]
+AVX_ACCESSES = [
+    ("vmovss xmm0, [rdi]", 4),
+    ("vmovsd [rdi], xmm0", 8),
+    ("vmovq xmm0, [rdi]", 8),
+    ("vaddsd xmm0, xmm1, [rdi]", 8),
+    ("vcvtsi2sd xmm0, xmm1, dword ptr [rdi]", 4),
+    ("vpinsrw xmm0, xmm1, [rdi], 1", 2),
+    ("vpextrd [rdi], xmm0, 1", 4),
+    ("vbroadcastss ymm0, [rdi]", 4),
+    ("vstmxcsr [rdi]", 4),
+    ("vmovups ymm0, [rdi]", 1),
+    ("vmaskmovps [rdi], ymm0, ymm1", 1),  # no #AC for any mask (SDM volume 2, VMASKMOV)
+    ("andn eax, ecx, [rdi]", 4),
+]
+if "avx" in host_features():
+    ACCESSES += AVX_ACCESSES
 STACKS = [
     ("push rax", 8),
     ("pop rax", 8),
@@ -88,7 +105,8 @@ def user_guest(code: str, offset: int, *, stack: int = 0, am: bool = True, ac: b
     guest = TwoLevels(f"{code}\n last: ud2")
     guest.handler(AC_VECTOR, "pop r9\n pop r10\n mov r8d, 17\n hlt", 0x113000)
     context = guest.context
-    context.cr4 |= 0x600
+    context.cr4 |= 0x4_0600
+    context.xcr0 = 7
     context.cr0 |= AM if am else 0
     context.rflags |= AC if ac else 0
     for index in (RDI, RSI, RBX):

@@ -30,12 +30,11 @@ _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 _LEAF_7_2_EDX = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4
 """What SPEC_CTRL has besides: PSFD IPRED_CTRL RRSBA_CTRL BHI_CTRL."""
 _FEATURE_BITS = {
-    "fma": (1, 0, 2, 12), "avx": (1, 0, 2, 28), "f16c": (1, 0, 2, 29),
-    "bmi1": (7, 0, 1, 3), "avx2": (7, 0, 1, 5), "bmi2": (7, 0, 1, 8), "sha": (7, 0, 1, 29),
-    "vaes": (7, 0, 2, 9), "vpclmulqdq": (7, 0, 2, 10),
-    "xsavec": (0xD, 1, 0, 1), "xsaves": (0xD, 1, 0, 3),
-}  # fmt: skip
-"""Leaf, sub-leaf, register and bit of what a platform may have besides."""
+    (1, 0): {"fma": (2, 12), "avx": (2, 28), "f16c": (2, 29)},
+    (7, 0): {"bmi1": (1, 3), "avx2": (1, 5), "bmi2": (1, 8), "sha": (1, 29), "vaes": (2, 9), "vpclmulqdq": (2, 10)},
+    (0xD, 1): {"xsavec": (0, 1), "xsaves": (0, 3)},
+}
+"""By leaf and sub-leaf: register and bit of what a platform may have besides."""
 YMM_OFFSET, YMM_SIZE = 576, 256
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
@@ -52,12 +51,16 @@ def _text(data: bytes) -> Registers:
 
 def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Registers:
     """Return what CPUID gives on logical processor ``lp`` outside any guest (kernel mode, all of XCR0 enabled)."""
-    registers = list(_registers(platform, leaf, subleaf, lp))
-    for name in platform.features:
-        at = _FEATURE_BITS[name]
-        if at[:2] == (leaf, subleaf if leaf in (7, 0xD) else 0):
-            registers[at[2]] |= 1 << at[3]
-    return registers[0], registers[1], registers[2], registers[3]
+    registers = _registers(platform, leaf, subleaf, lp)
+    places = _FEATURE_BITS.get((leaf, 0 if leaf == 1 else subleaf))
+    if places is None:
+        return registers
+    bits = [0, 0, 0, 0]
+    for name, (register, bit) in places.items():
+        if name in platform.features:
+            bits[register] |= 1 << bit
+    eax, ebx, ecx, edx = registers
+    return eax | bits[0], ebx | bits[1], ecx | bits[2], edx | bits[3]
 
 
 def supported_xcr0(platform: Platform) -> int:
