@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import typer
 
 from swtdx.cli.declaration import for_typer
 from swtdx.cli.plain import COMMANDS, plain_call
+from testing.evidence import collateral, pki, quote_of
+from testing.tdreport import TdReportFields
 
 WORDS = {
     "measure": [
@@ -135,6 +138,18 @@ def test_dcap_qvl_is_used_without_what_its_package_loads() -> None:
 def test_dcap_qvl_that_is_loaded_already_is_used() -> None:
     script = "import dcap_qvl\nfrom swtdx.attest.qvl import library\nassert library().verify is dcap_qvl.verify\n"
     subprocess.run([sys.executable, "-c", script], timeout=60, check=True)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_quote_is_judged_without_loading_cryptography(trusted: bool, tmp_path: Path) -> None:
+    """Whichever root is trusted, and whether the quote verifies or not."""
+    quote, facts, root = (tmp_path / name for name in ("quote.bin", "collateral.json", "root.pem"))
+    quote.write_bytes(quote_of(TdReportFields().pack()))
+    facts.write_text(collateral())
+    root.write_text(ssl.DER_cert_to_PEM_cert(pki().root))
+    loaded = modules_of("quote", "verify", quote, "--collateral", facts, *(("--root", root) if trusted else ()))
+    assert "swtdx.attest.verify" in loaded
+    assert not {name for name in loaded if name.startswith(("cryptography", "asn1crypto"))}
 
 
 def test_intels_root_is_named_without_loading_cryptography() -> None:

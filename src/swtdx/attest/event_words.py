@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from swtdx.attest.certificates import parse_certificate
 from swtdx.attest.event_digest import EV_AAEL, EV_DSTACK_RUNTIME, EV_IMA, TAG_AAEL, shim_configuration
 from swtdx.image.guid import guid_bytes, guid_text
 
@@ -252,14 +253,10 @@ def _signature_lists(value: bytes) -> str | None:
 
 def _subject(der: bytes) -> str | None:
     """The common name of a certificate's subject."""
-    from cryptography import x509
-    from cryptography.x509.oid import NameOID
-
     try:
-        names = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return parse_certificate(der).subject.common_name
     except ValueError:
         return None
-    return str(names[0].value) if names else None
 
 
 def _path(device_path: bytes) -> str:

@@ -19,6 +19,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from swtdx.attest.certificates import (
+    Certificate,
+    RevocationList,
+    certificates_of_pem,
+    parse_certificate,
+    parse_revocation_list,
+)
 from swtdx.attest.event_words import printable
 from swtdx.attest.evidence_kind import misplaced
 from swtdx.attest.pck import Pck, pck_of
@@ -130,59 +137,51 @@ def root_certificate(content: bytes) -> bytes:
     Traceback (most recent call last):
     ValueError: not a certificate in PEM or DER
     """
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     try:
-        if b"-----BEGIN" in content:
-            found = x509.load_pem_x509_certificates(content)
-        else:
-            found = [x509.load_der_x509_certificate(content)]
-        if len(found) == 1 and not found[0].extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            raise ValueError("not the certificate of a CA")
-    except x509.ExtensionNotFound:
-        raise ValueError("not the certificate of a CA") from None
-    except ValueError as error:
-        text = str(error) if "of a CA" in str(error) else "not a certificate in PEM or DER"
-        raise ValueError(text) from None
+        found = certificates_of_pem(content) if b"-----BEGIN" in content else [parse_certificate(content)]
+    except ValueError:
+        raise ValueError("not a certificate in PEM or DER") from None
     if len(found) != 1:
         raise ValueError(f"{len(found)} certificates, where one root is wanted")
-    return found[0].public_bytes(Encoding.DER)
+    if not found[0].is_ca:
+        raise ValueError("not the certificate of a CA")
+    return found[0].der
 
 
 def root_name(root_ca: bytes | None) -> str:
     """Return what to call a root certificate (DER); None is Intel's."""
     if root_ca is None:
         return INTEL_ROOT
-    from cryptography import x509  # takes longer to load than a quote to verify
-    from cryptography.hazmat.primitives.hashes import SHA256
-
     try:
-        certificate = x509.load_der_x509_certificate(root_ca)
+        certificate = parse_certificate(root_ca)
     except ValueError:
         return "another root"
-    digest = certificate.fingerprint(SHA256()).hex()
-    if digest == INTEL_ROOT_SHA256:
+    if certificate.sha256 == INTEL_ROOT_SHA256:
         return INTEL_ROOT
-    return f"{'a swtdx test root' if _is_test(certificate) else 'another root'}, SHA-256 {digest[:16]}..."
+    return _named_by_digest(certificate, "another root")
 
 
-def _is_test(certificate: Any) -> bool:
-    from cryptography.x509.oid import NameOID
+def _named_by_digest(certificate: Certificate, other: str) -> str:
+    name = "a swtdx test root" if _is_test(certificate) else other
+    return f"{name}, SHA-256 {certificate.sha256[:16]}..."
 
-    names = certificate.subject.get_attributes_for_oid(NameOID.ORGANIZATION_NAME)
-    return any(name.value == TEST_ORGANIZATION for name in names)
+
+def _is_test(certificate: Certificate) -> bool:
+    return TEST_ORGANIZATION in certificate.subject.organizations
 
 
 def of_test_root(quote: Quote) -> bool:
     """Whether the certificates in a quote say that they are of a swtdx test root. Nothing is verified."""
-    from cryptography import x509
-
-    try:
-        chain = x509.load_pem_x509_certificates(quote.signature.certification_data.rstrip(b"\0"))
-    except (ValueError, TypeError):
-        return False
+    chain = _chain(quote.signature.certification_data)
     return bool(chain) and _is_test(chain[-1])
+
+
+def _chain(pem: bytes) -> list[Certificate]:
+    """The certificates in a text; none if it cannot be read."""
+    try:
+        return certificates_of_pem(pem.rstrip(b"\0"))
+    except ValueError:
+        return []
 
 
 def _judged_here(quote: Quote, pck: Pck, collateral: dict[str, str], at: int) -> Verified:
@@ -231,14 +230,12 @@ def _dates(name: str, collateral: dict[str, str], at: int) -> str:
         return ""
 
 
-def _crls(collateral: dict[str, str]) -> Iterator[tuple[str, Any]]:
+def _crls(collateral: dict[str, str]) -> Iterator[tuple[str, RevocationList]]:
     """Yield the CRLs of the collateral that can be read, by what they are called."""
-    from cryptography import x509
-
     for name, title in (("root_ca_crl", "the root CA's CRL"), ("pck_crl", "the PCK CRL")):
         try:
-            yield title, x509.load_der_x509_crl(bytes.fromhex(collateral[name]))
-        except (ValueError, TypeError):
+            yield title, parse_revocation_list(bytes.fromhex(collateral[name]))
+        except ValueError:
             continue
 
 
@@ -246,43 +243,35 @@ def _expired_crls(collateral: dict[str, str], at: int) -> str:
     """Which CRL has expired."""
     asked = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
     old = [
-        f"{title} is valid until {crl.next_update_utc:%Y-%m-%dT%H:%M:%SZ}"
+        f"{title} is valid until {_written(crl.next_update)}"
         for title, crl in _crls(collateral)
-        if crl.next_update_utc is not None and crl.next_update_utc < asked
+        if crl.next_update is not None and crl.next_update < asked
     ]
     return f"; {', '.join(old)}, asked for {moment(at)}" if old else ""
 
 
 def _revoked(quote: Quote, collateral: dict[str, str]) -> str:
     """Which certificate a CRL has revoked, and when."""
-    from cryptography import x509
-
     chains = {
-        "of the quote": quote.signature.certification_data.rstrip(b"\0"),
+        "of the quote": quote.signature.certification_data,
         "of the TCB info": collateral["tcb_info_issuer_chain"].encode(),
         "of the QE identity": collateral["qe_identity_issuer_chain"].encode(),
         "of the PCK CRL": collateral["pck_crl_issuer_chain"].encode(),
     }
-    found = []
-    for title, crl in _crls(collateral):
-        for whose, pem in chains.items():
-            try:
-                certificates = x509.load_pem_x509_certificates(pem)
-            except (ValueError, TypeError):
-                continue
-            for each in certificates:
-                entry = crl.get_revoked_certificate_by_serial_number(each.serial_number)
-                if each.issuer == crl.issuer and entry is not None:
-                    when = f"{entry.revocation_date_utc:%Y-%m-%dT%H:%M:%SZ}"
-                    found.append(f"{title} revokes {_name(each)} {whose} (serial {each.serial_number:x}) since {when}")
+    found = [
+        f"{title} revokes {_name(each)} {whose} (serial {each.serial_number:x}) "
+        f"since {_written(crl.revoked[each.serial_number])}"
+        for title, crl in _crls(collateral)
+        for whose, pem in chains.items()
+        for each in _chain(pem)
+        if each.issuer == crl.issuer and each.serial_number in crl.revoked
+    ]
     return f"; {', '.join(found)}" if found else ""
 
 
-def _name(certificate: Any) -> str:
-    from cryptography.x509.oid import NameOID
-
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return printable(str(names[0].value)) if names else "a certificate without a name"
+def _name(certificate: Certificate) -> str:
+    name = certificate.subject.common_name
+    return "a certificate without a name" if name is None else printable(name)
 
 
 def _chains(quote: Quote, collateral: dict[str, str]) -> str:
@@ -293,25 +282,17 @@ def _chains(quote: Quote, collateral: dict[str, str]) -> str:
         "the TCB info": collateral["tcb_info_issuer_chain"].encode(),
         "the QE identity": collateral["qe_identity_issuer_chain"].encode(),
     }
-    found = [f"{name}: {subject}" for name, pem in chains.items() if (subject := _last_subject(pem))]
+    found = [f"{name}: {_subject(chain[-1])}" for name, pem in chains.items() if (chain := _chain(pem))]
     return f"; the chains end in {', '.join(found)}" if found else ""
 
 
-def _last_subject(pem: bytes) -> str:
-    from cryptography import x509
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.x509.oid import NameOID
+def _subject(last: Certificate) -> str:
+    whose = "Intel's" if last.sha256 == INTEL_ROOT_SHA256 else _named_by_digest(last, "not Intel's")
+    return f"{_name(last)} ({whose})"
 
-    try:
-        last = x509.load_pem_x509_certificates(pem.rstrip(b"\0"))[-1]
-        names = last.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, IndexError, TypeError):
-        return ""
-    digest = last.fingerprint(SHA256()).hex()
-    whose = "Intel's" if digest == INTEL_ROOT_SHA256 else f"not Intel's, SHA-256 {digest[:16]}..."
-    if _is_test(last):
-        whose = f"a swtdx test root, SHA-256 {digest[:16]}..."
-    return f"{printable(str(names[0].value)) if names else 'a certificate without a name'} ({whose})"
+
+def _written(date: datetime) -> str:
+    return f"{date:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def moment(seconds: int) -> str:
