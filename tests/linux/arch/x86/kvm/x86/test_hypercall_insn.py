@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from swtdx.linux.arch.x86.kvm.x86 import undefined_opcode
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import fetch
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, HANDLER, HLT, Machine, flat
@@ -50,6 +53,21 @@ def test_also_across_a_page_and_more_than_once(machine: Machine) -> None:
     machine.vcpu.set_regs(k.kvm_regs(rip=at, rflags=2, rsp=0xF00))
     assert result(machine) == (at + 17, -1000 & 0xFFFFFFFF)
     assert machine.memory[at + 5 : at + 8].hex() == VMCALL
+
+
+def test_another_vcpu_has_replaced_it_meanwhile(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes are VMCALL by the time that KVM looks for what was undefined: the guest executes them again."""
+    looked = []
+
+    def replaced_first(*where: Any) -> bytes:
+        machine.load(VMCALL, CODE + 5)
+        looked.append(fetch(*where))
+        return looked[-1]
+
+    monkeypatch.setattr(undefined_opcode, "fetch", replaced_first)
+    machine.load(NUMBER + VMMCALL + HLT)
+    assert result(machine) == (CODE + 9, -1000 & 0xFFFFFFFF)
+    assert [code.hex() for code in looked] == [VMCALL]
 
 
 def test_in_real_mode(machine: Machine) -> None:

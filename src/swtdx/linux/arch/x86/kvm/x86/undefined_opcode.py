@@ -42,7 +42,8 @@ def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
         address &= 0xFFFFFFFF
     try:
         code = fetch(vcpu, context, address, len(VMMCALL))
-        if code == VMMCALL and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
+        # VMCALL: another vCPU has replaced the instruction between this one's exception and here.
+        if code in (VMMCALL, VMCALL) and not vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
             return _fix_hypercall(vcpu, context, address)
         if code[:2] == SYSCALL and _em_syscall(vcpu, context):
             return do_singlestep(vcpu, context) if context.rflags & Rflags.TF else 1
