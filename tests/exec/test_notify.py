@@ -22,6 +22,7 @@ from uuid import uuid4
 import pytest
 
 from swtdx.exec.notify import available
+from swtdx.exec.notify.address_space import copy_out
 from swtdx.vmm import bare_guest
 from tests.conftest import skip
 from tests.exec.conftest import PROGRAMS, Run, real_kvm
@@ -184,6 +185,21 @@ os.setresuid(65534, 65534, 65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which setuid has cleared
 sys.exit(run(Path(sys.argv[1]), sys.argv[1:], Settings(quiet=True)))
 """
+
+
+def test_a_child_that_is_killed_while_it_is_copied_to_ends_the_copy() -> None:
+    """The parent stands still until then. What /proc/PID/mem answers without an address space is 0, not an error."""
+    child = subprocess.Popen(["sleep", "60"])
+    memory, contents = os.open(f"/proc/{child.pid}/mem", os.O_RDWR), os.memfd_create("contents")
+    try:
+        os.write(contents, b"\xff" * 8192)
+        child.kill()
+        child.wait()
+        with pytest.raises(ProcessLookupError):
+            copy_out(contents, 0, 8192, memory, 0x10000)
+    finally:
+        os.close(memory)
+        os.close(contents)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="all tests run without root anyway")

@@ -138,6 +138,11 @@ the parent has it: 9
 MADV_WIPEONFORK: 1 0, blocked: 1 0
 the parent has it: 9
 """
+CLONED = """\
+a thread's: 3
+spawned: 0
+the program's: 4
+"""
 SIGNALS = {
     "spin": """\
 spinning: EINTR, exit 10
@@ -205,6 +210,7 @@ CASES = [
     ("mappings", "coalesced", COALESCED),
     ("mappings", "notified", NOTIFIED),
     ("memory", "forked", FORKED),
+    ("memory", "cloned", CLONED),
     *(("signals", case, text) for case, text in SIGNALS.items()),
 ]
 _PROCESSOR = {"notified"}  # KVM without VMX emulates real mode and answers otherwise

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Guest memory of every kind that a program can have: what the guest reads and writes is what the program has. */
 #include "kvm.h"
+#include <spawn.h>
 #include <sys/syscall.h>
 
 #define PAGE 4096
@@ -312,6 +313,39 @@ static void forked(void)
     advised_for_fork(MADV_WIPEONFORK, "MADV_WIPEONFORK");
 }
 
+/* A thread and a child made by posix_spawn() are no copies: guest and program go on with the same memory. */
+static void *hands_over(void *memory)
+{
+    ((uint8_t *)memory)[0x1000] = 3;
+    return NULL;
+}
+
+static void cloned(void)
+{
+    uint8_t *area = mmap(NULL, SLOT, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *arguments[] = { "/proc/self/exe", "nothing", NULL };
+    struct machine m = bare();
+    pthread_t thread;
+    int pid, status;
+
+    must(slot(&m, 0, 0, area, SLOT), "KVM_SET_USER_MEMORY_REGION");
+    area[0x1000] = 1;
+    START(&m, 0, COPY);
+    run(&m);
+    pthread_create(&thread, NULL, hands_over, area);
+    pthread_join(thread, NULL);
+    START(&m, 0, COPY);
+    run(&m);
+    SHOW("a thread's", area[0x2000]);
+    must(-posix_spawn(&pid, arguments[0], NULL, NULL, arguments, environ), "posix_spawn");
+    waitpid(pid, &status, 0);
+    SHOW("spawned", status);
+    area[0x1000] = 4;
+    START(&m, 0, COPY);
+    run(&m);
+    SHOW("the program's", area[0x2000]);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -330,6 +364,8 @@ int main(int argc, char **argv)
         discarded();
     } else if (!strcmp(what, "forked")) {
         forked();
+    } else if (!strcmp(what, "cloned")) {
+        cloned();
     }
     return 0;
 }

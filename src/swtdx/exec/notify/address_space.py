@@ -404,7 +404,7 @@ class ProgramMm(Mm):
                     start = vma.start - vma.offset
                     call(Sys.MMAP, start + low, high - low, vma.protection, flags, -1 & (1 << 64) - 1, 0)
                     if not part.wiped:
-                        _copy_out(self._moved[key], low, high, memory, start)
+                        copy_out(self._moved[key], low, high, memory, start)
         finally:
             os.close(memory)
 
@@ -461,8 +461,11 @@ class ProgramMm(Mm):
                     yield chunk + first * _PAGE, chunk + position * _PAGE
 
 
-def _copy_out(fd: int, low: int, high: int, memory: int, shift: int) -> None:
-    """Write what the memfd has between two offsets to a process's memory, ``shift`` behind. Holes are zeros there."""
+def copy_out(fd: int, low: int, high: int, memory: int, shift: int) -> None:
+    """Write what the memfd has between two offsets to a process's memory, ``shift`` behind. Holes are zeros there.
+
+    Raises OSError: ESRCH if the process was killed.
+    """
     while low < high:
         try:
             low = max(low, os.lseek(fd, low, os.SEEK_DATA))
@@ -470,4 +473,7 @@ def _copy_out(fd: int, low: int, high: int, memory: int, shift: int) -> None:
             return
         end = min(os.lseek(fd, low, os.SEEK_HOLE), high) if low < high else low
         while low < end:
-            low += os.pwrite(memory, os.pread(fd, min(end - low, 1 << 20), low), shift + low)
+            written = os.pwrite(memory, os.pread(fd, min(end - low, 1 << 20), low), shift + low)
+            if not written:
+                raise err(errno.ESRCH, "the child was killed")
+            low += written

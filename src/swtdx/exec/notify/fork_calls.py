@@ -4,7 +4,7 @@
 What was moved is a shared mapping of a memfd, so the machine's kernel would give the child the parent's memory itself.
 Such a fork is made in the program's name while all of its threads stand still, and the child, before it executes
 anything, gets private memory with the same contents there. Linux copies page by page, at the first write; this copies
-at once. Where no memory was moved, and for vfork(2) and threads, nothing is done.
+at once. Where no memory was moved nothing is done; vfork(2) and threads are not stopped (`seccomp`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from swtdx.exec.notify.address_space import ProgramMm
     from swtdx.exec.notify.ptrace import Borrowed
 
-_CLONE_VFORK = 0x4000  # with it the call returns when the child has executed another program
-
 
 class ForkCalls:
     """Serves them for ``server``."""
@@ -30,7 +28,7 @@ class ForkCalls:
         server.handlers |= dict.fromkeys((Sys.FORK, Sys.CLONE, Sys.CLONE3), self._fork)
 
     def _fork(self, notification: Notification) -> None:
-        if self._server.machine is None or (notification.nr == Sys.CLONE and notification.args[0] & _CLONE_VFORK):
+        if self._server.machine is None:
             return
         try:
             task = self._server.tasks.get(notification.pid)

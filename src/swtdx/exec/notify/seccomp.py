@@ -65,7 +65,7 @@ _AT_EMPTY_PATH = 0x1000
 _NO_DEVICE = 0x10000 | 0x200000  # O_DIRECTORY, O_PATH: these opens make no use of a device
 _SHARED, _FIXED, _ANONYMOUS = 0x01, 0x10, 0x20  # MAP_*
 _MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE = 4, 8, 9
-_CLONE_VM = 0x100  # a thread, or a child that shares the memory
+_CLONE_VM, _CLONE_VFORK = 0x100, 0x4000  # a thread or a child that shares the memory; one that has it until execve()
 
 RULES: tuple[Rule, ...] = (
     Rule(Sys.IOCTL, 1, 0xFF00, (0xAE00,)),
@@ -90,7 +90,7 @@ RULES: tuple[Rule, ...] = (
         (_FIXED, _FIXED | _SHARED, _FIXED | _ANONYMOUS, _FIXED | _SHARED | _ANONYMOUS, _SHARED),
     ),
     Rule(Sys.MADVISE, 2, 0xFFFFFFFF, (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE)),
-    Rule(Sys.CLONE, 0, _CLONE_VM, (0,)),
+    Rule(Sys.CLONE, 0, _CLONE_VM | _CLONE_VFORK, (0,)),  # as the receiver does for clone3(), whose flags are in memory
     Rule(Sys.CLONE3),
     Rule(Sys.FORK),
 )
