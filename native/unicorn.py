@@ -11,6 +11,7 @@ does not match stops the build. To work on a patch, use ``script/engine``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -32,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 EXTENSION = HERE.parent / "src/swtdx/cpu/_engine.pyx"
 PATCHES = HERE / "patches"
 ENGINE = HERE / "engine"
+KEPT = 12
+"""Builds in the cache: several checkouts, and the modes of each."""
 CMAKE_OPTIONS = (
     "-DUNICORN_ARCH=x86",
     "-DBUILD_SHARED_LIBS=OFF",
@@ -195,6 +198,8 @@ def build(
         libraries=tuple(target / name for name in LIBRARIES) * 2,
     )
     if all(library.exists() for library in result.libraries):
+        with contextlib.suppress(OSError):  # a cache that another user owns
+            os.utime(target)  # what is used is kept longest
         return result
     cache.mkdir(parents=True, exist_ok=True)
     for tool in ("cmake", "ninja"):
@@ -217,7 +222,15 @@ def build(
                 shutil.copy(output / library.name, staging / library.name)
             shutil.rmtree(target, ignore_errors=True)
             staging.replace(target)
+    prune(cache)
     return result
+
+
+def prune(cache: Path, keep: int = KEPT) -> None:
+    """Remove all but the builds that were used last: each change of a patch or a C file makes one of 40 MB."""
+    builds = sorted(cache.glob("engine-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in builds[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> int:

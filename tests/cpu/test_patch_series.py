@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -132,3 +133,17 @@ def test_the_engine_is_not_compiled_where_configure_would_split_the_path(name: s
     plain = tmp_path / "plain"
     plain.mkdir()
     assert native_unicorn().build_folder(plain) == plain
+
+
+def test_the_cache_keeps_the_builds_that_were_used_last(tmp_path: Path) -> None:
+    native = native_unicorn()
+    for age in range(native.KEPT + 3):
+        folder = tmp_path / f"engine-{age:016x}"
+        folder.mkdir()
+        (folder / native.LIBRARIES[0]).write_bytes(b"")
+        os.utime(folder, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "linux").mkdir()
+    native.prune(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"engine-{age:016x}" for age in range(native.KEPT)), "linux",
+    ]  # fmt: skip
