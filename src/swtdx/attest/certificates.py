@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What messages tell of certificates and CRLs (RFC 5280): names, serial numbers, dates, whether one is of a CA.
+"""What messages say about certificates and CRLs (RFC 5280): names, serial numbers, dates, whether one is of a CA.
 
 Nothing is verified here: ``dcap-qvl`` does that.  ``cryptography.x509`` reads the same, and takes as long to load as
 all else that ``swtdx quote verify`` loads.
