@@ -56,7 +56,7 @@ def test_the_guest_sees_it_at_once(guest: LongModeVm) -> None:
     assert guest.run(wrmsr(MSR, DATA | 1) + b"\xa1" + struct.pack("<Q", DATA + 8)) is None  # mov eax, [version]
     assert guest.vcpu.get_regs().rax & 0xFFFFFFFF == 2
     assert area(guest)[1] % 2 == 0
-    assert area(guest)[3] == 1, "the vCPU is not on a processor: user space runs"
+    assert area(guest)[3] == 0, "that user space runs is no preemption (kvm_arch_vcpu_put)"
 
 
 def test_an_odd_version_is_made_even(guest: LongModeVm) -> None:
@@ -73,9 +73,42 @@ def test_preempted_is_clear_while_the_guest_runs(guest: LongModeVm) -> None:
     assert set_msr(guest, DATA | 1)
     load = b"\x48\x31\xc0\xa0" + struct.pack("<Q", DATA + PREEMPTED)  # xor rax, rax; mov al, [preempted]
     for _ in range(3):
+        guest.memory[DATA + PREEMPTED] = 1
         assert guest.run(load) is None
         assert guest.vcpu.get_regs().rax == 0
-        assert area(guest)[3] == 1
+        assert area(guest)[3] == 0
+
+
+def test_preempted_is_set_while_another_vcpu_has_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kvm_sched_out: of a vCPU that could go on."""
+    seen = []
+    set_preempted = steal_time.StealTime.set_preempted
+    kernel = open_kernel("emulated", platform=Platform(logical_processors=1))
+    with Kvm(kernel) as device, LongModeVm(device) as preempted, LongModeVm(device) as other:
+
+        def looked_at(self: steal_time.StealTime) -> None:
+            set_preempted(self)
+            seen.append(area(preempted)[3])
+
+        monkeypatch.setattr(steal_time.StealTime, "set_preempted", looked_at)
+        assert set_msr(preempted, DATA | 1)
+        ended = threading.Event()
+
+        def compete() -> None:
+            while not ended.is_set():
+                other.run(b"\x90")
+
+        thread = threading.Thread(target=compete)
+        thread.start()
+        until = time.monotonic() + 10
+        while not seen and time.monotonic() < until:
+            assert (
+                preempted.run(b"\xb9" + struct.pack("<I", 20_000_000) + b"\xff\xc9\x75\xfc") is None
+            )  # counts ECX down
+        ended.set()
+        thread.join()
+        assert set(seen) == {1}
+        assert area(preempted)[3] == 0
 
 
 def test_each_load_adds_what_the_thread_has_waited(guest: LongModeVm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,13 +277,13 @@ class Vcpu:
                     if not handle_exit(self):
                         return
                     if self.spin_seconds:
-                        self._put(cpu)
+                        self._put_preempted(cpu)
                         cpu = -1
                         if self.kvm_vcpu_on_spin():
                             raise self.kvm_handle_signal_exit()
                         cpu = self._load()
                 else:
-                    self._put(cpu)
+                    cpus.put_cpu(cpu)
                     cpu = -1
                     interrupted = self.vcpu_block()
                     if kvm.dead:
@@ -303,14 +303,12 @@ class Vcpu:
                 if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
                     raise self.kvm_handle_signal_exit()
                 if cpus.waiters:  # cond_resched: another vCPU waits for a CPU
-                    self._put(cpu)
+                    self._put_preempted(cpu)
                     cpu = -1
                     cpu = self._load()
         finally:
             if cpu >= 0:
                 cpus.put_cpu(cpu)
-                if self.steal_time.msr & 1:
-                    self.steal_time.set_preempted()
             self.interrupted = False
             if self._signals.holding:
                 self._signals.let_go()
@@ -340,8 +338,8 @@ class Vcpu:
         self.stat.values[HOST_STATE_RELOAD] += 1
         return cpu
 
-    def _put(self, cpu: int) -> None:
-        """Give the CPU up (vcpu_put)."""
+    def _put_preempted(self, cpu: int) -> None:
+        """Give the CPU up though the guest could go on (kvm_sched_out, kvm_arch_vcpu_put)."""
         self.kvm.cpus.put_cpu(cpu)
         if self.steal_time.enabled:
             self.steal_time.set_preempted()
