@@ -225,6 +225,13 @@ def test_files_that_are_tested_loaded_or_sourced_are_measured_if_they_are_there(
     ]
 
 
+@pytest.mark.parametrize("option", ["-f /env", "--file /env", "--file=/env"])
+def test_an_environment_is_read_from_the_file_that_is_named(option: str) -> None:
+    """GRUB's options take a value as the next word or behind an equals sign (grub-core/lib/arg.c)."""
+    files = {CONFIG: f"load_env {option} x\necho $x $y\n".encode(), "/env": b"x=7\ny=8\n"}
+    assert "grub_cmd: echo 7" in [text for _, text in told(booted(grub(), files=files))]
+
+
 def test_modules_that_are_not_built_in_and_lists_of_a_new_prefix_come_from_files() -> None:
     config = "insmod tpm\ninsmod other\ninsmod none\nset prefix=(hd0,gpt1)/grub\nlinux /vmlinuz\nboot"
     more = {"EFI__debian__x86_64-efi__other.mod": b"elf", "grub__x86_64-efi__command.lst": b"ls: ls"}

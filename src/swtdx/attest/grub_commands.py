@@ -105,10 +105,12 @@ def _load_env(run: Run, arguments: list[str], command: Command) -> int:
     for each in words:
         if each in ("-f", "--file"):
             file = next(words, "")
+        elif each.startswith("--file="):
+            file = each.removeprefix("--file=")
         elif each in ("-s", "--skip-sig"):
             signed = False
         else:
-            names.append(each.removeprefix("--file="))
+            names.append(each)
     found = run.open(file) if signed else run.contents(file)
     if found is None:
         return 1
