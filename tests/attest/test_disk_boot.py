@@ -232,6 +232,11 @@ def test_an_environment_is_read_from_the_file_that_is_named(option: str) -> None
     assert "grub_cmd: echo 7" in [text for _, text in told(booted(grub(), files=files))]
 
 
+def test_files_that_a_return_leaves_are_not_counted_as_open() -> None:
+    script = "function f { source /more; }\ni=x\nwhile [ $i != " + "x" * 99 + " ]; do f; i=x$i; done\necho end\n"
+    assert "echo end" in measured(script + "linux /vmlinuz\nboot", more=b"return 1\n")
+
+
 def test_modules_that_are_not_built_in_and_lists_of_a_new_prefix_come_from_files() -> None:
     config = "insmod tpm\ninsmod other\ninsmod none\nset prefix=(hd0,gpt1)/grub\nlinux /vmlinuz\nboot"
     more = {"EFI__debian__x86_64-efi__other.mod": b"elf", "grub__x86_64-efi__command.lst": b"ls: ls"}

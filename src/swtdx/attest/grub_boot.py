@@ -11,6 +11,7 @@ would have set is then measured, that event is not known, and is named.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from swtdx.attest.boot_prediction import EV_IPL, PredictionError, extension
@@ -35,7 +36,7 @@ Verify = Callable[[bytes, str], Sequence[Event]]
 """(kernel, its name) -> what is extended as it is looked at."""
 
 _MAXIMUM_STEPS = 20_000
-MAXIMUM_CALLS = 40
+_MAXIMUM_CALLS = 40
 _FEATURES = (
     *("chainloader_bpb", "ntldr", "platform_search_hint", "default_font_path", "all_video_module", "menuentry_id"),
     *("menuentry_options", "200_final", "nativedisk_cmd", "timeout_style"),
@@ -43,23 +44,22 @@ _FEATURES = (
 _LISTS = ("command.lst", "fs.lst", "crypto.lst", "terminal.lst")
 _QUIET = frozenset(
     {
-        *{"echo", "true", "export", "terminal_output", "terminal_input", "clear", "sleep", "insmod", "gettext"},
-        *{"menuentry", "submenu", "save_env", "play", "loadfont", "background_image", "rmmod", "serial", "keymap"},
         *{
-            "unset",
-            "setparams",
-            "set",
-            "videoinfo",
-            "hiddenentry",
-            "cutmem",
-            "badram",
-            "smbios",
-            "fwsetup",
-            "nativedisk",
+            "echo",
+            "true",
+            "export",
+            "terminal_output",
+            "terminal_input",
+            "clear",
+            "sleep",
+            "gettext",
+            "save_env",
+            "play",
         },
+        *{"rmmod", "serial", "keymap", "videoinfo", "hiddenentry", "cutmem", "badram", "fwsetup", "nativedisk"},
     }
 )
-"""Commands that change nothing that is measured later, or are modelled."""
+"""Commands that change nothing that is measured later."""
 
 
 class UnknownError(Exception):
@@ -226,8 +226,11 @@ class Run:
         if self.kernel is None:
             raise UnknownError(f"what follows the menu entry {entry.title!r}, which starts no Linux kernel")
         if self.boot.loaded is None:
-            kernel, name, options = self.kernel
-            self.boot.loaded = Loaded(kernel, name, options, b"".join(aligned(self.initrds)))
+            self.load(*self.kernel)
+
+    def load(self, kernel: bytes, name: str, options: str) -> None:
+        """Start a kernel, which is the end."""
+        self.boot.loaded = Loaded(kernel, name, options, b"".join(_aligned(self.initrds)))
 
     # --- statements ---------------------------------------------------------------------------------------------------
 
@@ -319,18 +322,26 @@ class Run:
         return 0
 
     def call(self, name: str, arguments: tuple[str, ...]) -> int:
-        self.calls += 1
-        if self.calls > MAXIMUM_CALLS:
-            raise PredictionError(f"GRUB's configuration nests calls of functions more than {MAXIMUM_CALLS} deep")
         kept, self.arguments = self.arguments, arguments
         try:
-            return self.run(self.functions[name])
+            with self.nested("nests calls of functions"):
+                return self.run(self.functions[name])
         except StopError as stop:
             if stop.kind != "return":
                 raise
             return stop.count
         finally:
             self.arguments = kept
+
+    @contextmanager
+    def nested(self, does: str) -> Iterator[None]:
+        """Count how deep functions and files are within one another. Raises `PredictionError`."""
+        if self.calls == _MAXIMUM_CALLS:
+            raise PredictionError(f"GRUB's configuration {does} more than {_MAXIMUM_CALLS} deep")
+        self.calls += 1
+        try:
+            yield
+        finally:  # a file may be left by a return
             self.calls -= 1
 
     # --- variables and words ------------------------------------------------------------------------------------------
@@ -395,7 +406,7 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
 
 
-def aligned(parts: Sequence[bytes]) -> Iterator[bytes]:
+def _aligned(parts: Sequence[bytes]) -> Iterator[bytes]:
     """Several files as one initrd: each but the last is padded to four bytes."""
     for at, each in enumerate(parts):
         yield each if at == len(parts) - 1 else each + bytes(-len(each) % 4)

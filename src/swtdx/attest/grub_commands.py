@@ -8,18 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from swtdx.attest.boot_prediction import PredictionError
-from swtdx.attest.grub_boot import (
-    MAXIMUM_CALLS,
-    Entry,
-    Loaded,
-    Run,
-    StopError,
-    UnknownError,
-    aligned,
-    encoded,
-    without_comments,
-)
+from swtdx.attest.grub_boot import Entry, Run, StopError, UnknownError, encoded, without_comments
 from swtdx.attest.grub_script import Command
 
 
@@ -74,22 +63,15 @@ def _source(run: Run, arguments: list[str], command: Command) -> int:
     found = run.open(arguments[0]) if arguments else None
     if found is None:
         return 1
-    run.calls += 1
-    if run.calls > MAXIMUM_CALLS:
-        raise PredictionError(f"GRUB's configuration reads files more than {MAXIMUM_CALLS} deep")
-    status = run.script(without_comments(found.decode("utf-8", "surrogateescape")))
-    run.calls -= 1
-    return status
+    with run.nested("reads files"):
+        return run.script(without_comments(found.decode("utf-8", "surrogateescape")))
 
 
 def _configfile(run: Run, arguments: list[str], command: Command) -> int:
     if not arguments or run.contents(arguments[0]) is None:
         return 1
-    run.calls += 1
-    if run.calls > MAXIMUM_CALLS:
-        raise PredictionError(f"GRUB's configuration reads files more than {MAXIMUM_CALLS} deep")
-    run.normal(arguments[0])
-    run.calls -= 1
+    with run.nested("reads files"):
+        run.normal(arguments[0])
     return 0
 
 
@@ -218,8 +200,7 @@ def _chain(run: Run, arguments: list[str], command: Command) -> int:
 def _boot(run: Run, arguments: list[str], command: Command) -> int:
     if run.kernel is None:
         return 1
-    kernel, name, options = run.kernel
-    run.boot.loaded = Loaded(kernel, name, options, b"".join(aligned(run.initrds)))
+    run.load(*run.kernel)
     return 0
 
 

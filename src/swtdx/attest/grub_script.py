@@ -15,6 +15,7 @@ from dataclasses import dataclass
 MAXIMUM_SCRIPT = 4 << 20
 _MAXIMUM_DEPTH = 64
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[?#*@]")
+_KEYWORD = re.compile(r"[a-z]+(?=[\s;|&<>{}]|\Z)")
 _ENDS = frozenset("\n;|&<>")
 _RESERVED = frozenset({"if", "then", "elif", "else", "fi", "while", "until", "for", "in", "do", "done", "function"})
 _ESCAPED_IN_DOUBLE = '$"\\'
@@ -205,7 +206,7 @@ class _Parser:
         return found, keyword
 
     def next_word(self) -> str:
-        found = re.compile(r"[a-z]+(?=[\s;|&<>{}]|\Z)").match(self.source, self.at)
+        found = _KEYWORD.match(self.source, self.at)
         return found[0] if found else ""
 
     def peek(self) -> str:
