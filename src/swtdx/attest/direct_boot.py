@@ -56,7 +56,7 @@ from swtdx.attest.event_log import Event
 from swtdx.attest.event_words import printable
 from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
-from swtdx.attest.machine_files import MachineFiles
+from swtdx.attest.machine_files import BOARD_OF_RUN, MachineFiles
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
@@ -109,11 +109,20 @@ class BootOption:
     attributes: int
 
     def contents(self) -> bytes:
-        """EFI_LOAD_OPTION: attributes, the size of the device path, the title, the path (UEFI, "Load Options")."""
         assert self.file.volume is not None
-        volume, name = self.file.volume.bytes_le, self.file.name.bytes_le
-        nodes = b"\x04\x07\x14\0" + volume + b"\x04\x06\x14\0" + name + b"\x7f\xff\x04\0"
-        return struct.pack("<IH", self.attributes, len(nodes)) + (self.title + "\0").encode("utf-16-le") + nodes
+        return load_option(self.title, path_in_firmware(self.file.volume, self.file.name), self.attributes)
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """Firmware that extends RTMRs, with the machine that it is in."""
+
+    tdvf: Tdvf
+    layout: MemoryMap
+    carried: Sequence[FirmwareFile]
+    options: list[BootOption] | None
+    """None for another build than those that are modelled whole."""
+    variables: VariableStore
 
 
 def predict_direct_boot(
@@ -122,31 +131,25 @@ def predict_direct_boot(
     memory_size: int,
     cpus: int = 1,
     name: str = "the image",
-    machine: MachineFiles = MachineFiles(),  # noqa: B008 - it cannot be changed
+    machine: MachineFiles = BOARD_OF_RUN,
 ) -> BootPrediction:
     """RTMRs of a TD built from the firmware ``image`` that starts ``linux`` on the board of ``swtdx run``.
 
     ``memory_size`` in bytes. Raises `swtdx.image.tdvf.TdvfError` for an image that cannot start as a TD on such a
     machine, `PredictionError` where what would be measured is not known.
     """
-    tdvf = checked(image, name)
-    layout = MemoryMap(memory_size, len(image))
-    check_memory(tdvf, layout.ram)
-    carried = list(files(image))
-    if extends_rtmrs(carried) is False:
+    firmware = extending_firmware(image, memory_size, name, machine)
+    if firmware is None:
         measures = kernel_measures(linux.kernel.image)
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=measures)
-    options = boot_options(carried)
-    if options is None:
-        check_known_driver(carried, name)
-    variables = machine.variables or started_variables(tdvf)
+    options, variables = firmware.options, firmware.variables
     if options is None:
         return _of_another_build(linux, variables, name)
     boot_variables = [each.contents() for each in options]
     if variables.get("BootOrder") is not None:
         boot_variables = _stored_options(variables, boot_variables, name)
     events = [
-        *machine_extensions(tdvf, carried, layout, cpus, variables, machine),
+        *machine_extensions(firmware, cpus, machine),
         *kernel_extensions(linux, variables, name),
         *ready_to_boot(boot_variables),
     ]
@@ -154,15 +157,27 @@ def predict_direct_boot(
     return predicted([*events, *rest.events], rest.measures, rest.unknown, rest.remarks)
 
 
-def machine_extensions(
-    tdvf: Tdvf,
-    carried: Sequence[FirmwareFile],
-    layout: MemoryMap,
-    cpus: int,
-    variables: VariableStore,
-    machine: MachineFiles,
-) -> Iterator[Event]:
+def extending_firmware(image: bytes, memory_size: int, name: str, machine: MachineFiles) -> Firmware | None:
+    """Read the firmware; None if it extends no RTMRs.
+
+    Raises `swtdx.image.tdvf.TdvfError` for an image that cannot start as a TD on such a machine, `PredictionError` for
+    one whose measurements are not known.
+    """
+    tdvf = checked(image, name)
+    layout = MemoryMap(memory_size, len(image))
+    check_memory(tdvf, layout.ram)
+    carried = list(files(image))
+    if extends_rtmrs(carried) is False:
+        return None
+    options = boot_options(carried)
+    if options is None:
+        check_known_driver(carried, name)
+    return Firmware(tdvf, layout, carried, options, machine.variables or started_variables(tdvf))
+
+
+def machine_extensions(firmware: Firmware, cpus: int, machine: MachineFiles) -> Iterator[Event]:
     """What the firmware extends into RTMR0 before it looks for something to boot. Raises `PredictionError`."""
+    tdvf, layout, carried = firmware.tdvf, firmware.layout, firmware.carried
     acpi = machine.fw_cfg
     numbered: Mapping[int, bytes] = {Key.BOOT_MENU: machine.boot_menu}
     if acpi is None:
@@ -179,7 +194,7 @@ def machine_extensions(
     yield cfv if machine.cfv is None else extension(0, EV_EFI_PLATFORM_FIRMWARE_BLOB2, machine.cfv, name="CFV")
     if fw_cfg is not None:
         yield from _fw_cfg(fw_cfg, numbered)
-    yield from secure_boot_policy(variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried))
+    yield from secure_boot_policy(firmware.variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried))
     yield from _acpi(acpi)
 
 
@@ -312,6 +327,16 @@ def loading(image: bytes, name: str, variables: VariableStore, firmware: str, ti
             f"{name} {error}: it has no EFI stub, and what a TD's firmware does with it is not predicted"
         ) from None
     yield application(digest, title)
+
+
+def load_option(title: str, path: bytes, attributes: int) -> bytes:
+    """EFI_LOAD_OPTION: attributes, the size of the device path, the title, the path (UEFI, "Load Options")."""
+    return struct.pack("<IH", attributes, len(path)) + (title + "\0").encode("utf-16-le") + path
+
+
+def path_in_firmware(volume: UUID, name: UUID) -> bytes:
+    """Device path of a file: nodes for the volume and the file, and the end (UEFI, 10.3.5.6 and 10.3.5.7)."""
+    return b"\x04\x07\x14\0" + volume.bytes_le + b"\x04\x06\x14\0" + name.bytes_le + b"\x7f\xff\x04\0"
 
 
 def ready_to_boot(options: Sequence[bytes]) -> Iterator[Event]:

@@ -32,28 +32,23 @@ from swtdx.attest.boot_prediction import (
 from swtdx.attest.direct_boot import (
     BOOT_MANAGER_MENU,
     OPEN_IN_OTHER_BUILDS,
-    boot_options,
     calling,
-    check_known_driver,
+    extending_firmware,
+    load_option,
     loading,
     machine_extensions,
+    path_in_firmware,
     ready_to_boot,
-    started_variables,
 )
 from swtdx.attest.efi_start import Started, started
 from swtdx.attest.event_log import Event
-from swtdx.attest.firmware_traits import extends_rtmrs
-from swtdx.attest.firmware_volume import files
 from swtdx.attest.grub_boot import Reader, Verify, carry_out
 from swtdx.attest.grub_image import GrubImage, parse_grub
-from swtdx.attest.machine_files import MachineFiles
-from swtdx.attest.measure import checked
+from swtdx.attest.machine_files import BOARD_OF_RUN, MachineFiles
 from swtdx.attest.replay import replay
 from swtdx.attest.shim_loader import parse_shim, shim_authority, shim_extensions
 from swtdx.attest.uki import parse_uki
 from swtdx.attest.variable_store import VariableStore
-from swtdx.image.memory_map import MemoryMap
-from swtdx.image.tdvf import check_memory
 
 _SECTOR = 512
 _SIGNATURE = b"EFI PART"
@@ -62,14 +57,8 @@ _MAXIMUM_ENTRIES = 1024
 _ACTIVE, _APPLICATION = 1, 0x101  # LOAD_OPTION_ACTIVE, and with it LOAD_OPTION_CATEGORY_APP
 _FAILURE = "Exit Boot Services Returned with Failure"
 _SHELL = UUID("7c04a583-9e3e-4f1c-ad65-e05268d0b4d1")
-
-
 _ONE_DISK = "RTMR0 is that of the board of swtdx run with one disk; --event-log gives another machine's"
-
-
 _OPTIONS = "EV_EFI_VARIABLE_BOOT (BootOrder and Boot####: the devices of the machine)"
-
-
 _SECRET = "Linux initrd (this systemd-stub adds a secret of the machine, if the firmware has random numbers)"
 
 
@@ -104,23 +93,17 @@ def predict_disk_boot(
     memory_size: int,
     cpus: int = 1,
     name: str = "the image",
-    machine: MachineFiles = MachineFiles(),  # noqa: B008 - it cannot be changed
+    machine: MachineFiles = BOARD_OF_RUN,
 ) -> BootPrediction:
     """RTMRs of a TD built from the firmware ``image`` that boots from a disk, on the board of ``swtdx run``.
 
     Raises `swtdx.image.tdvf.TdvfError` for an image that cannot start as a TD, `PredictionError` where what would be
     measured is not known.
     """
-    tdvf = checked(image, name)
-    layout = MemoryMap(memory_size, len(image))
-    check_memory(tdvf, layout.ram)
-    carried = list(files(image))
-    if extends_rtmrs(carried) is False:
+    firmware = extending_firmware(image, memory_size, name, machine)
+    if firmware is None:
         return BootPrediction((), replay([]), firmware_measures=False, kernel_measures=False)
-    options = boot_options(carried)
-    if options is None:
-        check_known_driver(carried, name)
-    variables = machine.variables or started_variables(tdvf)
+    options, variables, carried = firmware.options, firmware.variables, firmware.carried
     rest = chain_extensions(boot, variables, name)
     if options is None:
         unknown = [*((0, text) for text in OPEN_IN_OTHER_BUILDS), *rest.unknown]
@@ -133,7 +116,7 @@ def predict_disk_boot(
     every = [*(each.contents() for each in options), *disk_options(shell, _APPLICATION if new else _ACTIVE)]
     if new:
         rest = _asked_twice(rest)
-    events = [*machine_extensions(tdvf, carried, layout, cpus, variables, machine), *ready_to_boot(every), *rest.events]
+    events = [*machine_extensions(firmware, cpus, machine), *ready_to_boot(every), *rest.events]
     remarks = rest.remarks if other_board else (_ONE_DISK, *rest.remarks)
     return predicted(events, rest.measures, [*other_board, *rest.unknown], remarks)
 
@@ -268,11 +251,6 @@ def disk_options(shell_volume: UUID | None, shell_attributes: int) -> Iterator[b
     """Boot options that the firmware adds on the board of ``swtdx run`` with one disk: the disk, and its shell."""
     disk = b"\x02\x01\x0c\x00\xd0\x41\x03\x0a\0\0\0\0" + b"\x01\x01\x06\0\0\x01" + b"\x7f\xff\x04\0"
     by_the_boot_manager = UUID("8108ac4e-9f11-4d59-850e-e21a522c59b2").bytes_le  # mBmAutoCreateBootOptionGuid
-    yield _option("UEFI Misc Device", disk) + by_the_boot_manager
+    yield load_option("UEFI Misc Device", disk, _ACTIVE) + by_the_boot_manager
     if shell_volume is not None:
-        nodes = b"\x04\x07\x14\0" + shell_volume.bytes_le + b"\x04\x06\x14\0" + _SHELL.bytes_le + b"\x7f\xff\x04\0"
-        yield _option("EFI Internal Shell", nodes, shell_attributes)
-
-
-def _option(title: str, nodes: bytes, attributes: int = _ACTIVE) -> bytes:
-    return struct.pack("<IH", attributes, len(nodes)) + (title + "\0").encode("utf-16-le") + nodes
+        yield load_option("EFI Internal Shell", path_in_firmware(shell_volume, _SHELL), shell_attributes)

@@ -40,6 +40,10 @@ class MachineFiles:
         return (self.fw_cfg or {}).get(_BOOT_MENU, bytes(2))
 
 
+BOARD_OF_RUN = MachineFiles()
+"""The board of ``swtdx run``, with the image's own variables."""
+
+
 def read_fw_cfg(folder: Path) -> dict[str, bytes]:
     """Files of fw_cfg by name. Raises OSError, and `PredictionError` for a folder that is not a copy of fw_cfg."""
     found: dict[str, bytes] = {}
