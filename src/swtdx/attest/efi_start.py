@@ -50,9 +50,9 @@ def started(
         unknown = f"what {name} extends, which is neither a Linux kernel nor a UKI"
         return Started((), False, tuple((register, unknown) for register in (0, 1, 2)))
     if uki is None:
-        events = tuple(linux_stub(options, initrd, ends)) if kernel_measures(image) else ()
-        remarks = () if events or kernel_measures(image) else (OLD_KERNEL,)
-        return Started((*events, *_left()), kernel_measures(image), (), remarks)
+        if not kernel_measures(image):
+            return Started(tuple(_left()), False, (), (OLD_KERNEL,))
+        return Started((*linux_stub(options, initrd, ends), *_left()), True)
     try:
         return _started_uki(uki, name, options, initrd, secure_boot)
     except UkiError as error:

@@ -39,6 +39,7 @@ _MAXIMUM_SECTIONS = 96
 """As many as the PE format's loaders take."""
 _FIRST_WITHOUT_LOAD_IMAGE = 258
 _FIRST_WITH_OS_RELEASE = 257
+_FIRST_WITH_PROFILES = 257
 _FIRST_WITH_PREVIOUS_INITRD = 258
 _FIRST_WITH_CONSOLE = 262
 _BOOT_SECRET = "LoaderBootSecret".encode("utf-16-le")
@@ -153,9 +154,9 @@ def start(uki: Uki, options: str, previous: bytes = b"", secure_boot: bool = Fal
 
     Raises `UkiError` for a boot that fails, or that is not known.
     """
-    chosen = _PROFILE.match(options)
-    number = int(chosen[1]) if chosen and uki.version >= 257 else 0
-    if chosen and uki.version >= 257:
+    chosen = _PROFILE.match(options) if uki.version >= _FIRST_WITH_PROFILES else None
+    number = int(chosen[1]) if chosen else 0
+    if chosen:
         options = options[chosen.end() :]
     known = {name for name, since in _ORDER if uki.version >= since}
     sections = {name: contents for name, contents in uki.profile(number).items() if name in known}
