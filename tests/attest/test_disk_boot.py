@@ -154,6 +154,19 @@ def test_a_chain_that_ends_early_is_predicted_as_far_as_it_goes() -> None:
             booted(*chain)
 
 
+@pytest.mark.parametrize("chain", [(shim(),), (shim(), grub()), (grub(),)])
+def test_a_prediction_that_stops_early_has_no_end_of_boot_services(chain: tuple[bytes, ...]) -> None:
+    """What is known before it stays, and stays in its order."""
+    events = booted(*chain).events
+    assert not any(each.data.startswith(b"Exit Boot Services") for each in events)
+    whole = booted(*chain[:-1], grub(), files={CONFIG: b"linux /vmlinuz\nboot", "/vmlinuz": KERNEL})
+    blob = b"\x02Fv" + struct.pack("<QQ", 0, 0x4000)
+    log = [replace(each, name="", data=blob if each.event_type == BLOB2 else each.data) for each in whole.events]
+    found = predict_disk_from_log(FIRMWARE, boot(*chain), log)
+    digests = [each.digest for each in found.events]
+    assert [each.digest for each in events if each.rtmr and each.digest not in digests] == []
+
+
 # --- GRUB -------------------------------------------------------------------------------------------------------------
 
 

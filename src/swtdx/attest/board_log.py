@@ -103,7 +103,7 @@ def _merged(
     policy = {_variable_name(event): event for event in secure_boot_policy(variables)}
     first = next(event for event in events if event.event_type == EV_EFI_BOOT_SERVICES_APPLICATION)
     made: list[Event] = []
-    stub = list(rest.events[:-2])  # the last two are the firmware's, and in the log
+    stub = list(rest.events[: len(rest.events) - len(rest.end)])  # the end is the firmware's, and in the log
     for event in events:
         if event is first:
             made += loaded

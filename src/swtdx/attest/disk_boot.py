@@ -225,9 +225,9 @@ def _grub(boot: DiskBoot, image: Image, grub: GrubImage, variables: VariableStor
 
 def _asked_twice(last: Started) -> Started:
     """The end of boot services, which fails once."""
-    if len(last.events) < 2:
+    if not last.end:
         return last
-    return replace(last, events=(*last.events[:-2], action(_FAILURE), *last.events[-2:]))
+    return replace(last, events=(*last.events[: -len(last.end)], action(_FAILURE), *last.end))
 
 
 def _loaded(image: Image) -> Event:

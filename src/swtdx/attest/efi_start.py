@@ -25,6 +25,7 @@ _CONSOLE = (
     "LOADED_IMAGE::LoadOptions (systemd-stub {} appends console= for the console that it finds, unless the command "
     "line has one)"
 )
+_END = (action("Exit Boot Services Invocation"), action("Exit Boot Services Returned with Success"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Started:
     """Whether its kernel extends RTMR2."""
     unknown: tuple[tuple[int, str], ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @property
+    def end(self) -> tuple[Event, ...]:
+        """The end of boot services, with which the events end; nothing where less is predicted."""
+        return _END if self.events[-len(_END) :] == _END else ()
 
 
 def started(
@@ -51,8 +57,8 @@ def started(
         return Started((), False, tuple((register, unknown) for register in (0, 1, 2)))
     if uki is None:
         if not kernel_measures(image):
-            return Started(tuple(_left()), False, (), (OLD_KERNEL,))
-        return Started((*linux_stub(options, initrd, ends), *_left()), True)
+            return Started(_END, False, (), (OLD_KERNEL,))
+        return Started((*linux_stub(options, initrd, ends), *_END), True)
     try:
         return _started_uki(uki, name, options, initrd, secure_boot)
     except UkiError as error:
@@ -79,7 +85,7 @@ def _started_uki(uki: Uki, name: str, options: bytes, initrd: bytes, secure_boot
         if adds_console(uki, given.command_line):
             unknown.append((2, _CONSOLE.format(uki.version)))
         events += linux_stub(given.command_line, given.initrd)
-    return Started((*events, *_left()), measures or uki.measures, tuple(unknown), tuple(remarks))
+    return Started((*events, *_END), measures or uki.measures, tuple(unknown), tuple(remarks))
 
 
 def linux_stub(options: bytes | str, initrd: bytes, ends: bool = True) -> Iterator[Event]:
@@ -94,9 +100,3 @@ def linux_stub(options: bytes | str, initrd: bytes, ends: bool = True) -> Iterat
 def kernel_measures(kernel: bytes) -> bool:
     """Whether a kernel's EFI stub knows the CC measurement protocol."""
     return knows_protocol(kernel)
-
-
-def _left() -> Iterator[Event]:
-    """The end of boot services."""
-    yield action("Exit Boot Services Invocation")
-    yield action("Exit Boot Services Returned with Success")
