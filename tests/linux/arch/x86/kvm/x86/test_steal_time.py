@@ -56,7 +56,7 @@ def test_the_guest_sees_it_at_once(guest: LongModeVm) -> None:
     assert guest.run(wrmsr(MSR, DATA | 1) + b"\xa1" + struct.pack("<Q", DATA + 8)) is None  # mov eax, [version]
     assert guest.vcpu.get_regs().rax & 0xFFFFFFFF == 2
     assert area(guest)[1] % 2 == 0
-    assert area(guest)[3] == 0, "that user space runs is no preemption (kvm_arch_vcpu_put)"
+    assert area(guest)[3] == 0, "that user space runs is not a preemption (kvm_arch_vcpu_put)"
 
 
 def test_an_odd_version_is_made_even(guest: LongModeVm) -> None:
