@@ -33,7 +33,7 @@ from swtdx.linux.err import err
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_to_user, struct_from_user
 from swtdx.uapi.dialect import Dialect, TdxCommand
-from swtdx.uapi.reason import seamcall_failed
+from swtdx.uapi.reason import Reason, seamcall_failed
 
 if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.vmx.tdx_params import InitVm
@@ -298,7 +298,7 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
         with host.lock:
             status = seamcall.tdh_mng_create(tdr, hkid)
         if status:
-            raise _unexpected(kvm, status, "TDH.MNG.CREATE")
+            raise _not_created(kvm, status, "TDH.MNG.CREATE")
     except OSError:
         for page in (*tdcs, *([tdr] if tdr else [])):
             pages.free_page(page)
@@ -311,7 +311,7 @@ def __tdx_td_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) 
         while tdcs:
             status = seamcall.tdh_mng_addcx(tdr, tdcs[0])
             if status:
-                raise _unexpected(kvm, status, "TDH.MNG.ADDCX")
+                raise _not_created(kvm, status, "TDH.MNG.ADDCX")
             tdx.tdcs.append(tdcs.pop(0))
         _mng_init(kvm, tdx, init, cmd)
     except OSError:
@@ -353,7 +353,7 @@ def _mng_init(kvm: Kvm, tdx: KvmTdx, init: InitVm, cmd: tdx_params.Command) -> N
         if status_class(status) == TDX_OPERAND_INVALID:
             cmd.hw_error = status
             raise err(errno.EINVAL, seamcall_failed("TDH.MNG.INIT", status, rcx))
-        raise _unexpected(kvm, status, "TDH.MNG.INIT", rcx)
+        raise building_failed(kvm, seamcall_failed("TDH.MNG.INIT", status, rcx))
     tdx.tsc_offset = td_tdcs_exec_read64(tdx, MD_TDCS_TSC_OFFSET)
     tdx.tsc_multiplier = td_tdcs_exec_read64(tdx, MD_TDCS_TSC_MULTIPLIER)
 
@@ -367,11 +367,14 @@ def td_tdcs_exec_read64(tdx: KvmTdx, md_field: int) -> int:
     return value
 
 
-def _unexpected(kvm: Kvm, status: int, leaf: str, rcx: int | None = None) -> OSError:
-    """Return what KVM_TDX_INIT_VM fails with when a SEAMCALL does: EAGAIN without entropy, EIO for all else."""
-    reason = seamcall_failed(leaf, status) if rcx is None else seamcall_failed(leaf, status, rcx)
-    if rcx is None and status_class(status) == TDX_RND_NO_ENTROPY:
-        return err(errno.EAGAIN, reason)
+def _not_created(kvm: Kvm, status: int, leaf: str) -> OSError:
+    """Return what KVM_TDX_INIT_VM fails with when CREATE or ADDCX does: EAGAIN without entropy, else EIO."""
+    reason = seamcall_failed(leaf, status)
+    return err(errno.EAGAIN, reason) if status_class(status) == TDX_RND_NO_ENTROPY else building_failed(kvm, reason)
+
+
+def building_failed(kvm: Kvm, reason: Reason) -> OSError:
+    """Return EIO for a status that should not be while a TD is built; since 6.19 the VM is dead, too (TDX_BUG_ON)."""
     return kvm.bug(reason) if kvm.kernel.release.building_errors_kill else err(errno.EIO, reason)
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, TypeVar
 from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
 from swtdx.linux.arch.x86.kvm.vmx.tdx import (
     TdState,
+    building_failed,
     tdx_operand_busy,
     tdx_reclaim_control_page,
     tdx_reclaim_page,
@@ -309,9 +310,7 @@ def tdx_gmem_post_populate(vcpu: Vcpu, tdx: KvmTdx, source: int, gpa: int, measu
         for chunk in range(gpa, gpa + PAGE_SIZE, TDX_EXTENDMR_CHUNKSIZE):
             status = mr_extend(tdr, chunk)
             if status:
-                reason = seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}")
-                # Since 6.19 the VM is dead: the measurement is that of no TD. Before, only the call fails.
-                raise kvm.bug(reason) if release.building_errors_kill else err(errno.EIO, reason)
+                raise building_failed(kvm, seamcall_failed("TDH.MR.EXTEND", status, where=f"at {chunk:#x}"))
 
 
 def _populated(gpa: int, code: int) -> OSError:
