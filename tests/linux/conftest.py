@@ -273,6 +273,17 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     return boot(release=getattr(request, "param", None))
 
 
+@pytest.fixture
+def runnable(bench: Bench) -> tuple[int, int]:
+    """(VM, vCPU) of a finalised TD with 64 KiB of private memory at 0."""
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    bench.memory(vm)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    bench.module.names()
+    return vm, vcpu
+
+
 def on_release(name: str) -> pytest.MarkDecorator:
     """Let the fixture ``bench`` of a test be that release."""
     return pytest.mark.parametrize("bench", [name], indirect=True)

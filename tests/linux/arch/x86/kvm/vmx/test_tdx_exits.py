@@ -20,17 +20,6 @@ HLT, IO, RDMSR, MMIO = 12, 30, 31, 48
 FAILED_ENTRY, TRIPLE_FAULT = 1 << 31, 2
 
 
-@pytest.fixture
-def runnable(bench: Bench) -> tuple[int, int]:
-    """(VM, vCPU) of a finalised TD with 64 KiB of private memory at 0."""
-    vm = bench.td()
-    vcpu = bench.vcpu(vm)
-    bench.memory(vm)
-    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
-    bench.module.names()
-    return vm, vcpu
-
-
 def run_once(bench: Bench, vcpu: int, *script: Any) -> k.kvm_run:
     bench.module.answers["VP_ENTER"] = exits(*script)
     run = bench.run_page(vcpu)

@@ -24,17 +24,6 @@ INVALID_OPERAND = 1 << 63
 PANICKED = int.from_bytes(b"panicked", "little")
 
 
-@pytest.fixture
-def runnable(bench: Bench) -> tuple[int, int]:
-    """(VM, vCPU) of a finalised TD with 64 KiB of private memory at 0."""
-    vm = bench.td()
-    vcpu = bench.vcpu(vm)
-    bench.memory(vm)
-    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
-    bench.module.names()
-    return vm, vcpu
-
-
 # --- Creation and INIT_VCPU -------------------------------------------------------------------------------------------
 
 

@@ -476,8 +476,9 @@ def test_a_tdr_whose_lines_may_come_back_is_lost(bench: Bench) -> None:
 
 def test_the_lowest_key_that_is_free_is_taken(bench: Bench) -> None:
     """tdx_guest_keyid_alloc: ida_alloc_range."""
+    assert bench.kernel.tdx is not None
     vms = [bench.td() for _ in range(3)]
-    first = [bench.kernel.tdx.global_keyid + number for number in (1, 2, 3)]  # type: ignore[union-attr]
+    first = [bench.kernel.tdx.global_keyid + number for number in (1, 2, 3)]
     assert sorted(kvm.tdx.hkid for kvm in bench.kernel.vms if kvm.tdx is not None) == first
     bench.kernel.close(vms[0])
     bench.kernel.close(vms[1])

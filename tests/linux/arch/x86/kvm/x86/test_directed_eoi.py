@@ -7,6 +7,8 @@ Offered by bit 24 of the version register to vCPUs with x2APIC, unless the I/O A
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from swtdx.machine import open_kernel
@@ -21,7 +23,7 @@ VECTOR = 0x50
 ENABLE, DISABLE = k.KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST, k.KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 
 
-def setup(flags: int, split: bool = True):  # type: ignore[no-untyped-def]
+def setup(flags: int, split: bool = True) -> Callable[[Vm], None]:
     def make(vm: Vm) -> None:
         if split:
             vm.split_irqchip()

@@ -8,6 +8,8 @@ see here, where the whole memory of a guest is cached.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from swtdx.machine import open_kernel
@@ -19,7 +21,7 @@ OUT = bytes.fromhex("e67e")  # out 0x7e, al
 OUT_DX = bytes.fromhex("ee")  # out dx, al
 
 
-def without(quirk: int):  # type: ignore[no-untyped-def]
+def without(quirk: int) -> Callable[[Vm], None]:
     def setup(vm: Vm) -> None:
         if quirk:
             vm.enable_cap(k.Cap.DISABLE_QUIRKS2, quirk)

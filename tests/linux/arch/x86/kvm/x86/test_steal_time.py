@@ -81,6 +81,7 @@ def test_preempted_is_clear_while_the_guest_runs(guest: LongModeVm) -> None:
 
 def test_preempted_is_set_while_another_vcpu_has_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     """kvm_sched_out: of a vCPU that could go on."""
+    count_down = b"\xb9" + struct.pack("<I", 20_000_000) + b"\xff\xc9\x75\xfc"  # mov ecx; dec ecx; jnz
     seen = []
     set_preempted = steal_time.StealTime.set_preempted
     kernel = open_kernel("emulated", platform=Platform(logical_processors=1))
@@ -98,13 +99,11 @@ def test_preempted_is_set_while_another_vcpu_has_the_processor(monkeypatch: pyte
             while not ended.is_set():
                 other.run(b"\x90")
 
-        thread = threading.Thread(target=compete)
+        thread = threading.Thread(target=compete, daemon=True)
         thread.start()
         until = time.monotonic() + 10
         while not seen and time.monotonic() < until:
-            assert (
-                preempted.run(b"\xb9" + struct.pack("<I", 20_000_000) + b"\xff\xc9\x75\xfc") is None
-            )  # counts ECX down
+            assert preempted.run(count_down) is None
         ended.set()
         thread.join()
         assert set(seen) == {1}
