@@ -20,7 +20,7 @@ from swtdx.linux.virt.kvm.binary_stats import EXITS, PAGES_4K, PF_FIXED, PF_TAKE
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
-    from swtdx.linux.arch.x86.kvm.mmu.mirror import KvmMmuPage
+    from swtdx.linux.arch.x86.kvm.mmu.mirror import KvmMmuPage, MirrorRoot
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 
@@ -35,12 +35,13 @@ class FirstTouch:
     kept for the others, as long as neither slots nor attributes change.
     """
 
-    __slots__ = ("_attributes", "_gmem", "_kvm", "_range", "_shift", "_slots", "_table", "_vcpu")
+    __slots__ = ("_attributes", "_gmem", "_kvm", "_mirror", "_range", "_shift", "_slots", "_table", "_vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu, self._kvm = vcpu, vcpu.kvm
         self._range = self._slots = self._attributes = -1
         self._gmem: GuestMemfd
+        self._mirror: MirrorRoot
         self._table: KvmMmuPage
         self._shift = 0
 
@@ -81,8 +82,7 @@ class FirstTouch:
             if number in leaves or not aug(page):
                 return False
             leaves[number] = page
-            if mmu.mirror is not None:
-                mmu.mirror.mapped += 1
+            self._mirror.mapped += 1
             gmem.prepared.add(index)
             values = vcpu.stat.values
             values[EXITS] += 1
@@ -105,7 +105,8 @@ class FirstTouch:
         slot, table = kvm.memslots.gfn_to_memslot(gfn), mirror.table_of(gfn)
         if slot is None or slot.gmem is None or table is None:
             return False
-        self._gmem, self._shift, self._table = slot.gmem, slot.base_gfn - slot.gmem_pgoff, table
+        self._gmem, self._shift = slot.gmem, slot.base_gfn - slot.gmem_pgoff
+        self._mirror, self._table = mirror, table
         base, end = gfn & -512, gfn & -512 | 511
         alike = slot.base_gfn <= base and end < slot.end_gfn
         if alike and kvm.has_attributes:
