@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.watched_context import watch
+from swtdx.inject.line import GPA_OF_IOCTL, Faults
 from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.config import KernelConfig, KernelSwitches
+from swtdx.linux.err import err, reason_of
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
 from swtdx.linux.traced_ops import told
+from swtdx.linux.uaccess import get_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import Kvm
 from swtdx.seam import report
 from swtdx.seam.identity import Identity
@@ -33,6 +36,7 @@ from swtdx.trace.event import Emit
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
+from swtdx.uapi.kvm import REQUESTS
 from swtdx.uapi.traced_kernel import TracedKernel
 
 KernelName = Literal["emulated", "host"]
@@ -55,6 +59,8 @@ class MachineKernel(EmulatedKernel):
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
         """Report what a trace still holds back: the last exit of each vCPU."""
+        self.faults = Faults(())
+        """What was asked to fail (``inject``), and how often it did."""
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         """Return what the TDX module holds of the TD behind a VM's descriptor.
@@ -77,6 +83,10 @@ class MachineKernel(EmulatedKernel):
             "unread_ve": [vcpu.ve.exit_reason for vcpu in td.vcpus if vcpu.ve.valid],
             "module_version": td.version.name,
         }
+
+    def injections(self) -> list[dict[str, Any]]:
+        """Return for each fault of ``inject``: ``injection``, ``calls``, ``struck``, and ``text``, a sentence."""
+        return [{**armed.as_json(), "text": str(armed)} for armed in self.faults.armed]
 
     def everifyreport2(self, report_mac_struct: bytes) -> bool:
         """Return whether this machine's module made a REPORTMACSTRUCT (256 bytes): EVERIFYREPORT2 of an enclave."""
@@ -107,12 +117,51 @@ class MachineKernel(EmulatedKernel):
         return file.kvm
 
 
+class FaultyKernel(MachineKernel):
+    """A kernel some of whose ioctls fail before they begin, because ``inject`` asks for it."""
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """As `EmulatedKernel.ioctl`."""
+        arg &= 0xFFFFFFFFFFFFFFFF
+        injection = self.faults.struck_ioctl(
+            request & 0xFFFFFFFF, lambda: _command(arg), lambda name: self._touched(name, arg)
+        )
+        if injection is not None:
+            error = err(injection.answer, f"injected: {injection.text}")
+            self.last_refusal = reason_of(error)
+            raise error
+        return super().ioctl(fd, request, arg)
+
+    def _touched(self, name: str, arg: int) -> range | None:
+        """Return the guest physical addresses that the argument of an ioctl or sub-command names."""
+        base, size, shift = GPA_OF_IOCTL[name]
+        try:
+            if name in REQUESTS:
+                layout: Any = REQUESTS[name].argument
+                given = struct_from_user(layout, arg)
+            else:
+                given = struct_from_user(self.dialect.init_mem_region, struct_from_user(self.dialect.cmd, arg).data)
+        except OSError:
+            return None
+        start = getattr(given, base)
+        return range(start, start + (getattr(given, size) << shift))
+
+
+def _command(arg: int) -> int | None:
+    """Return the sub-command of a kvm_tdx_cmd."""
+    try:
+        return get_user(arg, 4)
+    except OSError:
+        return None
+
+
 def boot(
     dialect: Dialect | None = None,
     platform: Platform | None = None,
     config: KernelConfig = DEFAULT_CONFIG,
     *,
     trace: Emit | None = None,
+    inject: Sequence[str] = (),
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
     """Power on an emulated machine: load the TDX module, boot a kernel.
@@ -120,22 +169,39 @@ def boot(
     ``dialect`` alone is short for the newest released Linux that speaks it. ``switches`` are fields of ``config`` that
     differ: ``boot(kernel_release="6.16")``, ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
-    Raises ValueError for a platform or a release that is not valid.
+    ``inject`` are faults on demand, as `swtdx.inject.parse` reads them: ``inject=["TDH.MEM.PAGE.AUG: OPERAND_BUSY
+    @3"]``; ``kernel.faults.armed`` says how often each has struck. Raises ValueError for a platform, a release or an
+    injection that is not valid.
     """
     config = replace(config, **switches)
     processor = Processor(platform)
     module = TdxModule(processor, _identity(processor.platform))
-    if trace is None:
-        processor.load_seam_module(module)
-        return MachineKernel(processor, module, dialect, config)
-    tracer = SeamTracer(trace)
-    processor.first_touches = None  # each exit and each SEAMCALL is to be seen
-    flush = watch(processor, tracer)
-    processor.load_seam_module(tracer.module(module))
-    kernel = MachineKernel(processor, module, dialect, config)
-    kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
-    kernel.flush_trace = flush
+    faults = _faults(inject)
+    loaded = faults.module(module)
+    flush: Callable[[], None] | None = None
+    if trace is not None or faults.seamcalls:
+        processor.first_touches = None  # each exit and each SEAMCALL is to be seen
+    if trace is not None:
+        tracer = SeamTracer(trace)
+        flush = watch(processor, tracer)
+        loaded = tracer.module(loaded)
+    processor.load_seam_module(loaded)
+    made = FaultyKernel if faults.has_ioctls else MachineKernel
+    kernel = made(processor, module, dialect, config)
+    kernel.faults = faults
+    if trace is not None:
+        kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
+    if flush is not None:
+        kernel.flush_trace = flush
     return kernel
+
+
+def _faults(texts: Sequence[str]) -> Faults:
+    if not texts:
+        return Faults(())
+    from swtdx.inject.parse import parse_all  # with the tables of `explain`, for those who ask for faults only
+
+    return Faults(parse_all(texts))
 
 
 def _identity(platform: Platform) -> Identity:
@@ -151,6 +217,7 @@ def open_kernel(
     config: KernelConfig = DEFAULT_CONFIG,
     *,
     trace: Emit | None = None,
+    inject: Sequence[str] = (),
     **switches: Unpack[KernelSwitches],
 ) -> Kernel:
     """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.
@@ -159,10 +226,12 @@ def open_kernel(
     system calls only.
     """
     kernel: Kernel
+    if name == "host" and inject:
+        raise ValueError("faults are injected into an emulated kernel only")
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(dialect, platform, config, trace=trace, **switches)
+        kernel = boot(dialect, platform, config, trace=trace, inject=inject, **switches)
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

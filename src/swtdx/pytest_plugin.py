@@ -17,7 +17,8 @@ A test that fails with a refused ioctl shows the kernel's reason, the rule that 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
 cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
 kernel_release="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel,
-on a machine with how many processors and which TDX module, updated since the TD's launch or not. A firmware wants as
+on a machine with how many processors and which TDX module, updated since the TD's launch or not; its ``inject`` makes
+SEAMCALLs and ioctls fail (``inject="TDH.MEM.PAGE.AUG: OPERAND_BUSY @3"``, or a list). A firmware wants as
 many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
 ``td(firmware=...)`` that is the default.
 
@@ -48,7 +49,10 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 120.0
 """Seconds that a firmware gets to show the awaited text, unless told otherwise."""
 
-_TDX_PARAMETERS = ("kernel_release", "dialect", "no_rbp_mod", "processors", "module_version", "module_updated")
+_TDX_PARAMETERS = (
+    *("kernel_release", "dialect", "no_rbp_mod", "processors", "module_version", "module_updated"),
+    "inject",
+)
 _TD_PARAMETERS = ("code", "firmware", "memory", "cpus")
 
 
@@ -73,6 +77,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="which Linux the embedded kernel is, where a test does not say: 6.16, 6.18, 6.19, 7.1, 7.2 (default), "
         "7.3-rc, next, v10",
+    )
+    group.addoption(
+        "--tdx-inject",
+        metavar="'CALL: ANSWER [WHEN]'",
+        action="append",
+        default=[],
+        help="make a SEAMCALL or an ioctl of the embedded kernel fail, as in 'TDH.MEM.PAGE.AUG: OPERAND_BUSY every 10'",
     )
     group.addoption("--tdx-pki", metavar="FOLDER", help="where the test keys of quotes are kept; not given: nowhere")
 
@@ -131,11 +142,27 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
         platform,
         kernel_release=release,
         no_rbp_mod=options.get("no_rbp_mod", False),
+        inject=_injections(options.get("inject", ()), request),
     )
     try:
         yield kernel
     finally:
         kernel.shutdown()
+
+
+def _injections(of_test: str | list[str], request: pytest.FixtureRequest) -> list[str]:
+    """Return the faults that the session and the test ask for. Raises UsageError for one that is not valid."""
+    texts = [*request.config.getoption("--tdx-inject"), *([of_test] if isinstance(of_test, str) else of_test)]
+    if not texts:
+        return []
+    from swtdx.inject import InjectionError
+    from swtdx.inject.parse import parse_all
+
+    try:
+        parse_all(texts)
+    except InjectionError as error:
+        raise pytest.UsageError(f"inject: {error}") from None
+    return texts
 
 
 def _host_kernel(dialect: Any) -> Kernel:

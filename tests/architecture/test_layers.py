@@ -35,7 +35,8 @@ ARROWS: dict[str, set[str]] = {
     # The host's quoting side: what a TD asks for by way of its VMM, and a verifier compares with.
     "quoting": {"attest", "vmm", "uapi", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},
-    "machine": {"cpu", "seam", "linux", "uapi", "trace"},  # the one place that wires
+    "inject": {"cpu", "explain", "seam", "uapi"},
+    "machine": {"cpu", "inject", "seam", "linux", "uapi", "trace"},  # the one place that wires
     # The kernel in the process of a program that is not ours.
     "exec": {
         "quoting.machine_folder",
@@ -58,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
         "attest",
         "quoting",
         "explain",
+        "inject",
         "machine",
         "trace",
         "units",
@@ -65,7 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "exec",
     },
     # What a test's author would do by hand.
-    "pytest_plugin": {"uapi", "image", "vmm", "explain", "quoting", "machine", "cpu.platform"},
+    "pytest_plugin": {"uapi", "image", "vmm", "explain", "inject", "quoting", "machine", "cpu.platform"},
     # The public face: loads each of its names when it is first used.
     "__init__": {"cpu.platform", "uapi", "linux.config", "image.firmware", "vmm", "machine"},
     "__main__": {"cli"},

@@ -143,6 +143,7 @@ def test_options(swtdx_exec: Run) -> None:
         ("--memory", "much"): "--memory",
         ("--memory", "1536M"): "1 GiB",
         ("--module-version", "1.0"): "--kernel-release v10",
+        ("--inject", "KVM_RUNN: EINTR"): "did you mean KVM_RUN?",
         ("--dialect", "v11"): "v11",
         ("--trace", "/no/such/folder/trace"): "--trace",
         ("--json", "/no/such/folder/record"): "--json",

@@ -38,6 +38,33 @@ def test_the_td_that_one_gets_without_asking(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=2)
 
 
+def test_calls_that_are_made_to_fail(pytester: pytest.Pytester) -> None:
+    result = run(
+        pytester,
+        """
+        import pytest
+        from swtdx.uapi.client import KvmError
+
+        @pytest.mark.tdx(inject="KVM_TDX_FINALIZE_VM: EBUSY")
+        def test_of_one_test(make_td, tdx_kernel):
+            with pytest.raises(KvmError, match="EBUSY"):
+                make_td()
+            assert [each.struck for each in tdx_kernel.faults.armed] == [1, 1]
+
+        def test_of_the_session(td, tdx_kernel):
+            (armed,) = tdx_kernel.faults.armed
+            assert armed.calls > armed.struck == 1
+
+        @pytest.mark.tdx(inject="KVM_RUNN: EINTR")
+        def test_what_is_none(tdx_kernel):
+            pass
+        """,
+        *("--tdx-inject", "TDH.MEM.SEPT.ADD: OPERAND_BUSY @2"),
+    )
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*did you mean KVM_RUN?*"])
+
+
 def test_a_td_of_a_few_bytes(pytester: pytest.Pytester) -> None:
     result = run(
         pytester,

@@ -37,7 +37,7 @@ def told(answers: Answers, fn: int, **operands: int) -> dict[str, Any]:
     events: list[Event] = []
     tracer = SeamTracer(events.append)
     args = SeamArgs(**operands)
-    assert tracer.module(answers).seamcall(fn, args, 2) == answers.status  # type: ignore[arg-type]
+    assert tracer.module(answers).seamcall(fn, args, 2) == answers.status
     (event,) = events
     return event.as_json()
 

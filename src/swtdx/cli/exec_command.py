@@ -14,9 +14,11 @@ from swtdx.cli.kernel_choice import (
     CpuFeaturesOption,
     DialectChoice,
     DialectOption,
+    InjectOption,
     KernelReleaseOption,
     ModuleVersionChoice,
     ModuleVersionOption,
+    checked_injections,
     chosen_features,
     chosen_release,
     module_refusal,
@@ -40,6 +42,8 @@ EPILOG = """
 [cyan]swtdx exec -- pytest tests/[/cyan] - its tests, without TDX hardware
 
 [cyan]swtdx exec --kernel-release 6.16 -- ./my_vmm[/cyan] - on an older Linux
+
+[cyan]swtdx exec --inject 'KVM_TDX_INIT_VM: EAGAIN @1' -- ./my_vmm[/cyan] - does it try again?
 
 [cyan]swtdx exec --trace run.jsonl -- ./my_vmm[/cyan] - then: swtdx trace summary run.jsonl
 
@@ -83,6 +87,7 @@ def exec_(
     processors: Annotated[
         int, typer.Option(metavar="N", min=1, max=1024, help="The machine's logical processors.")
     ] = PROCESSORS,
+    inject: InjectOption = None,
     no_tdx: Annotated[bool, typer.Option("--no-tdx", help="Emulate a machine without TDX (kvm_intel.tdx=0).")] = False,
     front_end: Annotated[
         FrontEnd | None,
@@ -137,6 +142,7 @@ def exec_(
         memory=_machine_memory(memory),
         processors=processors,
         tdx=not no_tdx,
+        inject=_injections(inject),
         quiet=quiet,
         host=allow_host_kvm,
         files=files(tdx=not no_tdx, release=release, module_version=module_version.value),
@@ -215,6 +221,13 @@ def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) ->
     if FrontEnd.notify in (front_end, wanted):
         return run_notified(path, command, settings)
     return run(path, command, settings.write(), guarded=not settings.host)
+
+
+def _injections(texts: list[str] | None) -> tuple[str, ...]:
+    try:
+        return checked_injections(texts)
+    except InputError as error:
+        raise ExecFailure(str(error), OWN_FAILURE) from None
 
 
 def _features(text: str | None) -> tuple[str, ...] | None:

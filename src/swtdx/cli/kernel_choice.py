@@ -67,6 +67,30 @@ CpuFeaturesOption = Annotated[
     ),
 ]
 
+InjectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="'CALL: ANSWER [WHEN]'",
+        help="Make a SEAMCALL or an ioctl fail, as in 'TDH.MEM.PAGE.AUG: OPERAND_BUSY @3' or 'KVM_RUN: EINTR every "
+        "100'. When: @3, @3-5, @3+, every N, 1%, seed N, gpa FROM-TO. May be repeated.",
+    ),
+]
+
+
+def checked_injections(texts: list[str] | None) -> tuple[str, ...]:
+    """Return what ``--inject`` asks for. Raises InputError for what is not a valid injection."""
+    if not texts:
+        return ()
+    from swtdx.cli.parameters import InputError
+    from swtdx.inject import InjectionError
+    from swtdx.inject.parse import parse_all
+
+    try:
+        parse_all(texts)
+    except InjectionError as error:
+        raise InputError(f"--inject {error}") from None
+    return tuple(texts)
+
 
 def chosen_features(text: str | None) -> frozenset[str] | None:
     """Return what ``--cpu-features`` names. Raises InputError."""

@@ -16,9 +16,11 @@ import typer
 from swtdx.cli.kernel_choice import (
     CpuFeaturesOption,
     DialectOption,
+    InjectOption,
     KernelReleaseOption,
     ModuleVersionChoice,
     ModuleVersionOption,
+    checked_injections,
     chosen_features,
     chosen_release,
     module_refusal,
@@ -61,6 +63,8 @@ EPILOG = """
 [cyan]swtdx run --vm-type default --gdb :1234 --gdb-wait[/cyan] - then: gdb -ex 'target remote :1234'
 
 [cyan]swtdx run --debug-td --gdb :1234[/cyan] - a debug TD under gdb
+
+[cyan]swtdx run --inject 'TDH.MEM.PAGE.AUG: OPERAND_BUSY every 10'[/cyan] - what does the kernel do then?
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
 
@@ -179,6 +183,7 @@ class Host:
             help="With --kernel-release next: map private memory in 4 KiB pages, as released kernels do.",
         ),
     ] = False
+    inject: InjectOption = None
 
     @staticmethod
     def named_by(kernel: Path | None) -> bool:
@@ -211,6 +216,7 @@ class Host:
             "cpu_features": chosen_features(self.cpu_features),
             "no_rbp_mod": self.no_rbp_mod,
             "huge_pages": not self.no_huge_pages,
+            "inject": checked_injections(self.inject),
         }
 
     def _check_host(self) -> None:
@@ -222,6 +228,8 @@ class Host:
                 f"--module-version {self.module_version.value} is for the embedded kernel: the TDX module of "
                 "this machine cannot be chosen"
             )
+        if self.inject:
+            raise InputError("--inject is for the embedded kernel: the calls of this machine's cannot be made to fail")
         if self.cpu_features is not None:
             raise InputError("--cpu-features is for the emulated processor: this machine has the one that it has")
         if self.kernel_release is not None:

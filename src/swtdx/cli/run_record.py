@@ -17,7 +17,7 @@ from rich.text import Text
 
 import swtdx
 from swtdx.image.mrtd import Order
-from swtdx.uapi.abilities import inspectable, stated_release
+from swtdx.uapi.abilities import injections, inspectable, stated_release
 from swtdx.uapi.release import KernelRelease
 from swtdx.units import readable_size
 from swtdx.vmm.launch import Machine, Plan
@@ -116,6 +116,8 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
         "port_exits": {f"{port:#x}": count for port, count in run.port_exits.items()},
         "console": console.decode("utf-8", "replace"),
     }
+    if injected := injections(machine.vm.kernel):
+        kept["injections"] = injected
     if plan.td:
         kept.update(measurements(machine))
         kept["added"] = [region.as_json() for region in machine.added]
@@ -157,6 +159,8 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
     more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""
     yield "exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none"
+    for injected in kept.get("injections", []):
+        yield "injected", injected["text"]
     yield "time", f"{kept['seconds']['build']:.2f} s to build, {kept['seconds']['run']:.2f} s running"
 
 

@@ -94,6 +94,7 @@ class Options:
     append: str | None = None
     no_rbp_mod: bool = False
     huge_pages: bool = True
+    inject: tuple[str, ...] = ()
     gdb: str | None = None  # where to listen for a debugger
     gdb_wait: bool = False
     until: str | None = None
@@ -258,6 +259,7 @@ def kernel_named(
     report_key: bytes | None = None,
     config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
+    inject: tuple[str, ...] = (),
 ) -> Kernel:
     """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
@@ -266,7 +268,7 @@ def kernel_named(
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
     ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
-    ``report_key`` are those of `Platform`.
+    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`).
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -285,7 +287,7 @@ def kernel_named(
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:
-        return open_kernel("emulated", dialect, platform, config, trace=trace)
+        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject)
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
@@ -311,6 +313,7 @@ def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> K
             debug_tds=options.td is not None and options.td.is_debug,
         ),
         trace=trace,
+        inject=options.inject,
     )
 
 

@@ -241,6 +241,7 @@ class Process:
             self.machine.flush_trace()
             self.record.settle(self.machine)
             self.record.finish()
+            self.telling.injected(self.machine)
         return 0
 
 

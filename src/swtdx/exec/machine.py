@@ -65,5 +65,6 @@ def boot(settings: Settings, trace: Emit | None) -> tuple[MachineKernel, Kernel]
         kernel_release=settings.kernel_release,
         enable_tdx=settings.tdx,
         trace=trace,
+        inject=settings.inject,
     )
     return machine, machine if trace is None else TracedKernel(machine, trace)

@@ -61,6 +61,7 @@ class Record:
         self._counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         self._refused: Counter[tuple[str, str, str]] = Counter()
         self._tds: dict[int, dict[str, Any]] = {}
+        self._injections: list[dict[str, Any]] = []
         self._vms = 0
         self._started = time.time()
         self._finished = False
@@ -91,6 +92,7 @@ class Record:
         """Note the measurements of all TDs, and write the summary."""
         if not self._settings.record:
             return
+        self._injections = machine.injections()
         for fd, file in list(machine.files.by_fd.items()):
             if not isinstance(file, VmFile) or file.kvm is None:
                 continue
@@ -124,6 +126,7 @@ class Record:
                 {"ioctl": ioctl, "errno": errno, "reason": reason, "count": count}
                 for (ioctl, errno, reason), count in self._refused.items()
             ],
+            **({"injections": self._injections} if self._injections else {}),
             **{kind: dict(counts.most_common()) for kind, counts in self._counts.items()},
         }
         path = Path(self._settings.record) / f"{os.getpid()}.json"

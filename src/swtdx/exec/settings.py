@@ -47,6 +47,8 @@ class Settings:
     trace_format: str = "jsonl"
     record: str = ""
     """Directory in which each process leaves its summary."""
+    inject: tuple[str, ...] = ()
+    """Faults on demand, as `swtdx.inject.parse` reads them."""
     quiet: bool = False
     pki: str = ""
     """Folder with the machine's report key, where there is one."""

@@ -11,12 +11,16 @@ import errno
 import os
 import re
 import traceback
+from typing import TYPE_CHECKING
 
 from swtdx.exec.settings import Settings
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.dialect import Dialect, TdxCommand
 from swtdx.uapi.kvm import KVM_HAS_DEVICE_ATTR, KVM_KVMCLOCK_CTRL, KVM_MEMORY_ENCRYPT_OP, ioctl_name
 from swtdx.uapi.release import KernelRelease
+
+if TYPE_CHECKING:
+    from swtdx.machine import MachineKernel
 
 _STDERR = 2
 _NUMBER = re.compile(r"\b(?:0x[0-9a-fA-F]+|\d+)\b")
@@ -61,6 +65,11 @@ class Telling:
             os.write(_STDERR, f"swtdx: {text}\n".encode("utf-8", "replace"))
         except OSError:  # the reader is gone
             return
+
+    def injected(self, machine: MachineKernel) -> None:
+        """Print how often each fault that was asked for has struck."""
+        for each in machine.injections():
+            self.say(f"injected {each['text']}")
 
     def _command(self, argument: int) -> str:
         """Of KVM_MEMORY_ENCRYPT_OP the command, which is the first word of its argument."""

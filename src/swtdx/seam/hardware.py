@@ -20,6 +20,7 @@ __all__ = [
     "Memory",
     "Platform",
     "Processor",
+    "SeamModule",
     "Segment",
 ]
 
@@ -40,6 +41,12 @@ class Args(Protocol):
     r13: int
     r14: int
     r15: int
+
+
+class SeamModule(Protocol):
+    """What can be loaded as the TDX module: the module itself, or what stands in front of it."""
+
+    def seamcall(self, fn: int, args: Args, lp: int) -> int: ...
 
 
 class Memory(Protocol):

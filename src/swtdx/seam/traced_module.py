@@ -12,20 +12,16 @@ from __future__ import annotations
 import threading
 from functools import cache
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import ExitReason, event_type_name, reason_name
 from swtdx.cpu.watched_context import Injection, VmExit
 from swtdx.seam.dispatch import LEAF_MASK, SEAMCALL_NUMBERS, VERSION_SHIFT
-from swtdx.seam.hardware import Args
+from swtdx.seam.hardware import Args, SeamModule
 from swtdx.seam.operands import LEVEL_MASK
 from swtdx.seam.status import DETAILS_L2_MASK, ERROR, Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.trace.event import Count, Emit, Exit, Injected, Seamcall, Tdcall, Values
-
-if TYPE_CHECKING:
-    from swtdx.seam.module import TdxModule
 
 Operands = tuple[tuple[str, str], ...]
 
@@ -83,7 +79,7 @@ class SeamTracer:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 
-    def module(self, module: TdxModule) -> TracedModule:
+    def module(self, module: SeamModule) -> TracedModule:
         """Return what to load into the processor in place of ``module``."""
         return TracedModule(module, self._emit)
 
@@ -108,7 +104,7 @@ class SeamTracer:
 class TracedModule:
     """The TDX module, each of its SEAMCALLs told. A `cpu.processor.SeamModule`."""
 
-    def __init__(self, module: TdxModule, emit: Emit) -> None:
+    def __init__(self, module: SeamModule, emit: Emit) -> None:
         self._seamcall = module.seamcall
         self._emit = emit
 

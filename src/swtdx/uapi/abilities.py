@@ -38,6 +38,15 @@ class Inspectable(Protocol):
         ...
 
 
+@runtime_checkable
+class Injecting(Protocol):
+    """A kernel that can be asked to fail calls."""
+
+    def injections(self) -> list[dict[str, Any]]:
+        """Return for each fault that was asked for ``injection``, ``calls``, ``struck``, and ``text``, a sentence."""
+        ...
+
+
 class DebugTd(Protocol):
     """Access to one debug TD. All methods raise OSError, whose text names the SEAMCALL and its status."""
 
@@ -117,6 +126,12 @@ def inspectable(kernel: Kernel) -> Inspectable | None:
     """Return the kernel as one whose TDs can be inspected."""
     inner = _unwrapped(kernel)
     return inner if isinstance(inner, Inspectable) else None
+
+
+def injections(kernel: Kernel) -> list[dict[str, Any]]:
+    """Return the faults that the kernel was asked for, and how often each has struck."""
+    inner = _unwrapped(kernel)
+    return inner.injections() if isinstance(inner, Injecting) else []
 
 
 def debuggable(kernel: Kernel) -> Debuggable | None:

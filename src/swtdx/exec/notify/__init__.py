@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from swtdx.exec.notify.server import Server
     from swtdx.exec.record import Record
     from swtdx.exec.settings import Settings
+    from swtdx.exec.telling import Telling
     from swtdx.machine import MachineKernel
     from swtdx.uapi.kernel import Kernel
 
@@ -31,8 +32,8 @@ __all__ = ["available", "run"]
 
 
 class _Serving(Background):
-    def __init__(self, server: Server, record: Record) -> None:
-        self.server, self.record = server, record
+    def __init__(self, server: Server, record: Record, telling: Telling) -> None:
+        self.server, self.record, self.telling = server, record, telling
 
     def descriptors(self) -> int:
         return self.server.descriptors.inotify if self.server.descriptors is not None else -1
@@ -46,11 +47,16 @@ class _Serving(Background):
         if thoroughly:
             self.server.tasks.sweep()
 
+    def settle(self) -> None:
+        if self.server.machine is not None:
+            self.record.settle(self.server.machine)
+
     def finish(self) -> None:
         if self.server.machine is not None:
             self.server.machine.flush_trace()
             self.record.settle(self.server.machine)
             self.record.finish()
+            self.telling.injected(self.server.machine)
 
 
 def run(path: Path, arguments: list[str], settings: Settings) -> int:
@@ -82,6 +88,6 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
         KvmCalls(server, MemoryCalls(server))
         ForkCalls(server)
         server.start()
-        return _Serving(server, record)
+        return _Serving(server, record, telling)
 
     return _run(path, arguments, rules, serve)

@@ -40,8 +40,11 @@ class Background:
     def collect(self, *, thoroughly: bool) -> None:
         """Let go of what programs have let go of."""
 
+    def settle(self) -> None:
+        """Write what is known so far: the command ends, and reads it, while programs are left."""
+
     def finish(self) -> None:
-        """No program is left."""
+        """No program is left. Called once."""
 
 
 def run(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve) -> int:
@@ -111,18 +114,16 @@ def _be_server(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve:
     os.write(writing, b"%d\n" % program)
     listener = Listener(_receive(ours))
     background = serve(listener)
-    status = _attend(listener, background, program, writing)
-    background.finish()
-    return status
+    return _attend(listener, background, program, writing)
 
 
 def _attend(listener: Listener, background: Background, program: int, writing: int) -> int:
-    """Until no program is left."""
+    """Until no program is left. What is kept of the run is written before the command learns that it is over."""
     pidfd = os.pidfd_open(program)
     poll = select.poll()
     poll.register(listener.fd, 0)
     poll.register(pidfd, select.POLLIN)
-    status, registered = -1, -1
+    status, registered, alone = -1, -1, True
     while True:
         if registered < 0 <= background.descriptors():
             registered = background.descriptors()
@@ -133,10 +134,13 @@ def _attend(listener: Listener, background: Background, program: int, writing: i
             poll.unregister(pidfd)
             _, code = os.waitpid(program, 0)
             status = 128 + os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
-            if not listener.finished():
+            alone = listener.finished()
+            if not alone:
+                background.settle()
                 _go_to_background()
             else:
                 background.collect(thoroughly=True)
+                background.finish()
             _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
             os.write(writing, b"%d\n" % status)
             os.close(writing)
@@ -144,6 +148,8 @@ def _attend(listener: Listener, background: Background, program: int, writing: i
             _reap()
             if listener.finished():
                 background.collect(thoroughly=True)
+                if not alone:
+                    background.finish()
                 return status
 
 
