@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from enum import Enum, IntEnum
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +24,7 @@ from diagram import Move, ladder
 
 from swtdx.cli.app import whole_app
 from swtdx.explain import general_refusals, known_ioctls, refusals
+from swtdx.explain import leaves as leaves_of_rules
 from swtdx.explain import table as explanations
 from swtdx.explain.leaf import SEAMCALL, TDCALL, Leaf, all_leaves
 from swtdx.linux import release as release_table
@@ -442,6 +444,85 @@ READING_PARTS = {
     "msrs": ("MSRs", ("MSR", "verdict", "difference")),
 }
 
+# --- Statuses that are forced -----------------------------------------------------------------------------------------
+
+
+def injected() -> str:
+    """What each documented status of each leaf function of KVM's leads to, beside what Linux does."""
+    reading = json.loads((Path(__file__).parent / "injected.json").read_text(encoding="utf-8"))
+    parts = [f"Source: {reading['kernel']}.\n"]
+    for leaf, sites in sorted(reading["leaves"].items()):
+        parts.append(f"## {leaf}\n")
+        for site in sites:
+            rows = _forced_rows(leaf, site)
+            where = "While the module is brought up" if site["during"] == "bring-up" else f"In `{site['during']}`"
+            where = "At the last close" if site["during"] == "close" else where
+            functions = ", ".join(f"`{name.strip()}`" for name in site["source"].split(","))
+            parts += [
+                f"{where}, {_CALLS.get(str(site.get('call', 1)), 'call ' + str(site.get('call')))}: {functions}.\n"
+            ]
+            parts.append(table(("status", "Linux 7.2", "swtdx"), rows))
+    return "\n".join(parts)
+
+
+_CALLS = {"1": "the first call", "last": "the last call", "1-10": "ten calls in a row", "1-2": "two calls in a row"}
+
+
+def _forced_rows(leaf: str, site: dict[str, Any]) -> list[tuple[str, ...]]:
+    statuses = [
+        *site.get("only", dict.fromkeys(rule.answer for rule in leaves_of_rules()[leaf])),
+        *site.get("more", ()),
+    ]
+    found: dict[int, list[str]] = {}
+    for status in statuses:
+        number = next(n for n, row in enumerate(site["rows"]) if any(fnmatchcase(status, p) for p in row[0].split()))
+        found.setdefault(number, []).append(status)
+    rows = []
+    for number, names in sorted(found.items()):
+        _, linux, *ours = site["rows"][number]
+        same = f"{_in_words(site['during'], ours[0])}: {ours[1]}" if ours else "the same"
+        rows.append((_grouped(names), _in_words(site["during"], linux), same))
+    return rows
+
+
+def _grouped(statuses: list[str]) -> str:
+    """Statuses by name, the operands of each behind it."""
+    operands: dict[str, list[str]] = {}
+    for status in statuses:
+        name, _, operand = status.partition("|")
+        operands.setdefault(name, []).extend([operand] if operand else [])
+    return ", ".join(f"`{name}`" + (f" ({', '.join(of)})" if of else "") for name, of in operands.items())
+
+
+def _in_words(during: str, outcome: str) -> str:
+    outcome, _, lost = outcome.partition("; lost: ")
+    result, _, dead = outcome.partition(", ")
+    words = _OUTCOMES.get(result)
+    if words is None and result.startswith("KVM_EXIT"):
+        words = f"`{during}` returns with `{result}`"
+    if words is None:
+        words = f"`{during}` fails with `{result}`" if result != "0" else f"`{during}` succeeds"
+    if result == "0" and during == "close":
+        words = "the close succeeds"
+    words += "; the VM is dead" if dead else ""
+    kept = [_LOST.get(each, f"{each} pages") for each in lost.split(", ")] if lost else []
+    return words + (f"; lost until the next boot: {', '.join(kept)}" if kept else "")
+
+
+_OUTCOMES = {
+    "repeated": "the call is repeated, and nothing is seen",
+    "ignored": "nothing is seen",
+    "TDX is off": "TDX is off: KVM offers no TDs",
+}
+_LOST = {
+    "KeyID": "the KeyID",
+    "tdr": "the TDR",
+    "tdcs": "TDCS",
+    "tdvpr": "TDVPR",
+    "tdcx": "a TDCX",
+    "sept": "Secure EPT",
+}
+
 PAGES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "ioctls": ioctls,
@@ -452,4 +533,5 @@ PAGES: dict[str, Callable[[], str]] = {
     "secure_ept": secure_ept,
     "releases": releases,
     "module_source": module_source,
+    "injected": injected,
 }

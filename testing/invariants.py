@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from swtdx.linux.arch.x86.kvm.mmu.spte import pages_per_level
 from swtdx.linux.mm import HUGE_PAGE_SIZE, PAGE_SIZE
 from swtdx.seam import sept
+from swtdx.seam.lifecycle import HkidState
 from swtdx.seam.pamt import PageType
 
 if TYPE_CHECKING:
@@ -98,6 +99,19 @@ def check(kernel: MachineKernel) -> None:
     hkids = [vm.tdx.hkid for vm in vms.values() if vm.tdx is not None and vm.tdx.is_hkid_assigned]
     if max(Counter(hkids).values(), default=1) > 1:
         raise Violation(f"TDs share an HKID: {hkids}")
+
+
+def check_ownership(kernel: MachineKernel, what: str) -> None:
+    """No page that the module holds is free to the kernel, and no KeyID that it uses is. Raises Violation."""
+    assert kernel.tdx is not None
+    pamt = kernel.module.pamt
+    for page in kernel.pages._free:
+        index, _ = pamt.index_of(page)
+        if pamt.type_at(index) not in (PageType.NDA, PageType.RSVD):
+            raise Violation(f"{what}: the kernel may use {page:#x}, which the module holds")
+    states = {kernel.module.kot.state(hkid) for hkid in kernel.tdx._free_hkids}
+    if states - {HkidState.FREE}:
+        raise Violation(f"{what}: the kernel may use KeyIDs that are {states}")
 
 
 def _check_mirror(kernel: MachineKernel, vm: Kvm, td: Td) -> None:

@@ -21,13 +21,11 @@ from swtdx.cpu.processor import SeamArgs
 from swtdx.linux.arch.x86.virt.vmx.tdx import seamcall as leaves
 from swtdx.linux.err import err
 from swtdx.machine import MachineKernel, boot
-from swtdx.seam.lifecycle import HkidState
-from swtdx.seam.pamt import PageType
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from testing import guest
-from testing.invariants import check
+from testing.invariants import check, check_ownership
 from testing.td import MeasuredTd
 
 PAGE = guest.PAGE_SIZE
@@ -181,14 +179,3 @@ def _live(device: Kvm) -> str:
     except RuntimeError as error:  # KVM_RUN returned, but not with the expected exit
         return str(error)
     return "as if nothing were"
-
-
-def check_ownership(kernel: MachineKernel, what: str) -> None:
-    """No page that the module holds is free to the kernel, and no HKID that it uses is."""
-    assert kernel.tdx is not None
-    pamt = kernel.module.pamt
-    for page in kernel.pages._free:
-        index, _ = pamt.index_of(page)
-        assert pamt.type_at(index) in (PageType.NDA, PageType.RSVD), (what, hex(page))
-    states = {kernel.module.kot.state(hkid) for hkid in kernel.tdx._free_hkids}
-    assert states == {HkidState.FREE}, what
