@@ -35,6 +35,7 @@ from uuid import UUID
 
 from swtdx.attest.authenticode import PeError, authenticode_digest
 from swtdx.attest.boot_prediction import (
+    EV_EFI_HANDOFF_TABLES,
     EV_EFI_HANDOFF_TABLES2,
     EV_EFI_PLATFORM_FIRMWARE_BLOB2,
     EV_EFI_VARIABLE_AUTHORITY,
@@ -60,6 +61,7 @@ from swtdx.attest.machine_files import BOARD_OF_RUN, MachineFiles
 from swtdx.attest.measure import MeasureError, checked
 from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
+from swtdx.attest.smbios_tables import SmbiosTablesError, measured_tables
 from swtdx.attest.td_shim import measured_hob
 from swtdx.attest.variable_store import GLOBAL, IMAGE_SECURITY, VariableStore, VariableStoreError, parse_variables
 from swtdx.image.acpi_tables import LOADER_FILE
@@ -151,10 +153,11 @@ def predict_direct_boot(
     events = [
         *machine_extensions(firmware, cpus, machine),
         *kernel_extensions(linux, variables, name),
-        *ready_to_boot(boot_variables),
+        *ready_to_boot(boot_variables, smbios_extension(firmware, machine)),
     ]
     rest = after_the_call(linux, variables)
-    return predicted([*events, *rest.events], rest.measures, rest.unknown, rest.remarks)
+    unknown = [*smbios_unknown(firmware, machine), *rest.unknown]
+    return predicted([*events, *rest.events], rest.measures, unknown, rest.remarks)
 
 
 def extending_firmware(image: bytes, memory_size: int, name: str, machine: MachineFiles) -> Firmware | None:
@@ -196,6 +199,24 @@ def machine_extensions(firmware: Firmware, cpus: int, machine: MachineFiles) -> 
         yield from _fw_cfg(fw_cfg, numbered)
     yield from secure_boot_policy(firmware.variables, any(each.name == _SECURE_BOOT_CONFIG_DXE for each in carried))
     yield from _acpi(acpi)
+
+
+def smbios_extension(firmware: Firmware, machine: MachineFiles) -> Event | None:
+    """The SMBIOS tables; None if there are none, or they are not known (`smbios_unknown`)."""
+    try:
+        tables = measured_tables(machine.fw_cfg or machine.smbios or {}, firmware.carried)
+    except SmbiosTablesError:
+        return None
+    return None if tables is None else extension(0, EV_EFI_HANDOFF_TABLES, tables, name="SMBIOS tables")
+
+
+def smbios_unknown(firmware: Firmware, machine: MachineFiles) -> list[tuple[int, str]]:
+    """The SMBIOS tables, where what is measured of them is not known."""
+    try:
+        measured_tables(machine.fw_cfg or machine.smbios or {}, firmware.carried)
+    except SmbiosTablesError as error:
+        return [(0, f"EV_EFI_HANDOFF_TABLES (SMBIOS: {error})")]
+    return []
 
 
 def _of_another_build(linux: LinuxBoot, variables: VariableStore, name: str) -> BootPrediction:
@@ -339,9 +360,11 @@ def path_in_firmware(volume: UUID, name: UUID) -> bytes:
     return b"\x04\x07\x14\0" + volume.bytes_le + b"\x04\x06\x14\0" + name.bytes_le + b"\x7f\xff\x04\0"
 
 
-def ready_to_boot(options: Sequence[bytes]) -> Iterator[Event]:
-    """The boot options there are, and the call of an application."""
+def ready_to_boot(options: Sequence[bytes], smbios: Event | None = None) -> Iterator[Event]:
+    """SMBIOS tables, the boot options there are, and the call of an application."""
     order = b"".join(number.to_bytes(2, "little") for number in range(len(options)))
+    if smbios is not None:
+        yield smbios
     yield variable(EV_EFI_VARIABLE_BOOT, "BootOrder", GLOBAL, order)
     for number, each in enumerate(options):
         yield variable(EV_EFI_VARIABLE_BOOT, f"Boot{number:04X}", GLOBAL, each)

@@ -39,6 +39,8 @@ from swtdx.attest.direct_boot import (
     machine_extensions,
     path_in_firmware,
     ready_to_boot,
+    smbios_extension,
+    smbios_unknown,
 )
 from swtdx.attest.efi_start import Started, started
 from swtdx.attest.event_log import Event
@@ -116,9 +118,11 @@ def predict_disk_boot(
     every = [*(each.contents() for each in options), *disk_options(shell, _APPLICATION if new else _ACTIVE)]
     if new:
         rest = _asked_twice(rest)
-    events = [*machine_extensions(firmware, cpus, machine), *ready_to_boot(every), *rest.events]
+    ready = ready_to_boot(every, smbios_extension(firmware, machine))
+    events = [*machine_extensions(firmware, cpus, machine), *ready, *rest.events]
     remarks = rest.remarks if other_board else (_ONE_DISK, *rest.remarks)
-    return predicted(events, rest.measures, [*other_board, *rest.unknown], remarks)
+    unknown = [*other_board, *smbios_unknown(firmware, machine), *rest.unknown]
+    return predicted(events, rest.measures, unknown, remarks)
 
 
 def gpt_event(disk: bytes) -> Event | None:

@@ -52,15 +52,6 @@ def for_tds(carried: Sequence[FirmwareFile]) -> bool | None:
     return any(each.name == TDX_DXE for each in carried)
 
 
-def measures_smbios(image: bytes) -> bool:
-    """Whether the image has edk2's driver that extends RTMR0 with SMBIOS tables, where there are any.
-
-    >>> measures_smbios(bytes(4096))
-    False
-    """
-    return any(each.name == SMBIOS_MEASUREMENT_DXE for each in files(image))
-
-
 def firmware_traits(image: bytes, sections: Iterable[Section]) -> FirmwareTraits:
     """Look into an image with these TDVF sections. Raises nothing.
 

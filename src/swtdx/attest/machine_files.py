@@ -33,6 +33,8 @@ class MachineFiles:
     variables: VariableStore | None = None
     cfv: bytes | None = None
     """What lies where the image has its CFV, if the store of variables is as large as that."""
+    smbios: Mapping[str, bytes] | None = None
+    """fw_cfg's files of SMBIOS tables, on the board of ``swtdx run``, which has none unless they are asked for."""
 
     @property
     def boot_menu(self) -> bytes:

@@ -67,15 +67,21 @@ def _held_against_prediction(plan: Plan, extensions: list[tuple[int, str]]) -> d
     from swtdx.attest.boot_agreement import agreement
     from swtdx.attest.boot_prediction import PredictionError
     from swtdx.attest.direct_boot import predict_direct_boot
-    from swtdx.attest.firmware_traits import measures_smbios
+    from swtdx.attest.machine_files import MachineFiles
+    from swtdx.image.memory_map import MemoryMap
 
     assert plan.linux is not None
     firmware = plan.firmware
     try:
-        if plan.smbios is not None and measures_smbios(firmware.image):
-            raise PredictionError(f"{firmware.path} measures the SMBIOS tables into RTMR0, and those are not modelled")
+        layout = MemoryMap(plan.memory_size, len(firmware.image))
+        smbios = None if plan.smbios is None else plan.smbios.files(layout, plan.cpus)
         prediction = predict_direct_boot(
-            firmware.image, plan.linux, plan.memory_size, plan.cpus, name=str(firmware.path)
+            firmware.image,
+            plan.linux,
+            plan.memory_size,
+            plan.cpus,
+            name=str(firmware.path),
+            machine=MachineFiles(smbios=smbios),
         )
     except PredictionError as error:
         return {"rtmr": None, "complete": None, "contradicted": None, "text": f"not predicted: {error}"}
