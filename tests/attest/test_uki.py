@@ -161,10 +161,34 @@ def test_sections_of_the_first_profile_replace_those_before_it() -> None:
     )
     found = of(predicted(uki(*sections)), 2)
     assert found[:6] == named((".linux", KERNEL), (".cmdline", b"first"), (".profile", b"ID=a"))
-    with pytest.raises(PredictionError, match="profile @1, whose"):
-        predicted(uki(*sections), options="@1 quiet")
     with pytest.raises(PredictionError, match="no profile @7"):
         predicted(uki(*sections), options="@7")
+
+
+PROFILES = (
+    *((".linux", KERNEL), (".cmdline", b"console=x base")),
+    *((".profile", b"ID=a"), (".profile", b"ID=b"), (".cmdline", b"console=x second")),
+)
+
+
+def test_the_number_of_a_profile_is_measured_first_and_the_sections_are_its_own() -> None:
+    """As launches of UKIs with the stubs of systemd 262.1 and 257.13 have shown."""
+    own = named((".linux", KERNEL), (".cmdline", b"console=x second"), (".profile", b"ID=b"))
+    found = of(predicted(uki(*PROFILES, version="262.1-1"), options="@1"), 2)
+    initrd = sha384(archive("profile", b"ID=b"))
+    assert found == [sha384(utf16("1")), *own, sha384(utf16("console=x second")), initrd]
+    found = of(predicted(uki(*PROFILES, version="262.1-1"), options="@1 console=y"), 2)
+    assert found == [sha384(utf16("1")), *own, *[sha384(utf16("console=y"))] * 2, initrd]
+    assert of(predicted(uki(*PROFILES, version="257.13-1"), options="@1"), 2)[:-2] == own
+    first = of(predicted(uki(*PROFILES, version="262.1-1"), options="@0"), 2)
+    assert first[:2] == named((".linux", KERNEL))
+
+
+@pytest.mark.parametrize("version", ["258", "261.2"])
+def test_a_profile_of_a_stub_that_was_not_compared_is_named(version: str) -> None:
+    prediction = predicted(uki(*PROFILES, version=version), options="@1")
+    assert prediction.registers == (0, 1)
+    assert "the number of the profile" in prediction.unpredicted[0]
 
 
 def test_under_secure_boot_only_the_images_command_line_counts_in_a_td() -> None:

@@ -77,7 +77,7 @@ def _started_uki(uki: Uki, name: str, options: bytes, initrd: bytes, secure_boot
             events.append(application(authenticode_digest(given.kernel), f"the kernel in {name}"))
         except PeError as error:
             raise PredictionError(f"the kernel in {name} {error}") from None
-    unknown = [(2, f"EV_IPL ({section}: chosen by the machine's identifiers)") for section in given.unknown]
+    unknown = [(2, f"EV_IPL ({each})") for each in given.unknown]
     measures = kernel_measures(given.kernel)
     if not measures:
         remarks.append(OLD_INNER_KERNEL)

@@ -5,7 +5,7 @@ A UKI is systemd-stub with sections appended: kernel, initrd, command line and m
 Image").  The stub measures into PCRs 11 (the sections) and 12 (parameters), both of which the CC measurement protocol
 maps to RTMR2 (systemd, src/boot/stub.c and src/fundamental/uki.c):
 
-1. a profile other than the first, if the load options begin with ``@N``;
+1. the number of a profile other than the first, if the load options begin with ``@N`` (not in 257);
 2. of each section but .pcrsig, in a fixed order that is not that of the file, its name with a NUL, and its contents;
 3. the load options, unless Secure Boot is on and the image has a command line of its own.
 
@@ -42,6 +42,8 @@ _FIRST_WITH_OS_RELEASE = 257
 _FIRST_WITH_PROFILES = 257
 _FIRST_WITH_PREVIOUS_INITRD = 258
 _FIRST_WITH_CONSOLE = 262
+_MEASURES_NO_PROFILE, _MEASURES_PROFILE = 257, 262
+"""Stubs that were compared: the first measures the number of a profile into a TPM alone. Those between were not."""
 _BOOT_SECRET = "LoaderBootSecret".encode("utf-16-le")
 """The variable that holds the secret."""
 _PROFILE = re.compile(r"@(\d{1,9})(?: |\Z)")
@@ -161,8 +163,11 @@ def start(uki: Uki, options: str, previous: bytes = b"", secure_boot: bool = Fal
     known = {name for name, since in _ORDER if uki.version >= since}
     sections = {name: contents for name, contents in uki.profile(number).items() if name in known}
     measured = []
-    if number:
-        raise UkiError(f"is started with profile @{number}, whose measurement is not predicted")
+    unknown = [f"{name}: chosen by the machine's identifiers" for name in _BY_HARDWARE if name in sections]
+    if number and uki.version >= _MEASURES_PROFILE:
+        measured.append((str(number), str(number).encode("utf-16-le") + bytes(2)))
+    elif number and uki.version > _MEASURES_NO_PROFILE:
+        unknown.append(f"the number of the profile, which the stub of systemd {uki.version} may measure")
     for name, _ in _ORDER:
         if name in sections and name not in (_UNMEASURED, *_BY_HARDWARE):
             measured += [(name, name.encode() + b"\0"), (name, sections[name])]
@@ -173,7 +178,6 @@ def start(uki: Uki, options: str, previous: bytes = b"", secure_boot: bool = Fal
     if given:
         measured.append((given, given.encode("utf-16-le") + bytes(2)))
     command_line = given or built_in
-    unknown = [name for name in _BY_HARDWARE if name in sections]
     if previous and uki.version < _FIRST_WITH_PREVIOUS_INITRD:
         raise UkiError(f"has the stub of systemd {uki.version}, which does not start beside another initrd")
     parts = [sections.get(".ucode", b""), previous, sections.get(".initrd", b""), *_embedded(uki, sections)]
