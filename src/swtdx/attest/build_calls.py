@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from swtdx.attest.event_words import type_name
+from swtdx.attest.event import Event
 from swtdx.attest.measure import MAXIMUM_ADDED, checked, measure_tdvf
 from swtdx.image.initial_memory import AddedRegion, unpadded_contents
 from swtdx.image.memory_map import MemoryMap
@@ -57,19 +57,20 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Build:
-    """How a TD was or would be built. ``order`` None: unknown, MRTD is that of neither; ``rtmr`` None: unknown."""
+    """How a TD was or would be built. ``order`` None: unknown, MRTD is that of neither; ``rtmr`` None: unknown, all
+    or one of them."""
 
     name: str
     launched: bool
     regions: tuple[AddedRegion, ...]
     order: Order | None
     mrtd: bytes
-    rtmr: tuple[bytes, ...] | None
+    rtmr: tuple[bytes | None, ...] | None
     tdvf: Tdvf | None  # the image, where it is at hand
     ram: tuple[tuple[int, int], ...] | None
     events: tuple[tuple[int, bytes], ...] | None = None
     """What the guest extended RTMRs with, in order (register, digest); None where that was not recorded."""
-    event_words: tuple[str, ...] = ()
+    predicted: tuple[Event, ...] = ()
     """What those are, where that is known: of a prediction."""
     memory_size: int | None = None
     cpus: int | None = None
@@ -126,13 +127,14 @@ def build_of(tdvf: Tdvf, order: Order = Order.PER_PAGE, memory_size: int | None 
     return Build(tdvf.name, False, regions, order, mrtd, None, tdvf, ram, memory_size=memory_size)
 
 
-def with_direct_boot(build: Build, prediction: BootPrediction) -> Build:
-    """A predicted build whose firmware then starts a kernel: its RTMRs are known then."""
-    extended = tuple((event.rtmr or 0, event.digest) for event in prediction.events)
-    words = tuple(f"{type_name(event.event_type)}: {event.words}" for event in prediction.events)
-    if prediction.unpredicted:  # which extension comes between the known ones is not known
-        return build
-    return replace(build, rtmr=prediction.rtmrs, events=extended, event_words=words)
+def with_boot(build: Build, prediction: BootPrediction) -> Build:
+    """A predicted build whose firmware then starts something: its RTMRs are known then, but for those left open."""
+    known = tuple(event for event in prediction.events if event.rtmr in prediction.registers)
+    extended = tuple((event.rtmr or 0, event.digest) for event in known)
+    registers = tuple(
+        value if number in (*prediction.registers, 3) else None for number, value in enumerate(prediction.rtmrs)
+    )
+    return replace(build, rtmr=registers, events=extended, predicted=known)
 
 
 def recorded_build(record: bytes, name: str = "the record") -> Build:

@@ -11,11 +11,15 @@ knows them too: then the first that differs is told.  Of other launches only the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 from swtdx.attest.build_calls import Build, Call
+from swtdx.attest.event import Event
+from swtdx.attest.event_reasons import usual_reason
+from swtdx.attest.event_words import type_name
 from swtdx.image.initial_memory import InitialMemoryError
 from swtdx.image.mrtd import Order
 from swtdx.x86 import PAGE_SIZE
@@ -81,18 +85,39 @@ class Comparison:
     @property
     def first_event(self) -> int | None:
         """The number of the first RTMR extension that differs between the two; None if unknown, or there is none."""
-        one, other = (build.events for build in self.builds)
+        one, other = self.extensions
         if one is None or other is None or one == other:
             return None
         return next(number for number, (a, b) in enumerate(zip_longest(one, other)) if a != b)
 
     @property
+    def extensions(self) -> tuple[Sequence[tuple[int, bytes]] | None, ...]:
+        """What each side extended the registers with that both know; None where that is not known."""
+        known = [number for number in range(4) if all(build.rtmr and build.rtmr[number] for build in self.builds)]
+        return tuple(
+            None if build.events is None else [each for each in build.events if each[0] in known]
+            for build in self.builds
+        )
+
+    @property
     def first_event_words(self) -> str | None:
         """What that extension is, where one side is a prediction that has it."""
+        event = self._first_predicted
+        return None if event is None else f"{type_name(event.event_type)}: {event.words}"
+
+    @property
+    def reason(self) -> str | None:
+        """Why that extension usually differs."""
+        event = self._first_predicted
+        return None if event is None else usual_reason(event)
+
+    @property
+    def _first_predicted(self) -> Event | None:
         number = self.first_event
-        if number is None:
-            return None
-        return next((each.event_words[number] for each in self.builds if number < len(each.event_words)), None)
+        for build, extensions in zip(self.builds, self.extensions, strict=True):
+            if number is not None and build.predicted and extensions and number < len(extensions):
+                return next(each for each in build.predicted if (each.rtmr, each.digest) == extensions[number])
+        return None
 
     @property
     def equal(self) -> bool:
@@ -112,6 +137,7 @@ class Comparison:
             "rtmr_different": None if self.rtmrs is None else list(self.rtmrs),
             "first_event": self.first_event,
             "first_event_words": self.first_event_words,
+            "usual_reason": self.reason,
         }
 
 
@@ -129,7 +155,7 @@ TDH.MEM.PAGE.ADD of 0x20 (section 0 TEMP_MEM, page 0)
     rtmrs = None
     if one.rtmr is not None and other.rtmr is not None:
         pairs = enumerate(zip(one.rtmr, other.rtmr, strict=True))
-        rtmrs = tuple(number for number, (first, second) in pairs if first != second)
+        rtmrs = tuple(number for number, (first, second) in pairs if first and second and first != second)
     return Comparison((one, other), _first_divergence(one, other), rtmrs)
 
 

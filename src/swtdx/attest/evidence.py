@@ -15,6 +15,7 @@ from typing import Any
 
 from swtdx.attest.build_calls import Build
 from swtdx.attest.event_log import SHA384_SIZE, Event, EventLogError, parse_event_log
+from swtdx.attest.event_reasons import usual_reason
 from swtdx.attest.event_words import type_name
 from swtdx.attest.hcl_report import is_hcl_report, parse_hcl_report
 from swtdx.attest.quote import QuoteError, parse_quote
@@ -27,6 +28,8 @@ _FIELDS = (
     *("tee_tcb_svn", "tee_tcb_svn2", "mrservicetd", "reportdata"),
 )
 _REGISTERS = range(4)
+_ONLY_DIGEST = -1
+"""The type of an event of which a launch has recorded nothing else."""
 
 
 class EvidenceError(ValueError):
@@ -61,11 +64,14 @@ class Difference:
     values: tuple[Any, Any]
     first_event: int | None = None
     """Of RTMRs whose events are known: how many events of the register are equal."""
+    reason: str | None = None
+    """Why the first event that differs usually does."""
 
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
             "what": self.what, "text": self.text, "values": list(self.values), "equal_events": self.first_event,
+            "usual_reason": self.reason,
         }  # fmt: skip
 
 
@@ -137,15 +143,16 @@ def of_events(events: Sequence[Event], name: str, kind: str = "event log", mrtd:
 
 
 def of_build(build: Build) -> Evidence:
-    """What a launch or an image knows."""
-    events = None
-    if build.events is not None:
-        words = build.event_words or ("",) * len(build.events)
+    """What a launch or an image knows. A prediction knows nothing of RTMR3, which is the guest's own."""
+    events: tuple[Event, ...] | None = build.predicted or None
+    if events is None and build.events is not None:
         events = tuple(
-            Event(number, number, register, -1, digest, b"", text)
-            for number, ((register, digest), text) in enumerate(zip(build.events, words, strict=True))
+            Event(number, number, register, _ONLY_DIGEST, digest, b"")
+            for number, (register, digest) in enumerate(build.events)
         )
     registers = tuple(build.rtmr) if build.rtmr is not None else (None,) * 4
+    if not build.launched:
+        registers = (*registers[:3], None)
     return Evidence(build.name, "launch" if build.launched else "prediction", build.mrtd, registers, events)
 
 
@@ -185,7 +192,8 @@ def _register(number: int, one: Evidence, other: Evidence, values: tuple[str, st
         pairs = enumerate(zip_longest(chains[0], chains[1]))
         at = next((at for at, (a, b) in pairs if a is None or b is None or a.digest != b.digest), None)
         if at is not None:
-            return Difference(what, f"{what} differs: {_parting(at, chains[0], chains[1])}", values, at)
+            reason = _reason(at, chains[0], chains[1])
+            return Difference(what, f"{what} differs: {_parting(at, chains[0], chains[1])}", values, at, reason)
     text = f"{what} differs: {values[0]} and {values[1]}"
     for known, target in ((one, other), (other, one)):
         reached = _reached(known.chain(number), target.rtmrs[number])
@@ -218,10 +226,16 @@ def _parting(at: int, one: list[Event], other: list[Event]) -> str:
     return f"{same} {'B' if more is one else 'A'} has ended, {'A' if more is one else 'B'} has {_words(more[at])}"
 
 
+def _reason(at: int, one: list[Event], other: list[Event]) -> str | None:
+    """The usual reason of the first event that differs; of two, the first that has one."""
+    found = (usual_reason(each[at]) for each in (one, other) if at < len(each))
+    return next((reason for reason in found if reason is not None), None)
+
+
 def _words(event: Event) -> str:
     """An event in words, with as much as its digest vouches for."""
-    if event.event_type < 0:  # of a launch or a prediction: only a digest, and perhaps words
-        return event.name or f"an extension by {event.digest.hex()[:16]}..."
+    if event.event_type == _ONLY_DIGEST:
+        return f"an extension by {event.digest.hex()[:16]}..."
     vouched = event.vouched
     state = f" [{vouched.value}]" if vouched is not None else ""
     return f"event {event.number}, {type_name(event.event_type)} ({event.words}){state}"

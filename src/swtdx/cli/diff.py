@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from swtdx.attest.build_calls import Build, RecordError, build_of, recorded_build, with_direct_boot
+from swtdx.attest.build_calls import Build, RecordError, build_of, recorded_build, with_boot
 from swtdx.attest.divergence import Comparison, compare
 from swtdx.attest.evidence import (
     Evidence,
@@ -22,16 +21,20 @@ from swtdx.attest.evidence import (
     of_build,
 )
 from swtdx.attest.evidence_kind import FIRMWARE, kind_of
-from swtdx.attest.measure import MeasureError, checked, depends_on_memory, order_matters
+from swtdx.attest.measure import MeasureError, checked, complete, depends_on_memory, order_matters
 from swtdx.attest.text_form import text_bytes
+from swtdx.cli import declaration as typer
 from swtdx.cli.input import file_bytes
 from swtdx.cli.measure import DEFAULT_MEMORY, ORDERS, OrderChoice
+from swtdx.cli.option_groups import grouped
 from swtdx.cli.parameters import InputError, memory_size
-from swtdx.cli.predicted_boot import linux_files
+from swtdx.cli.predicted_boot import OtherMachine, Started, linux_files, predict, with_kernel_of
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.image.mrtd import Order
 from swtdx.image.shim import NAME as NO_FIRMWARE
-from swtdx.image.tdvf import Tdvf, TdvfError
+from swtdx.image.tdvf import Tdvf, TdvfError, parse
+
+_NO_IMAGE = "--kernel and --boot cannot change anything: they are for images, whose firmware starts what they name"
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -43,6 +46,9 @@ EPILOG = """
 [cyan]swtdx diff run.json TDX.fd --kernel vmlinuz --append console=ttyS0[/cyan] - RTMR0-2 too, to the first event
 
 [cyan]swtdx diff run.json none --kernel vmlinuz[/cyan] - a launch of --firmware none against the prediction
+
+[cyan]swtdx diff ccel.bin OVMF.fd --boot shimx64.efi --boot grubx64.efi --grub-root esp/ --disk disk.img[/cyan] - which
+event of a boot from a disk is not as predicted, and why
 
 [cyan]swtdx diff monday.json tuesday.json[/cyan] - two launches, also their RTMRs
 
@@ -63,103 +69,112 @@ def register(app: typer.Typer) -> None:
     app.command(name="diff", epilog=EPILOG)(diff)
 
 
-def diff(
+@dataclass(frozen=True)
+class Sides:
+    """What is compared."""
+
     one: Annotated[
         Path,
         typer.Argument(
             metavar="A",
             help="Image, record of a run, quote, TDREPORT, event log, or swtdx measure --json; none: no firmware.",
         ),
-    ],
-    other: Annotated[Path, typer.Argument(metavar="B", help="The same.")],
+    ]
+    other: Annotated[Path, typer.Argument(metavar="B", help="The same.")]
     order: Annotated[
         OrderChoice | None,
         typer.Option(help="Order of the calls for images. Not given: the launch's, or page.", show_default=False),
-    ] = None,
+    ] = None
     memory: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Guest memory; for --kernel (not given: the launch's, or 256M), or a HOB measured."
+            metavar="SIZE",
+            help="Guest memory; for --kernel and --boot (not given: the launch's, or 256M), or a HOB measured.",
         ),
-    ] = None,
-    kernel: Annotated[
-        Path | None, typer.Option(metavar="BZIMAGE", help="Linux kernel that an image's firmware starts: RTMR0-2 too.")
-    ] = None,
-    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initial RAM disk.")] = None,
-    append: Annotated[str | None, typer.Option(metavar="TEXT", help="Its command line.")] = None,
-    cpus: Annotated[
-        int | None,
-        typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: the launch's, or 1).", show_default=False),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False,
-) -> None:
+    ] = None
+
+
+@dataclass(frozen=True)
+class Printed:
+    """How the result is printed."""
+
+    json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False
+
+
+@grouped
+def diff(sides: Sides, started: Started, machine: OtherMachine, printed: Printed) -> None:
     """Show the first call or event where two measurements differ: section, address, page and byte, or words."""
-    if json and quiet:
+    if printed.json and printed.quiet:
         raise Failure("--json and --quiet exclude each other", Verdict.USAGE)
-    if kernel is None:
-        for option, value in (("--initrd", initrd), ("--append", append), ("--cpus", cpus)):
-            if value is not None:
-                raise Failure(f"{option} cannot change anything; it is for --kernel, which names none", Verdict.USAGE)
-    given = [(b"" if str(path) == NO_FIRMWARE else text_bytes(file_bytes(path)), str(path)) for path in (one, other)]
-    if kernel is None and any(name == NO_FIRMWARE for _, name in given):
+    started.check()
+    machine.check(started)
+    paths = (sides.one, sides.other)
+    given = [(b"" if str(path) == NO_FIRMWARE else text_bytes(file_bytes(path)), str(path)) for path in paths]
+    if started.kernel is None and any(name == NO_FIRMWARE for _, name in given):
         raise Failure("without firmware (none) there must be a kernel: give --kernel", Verdict.USAGE)
-    boot = None if kernel is None else DirectBoot(kernel, initrd, append or "", cpus)
+    boot = Boot(started, machine, printed.quiet) if started.given else None
     comparison: Comparison | EvidenceComparison
     try:
         if any(_is_evidence(contents) for contents, _ in given):
-            comparison, text = _of_evidence(given, order, memory, boot)
+            comparison, text = _of_evidence(given, sides.order, sides.memory, boot)
         else:
-            comparison = compare(*_builds(given, order, memory, boot))
+            comparison = compare(*_builds(given, sides.order, sides.memory, boot))
             text = _report(comparison)
     except InputError as error:
         raise Failure(str(error), Verdict.USAGE) from None
     except (RecordError, TdvfError, MeasureError, EvidenceError) as error:
         raise Failure(str(error), Verdict.FAILED) from None
-    if json:
+    if printed.json:
         print(json_format.dumps(comparison.as_json(), indent=2))
-    elif not quiet:
+    elif not printed.quiet:
         print("\n".join(text))
     raise typer.Exit(Verdict.OK if comparison.equal else Verdict.FAILED)
 
 
 @dataclass(frozen=True)
-class DirectBoot:
-    """What an image's firmware is to start."""
+class Boot:
+    """What an image's firmware is to start, and on which machine."""
 
-    kernel: Path
-    initrd: Path | None
-    append: str
-    cpus: int | None
+    started: Started
+    machine: OtherMachine
+    quiet: bool
 
-    def tdvf(self, memory: int, cpus: int) -> Tdvf:
-        """Return what stands in for firmware that there is not, with the kernel in it.
+    def tdvf(self, contents: bytes, name: str, memory: int, cpus: int) -> Tdvf:
+        """Return the image, with the kernel in it where that is its place; or what stands in for no firmware.
 
-        Raises `Failure`, `MeasureError`.
+        Raises `Failure`, `MeasureError`, `TdvfError`.
         """
         from swtdx.attest.measure import direct_tdvf
         from swtdx.image.linux_image import LinuxImageError
 
+        if name != NO_FIRMWARE:
+            return complete(with_kernel_of(parse(contents, name), self.started))
+        assert self.started.kernel is not None
+        if self.machine.files() or self.machine.fw_cfg:
+            raise Failure("without firmware (none) there is only --kernel, and no other machine", Verdict.USAGE)
         try:
-            linux = linux_files(self.kernel, self.initrd, self.append, memory)
-            return direct_tdvf(linux, memory, self.cpus or cpus)
+            linux = linux_files(self.started.kernel, self.started.initrd, self.started.append or "", memory)
+            return direct_tdvf(linux, memory, self.machine.cpus or cpus)
         except LinuxImageError as error:
             raise Failure(str(error), Verdict.FAILED) from None
 
     def of(self, build: Build, memory: int, cpus: int) -> Build:
-        """Return the image's build with its RTMRs. Raises `Failure` and what `predict_direct_boot` raises."""
-        from swtdx.attest.direct_boot import predict_direct_boot
-
+        """Return the image's build with its RTMRs. Raises `Failure` and what `predict` raises."""
         if build.name == NO_FIRMWARE:  # there is no firmware to extend them
             return replace(build, rtmr=(bytes(48),) * 4, events=())
         assert build.tdvf is not None
-        linux = linux_files(self.kernel, self.initrd, self.append, memory)
-        prediction = predict_direct_boot(bytes(build.tdvf.image), linux, memory, self.cpus or cpus, build.name)
-        return with_direct_boot(build, prediction)
+        machine = self.machine
+        if machine.fw_cfg is None and machine.event_log is None:
+            machine = replace(machine, cpus=machine.cpus or cpus)
+        _, prediction = predict(build.tdvf, self.started, machine, memory, build.name)
+        for note in prediction.notes if prediction.unknown and not self.quiet else []:
+            print(f"swtdx: {note}", file=sys.stderr)
+        return with_boot(build, prediction)
 
 
 def _builds(
-    given: list[tuple[bytes, str]], choice: OrderChoice | None, memory: str | None, boot: DirectBoot | None
+    given: list[tuple[bytes, str]], choice: OrderChoice | None, memory: str | None, boot: Boot | None
 ) -> tuple[Build, Build]:
     """Records first, as they know the order in which an image beside them is to be measured."""
     records = {name: recorded_build(contents, name) for contents, name in given if _is_json(contents)}
@@ -168,7 +183,7 @@ def _builds(
     machine_memory = size or (launch.memory_size if launch else None) or memory_size(DEFAULT_MEMORY)
     machine_cpus = (launch.cpus if launch else None) or 1
     images = {
-        name: boot.tdvf(machine_memory, machine_cpus) if boot and name == NO_FIRMWARE else checked(contents, name)
+        name: boot.tdvf(contents, name, machine_memory, machine_cpus) if boot else checked(contents, name)
         for contents, name in given
         if name not in records
     }
@@ -176,7 +191,7 @@ def _builds(
     if choice is not None and not any(map(order_matters, tdvfs)):
         raise Failure("--order cannot change anything: it is for images, whose calls were not made yet", Verdict.USAGE)
     if boot is not None and not images:
-        raise Failure("--kernel cannot change anything: it is for images, whose firmware starts it", Verdict.USAGE)
+        raise Failure(_NO_IMAGE, Verdict.USAGE)
     if memory is not None and boot is None and not any(map(depends_on_memory, tdvfs)):
         raise Failure("--memory cannot change anything: it is for images whose TD HOB is measured", Verdict.USAGE)
     known = next((build.order for build in records.values() if build.order is not None), Order.PER_PAGE)
@@ -200,12 +215,14 @@ def _is_evidence(contents: bytes) -> bool:
 
 
 def _of_evidence(
-    given: list[tuple[bytes, str]], order: OrderChoice | None, memory: str | None, boot: DirectBoot | None
+    given: list[tuple[bytes, str]], order: OrderChoice | None, memory: str | None, boot: Boot | None
 ) -> tuple[EvidenceComparison, Iterator[str]]:
     """Compare two sides of which at least one is evidence of a TD that has run, or a prediction's JSON."""
     sides: list[Evidence] = []
     notes: list[str] = []
     read = {name: evidence_of(contents, name) for contents, name in given if _is_evidence(contents)}
+    if boot is not None and all(name in read for _, name in given):
+        raise Failure(_NO_IMAGE, Verdict.USAGE)
     wanted = next((each.mrtd for each in read.values()), None)
     for contents, name in given:
         if name in read:
@@ -246,6 +263,8 @@ def _evidence_report(comparison: EvidenceComparison, notes: list[str]) -> Iterat
     same = [what for what in comparison.compared if what not in different]
     for each in comparison.differences:
         yield f"{each.text}."
+        if each.reason is not None:
+            yield f"Usual reason: {each.reason}."
     if same:
         yield f"{', '.join(same)} {'is' if len(same) == 1 else 'are'} equal."
 
@@ -270,28 +289,35 @@ def _report(comparison: Comparison) -> Iterator[str]:
         yield "MRTD differs, though the recorded pages are equal: the calls came in an order that is not known."
     if comparison.rtmrs is None:
         return
-    if not comparison.rtmrs:
-        yield "RTMR0-3 are equal."
-        return
     one, other = comparison.builds
     assert one.rtmr is not None
     assert other.rtmr is not None
+    if not comparison.rtmrs:
+        compared = [number for number in range(4) if one.rtmr[number] and other.rtmr[number]]
+        every = "RTMR0-3" if len(compared) == 4 else ", ".join(f"RTMR{number}" for number in compared)
+        yield f"{every} {'is' if len(compared) == 1 else 'are'} equal." if compared else "No RTMR is known of both."
+        return
     for number in comparison.rtmrs:
-        yield f"RTMR{number} differs: {one.rtmr[number].hex()}"
-        yield f"           and: {other.rtmr[number].hex()}"
+        first, second = one.rtmr[number], other.rtmr[number]
+        assert first is not None
+        assert second is not None
+        yield f"RTMR{number} differs: {first.hex()}"
+        yield f"           and: {second.hex()}"
     if comparison.first_event is None:
         yield "Which event was the first to differ only the guest's event log can tell; the record has no events."
         return
     yield f"The first event to differ is number {comparison.first_event}:"
-    for label, build in zip("AB", comparison.builds, strict=True):
-        assert build.events is not None
-        if comparison.first_event < len(build.events):
-            register, digest = build.events[comparison.first_event]
+    for label, extensions in zip("AB", comparison.extensions, strict=True):
+        assert extensions is not None
+        if comparison.first_event < len(extensions):
+            register, digest = extensions[comparison.first_event]
             yield f"{label}  RTMR{register} extended with {digest.hex()}"
         else:
             yield f"{label}  there is none"
     if comparison.first_event_words is not None:
         yield f"Predicted there is {comparison.first_event_words}."
+    if comparison.reason is not None:
+        yield f"Usual reason: {comparison.reason}."
 
 
 def _unmeasured(comparison: Comparison) -> Iterator[str]:

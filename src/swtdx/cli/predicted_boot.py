@@ -60,7 +60,7 @@ class Started:
             ("--disk", self.disk, self.boot, "--boot"),
         ):
             if value is not None and needs is None:
-                text = f"{option} cannot change the MRTD; it is for {wanted}, which names none"
+                text = f"{option} cannot change anything: it is for {wanted}, which is not given"
                 raise Failure(text, Verdict.USAGE)
 
     @property
@@ -138,7 +138,7 @@ class OtherMachine:
             ("--variables", self.variables),
         ):
             if value is not None and not started.given:
-                text = f"{option} cannot change the MRTD; it is for --kernel, which names none"
+                text = f"{option} cannot change anything: it is for --kernel, which is not given"
                 raise Failure(text, Verdict.USAGE)
         excluded = {
             "--cpus": self.cpus is not None,
