@@ -145,8 +145,10 @@ void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 /* User memory may have been written by its owner since the virtual CPU last ran: drop translated code that no longer is
  * what lies there. Looks at the page of the next instruction every time, at all pages every 20 ms or if ``all``. */
 void swtdx_check_code(swtdx_cpu *cpu, bool all);
-/* INVEPT: translations cached for any virtual CPU are dropped before the next instruction runs. */
+/* INVEPT: no virtual CPU uses a translation that it has cached before. Waits for one that runs to look up. */
 void swtdx_invept(swtdx_engine *engine);
+/* The same for one that does not run, before its next entry. */
+void swtdx_invept_one(swtdx_cpu *cpu);
 /* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of
  * those. A guest that touches one takes a machine check. The array must outlive the engine. */
 void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count);
@@ -181,7 +183,8 @@ void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t image[256]);
 int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa);
 /* Translate a guest-physical address; -1 if EPT has nothing there. prot gets R 1, W 2, X 4. */
 int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot);
-void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+/* Copy physical memory; false where there is none. */
+bool swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length);
 /* Evaluate pending virtual interrupts: the vector that would be delivered next, or -1. */
 int swtdx_pending_interrupt(swtdx_cpu *cpu);
 

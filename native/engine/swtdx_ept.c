@@ -90,6 +90,27 @@ void swtdx_note_access(CPUState *cs, target_ulong gla)
     }
 }
 
+/* Set bits in an entry of the guest's own page tables, at a physical address. False: it is not this entry any more. */
+bool swtdx_set_page_bits(CPUState *cs, hwaddr address, uint64_t entry, uint32_t bits)
+{
+    CPUX86State *env = cs->env_ptr;
+    bool wide = env->cr[4] & CR4_PAE_MASK;
+    uint32_t narrow = entry;
+    void *host;
+
+    if (likely((entry & bits) == bits)) {
+        return true;
+    }
+    host = swtdx_host_pointer(cs->uc->swtdx, address, wide ? 8 : 4);
+    if (!host) {
+        return true; /* a store to where there is no memory */
+    }
+    return wide ? __atomic_compare_exchange_n((uint64_t *)host, &entry, entry | bits, false, __ATOMIC_SEQ_CST,
+                                              __ATOMIC_SEQ_CST)
+                : __atomic_compare_exchange_n((uint32_t *)host, &narrow, narrow | bits, false, __ATOMIC_SEQ_CST,
+                                              __ATOMIC_SEQ_CST);
+}
+
 /* Called by TCG for each guest-physical address; prot is NULL for the guest's own page tables. Returns or exits. */
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot)
 {
@@ -139,21 +160,20 @@ hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot)
 int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
 {
     bool shared;
+    int result;
 
-    return swtdx_walk(cpu->engine, cpu, gpa, hpa, prot, &shared) == WALK_OK ? 0 : -1;
+    pthread_rwlock_rdlock(&cpu->engine->regions_lock);
+    result = swtdx_walk(cpu->engine, cpu, gpa, hpa, prot, &shared);
+    pthread_rwlock_unlock(&cpu->engine->regions_lock);
+    return result == WALK_OK ? 0 : -1;
 }
 
 static int load_guest(swtdx_cpu *cpu, uint64_t gpa, void *value, size_t size)
 {
     uint64_t hpa;
     uint32_t prot;
-    void *host;
 
-    if (swtdx_translate_physical(cpu, gpa, &hpa, &prot) || !(host = swtdx_host_pointer(cpu->engine, hpa, size))) {
-        return -1;
-    }
-    memcpy(value, host, size);
-    return 0;
+    return !swtdx_translate_physical(cpu, gpa, &hpa, &prot) && swtdx_read(cpu->engine, hpa, value, size) ? 0 : -1;
 }
 
 int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)

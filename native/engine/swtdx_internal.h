@@ -47,6 +47,7 @@ struct swtdx_engine {
     uint32_t pkru_offset; /* in the standard form of the XSAVE area */
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;
+    pthread_rwlock_t regions_lock; /* for those who look without having the turn; who changes them has both */
     struct swtdx_snapshot **snapshots; /* open hash by host address, a power of two of slots */
     size_t nsnapshots, snapshot_slots;
     uint64_t checked_ns;
@@ -61,6 +62,9 @@ struct swtdx_engine {
     volatile uint32_t preempt;
     swtdx_cpu *current; /* whose state is in env */
     swtdx_cpu *volatile running;
+    struct swtdx_engine *next_engine; /* of all in this process; see swtdx_exclusive.c */
+    volatile uint32_t in_translator;
+    bool exclusive;
     void *reset_state;
     volatile uint32_t flush_wanted, flush_done;
     uint64_t access_gla, walks;
@@ -110,6 +114,9 @@ uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
 bool swtdx_refers_to_stack(CPUX86State *env, target_ulong address, uintptr_t retaddr);
 void swtdx_note_access(CPUState *cs, target_ulong gla);
+bool swtdx_set_page_bits(CPUState *cs, hwaddr address, uint64_t entry, uint32_t bits);
+void swtdx_begin_exclusive(CPUState *cs);
+void swtdx_end_exclusive(CPUState *cs);
 int swtdx_acknowledge_interrupt(CPUX86State *env);
 void swtdx_delivered(CPUX86State *env);
 bool swtdx_exception(CPUState *cs);
@@ -157,7 +164,12 @@ void swtdx_ring(swtdx_cpu *cpu);
 bool swtdx_wakes(swtdx_cpu *cpu, CPUState *cs);
 void swtdx_sleep_halted(swtdx_cpu *cpu);
 void swtdx_end_turn(swtdx_engine *engine, bool keep_slice);
+void swtdx_enter_translator(swtdx_engine *engine);
+void swtdx_leave_translator(swtdx_engine *engine);
+void swtdx_join(swtdx_engine *engine);
+void swtdx_part(swtdx_engine *engine);
 void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited);
+void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 int swtdx_walk(swtdx_engine *engine, swtdx_cpu *cpu, uint64_t gpa, uint64_t *entry, uint32_t *prot, bool *shared);
 void swtdx_evaluate_interrupts(swtdx_cpu *cpu, CPUState *cs);
 void swtdx_sync_posted(swtdx_cpu *cpu);

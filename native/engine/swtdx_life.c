@@ -128,6 +128,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uin
         return NULL;
     }
     pthread_mutex_init(&engine->mutex, NULL);
+    pthread_rwlock_init(&engine->regions_lock, NULL);
     pthread_cond_init(&engine->turn, NULL);
     env = engine->uc->cpu->env_ptr;
     CPU_GET_CLASS(engine->uc->cpu)->do_unaligned_access = swtdx_unaligned_access;
@@ -136,6 +137,7 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uin
     memcpy(engine->reset_state, env, offsetof(CPUX86State, end_reset_fields));
     engine->uc->nested_level = 1; /* one level of emulation, ours, for good */
     engine->uc->swtdx = engine;
+    swtdx_join(engine);
     swtdx_catch_host_faults();
     return engine;
 }
@@ -144,6 +146,7 @@ void swtdx_engine_free(swtdx_engine *engine)
 {
     if (engine) {
         swtdx_acquire(engine);
+        swtdx_part(engine);
         engine->uc->nested_level = 0;
         engine->uc->swtdx = NULL;
         swtdx_drop_snapshots(engine);
@@ -151,6 +154,7 @@ void swtdx_engine_free(swtdx_engine *engine)
         free(engine->regions);
         pthread_cond_destroy(&engine->turn);
         pthread_mutex_destroy(&engine->mutex);
+        pthread_rwlock_destroy(&engine->regions_lock);
         destroy(engine);
     }
 }

@@ -6,7 +6,9 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "exec/ram_addr.h"
+#include <sched.h>
 #include <signal.h>
+#include <sys/uio.h>
 #include "swtdx_internal.h"
 #include "swtdx_host.h"
 
@@ -25,6 +27,7 @@ int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     int result = -1;
 
     swtdx_acquire(engine);
+    pthread_rwlock_wrlock(&engine->regions_lock);
     regions = realloc(engine->regions, (engine->nregions + 1) * sizeof(*regions));
     if (regions) {
         engine->regions = regions;
@@ -37,6 +40,7 @@ int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
             result = 0;
         }
     }
+    pthread_rwlock_unlock(&engine->regions_lock);
     swtdx_release(engine);
     return result;
 }
@@ -47,6 +51,7 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     int result = -1;
 
     swtdx_acquire(engine);
+    pthread_rwlock_wrlock(&engine->regions_lock);
     for (at = 0; at < engine->nregions; at++) {
         if (engine->regions[at].hpa == hpa && engine->regions[at].length == length) {
             tb_flush(engine->uc->cpu);
@@ -59,6 +64,7 @@ int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
             break;
         }
     }
+    pthread_rwlock_unlock(&engine->regions_lock);
     swtdx_release(engine);
     return result;
 }
@@ -70,22 +76,65 @@ void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr)
 
 void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
 {
-    void *host = swtdx_host_pointer(engine, hpa, length);
-    ram_addr_t ram_addr = (uintptr_t)host;
+    ram_addr_t ram_addr;
+    void *host;
 
+    swtdx_acquire(engine);
+    host = swtdx_host_pointer(engine, hpa, length);
+    ram_addr = (uintptr_t)host;
     if (host) {
-        swtdx_acquire(engine);
         tb_invalidate_phys_range(engine->uc, ram_addr, ram_addr + length);
-        swtdx_release(engine);
+    }
+    swtdx_release(engine);
+}
+
+bool swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
+{
+    bool done = true;
+    void *host;
+
+    pthread_rwlock_rdlock(&engine->regions_lock);
+    host = swtdx_host_pointer(engine, hpa, length);
+    if (!host) {
+        done = false;
+    } else if (hpa < engine->size) {
+        memcpy(buffer, host, length);
+    } else { /* its owner may unmap it meanwhile */
+        struct iovec to = { buffer, length }, from = { host, length };
+        ssize_t count = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
+
+        if (count < 0 && errno != EFAULT) { /* not allowed here */
+            memcpy(buffer, host, length);
+        } else {
+            done = count == (ssize_t)length;
+        }
+    }
+    pthread_rwlock_unlock(&engine->regions_lock);
+    return done;
+}
+
+/* What must have happened by the time that this returns: a guest that runs has reached the end of a block, and has
+ * dropped its translations. Memory that was taken away is put to another use then. */
+void swtdx_invept(swtdx_engine *engine)
+{
+    uint32_t wanted = __atomic_add_fetch(&engine->flush_wanted, 1, __ATOMIC_SEQ_CST);
+    unsigned looks;
+
+    for (looks = 0; engine->running && (int32_t)(wanted - __atomic_load_n(&engine->flush_done, __ATOMIC_ACQUIRE)) > 0;
+         looks++) {
+        if (!looks) {
+            cpu_exit(engine->uc->cpu);
+        } else if (looks > 100) {
+            sched_yield();
+        } else {
+            __builtin_ia32_pause();
+        }
     }
 }
 
-void swtdx_invept(swtdx_engine *engine)
+void swtdx_invept_one(swtdx_cpu *cpu)
 {
-    __atomic_fetch_add(&engine->flush_wanted, 1, __ATOMIC_ACQ_REL);
-    if (engine->running) {
-        cpu_exit(engine->uc->cpu);
-    }
+    __atomic_add_fetch(&cpu->engine->flush_wanted, 1, __ATOMIC_SEQ_CST);
 }
 
 uint64_t swtdx_walks(const swtdx_engine *engine)

@@ -168,8 +168,10 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             return PREEMPTED;
         }
         if (engine->flush_done != engine->flush_wanted) {
-            engine->flush_done = engine->flush_wanted;
+            uint32_t wanted = engine->flush_wanted;
+
             tlb_flush(cs);
+            __atomic_store_n(&engine->flush_done, wanted, __ATOMIC_RELEASE);
         }
         if (cpu->event.valid) {
             cpu->activity = 0;
@@ -187,7 +189,9 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
         cs->interrupt_request = pending | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
                                 (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
+        swtdx_enter_translator(engine);
         cpu_exec(uc, cs);
+        swtdx_leave_translator(engine);
         if (engine->exited) {
             return EXITED;
         }
@@ -233,6 +237,10 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
     } else {
         /* Registers are as of some instruction of the faulting block: the guest cannot go on, and its owner is told. */
         swtdx_drop_mxcsr(env);
+        if (engine->exclusive) {
+            swtdx_end_exclusive(cs);
+        }
+        swtdx_leave_translator(engine);
         cpu->delivering.valid = 0;
         cs->exception_index = -1;
         tb_flush(cs);

@@ -88,6 +88,7 @@ class FakeContext:
         self.called: int | None = None
         self.injected: list[tuple[int, int, int | None]] = []
         self.closed = False
+        self.flushes = 0
         self.msrs: dict[int, int] = {}
         self.segments: dict[int, tuple[int, int, int, int]] = {}
         self.dr: dict[int, int] = {}
@@ -113,6 +114,9 @@ class FakeContext:
     @property
     def vapic(self) -> memoryview:
         return self._vapic
+
+    def invept(self) -> None:
+        self.flushes += 1
 
     def run(self) -> int:
         self.note()
@@ -186,7 +190,6 @@ class FakeProcessor:
         self.tsc = 1_000_000
         self.contexts: list[FakeContext] = []
         self.on_lp: dict[int, FakeContext] = {}
-        self.flushes = 0
         self.first_touches: dict[int, Callable[[int, Callable[[int], bool]], bool]] | None = None
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> cpuid.Registers:
@@ -209,9 +212,6 @@ class FakeProcessor:
 
     def enter_lp(self, lp: int, context: FakeContext) -> None:
         self.on_lp[lp] = context
-
-    def invept(self) -> None:
-        self.flushes += 1
 
     def leave_lp(self, lp: int) -> None:
         del self.on_lp[lp]

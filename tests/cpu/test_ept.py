@@ -219,3 +219,28 @@ def test_random_tables_end_in_an_exit_never_in_a_crash(entries: list[tuple[int, 
     assert guest.run() in set(ExitReason)
     timer.cancel()
     timer.join()
+
+
+def test_after_invept_no_guest_writes_to_the_page_that_was_there() -> None:
+    """KVM gives such a page back to its owner at once (kvm_flush_remote_tlbs): who runs must be past its last store."""
+    stores = "mov [0x300000], rcx; inc rcx;" * 100
+    guest = Guest(f"lp: {stores} cmp qword ptr [0x301000], 0; je lp; hlt", ept=True)
+    for gpa in range(0, 0x302000, 0x1000):
+        ept_map(guest.processor, guest.root, gpa, gpa)
+    pages = 0x400000, 0x500000
+    ept_map(guest.processor, guest.root, 0x300000, pages[0])
+    qwords = guest.memory.qwords
+    thread = threading.Thread(target=guest.run)
+    thread.start()
+    late = 0
+    for turn in range(3000):
+        old, new = pages[turn % 2], pages[1 - turn % 2]
+        ept_map(guest.processor, guest.root, 0x300000, new)
+        guest.processor.invept()
+        seen = qwords[old >> 3]
+        for _ in range(20):
+            late += qwords[old >> 3] != seen
+    qwords[0x301000 >> 3] = 1
+    thread.join(10)
+    assert not thread.is_alive()
+    assert late == 0

@@ -180,6 +180,30 @@ def test_code_changed_through_another_alias_is_seen() -> None:
     assert guest.context.gpr[R8] == 1 + 3 + 2
 
 
+def test_a_locked_store_that_is_not_aligned_changes_code() -> None:
+    """After some stores into a page of code TCG knows its bytes, by words of 64; this operand lies in two of them."""
+    guest = Guest("")
+    guest.memory.write(0x101040, assemble("mov eax, 1; ret", 0x101040))
+    guest.load(
+        """
+        mov rdi, 0x101040
+        call rdi
+        mov r8d, eax
+        mov rcx, 20
+        again: mov qword ptr [0x101800], rcx
+        dec rcx
+        jnz again
+        call rdi
+        mov rcx, 0x1000000
+        lock add qword ptr [rdi - 2], rcx
+        call rdi
+        hlt
+        """
+    )
+    assert guest.run() == ExitReason.HLT
+    assert (guest.context.gpr[R8], guest.context.gpr[RAX]) == (1, 2)
+
+
 def test_a_read_modify_write_is_executed_once_however_often_it_is_stopped() -> None:
     """A stop request must not restart an instruction in the middle: the counter in memory and the one in RBX agree."""
     guest = Guest("lp: lock inc qword ptr [0x300000]\n inc rbx\n cmp qword ptr [0x300100], 0\n je lp\n hlt")

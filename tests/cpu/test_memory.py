@@ -13,7 +13,7 @@ from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import TDX_SEAMCALL_VMFAILINVALID, Processor, SeamArgs
 from swtdx.cpu.vmx import ExitReason
-from tests.cpu.guest import Guest, ept_map
+from tests.cpu.guest import PAGE_TABLES, Guest, ept_map
 
 PAGE = 0x5000
 PRIVATE, OTHER = 40, 41
@@ -175,3 +175,19 @@ def test_windows_have_translated_code_of_their_own(sizes: tuple[int, int]) -> No
         guest.context.rip = 0x200000
         assert guest.run() == ExitReason.IO
         assert guest.context.exit_qualification >> 16 == port
+
+
+def test_reading_what_its_owner_has_unmapped_is_no_crash() -> None:
+    guest = Guest(ept=True)
+    pages = mmap.mmap(-1, 0x2000)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    window = guest.memory.map_user(start, 0x2000)
+    for table in range(PAGE_TABLES, PAGE_TABLES + 0x3000, 0x1000):
+        ept_map(guest.processor, guest.root, table, table)
+    for offset in (0, 0x1000):
+        ept_map(guest.processor, guest.root, 0x40_0000 + offset, window + offset)
+    pages[0xFFE:0x1000] = b"ab"
+    assert guest.context.read_linear(0x40_0FFE, 4) == b"ab\0\0"
+    libc = ctypes.CDLL(None)
+    assert libc.mprotect(ctypes.c_void_p(start + 0x1000), ctypes.c_size_t(0x1000), 0) == 0
+    assert guest.context.read_linear(0x40_0FFE, 4) == b"ab"

@@ -11,7 +11,7 @@ from swtdx.seam import sept
 from swtdx.seam.pamt import PageType
 from swtdx.seam.sept import SeptState
 from swtdx.seam.status import Operand, StatusCode
-from testing.seam.fake_host import FakeProcessor, Host
+from testing.seam.fake_host import Host
 
 INVALID = StatusCode.OPERAND_INVALID
 GPA = 0x8000_0000
@@ -241,16 +241,16 @@ def test_a_running_td_is_blocked_tracked_and_left_before_removal(host: Host) -> 
     assert host.ok("TDH.MEM.PAGE.REMOVE", **remove).rcx == hpa
 
 
-def test_entering_in_a_new_epoch_drops_translations(host: Host, processor: FakeProcessor) -> None:
+def test_entering_in_a_new_epoch_drops_translations(host: Host) -> None:
     tdr, tdvpr, context = host.runnable()
     context.queue(1, 1, 1)
     host.enter(tdvpr)
-    flushed = processor.flushes
+    flushed = context.flushes
     host.enter(tdvpr)
-    assert processor.flushes == flushed
+    assert context.flushes == flushed
     host.ok("TDH.MEM.TRACK", rcx=tdr)
     host.enter(tdvpr)
-    assert processor.flushes == flushed + 1
+    assert context.flushes == flushed + 1
 
 
 def test_unblock_gives_the_mapping_back_once_tracked(host: Host) -> None:

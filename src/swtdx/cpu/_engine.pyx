@@ -60,6 +60,7 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     void swtdx_check_code(swtdx_cpu *cpu, bint all)
     void swtdx_invept(swtdx_engine *engine)
+    void swtdx_invept_one(swtdx_cpu *cpu)
     void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_engine *engine)
     uint64_t swtdx_host_tsc()
@@ -83,7 +84,7 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t *image)
     int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)
     int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
-    void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    bint swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
     int swtdx_pending_interrupt(swtdx_cpu *cpu)
 
 
@@ -185,12 +186,16 @@ cdef class Engine:
             swtdx_forget_code(self.engine, target, size)
 
     def invept(self) -> None:
-        """Drop all cached translations before the next guest instruction."""
-        swtdx_invept(self.engine)
+        """Drop all cached translations; when this returns no guest uses one of them any more."""
+        with nogil:
+            swtdx_invept(self.engine)
 
     def poisoned(self, count: int) -> None:
         """Tell that ``count`` pages are marked in the poison array now."""
-        swtdx_set_poison(self.engine, &self.poison_view[0], count)
+        cdef uint64_t pages = count
+        cdef const uint8_t *marks = &self.poison_view[0]
+        with nogil:
+            swtdx_set_poison(self.engine, marks, pages)
 
     @property
     def walks(self) -> int:
@@ -265,6 +270,10 @@ cdef class GuestContext:
     def kick(self) -> None:
         """From any thread: make :meth:`run` (this one or the next) return with EXTERNAL_INTERRUPT soon."""
         swtdx_kick(self.cpu)
+
+    def invept(self) -> None:
+        """Drop the translations that this virtual CPU has cached, before its next entry."""
+        swtdx_invept_one(self.cpu)
 
     def notify(self) -> None:
         """Posted-interrupt notification: look at the descriptor again, without an exit."""
@@ -753,18 +762,18 @@ cdef class GuestContext:
 
     def read_linear(self, gla: int, length: int) -> bytes:
         """Guest memory by linear address, as far as it is mapped (the result may be shorter)."""
-        cdef uint64_t hpa
+        cdef uint64_t hpa, size
         cdef uint32_t prot
-        cdef char *host
+        cdef uint8_t page[4096]
         result = bytearray()
         while length > 0:
             piece = min(length, 4096 - (gla & 4095))
             gpa = self.translate(gla)
             if gpa is None or swtdx_translate_physical(self.cpu, gpa, &hpa, &prot):
                 break
-            host = <char *>swtdx_host_pointer(self.engine.engine, hpa, piece)
-            if host is NULL:
+            size = piece
+            if not swtdx_read(self.engine.engine, hpa, page, size):
                 break
-            result += host[:piece]
+            result += page[:piece]
             gla, length = gla + piece, length - piece
         return bytes(result)

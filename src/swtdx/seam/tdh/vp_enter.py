@@ -63,7 +63,7 @@ def tdh_vp_enter(module: TdxModule, args: Args, lp: int) -> int:
     vcpu.state = _ACTIVE
     # In a new epoch, mappings may have been blocked since this virtual CPU cached them.
     if vcpu.epoch != epoch or vcpu.flush_needed:
-        processor.invept()
+        context.invept()
         vcpu.epoch, vcpu.flush_needed = epoch, False
     if vcpu.last_td_exit is _TDVMCALL:
         resume(vcpu, args)
