@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The x86 architecture in names: registers, their bits, MSRs, exception vectors, pages.
 
-Every floor may import this module, and it imports none. It holds what the architecture defines for any software; what
-VMX defines is in `swtdx.cpu.vmx`, what the TDX module or KVM define is in their floors. Names follow the SDM, MSRs
-without the prefix IA32_.
+Every floor may import this module, and it imports only `swtdx.units`. It holds what the architecture defines for any
+software; what VMX defines is in `swtdx.cpu.vmx`, what the TDX module or KVM define is in their floors. Names follow the
+SDM, MSRs without the prefix IA32_.
 
 Bits are members of an IntEnum and not of an IntFlag: ``Cr0.PE | Cr0.NE`` and ``~Cr4.VMXE`` are plain integers then.
 With an IntFlag every operator runs Python code, as long as a whole fast path of a SEAMCALL, and the complement of
@@ -18,8 +18,9 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from swtdx.units import PAGE_SIZE as PAGE_SIZE
+
 PAGE_SHIFT = 12
-PAGE_SIZE = 1 << PAGE_SHIFT
 PAGE_OFFSET_MASK = PAGE_SIZE - 1
 """Address bits that select a byte in a 4 KiB page."""
 PAGE_SIZE_2M = 1 << 21

@@ -22,16 +22,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGE = REPOSITORY / "src" / "swtdx"
 
 ARROWS: dict[str, set[str]] = {
-    "x86": set(),  # names of the architecture: a floor below all others
+    "x86": {"units"},  # names of the architecture: a floor below all others
     "units": set(),
     "trace": {"units"},  # makes files and pages of events, and knows nothing of what is traced
     "cpu": {"x86"},
     "uapi": {"trace"},
     "seam": {"cpu", "trace", "x86"},
     "linux": {"uapi", "cpu", "trace", "x86"},  # the TDX module only by Processor.seamcall
-    "image": {"x86"},  # no system calls: a launch loads what it computes, a verifier predicts from it
+    "image": {"x86", "units"},  # no system calls: a launch loads what it computes, a verifier predicts from it
     "vmm": {"uapi", "image", "x86"},
-    "attest": {"image", "x86"},
+    "attest": {"image", "units", "x86"},
     # The host's quoting side: what a TD asks for by way of its VMM, and a verifier compares with.
     "quoting": {"attest", "vmm", "uapi", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},

@@ -152,6 +152,17 @@ def test_a_quote_is_judged_without_loading_cryptography(trusted: bool, tmp_path:
     assert not {name for name in loaded if name.startswith(("cryptography", "asn1crypto"))}
 
 
+def test_a_policy_without_rules_for_events_loads_nothing_of_event_logs(tmp_path: Path) -> None:
+    quote, facts, root, policy = (tmp_path / name for name in ("quote.bin", "collateral.json", "root.pem", "td.toml"))
+    quote.write_bytes(quote_of(TdReportFields().pack()))
+    facts.write_text(collateral())
+    root.write_text(ssl.DER_cert_to_PEM_cert(pki().root))
+    policy.write_text('[tcb]\nstatuses = ["UpToDate"]\n')
+    loaded = modules_of("quote", "verify", quote, "--collateral", facts, "--root", root, "--policy", policy)
+    assert "swtdx.attest.appraisal" in loaded
+    assert not {"swtdx.attest.event_log", "swtdx.attest.event_digest", "swtdx.attest.event_words"} & loaded
+
+
 def test_intels_root_is_named_without_loading_cryptography() -> None:
     script = "import sys\nfrom swtdx.attest.verify import root_name\nroot_name(None)\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)

@@ -24,7 +24,7 @@ from swtdx.image.initial_memory import AddedRegion, unpadded_contents
 from swtdx.image.memory_map import MemoryMap
 from swtdx.image.mrtd import Order
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, Tdvf, TdvfError, parse
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.attest.boot_prediction import BootPrediction

@@ -11,8 +11,8 @@ import hashlib
 import re
 from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 _BOOLEAN, _INTEGER, _BIT_STRING, _SEQUENCE = 0x01, 0x02, 0x03, 0x30
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
@@ -20,14 +20,14 @@ _VERSION, _EXTENSIONS = 0xA0, 0xA3
 _ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii", 0x1C: "utf-32-be", 0x1E: "utf-16-be"}
 """Of the kinds of strings; others are one byte a character."""
 _COMMON_NAME, _ORGANIZATION_NAME, _BASIC_CONSTRAINTS = (bytes.fromhex(oid) for oid in ("550403", "55040a", "551d13"))
-_PEM = re.compile(rb"-----BEGIN (X509 )?CERTIFICATE-----\s([A-Za-z0-9+/=\s]*)-----END \1?CERTIFICATE-----")
+_PEM = rb"-----BEGIN (X509 )?CERTIFICATE-----\s([A-Za-z0-9+/=\s]*)-----END \1?CERTIFICATE-----"
+"""Not compiled here: most commands that load this read no certificate."""
 
 Element = tuple[int, bytes]
 """Tag and contents."""
 
 
-@dataclass(frozen=True)
-class Name:
+class Name(NamedTuple):
     """A distinguished name: (object identifier as it is encoded, value) of each attribute."""
 
     attributes: tuple[tuple[bytes, str], ...]
@@ -42,8 +42,7 @@ class Name:
         return [value for oid, value in self.attributes if oid == _ORGANIZATION_NAME]
 
 
-@dataclass(frozen=True)
-class Certificate:
+class Certificate(NamedTuple):
     """One certificate, and the DER that it was read from."""
 
     der: bytes
@@ -57,8 +56,7 @@ class Certificate:
         return hashlib.sha256(self.der).hexdigest()
 
 
-@dataclass(frozen=True)
-class RevocationList:
+class RevocationList(NamedTuple):
     """One CRL."""
 
     issuer: Name
@@ -74,7 +72,7 @@ def certificates_of_pem(text: bytes) -> list[Certificate]:
     Traceback (most recent call last):
     ValueError: no certificate
     """
-    found = [parse_certificate(b64decode(b"".join(body.split()), validate=True)) for _, body in _PEM.findall(text)]
+    found = [parse_certificate(b64decode(b"".join(body.split()), validate=True)) for _, body in re.findall(_PEM, text)]
     if not found or len(found) != sum(text.count(b"-----BEGIN %sCERTIFICATE-----" % kind) for kind in (b"", b"X509 ")):
         raise ValueError("no certificate")
     return found

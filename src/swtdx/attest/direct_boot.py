@@ -54,11 +54,11 @@ from swtdx.attest.boot_prediction import (
 )
 from swtdx.attest.efi_start import Started, kernel_measures, started
 from swtdx.attest.event_log import Event
-from swtdx.attest.event_words import printable
 from swtdx.attest.firmware_traits import HOB_EVENT, TD_TCG2_DXE, extends_rtmrs
 from swtdx.attest.firmware_volume import FirmwareFile, files
 from swtdx.attest.machine_files import BOARD_OF_RUN, MachineFiles
 from swtdx.attest.measure import MeasureError, checked
+from swtdx.attest.printable import printable
 from swtdx.attest.replay import replay
 from swtdx.attest.secure_boot import allowing_signature
 from swtdx.attest.smbios_tables import SmbiosTablesError, measured_tables

@@ -22,7 +22,7 @@ from swtdx.attest.event_reasons import usual_reason
 from swtdx.attest.event_words import type_name
 from swtdx.image.initial_memory import InitialMemoryError
 from swtdx.image.mrtd import Order
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 _CHUNK_SIZE = 256
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from swtdx.attest.event_digest import Vouched, vouched
-from swtdx.attest.event_words import EV_NO_ACTION, printable, type_name, words
+from swtdx.attest.event_words import EV_NO_ACTION, type_name, words
+from swtdx.attest.printable import printable
 
 MAXIMUM_EVENTS = 1 << 16
 SHA384_SIZE = 48

@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from swtdx.attest.certificates import parse_certificate
 from swtdx.attest.event_digest import EV_AAEL, EV_DSTACK_RUNTIME, EV_IMA, TAG_AAEL, shim_configuration
+from swtdx.attest.printable import LONGEST, printable
 from swtdx.image.guid import guid_bytes, guid_text
 
 EV_NO_ACTION = 0x3
-_LONGEST = 160
 _TEXT_LIMIT = 4096
 
 TYPE_NAMES = {
@@ -75,16 +75,6 @@ def words(event_type: int, data: bytes) -> str:
     return printable(text if text is not None else _text_or_hex(data))
 
 
-def printable(text: str) -> str:
-    """Text of a guest's, cut short, with a dot for each character that does not print.
-
-    >>> printable("a\\x1b[2J")
-    'a.[2J'
-    """
-    text = "".join(character if character.isprintable() else "." for character in text[: _LONGEST + 1])
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-
-
 def text_of(data: bytes) -> str | None:
     """The text that ``data`` are, up to a NUL, in ASCII, UTF-8 or UTF-16; None if they are not text.
 
@@ -117,7 +107,7 @@ def _text_or_hex(data: bytes) -> str:
 
 
 def _hex(data: bytes) -> str:
-    return data[:_LONGEST].hex()
+    return data[:LONGEST].hex()
 
 
 def _qwords(data: bytes, *offsets: int) -> list[int]:
@@ -135,7 +125,7 @@ def _tag(data: bytes) -> str | None:
     text = text_of(data[8 : 8 + length])
     if text is not None and tag not in _TAGS:
         return text  # "Linux initrd", "loader.conf": the text names the kind as well as the number does
-    return f"{_TAGS.get(tag, f'tag {tag:#x}')}: {_hex(data[8 : 8 + min(length, _LONGEST)]) if text is None else text}"
+    return f"{_TAGS.get(tag, f'tag {tag:#x}')}: {_hex(data[8 : 8 + min(length, LONGEST)]) if text is None else text}"
 
 
 def _configuration(data: bytes) -> str | None:
@@ -206,10 +196,10 @@ def _variable(data: bytes) -> str | None:
     names, size = _qwords(data, 16, 24)
     if 32 + 2 * names + size > len(data):
         return None
-    name = data[32 : 32 + 2 * min(names, _LONGEST)].decode("utf-16-le", "replace").rstrip("\0")
+    name = data[32 : 32 + 2 * min(names, LONGEST)].decode("utf-16-le", "replace").rstrip("\0")
     value = data[32 + 2 * names : 32 + 2 * names + size]
     if re.fullmatch(r"(?:Boot|Driver|SysPrep|OsRecovery|PlatformRecovery)[0-9A-F]{4}", name) and len(value) >= 8:
-        return f"{name}: {value[6 : 6 + _LONGEST * 2].decode('utf-16-le', 'replace').split(chr(0))[0]}"
+        return f"{name}: {value[6 : 6 + LONGEST * 2].decode('utf-16-le', 'replace').split(chr(0))[0]}"
     if name in ("BootOrder", "DriverOrder", "SysPrepOrder") and size % 2 == 0 and size:
         numbers = [int.from_bytes(value[at : at + 2], "little") for at in range(0, size, 2)]
         return f"{name}: {', '.join(f'{number:04X}' for number in numbers)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TDREPORT_SIZE = 1024
 _HEAD = 4096
@@ -18,8 +18,7 @@ _SNP_REPORT_SIZE = 1184
 _SNP_VERSIONS = (1, 2, 3, 4, 5)
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of evidence: ``name`` with its article, and the command that reads it (empty: none)."""
 
     name: str

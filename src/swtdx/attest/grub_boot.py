@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from swtdx.attest.boot_prediction import EV_IPL, PredictionError, extension
 from swtdx.attest.event_log import Event
-from swtdx.attest.event_words import printable
 from swtdx.attest.grub_image import GrubImage
 from swtdx.attest.grub_script import (
     Command,
@@ -29,6 +28,7 @@ from swtdx.attest.grub_script import (
     Word,
     parse_script,
 )
+from swtdx.attest.printable import printable
 
 Reader = Callable[[str, str], bytes | None]
 """(device, path) -> contents of a file; None if there is none."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from swtdx.attest.event_digest import EV_IMA
 from swtdx.attest.event_log import MAXIMUM_EVENTS, Event, EventLogError
-from swtdx.attest.event_words import printable
+from swtdx.attest.printable import printable
 
 SHA384_SIZE = 48
 IMA_PCR = 10

@@ -16,7 +16,7 @@ from swtdx.image.initial_memory import InitialMemoryError, td_hob
 from swtdx.image.memory_map import MemoryMap
 from swtdx.image.mrtd import Order, predict_mrtd
 from swtdx.image.tdvf import SectionType, Tdvf, check_memory, parse, unfilled
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.image.linux_image import LinuxBoot

@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 from swtdx.attest.inspection import Inspection, in_mrtd, type_name
 from swtdx.image.memory_map import IOAPIC_BASE, LOCAL_APIC_BASE
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 
 class Kind(Enum):

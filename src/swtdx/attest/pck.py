@@ -7,8 +7,7 @@ Intel's SGX extension of the certificate (OID 1.2.840.113741.1.13.1) is read by 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from swtdx.attest.quote import CERTIFICATION_PCK_CHAIN, Quote
 
@@ -16,8 +15,7 @@ _CPUSVN = "1.2.840.113741.1.13.1.2.18"
 COMPONENTS = 16
 
 
-@dataclass(frozen=True)
-class Pck:
+class Pck(NamedTuple):
     """The platform, as its PCK certificate names it."""
 
     fmspc: str

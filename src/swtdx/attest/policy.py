@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from swtdx.attest.quote import QuoteBody, attribute_names
 
@@ -67,8 +67,7 @@ class Policy:
                     raise ValueError(f"{name} has {len(value)} bytes, it must have {size}")
 
 
-@dataclass(frozen=True)
-class Broken:
+class Broken(NamedTuple):
     """A rule that a quote breaks: of which field, and how."""
 
     field: str

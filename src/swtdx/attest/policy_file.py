@@ -37,11 +37,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from swtdx.attest.event_words import TYPE_NAMES, printable
 from swtdx.attest.policy import SIZES, TCB_STATUSES, Policy
+from swtdx.attest.printable import printable
 
 MAXIMUM_POLICY_SIZE = 1 << 20
 _ALLOWANCES = {
@@ -65,8 +64,7 @@ class PolicyError(ValueError):
     """The policy cannot be used; the text names the member and what is wrong with it."""
 
 
-@dataclass(frozen=True)
-class Masked:
+class Masked(NamedTuple):
     """A field of the quote of which only the bits of ``mask`` count: they must be those of one of the pairs."""
 
     name: str
@@ -74,8 +72,7 @@ class Masked:
     """(value, mask); byte strings are numbers in big-endian order."""
 
 
-@dataclass(frozen=True)
-class EventRule:
+class EventRule(NamedTuple):
     """Events that are selected, and what they must have."""
 
     register: int | None = None
@@ -87,8 +84,7 @@ class EventRule:
     forbidden: bool = False
 
 
-@dataclass(frozen=True)
-class AppraisalPolicy:
+class AppraisalPolicy(NamedTuple):
     """A policy file, read."""
 
     policy: Policy
@@ -101,7 +97,7 @@ class AppraisalPolicy:
     compose_hashes: tuple[bytes, ...] = ()
     aael: tuple[str, ...] = ()
     rules: tuple[EventRule, ...] = ()
-    named: frozenset[str] = field(default=frozenset())
+    named: frozenset[str] = frozenset()
     """The members that the file has."""
 
     @property
@@ -242,6 +238,8 @@ def _rule(number: int, content: Any) -> EventRule:
 def _event_type(where: str, kind: Any) -> int:
     if type(kind) is int and 0 <= kind < 1 << 32:
         return kind
+    from swtdx.attest.event_words import TYPE_NAMES  # only here: few policies name a type
+
     number = next((number for number, name in TYPE_NAMES.items() if name == kind), None)
     if number is None:
         raise PolicyError(f"{where}.type: {kind!r} is not the name of an event's type, as EV_IPL is, nor a number")

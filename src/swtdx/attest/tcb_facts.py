@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from swtdx.attest.pck import pck_of
 from swtdx.attest.quote import Quote
@@ -12,8 +12,7 @@ from swtdx.attest.text_form import JsonError, json_of
 from swtdx.attest.verify import collateral_members, seconds
 
 
-@dataclass(frozen=True)
-class TcbFacts:
+class TcbFacts(NamedTuple):
     """Of a platform and its collateral."""
 
     tcb_date: int

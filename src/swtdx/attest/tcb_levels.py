@@ -9,8 +9,7 @@ Signatures are not checked here (see `swtdx.attest.verify`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from swtdx.attest.pck import COMPONENTS, Pck
 from swtdx.attest.quote import Quote
@@ -24,8 +23,7 @@ class TcbError(ValueError):
     """No level fits, or the documents are not for this platform; the text says why, with values."""
 
 
-@dataclass(frozen=True)
-class TcbResult:
+class TcbResult(NamedTuple):
     """The platform's status, and why it is not better."""
 
     status: str

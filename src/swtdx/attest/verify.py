@@ -15,9 +15,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from swtdx.attest.certificates import (
     Certificate,
@@ -26,9 +25,9 @@ from swtdx.attest.certificates import (
     parse_certificate,
     parse_revocation_list,
 )
-from swtdx.attest.event_words import printable
 from swtdx.attest.evidence_kind import misplaced
 from swtdx.attest.pck import Pck, pck_of
+from swtdx.attest.printable import printable
 from swtdx.attest.quote import Quote
 from swtdx.attest.text_form import JsonError, binary_of, json_of, member_of
 
@@ -62,8 +61,7 @@ class CollateralError(ValueError):
     """The collateral is not usable; the text says why."""
 
 
-@dataclass(frozen=True)
-class Verified:
+class Verified(NamedTuple):
     """The platform of a genuine quote."""
 
     tcb_status: str
@@ -116,7 +114,7 @@ def verify_quote(quote: Quote, collateral: bytes | str, at: int, root_ca: bytes 
     except (ValueError, RuntimeError) as error:
         text = _in_one_line(error)
         if text in _POLICY_OF_THE_LIBRARY and pck is not None:
-            return replace(_judged_here(quote, pck, checked, at), root=root_name(root_ca))
+            return _judged_here(quote, pck, checked, at)._replace(root=root_name(root_ca))
         raise VerificationError(f"the quote does not verify: {text}{_values(text, quote, pck, checked, at)}") from None
     missing: tuple[str, ...] = ()
     if report.status != "UpToDate" and pck is not None:

@@ -6,11 +6,10 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import swtdx
 from swtdx.attest.appraisal import appraise, claims
-from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, Event, EventLogError, parse_event_log
 from swtdx.attest.policy_file import MAXIMUM_POLICY_SIZE, AppraisalPolicy, PolicyError, parse_policy
 from swtdx.attest.quote import Quote
 from swtdx.attest.tcb_facts import tcb_facts
@@ -19,6 +18,9 @@ from swtdx.attest.verify import Verified
 from swtdx.cli.input import file_bytes, result_file
 from swtdx.cli.quote import MAXIMUM_COLLATERAL_SIZE, quote_of
 from swtdx.cli.verdict import Failure, Verdict
+
+if TYPE_CHECKING:
+    from swtdx.attest.event import Event
 
 _BUILD = f"swtdx {swtdx.__version__}"
 _NOT_OF_A_POLICY = ("file", "collateral", "root", "at", "policy", "event_log", "claims", "json", "quiet")
@@ -73,6 +75,8 @@ def _policy(path: Path, text: bytes) -> AppraisalPolicy:
 
 
 def _events(path: Path) -> list[Event]:
+    from swtdx.attest.event_log import MAXIMUM_LOG_SIZE, EventLogError, parse_event_log
+
     try:
         return parse_event_log(file_bytes(path, MAXIMUM_LOG_SIZE + 1))
     except EventLogError as error:

@@ -7,8 +7,7 @@ import re
 import resource
 
 from swtdx.image.memory_map import MAXIMUM_MEMORY, MIB, MINIMUM_MEMORY
-from swtdx.units import UNITS
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE, UNITS
 
 SHA384_SIZE = 48  # bytes of MRCONFIGID, MROWNER and MROWNERCONFIG
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from swtdx.image import acpi_tables
 from swtdx.image.linux_image import BzImage, LinuxBoot, LinuxImageError, is_efi_executable
 from swtdx.image.memory_map import E820_RAM, E820_RESERVED, FOUR_GIB, MIB, MemoryMap
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 SYSTEM_AREA = 0x10_0000
 TD_HOB = SYSTEM_AREA  # of a TD: two pages

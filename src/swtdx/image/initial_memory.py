@@ -17,7 +17,7 @@ from typing import Any
 
 from swtdx.image import hob
 from swtdx.image.tdvf import Section, SectionType, Tdvf
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 
 class InitialMemoryError(Exception):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 MIB = 1 << 20
 FOUR_GIB = 1 << 32

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 
 from swtdx.image.tdvf import Section, SectionType, Tdvf
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 Contents = bytes | memoryview  # of pages
 

@@ -25,7 +25,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from swtdx.image.guid import guid_bytes
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 FOUR_GIB = 1 << 32
 # The firmware ends at 4 GiB; a larger image would reach down to the local APIC's page at 0xfee00000.

@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from swtdx.attest.event_words import printable
+from swtdx.attest.printable import printable
 from swtdx.quoting.certificates import Role
 from swtdx.quoting.collateral import SCENARIOS, Collateral, CollateralKeeper
 from swtdx.quoting.pki import CPUSVN, FMSPC, PCESVN, ROOT_CRL_PATH, Pki

@@ -42,7 +42,7 @@ from swtdx.image.tdvf import (
     Tdvf,
     parse,
 )
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 NAME = "none"
 """What stands for "no firmware" where a firmware is named."""

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from swtdx.image.boot_protocol import BOOT_PARAMS, MAILBOX, METADATA_ROOM, PAGE_TABLES, SHIM
-from swtdx.x86 import PAGE_SIZE
+from swtdx.units import PAGE_SIZE
 
 SOURCE = Path(__file__).with_name("shim.S")
 _DEFINITIONS = {
