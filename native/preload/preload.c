@@ -568,34 +568,72 @@ EXPORT ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at,
 #define PAGE 4096ul
 #define MAPPINGS 4096
 
-/* A mapping of a vCPU. The kernel keeps the vCPU until the last page of it is unmapped. */
+/* A part of a mapping of a vCPU or guest_memfd. The kernel keeps the file until the last page of it is unmapped. */
 static struct mapping {
-    uintptr_t start; /* as the program sees it */
+    uintptr_t start, end; /* as the program sees it; start == end: unused */
     uintptr_t object; /* as the kernel made it: elsewhere if the program wanted it at an address of its own */
-    uint32_t all; /* pages */
-    uint32_t mapped; /* which of them are mapped still */
+    size_t size; /* all that the kernel made */
+    bool moved;
 } mappings[MAPPINGS];
 static int mapping_count; /* entries before it may be in use */
 static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread uintptr_t kept __attribute__((tls_model("initial-exec")));
 
-static bool remember(uintptr_t start, uintptr_t object, size_t pages)
+/* With the lock held. */
+static bool add_mapping(struct mapping added)
 {
-    bool done = false;
     int i;
 
-    pthread_mutex_lock(&mappings_lock);
-    for (i = 0; i < MAPPINGS && !done; i++) {
-        if (!mappings[i].mapped) {
-            mappings[i] = (struct mapping){ start, object, pages, (1u << pages) - 1 };
+    for (i = 0; i < MAPPINGS; i++) {
+        if (mappings[i].start == mappings[i].end) {
+            mappings[i] = added;
             if (i >= mapping_count) {
                 __atomic_store_n(&mapping_count, i + 1, __ATOMIC_RELEASE);
             }
-            done = true;
+            return true;
         }
     }
+    return false;
+}
+
+static bool remember(uintptr_t start, uintptr_t object, size_t size)
+{
+    bool done;
+
+    pthread_mutex_lock(&mappings_lock);
+    done = add_mapping((struct mapping){ start, start + size, object, size, start != object });
     pthread_mutex_unlock(&mappings_lock);
     return done;
+}
+
+/* With the lock held: take [start, end) out of a part. True if nothing of the mapping is left. */
+static bool cut(struct mapping *part, uintptr_t start, uintptr_t end)
+{
+    struct mapping rest = *part;
+    int i;
+
+    if (part->start == part->end || part->end <= start || end <= part->start) {
+        return false;
+    }
+    rest.start = end;
+    if (start > part->start) {
+        if (end < part->end && !add_mapping(rest)) {
+            return false; /* no room for the rest: it is kept whole, and its file for longer */
+        }
+        part->end = start;
+        return false;
+    }
+    if (end < part->end) {
+        part->start = end;
+        return false;
+    }
+    part->end = part->start;
+    for (i = 0; i < mapping_count; i++) {
+        if (mappings[i].start != mappings[i].end && mappings[i].object == part->object) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* The kernel lets a mapping go. The pages stay: the program is about to unmap or replace them itself, and in between
@@ -605,35 +643,25 @@ static void let_go(const struct mapping *mapping)
     kept = mapping->object;
     kernel(SWTDX_UNMAP, mapping->object, 0, 0, 0);
     kept = 0;
-    if (mapping->object != mapping->start) {
-        RAW(SYS_munmap, mapping->object, mapping->all * PAGE);
+    if (mapping->moved) {
+        RAW(SYS_munmap, mapping->object, mapping->size);
     }
 }
 
 /* The program unmaps or replaces a range. */
 static void forget(uintptr_t start, size_t length)
 {
+    uintptr_t end = (start + length + PAGE - 1) & -PAGE;
     struct mapping gone;
+    bool last;
     int i;
-    uint32_t j;
 
     for (i = 0; i < mapping_count; i++) {
-        struct mapping *mapping = &mappings[i];
-
-        gone.all = 0;
         pthread_mutex_lock(&mappings_lock);
-        for (j = 0; j < mapping->all && mapping->mapped; j++) {
-            uintptr_t page = mapping->start + j * PAGE;
-
-            if (page + PAGE > start && page < start + length) {
-                mapping->mapped &= ~(1u << j);
-                if (!mapping->mapped) {
-                    gone = *mapping;
-                }
-            }
-        }
+        last = cut(&mappings[i], start, end);
+        gone = mappings[i];
         pthread_mutex_unlock(&mappings_lock);
-        if (gone.all) {
+        if (last) {
             let_go(&gone);
         }
     }
@@ -678,12 +706,13 @@ static void unmapping(const void *address, size_t length)
     }
 }
 
-/* Move what the kernel has mapped to where the program wants it, page by page: the ring is a mapping of its own. */
+/* Move what the kernel has mapped to where the program wants it; page by page where the ring is a mapping of its own. */
 static bool move(uintptr_t object, uintptr_t to, size_t length)
 {
+    bool whole = RAW(SYS_mremap, object, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to) == (long)to;
     size_t at;
 
-    for (at = 0; at < length; at += PAGE) {
+    for (at = 0; at < length && !whole; at += PAGE) {
         if (RAW(SYS_mremap, object + at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to + at) != (long)(to + at)) {
             return false;
         }
@@ -702,7 +731,7 @@ static long map_kvm(uintptr_t address, size_t length, int protection, int flags,
     if (borrowed()) {
         return -EIO;
     }
-    object = kernel(SWTDX_MMAP, fd, size, offset, 0);
+    object = kernel(SWTDX_MMAP, fd, size, offset, flags);
     if (object < 0) {
         return object;
     }
@@ -714,7 +743,7 @@ static long map_kvm(uintptr_t address, size_t length, int protection, int flags,
             place = -ENOMEM;
         }
     }
-    if (place < 0 || !remember(start, object, size / PAGE)) {
+    if (place < 0 || !remember(start, object, size)) {
         kernel(SWTDX_UNMAP, object, 0, 0, 0);
         return place < 0 ? place : -ENOMEM;
     }

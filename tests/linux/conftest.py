@@ -200,6 +200,22 @@ class Bench:
         self.user_memory = user
         return aligned
 
+    def slot_of(self, vm: int, memfd: int, *, slot: int = 0, gpa: int = 0, pages: int = 4) -> None:
+        """A slot that shows the first pages of a guest_memfd."""
+        user = self.user_memory = (ctypes.c_char * ((pages + 1) << 12))()
+        self.ioctl(
+            vm,
+            k.KVM_SET_USER_MEMORY_REGION2,
+            k.kvm_userspace_memory_region2(
+                slot=slot,
+                flags=int(k.KVM_MEM_GUEST_MEMFD),
+                guest_phys_addr=gpa,
+                memory_size=pages << 12,
+                userspace_addr=(ctypes.addressof(user) + 4095) & ~4095,
+                guest_memfd=memfd,
+            ),
+        )
+
     def attributes(self, vm: int, address: int, size: int, attributes: int, flags: int = 0) -> int:
         request = k.kvm_memory_attributes(address=address, size=size, attributes=attributes, flags=flags)
         return self.ioctl(vm, k.KVM_SET_MEMORY_ATTRIBUTES, request)

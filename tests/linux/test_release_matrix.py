@@ -27,7 +27,7 @@ from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.layout import with_entries
 from swtdx.uapi.release import KernelRelease
-from tests.linux.conftest import Bench, boot
+from tests.linux.conftest import Bench, boot, ept_violation, exits
 
 UPSTREAM = [name for name in KernelRelease if name is not KernelRelease.V10]
 
@@ -299,6 +299,54 @@ def one_reg(release: str) -> Any:
     return offered, answered(lambda: bench.ioctl(vcpu, k.KVM_GET_ONE_REG, register)), listed
 
 
+def guest_memfd(release: str) -> Any:
+    """(KVM_CAP_GUEST_MEMFD of an ordinary VM, KVM_CAP_GUEST_MEMFD_FLAGS of it and of a TD, the errno of a slot)"""
+    bench = boot(release=release)
+    vm, td = bench.vm(0), bench.vm()
+    offered = [
+        bench.ioctl(each, k.KVM_CHECK_EXTENSION, cap)
+        for each, cap in ((vm, k.Cap.GUEST_MEMFD), (vm, k.Cap.GUEST_MEMFD_FLAGS), (td, k.Cap.GUEST_MEMFD_FLAGS))
+    ]
+    return *offered, answered(lambda: bench.slot_of(vm, bench.memfd(vm)))
+
+
+def guest_memfd_bound_twice(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.vm(k.VmType.SW_PROTECTED)
+    memfd = bench.memfd(vm)
+    bench.slot_of(vm, memfd)
+    return answered(lambda: bench.slot_of(vm, memfd, slot=1, gpa=0x10_0000))
+
+
+def shared_access_to_a_guest_memfd(release: str) -> Any:
+    """A TD's shared page of a slot whose guest_memfd can be mapped: whether it comes from there, filled with zeros."""
+    bench = boot(release=release)
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    request = k.kvm_create_guest_memfd(size=0x4000, flags=k.GUEST_MEMFD_FLAG_MMAP)
+    memfd = 0
+
+    def creates() -> None:
+        nonlocal memfd
+        memfd = bench.ioctl(vm, k.KVM_CREATE_GUEST_MEMFD, request)
+
+    if refused := answered(creates):
+        return refused
+    bench.slot_of(vm, memfd)
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    kvm = bench.vm_object()
+    shared = kvm.mmu.direct_bits
+    bench.module.answers["VP_ENTER"] = exits(
+        ept_violation(0x1000 | shared << 12), int(ExitReason.TRIPLE_FAULT) | 0x40000001 << 32
+    )
+    bench.run_page(vcpu)
+    bench.ioctl(vcpu, k.KVM_RUN)
+    (file,) = kvm.guest_memfds
+    entry, _ = kvm.mmu.direct.lookup(shared | 1)
+    page = file.pages[1]
+    return entry & 0xF_FFFF_F000 == page, bench.kernel.processor.memory.read(page, 4096) == bytes(4096)
+
+
 INVALID_OPERAND, RETRY = ("R10", k.TDVMCALL_STATUS_INVALID_OPERAND), ("R10", k.TDVMCALL_STATUS_RETRY)
 E = errno
 MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] = {
@@ -331,6 +379,17 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     ),
     "x2APIC API: do not suppress, with the I/O APIC in the kernel": (
         lambda name: x2apic_api(name, 8, split=False), since("6.19", (0b11, E.EINVAL), (0b1011, 0)), (),
+    ),
+    "guest_memfd of an ordinary VM": (
+        guest_memfd,
+        since("6.18", (0, 0, 0, E.EINVAL), (1, 3, 1, 0)),
+        ("guest_memfd_for_all", "absent_capabilities"),
+    ),
+    "a page of a guest_memfd in two slots": (
+        guest_memfd_bound_twice, since("7.2", E.EINVAL, E.EEXIST), ("bound_twice",),
+    ),
+    "shared memory of a TD from a guest_memfd": (
+        shared_access_to_a_guest_memfd, since("6.18", E.EINVAL, (True, True)), ("guest_memfd_for_all",),
     ),
     "source_addr 0": (
         source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3-rc": E.EINVAL, "next": E.EINVAL}, ("null_source",),

@@ -27,6 +27,7 @@ from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm.device import KvmDevice
+from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 from swtdx.uapi.kvm import (
     KVM_MEMORY_ENCRYPT_OP,
     KVM_PRE_FAULT_MEMORY,
@@ -144,11 +145,16 @@ class Process:
             if request == _ENCRYPT_OP and machine is not None and self.record.wanted:
                 self.record.settle(machine)
 
-    def mmap(self, fd: int, length: int, offset: int, _d: int) -> int:
+    def mmap(self, fd: int, length: int, offset: int, flags: int) -> int:
         """The address; ENOTTY for a descriptor that is not ours after all."""
         kernel, machine = self.kernel, self.machine
-        if kernel is None or machine is None or machine.files.settle(fd) is None:
+        if kernel is None or machine is None:
             return -errno.ENOTTY
+        file = machine.files.settle(fd)
+        if file is None:
+            return -errno.ENOTTY
+        if isinstance(file, GuestMemfd) and file.supports_mmap and not flags & mmap.MAP_SHARED:
+            return -errno.EINVAL  # no copy on write
         try:
             mapping = kernel.mmap(fd, length, _signed(offset, 64))
         except OSError as error:

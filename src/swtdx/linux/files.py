@@ -15,6 +15,7 @@ reference away first and then looks for calls. So one of them sees the other.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -25,6 +26,12 @@ from typing import Protocol
 
 from swtdx.linux.err import err
 from swtdx.linux.uaccess import current_mm, own_mm
+from swtdx.uapi.layout import address_of
+
+_MAP_FIXED = 0x10
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_size_t
+_mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 
 
 class File:
@@ -54,6 +61,11 @@ class File:
         if not self.references and self.table is not None:
             self.table.release_if_idle(self)
 
+    def descriptor(self) -> int:
+        """A number of this process for it; -1 if none is left."""
+        table = self.table
+        return -1 if table is None else table.number_of(self)
+
     def ioctl(self, request: int, arg: int) -> int:
         """ioctl(2) with the whole 32-bit request. Raises OSError."""
         raise err(errno.ENOTTY, f"{self.name} takes no ioctl")
@@ -80,6 +92,31 @@ class Mapping(Protocol):
     def release(self) -> Callable[[], object]:
         """To be called to keep it no longer."""
         ...
+
+
+class FileMapping(mmap.mmap):
+    """What mmap(2) gives of a file that is open while it is mapped (vm_area_struct.vm_file)."""
+
+    def hold(self, files: FileTable, file: File) -> None:
+        """Keep ``file`` until the mapping is closed or forgotten."""
+        files.hold(file)
+        self.release = weakref.finalize(self, files.put, file)
+        self.release.atexit = False
+        files.mappings.add(self)
+
+    def show(self, fd: int, at: int, length: int, offset: int) -> None:
+        """Let ``length`` bytes from ``at`` on show ``fd`` from ``offset`` on, shared. Raises OSError(ENOMEM)."""
+        address = address_of(self) + at
+        if (
+            _mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+            != address
+        ):
+            raise err(errno.ENOMEM, f"{length:,} bytes cannot be mapped")
+
+    def close(self) -> None:
+        """munmap(2)."""
+        super().close()
+        self.release()
 
 
 class FileTable:
@@ -125,10 +162,15 @@ class FileTable:
                 raise err(errno.ENOMEM if error.errno == errno.EFBIG else error.errno or errno.EIO, reason) from error
         return fd
 
+    def number_of(self, file: File) -> int:
+        """A descriptor of ``file``; -1 if none is left."""
+        with self._lock:
+            return next((fd for fd, other in self.by_fd.items() if other is file), -1)
+
     def open_again(self, file: File) -> int:
         """One more descriptor, read-only, its position its own; -1 if none is left. Raises OSError(EMFILE)."""
         with self._lock:
-            known = next((fd for fd, other in self.by_fd.items() if other is file), -1)
+            known = self.number_of(file)
             if known < 0:
                 return -1
             fd = os.open(f"/proc/self/fd/{known}", os.O_RDONLY | os.O_CLOEXEC)

@@ -44,6 +44,12 @@ class Release:
     """Capabilities that KVM_CHECK_EXTENSION answers with 0."""
     makes_sw_protected_vms: bool
     """KVM_CREATE_VM takes KVM_X86_SW_PROTECTED_VM (CONFIG_KVM_SW_PROTECTED_VM)."""
+    guest_memfd_for_all: bool
+    """Slots of any VM can have a guest_memfd, which KVM_CAP_GUEST_MEMFD says, and a guest_memfd takes flags
+    (KVM_CAP_GUEST_MEMFD_FLAGS): user space can map it, and in VMs without private memory it can begin as shared. Else
+    only VMs with private memory, without flags."""
+    bound_twice: int
+    """The errno of KVM_SET_USER_MEMORY_REGION2 for a range of a guest_memfd that another slot shows."""
     irqfds_share_eventfds: bool
     """KVM_IRQFD takes an eventfd that is an irqfd of another VM, and only that other VM gets interrupts; else EBUSY."""
     tds_take_irqchips: bool
@@ -126,8 +132,10 @@ _6_16 = Release(
     checks_module_features=True,
     reports_guest_phys_bits=True,
     absent_ioctls=_ONE_REG,
-    absent_capabilities=frozenset({Cap.ONE_REG}),
+    absent_capabilities=frozenset({Cap.ONE_REG, Cap.GUEST_MEMFD_FLAGS}),
     makes_sw_protected_vms=True,
+    guest_memfd_for_all=False,
+    bound_twice=errno.EINVAL,
     irqfds_share_eventfds=True,
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
@@ -161,6 +169,7 @@ _6_18 = replace(
     name=KernelRelease.V6_18,
     absent_ioctls=frozenset(),
     absent_capabilities=frozenset(),
+    guest_memfd_for_all=True,
     irqfds_share_eventfds=False,
     tds_take_irqchips=False,
 )
@@ -184,6 +193,7 @@ _7_1 = replace(
 _7_2 = replace(
     _7_1,
     name=KernelRelease.V7_2,
+    bound_twice=errno.EEXIST,
     shows_module_in_sysfs=True,
     map_gpa_knows_errnos=True,
     x2apic_by_register=True,
@@ -211,6 +221,7 @@ _V10 = replace(
             Cap.MEMORY_FAULT_INFO,
             Cap.MEMORY_ATTRIBUTES,
             Cap.GUEST_MEMFD,
+            Cap.GUEST_MEMFD_FLAGS,
             Cap.PRE_FAULT_MEMORY,
             Cap.X86_APIC_BUS_CYCLES_NS,
         }
@@ -231,10 +242,7 @@ _V10 = replace(
 
 NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
     {
-        KernelRelease.V6_18: (
-            "KVM_CAP_GUEST_MEMFD_FLAGS, GUEST_MEMFD_FLAG_MMAP and GUEST_MEMFD_FLAG_INIT_SHARED",
-            "KVM_PRE_FAULT_MEMORY fails with EAGAIN where it would wait for a slot that goes away",
-        ),
+        KernelRelease.V6_18: ("KVM_PRE_FAULT_MEMORY fails with EAGAIN where it would wait for a slot that goes away",),
         KernelRelease.V6_19: (
             "sub-commands wait for all vCPUs, and (until 7.2) fail with EBUSY while another thread is inside "
             "KVM_CREATE_VCPU: KVM_CREATE_VCPU is one step here, so that no thread can see it half done",

@@ -2,8 +2,9 @@
 """Calls that change a program's memory: mmap(2), munmap(2) and the rest; and how memory becomes the server's too.
 
 Where guests use the memory, the call is made in the program's name, so that the kernel can be told before and after
-(KVM's MMU notifier); it is left to the machine's kernel otherwise. Two calls are different: a mapping of a vCPU shows
-the VM's ring, and MADV_DONTNEED of memory that was moved makes zeros of it, since the program takes it for private.
+(KVM's MMU notifier); it is left to the machine's kernel otherwise. Some calls are different: a mapping of a vCPU shows
+the VM's ring, one of a guest_memfd without shared memory shows nothing, and MADV_DONTNEED of memory that was moved
+makes zeros of it, since the program takes it for private.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from swtdx.exec.notify.tasks import Task
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.uaccess import use_mm
 from swtdx.linux.virt.kvm.coalesced_mmio import RING_OFFSET
+from swtdx.linux.virt.kvm.guest_memfd import BEYOND_THE_END, GuestMemfd
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.ptrace import Borrowed
@@ -148,6 +150,9 @@ class MemoryCalls:
         task, _, held = found
         assert held is not None
         try:
+            if isinstance(held.file, GuestMemfd) and held.file.supports_mmap:
+                self._map_guest_memfd(notification, task, replaced, held.file)
+                return None
             if not isinstance(held.file, VcpuFile):
                 return -errno.ENODEV
             vcpu = held.file.vcpu
@@ -162,6 +167,23 @@ class MemoryCalls:
             return None  # under a debugger: the page is there, and shows nothing
         finally:
             descriptors.end(held)
+
+    def _map_guest_memfd(
+        self, notification: Notification, task: Task, replaced: list[tuple[int, int]], file: GuestMemfd
+    ) -> None:
+        """The memfd's own pages, where user space may have them; else a mapping of what lies beyond them."""
+        if file.init_shared:
+            self._changes(notification, replaced)
+            return
+
+        def beyond(its: Borrowed, _: int) -> None:
+            *arguments, offset = notification.args
+            try:
+                its.result = its.call(Sys.MMAP, *arguments, BEYOND_THE_END + offset % _PAGE)
+            except OSError as error:
+                its.result = -(error.errno or errno.EIO)
+
+        raise_if(self._made(notification, task, replaced, -1, beyond))
 
     @staticmethod
     def _map_with_ring(notification: Notification, its: Borrowed, ring: int) -> None:

@@ -8,25 +8,19 @@ user space takes from ``first``; when the ring is full the write exits as any ot
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import mmap
 import os
 import struct
 import threading
 from dataclasses import dataclass
 
 from swtdx.linux.err import err
+from swtdx.linux.files import FileMapping
 from swtdx.linux.mm import PAGE_SIZE
 from swtdx.uapi.kvm import kvm_coalesced_mmio_zone
-from swtdx.uapi.layout import address_of
 
 KVM_COALESCED_MMIO_PAGE_OFFSET = 2
 RING_OFFSET = KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
-_MAP_FIXED = 0x10
-_mmap = ctypes.CDLL(None, use_errno=True).mmap
-_mmap.restype = ctypes.c_size_t
-_mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _HEADER = struct.Struct("<II")  # first, last
 _ENTRY = struct.Struct("<QII8s")  # phys_addr, len, pio, data
 KVM_COALESCED_MMIO_MAX = (PAGE_SIZE - _HEADER.size) // _ENTRY.size
@@ -60,15 +54,10 @@ class CoalescedRing:
         self.descriptor = os.dup(fd)
         self.page = run[RING_OFFSET : RING_OFFSET + PAGE_SIZE]
 
-    def show_in(self, mapping: mmap.mmap, offset: int) -> None:
+    def show_in(self, mapping: FileMapping, offset: int) -> None:
         """Let a mapping of a vCPU's memory from ``offset`` on have the VM's ring as the vCPU's third page."""
-        if self.descriptor < 0 or not offset <= RING_OFFSET < offset + len(mapping):
-            return
-        address = address_of(mapping) + RING_OFFSET - offset
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        flags = mmap.MAP_SHARED | _MAP_FIXED
-        if _mmap(address, PAGE_SIZE, protection, flags, self.descriptor, RING_OFFSET) != address:
-            raise err(errno.ENOMEM, "the ring cannot be mapped")
+        if self.descriptor >= 0 and offset <= RING_OFFSET < offset + len(mapping):
+            mapping.show(self.descriptor, RING_OFFSET - offset, PAGE_SIZE, RING_OFFSET)
 
     def release(self) -> None:
         """The VM ends."""

@@ -8,24 +8,39 @@ pages out of the guests' page tables before they are freed. The file holds a ref
 Pages come one by one, or, where the kernel was booted with ``tdx_huge_page`` and the guest accepts 2 MiB, 512 at once.
 A huge page that loses a part (a hole is punched, an attribute changes) is split first.
 
-As in Linux 6.16 the file cannot be mapped, read or written. In the v10 dialect the kernel makes one without descriptor
-for every slot of a TD (`Kvm._create_slot`), which stands for that series' inaccessible memfd.
+The file cannot be read or written, and mapped only if it was created with GUEST_MEMFD_FLAG_MMAP. A slot that shows
+such a file takes all of its memory from there, what is shared, too (KVM_MEMSLOT_GMEM_ONLY). With
+GUEST_MEMFD_FLAG_INIT_SHARED as well, user space reaches the pages through its mapping: then they are those of the memfd
+behind the descriptor, and a slot has a window on it. Without, the mapping is made and each access to it is SIGBUS.
+
+In the v10 dialect the kernel makes a file without descriptor for every slot of a TD (`Kvm._create_slot`), which stands
+for that series' inaccessible memfd.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.files import File
+from swtdx.linux.files import File, FileMapping
 from swtdx.linux.mm import HUGE_PAGE_PAGES, PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kernel import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from swtdx.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
+from swtdx.uapi.layout import address_of
 
 if TYPE_CHECKING:
+    from swtdx.cpu.memory import PhysicalMemory
     from swtdx.linux.virt.kvm.kvm_main import Kvm
     from swtdx.linux.virt.kvm.memslots import Memslot
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+BEYOND_THE_END = 1 << 62
+"""An offset in any memfd at which each access to a mapping is SIGBUS."""
 
 
 def kvm_gmem_get_index(slot: Memslot, gfn: int) -> int:
@@ -33,18 +48,42 @@ def kvm_gmem_get_index(slot: Memslot, gfn: int) -> int:
     return gfn - slot.base_gfn + slot.gmem_pgoff
 
 
+class GmemWindow:
+    """What a slot shows of a file whose pages user space has, too: physical addresses for the processor."""
+
+    def __init__(self, memory: PhysicalMemory, fd: int, start: int, length: int) -> None:
+        """``start`` and ``length`` in bytes of the memfd ``fd``. Raises OSError, MemoryError."""
+        self._memory = memory
+        self._mapping = mmap.mmap(fd, length, offset=start)
+        self._length = length
+        self.hpa = memory.map_user(address_of(self._mapping), length)
+
+    def forget_code(self, start: int, end: int) -> None:
+        """Forget what guests translated from these bytes of the window."""
+        self._memory.forget_code(self.hpa + start, end - start)
+
+    def release(self) -> None:
+        """Nothing points at the window any more."""
+        self._memory.unmap_user(self.hpa, self._length)
+        self._mapping.close()
+
+
 class GuestMemfd(File):
     """``length`` in bytes; indices in pages."""
 
     name = "anon_inode:[kvm-gmem]"
 
-    def __init__(self, kvm: Kvm, length: int) -> None:
+    def __init__(self, kvm: Kvm, length: int, flags: int = 0) -> None:
         super().__init__()
         self.kvm = kvm
-        self.length = self.size = length  # of the memfd nothing is ever touched: it has the size that fstat(2) reports
+        # The memfd has the size that fstat(2) reports; unless user space may have the pages, nothing of it is touched.
+        self.length = self.size = length
+        self.supports_mmap = flags & GUEST_MEMFD_FLAG_MMAP != 0
+        self.init_shared = flags & GUEST_MEMFD_FLAG_INIT_SHARED != 0
         self.pages: dict[int, int] = {}  # index -> HPA
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
         self.prepared: set[int] = set()
+        self.cleared: set[int] = set()  # of a TD: which pages hold what is shared, and not what the module left
         self.bindings: list[tuple[int, int, Memslot]] = []
         """The slots that are bound, by the first page of the file that they show, and id; no two overlap."""
         kvm.guest_memfds.add(self)
@@ -67,6 +106,16 @@ class GuestMemfd(File):
             page = self.pages[index] = alloc("guest_memfd")
         return page
 
+    def get_shared(self, slot: Memslot, index: int) -> int:
+        """HPA of a page that guests have as shared memory, by way of ``slot``. Raises OSError(ENOMEM)."""
+        if slot.gmem_window is not None:
+            return slot.gmem_window.hpa + (index - slot.gmem_pgoff << PAGE_SHIFT)
+        page = self.kvm_gmem_get_folio(index)
+        if self.kvm.is_td and index not in self.cleared:
+            self.kvm.pages.memory.clear_page(page)
+            self.cleared.add(index)
+        return page
+
     def get_huge_page(self, index: int) -> int | None:
         """HPA of the 2 MiB at ``index`` (a multiple of 512), allocated if all of it is a hole; None if it cannot be."""
         number = index // HUGE_PAGE_PAGES
@@ -87,6 +136,7 @@ class GuestMemfd(File):
     def kvm_gmem_mark_prepared(self, index: int) -> None:
         """Note that a guest has the page: to populate it again is an error."""
         self.prepared.add(index)
+        self.cleared.discard(index)
 
     def _split(self, number: int) -> None:
         """A huge page becomes 512 pages. Where guests map it, they map small pages by now."""
@@ -112,13 +162,22 @@ class GuestMemfd(File):
     # --- Slots --------------------------------------------------------------------------------------------------------
 
     def kvm_gmem_bind(self, slot: Memslot, pgoff: int) -> None:
-        """Let ``slot`` show the file from page ``pgoff`` on. Raises OSError(EINVAL)."""
+        """Let ``slot`` show the file from page ``pgoff`` on. Raises OSError(EINVAL, EEXIST, ENOMEM)."""
         if (pgoff + slot.npages) << PAGE_SHIFT > self.length:
             raise err(errno.EINVAL, "the slot reaches beyond the end of the guest_memfd")
         for other in self._bound(pgoff, pgoff + slot.npages):
-            raise err(errno.EINVAL, f"that range of the guest_memfd is bound to slot {other.slot_id}")
-        slot.gmem, slot.gmem_pgoff = self, pgoff
+            code = self.kvm.kernel.release.bound_twice
+            raise err(code, f"that range of the guest_memfd is bound to slot {other.slot_id}")
+        if self.supports_mmap and self.init_shared:
+            slot.gmem_window = self._window(pgoff << PAGE_SHIFT, slot.npages << PAGE_SHIFT)
+        slot.gmem, slot.gmem_pgoff, slot.gmem_only = self, pgoff, self.supports_mmap
         insort(self.bindings, (pgoff, slot.slot_id, slot))
+
+    def _window(self, start: int, length: int) -> GmemWindow:
+        try:
+            return GmemWindow(self.kvm.pages.memory, self.descriptor(), start, length)
+        except (OSError, ValueError, MemoryError) as error:
+            raise err(errno.ENOMEM, f"no window on the guest_memfd: {error}") from error
 
     def _bound(self, start: int, end: int) -> list[Memslot]:
         """Return the slots that show a page of [start, end)."""
@@ -131,8 +190,21 @@ class GuestMemfd(File):
         del self.bindings[bisect_left(self.bindings, (slot.gmem_pgoff,))]
         slot.gmem = None
         self.kvm.memslots.generation += 1  # what was found by way of the slot holds no more (`FirstTouch`)
+        window, slot.gmem_window = slot.gmem_window, None
+        if window is not None:
+            window.release()
 
     # --- The file -----------------------------------------------------------------------------------------------------
+
+    def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
+        if not self.supports_mmap:
+            raise err(errno.ENODEV, "the guest_memfd was created without GUEST_MEMFD_FLAG_MMAP")
+        if offset % mmap.PAGESIZE:
+            raise err(errno.EINVAL, f"offset {offset:#x} is no multiple of a page")
+        mapping = FileMapping(-1, length)  # Python's own of a file must lie within it; a mapping may reach beyond
+        mapping.show(fd, 0, length, offset if self.init_shared else BEYOND_THE_END)
+        mapping.hold(self.kvm.kernel.files, self)
+        return mapping
 
     def kvm_gmem_fallocate(self, mode: int, offset: int, length: int) -> None:
         """Punch a hole or allocate. Raises OSError(EOPNOTSUPP, EINVAL, ENOMEM)."""
@@ -174,7 +246,26 @@ class GuestMemfd(File):
                 indices = [index for index in self.pages if start <= index < end]
             for index in indices:
                 self.prepared.discard(index)
+                self.cleared.discard(index)
                 self.kvm.pages.free_page(self.pages.pop(index))
+            if self.supports_mmap and self.init_shared and start < end:
+                self._punch_memfd(start, end)
+
+    def _punch_memfd(self, start: int, end: int) -> None:
+        """Take the pages from user space, too. Its mappings show zeros from then on."""
+        fd = self.descriptor()
+        mode, offset, length = (
+            FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+            start << PAGE_SHIFT,
+            end - start << PAGE_SHIFT,
+        )
+        if fd < 0 or _libc.fallocate(fd, mode, offset, length):  # the last descriptor is gone, and its pages with it
+            return
+        for slot in self._bound(start, end):
+            low, high = max(start, slot.gmem_pgoff), min(end, slot.gmem_pgoff + slot.npages)
+            if slot.gmem_window is not None:
+                shift = slot.gmem_pgoff
+                slot.gmem_window.forget_code(low - shift << PAGE_SHIFT, high - shift << PAGE_SHIFT)
 
     def kvm_gmem_invalidate_begin(self, start: int, end: int) -> None:
         """Take the pages [start, end) out of every guest's page tables. The caller holds mmu_lock.
@@ -187,6 +278,8 @@ class GuestMemfd(File):
             if low < high:
                 shift = slot.base_gfn - slot.gmem_pgoff
                 self.kvm.mmu.zap_private(low + shift, high + shift)
+                if slot.gmem_only:
+                    self.kvm.mmu.zap_direct(low + shift, high + shift)
 
     def _huge_within(self, start: int, end: int) -> list[int]:
         numbers = range(start // HUGE_PAGE_PAGES, (end + HUGE_PAGE_PAGES - 1) // HUGE_PAGE_PAGES)

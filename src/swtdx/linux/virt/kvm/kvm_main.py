@@ -40,6 +40,8 @@ from swtdx.linux.virt.kvm.memslots import Change, Memslot, Memslots, check_regio
 from swtdx.uapi.asm_kvm import KVM_X86_SW_PROTECTED_VM
 from swtdx.uapi.dialect import InitialMemory
 from swtdx.uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
     KVM_MEM_GUEST_MEMFD,
     KVM_MEM_LOG_DIRTY_PAGES,
     KVM_MEM_READONLY,
@@ -260,7 +262,7 @@ class Kvm:
         A guest_memfd keeps no dirty log, and a write to read-only memory would be MMIO, which private memory has not.
         """
         flags = int(KVM_MEM_LOG_DIRTY_PAGES)
-        if self.has_attributes:
+        if self.has_attributes or self.kernel.release.guest_memfd_for_all:
             flags |= int(KVM_MEM_GUEST_MEMFD)
         if wanted & int(KVM_MEM_GUEST_MEMFD):
             flags &= ~int(KVM_MEM_LOG_DIRTY_PAGES)
@@ -375,6 +377,12 @@ class Kvm:
         if slot.dirty_bitmap is not None:
             offset = gfn - slot.base_gfn
             slot.dirty_bitmap[offset >> 3] |= 1 << (offset & 7)
+
+    def guest_memfd_flags(self) -> int:
+        """kvm_gmem_get_supported_flags: private and shared memory of one VM cannot both begin as shared."""
+        if not self.kernel.release.guest_memfd_for_all:
+            return 0
+        return GUEST_MEMFD_FLAG_MMAP | (0 if self.has_attributes else GUEST_MEMFD_FLAG_INIT_SHARED)
 
     def supported_attributes(self) -> int:
         """Return what KVM_SET_MEMORY_ATTRIBUTES takes on this VM."""

@@ -25,7 +25,7 @@ from swtdx.uapi.kvm import (
 )
 
 if TYPE_CHECKING:
-    from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
+    from swtdx.linux.virt.kvm.guest_memfd import GmemWindow, GuestMemfd
 
 KVM_USER_MEM_SLOTS = 32764
 KVM_MEM_MAX_NR_PAGES = (1 << 31) - 1
@@ -45,6 +45,9 @@ class Memslot:
     hva: HvaMapping
     gmem: GuestMemfd | None = None
     gmem_pgoff: int = 0
+    gmem_only: bool = False
+    """What is shared comes from the guest_memfd, too (KVM_MEMSLOT_GMEM_ONLY)."""
+    gmem_window: GmemWindow | None = None
     dirty_bitmap: bytearray | None = None
 
     @property

@@ -236,6 +236,8 @@ class TdpMmu:
             return RetPf.EMULATE
         if slot.flags & _READONLY and write:
             return RetPf.EMULATE
+        if slot.gmem_only:
+            return self._gmem_only_fault(vcpu, slot, gfn)
         address = slot.userspace_addr + (gfn - slot.base_gfn << PAGE_SHIFT)
         if self.invalidating and any(start <= address < end for start, end in self.invalidating):
             return RetPf.RETRY
@@ -256,6 +258,20 @@ class TdpMmu:
                 kvm.mark_page_dirty_in_slot(slot, gfn)
             if self.direct.kvm_tdp_mmu_map(gfn | self.direct_bits, entry, level):
                 kvm.kvm_flush_remote_tlbs()
+        return RetPf.FIXED
+
+    def _gmem_only_fault(self, vcpu: Vcpu, slot: Memslot, gfn: int) -> RetPf:
+        """Map shared memory that comes from a guest_memfd: 4 KiB at a time, as the file's folios are."""
+        gmem = slot.gmem
+        if gmem is None:
+            raise vcpu.memory_fault(gfn, False, f"gfn {gfn:#x}: the guest_memfd of its slot was closed")
+        with self.lock:
+            try:
+                page = gmem.get_shared(slot, kvm_gmem_get_index(slot, gfn))
+            except OSError as error:
+                raise vcpu.memory_fault(gfn, False, "no page for the guest_memfd", errno.ENOMEM) from error
+            if self.direct.kvm_tdp_mmu_map(gfn | self.direct_bits, page | _LEAF, PG_LEVEL_4K):
+                self.kvm.kvm_flush_remote_tlbs()
         return RetPf.FIXED
 
     def _mmio_level(self, gfn: int) -> int:

@@ -289,15 +289,15 @@ def tdx_gmem_post_populate(vcpu: Vcpu, tdx: KvmTdx, source: int, gpa: int, measu
     index = kvm_gmem_get_index(slot, gfn)
     release = kvm.kernel.release
     content = copy_from_user(source, PAGE_SIZE) if source and release.pins_source_first else b""
-    populated = gmem.is_prepared(index)
-    if populated and release.populated_twice == errno.EEXIST:
+    if release.populated_twice == errno.EEXIST and gmem.is_prepared(index):
         raise _populated(gpa, errno.EEXIST)
     if kvm.has_attributes and not kvm.attributes.load(gfn) & KVM_MEMORY_ATTRIBUTE_PRIVATE:
         raise err(errno.EINVAL, f"the page at {gpa:#x} is not private")
     if not source and release.pins_source_first:
         raise err(release.null_source, "source_addr must not be 0")
     # Since 7.1 guest_memfd does not know what is populated: the page tables do, and have nothing to map.
-    if populated:
+    mirror = kvm.mmu.mirror
+    if mirror is not None and mirror.lookup(gfn) is not None:
         raise _populated(gpa, release.populated_twice)
     # By way of a page of the kernel's: MEM.PAGE.ADD reads its source by physical address, and encrypts it in the copy.
     kvm.processor.memory.write(tdx.source_page, content or copy_from_user(source, PAGE_SIZE))

@@ -20,6 +20,8 @@ from swtdx.linux.virt.kvm.coalesced_mmio import KVM_COALESCED_MMIO_PAGE_OFFSET
 from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, IrqchipMode, Kvm, SuppressEoiBroadcast
 from swtdx.linux.virt.kvm.memslots import KVM_USER_MEM_SLOTS
 from swtdx.uapi.kvm import (
+    GUEST_MEMFD_FLAG_INIT_SHARED,
+    GUEST_MEMFD_FLAG_MMAP,
     KVM_BUS_LOCK_DETECTION_EXIT,
     KVM_BUS_LOCK_DETECTION_OFF,
     KVM_CLOCK_HOST_TSC,
@@ -86,7 +88,9 @@ def check_extension(kernel: EmulatedKernel, kvm: Kvm | None, cap: int) -> int:
     if cap == Cap.MEMORY_ATTRIBUTES and kvm is not None:
         return kvm.supported_attributes()
     if cap == Cap.GUEST_MEMFD and kvm is not None:
-        return int(kvm.has_attributes)
+        return int(kvm.has_attributes or kernel.release.guest_memfd_for_all)
+    if cap == Cap.GUEST_MEMFD_FLAGS and kvm is not None:
+        return kvm.guest_memfd_flags()
     if cap == Cap.X2APIC_API and kvm is not None and kvm.irqchip_mode is not IrqchipMode.SPLIT:
         return value & ~KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
     return value
@@ -121,6 +125,7 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_CAPS,
         Cap.MEMORY_ATTRIBUTES: KVM_MEMORY_ATTRIBUTE_PRIVATE,
         Cap.GUEST_MEMFD: 1,
+        Cap.GUEST_MEMFD_FLAGS: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
         Cap.X86_DISABLE_EXITS: allowed_disable_exits(kernel.processor),
         Cap.VM_GPA_BITS: kernel.processor.platform.physical_address_bits,

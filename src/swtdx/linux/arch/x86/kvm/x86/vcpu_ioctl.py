@@ -12,7 +12,6 @@ import ctypes
 import errno
 import mmap
 import os
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 from swtdx.linux.arch.x86.kvm.x86.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
 from swtdx.linux.arch.x86.kvm.x86.vcpu_events import get_vcpu_events, set_vcpu_events
 from swtdx.linux.err import err
-from swtdx.linux.files import File, FileTable
+from swtdx.linux.files import File, FileMapping
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, put_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
@@ -81,22 +80,6 @@ if TYPE_CHECKING:
 
 MAX_IO_MSRS = 256
 _KVM_RUN = int(KVM_RUN)
-
-
-class RunMapping(mmap.mmap):
-    """What mmap(2) of a vCPU gives. The vCPU is open while it is mapped (vm_area_struct.vm_file)."""
-
-    def hold(self, files: FileTable, file: File) -> None:
-        """Keep ``file`` until the mapping is closed or forgotten."""
-        files.hold(file)
-        self.release = weakref.finalize(self, files.put, file)
-        self.release.atexit = False
-        files.mappings.add(self)
-
-    def close(self) -> None:
-        """munmap(2)."""
-        super().close()
-        self.release()
 
 
 class VcpuFile(File):
@@ -169,7 +152,7 @@ class VcpuFile(File):
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
-        mapping = RunMapping(fd, length, offset=offset)
+        mapping = FileMapping(fd, length, offset=offset)
         mapping.hold(self.vcpu.kvm.kernel.files, self)
         if self.vcpu.vcpu_idx:
             self.vcpu.kvm.buses.ring.show_in(mapping, offset)

@@ -133,11 +133,11 @@ def _set_memory_attributes(kvm: Kvm, arg: int) -> int:
 def kvm_gmem_create(kvm: Kvm, arg: int) -> int:
     """KVM_CREATE_GUEST_MEMFD. Raises OSError: EFAULT, EINVAL, EMFILE."""
     request = struct_from_user(kvm_create_guest_memfd, arg)
-    if request.flags:
+    if request.flags & ~kvm.guest_memfd_flags():
         raise err(errno.EINVAL, f"flags {request.flags:#x}")
     if not request.size or request.size >> 63 or request.size % PAGE_SIZE:
         raise err(errno.EINVAL, f"size {request.size:#x}")
-    file = GuestMemfd(kvm, request.size)
+    file = GuestMemfd(kvm, request.size, request.flags)
     try:
         return kvm.kernel.files.install(file)
     except OSError:
