@@ -42,10 +42,13 @@ enum swtdx_exit_reason {
     SWTDX_EXIT_EPT_MISCONFIG = 49,
     SWTDX_EXIT_WBINVD = 54,
     SWTDX_EXIT_XSETBV = 55,
+    SWTDX_EXIT_BUS_LOCK = 74,
     SWTDX_EXIT_TDCALL = 77,
     /* Not VMX: the pages behind a mapping of user memory are gone (the caller unmapped them). */
     SWTDX_EXIT_HOST_FAULT = 0x10000,
 };
+
+#define SWTDX_BUS_LOCK_DETECTED (1u << 26) /* in the exit reason: another exit follows a bus lock */
 
 /* VM-entry interruption types (SDM volume 3, 25.8.3). */
 enum swtdx_event_type {
@@ -86,6 +89,7 @@ typedef struct swtdx_cpu {
     uint64_t posted_interrupt_descriptor;
     uint32_t exception_bitmap;
     uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, no_hlt_exiting;
+    uint8_t bus_lock_exiting;
     uint8_t msr_bitmap[4096]; /* read low, read high, write low, write high; a set bit exits */
     uint8_t vapic[4096];      /* the virtual-APIC page */
     /* VM-entry event; an event whose delivery faulted in EPT stays here and is delivered at the next entry */

@@ -9,10 +9,12 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "exec/cpu_ldst.h"
+#include "tcg/tcg.h"
 #include "exec/helper-proto.h"
 #include "swtdx_internal.h"
 
 #define PREFIX_LIMIT 14
+#define CACHE_LINE 64u
 #define CR0_NW (1u << 29)
 #define CR0_CD (1u << 30)
 #define CR0_DEFINED 0xe005003fu /* other bits of the lower half are ignored */
@@ -101,6 +103,25 @@ static void QEMU_NORETURN exit_instruction(CPUX86State *env, uint32_t reason, in
     swtdx_exit_now(env, reason, 0);
 }
 
+/* Before a locked access (SDM volume 3, 27.2: the exit is a trap): a split one is executed alone, and its exit follows.
+ * What is locked is write-back memory, so that no other access locks the bus. */
+void helper_swtdx_bus_lock(CPUX86State *env, target_ulong address, uint32_t bytes)
+{
+    CPUState *cs = env_cpu(env);
+    TranslationBlock *block;
+
+    if (likely((address & (CACHE_LINE - 1)) + bytes <= CACHE_LINE)) {
+        return;
+    }
+    block = tcg_tb_lookup(cs->uc->tcg_ctx, GETPC());
+    if (block && block->icount != 1) {
+        cs->cflags_next_tb = 1 | curr_cflags();
+        cpu_loop_exit_restore(cs, GETPC());
+    }
+    env->uc->swtdx->bus_locked = true;
+    cpu_exit(cs);
+}
+
 bool swtdx_has_error_code(unsigned vector)
 {
     return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17;
@@ -111,6 +132,7 @@ static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type
 {
     swtdx_cpu *cpu = swtdx_current(env);
     bool error = type == SWTDX_EVENT_HARDWARE_EXCEPTION && swtdx_has_error_code(vector);
+    uint32_t reason = SWTDX_EXIT_EXCEPTION_NMI;
 
     if (!(cpu->exception_bitmap >> vector & 1)) {
         return;
@@ -123,8 +145,9 @@ static void intercept_exception(CPUX86State *env, unsigned vector, unsigned type
         memcpy(&cpu->exit.qualification, env->uc->swtdx->scratch + 0x80, 8);
     } else if (vector == EXCP01_DB) {
         cpu->exit.qualification = env->uc->swtdx->debug_reasons;
+        reason |= env->uc->swtdx->bus_locked ? SWTDX_BUS_LOCK_DETECTED : 0; /* both are traps of one instruction */
     }
-    swtdx_exit_now(env, SWTDX_EXIT_EXCEPTION_NMI, retaddr);
+    swtdx_exit_now(env, reason, retaddr);
 }
 
 /*

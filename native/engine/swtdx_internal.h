@@ -70,6 +70,7 @@ struct swtdx_engine {
     uint64_t access_gla, walks;
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
+    bool bus_locked;        /* the instruction in progress locks two cache lines: an exit follows it */
     uint32_t data_hits;     /* data breakpoints that the instruction in progress has met, one bit each */
     uint64_t debug_reasons; /* of the #DB in progress, as in DR6 */
     sigjmp_buf host_fault;

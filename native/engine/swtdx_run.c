@@ -90,6 +90,9 @@ bool swtdx_exception(CPUState *cs)
         cs->exception_index = -1;
         return true;
     }
+    if (vector != EXCP01_DB) { /* a trap, behind the access; else the instruction has not locked anything after all */
+        engine->bus_locked = false;
+    }
     if (!cpu->delivering.valid || cpu->delivering.vector != vector) {
         /* the guest's own exception: remembered only so that it can start again if its delivery faults in EPT */
         cpu->delivering = (struct swtdx_event){
@@ -195,6 +198,10 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
         if (engine->exited) {
             return EXITED;
         }
+        if (unlikely(engine->bus_locked)) {
+            cpu->exit.reason = SWTDX_EXIT_BUS_LOCK;
+            return EXITED;
+        }
         if (uc->invalid_error) { /* an address without memory behind it, past every check: never seen, never ignored */
             uc->invalid_error = UC_ERR_OK;
             cpu->exit.physical_address = uc->invalid_addr;
@@ -226,8 +233,9 @@ static enum outcome run_once(swtdx_engine *engine, swtdx_cpu *cpu)
         env->hflags &= ~HF_SHADOW_MASK;
     }
     env->intercept_exceptions = cpu->exception_bitmap;
+    env->hflags = (env->hflags & ~HF_BUS_LOCK_MASK) | (cpu->bus_lock_exiting ? HF_BUS_LOCK_MASK : 0);
     memset(&cpu->exit, 0, sizeof(cpu->exit));
-    engine->exited = false;
+    engine->exited = engine->bus_locked = false;
     swtdx_load_pending_debug(cpu);
     cs->exception_index = -1;
     engine->running = cpu;

@@ -70,6 +70,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "x87-images": ["test_x87_pointers.py::test_fnstenv_in_protected_mode"],
     "canonical-addresses": ["test_canonical_addresses.py::test_a_reference_to_the_stack_is_ss"],
     "alignment": ["test_alignment.py::test_an_unaligned_access_is_ac"],
+    "bus-locks": ["test_bus_lock.py::test_each_locked_instruction"],
     "bmi": ["test_bit_manipulation.py::test_a_field_at_the_edge_of_its_operand"],
     "avx": ["test_undefined.py::test_a_vex_prefix_selects_what_cpuid_offers_and_xcr0_enables"],
     "xsave": ["test_avx.py::test_the_compacted_form_has_them_behind_each_other"],

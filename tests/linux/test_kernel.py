@@ -312,8 +312,8 @@ def test_a_module_that_does_not_come_up(leaf: str) -> None:
 
 
 SAME = {
-    "NR_VCPUS": 2, "NR_MEMSLOTS": 32764, "USER_MEMORY2": 1, "MEMORY_FAULT_INFO": 1, "PRE_FAULT_MEMORY": 1,
-    "EXIT_HYPERCALL": 0x1000, "SPLIT_IRQCHIP": 1, "X86_APIC_BUS_CYCLES_NS": 1,
+    "NR_VCPUS": 2, "NR_MEMSLOTS": 32764, "USER_MEMORY2": 1, "MEMORY_FAULT_INFO": 1, "GUEST_MEMFD": 1, "PRE_FAULT_MEMORY": 1,
+    "EXIT_HYPERCALL": 0x1000, "SPLIT_IRQCHIP": 1, "X86_APIC_BUS_CYCLES_NS": 1, "X86_BUS_LOCK_EXIT": 3,
     "X86_MSR_FILTER": 1, "IRQCHIP": 1, "IMMEDIATE_EXIT": 1, "SYSTEM_EVENT_DATA": 1, "XSAVE2": 4096, "VM_TYPES": 0x23,
 }  # fmt: skip
 DIFFERENT = {  # /dev/kvm, TD, normal VM
@@ -321,7 +321,7 @@ DIFFERENT = {  # /dev/kvm, TD, normal VM
     "READONLY_MEM": (1, 0, 1),
     "SYNC_REGS": (7, 0, 7),
     "MEMORY_ATTRIBUTES": (8, 8, 0),
-    "GUEST_MEMFD": (1, 1, 0),
+    "GUEST_MEMFD_FLAGS": (3, 1, 3),
     "X2APIC_API": (0xF, 0xB, 0xB),  # the broadcasts can be suppressed where the I/O APIC is in user space
     "MULTI_ADDRESS_SPACE": (1, 1, 1),
     "X86_SMM": (0, 0, 0),

@@ -41,6 +41,7 @@ class GuestContext:
     tsc_offset: int
     tsc_multiplier: int
     posted_interrupt_descriptor: int
+    bus_lock_exiting: bool
     rdtsc_exiting: bool
     mov_dr_exiting: bool
     hlt_exiting: bool

@@ -39,6 +39,7 @@ cdef extern from "swtdx.h" nogil:
         uint64_t posted_interrupt_descriptor
         uint32_t exception_bitmap
         uint8_t tdx, apicv, rdtsc_exiting, interrupt_window, nmi_window, no_ept, dr_exiting, no_hlt_exiting
+        uint8_t bus_lock_exiting
         uint8_t msr_bitmap[4096]
         uint8_t vapic[4096]
         swtdx_event event
@@ -474,6 +475,14 @@ cdef class GuestContext:
     @hlt_exiting.setter
     def hlt_exiting(self, value):
         self.cpu.no_hlt_exiting = not value
+
+    @property
+    def bus_lock_exiting(self) -> bool:
+        return self.cpu.bus_lock_exiting != 0
+
+    @bus_lock_exiting.setter
+    def bus_lock_exiting(self, value):
+        self.cpu.bus_lock_exiting = bool(value)
 
     @property
     def activity_state(self) -> int:

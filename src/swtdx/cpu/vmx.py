@@ -76,6 +76,10 @@ class ExitReason(IntEnum):
     """Not VMX: memory of this process that a guest used is gone."""
 
 
+BUS_LOCK_DETECTED = 1 << 26
+"""In an exit reason: the instruction locked the bus, and this exit follows it, too."""
+
+
 class EventType(IntEnum):
     """VM-entry interruption types (25.8.3)."""
 

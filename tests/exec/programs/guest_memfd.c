@@ -71,7 +71,8 @@ int main(int argc, char **argv)
     struct region2 region = { .slot = 1, .flags = MEM_GUEST_MEMFD, .guest_phys_addr = 0x20000, .memory_size = SIZE };
     struct stat status;
     uint8_t *memory, *place, *again;
-    int both, only, none;
+    const char *result = "";
+    int both, only, none, tries;
 
     if (argc > 1 && !strcmp(argv[1], "refused")) {
         refused(m.vm);
@@ -119,7 +120,14 @@ int main(int argc, char **argv)
     printf("run: %s\n", run(&m));
     SHOW("what the guest wrote", memory[0x1006]);
     munmap(memory + PAGE, 2 * PAGE);
-    START(&m, 0x1000, "\xb8\x00\x21\x8e\xd8\xa0\x05\x00\xe6\x10\xf4");
-    printf("run without: %s\n", run(&m));
+    for (tries = 0; tries < 1000; tries++) { /* a front end in another process sees the end of a mapping a little later */
+        START(&m, 0x1000, "\xb8\x00\x21\x8e\xd8\xa0\x05\x00\xe6\x10\xf4");
+        result = run(&m);
+        if (strcmp(result, "exit 2")) {
+            break;
+        }
+        usleep(10000);
+    }
+    printf("run without: %s\n", result);
     return 0;
 }

@@ -142,6 +142,7 @@ class Kvm:
         self.dirty_log_initially_set = False
         self.triple_fault_event = False
         self.exit_on_emulation_error = False
+        self.bus_lock_detection = False  # bus_lock_detection_enabled
         self.guest_can_read_platform_info = True
         self.clock = KvmClock(self)
         self.ops.vm_init(self)

@@ -422,7 +422,9 @@ def vmx_write_tsc_multiplier(vcpu: Vcpu) -> None:
 
 def vmx_vcpu_after_set_cpuid(vcpu: Vcpu) -> None:
     """The bits of CR4 that the guest's CPUID leaves out are in the guest/host mask, and read as 0."""
-    vcpu.cr4_guest_rsvd_bits = vcpu.vmx.context.cr4_guest_host_mask = cr4_guest_rsvd_bits(vcpu)
+    context = vcpu.vmx.context
+    vcpu.cr4_guest_rsvd_bits = context.cr4_guest_host_mask = cr4_guest_rsvd_bits(vcpu)
+    context.bus_lock_exiting = vcpu.kvm.bus_lock_detection  # vmx_secondary_exec_control
 
 
 def msr_bitmap(vcpu: Vcpu) -> bytes:

@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.cpu.vmx import EventType, ExitReason
+from swtdx.cpu.vmx import BUS_LOCK_DETECTED, EventType, ExitReason
 from swtdx.linux.arch.x86.kvm import emulate
 from swtdx.linux.arch.x86.kvm.cpuid import kvm_update_cpuid_runtime
 from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
@@ -41,7 +41,9 @@ from swtdx.uapi.kvm import (
     KVM_EXIT_INTERNAL_ERROR,
     KVM_EXIT_IO,
     KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_BUS_LOCK,
     KVM_INTERNAL_ERROR_DELIVERY_EV,
+    KVM_RUN_X86_BUS_LOCK,
     KVM_X86_DISABLE_EXITS_HLT,
     KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS,
     KVM_X86_QUIRK_OUT_7E_INC_RIP,
@@ -65,6 +67,8 @@ def vmx_handle_exit(vcpu: Vcpu) -> int:
     """1: enter again; 0: to user space. Raises OSError when KVM_RUN fails."""
     handler = _HANDLERS.get(vcpu.vmx.exit_reason)
     if handler is None:
+        if vcpu.vmx.exit_reason & BUS_LOCK_DETECTED:
+            return _with_bus_lock(vcpu)
         return vcpu.internal_error(vcpu.vmx.exit_reason)
     context = vcpu.vmx.context
     if vcpu.vmx.guest_debug:
@@ -351,6 +355,22 @@ def _entry_failure(vcpu: Vcpu, context: GuestContext) -> int:
     return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE)
 
 
+def _bus_lock(vcpu: Vcpu, context: GuestContext) -> int:
+    """The instruction is complete (handle_bus_lock_vmexit)."""
+    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_X86_BUS_LOCK))
+    vcpu.run_flags = KVM_RUN_X86_BUS_LOCK
+    return 0
+
+
+def _with_bus_lock(vcpu: Vcpu) -> int:
+    """An exit that follows a bus lock: user space is told of both, or of the lock alone."""
+    vcpu.vmx.exit_reason &= ~BUS_LOCK_DETECTED
+    if vmx_handle_exit(vcpu) > 0:
+        return _bus_lock(vcpu, vcpu.vmx.context)
+    vcpu.run_flags = KVM_RUN_X86_BUS_LOCK
+    return 0
+
+
 _HANDLERS: dict[int, Callable[[Vcpu, GuestContext], int]] = {
     ExitReason.EXCEPTION_NMI: _exception,
     ExitReason.EXTERNAL_INTERRUPT: _external_interrupt,
@@ -383,6 +403,7 @@ _HANDLERS: dict[int, Callable[[Vcpu, GuestContext], int]] = {
     ExitReason.WBINVD: _nothing,
     ExitReason.XSETBV: _xsetbv,
     ExitReason.INVPCID: _undefined,
+    ExitReason.BUS_LOCK: _bus_lock,
     ExitReason.TDCALL: _undefined,
     ExitReason.HOST_FAULT: _host_fault,
 }

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 XSAVE_SIZE = 4096
 KVM_DIRTY_LOG_MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
 VALID_QUIRKS = 0x3FF
+_BUS_LOCK_MODES = KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT
 X2APIC_API_VALID = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 _SUPPRESS_EOI = KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 _ALWAYS_1 = (
@@ -127,6 +128,7 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.GUEST_MEMFD: 1,
         Cap.GUEST_MEMFD_FLAGS: GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED,
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
+        Cap.X86_BUS_LOCK_EXIT: _BUS_LOCK_MODES,
         Cap.X86_DISABLE_EXITS: allowed_disable_exits(kernel.processor),
         Cap.VM_GPA_BITS: kernel.processor.platform.physical_address_bits,
     }
@@ -272,10 +274,11 @@ def _exit_on_emulation_failure(kvm: Kvm, args: Any) -> None:
 
 
 def _bus_lock_exit(kvm: Kvm, args: Any) -> None:
-    """Taken, and without effect: the processor does not detect bus locks (KVM_CAP_X86_BUS_LOCK_EXIT answers 0)."""
-    both = KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT
-    if args[0] & ~both or args[0] == both:
+    """vCPUs that are created later exit for each bus lock. Nothing switches that off again."""
+    if args[0] & ~_BUS_LOCK_MODES or args[0] == _BUS_LOCK_MODES:
         raise err(errno.EINVAL, f"bus lock detection {args[0]:#x}")
+    if args[0] & KVM_BUS_LOCK_DETECTION_EXIT:
+        kvm.bus_lock_detection = True
 
 
 def _max_vcpus(kvm: Kvm, args: Any) -> None:

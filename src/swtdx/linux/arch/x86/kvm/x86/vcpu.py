@@ -91,6 +91,7 @@ class Vcpu:
         self._wait = WaitQueue()
         self._signals = HeldSignals()
         self.interrupted = False  # a signal that was held back waits
+        self.run_flags = 0  # of this KVM_RUN's exit (KVM_RUN_X86_*)
         self.spin_seconds = 0.0  # how long to sleep before the next entry
         self._spin_backoff = 0.0
         self.sigset: int | None = None
@@ -247,7 +248,10 @@ class Vcpu:
     def post_kvm_run_save(self) -> None:
         """Write what every exit reports: whether an interrupt can be injected, CR8, the APIC base."""
         ready, if_flag, cr8 = (0, 0, 0) if self.is_td else self.ops.post_run_state(self)
-        run_struct.STATE.pack_into(self.run, run_struct.READY_FOR_INTERRUPT, ready, if_flag, 0, cr8, self.apic_base)
+        flags = self.run_flags
+        run_struct.STATE.pack_into(self.run, run_struct.READY_FOR_INTERRUPT, ready, if_flag, flags, cr8, self.apic_base)
+        if flags:
+            self.run_flags = 0
 
     def _run_uninitialized(self) -> None:
         """An application processor waits for INIT, or for user space to change its state; then EAGAIN, as in KVM."""
