@@ -10,8 +10,10 @@ import pytest
 from swtdx.cpu.platform import PUBLISHED_MODULE_VERSIONS, Platform
 from swtdx.machine import boot
 from swtdx.seam import identity
+from swtdx.seam.status import Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.version import module_version
+from testing.seam.fake_host import FakePlatform, FakeProcessor, Host
 
 TABLE: dict[str, Any] = load("published_versions")
 FEATURES0 = {  # Intel's mapping_file.json
@@ -51,3 +53,50 @@ def test_the_same_kernel_takes_1_0_only_as_v10() -> None:
     machine = Platform(memory_size=1 << 30, module_version="1.0")
     assert boot(platform=machine).tdx is None
     assert boot(platform=machine, kernel_release="v10").tdx is not None
+
+
+WITH_MAXGPA = [name for name, features0 in FEATURES0.items() if features0 >> 33 & 1]
+MAXPA_VIRT, MAXGPA_VIRT, NO_RBP_MOD = 1 << 3, 1 << 4, 1 << 2
+
+
+def host_of(name: str) -> Host:
+    return Host(FakeProcessor(FakePlatform(module_version=name))).bring_up()
+
+
+@pytest.mark.parametrize("name", ["1.5.06", *PUBLISHED_MODULE_VERSIONS])
+def test_maxgpa_virtualisation_from_1_5_08_on(name: str) -> None:
+    """The guest sees the processor's MAXPA, and its own address width in CPUID(0x80000008).EAX[23:16].
+
+    tdh_mng_init.c of the module's public source of 2.0; 1.5.08 has the feature by its release notes.
+    """
+    host = host_of(name)
+    offered = name in WITH_MAXGPA
+    tdr = host.uninitialized()
+    status, _ = host.call(
+        "TDH.MNG.INIT", rcx=tdr, rdx=host.write(host.td_params(config_flags=MAXGPA_VIRT | NO_RBP_MOD))
+    )
+    assert status == (0 if offered else StatusCode.OPERAND_INVALID | Operand.EXEC_CONTROLS)
+    status, args = host.call("TDH.SYS.RD", rdx=0x9900_0003_0000_0006)
+    assert (status, args.r8) == (0, 0x1F if offered else 0xF)
+    if not offered:
+        return
+    td, native = host.module.tds[tdr], host.processor.platform.physical_address_bits
+    eax = td.cpuid.values[0x8000_0008, None][0]
+    assert (eax & 0xFF, eax >> 16 & 0xFF) == (native, min(native, 48))
+    assert td.virt_maxpa == min(native, 48)
+
+
+@pytest.mark.parametrize("name", WITH_MAXGPA)
+def test_maxpa_and_maxgpa_exclude_each_other(name: str) -> None:
+    host = host_of(name)
+    tdr = host.uninitialized()
+    params = host.td_params(config_flags=MAXGPA_VIRT | MAXPA_VIRT | NO_RBP_MOD)
+    status, _ = host.call("TDH.MNG.INIT", rcx=tdr, rdx=host.write(params))
+    assert status == StatusCode.OPERAND_INVALID | Operand.EXEC_CONTROLS
+
+
+def test_without_the_flag_a_guest_sees_no_width_of_its_own() -> None:
+    for name in ("1.5.06", "1.5.08"):
+        host = host_of(name)
+        tdr = host.build()
+        assert host.module.tds[tdr].cpuid.values[0x8000_0008, None][0] >> 16 & 0xFF == 0

@@ -183,7 +183,7 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         modules = " or ".join(embedded["tdx_modules"])
         named = ", ".join(embedded["tdx_modules_by_number"])
         yield "embedded", f"makes VMs and TDs, TDX module {modules} emulated"
-        yield "", f"TDX modules by number and TDX_FEATURES0 only, else as 1.5.06: {named}"
+        yield "", f"TDX modules by number and TDX_FEATURES0 only, else as 1.5.06 (MAXGPA_VIRT from 1.5.08): {named}"
         releases = ", ".join(embedded["kernel_releases"])
         yield "", f"kernel releases: {releases}; without --kernel-release {NEWEST_RELEASE.value}"
     for reason in embedded["no_tdx_because"]:

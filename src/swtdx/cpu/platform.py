@@ -20,7 +20,7 @@ MODULE_VERSIONS = ("1.5.06", "1.0")
 PUBLISHED_MODULE_VERSIONS = (
     "1.5.01", "1.5.05", "1.5.08", "1.5.09", "1.5.13", "1.5.16", "1.5.20", "1.5.24", "1.5.28", "1.5.34",
 )  # fmt: skip
-"""Modules of which a number and at most TDX_FEATURES0 are published: they act as 1.5.06 does."""
+"""Modules of which a number and at most TDX_FEATURES0 are published: they act as 1.5.06 does, with MAXGPA_VIRT."""
 HOST_FEATURES = ("avx", "avx2", "fma", "f16c", "vaes", "vpclmulqdq", "sha")
 """What the host's processor may add to what TCG executes, in the order of enum swtdx_feature in native/engine."""
 ENGINE_FEATURES = ("bmi1", "bmi2", "xsavec", "xsaves")

@@ -24,6 +24,7 @@ from swtdx.seam.td import (
     ATTRIBUTE_MIGRATABLE,
     ATTRIBUTE_PERFMON,
     ATTRIBUTE_PKS,
+    CONFIG_MAXGPA_VIRT,
     CTLS_ENUM_TOPOLOGY,
     CTLS_VIRT_CPUID2,
     Td,
@@ -236,7 +237,10 @@ class VirtualCpuid:
         values[0x15, None] = (1, td.tsc_frequency, CRYSTAL_HZ, 0)
         linear = 57 if values[7, 0][2] & LA57 else 48
         eax, ebx, ecx, edx = values[0x8000_0008, None]
-        values[0x8000_0008, None] = (eax & ~0xFFFF | linear << 8 | maxpa, ebx, ecx, edx)
+        physical, guest = maxpa, 0
+        if td.config_flags & CONFIG_MAXGPA_VIRT:
+            physical, guest = self._processor.platform.physical_address_bits, maxpa
+        values[0x8000_0008, None] = (eax & ~0xFFFFFF | guest << 16 | linear << 8 | physical, ebx, ecx, edx)
         for level, value in enumerate(levels_0b([values.get((0x1F, number), (0,) * 4) for number in range(6)])):
             if (0xB, level) in values:
                 values[0xB, level] = value

@@ -57,7 +57,9 @@ FEATURES_NOT_REPRODUCED = (
     | 1 << 19  # L2 TLB invalidation
 )
 """Bits of TDX_FEATURES0 that the real 1.5.06 sets and this module must not, because it lacks their leaf functions."""
-TDX_FEATURES0 = TDX_FEATURES0_1_5_06 & ~FEATURES_NOT_REPRODUCED
+FEATURE_MAXGPA_VIRT = 1 << 33
+"""What 1.5.08 added to 1.5.06, by the release notes: virtualisation of CPUID(0x80000008).EAX[23:16]."""
+TDX_FEATURES0 = (TDX_FEATURES0_1_5_06 | FEATURE_MAXGPA_VIRT) & ~FEATURES_NOT_REPRODUCED
 
 
 def features0(version: ModuleVersion) -> int:

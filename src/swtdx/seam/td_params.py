@@ -21,6 +21,7 @@ from swtdx.seam.td import (
     ATTRIBUTE_MIGRATABLE,
     ATTRIBUTE_PERFMON,
     CONFIG_GPAW_52,
+    CONFIG_MAXGPA_VIRT,
     CONFIG_MAXPA_VIRT,
 )
 from swtdx.x86 import Msr
@@ -130,7 +131,8 @@ class Rules:
             raise Status(StatusCode.TDCS_NOT_ALLOCATED)
 
     def _check_config_flags(self, params: TdParams, checked: Checked) -> None:
-        if params.config_flags & ~self._version.config_flags_fixed0:
+        flags, both = params.config_flags, CONFIG_MAXPA_VIRT | CONFIG_MAXGPA_VIRT
+        if flags & ~self._version.config_flags_fixed0 or flags & both == both:
             raise Status(StatusCode.OPERAND_INVALID, Operand.EXEC_CONTROLS)
 
     def _check_gpaw(self, params: TdParams, checked: Checked) -> None:
@@ -230,10 +232,12 @@ class Rules:
 
     def _check_maxpa(self, params: TdParams, checked: Checked) -> None:
         native = checked.virt_maxpa
+        gpaw = 52 if params.config_flags & CONFIG_GPAW_52 else 48
+        if params.config_flags & CONFIG_MAXGPA_VIRT:
+            checked.virt_maxpa = min(native, gpaw)
         if not params.config_flags & CONFIG_MAXPA_VIRT:
             return
         wanted = params.cpuid_config[0x8000_0008, None][0] & 0xFF
-        gpaw = 52 if params.config_flags & CONFIG_GPAW_52 else 48
         if not wanted:
             wanted = min(native, gpaw)
         elif not identity.MIN_VIRT_MAXPA <= wanted <= min(native, gpaw):

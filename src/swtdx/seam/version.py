@@ -183,7 +183,12 @@ def _published(name: str, features0: str | None, new: str) -> dict[str, Any]:
     """What is known of a version beside what it has in common with another: 0 where nothing is."""
     number = [int(part) for part in name.split(".")]
     row: dict[str, Any] = {"number": [*number, 0], "build_date": 0, "build_num": 0}
-    return row if features0 is None else row | {"features0": features0}
+    if features0 is None:
+        return row
+    for feature, follows in load("published_versions")["by_feature"].items():
+        if int(features0, 16) & int(feature, 16):
+            row |= follows
+    return row | {"features0": features0}
 
 
 @cache
