@@ -706,7 +706,8 @@ static void unmapping(const void *address, size_t length)
     }
 }
 
-/* Move what the kernel has mapped to where the program wants it; page by page where the ring is a mapping of its own. */
+/* Move what the kernel has mapped to where the program wants it; page by page where the ring is a mapping of its own.
+ */
 static bool move(uintptr_t object, uintptr_t to, size_t length)
 {
     bool whole = RAW(SYS_mremap, object, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to) == (long)to;

@@ -404,9 +404,9 @@ CASES: tuple[Case, ...] = (
         "vm",
         "KVM_SET_USER_MEMORY_REGION2",
         E.EINVAL,
-        "GUEST_MEMFD without private memory",
-        struct(k.kvm_userspace_memory_region2, flags=4, memory_size=4096),
-        VMS & UPSTREAM,
+        "GUEST_MEMFD and LOG_DIRTY_PAGES",
+        struct(k.kvm_userspace_memory_region2, flags=5, memory_size=4096),
+        UPSTREAM,
     ),
     Case(
         "vm",
@@ -414,7 +414,7 @@ CASES: tuple[Case, ...] = (
         E.EBADF,
         "guest_memfd not open",
         struct(k.kvm_userspace_memory_region2, flags=4, memory_size=4096, guest_memfd=9999),
-        TDS & UPSTREAM,
+        UPSTREAM,
     ),
     Case(
         "vm", "KVM_SET_MEMORY_ATTRIBUTES", 0, "PRIVATE", struct(k.kvm_memory_attributes, size=4096, attributes=8), _UP
@@ -435,7 +435,23 @@ CASES: tuple[Case, ...] = (
     Case(
         "vm", "KVM_SET_MEMORY_ATTRIBUTES", E.EINVAL, "unaligned", struct(k.kvm_memory_attributes, size=2048), UPSTREAM
     ),
-    Case("vm", "KVM_CREATE_GUEST_MEMFD", E.EINVAL, "flags", struct(k.kvm_create_guest_memfd, flags=1), UPSTREAM),
+    Case(
+        "vm",
+        "KVM_CREATE_GUEST_MEMFD",
+        E.EINVAL,
+        "flags",
+        struct(k.kvm_create_guest_memfd, size=4096, flags=4),
+        UPSTREAM,
+    ),
+    Case("vm", "KVM_CREATE_GUEST_MEMFD", 0, "MMAP", struct(k.kvm_create_guest_memfd, size=4096, flags=1), UPSTREAM),
+    Case(
+        "vm",
+        "KVM_CREATE_GUEST_MEMFD",
+        E.EINVAL,
+        "INIT_SHARED where memory is private",
+        struct(k.kvm_create_guest_memfd, size=4096, flags=3),
+        TDS & UPSTREAM,
+    ),
     Case("vm", "KVM_CREATE_GUEST_MEMFD", E.EINVAL, "size 0", struct(k.kvm_create_guest_memfd), UPSTREAM),
     Case("vm", "KVM_CREATE_GUEST_MEMFD", 0, "accepted", struct(k.kvm_create_guest_memfd, size=4096), UPSTREAM),
     Case("vm", "KVM_GET_DIRTY_LOG", E.EINVAL, "slot 32764", struct(k.kvm_dirty_log, slot=32764)),

@@ -120,7 +120,8 @@ int main(int argc, char **argv)
     printf("run: %s\n", run(&m));
     SHOW("what the guest wrote", memory[0x1006]);
     munmap(memory + PAGE, 2 * PAGE);
-    for (tries = 0; tries < 1000; tries++) { /* a front end in another process sees the end of a mapping a little later */
+    for (tries = 0; tries < 1000;
+         tries++) { /* a front end in another process sees the end of a mapping a little later */
         START(&m, 0x1000, "\xb8\x00\x21\x8e\xd8\xa0\x05\x00\xe6\x10\xf4");
         result = run(&m);
         if (strcmp(result, "exit 2")) {
