@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from testing.forced_status import END, kernels_leaves, sites
 
@@ -25,8 +26,8 @@ PROMPT = "swtdx#"
 SECONDS = 180
 SMALL = ["--memory", "192M", "--append", "console=ttyS0 quiet swiotlb=1024"]
 """Few pages to convert: a conversion is three SEAMCALLs a page."""
-NAMED = {0, 1, 3}
-"""Exit statuses of a run that came to an end: as it should, refused by the kernel, a guest that could not continue."""
+NAMED = {0, 1, 3, 5}
+"""Exit statuses of a run that came to an end: as it should (5: it leaks), refused, a guest that could not continue."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Boot:
     text: str
     injections: tuple[dict[str, int | str], ...]
     errors: str
+    lint: dict[str, Any]
+    """What ``--lint`` found."""
 
     @property
     def trouble(self) -> str:
         """What must not be; empty if nothing."""
-        if "Traceback" in self.errors or "internal error" in self.errors:
+        if "Traceback" in self.errors or "internal error:" in self.errors:
             return "an exception"
         if self.status not in NAMED:
             return f"exit status {self.status}"
@@ -65,7 +68,7 @@ def boot(folder: Path, injections: Iterable[str], *options: str) -> Boot:
         except (OSError, ValueError):  # the TD could not be built
             kept = {"outcome": "not built", "text": (done.stderr.splitlines() or ["no word"])[-1]}
     found = tuple(kept.get("injections", ()))
-    return Boot(done.returncode, kept["outcome"], kept["text"], found, done.stderr)
+    return Boot(done.returncode, kept["outcome"], kept["text"], found, done.stderr, kept.get("lint", {}))
 
 
 def usual(folder: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.watched_context import watch
 from swtdx.inject.line import GPA_OF_IOCTL, Faults
+from swtdx.lint.report import Findings
 from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
@@ -162,6 +163,7 @@ def boot(
     *,
     trace: Emit | None = None,
     inject: Sequence[str] = (),
+    lint: Findings | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
     """Power on an emulated machine: load the TDX module, boot a kernel.
@@ -170,7 +172,8 @@ def boot(
     differ: ``boot(kernel_release="6.16")``, ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
     ``inject`` are faults on demand, as `swtdx.inject.parse` reads them: ``inject=["TDH.MEM.PAGE.AUG: OPERAND_BUSY
-    @3"]``; ``kernel.faults.armed`` says how often each has struck. Raises ValueError for a platform, a release or an
+    @3"]``; ``kernel.faults.armed`` says how often each has struck. ``lint`` takes what TDs hand to their host beyond
+    what each call needs (`swtdx.lint`). Raises ValueError for a platform, a release or an
     injection that is not valid.
     """
     config = replace(config, **switches)
@@ -185,6 +188,10 @@ def boot(
         tracer = SeamTracer(trace)
         flush = watch(processor, tracer)
         loaded = tracer.module(loaded)
+    if lint is not None:
+        from swtdx.lint.live import watch as look_at
+
+        look_at(processor, lint)
     processor.load_seam_module(loaded)
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
@@ -218,6 +225,7 @@ def open_kernel(
     *,
     trace: Emit | None = None,
     inject: Sequence[str] = (),
+    lint: Findings | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> Kernel:
     """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.
@@ -226,12 +234,12 @@ def open_kernel(
     system calls only.
     """
     kernel: Kernel
-    if name == "host" and inject:
-        raise ValueError("faults are injected into an emulated kernel only")
+    if name == "host" and (inject or lint is not None):
+        raise ValueError("faults are injected into an emulated kernel only, and its guests only are looked at")
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(dialect, platform, config, trace=trace, inject=inject, **switches)
+        kernel = boot(dialect, platform, config, trace=trace, inject=inject, lint=lint, **switches)
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

@@ -36,7 +36,8 @@ ARROWS: dict[str, set[str]] = {
     "quoting": {"attest", "vmm", "uapi", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},
     "inject": {"cpu", "explain", "seam", "uapi"},
-    "machine": {"cpu", "inject", "seam", "linux", "uapi", "trace"},  # the one place that wires
+    "lint": {"cpu", "seam.tables", "trace"},
+    "machine": {"cpu", "inject", "lint", "seam", "linux", "uapi", "trace"},  # the one place that wires
     # The kernel in the process of a program that is not ours.
     "exec": {
         "quoting.machine_folder",
@@ -60,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
         "quoting",
         "explain",
         "inject",
+        "lint",
         "machine",
         "trace",
         "units",

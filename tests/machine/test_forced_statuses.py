@@ -9,11 +9,9 @@ the kernel uses no page and no KeyID that the module still holds.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from testing.forced_boot import boot
 from testing.forced_status import Site, counts, force, kernels_leaves, sites
 
 pytestmark = pytest.mark.slow
@@ -44,23 +42,3 @@ def test_each_documented_status_leads_to_what_linux_does(site: Site, usual: Coun
         found[status] = (outcome.during, str(outcome))
         expected[status] = (site.during, row[2] if len(row) > 2 else row[1])
     assert found == expected
-
-
-def test_linux_boots_while_the_module_is_busy(kernel_folder: Path) -> None:
-    """Each class of busy is repeated or waited for, as in Linux 7.2, at every second to every 50th call."""
-    if not (kernel_folder / "initrd.img").exists():
-        pytest.skip("$SWTDX_LINUX has no initrd.img, which script/linux makes")
-    texts = [
-        "TDH.MEM.SEPT.ADD: OPERAND_BUSY|SEPT_TREE every 2",
-        "TDH.MEM.PAGE.ADD: OPERAND_BUSY|R8 every 2",
-        "TDH.MEM.PAGE.AUG: OPERAND_BUSY|RCX every 7",
-        "TDH.MEM.RANGE.BLOCK: OPERAND_BUSY|SEPT_TREE every 2",
-        "TDH.MEM.TRACK: OPERAND_BUSY|TD_EPOCH every 2",
-        "TDH.MEM.PAGE.REMOVE: OPERAND_BUSY|SEPT_TREE every 2",
-        "TDH.VP.ENTER: OPERAND_BUSY|TD_EPOCH every 50",
-        "TDH.MNG.CREATE: RND_NO_ENTROPY @1-9",
-        "TDH.MNG.ADDCX: RND_NO_ENTROPY @2-10",
-    ]
-    seen = boot(kernel_folder, texts)
-    assert (seen.outcome, seen.trouble) == ("until", ""), seen.errors
-    assert [each["injection"] for each in seen.injections if not each["struck"]] == []

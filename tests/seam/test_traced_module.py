@@ -90,7 +90,7 @@ def test_a_tdcall_is_the_exit_and_the_leaf() -> None:
     assert (left["kind"], left["name"], left["guest"], left["dur"], left["vcpu"]) == ("exit", "TDCALL", 0.15, 0.15, 1)
     assert call["name"] == "TDG.VP.VMCALL"
     assert call["args"] == {
-        "function": "Instruction.IO", "size": "0x1", "write": "0x1", "port": "0x3f8", "data": "0x41",
+        "mask": "0xfc00", "function": "Instruction.IO", "size": "0x1", "write": "0x1", "port": "0x3f8", "data": "0x41",
     }  # fmt: skip
     assert call["out"]["result"] == "0x0"
 
@@ -100,6 +100,15 @@ def test_a_tdcall_is_the_exit_and_the_leaf() -> None:
 )
 def test_functions_of_the_ghci(function: int, name: str) -> None:
     assert exits(exit_with({11: function, 12: 0x1000}, {}))[1]["args"]["function"] == name
+
+
+def test_registers_that_are_passed_without_need_are_shown_if_they_are_not_zero() -> None:
+    """HLT takes R12; the mask 0x1c0c passes RDX, RBX and R10 to R12, and not R13."""
+    halt = exit_with({1: 0x1C0C, 11: 12, 12: 1, 3: 0x5EC, 13: 7}, {})
+    _, call = exits(halt)
+    assert call["args"] == {
+        "mask": "0x1c0c", "function": "Instruction.HLT", "interrupts_blocked": "0x1", "others": {"rbx": "0x5ec"},
+    }  # fmt: skip
 
 
 def test_a_tdcall_that_the_host_must_help_with_has_no_status_yet() -> None:

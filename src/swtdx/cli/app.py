@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "qemu": "swtdx.cli.qemu",
     "probe": "swtdx.cli.probe",
     "trace": "swtdx.cli.trace",
+    "lint": "swtdx.cli.lint",
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",

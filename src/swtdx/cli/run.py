@@ -60,6 +60,8 @@ EPILOG = """
 
 [cyan]swtdx run --trace boot.json --trace-format chrome[/cyan] - every event, for https://ui.perfetto.dev
 
+[cyan]swtdx run --lint --kernel vmlinuz --append console=ttyS0[/cyan] - does it hand the host more than it needs?
+
 [cyan]swtdx run --vm-type default --gdb :1234 --gdb-wait[/cyan] - then: gdb -ex 'target remote :1234'
 
 [cyan]swtdx run --debug-td --gdb :1234[/cyan] - a debug TD under gdb
@@ -72,7 +74,7 @@ EPILOG = """
 
 0 powered off, reset, text or prompt seen, left; 1 internal error; 2 bad input;
 
-3 the guest reported a fatal error or crashed; 4 timeout; 130 interrupted
+3 the guest reported a fatal error or crashed; 4 timeout; 5 --lint found a leak; 130 interrupted
 """
 
 
@@ -321,6 +323,17 @@ class Records:
     ] = TraceFormat.jsonl
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs, console.")
+    ] = None
+    lint: Annotated[
+        bool,
+        typer.Option("--lint", help="Report what the TD hands to the host, or takes from it, beyond what it needs."),
+    ] = False
+    lint_notes: Annotated[
+        bool, typer.Option("--lint-notes", help="With --lint: also what does not leak by itself.")
+    ] = False
+    symbols: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --lint: names for addresses (System.map, kallsyms or an ELF file)."),
     ] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the guest's console, and errors.")] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more at the end.")] = False

@@ -26,6 +26,7 @@ from rich.status import Status
 from swtdx.cli import debugger, run_record
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
+from swtdx.cli.lint import STATUS_LEAK, Lint
 from swtdx.cli.machine_keys import machine_keys
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError, address_space_limit
@@ -37,6 +38,7 @@ from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
+from swtdx.lint.report import Findings
 from swtdx.linux.config import KernelConfig
 from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
@@ -115,6 +117,9 @@ class Options:
     trace: Path | None = None
     trace_format: TraceFormat = TraceFormat.jsonl
     html: Path | None = None
+    lint: bool = False
+    lint_notes: bool = False
+    symbols: Path | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -154,6 +159,7 @@ def run(options: Options) -> int:
     """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
     voice = Voice(options.quiet)
     debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
+    lint = Lint.of(options)
     keys = machine_keys(options, voice.say)
     plan = _plan(options)
     voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
@@ -170,14 +176,19 @@ def run(options: Options) -> int:
             Recording(kept.get("--trace"), options.trace_format, kept.get("--html"), sys.argv)
         )
         files.enter_context(kernel_log(voice.say))
-        kernel = _kernel(options, keys.report_key, recording.emit if recording.wanted else None)
+        kernel = _kernel(
+            options,
+            keys.report_key,
+            recording.emit if recording.wanted else None,
+            None if lint is None else lint.findings,
+        )
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption)
+        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
@@ -260,6 +271,7 @@ def kernel_named(
     config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
     inject: tuple[str, ...] = (),
+    lint: Findings | None = None,
 ) -> Kernel:
     """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
@@ -268,7 +280,8 @@ def kernel_named(
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
     ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
-    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`).
+    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`), ``lint`` takes
+    what TDs leak (`swtdx.lint`).
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -287,7 +300,7 @@ def kernel_named(
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:
-        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject)
+        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject, lint=lint)
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
@@ -296,7 +309,7 @@ def kernel_named(
         ) from None
 
 
-def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> Kernel:
+def _kernel(options: Options, report_key: bytes | None, trace: Emit | None, lint: Findings | None) -> Kernel:
     return kernel_named(
         options.kvm,
         options.dialect or Dialect.UPSTREAM,
@@ -314,6 +327,7 @@ def _kernel(options: Options, report_key: bytes | None, trace: Emit | None) -> K
         ),
         trace=trace,
         inject=options.inject,
+        lint=lint,
     )
 
 
@@ -353,8 +367,10 @@ class _Session:
         recording: Recording,
         gdb: GdbServer | None,
         interruption: Interruption,
+        lint: Lint | None,
     ) -> None:
         self.options = options
+        self.lint = lint
         self.interruption = interruption
         self._terminal: Keyboard | None = None
         self.outputs = outputs
@@ -434,12 +450,14 @@ class _Session:
                 self.gdb.close()
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
             kept = run_record.record(machine, run, outcome, seconds, bytes(self.output.record))
+            if self.lint is not None:
+                kept["lint"] = self.lint.as_json()
             self.recording.record = kept
             kernel = powers_off(machine.vm.kernel)
             if kernel is not None:  # this program ends, too: its machine need not take the TD down page by page
                 kernel.power_off()
         self._report(kept, outcome)
-        return outcome.status
+        return outcome.status or (STATUS_LEAK if self.lint is not None and self.lint.findings.leaks else 0)
 
     def _attend(self, run: Run, machine: Machine) -> Outcome:
         """Stay with the run until it is over, whatever ends it."""
@@ -542,6 +560,8 @@ class _Session:
             lines += unread_ve(kept.get("unread_ve", []))
         for line in lines:
             print(f"  {line}", file=sys.stderr)
+        if self.lint is not None:
+            self.lint.show()
         record = self.outputs.get("--json")
         if record is not None:
             record.replace(run_record.as_bytes(kept))

@@ -171,7 +171,9 @@ def _tdcall(exit: VmExit) -> Tdcall:
     args, out = _from_gpr(inputs, exit.gpr), _from_gpr(outputs, exit.after)
     if number == _VP_VMCALL:
         function, inputs, outputs = _vmcall(exit.gpr)
-        args = {"function": function, **_from_gpr(inputs, exit.gpr)}
+        args = {"mask": exit.gpr[1], "function": function, **_from_gpr(inputs, exit.gpr)}
+        if others := _others(exit.gpr, inputs):
+            args["others"] = others
         out.update(_from_gpr(outputs, exit.after))
     times = exit.left, exit.resumed - exit.left
     event = Tdcall(name, *times, exit.thread, args, version, vcpu=exit.context)
@@ -180,6 +182,13 @@ def _tdcall(exit: VmExit) -> Tdcall:
         return event
     event.status, event.text, event.out = exit.after[0], status_text(exit.after[0]), out
     return event
+
+
+def _others(gpr: tuple[int, ...], inputs: Operands) -> Values:
+    """Return the registers that the mask in RCX passes to the host, that are no operands, and that are not zero."""
+    known = {"r10", "r11", *(register for register, _ in inputs)}
+    passed = (name for number, name in enumerate(_REGISTERS) if gpr[1] >> number & 1 and name not in known)
+    return {name: gpr[_INDEX[name]] for name in passed if gpr[_INDEX[name]]}
 
 
 def _vmcall(gpr: tuple[int, ...]) -> tuple[str, Operands, Operands]:
