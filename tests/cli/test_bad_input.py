@@ -50,7 +50,7 @@ from tests.vmm.fake_kernel import FakeKernel
         (["run", "--log", "absent-folder/x"], ["--log", "absent-folder"]),
         (["run", "--append", "x"], ["--append", "--kernel"]),
         (["run", "--memory", "much"], ["much", "512M"]),
-        (["run", "--memory", "1"], ["multiple of 4 KiB"]),
+        (["run", "--memory", "1"], ["out of range"]),
         (["run", "--memory", "4K"], ["out of range"]),
         (["run", "--memory", "999T"], ["out of range"]),
         (["run", "--mrconfigid", "xyz"], ["--mrconfigid", "hexadecimal"]),

@@ -31,7 +31,7 @@ def main() -> None:
     with standard_streams() as streams:
         status = None
         if COMPLETION_VARIABLE not in os.environ:
-            if arguments == ["--version"]:
+            if arguments in (["--version"], ["-V"], ["version"]):
                 status = _version()
             elif arguments:
                 status = _without_typer(arguments, streams)

@@ -10,6 +10,8 @@ that are imported only when their name is typed or help is asked for, and ``run`
 from __future__ import annotations
 
 import os
+import re
+from errno import errorcode
 from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
@@ -20,7 +22,9 @@ import swtdx
 from swtdx.cli import COMPLETION_VARIABLE
 from swtdx.cli.complaint import carried_out
 from swtdx.cli.help import Group, dress
+from swtdx.cli.qemu_spelling import as_here
 from swtdx.cli.standard_streams import StandardStreams
+from swtdx.cli.usage_sentence import usage_sentence
 from swtdx.cli.verdict import Failure, Verdict
 
 COMMANDS: dict[str, str] = {
@@ -92,7 +96,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def swtdx_command(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
@@ -126,12 +130,11 @@ def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]
             for command in ("run", *COMMANDS):
                 if typed == command or not known:
                     _declare(command)
-            return int(app(arguments, standalone_mode=False) or 0)
+            return int(app(_as_declared(typed, arguments), standalone_mode=False) or 0)
         except _UsageError as error:
-            name = f"swtdx {typed}" if known else "swtdx"
             status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
-            words = error.format_message().replace("Value error, ", "")  # pydantic's, in some versions of typer
-            raise _WrongUsageError(f"{words} ({name} --help lists what it takes)", status) from None
+            command = getattr(getattr(error, "ctx", None), "command_path", None) or "swtdx"
+            raise _WrongUsageError(usage_sentence(error.format_message(), command), status) from None
         except typer.Abort:
             raise KeyboardInterrupt from None
 
@@ -139,6 +142,15 @@ def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]
     as_json = "--json" in arguments and arguments[0] in COMMANDS and arguments[0] not in USAGE_STATUS
     status = carried_out(action, system_status, streams, as_json=as_json)
     return status, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
+
+
+def _as_declared(command: str, arguments: list[str]) -> list[str]:
+    """Return what was typed in the spelling that the command declares. Raises `swtdx.cli.parameters.InputError`."""
+    if command == "run":
+        return as_here(arguments)
+    if command == "explain":  # -22, as a system call returns it, would be an option
+        return [errorcode.get(int(each[1:]), each) if re.fullmatch(r"-\d{1,3}", each) else each for each in arguments]
+    return arguments
 
 
 class _WrongUsageError(Failure):

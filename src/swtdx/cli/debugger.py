@@ -18,7 +18,7 @@ from swtdx.vmm.run import Run
 
 _PRODUCTION = (
     "--gdb: the TDX module does not let a debugger into a production TD (TDH.MEM.RD answers TD_NON_DEBUG, TDH.VP.RD "
-    "METADATA_FIELD_NOT_READABLE); add --debug-td for a TD with ATTRIBUTES.DEBUG, which its TDREPORT tells, "
+    "METADATA_FIELD_NOT_READABLE); add --debug-td for a TD with ATTRIBUTES.DEBUG, which its TDREPORT shows, "
     "or --vm-type default for an ordinary VM"
 )
 _NO_DOOR = (
@@ -28,11 +28,15 @@ _NO_DOOR = (
 
 
 def check(address: str | None, wait: bool, td: TdParameters | None, kernel: str) -> None:
-    """Refuse what no debugger can be had for. Raises InputError."""
+    """Refuse an address or a machine that a debugger cannot use. Raises InputError."""
     if address is None:
         if wait:
             raise InputError("--gdb-wait needs --gdb ADDRESS, where the debugger connects")
         return
+    try:
+        parse_address(address)
+    except AddressError as error:
+        raise InputError(f"--gdb: {error}") from None
     if td is not None and not td.is_debug:
         raise InputError(_PRODUCTION)
     if td is not None and kernel == "host":

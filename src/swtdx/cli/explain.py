@@ -6,7 +6,9 @@ from __future__ import annotations
 import json as json_format
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
+from errno import errorcode
 from typing import Annotated, Any
 
 import typer
@@ -115,6 +117,8 @@ def explain(
         return
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print("\n".join(words.text(found, columns)))
+    if what is not None and what.isdecimal() and (name := parse_errno(what)) is not None:
+        print(f"errno    {what} is also {name}: swtdx explain {name}")
 
 
 def _failed(what: str | None, errno: str | None, hw_error: str | None, command: str | None, leaf: str | None) -> Failed:
@@ -122,9 +126,9 @@ def _failed(what: str | None, errno: str | None, hw_error: str | None, command: 
     told = Failed()
     if what is not None:
         told = _told(what)
-    name = _known("--errno", errno, parse_errno, "errno") or told.errno
-    ioctl = _known("--command", command, parse_ioctl, "ioctl or sub-command") or told.ioctl
-    function = _known("--leaf", leaf, parse_leaf, "SEAMCALL or TDCALL") or told.leaf
+    name = _known("--errno", errno, parse_errno, "errno", errorcode.values()) or told.errno
+    ioctl = _known("--command", command, parse_ioctl, "ioctl or sub-command", complete_ioctl("")) or told.ioctl
+    function = _known("--leaf", leaf, parse_leaf, "SEAMCALL or TDCALL", complete_leaf("")) or told.leaf
     status, any_operand = told.hw_error, told.any_operand
     given = what is not None and not told.errno and not told.ioctl
     if hw_error is not None:
@@ -165,12 +169,17 @@ def _told(what: str) -> Failed:
     return line
 
 
-def _known(option: str, text: str | None, parse: Any, kind: str) -> str:
+def _known(option: str, text: str | None, parse: Any, kind: str, names: Iterable[str]) -> str:
     if text is None:
         return ""
     found: str | None = parse(text)
     if found is None:
-        raise Failure(f"{option} {text!r}: there is no such {kind}", Verdict.USAGE)
+        from difflib import get_close_matches
+
+        spelt = {each.replace("_", "."): each for each in names}
+        near = get_close_matches(text.upper().replace("_", "."), list(spelt), 1, 0.8)
+        hint = f"; did you mean {spelt[near[0]]}?" if near else ""
+        raise Failure(f"{option} {text!r}: there is no such {kind}{hint}", Verdict.USAGE)
     return found
 
 

@@ -11,7 +11,7 @@ from swtdx.units import PAGE_SIZE, UNITS
 
 SHA384_SIZE = 48  # bytes of MRCONFIGID, MROWNER and MROWNERCONFIG
 
-_SIZE = re.compile(r"(\d{1,18})\s*([KMGT]?)(?:I?B)?", re.ASCII)
+_SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,9}))?\s*([KMGT]?)(?:I?B)?", re.ASCII)
 
 
 class InputError(Exception):
@@ -19,16 +19,39 @@ class InputError(Exception):
 
 
 def memory_size(text: str) -> int:
-    """``512M``, ``2G``, ``1.5G`` is not: whole numbers of bytes, K, M, G or T (binary). Raises `InputError`."""
+    """``512M``, ``2G``, ``1.5G`` (binary), or MiB without a unit, as QEMU has it. Raises `InputError`.
+
+    >>> memory_size("2048") == memory_size("2G"), memory_size("1.5G") >> 20
+    (True, 1536)
+    """
     match = _SIZE.fullmatch(text.strip().upper())
     if match is None:
         raise InputError(f"--memory {text!r} is not a valid size: write a number with K, M or G, as in 512M or 2G")
-    size = int(match[1]) * UNITS[match[2]]
-    if size % PAGE_SIZE:
+    whole, fraction, unit = match[1], match[2] or "", match[3]
+    if not unit and not fraction and int(whole) < MIB:  # so many bytes are no machine
+        unit = "M"
+    size, rest = divmod(int(whole + fraction) * UNITS[unit], 10 ** len(fraction))
+    if rest or size % PAGE_SIZE:
         raise InputError(f"--memory {text} is not a multiple of 4 KiB")
     if not MINIMUM_MEMORY <= size <= MAXIMUM_MEMORY:
         raise InputError(f"--memory {text} is out of range: from {MINIMUM_MEMORY // MIB}M to {MAXIMUM_MEMORY >> 40}T")
     return size
+
+
+def seconds(option: str, text: str) -> float:
+    """Return a time in seconds. Raises `InputError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        number = text.rstrip("sS ")
+        try:
+            float(number)
+        except ValueError:
+            number = "60"
+        raise InputError(f"{option} {text!r} is not a number of seconds: write it as in {option} {number}") from None
+    if not 0 <= value < 1e9:
+        raise InputError(f"{option} {text} is not a valid number of seconds")
+    return value
 
 
 def address_space_limit() -> str:

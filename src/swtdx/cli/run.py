@@ -119,7 +119,7 @@ class Guest:
             "straight into --kernel, without firmware.",
         ),
     ] = None
-    memory: Annotated[str, typer.Option(help="Guest memory, as in 512M or 2G.")] = "256M"
+    memory: Annotated[str, typer.Option("--memory", "-m", metavar="SIZE", help="512M, 2G, or MiB as in QEMU.")] = "256M"
     cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1
     vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx
     kernel: Annotated[
@@ -247,7 +247,7 @@ class Ending:
 
     until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None
     timeout: Annotated[
-        float | None,
+        str | None,
         typer.Option(metavar="SECONDS", help="End after this time (0: never). Unattended without --until: 300."),
     ] = None
     debug_exit: Annotated[
@@ -265,16 +265,14 @@ class Ending:
 
     def options(self) -> dict[str, Any]:
         """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
-        from swtdx.cli.parameters import InputError, port
+        from swtdx.cli.parameters import InputError, port, seconds
         from swtdx.cli.session import OnPanic
 
-        if self.timeout is not None and not 0 <= self.timeout < 1e9:
-            raise InputError(f"--timeout {self.timeout:g} is not a valid number of seconds")
         if self.until == "":
             raise InputError("--until needs a text to wait for")
         return {
             "until": self.until,
-            "timeout": self.timeout,
+            "timeout": None if self.timeout is None else seconds("--timeout", self.timeout),
             "debug_exit": None if self.debug_exit is None else port("--debug-exit", self.debug_exit),
             "on_panic": None if self.on_panic is None else OnPanic(self.on_panic.value),
         }

@@ -24,6 +24,7 @@ from enum import IntEnum, IntFlag, StrEnum
 from itertools import combinations
 from typing import NamedTuple
 
+from swtdx.image.container import LONGEST_HEAD, container_of, unwrapping
 from swtdx.image.guid import guid_bytes
 from swtdx.units import PAGE_SIZE
 
@@ -54,6 +55,7 @@ class TdvfRule(StrEnum):
     """What an image must keep to be started as a TD; the values are for programs to read."""
 
     IMAGE_SIZE = "image-size"
+    CONTAINER = "container"  # a wrapping of another format around the image
     GUID_TABLE = "guid-table"
     NO_METADATA = "no-metadata"
     SPLIT_IMAGE = "split-image"  # half of an image: code without variable store, or the other way round
@@ -218,6 +220,7 @@ def parse(image: bytes, name: str) -> Tdvf:
 def examine(image: bytes, name: str) -> Examination:
     """Read the metadata of ``image`` as far as they can be read; collect the broken rules in the order of checking."""
     try:
+        check_container(image, name)
         check_image_size(image, name)
         rows = _rows(image, _descriptor_offset(image, name), name)
     except TdvfError as error:
@@ -233,6 +236,16 @@ def examine(image: bytes, name: str) -> Examination:
         broken.extend(_section_faults(section, image, name))
     broken.extend(_set_faults(sections, {row.type for row in rows}, name))
     return Examination(rows, tuple(sections), tuple(broken))
+
+
+def check_container(image: bytes, name: str) -> None:
+    """Refuse an image that is wrapped in another format: its MRTD would be of the wrapping. Raises `TdvfError`."""
+    container = container_of(image[:LONGEST_HEAD])
+    if container is not None:
+        raise TdvfError(
+            f"{name} is not a plain firmware image but {container.name}: {unwrapping(container, name)}",
+            TdvfRule.CONTAINER,
+        )
 
 
 def check_image_size(image: bytes, name: str) -> None:

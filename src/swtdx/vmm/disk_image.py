@@ -15,18 +15,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from swtdx.image.container import LONGEST_HEAD, container_of, unwrapping
+
 SECTOR_SIZE = 512
 
-# What other formats begin with: (offset, bytes, name).
-_CONTAINERS = (
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"# Disk DescriptorFile", "VMDK"),
-    (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
-    (0x40, b"\x7f\x10\xda\xbe", "VDI"),
-)
-_LONGEST_MAGIC = 0x44
+
+_AS_HERE = ("if=virtio", "if=none", "media=disk", "readonly=off", "read-only=off", "index=0")
+"""What QEMU's -drive may say beside that, and is so here anyway."""
 
 
 class DiskError(Exception):
@@ -43,20 +38,29 @@ class DiskSpec:
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``FILE[,ro][,format=raw]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError."""
+    """``FILE[,ro][,format=raw]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError.
+
+    QEMU's spelling is taken too: ``file=FILE,readonly=on,format=raw,if=virtio``.
+    """
     name, *words = text.replace(",,", "\0").split(",")
+    named = [each for each in (name, *words) if each.startswith("file=")]
+    if named:
+        words = [each for each in (name, *words) if each is not named[0]]
+        name = named[0].removeprefix("file=")
     if not name:
         raise DiskError(f"--disk {text!r} names no file: write it as in --disk disk.img,ro")
     read_only = raw = False
     for word in words:
-        if word == "ro":
+        if word in ("ro", "readonly=on", "readonly", "read-only=on"):
             read_only = True
+        elif word in _AS_HERE:
+            continue
         elif word == "format=raw":
             raw = True
         elif word.startswith("format="):
             raise DiskError(f"--disk {text}: the only format there is is raw (qemu-img convert -O raw makes one)")
         else:
-            raise DiskError(f"--disk {text}: {word!r} is neither ro nor format=raw")
+            raise DiskError(f"--disk {text}: {word!r} is neither ro nor format=raw, nor file=FILE")
     return DiskSpec(Path(name.replace("\0", ",")), read_only, raw)
 
 
@@ -144,15 +148,15 @@ def _checked_size(descriptor: int, spec: DiskSpec) -> int:
     if not size:
         raise DiskError(f"the disk image {path} is empty")
     try:
-        start = b"" if spec.raw else os.pread(descriptor, _LONGEST_MAGIC, 0)
+        start = b"" if spec.raw else os.pread(descriptor, LONGEST_HEAD, 0)
     except OSError as error:
         raise DiskError(f"the disk image {path} cannot be read: {error.strerror}") from None
-    for offset, magic, name in _CONTAINERS:
-        if start[offset : offset + len(magic)] == magic:
-            raise DiskError(
-                f"the disk image {path} is in the format {name}: qemu-img convert -O raw makes a raw image of it "
-                f"(--disk {path},format=raw takes it as it is)"
-            )
+    container = container_of(start, of_disks=True)
+    if container is not None:
+        raise DiskError(
+            f"the disk image {path} is in the format {container.name}: {unwrapping(container, str(path))} makes a raw "
+            f"image of it (--disk {path},format=raw takes it as it is)"
+        )
     if size % SECTOR_SIZE:
         raise DiskError(f"the disk image {path} is truncated: {size} bytes is not a multiple of {SECTOR_SIZE}")
     return size
