@@ -120,7 +120,11 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     from swtdx.uapi.dialect import Dialect
 
     options = _marker(request, "tdx", _TDX_PARAMETERS)
-    dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
+    try:
+        dialect = Dialect(options.get("dialect", request.config.getoption("--tdx-dialect")))
+    except ValueError:
+        known = " or ".join(each.value for each in Dialect)
+        raise pytest.UsageError(f"{request.node.nodeid}: dialect={options['dialect']!r}: it is {known}") from None
     release = options.get("kernel_release")
     if release is None and "dialect" not in options:  # the marker of a test goes before the options of the session
         release = request.config.getoption("--tdx-kernel-release")

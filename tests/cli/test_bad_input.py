@@ -50,7 +50,7 @@ from tests.vmm.fake_kernel import FakeKernel
         (["run", "--log", "absent-folder/x"], ["--log", "absent-folder"]),
         (["run", "--append", "x"], ["--append", "--kernel"]),
         (["run", "--memory", "much"], ["much", "512M"]),
-        (["run", "--memory", "1"], ["out of range"]),
+        (["run", "--memory", "0"], ["out of range"]),
         (["run", "--memory", "4K"], ["out of range"]),
         (["run", "--memory", "999T"], ["out of range"]),
         (["run", "--mrconfigid", "xyz"], ["--mrconfigid", "hexadecimal"]),
@@ -181,7 +181,7 @@ def test_sizes_that_people_type(text: str, size: int) -> None:
     assert memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1M", "1.5G", "0", "M", "0x100000", "١M"])
+@pytest.mark.parametrize("text", ["", "-1M", "0", "M", "0x100000", "١M"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(InputError):
         memory_size(text)

@@ -30,6 +30,7 @@ from swtdx.cli.verdict import Failure, Verdict
 COMMANDS: dict[str, str] = {
     "exec": "swtdx.cli.exec_command",
     "qemu": "swtdx.cli.qemu",
+    "selftest": "swtdx.cli.selftest",
     "probe": "swtdx.cli.probe",
     "trace": "swtdx.cli.trace",
     "lint": "swtdx.cli.lint",
@@ -63,6 +64,8 @@ EPILOG = """
 [bold]Examples[/bold]
 
 [cyan]swtdx probe[/cyan] - what does this machine offer?
+
+[cyan]swtdx selftest[/cyan] - does this installation work? Two seconds, and nothing but the package
 
 [cyan]swtdx run[/cyan] - the installed firmware as a Trust Domain
 

@@ -2,7 +2,8 @@
 """Commands whose options are fields of dataclasses: one dataclass for each subject, in place of one long signature.
 
 `grouped` gives typer the signature that it reads, with a keyword for each field. A field is written as typer wants a
-parameter: ``memory: Annotated[str, typer.Option(help="...")] = "256M"``.
+parameter: ``memory: Annotated[str, typer.Option(help="...")] = "256M"``. A dataclass with ``PANEL`` has its options in
+a part of the help that is called so.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
 def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,7 +34,10 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     ['x', 'y', 'name']
     """
     kinds = {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
-    hints = [get_type_hints(kind, include_extras=True) for kind in kinds.values()]
+    hints = [
+        {name: _in_panel(hint, getattr(kind, "PANEL", None)) for name, hint in _hints(kind).items()}
+        for kind in kinds.values()
+    ]
 
     def call(**given: Any) -> Any:
         made = {
@@ -53,6 +57,23 @@ def grouped(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _in_panel(annotation: Any, panel: str | None) -> Any:
+    """The same option in the part of the help that is called ``panel``, unless it names one by itself."""
+    if panel is None or get_origin(annotation) is not Annotated:
+        return annotation
+    for option in get_args(annotation)[1:]:
+        named = getattr(option, "named", None)  # of swtdx.cli.declaration
+        if named is not None:
+            named.setdefault("rich_help_panel", panel)
+        elif getattr(option, "rich_help_panel", "") is None:
+            option.rich_help_panel = panel
+    return annotation
 
 
 def _default(field: Field[Any]) -> Any:

@@ -54,6 +54,11 @@ class Output:
         """Whether it is a file on a file system: no pipe, no terminal, no device."""
         return stat.S_ISREG(os.fstat(self.descriptor).st_mode)
 
+    @property
+    def written(self) -> bool:
+        """Whether anything was written."""
+        return self._written
+
     def begin(self) -> None:
         """Truncate the file."""
         self._began = True

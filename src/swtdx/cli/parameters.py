@@ -30,7 +30,8 @@ def memory_size(text: str) -> int:
     whole, fraction, unit = match[1], match[2] or "", match[3]
     if not unit and not fraction and int(whole) < MIB:  # so many bytes are no machine
         unit = "M"
-    size, rest = divmod(int(whole + fraction) * UNITS[unit], 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    size, rest = divmod(int(whole + fraction) * UNITS[unit], scale)
     if rest or size % PAGE_SIZE:
         raise InputError(f"--memory {text} is not a multiple of 4 KiB")
     if not MINIMUM_MEMORY <= size <= MAXIMUM_MEMORY:

@@ -12,7 +12,7 @@ from swtdx.attest.report import ReportError, parse_report
 from swtdx.cli import declaration as typer
 from swtdx.cli.declaration import Json, Quiet
 from swtdx.cli.input import file_bytes, result_file
-from swtdx.cli.quote import QuoteFile, print_fields
+from swtdx.cli.quote import print_fields
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.trace.event import Event
 from swtdx.trace.file import End, TraceError
@@ -44,6 +44,11 @@ HTML_EPILOG = """
 """
 
 
+ReportFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A TDREPORT: raw, hexadecimal, base64, or JSON; - is stdin.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
     group = typer.Typer(help="Show a TDREPORT, or write a run as one HTML page.")
@@ -57,7 +62,7 @@ def _report() -> None:
     """Show a TDREPORT, or write a run as one HTML page."""
 
 
-def parse(file: QuoteFile, json: Json = False, quiet: Quiet = False) -> None:
+def parse(file: ReportFile, json: Json = False, quiet: Quiet = False) -> None:
     """Show all fields of a TDREPORT, and whether its two hashes are right (exit status 2 if not).
 
     An Azure HCL report is read too: its TDREPORT, and whether REPORTDATA binds its runtime claims.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -111,6 +111,8 @@ class GpaWidth(StrEnum):
 class Guest:
     """What to run."""
 
+    PANEL: ClassVar[str] = "Guest"
+
     firmware: Annotated[
         Path | None,
         typer.Option(
@@ -120,7 +122,7 @@ class Guest:
         ),
     ] = None
     memory: Annotated[str, typer.Option("--memory", "-m", metavar="SIZE", help="512M, 2G, or MiB as in QEMU.")] = "256M"
-    cpus: Annotated[int, typer.Option(min=1, max=64, help="Number of vCPUs.")] = 1
+    cpus: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Number of vCPUs, 1 to 64.")] = 1
     vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx
     kernel: Annotated[
         Path | None,
@@ -163,6 +165,8 @@ class Guest:
 @dataclass(frozen=True)
 class Host:
     """Which kernel and TDX module to run it on."""
+
+    PANEL: ClassVar[str] = "Kernel, TDX module and processor"
 
     kvm: Annotated[
         KvmChoice | None, typer.Option(help="The embedded kernel's KVM (default), or this machine's own /dev/kvm.")
@@ -245,6 +249,8 @@ class Host:
 class Ending:
     """When the run ends."""
 
+    PANEL: ClassVar[str] = "End of the run"
+
     until: Annotated[str | None, typer.Option(metavar="TEXT", help="End when the console shows TEXT.")] = None
     timeout: Annotated[
         str | None,
@@ -282,6 +288,8 @@ class Ending:
 class Devices:
     """Devices of the board."""
 
+    PANEL: ClassVar[str] = "Devices"
+
     disk: Annotated[
         list[str] | None,
         typer.Option(metavar="FILE[,ro]", help="A raw image as a virtio disk (/dev/vda, ...); may be repeated."),
@@ -303,6 +311,8 @@ class Devices:
 @dataclass(frozen=True)
 class Records:
     """Files that the run writes, and what is said meanwhile."""
+
+    PANEL: ClassVar[str] = "Output"
 
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything about the run to FILE.")] = None
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write console output to FILE.")] = None
@@ -340,6 +350,8 @@ class Records:
 @dataclass(frozen=True)
 class TrustDomain:
     """The parameters of the TD."""
+
+    PANEL: ClassVar[str] = "Trust Domain"
 
     attributes: Annotated[
         str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
@@ -382,6 +394,8 @@ class QuotesChoice(StrEnum):
 @dataclass(frozen=True)
 class Quoting:
     """What the guest's request for a quote is answered with."""
+
+    PANEL: ClassVar[str] = "Quotes"
 
     quotes: Annotated[
         QuotesChoice | None,
@@ -434,6 +448,8 @@ class Quoting:
 @dataclass(frozen=True)
 class Debugger:
     """Access for gdb."""
+
+    PANEL: ClassVar[str] = "Debugging"
 
     gdb: Annotated[
         str | None,

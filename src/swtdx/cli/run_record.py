@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ _RBP_NOTE = (
     "refuses that: there it ends in a triple fault (--no-rbp-mod shows it). Fixed in edk2-stable202405."
 )
 _LABEL_WIDTH = 9
+_LEAST_ROOM = 48
 
 
 def measurements(machine: Machine) -> dict[str, Any]:
@@ -133,7 +136,22 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
 def show(to: Console, kept: dict[str, Any]) -> None:
     """The table at the end, on stderr. Digests stay in one piece, so that they can be copied from any terminal."""
     for label, value in _rows(kept):
-        to.print(Text.assemble((f"{label:<{_LABEL_WIDTH}}", "bold"), value), soft_wrap=True)
+        for number, line in enumerate(_fitted(value, to.width if to.is_terminal else None)):
+            to.print(Text.assemble((f"{'' if number else label:<{_LABEL_WIDTH}}", "bold"), line), soft_wrap=True)
+
+
+def _fitted(value: str, width: int | None) -> list[str]:
+    """A value in lines for a terminal of this width; in one piece where it is not known.
+
+    >>> _fitted("ab" * 48, 80) == ["ab" * 24] * 2, _fitted("a note", None)
+    (True, ['a note'])
+    """
+    room = max(_LEAST_ROOM, (width or 0) - _LABEL_WIDTH)
+    if width is None or len(value) <= room:
+        return [value]
+    if re.fullmatch(r"[0-9a-f]{96}", value):
+        return [value[:48], value[48:]]
+    return textwrap.wrap(value, room, break_long_words=False, break_on_hyphens=False)
 
 
 def _kernel_words(kept: dict[str, Any]) -> str:
@@ -153,10 +171,11 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if kept["rtmr"] is None:
             yield "RTMR0-3", "known only to the guest: the TDX module does not show them to the host"
         else:
-            for number, digest in enumerate(kept["rtmr"]):
-                yield f"RTMR{number}", digest
-            if not any(int(digest, 16) for digest in kept["rtmr"]):
-                yield "", "all zero: the guest has extended nothing into them"
+            if any(int(digest, 16) for digest in kept["rtmr"]):
+                for number, digest in enumerate(kept["rtmr"]):
+                    yield f"RTMR{number}", digest
+            else:
+                yield "RTMR0-3", "all zero: the guest has extended nothing into them"
             if "rtmr_predicted" in kept:
                 yield "", kept["rtmr_predicted"]["text"]
         if kept.get("passes_rbp"):

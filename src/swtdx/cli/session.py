@@ -67,6 +67,8 @@ UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.0  # for what a kernel prints after it has reported its panic
 _LEAST_PLATFORM_GIB = 8
+_TOLD_SECONDS = 0.5
+_CONSOLE = "ttyS0"
 EASY_GOING = KernelConfig(no_rbp_mod=False)
 """What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does."""
 
@@ -148,6 +150,11 @@ class Voice:
         else:
             self._status.update(escape(text))
 
+    def waiting(self, text: str) -> None:
+        """Say what is waited for; only on a terminal, where it is taken away again."""
+        if self.console.is_terminal:
+            self.step(text)
+
     def steps_end(self) -> None:
         """Take the spinner away."""
         if self._status is not None:
@@ -166,6 +173,8 @@ def run(options: Options) -> int:
     check_plan(plan)
     if plan.linux is not None:
         _check_secure_boot(options, plan, plan.linux, voice)
+    if options.kernel is not None and not _has_console(options):
+        voice.say(f"note: without console={_CONSOLE} in --append the kernel prints nothing here")
     with ExitStack() as files:
         interruption = files.enter_context(Interruption())
         outputs = files.enter_context(Outputs())
@@ -193,6 +202,19 @@ def run(options: Options) -> int:
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
     return status
+
+
+def _has_console(options: Options) -> bool:
+    """Whether the kernel has a command line with a console, as far as is known: a UKI brings its own."""
+    from swtdx.attest.uki import parse_uki
+
+    if "console=" in (options.append or "") or "earlyprintk" in (options.append or ""):
+        return True
+    assert options.kernel is not None
+    try:
+        return not options.append and parse_uki(options.kernel.read_bytes()) is not None
+    except OSError:
+        return True
 
 
 def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequence[DiskImage]) -> dict[str, Output]:
@@ -393,9 +415,11 @@ class _Session:
         self._stops_on_panic = on_panic is OnPanic.STOP
         self._halts: HaltCounter | None = None
         self._panic = PanicWatch(self._activity)
+        self._silent = True
+        self._told_at = 0.0
         self._panic_reported_at: float | None = None
         self.output = GuestOutput(
-            self.console, watch, self._text_found, self._reader_lost, outputs.get("--log"), self._panic.feed
+            self.console, watch, self._text_found, self._reader_lost, outputs.get("--log"), self._shown
         )
         debug = outputs.get("--debugcon")
         self.plan = replace(
@@ -475,6 +499,7 @@ class _Session:
                 run.start()
                 try:
                     while run.wait(_FLUSH_SECONDS) is None:
+                        self._wait_with_the_guest(run)
                         self.output.flush()
                         if self.interruption.arrived is not None:
                             run.finish(_interrupted(self.interruption.arrived))
@@ -491,7 +516,22 @@ class _Session:
         assert run.outcome is not None
         return run.outcome
 
+    def _wait_with_the_guest(self, run: Run) -> None:
+        """On a terminal, say that something happens while the guest prints nothing yet."""
+        if self._silent and self.interactive and run.seconds - self._told_at >= _TOLD_SECONDS:
+            self._told_at = run.seconds
+            done = f"{run.seconds:.0f} s, {sum(run.exits.values()):,} exits"
+            self.voice.waiting(f"the guest runs, and has printed nothing yet: {done} (Ctrl-A H: keys)")
+
+    def _shown(self, data: bytes) -> None:
+        """The guest printed something, which comes to the terminal next."""
+        if self._silent:
+            self._silent = False
+            self.voice.steps_end()
+        self._panic.feed(data)
+
     def _stop(self, run: Run) -> None:
+        self.voice.steps_end()
         try:
             run.stop()
         except StuckVcpu as stuck:
@@ -550,6 +590,9 @@ class _Session:
             trace = self.outputs.get("--trace")
             if trace is not None and trace.problem is None:
                 self.voice.say(f"trace: {self.recording.events:,} events in {self.options.trace}")
+            debug = self.outputs.get("--debugcon")
+            if debug is not None and debug.problem is None and not debug.written:
+                self.voice.say("the firmware wrote nothing to --debugcon: release builds do not")
             if self.options.verbose:
                 ports = ", ".join(f"{port} {count:,}" for port, count in list(kept["port_exits"].items())[:12])
                 self.voice.say(f"port I/O: {ports or 'none'}")

@@ -43,6 +43,8 @@ class Line:
     total: float = 0.0
     longest: float = 0.0
     failed: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    """With which errno or status, and how often."""
 
     def add(self, event: Event) -> None:
         """Count one event."""
@@ -50,6 +52,9 @@ class Line:
         self.total += event.dur / 1000
         self.longest = max(self.longest, event.dur / 1000)
         self.failed += event.failed
+        if event.failed:
+            name = getattr(event, "errno", "") or getattr(event, "text", "")
+            self.errors[name] = self.errors.get(name, 0) + 1
 
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -59,6 +64,7 @@ class Line:
             "mean_us": round(self.total / self.count, 3) if self.count else 0,
             "longest_us": round(self.longest, 3),
             "failed": self.failed,
+            "errors": self.errors,
         }
 
 
@@ -182,7 +188,7 @@ def _table(found: Summary) -> Iterator[str]:
     for kind, names in found.kinds.items():
         for name, line in _by_time(names):
             mean = line.total / line.count
-            failed = str(line.failed) if line.failed else ""
+            failed = f"{line.failed} ({', '.join(line.errors)})" if line.failed else ""
             times = (f"{line.total / 1000:,.3f}", f"{mean:,.1f}", f"{line.longest:,.1f}")
             rows.append((kind, name, f"{line.count:,}", *times, failed))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

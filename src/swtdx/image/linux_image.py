@@ -184,6 +184,10 @@ def _check_magic(start: bytes, name: str) -> None:
         or start[_MAGIC : _MAGIC + 4] != b"HdrS"
         or start[_BOOT_FLAG : _BOOT_FLAG + 2] != b"U\xaa"
     ):
+        if start[:4] == b"\x7fELF":
+            raise LinuxImageError(
+                f"{name} is an ELF file (vmlinux): give arch/x86/boot/bzImage of the same build, or a vmlinuz"
+            )
         raise LinuxImageError(
             f"{name} is not a bzImage, nor another EFI executable: it lacks the setup header of a Linux kernel for x86"
         )
