@@ -437,8 +437,8 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     "WRMSR of TMICT by TDVMCALL": (lambda name: x2apic_write_by_guest(name, 0x838, 1), since("6.16", None, 0), ()),
 }  # fmt: skip
 CASES = [(call, name.value) for call in MATRIX for name in UPSTREAM]
-ELSEWHERE = {"shows_module_in_sysfs"}
-"""Differences that other tests show (`tests/exec/test_sightings.py`)."""
+ELSEWHERE = {"shows_module_in_sysfs", "emulates_avx"}
+"""Differences that other tests show (`tests/exec/test_sightings.py`, `test_emulate_shifts.py`)."""
 
 
 @pytest.mark.parametrize(("call", "release"), CASES, ids=[f"{call}-{release}" for call, release in CASES])

@@ -59,6 +59,8 @@ class Release:
     shows_module_in_sysfs: bool
     """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
+    emulates_avx: bool
+    """On device memory the emulator executes VMOVUPS, VMOVDQA and the like; else KVM_EXIT_INTERNAL_ERROR."""
     directed_eoi_is_chosen: bool
     """KVM_CAP_X2APIC_API has flags that choose whether a guest can keep EOIs from the I/O APIC in user space; else that
     is offered without effect."""
@@ -140,6 +142,7 @@ _6_16 = Release(
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
+    emulates_avx=False,
     directed_eoi_is_chosen=False,
     tds_have_attributes=True,
     reserved_members=(),
@@ -177,6 +180,7 @@ _6_19 = replace(
     _6_18,
     name=KernelRelease.V6_19,
     writes_capabilities_command=False,
+    emulates_avx=True,
     directed_eoi_is_chosen=True,
     vcpu_command_is_read_first=True,
     maps_and_adds_at_once=True,

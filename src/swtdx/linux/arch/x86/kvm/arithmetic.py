@@ -14,8 +14,7 @@ _STATUS = CF | PF | AF | ZF | SF | OF
 
 BINARY = frozenset(["ADD", "ADC", "SUB", "SBB", "CMP", "AND", "OR", "XOR", "TEST"])
 UNARY = frozenset(["INC", "DEC", "NOT", "NEG"])
-BIT_TESTS = frozenset(["BT", "BTS", "BTR", "BTC"])
-READ_ONLY = frozenset(["CMP", "TEST", "BT"])
+READ_ONLY = frozenset(["CMP", "TEST"])
 _LOGIC = {"AND": int.__and__, "TEST": int.__and__, "OR": int.__or__, "XOR": int.__xor__}
 
 

@@ -6,9 +6,9 @@ is loaded at the first need) and carried out here. Carrying out is a generator t
 needs MMIO; the driver answers from the kernel's own devices (local APIC, ioeventfds) or leaves with KVM_EXIT_MMIO and
 continues at the next KVM_RUN. Only the generator knows how far an instruction has come.
 
-The subset is what drivers and firmware use on device memory: moves, string instructions, exchanges, the arithmetic and
-bit operations with their flags; the stack and transfers within a segment (`emulate_stack`), for stacks there; and what
-loads segments and tables (`emulate_segments`).
+What can be emulated is what KVM's tables have: moves, string instructions, exchanges, the arithmetic and bit operations
+with their flags (here, `emulate_numbers`, `emulate_shifts`), vector moves (`emulate_vectors`); the stack and transfers
+within a segment (`emulate_stack`), for stacks there; and what loads segments and tables (`emulate_segments`).
 Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user program's. The emulator is also
 what runs a guest whose page tables lie in a read-only slot: the processor cannot set accessed and dirty bits there, the
 emulator drops them.
@@ -22,7 +22,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm import arithmetic, emulate_numbers, emulate_segments, emulate_stack
+from swtdx.linux.arch.x86.kvm import (
+    arithmetic,
+    emulate_numbers,
+    emulate_segments,
+    emulate_shifts,
+    emulate_stack,
+    emulate_vectors,
+)
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
@@ -121,6 +128,8 @@ class Instruction:
         self.trap_flag = bool(context.rflags & Rflags.TF)
         self.name = ""
         """The mnemonic, once it is known to be emulated."""
+        self.moved = 0
+        """Bytes by which a bit number moves the operand."""
 
     # --- Operands -----------------------------------------------------------------------------------------------------
 
@@ -150,8 +159,8 @@ class Instruction:
         """Linear address of the memory operand."""
         instruction, none = self.decoded, _iced().Register.NONE
         if instruction.is_ip_rel_memory_operand:
-            return self.linear(instruction.memory_segment, instruction.ip_rel_memory_address)
-        offset = instruction.memory_displacement
+            return self.linear(instruction.memory_segment, instruction.ip_rel_memory_address + self.moved)
+        offset = instruction.memory_displacement + self.moved
         base, index = instruction.memory_base, instruction.memory_index
         size = self.bits // 8
         if base != none:
@@ -163,6 +172,31 @@ class Instruction:
         elif base == none and instruction.memory_displ_size:
             size = instruction.memory_displ_size
         return self.linear(instruction.memory_segment, offset & (1 << 8 * size) - 1)
+
+    def table_address(self, base: int, index: int) -> int:
+        """Linear address of a byte of a table (XLAT)."""
+        size = _registers()[self.decoded.memory_base][1]
+        return self.linear(self.decoded.memory_segment, base + index & (1 << 8 * size) - 1)
+
+    def op_is_register(self, number: int) -> bool:
+        return bool(self.decoded.op_kind(number) == _iced().OpKind.REGISTER)
+
+    def vector_register(self, operand: int) -> tuple[int, int]:
+        """Return (number, bytes) of an XMM or YMM register. Raises Unhandled."""
+        if not self.op_is_register(operand):
+            raise Unhandled
+        register, names = self.decoded.op_register(operand), _iced().Register
+        for first, size in ((names.XMM0, 16), (names.YMM0, 32)):
+            if 0 <= register - first < 16:
+                return int(register - first), size
+        raise Unhandled
+
+    def mmx_register(self, operand: int) -> int:
+        """Return the number of an MMX register. Raises Unhandled."""
+        number = self.decoded.op_register(operand) - _iced().Register.MM0 if self.op_is_register(operand) else -1
+        if not 0 <= number < 8:
+            raise Unhandled
+        return int(number)
 
     # --- Memory: a slot's if there is one, else MMIO, in pieces of at most 8 bytes ------------------------------------
 
@@ -293,7 +327,7 @@ class Instruction:
                 return
         elif name in _MOVES:
             yield from self._move(name)
-        elif name in arithmetic.BINARY or name in arithmetic.UNARY or name in arithmetic.BIT_TESTS:
+        elif name in arithmetic.BINARY or name in arithmetic.UNARY:
             yield from self._arithmetic(name)
         elif name in ("XCHG", "XADD", "CMPXCHG"):
             yield from self._exchange(name)
@@ -301,12 +335,8 @@ class Instruction:
             yield from emulate_segments.call_far(self)
         elif self.decoded.is_jmp_far or self.decoded.is_jmp_far_indirect:
             yield from emulate_segments.jump_far(self)
-        elif name in emulate_segments.OPERATIONS:
-            yield from emulate_segments.OPERATIONS[name](self)
-        elif name in emulate_numbers.OPERATIONS:
-            yield from emulate_numbers.OPERATIONS[name](self)
-        elif name in emulate_stack.OPERATIONS:
-            yield from emulate_stack.OPERATIONS[name](self)
+        elif name in _OPERATIONS:
+            yield from _OPERATIONS[name](self)
         else:
             raise Unhandled
         self.context.rip = self.next_rip
@@ -326,10 +356,7 @@ class Instruction:
             result, flags = arithmetic.unary(name, left, size, flags)
         else:
             right = yield from self.get(1)
-            if name in arithmetic.BIT_TESTS:
-                result, flags = arithmetic.bit_test(name, left, right, size, flags)
-            else:
-                result, flags = arithmetic.binary(name, left, right, size, flags)
+            result, flags = arithmetic.binary(name, left, right, size, flags)
         if name not in arithmetic.READ_ONLY:
             yield from self.put(0, result)
         self.context.rflags = flags
@@ -399,12 +426,14 @@ class Instruction:
         self.gpr[number] = value if mask >= 0xFFFFFFFF else self.gpr[number] & ~mask | value
 
 
-_MOVES = frozenset(
-    (
-        "MOV", "MOVZX", "MOVSX", "MOVSXD", "MOVNTI", "MOVD", "MOVQ", "MOVUPS", "MOVAPS", "MOVUPD", "MOVAPD",
-        "MOVDQU", "MOVDQA", "MOVNTDQ", "MOVNTPS",
-    )
-)  # fmt: skip
+_MOVES = frozenset(("MOV", "MOVZX", "MOVSX", "MOVSXD", "MOVNTI"))
+_OPERATIONS = {
+    **emulate_numbers.OPERATIONS,
+    **emulate_segments.OPERATIONS,
+    **emulate_shifts.OPERATIONS,
+    **emulate_stack.OPERATIONS,
+    **emulate_vectors.OPERATIONS,
+}
 _STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS", "CMPS", "SCAS") for size in "BWDQ")
 
 
@@ -412,8 +441,7 @@ _STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS", "CMPS", "S
 def _names() -> dict[int, str]:
     mnemonic = _iced().Mnemonic
     wanted = {
-        *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, *arithmetic.BIT_TESTS, "XCHG", "XADD", "CMPXCHG",
-        *_STRINGS, *emulate_stack.OPERATIONS, *emulate_segments.OPERATIONS, *emulate_numbers.OPERATIONS,
+        *_MOVES, *arithmetic.BINARY, *arithmetic.UNARY, "XCHG", "XADD", "CMPXCHG", *_STRINGS, *_OPERATIONS,
     }  # fmt: skip
     return {getattr(mnemonic, name): name for name in wanted}
 

@@ -277,6 +277,15 @@ def _store_table(number: int) -> Callable[[Instruction], Steps]:
     return store_table
 
 
+def _store_selector(segment: Segment) -> Callable[[Instruction], Steps]:
+    """SLDT and STR: 2 bytes."""
+
+    def store(instruction: Instruction) -> Steps:
+        yield from instruction.put(0, instruction.context.segment(segment)[0])
+
+    return store
+
+
 OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     "RETF": ret_far,
     "IRET": iret,
@@ -290,6 +299,8 @@ OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     **dict.fromkeys(("POPF", "POPFD", "POPFQ"), pop_flags),
     "LGDT": _table(Segment.GDTR),
     "LIDT": _table(Segment.IDTR),
+    "SLDT": _store_selector(Segment.LDTR),
+    "STR": _store_selector(Segment.TR),
     "SGDT": _store_table(Segment.GDTR),
     "SIDT": _store_table(Segment.IDTR),
 }
