@@ -210,6 +210,52 @@ def _unfiltered(filter_type: int, line: bytearray, above: bytes, step: int) -> b
     return bytes(line)
 
 
+RECORD = {
+    "vm_type": "tdx", "text": "vCPU 0 shut down: a triple fault", "firmware": {"path": "x.fd"}, "kernel": "emulated",
+    "memory": 1 << 28, "cpus": 1, "seconds": {"build": 0.1, "run": 0.2}, "status": 3, "console": "",
+    "details": {"vcpu": 0, "data": [1, 16], "none": None}, "explained": ["reason  the guest <did not> handle a #VE"],
+}  # fmt: skip
+
+
+def paged(*events: dict[str, Any], **record: Any) -> str:
+    found = history(*events)
+    found.record = {**RECORD, **record}
+    return page(found)
+
+
+def test_a_run_that_failed_says_why() -> None:
+    refused = event("ioctl", "KVM_RUN", 40, args={"vcpu": 0}, errno="EIO")
+    calls = [seamcall("TDH.MEM.PAGE.AUG", float(at), gpa=hex(at << 12), level=0) for at in range(30)]
+    text = paged(SLOT, *calls, refused)
+    assert "<header class=failed>" in text
+    why = text.partition("<h2>Why</h2>")[2].partition("</section>")[0]
+    assert why.startswith("<p>vCPU 0 shut down: a triple fault</p>")
+    assert "the guest &lt;did not&gt; handle a #VE" in why
+    assert '<th>data</th><td class="hex">0x1, 0x10</td>' in why
+    assert "none" not in why
+    assert "The last 24 events" in why
+    assert why.count("TDH.MEM.PAGE.AUG") == 23
+    assert "<tr class=refused>" in why
+    assert why.rindex("EIO") > why.rindex("TDH.MEM.PAGE.AUG")
+
+
+@pytest.mark.parametrize("status", [0, 130])
+def test_a_run_that_did_not_fail_has_no_such_part(status: int) -> None:
+    text = paged(SLOT, status=status)
+    assert "<h2>Why</h2>" not in text
+    assert "class=failed" not in text
+
+
+def test_the_page_follows_the_readers_scheme_and_width() -> None:
+    text = paged(SLOT, attributes(1, 0, 0x400000, 8))
+    assert "color-scheme:light dark" in text
+    assert "@media(prefers-color-scheme:dark)" in text
+    drawn = text.partition("<main>")[2]
+    assert "#e4e7eb" not in drawn  # what is unmapped has the colour of the scheme
+    assert 'class="none"' in drawn
+    assert drawn.count('<div class="chart"><svg') == drawn.count("</svg></div>")  # scrolls by itself where it is narrow
+
+
 @pytest.fixture
 def chromium() -> str:
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):

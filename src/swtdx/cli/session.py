@@ -476,6 +476,11 @@ class _Session:
             kept = run_record.record(machine, run, outcome, seconds, bytes(self.output.record))
             if self.lint is not None:
                 kept["lint"] = self.lint.as_json()
+            explained_end = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)
+            if outcome.end is End.CRASH:
+                explained_end += unread_ve(kept.get("unread_ve", []))
+            if explained_end:
+                kept["explained"] = explained_end
             self.recording.record = kept
             kernel = powers_off(machine.vm.kernel)
             if kernel is not None:  # this program ends, too: its machine need not take the TD down page by page
@@ -598,10 +603,7 @@ class _Session:
                 self.voice.say(f"port I/O: {ports or 'none'}")
         elif outcome.status:
             print(f"swtdx: {outcome.text}", file=sys.stderr)
-        lines = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)
-        if outcome.end is End.CRASH:
-            lines += unread_ve(kept.get("unread_ve", []))
-        for line in lines:
+        for line in kept.get("explained", []):
             print(f"  {line}", file=sys.stderr)
         if self.lint is not None:
             self.lint.show()

@@ -42,6 +42,13 @@ def _row(kind: str, key: str, version: int) -> tuple[Operands, Operands]:
     return _parsed(inputs, version), _parsed(outputs, version)
 
 
+_KVM_HYPERCALLS = {
+    1: "KVM_HC_VAPIC_POLL_IRQ", 3: "KVM_HC_FEATURES", 5: "KVM_HC_KICK_CPU", 9: "KVM_HC_CLOCK_PAIRING",
+    10: "KVM_HC_SEND_IPI", 11: "KVM_HC_SCHED_YIELD", 12: "KVM_HC_MAP_GPA_RANGE",
+}  # fmt: skip
+"""Linux, include/uapi/linux/kvm_para.h: those that x86 has."""
+
+
 def _parsed(text: str, version: int) -> Operands:
     found = []
     for operand in text.split():
@@ -194,7 +201,7 @@ def _others(gpr: tuple[int, ...], inputs: Operands) -> Values:
 def _vmcall(gpr: tuple[int, ...]) -> tuple[str, Operands, Operands]:
     """Return what a TDG.VP.VMCALL requests: (function, inputs, outputs) by the GHCI, or a KVM hypercall."""
     if gpr[10]:
-        return f"hypercall {gpr[10]:#x}", (), ()
+        return f"hypercall {_KVM_HYPERCALLS.get(gpr[10], f'{gpr[10]:#x}')}", (), ()
     function = gpr[11]
     key = f"{function:#x}" if function >= 0x10000 else str(function)
     row = load("operands")["vmcall"].get(key)

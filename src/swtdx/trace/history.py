@@ -15,7 +15,7 @@ Memory and Secure EPT are kept as they were when the first vCPU was closed: what
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -28,6 +28,8 @@ PAGE_SHIFT = 12
 ROWS = 64
 """Rows of a memory snapshot, over all slots."""
 MOST_SNAPSHOTS = 240
+LAST_EVENTS = 24
+"""How many of the last events are kept as they are."""
 _FIRST_INTERVAL = 5_000.0
 _BIN = 10_000.0
 _PRIVATE = 0x8
@@ -110,6 +112,8 @@ class RunHistory:
     """When the event began that is being taken."""
     events: int = 0
     frozen: bool = False
+    tail: deque[Event] = field(default_factory=lambda: deque(maxlen=LAST_EVENTS))
+    """The last events, until the first vCPU was closed."""
     _interval: float = _FIRST_INTERVAL
     _next: float = 0.0
     _changed: bool = True
@@ -125,6 +129,8 @@ class RunHistory:
         name = event.name
         shown = f"TDVMCALL {event.args.get('function', '')}" if name == "TDG.VP.VMCALL" else name
         self.counts[event.kind][shown][int(self.now // _BIN)] += 1
+        if not self.frozen:
+            self.tail.append(event)
         handler = _HANDLERS.get(name)
         if handler is not None and event.succeeded and not self.frozen:
             handler(self, event)

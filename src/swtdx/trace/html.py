@@ -36,6 +36,9 @@ _NAMES_FROM_OUTSIDE = {
 """On a real host, where SEAMCALLs are not visible."""
 _SERIES = ("#2b6cb0", "#d1495b", "#f2b134", "#3a9d5d", "#7b5ea7", "#8d99ae")
 _COLUMNS = 120
+_INTERRUPTED = 130
+"""The exit status of a run that was interrupted."""
+_LONGEST_OPERANDS = 160
 _BIN_SECONDS = 0.01
 _SHOWN_NAMES = 12
 _LONG = 20
@@ -45,12 +48,16 @@ _THIN = 1.3
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -/]*[0-~])|[\x00-\x08\x0b-\x1f\x7f]")
 
 _STYLE = """
-:root{--ink:#1a202c;--soft:#5a6577;--line:#d5dae1;--ground:#f6f7f9;--card:#fff}
+:root{color-scheme:light dark;--ink:#1a202c;--soft:#5a6577;--line:#d5dae1;--ground:#f6f7f9;--card:#fff;--none:#e4e7eb;
+--head:#1a2a44;--failed:#9b1c31}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e9f0;--soft:#a3afc0;--line:#364152;--ground:#12171f;--card:#1b222d;
+--none:#3a4454;--head:#223355;--failed:#86182b}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:14px/1.45 system-ui,"DejaVu Sans",sans-serif}
-header{background:#1a2a44;color:#fff;padding:12px 20px}
+header{background:var(--head);color:#fff;padding:12px 20px}
+header.failed{background:var(--failed)}
 header h1{margin:0;font-size:19px;font-weight:600}
-header p{margin:3px 0 0;font-size:14px;color:#d3dcea;overflow-wrap:anywhere}
+header p{margin:3px 0 0;font-size:14px;color:#e3e9f2;overflow-wrap:anywhere}
 main{display:grid;grid-template-columns:minmax(0,1.15fr) minmax(0,1fr);gap:12px;padding:12px 20px;max-width:1700px;
 margin:auto}
 section{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:10px 14px;min-width:0}
@@ -67,10 +74,20 @@ pre{margin:0;max-height:420px;overflow:auto;background:#10161f;color:#dfe6ee;pad
 .legend{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:12.5px;color:var(--soft);margin:4px 0 0}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:5px;vertical-align:-1px}
 .soft{color:var(--soft);font-size:12.5px;margin:4px 0}
-svg{display:block;width:100%;height:auto}
-svg text{font-size:14px;fill:#5a6577}
+.chart{overflow-x:auto}
+svg{display:block;width:100%;min-width:520px;height:auto}
+svg text{font-size:14px;fill:var(--soft)}
+.none{fill:var(--none);background:var(--none)}
+.totals{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(230px,100%),1fr));gap:8px 18px}
+.totals td:first-child{overflow-wrap:anywhere}
+.why{border-left:4px solid var(--failed)}
+.why p{margin:2px 0 8px;font-weight:600}
+.events{overflow-x:auto}
+.events table{min-width:760px}
+.events td.n{white-space:nowrap}
+.refused td{color:#d1495b;font-weight:600}
 details{margin:1px 0 1px 14px}summary{cursor:pointer}
-@media(max-width:900px){main{grid-template-columns:minmax(0,1fr)}}
+@media(max-width:900px){main{grid-template-columns:minmax(0,1fr);padding:10px}header{padding:10px 12px}}
 """
 
 
@@ -80,7 +97,9 @@ def page(history: RunHistory) -> str:
     title = _title(record)
     body = "\n".join(
         [
-            f"<header><h1>{_text(title)}</h1><p>{_text(_subtitle(history, record))}</p></header><main>",
+            f"<header{' class=failed' if _failed(record) else ''}><h1>{_text(title)}</h1>"
+            f"<p>{_text(_subtitle(history, record))}</p></header><main>",
+            _why(history, record),
             _section("Guest memory over time", _memory(history)),
             _section(
                 "VM exits and SEAMCALLs over time",
@@ -130,6 +149,60 @@ def _subtitle(history: RunHistory, record: dict[str, Any]) -> str:
     )
 
 
+# --- Why it failed ----------------------------------------------------------------------------------------------------
+
+
+def _failed(record: dict[str, Any]) -> bool:
+    """Whether the run ended as a failure; a run that was interrupted did not."""
+    return bool(record) and record.get("status", 0) not in (0, _INTERRUPTED)
+
+
+def _why(history: RunHistory, record: dict[str, Any]) -> str:
+    """What is known of the end: the sentence, the rule, details such as a vCPU's state, and the last events."""
+    if not _failed(record):
+        return ""
+    parts = [f"<p>{_text(record.get('text', ''))}</p>"]
+    explained = "\n".join(record.get("explained") or ())
+    if explained:
+        parts.append(f"<pre>{_text(explained)}</pre>")
+    details = "".join(
+        f'<tr><th>{_text(name)}</th><td class="hex">{_text(_shown(value))}</td></tr>'
+        for name, value in (record.get("details") or {}).items()
+        if value not in (None, "", [])
+    )
+    if details:
+        parts.append(f"<table>{details}</table>")
+    if history.tail:
+        parts.append(f"<h3>The last {len(history.tail)} events</h3>{_last_events(history)}")
+    return f'<section class="wide why"><h2>Why</h2>{"".join(parts)}</section>'
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple | dict):
+        return str(value)
+    if isinstance(value, int):
+        return hex(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
+    return ", ".join(map(_shown, value))
+
+
+def _last_events(history: RunHistory) -> str:
+    rows = []
+    for event in history.tail:
+        what = f"{event.name} {event.args.get('function', '')}".rstrip()
+        result = getattr(event, "errno", "") or getattr(event, "text", "")
+        operands = ", ".join(f"{name} {_shown(value)}" for name, value in event.args.items() if name != "function")
+        rows.append(
+            f"<tr{' class=refused' if event.failed else ''}>"
+            f'<td class="n">{(event.t - history.origin) / 1e9:.6f} s</td><td>{_text(event.kind)}</td>'
+            f'<td>{_text(what)}</td><td class="hex">{_text(operands[:_LONGEST_OPERANDS])}</td>'
+            f"<td>{_text(result)}</td></tr>"
+        )
+    head = '<tr><th class="n">time</th><th>kind</th><th>what</th><th>operands</th><th>result</th></tr>'
+    return f'<div class="events"><table>{head}{"".join(rows)}</table></div>'
+
+
 # --- Memory -----------------------------------------------------------------------------------------------------------
 
 
@@ -154,21 +227,28 @@ def _memory(history: RunHistory) -> str:
     for y, label in _address_labels(history, row_height):
         parts.append(f'<text x="{left - 6}" y="{y:.1f}" text-anchor="end">{label}</text>')
     parts += _time_axis(end / 1e6, left, width - 4, height)
-    parts.append("</svg>")
+    parts.append("</svg></div>")
     pages: Counter[PageState] = Counter()
     for slot in history.slots.values():
         for state in PageState:
             pages[state] += slot.states.count(state)
     names = _NAMES if "seamcall" in history.counts else _NAMES_FROM_OUTSIDE
     legend = "".join(
-        f'<span><i style="background:{_COLOURS[state]}"></i>{name}: {_size(pages[state])} at the end</span>'
+        f"<span><i {_swatch(state)}></i>{name}: {_size(pages[state])} at the end</span>"
         for state, name in names.items()
     )
     return "".join(parts) + f'<div class="legend">{legend}</div>'
 
 
+def _swatch(state: PageState) -> str:
+    return 'class="none"' if state is PageState.UNMAPPED else f'style="background:{_COLOURS[state]}"'
+
+
 def _svg(width: int, height: int, label: str) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges" role="img" aria-label="{label}">'
+    return (
+        f'<div class="chart"><svg viewBox="0 0 {width} {height}" shape-rendering="crispEdges" role="img" '
+        f'aria-label="{label}">'
+    )
 
 
 def _column(rows: list[tuple[int, int, int, int]], x: float, w: float, row_height: float) -> list[str]:
@@ -191,7 +271,8 @@ def _column(rows: list[tuple[int, int, int, int]], x: float, w: float, row_heigh
 
 def _rectangle(x: float, w: float, run: tuple[PageState, float, float]) -> str:
     state, y, h = run
-    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{w + 0.3:.2f}" height="{h:.2f}" fill="{_COLOURS[state]}"/>'
+    fill = 'class="none"' if state is PageState.UNMAPPED else f'fill="{_COLOURS[state]}"'
+    return f'<rect x="{x:.2f}" y="{y:.2f}" width="{w + 0.3:.2f}" height="{h:.2f}" {fill}/>'
 
 
 def _address_labels(history: RunHistory, row_height: float) -> Iterator[tuple[float, str]]:
@@ -265,7 +346,7 @@ def _chart(history: RunHistory, kinds: tuple[str, ...], what: str) -> str:
     parts.append(f'<text x="{left - 6}" y="{head + 6}" text-anchor="end">{_short(rate)}/s</text>')
     parts.append(f'<text x="{left - 6}" y="{height - bottom}" text-anchor="end">0</text>')
     parts += _time_axis(columns * per_column * _BIN_SECONDS, left, width - 4, height)
-    parts.append("</svg>")
+    parts.append("</svg></div>")
     shown = [(name, names[name]) for name in top]
     rest = sum(names.values()) - sum(count for _, count in shown)
     if rest:
@@ -378,8 +459,8 @@ def _totals(history: RunHistory) -> str:
         rows = "".join(f'<tr><td>{_text(name)}</td><td class="n">{count:,}</td></tr>' for name, count in shown)
         if rows:
             total = sum(names.values())
-            cells.append(f'<td><table><tr><th>{kind}</th><th class="n">{total:,}</th></tr>{rows}</table></td>')
-    return f"<table><tr>{''.join(cells)}</tr></table>"
+            cells.append(f'<div><table><tr><th>{kind}</th><th class="n">{total:,}</th></tr>{rows}</table></div>')
+    return f'<div class="totals">{"".join(cells)}</div>'
 
 
 def _console(record: dict[str, Any]) -> str:
