@@ -158,6 +158,9 @@ void swtdx_invept_one(swtdx_cpu *cpu);
 void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count);
 uint64_t swtdx_walks(const swtdx_engine *engine);
 uint64_t swtdx_host_tsc(void);
+/* What is added to the processor's time-stamp counter, in its own ticks: the time of a machine that was restored goes
+ * on from where it was. Not while a virtual CPU runs. */
+void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias);
 
 swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine);
 void swtdx_cpu_free(swtdx_cpu *cpu);
@@ -183,6 +186,11 @@ void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512]);
 /* The upper halves of the YMM registers. */
 void swtdx_get_ymm(swtdx_cpu *cpu, uint8_t image[256]);
 void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t image[256]);
+/* All of a virtual CPU's state, to be kept and given back to it or to another one: numbers, no pointers, so that bytes
+ * from a file can do no harm. swtdx_set_state() is for what swtdx_get_state() gave; false: it cannot be. */
+size_t swtdx_state_size(void);
+void swtdx_get_state(swtdx_cpu *cpu, void *state);
+bool swtdx_set_state(swtdx_cpu *cpu, const void *state);
 /* Translate a linear address with the guest's page tables, without side effects: 0, or -1 if it is not mapped. */
 int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa);
 /* Translate a guest-physical address; -1 if EPT has nothing there. prot gets R 1, W 2, X 4. */

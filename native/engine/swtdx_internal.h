@@ -44,6 +44,7 @@ struct swtdx_engine {
     struct uc_struct *uc;
     uint8_t *ram, *scratch;
     uint64_t size, tsc_ratio;
+    uint64_t tsc_bias; /* ticks of the processor's counter that are added to the host's, scaled */
     uint32_t pkru_offset; /* in the standard form of the XSAVE area */
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;

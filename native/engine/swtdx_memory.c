@@ -147,6 +147,11 @@ uint64_t swtdx_host_tsc(void)
     return cpu_get_host_ticks();
 }
 
+void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias)
+{
+    engine->tsc_bias = bias;
+}
+
 void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
 {
     engine->poisoned_pages = count ? pages : NULL;

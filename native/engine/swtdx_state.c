@@ -430,3 +430,153 @@ void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t image[512])
     }
     swtdx_release(cpu->engine);
 }
+
+/* ---- the whole state, to be kept ---- */
+
+#define SEGMENTS 10
+#define SEGMENT_FLAGS 0x00ffff00u
+#define XCR0_KNOWN (XSTATE_FP_MASK | XSTATE_SSE_MASK | XSTATE_YMM_MASK | XSTATE_PKRU_MASK)
+#define VISIBLE_BYTES offsetof(swtdx_cpu, engine)
+
+static const uint32_t KEPT_MSRS[] = {
+    MSR_IA32_SYSENTER_CS,
+    MSR_IA32_SYSENTER_ESP,
+    MSR_IA32_SYSENTER_EIP,
+    MSR_STAR,
+    MSR_LSTAR,
+    MSR_CSTAR,
+    MSR_FMASK,
+    MSR_KERNELGSBASE,
+    MSR_TSC_AUX,
+    MSR_PAT,
+    MSR_EFER,
+    MSR_IA32_SPEC_CTRL,
+    MSR_IA32_MISC_ENABLE,
+};
+
+struct kept {
+    uint64_t bytes;                 /* of this structure */
+    uint8_t visible[VISIBLE_BYTES]; /* what swtdx.h shows of swtdx_cpu */
+    uint64_t exit_rip, rflags, cr[4], dr[6], xcr0;
+    uint64_t msrs[ARRAY_SIZE(KEPT_MSRS)];
+    struct swtdx_segment segments[SEGMENTS]; /* access_rights: as TCG has them, with those of unusable ones */
+    struct swtdx_event delivering;
+    uint32_t pending_debug, kicked, pkru, shadow, nmi_blocked;
+    uint16_t fpcs, fpds;
+    uint8_t fxsave[512], ymm[256];
+};
+
+size_t swtdx_state_size(void)
+{
+    return sizeof(struct kept);
+}
+
+void swtdx_get_state(swtdx_cpu *cpu, void *state)
+{
+    struct kept *kept = state;
+    CPUX86State *env = load(cpu);
+    size_t i;
+
+    memset(kept, 0, sizeof(*kept));
+    kept->bytes = sizeof(*kept);
+    memcpy(kept->visible, cpu, VISIBLE_BYTES);
+    kept->exit_rip = cpu->exit_rip;
+    kept->rflags = cpu_compute_eflags(env);
+    for (i = 0; i < ARRAY_SIZE(kept->cr); i++) {
+        kept->cr[i] = env->cr[i + (i > 0)];
+    }
+    for (i = 0; i < ARRAY_SIZE(kept->dr); i++) {
+        kept->dr[i] = env->dr[i < 4 ? i : i + 2];
+    }
+    kept->xcr0 = env->xcr0;
+    for (i = 0; i < ARRAY_SIZE(KEPT_MSRS); i++) {
+        get_msr(env, KEPT_MSRS[i], &kept->msrs[i]);
+    }
+    for (i = 0; i < SEGMENTS; i++) {
+        SegmentCache *cache = segment_cache(env, i);
+
+        kept->segments[i].selector = cache->selector;
+        kept->segments[i].base = cache->base;
+        kept->segments[i].limit = cache->limit;
+        kept->segments[i].access_rights = cache->flags;
+    }
+    kept->delivering = cpu->delivering;
+    kept->pending_debug = cpu->pending_debug;
+    kept->kicked = cpu->kicked;
+    kept->pkru = env->pkru;
+    kept->shadow = env->hflags & HF_MOV_SS_MASK ? 2 : env->hflags & HF_INHIBIT_IRQ_MASK ? 1 : 0;
+    kept->nmi_blocked = env->hflags2 & HF2_NMI_MASK ? 1 : 0;
+    kept->fpcs = env->fpcs;
+    kept->fpds = env->fpds;
+    swtdx_release(cpu->engine);
+    swtdx_get_fxsave(cpu, kept->fxsave);
+    swtdx_get_ymm(cpu, kept->ymm);
+}
+
+static void set_segments(CPUX86State *env, const struct kept *kept)
+{
+    size_t i;
+
+    for (i = 0; i < SEGMENTS; i++) {
+        SegmentCache *cache = segment_cache(env, i);
+
+        cache->selector = kept->segments[i].selector;
+        cache->base = kept->segments[i].base;
+        cache->limit = kept->segments[i].limit;
+        cache->flags = kept->segments[i].access_rights & SEGMENT_FLAGS;
+        if (i == TASK_REGISTER && (cache->flags & 0x9d00) != 0x8100 && (cache->flags & 0x9d00) != 0x8900) {
+            cache->flags = 0x8900;
+            cache->limit = 0;
+        }
+    }
+}
+
+bool swtdx_set_state(swtdx_cpu *cpu, const void *state)
+{
+    const struct kept *kept = state;
+    CPUX86State *env;
+    size_t i;
+
+    if (kept->bytes != sizeof(*kept)) {
+        return false;
+    }
+    env = load(cpu);
+    memcpy(cpu, kept->visible, VISIBLE_BYTES);
+    cpu->activity = cpu->activity ? 1 : 0;
+    cpu->pending_debug = kept->pending_debug & 0xf;
+    cpu->kicked = kept->kicked ? 1 : 0;
+    cpu->delivering = kept->delivering;
+    cpu->spins = cpu->next_spin_state = 0;
+    memset(cpu->spin_states, 0, sizeof(cpu->spin_states));
+    for (i = 0; i < ARRAY_SIZE(KEPT_MSRS); i++) {
+        set_msr(env, KEPT_MSRS[i], kept->msrs[i]);
+    }
+    env->xcr0 = (kept->xcr0 & XCR0_KNOWN) | XSTATE_FP_MASK;
+    env->pkru = kept->pkru;
+    env->cr[0] = kept->cr[0] | CR0_ET_MASK;
+    env->cr[2] = kept->cr[1];
+    env->cr[3] = kept->cr[2];
+    cpu_x86_update_cr4(env, kept->cr[3]);
+    set_segments(env, kept);
+    cpu_load_eflags(env, kept->rflags, ~0);
+    cpu_x86_update_dr7(env, DR7_FIXED_1);
+    for (i = 0; i < 4; i++) {
+        env->dr[i] = kept->dr[i];
+    }
+    env->dr[6] = kept->dr[4];
+    cpu_x86_update_dr7(env, kept->dr[5] | DR7_FIXED_1);
+    env->hflags &= ~HF_SHADOW_MASK;
+    env->hflags |= kept->shadow & 2 ? HF_SHADOW_MASK : kept->shadow & 1 ? HF_INHIBIT_IRQ_MASK : 0;
+    env->hflags2 = (env->hflags2 & ~HF2_NMI_MASK) | (kept->nmi_blocked ? HF2_NMI_MASK : 0);
+    update_hflags(env);
+    tlb_flush(env_cpu(env));
+    swtdx_release(cpu->engine);
+    swtdx_set_fxsave(cpu, kept->fxsave);
+    swtdx_set_ymm(cpu, kept->ymm);
+    env = load(cpu);
+    env->fpcs = kept->fpcs;
+    env->fpds = kept->fpds;
+    cpu->exit_rip = kept->exit_rip;
+    swtdx_release(cpu->engine);
+    return true;
+}

@@ -65,6 +65,7 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_engine *engine)
     uint64_t swtdx_host_tsc()
+    void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias)
     void swtdx_signal()
     int swtdx_signal_pending()
     void swtdx_clear_signal()
@@ -83,6 +84,9 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_fxsave(swtdx_cpu *cpu, const uint8_t *image)
     void swtdx_get_ymm(swtdx_cpu *cpu, uint8_t *image)
     void swtdx_set_ymm(swtdx_cpu *cpu, const uint8_t *image)
+    size_t swtdx_state_size()
+    void swtdx_get_state(swtdx_cpu *cpu, void *state)
+    bint swtdx_set_state(swtdx_cpu *cpu, const void *state)
     int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)
     int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
     bint swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
@@ -126,6 +130,11 @@ def host_features() -> int:
 def host_tsc() -> int:
     """The host's time-stamp counter, on which all guest time is based."""
     return swtdx_host_tsc()
+
+
+def state_layout() -> str:
+    """What distinguishes the engines whose :meth:`GuestContext.kept` an engine understands."""
+    return f"{swtdx_state_size()} {SWTDX_SOURCE:08x}"
 
 
 def signal_entry() -> int:
@@ -197,6 +206,10 @@ cdef class Engine:
         cdef const uint8_t *marks = &self.poison_view[0]
         with nogil:
             swtdx_set_poison(self.engine, marks, pages)
+
+    def set_tsc_bias(self, ticks: int) -> None:
+        """What is added to the time-stamp counter, in its own ticks, modulo 2^64. Not while a guest runs."""
+        swtdx_set_tsc_bias(self.engine, ticks & 0xFFFFFFFFFFFFFFFF)
 
     @property
     def walks(self) -> int:
@@ -749,6 +762,26 @@ cdef class GuestContext:
         image = bytearray(self.get_fpu())
         image[160 + 16 * index : 176 + 16 * index] = value.to_bytes(16, "little")
         self.set_fpu(bytes(image))
+
+    def kept(self) -> bytes:
+        """All that this virtual CPU is, for :meth:`go_on` of this or another one. Numbers, no addresses of ours."""
+        cdef bytes kept = bytes(swtdx_state_size())
+        cdef swtdx_cpu *cpu = self.cpu
+        cdef void *place = <void *><char *>kept
+        with nogil:
+            swtdx_get_state(cpu, place)
+        return kept
+
+    def go_on(self, kept: bytes) -> None:
+        """Be what :meth:`kept` gave. Raises ValueError for what another build of the engine gave."""
+        cdef const uint8_t[::1] view = kept
+        cdef swtdx_cpu *cpu = self.cpu
+        cdef bint right = <size_t>view.shape[0] == swtdx_state_size()
+        if right:
+            with nogil:
+                right = swtdx_set_state(cpu, &view[0])
+        if not right:
+            raise ValueError("not the state of a virtual CPU of this engine")
 
     # -- the guest's memory -------------------------------------------------------------------------------------------
 

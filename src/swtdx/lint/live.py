@@ -56,7 +56,7 @@ class _Linted(GuestContext):
         """The call behind whose instruction there is a breakpoint."""
         self.raised = False
         """The last exit is likely to be a #VE."""
-        self.kept = (0, 0, 0)
+        self.noted = (0, 0, 0)
         super().attach_views()
 
     def run(self) -> int:
@@ -128,14 +128,14 @@ class _Linted(GuestContext):
             operand = call.answer_bits if kind == "data" else (1 << int(kind)) - 1
             if call.mask >> number & 1:
                 gpr[number] = gpr[number] & operand | ALL & ~operand
-        self.kept = self.get_dr(_BREAKPOINT), self.get_dr(7), self.exception_bitmap
+        self.noted = self.get_dr(_BREAKPOINT), self.get_dr(7), self.exception_bitmap
         self.set_dr(_BREAKPOINT, cause.rip + cause.length)
-        self.set_dr(7, self.kept[1] & ~_KIND | _ENABLED)
+        self.set_dr(7, self.noted[1] & ~_KIND | _ENABLED)
         self.exception_bitmap |= 1 << _DB
         self.waits = call
 
     def _disarm(self) -> None:
-        address, control, bitmap = self.kept
+        address, control, bitmap = self.noted
         self.waits = None
         self.set_dr(_BREAKPOINT, address)
         self.set_dr(7, control)
