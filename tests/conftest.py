@@ -82,6 +82,7 @@ SLOW = {
     "machine/test_fuzzed_kvm.py": 15,  # a fuzzing campaign
     "machine/test_shim.py": 15,  # boot a kernel of our own many times
     "machine/test_shim_linux.py": 30,  # boot Linux
+    "machine/test_snapshots.py": 25,  # boot machines of our own many times
     "machine/test_side_by_side.py": 15,  # run many machines
     "machine/test_virtio_firmware.py": 15,  # boot firmware
     "machine/test_virtio_linux.py": 40,  # boot Linux
@@ -103,6 +104,7 @@ SLOW = {
     "cli/test_plain.py": 2,
     "cli/test_quoting_commands.py": 5,
     "cli/test_run.py": 13,
+    "cli/test_snapshots.py": 12,
     "cli/test_verifier.py": 3,
     "cpu/test_alignment.py": 3,
     "cpu/test_execution.py": 2,
@@ -123,6 +125,8 @@ SLOW = {
     "machine/test_trace.py": 3,
     "machine/test_trust_domain.py": 7,
     "quoting/test_qgs.py": 5,
+    "snapshot/test_fields.py": 3,
+    "snapshot/test_values.py": 3,
     "seam/test_contention.py": 3,
     "seam/test_every_op_state.py": 3,
     "seam/test_every_sept_state.py": 3,

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
+from swtdx.clock import Clock
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.watched_context import watch
@@ -33,12 +35,16 @@ from swtdx.seam.identity import Identity
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
 from swtdx.seam.version import module_version
+from swtdx.snapshot.taken import Snapshot, Times
+from swtdx.snapshot.values import Misfit, NotKept
 from swtdx.trace.event import Emit
+from swtdx.uapi.abilities import KeepError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.kvm import REQUESTS
 from swtdx.uapi.traced_kernel import TracedKernel
+from swtdx.x86 import PAGE_SHIFT
 
 KernelName = Literal["emulated", "host"]
 
@@ -110,6 +116,58 @@ class MachineKernel(EmulatedKernel):
                 if isinstance(file, VcpuFile) and file.vcpu.kvm is kvm
             },
         )
+
+    def snapshot(self, parts: Sequence[object], clock: Clock, *, movable: bool = False) -> Snapshot:
+        """Keep the machine as it is, with ``parts`` of user space and their ``clock``. Raises KeepError.
+
+        ``movable``: what is mapped of user memory is forgotten first, as KVM may at any time; the guest maps it again.
+        """
+        with self._still():
+            if movable:
+                for kvm in self.vms:
+                    for slot in kvm.memslots:
+                        end = slot.userspace_addr + (slot.npages << PAGE_SHIFT)
+                        self.mmu_notifier_invalidate_range(slot.userspace_addr, end)
+            return Snapshot.take([self, *parts, self.timers], self._times(clock))
+
+    def restore(self, parts: Sequence[object], clock: Clock, snapshot: object) -> None:
+        """Go on from there. Raises KeepError; if it does, the VMs are dead unless nothing was changed."""
+        assert isinstance(snapshot, Snapshot)
+        with self._still():
+            self._set_time(snapshot.times, clock)
+            self._give_back(snapshot, parts)
+            self._set_time(snapshot.times, clock)  # what that took is not the machine's time
+
+    def _give_back(self, snapshot: Snapshot, parts: Sequence[object]) -> None:
+        """Put the state in. A machine into which it does not fit is of no use any more: it is switched off."""
+        try:
+            snapshot.give_back([self, *parts, self.timers])
+        except Exception as error:
+            for kvm in self.vms:
+                kvm.bug("a snapshot was put into the machine, which it does not fit")
+            self.power_off()
+            if isinstance(error, Misfit):
+                raise
+            raise Misfit(f"the state cannot be put into the machine: {error}") from error
+
+    def _set_time(self, times: Times, clock: Clock) -> None:
+        tsc, own, theirs = times
+        self.processor.clock.go_on(own)
+        clock.go_on(theirs)
+        self.processor.set_tsc(tsc)
+
+    def _times(self, clock: Clock) -> Times:
+        return self.processor.rdtsc(), self.processor.clock.kept(), clock.kept()
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        try:
+            with self.standing_still():
+                yield
+        except BlockingIOError as error:
+            raise KeepError(f"{error.strerror}: stop the machine first") from None
+        except (NotKept, Misfit) as error:
+            raise KeepError(str(error)) from None
 
     def _kvm_of(self, vm_fd: int) -> Kvm:
         file = self.files.by_fd.get(vm_fd)

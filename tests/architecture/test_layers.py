@@ -24,20 +24,33 @@ PACKAGE = REPOSITORY / "src" / "swtdx"
 ARROWS: dict[str, set[str]] = {
     "x86": {"units"},  # names of the architecture: a floor below all others
     "units": set(),
+    "clock": set(),
+    "snapshot": set(),  # finds the classes that it holds by their names
     "trace": {"units"},  # makes files and pages of events, and knows nothing of what is traced
-    "cpu": {"x86"},
-    "uapi": {"trace"},
+    "cpu": {"x86", "clock", "snapshot"},
+    "uapi": {"trace", "clock"},
     "seam": {"cpu", "trace", "x86"},
-    "linux": {"uapi", "cpu", "trace", "x86"},  # the TDX module only by Processor.seamcall
+    "linux": {"uapi", "cpu", "trace", "x86", "clock"},  # the TDX module only by Processor.seamcall
     "image": {"x86", "units"},  # no system calls: a launch loads what it computes, a verifier predicts from it
-    "vmm": {"uapi", "image", "x86"},
+    "vmm": {"uapi", "image", "x86", "clock", "snapshot"},
     "attest": {"image", "units", "x86"},
     # The host's quoting side: what a TD asks for by way of its VMM, and a verifier compares with.
     "quoting": {"attest", "vmm", "uapi", "x86"},
     "explain": {"cpu", "uapi", "seam", "vmm"},
     "inject": {"cpu", "explain", "seam", "uapi"},
     "lint": {"cpu", "seam.tables", "trace"},
-    "machine": {"cpu", "inject", "lint", "seam", "linux", "uapi", "trace"},  # the one place that wires
+    "machine": {
+        "cpu",
+        "inject",
+        "lint",
+        "seam",
+        "linux",
+        "uapi",
+        "trace",
+        "x86",
+        "clock",
+        "snapshot",
+    },  # the one place that wires
     # The kernel in the process of a program that is not ours.
     "exec": {
         "quoting.machine_folder",
@@ -63,6 +76,8 @@ ARROWS: dict[str, set[str]] = {
         "inject",
         "lint",
         "machine",
+        "clock",
+        "snapshot",
         "trace",
         "units",
         "x86",

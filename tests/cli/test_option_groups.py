@@ -10,10 +10,10 @@ from dataclasses import fields
 import pytest
 
 from swtdx.cli import option_groups
-from swtdx.cli.run import Debugger, Devices, Ending, Guest, Host, Quoting, Records, TrustDomain, run
+from swtdx.cli.run import Debugger, Devices, Ending, Guest, Host, Keeping, Quoting, Records, TrustDomain, run
 from swtdx.cli.session import Options
 
-GROUPS = (Guest, Host, Ending, Devices, Records, TrustDomain, Quoting, Debugger)
+GROUPS = (Guest, Host, Ending, Devices, Records, TrustDomain, Quoting, Debugger, Keeping)
 
 
 def test_examples() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,8 @@ class Output:
         """Why nothing is written any more."""
         self.descriptor = descriptor
         self.path = path
+        self.may_come_to_nothing = False
+        """Whether the command may end well without it: then there is no file, or the old one."""
         self._created = created
         self._began = False
         self._written = False
@@ -63,7 +66,7 @@ class Output:
         """Truncate the file."""
         self._began = True
         try:
-            if self.is_regular:
+            if self.is_regular and not self.may_come_to_nothing:
                 os.ftruncate(self.descriptor, 0)
         except OSError as problem:
             self._fail(problem)
@@ -81,19 +84,24 @@ class Output:
     def flush(self) -> None:
         """Nothing is held back."""
 
-    def replace(self, data: bytes) -> None:
-        """Make ``data`` the whole contents; a regular file is replaced in one step and never half-written."""
+    def replace(self, data: bytes | Iterable[bytes], *, private: bool = False) -> None:
+        """Make ``data`` the whole contents; a regular file is replaced in one step and never half-written.
+
+        ``private``: only its owner may read it.
+        """
+        pieces = [data] if isinstance(data, bytes) else data
         if not self.is_regular:
-            self.write(data)
+            for piece in pieces:
+                self.write(piece)
             return
         try:
-            self._replace_regular(data)
+            self._replace_regular(pieces, 0o077 if private else 0)
             self._written = True
         except OSError as problem:
             self._fail(problem)
 
-    def _replace_regular(self, data: bytes) -> None:
-        mode = stat.S_IMODE(os.fstat(self.descriptor).st_mode)
+    def _replace_regular(self, pieces: Iterable[bytes], forbidden: int) -> None:
+        mode = stat.S_IMODE(os.fstat(self.descriptor).st_mode) & ~forbidden
         links = os.fstat(self.descriptor).st_nlink
         try:
             if links != 1 or not self._is_in_place():
@@ -102,11 +110,13 @@ class Output:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except PermissionError:
             os.ftruncate(self.descriptor, 0)
-            write_all(self.descriptor, data)
+            for piece in pieces:
+                write_all(self.descriptor, piece)
             return
         try:
             try:
-                write_all(descriptor, data)
+                for piece in pieces:
+                    write_all(descriptor, piece)
                 os.fchmod(descriptor, mode)
             finally:
                 os.close(descriptor)
@@ -127,7 +137,7 @@ class Output:
         """Close it. A file that was created for a command that has not ``finished`` is removed if it is empty."""
         if self.descriptor < 0:
             return
-        wanted = self._written or (self._began and finished)
+        wanted = self._written or (self._began and finished and not self.may_come_to_nothing)
         try:
             if self._created and not wanted and self._is_in_place():
                 self.path.unlink(missing_ok=True)

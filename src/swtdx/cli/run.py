@@ -6,7 +6,7 @@ What carries the command out is imported when it runs: declaring the options mus
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -53,6 +53,10 @@ EPILOG = """
 [cyan]swtdx run --kernel vmlinuz --initrd initrd.img --append console=ttyS0 --memory 1G[/cyan] - Linux as a TD
 
 [cyan]swtdx run --firmware none --kernel vmlinuz --initrd initrd.img --append console=ttyS0[/cyan] - without firmware
+
+[cyan]swtdx run --kernel vmlinuz --append console=ttyS0 --snapshot-at '# ' --snapshot linux.snapshot[/cyan] - keep it
+
+[cyan]swtdx run --from linux.snapshot --until '# '[/cyan] - and go on from there, as often as wanted
 
 [cyan]swtdx run --quote-generation-socket unix:/run/tdx-qgs/qgs.socket[/cyan] - quotes by another process
 
@@ -464,6 +468,51 @@ class Debugger:
     ] = False
 
 
+@dataclass(frozen=True)
+class Keeping:
+    """Machines that are kept."""
+
+    snapshot_at: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="When the console shows TEXT, keep the whole machine in --snapshot FILE."),
+    ] = None
+    snapshot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where --snapshot-at keeps it. Holds all of the guest's memory.")
+    ] = None
+    restored: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Go on from a snapshot, which says what the machine is."),
+    ] = None
+
+    def options(self, host: Host, debugger: Debugger) -> dict[str, Any]:
+        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        from swtdx.cli.parameters import InputError
+
+        if (self.snapshot_at is None) != (self.snapshot is None):
+            raise InputError("--snapshot-at TEXT and --snapshot FILE belong together")
+        if self.snapshot_at == "":
+            raise InputError("--snapshot-at needs a text to wait for")
+        if self.snapshot is not None and host.kvm is KvmChoice.host:
+            raise InputError("--snapshot is for the embedded kernel: the host's kernel keeps no machines")
+        if self.snapshot is not None and debugger.gdb is not None:
+            raise InputError("--snapshot-at and --gdb cannot be used together: both stop the machine")
+        return vars(self)
+
+    def check_alone(self, *groups: object) -> None:
+        """Refuse options that say what the machine is, beside a snapshot that does. Raises InputError."""
+        from swtdx.cli.parameters import InputError
+
+        if self.restored is None:
+            return
+        for group in groups:
+            for option in fields(group):  # type: ignore[arg-type]
+                if option.name != "disk" and getattr(group, option.name) != option.default:
+                    name = option.name.replace("_", "-")
+                    raise InputError(
+                        f"--{name} and --from contradict each other: the snapshot says what the machine is"
+                    )
+
+
 @grouped
 def run(
     guest: Guest,
@@ -474,6 +523,7 @@ def run(
     td: TrustDomain,
     quoting: Quoting,
     debugger: Debugger,
+    keeping: Keeping,
 ) -> None:
     """Launch a firmware as a Trust Domain and stream its console.
 
@@ -483,7 +533,9 @@ def run(
     from swtdx.cli.session import Options
     from swtdx.cli.session import run as carry_out
 
+    keeping.check_alone(guest, host, devices, td)
     members = host.options(guest) | ending.options() | guest.options(host) | devices.options() | quoting.options(host)
+    members |= keeping.options(host, debugger)
     parameters = td.parameters()
     options = Options(td=parameters if guest.is_td else None, **members, **vars(records), **vars(debugger))
     raise typer.Exit(carry_out(options))

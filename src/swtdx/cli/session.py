@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from swtdx.cli import debugger, run_record
+from swtdx.cli import debugger, run_record, saved_machine
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.lint import STATUS_LEAK, Lint
@@ -40,9 +40,11 @@ from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
 from swtdx.lint.report import Findings
 from swtdx.linux.config import KernelConfig
+from swtdx.snapshot.file import Saved
+from swtdx.snapshot.values import NotKept
 from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
-from swtdx.uapi.abilities import powers_off
+from swtdx.uapi.abilities import KeepError, powers_off
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
@@ -122,6 +124,9 @@ class Options:
     lint: bool = False
     lint_notes: bool = False
     symbols: Path | None = None
+    snapshot_at: str | None = None
+    snapshot: Path | None = None
+    restored: Path | None = None
     quiet: bool = False
     verbose: bool = False
 
@@ -165,13 +170,18 @@ class Voice:
 def run(options: Options) -> int:
     """Carry it out; returns the exit status. Raises InputError, FirmwareError, TdvfError, LaunchError, KvmError."""
     voice = Voice(options.quiet)
+    saved = None
+    if options.restored is not None:
+        saved = saved_machine.load(options.restored)
+        options, plan = saved_machine.planned(options.restored, saved, options)
     debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
     lint = Lint.of(options)
     keys = machine_keys(options, voice.say)
-    plan = _plan(options)
-    voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
+    if saved is None:
+        plan = _plan(options)
+        voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
-    if plan.linux is not None:
+    if plan.linux is not None and saved is None:
         _check_secure_boot(options, plan, plan.linux, voice)
     if options.kernel is not None and not _has_console(options):
         voice.say(f"note: without console={_CONSOLE} in --append the kernel prints nothing here")
@@ -179,6 +189,8 @@ def run(options: Options) -> int:
         interruption = files.enter_context(Interruption())
         outputs = files.enter_context(Outputs())
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
+        if options.snapshot is not None:
+            saved_machine.check_disks_are_kept(options.disks)
         kept = _open_outputs(outputs, options, plan, disks)
         gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
         recording = files.enter_context(
@@ -197,7 +209,7 @@ def run(options: Options) -> int:
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint)
+        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, saved)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
@@ -225,6 +237,7 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--firmware", plan.firmware.path),
         ("--kernel", options.kernel),
         ("--initrd", options.initrd),
+        ("--from", options.restored),
     ):
         if read is not None:
             outputs.reads(f"{option} {read}", read)
@@ -234,8 +247,12 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--json", options.json),
         ("--trace", options.trace),
         ("--html", options.html),
+        ("--snapshot", options.snapshot),
     )
-    return {option: outputs.open(option, path) for option, path in wanted if path is not None}
+    opened = {option: outputs.open(option, path) for option, path in wanted if path is not None}
+    if "--snapshot" in opened:
+        opened["--snapshot"].may_come_to_nothing = True
+    return opened
 
 
 def _check_secure_boot(options: Options, plan: Plan, linux: LinuxBoot, voice: Voice) -> None:
@@ -390,9 +407,13 @@ class _Session:
         gdb: GdbServer | None,
         interruption: Interruption,
         lint: Lint | None,
+        saved: Saved | None,
     ) -> None:
         self.options = options
         self.lint = lint
+        self._saved = saved
+        self._keep_now = False
+        self._execution: Execution | None = None
         self.interruption = interruption
         self._terminal: Keyboard | None = None
         self.outputs = outputs
@@ -402,8 +423,9 @@ class _Session:
         self.interactive = sys.stdin.isatty() and sys.stdout.isatty()
         self._run: Run | None = None
         text = options.until
+        keeps = options.snapshot_at
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
-        if text is None and not self.interactive and not (plan.linux or plan.direct or gdb):
+        if text is None and keeps is None and not self.interactive and not (plan.linux or plan.direct or gdb):
             text = SHELL_PROMPT
             self._found = Outcome(
                 End.SHELL_PROMPT, f"reached the UEFI shell prompt ({SHELL_PROMPT}); stdin is not a terminal"
@@ -421,13 +443,15 @@ class _Session:
         self.output = GuestOutput(
             self.console, watch, self._text_found, self._reader_lost, outputs.get("--log"), self._shown
         )
+        if keeps is not None:
+            self.output.watch(TextWatch(keeps), self._stop_to_keep)
         debug = outputs.get("--debugcon")
         self.plan = replace(
             plan,
             serial=self.output.put,
-            debug=debug.write if debug is not None else None,
+            debug=debug.write if debug is not None else plan.debug,
             debug_exit=options.debug_exit,
-            progress=voice.step,
+            progress=voice.step if saved is None else lambda step: None,
             panicked=self._panic_reported,
             devices=tuple(self._devices(disks)),
             say=self._say_from_device,
@@ -454,14 +478,18 @@ class _Session:
             machine = launch(device, self.plan)
         finally:
             self.voice.steps_end()
-        built = time.monotonic()
         with machine:
-            self.voice.say(_announcement(machine, built - started))
-            if (slow := _accepts_slowly(machine)) is not None:
+            if self._saved is not None:
+                self._give_back(machine, self._saved)
+            built = time.monotonic()
+            self.voice.say(_announcement(machine, built - started, self.options.restored))
+            if self._saved is None and (slow := _accepts_slowly(machine)) is not None:
                 print(f"swtdx: {slow}", file=sys.stderr)  # with --quiet too: nothing else is seen for so long
             if self.interactive:
                 self.voice.say(HELP)
             execution = None
+            if self.options.snapshot_at is not None:
+                execution = self._execution = Execution(len(machine.vcpus))
             if self.gdb is not None:
                 execution = Execution(len(machine.vcpus), stopped=self.options.gdb_wait)
             run = self._run = Run(machine, execution)
@@ -506,6 +534,8 @@ class _Session:
                     while run.wait(_FLUSH_SECONDS) is None:
                         self._wait_with_the_guest(run)
                         self.output.flush()
+                        if self._keep_now:
+                            self._keep(run, machine)
                         if self.interruption.arrived is not None:
                             run.finish(_interrupted(self.interruption.arrived))
                         if self._stops_on_panic:
@@ -565,6 +595,41 @@ class _Session:
     def _text_found(self) -> None:
         if self._run is not None:
             self._run.finish(self._found)
+
+    def _give_back(self, machine: Machine, saved: Saved) -> None:
+        """Have the machine that was built be the one that was kept. Raises InputError."""
+        try:
+            machine.restore(saved.snapshot)
+            machine.mrtd = saved_machine.predicted_mrtd(saved)
+        except (KeepError, KvmError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            if (kernel := powers_off(machine.vm.kernel)) is not None:
+                kernel.power_off()  # what it consists of is of no use to anybody
+            raise InputError(
+                f"--from {self.options.restored} does not fit the machine that it describes: {error}"
+            ) from None
+
+    def _stop_to_keep(self) -> None:
+        """The console shows the text of --snapshot-at: the machine stands still until it is kept."""
+        self._keep_now = True
+        if self._execution is not None:
+            self._execution.hold()
+
+    def _keep(self, run: Run, machine: Machine) -> None:
+        """Write the snapshot. Without anything else that ends the run, this does."""
+        self._keep_now = False
+        output, options = self.outputs["--snapshot"], self.options
+        with run.paused() as stands:
+            if not stands:
+                return
+            try:
+                output.replace(saved_machine.contents(options, machine), private=True)
+            except (KeepError, NotKept) as error:
+                run.finish(Outcome(End.INTERNAL_ERROR, f"no snapshot can be made: {error}"))
+                return
+            if output.problem is None:
+                self.voice.say(f"snapshot: {options.snapshot}, {output.path.stat().st_size >> 20} MiB")
+            if options.until is None and not self.interactive:
+                run.finish(Outcome(End.UNTIL, f"the console showed {options.snapshot_at!r}: the machine is kept"))
 
     def _panic_reported(self, event: PanicEvent) -> None:
         """The guest's kernel says by pvpanic that it has panicked; with a crash kernel it continues."""
@@ -635,7 +700,9 @@ def _accepts_slowly(machine: Machine) -> str | None:
     )
 
 
-def _announcement(machine: Machine, seconds: float) -> str:
+def _announcement(machine: Machine, seconds: float, restored: Path | None) -> str:
+    if restored is not None:
+        return f"the {'VM' if machine.plan.td is None else 'TD'} continues from {restored} ({seconds:.2f} s)"
     if machine.plan.td is None:
         return f"the VM is built ({seconds:.2f} s), running"
     return f"the TD is built and measured ({seconds:.2f} s), running"

@@ -30,6 +30,8 @@ import threading
 from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
 
+from swtdx.snapshot.pages import Region, address_of
+from swtdx.snapshot.values import Private
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -65,10 +67,12 @@ class PhysicalMemory:
         self.qwords = self.raw.cast("Q")
         """The same as 64-bit words: ``qwords[hpa >> 3]``."""
         # Mappings, of which only what is touched takes memory: a machine may be larger than its host.
-        self._keyid = memoryview(mmap.mmap(-1, 2 * (size // PAGE_SIZE))).cast("H")
-        self.poison = memoryview(mmap.mmap(-1, size // PAGE_SIZE))
+        self.regions = {"ram": Region(address_of(self._map), size)}
+        """What a snapshot keeps page by page."""
+        self._keyid = self._sparse("keyids", 2 * (size // PAGE_SIZE)).cast("H")
+        self.poison = self._sparse("poison", size // PAGE_SIZE)
         """A byte for each page, non-zero while its integrity is broken."""
-        self.fresh = memoryview(mmap.mmap(-1, size // PAGE_SIZE))
+        self.fresh = self._sparse("fresh", size // PAGE_SIZE)
         """A byte for each page, non-zero where the allocator has given it out for the first time and it is zero still.
         `discard_page` then has nothing to do: most pages that a guest accepts are of this kind."""
         self._poisoned = 0
@@ -82,6 +86,12 @@ class PhysicalMemory:
         self._free_windows: dict[int, list[int]] = {}  # by size: what was given back
         self._windows_lock = threading.Lock()
         self._engine: Engine | None = None
+
+    def _sparse(self, name: str, length: int) -> memoryview:
+        """Return zeroed bytes that a snapshot keeps. `length` may be less than a page."""
+        mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        self.regions[name] = Region(address_of(mapping), length)
+        return memoryview(mapping)
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 
@@ -206,10 +216,7 @@ class PhysicalMemory:
 
     def clear_range(self, hpa: int, length: int, hkid: int) -> None:
         """Do `clear_page` for whole pages under ``hkid``. Host memory behind them is released, not written."""
-        try:
-            self._map.madvise(mmap.MADV_DONTNEED, hpa, length)
-        except OSError:  # locked memory (RLIMIT, mlockall) is not given back
-            self.raw[hpa : hpa + length] = bytes(length)
+        self._discard(hpa, length)
         first, last = hpa >> 12, hpa + length >> 12
         self._keyid[first:last] = array.array("H", [hkid]) * (last - first)
         if self._poisoned:
@@ -225,11 +232,18 @@ class PhysicalMemory:
         if self.fresh[hpa >> 12]:
             self.fresh[hpa >> 12] = 0
         else:
-            try:
-                self._map.madvise(mmap.MADV_DONTNEED, hpa, PAGE_SIZE)
-            except OSError:
-                self.raw[hpa : hpa + PAGE_SIZE] = bytes(PAGE_SIZE)
+            self._discard(hpa, PAGE_SIZE)
         self.set_key(hpa, hkid)
+
+    def _discard(self, hpa: int, length: int) -> None:
+        """Let memory be zero."""
+        if self.regions["ram"].shown is None:
+            try:
+                self._map.madvise(mmap.MADV_DONTNEED, hpa, length)
+            except OSError:  # locked memory (RLIMIT, mlockall) is not given back
+                self.raw[hpa : hpa + length] = bytes(length)
+        else:  # what would appear is what the snapshot has there
+            self.raw[hpa : hpa + length] = bytes(length)
 
     def is_ram(self, hpa: int) -> bool:
         """Return whether this physical address is RAM (as opposed to a window or nothing)."""
@@ -329,6 +343,48 @@ class PhysicalMemory:
         """Forget code that guests have translated from this memory, RAM or a window: it changed behind their backs."""
         if self._engine is not None:
             self._engine.forget_code(hpa, length)
+
+    # --- snapshots ----------------------------------------------------------------------------------------------------
+
+    def kept(self) -> Private | None:
+        """Return the windows, which name addresses of this process."""
+        if not self._windows:
+            return None
+        free = {size: list(places) for size, places in self._free_windows.items()}
+        return Private((dict(self._windows), self._next_window, free))
+
+    def go_on(self, kept: tuple[dict[int, tuple[int, int]], int, dict[int, list[int]]] | None) -> None:
+        """Have the windows of `kept` again."""
+        windows, next_window, free = kept or ({}, WINDOW_BASE, {})
+        with self._windows_lock:
+            if self._engine is not None:
+                for hpa, (address, length) in self._windows.items():
+                    if windows.get(hpa) != (address, length):
+                        self._engine.unmap(hpa, length)
+                for hpa, (address, length) in windows.items():
+                    if self._windows.get(hpa) != (address, length):
+                        self._engine.map(hpa, address, length)
+            self._windows = dict(windows)
+            self._window_bases = sorted(windows)
+            self._next_window = next_window
+            self._free_windows = {size: list(places) for size, places in free.items()}
+        if self._engine is not None:
+            self._engine.poisoned(self._poisoned)
+
+    def changed(self, name: str, extents: list[tuple[int, int]] | None) -> None:
+        """Note that a region was given back: code that guests have translated from these parts is stale."""
+        if name == "ram":
+            for offset, length in extents if extents is not None else [(0, self.size)]:
+                self.forget_code(offset, length)
+
+    def user_memory_changed(self, address: int, length: int) -> None:
+        """Do the same for user memory."""
+        with self._windows_lock:
+            windows = list(self._windows.items())
+        for hpa, (start, size) in windows:
+            low, high = max(address, start), min(address + length, start + size)
+            if low < high:
+                self.forget_code(hpa + low - start, high - low)
 
     def attach(self, engine: Engine) -> None:
         """Pass the engine what is mapped, and every later change."""

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from swtdx.clock import Clock
 from swtdx.cpu import _engine, cpuid
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.memory import PhysicalMemory
@@ -66,6 +67,18 @@ class SeamArgs:
         return f"SeamArgs({', '.join(f'{name}={value:#x}' for name, value in registers if value)})"
 
 
+class FirstTouch(Protocol):
+    """What the kernel does when a TD accepts a page that is not there."""
+
+    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> bool:
+        """Map the page by ``aug``; False: the long way is to be taken."""
+        ...
+
+    def forget(self) -> None:
+        """Forget what was found for earlier pages."""
+        ...
+
+
 class SeamModule(Protocol):
     """What can be loaded into the SEAM range."""
 
@@ -80,7 +93,9 @@ class Processor:
     def __init__(self, platform: Platform | None = None) -> None:
         self.platform = platform or Platform()
         self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
+        self.clock = Clock()
         self._tsc_ratio = self.platform.tsc_ratio
+        self._tsc_bias = 0  # ticks
         self._module: SeamModule | None = None
         self._engine: _engine.Engine | None = None
         self._engine_lock = threading.Lock()
@@ -90,7 +105,7 @@ class Processor:
         self._msrs = dict(_MSRS)
         self.msrs_changed = False
         """Host software has written an MSR since power-on."""
-        self.first_touches: dict[int, Callable[[int, Callable[[int], bool]], bool]] | None = {}
+        self.first_touches: dict[int, FirstTouch] | None = {}
         """What the kernel does when a TD's virtual CPU (by its TDVPR) accepts a page that is not there, as one step in
         place of an exit. None: never (a machine that is traced)."""
         self.context_class: type[GuestContext] = GuestContext
@@ -169,8 +184,14 @@ class Processor:
         self.msrs_changed = True
 
     def rdtsc(self) -> int:
-        """Return the time-stamp counter: the host's, scaled."""
-        return _engine.host_tsc() * self._tsc_ratio >> TSC_RATIO_BITS
+        """Return the time-stamp counter: the host's, scaled, and set back if the machine was restored."""
+        return (_engine.host_tsc() * self._tsc_ratio >> TSC_RATIO_BITS) + self._tsc_bias
+
+    def set_tsc(self, value: int) -> None:
+        """Let the time-stamp counter go on from ``value``. No guest may be running."""
+        self._tsc_bias += value - self.rdtsc()
+        if self._engine is not None:
+            self._engine.set_tsc_bias(self._tsc_bias)
 
     @staticmethod
     def signal_pending() -> bool:
@@ -183,6 +204,7 @@ class Processor:
         with self._engine_lock:  # the first virtual CPUs of two machines may come at once
             if self._engine is None:
                 engine = _engine.Engine(self.memory.raw, self.memory.poison, self._tsc_ratio, self.platform.pkru_offset)
+                engine.set_tsc_bias(self._tsc_bias)
                 self.memory.attach(engine)
                 self._engine = engine
             return self._engine
@@ -202,6 +224,16 @@ class Processor:
     def ept_walks(self) -> int:
         """How often EPT was walked since power-on."""
         return self._engine.walks if self._engine is not None else 0
+
+    # --- snapshots ----------------------------------------------------------------------------------------------------
+
+    def go_on(self, kept: None) -> None:
+        """Forget what no longer holds when the state was given back: who ran where, what is cached of tables."""
+        self._on_lp.clear()
+        self._left_lp.clear()
+        for touch in (self.first_touches or {}).values():
+            touch.forget()
+        self.invept()
 
     def close(self) -> None:
         """Switch off. Contexts keep what they need until they are closed themselves."""

@@ -13,6 +13,7 @@ import errno
 import logging
 import mmap
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.vmx.main import vt_x86_ops
@@ -76,7 +77,7 @@ class EmulatedKernel:
         self.pages = PageAllocator(processor.memory)
         self.files = FileTable()
         self.cpus = HostCpus(processor)
-        self.timers = TimerQueue()
+        self.timers = TimerQueue(processor.clock)
         self.irqfd_thread = IrqfdThread()
         self.user_windows = UserWindows(processor.memory)
         self.vms: set[Kvm] = set()
@@ -255,6 +256,18 @@ class EmulatedKernel:
         self.irqfd_thread.stop()
         self.timers.stop()
         self.cpus.stop()
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """No vCPU runs, and no timer expires. Raises BlockingIOError if a vCPU is in an ioctl, which KVM_RUN is."""
+        with contextlib.ExitStack() as held:
+            for kvm in self.vms:
+                for vcpu in kvm.vcpus:
+                    if not vcpu.mutex.acquire(blocking=False):
+                        raise BlockingIOError(errno.EBUSY, f"vCPU {vcpu.vcpu_id} is running")
+                    held.callback(vcpu.mutex.release)
+            held.enter_context(self.timers.quiet())
+            yield
 
     def power_off(self) -> None:
         """Switch the machine off as it is: what is closed from here on is not taken down first.

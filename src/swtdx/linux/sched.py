@@ -22,8 +22,11 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
+
+from swtdx.clock import Clock
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -209,7 +212,7 @@ class HeldSignals:
 
 
 class Timer:
-    """A one-shot high resolution timer (hrtimer). Times are `time.monotonic_ns` values."""
+    """A one-shot high resolution timer (hrtimer). Times are those of the machine's clock, `Clock.monotonic_ns`."""
 
     __slots__ = ("_queue", "_ticket", "expires", "function", "shut_down")
 
@@ -238,7 +241,8 @@ class Timer:
 class TimerQueue:
     """One thread that calls timers back; it starts with the first timer."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
         self._heap: list[tuple[int, int]] = []  # expiry, ticket; what is disarmed stays until its time
         self._armed: dict[int, Timer] = {}  # by ticket
         self._tickets = itertools.count(1)
@@ -275,10 +279,13 @@ class TimerQueue:
                 self._heap = [entry for entry in self._heap if entry[1] in self._armed]
                 heapq.heapify(self._heap)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="swtdx-hrtimer", daemon=True)
-                self._thread.start()
+                self._start()
             elif self._heap[0][1] == ticket:
                 self._changed.notify()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._loop, name="swtdx-hrtimer", daemon=True)
+        self._thread.start()
 
     def remove(self, timer: Timer) -> None:
         """Disarm ``timer``; the queue knows it no longer."""
@@ -286,6 +293,40 @@ class TimerQueue:
             self._armed.pop(timer._ticket, None)
             timer._ticket = 0
             timer.expires = 0
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Let no timer expire, and none be running; those that are due expire afterwards."""
+        while True:
+            self._changed.acquire()
+            running = self._running
+            if running is None:
+                break
+            self._changed.release()
+            self.wait_for(running)
+        try:
+            yield
+        finally:
+            if self._armed and self._thread is None:
+                self._start()
+            self._changed.notify()
+            self._changed.release()
+
+    def kept(self) -> list[list[object]]:
+        """Return which timers are armed, and for when. While it is `quiet`."""
+        return [[timer.expires, timer] for timer in self._armed.values()]
+
+    def go_on(self, kept: list[tuple[int, Timer]]) -> None:
+        """Have those timers armed, and no others. While it is `quiet`."""
+        for timer in self._armed.values():
+            timer._ticket = timer.expires = 0
+        self._armed.clear()
+        self._heap.clear()
+        for expires, timer in kept:
+            timer._ticket, timer.expires = next(self._tickets), expires
+            self._armed[timer._ticket] = timer
+            self._heap.append((expires, timer._ticket))
+        heapq.heapify(self._heap)
 
     def wait_for(self, timer: Timer) -> None:
         """Return when the function of ``timer``, which is disarmed, is not running."""
@@ -296,7 +337,9 @@ class TimerQueue:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not self._off and (not self._heap or (delay := self._heap[0][0] - time.monotonic_ns()) > 0):
+                while not self._off and (
+                    not self._heap or (delay := self._heap[0][0] - self._clock.monotonic_ns()) > 0
+                ):
                     self._changed.wait(min(delay / 1e9, threading.TIMEOUT_MAX) if self._heap else None)
                 if self._off:
                     return

@@ -7,7 +7,7 @@ so do the small fakes in the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
@@ -180,7 +180,7 @@ class Processor(Protocol):
         ...
 
     @property
-    def first_touches(self) -> dict[int, Callable[[int, Callable[[int], bool]], bool]] | None:
+    def first_touches(self) -> Mapping[int, Callable[[int, Callable[[int], bool]], bool]] | None:
         """By TDVPR: what the host does about a page that the guest accepts and that is not there, as one step."""
         ...
 

@@ -109,6 +109,14 @@ class TdxModule:
         # An empty table sends every call through the dispatcher's checks: only SYS_READY may skip them.
         self._open = self.leaves if state is SysState.SYS_READY else {}
 
+    def kept(self) -> bool:
+        """Return whether calls may skip the dispatcher's checks."""
+        return self._open is self.leaves
+
+    def go_on(self, kept: bool) -> None:
+        """Follow the state that was given back."""
+        self._open = self.leaves if kept else {}
+
     def package_of(self, lp: int) -> int:
         """Return the package of a logical processor; they are numbered package by package."""
         return lp * self.platform.packages // self.platform.logical_processors

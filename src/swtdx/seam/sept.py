@@ -232,6 +232,10 @@ class SecureEpt:
         """
         self._range = NOWHERE
 
+    def go_on(self, kept: None) -> None:
+        """Walk from the root again: the tree is another one."""
+        self._range = NOWHERE
+
     @property
     def eptp(self) -> int:
         """The EPT pointer: root, write-back, walk length less one in bits 5:3."""

@@ -181,6 +181,16 @@ class Td:
         alive = not self.fatal and self._lifecycle is LifecycleState.KEYS_CONFIGURED and self._has_tdcs()
         self.allowed = LEAVES_ALLOWED[self._op_state] if alive and not self._locks else NO_LEAVES
 
+    @property
+    def is_being_built(self) -> bool:
+        """Whether its measurement is not final yet."""
+        alive = not self.fatal and self._lifecycle in (LifecycleState.HKID_ASSIGNED, LifecycleState.KEYS_CONFIGURED)
+        return alive and self._op_state in (OpState.UNINITIALIZED, OpState.INITIALIZED)
+
+    def go_on(self, kept: None) -> None:
+        """Follow the state that was given back."""
+        self.admit()
+
     def check_state(self, leaf: int) -> None:
         """Check STATE(leaf): raises the Status of the first check that refuses this leaf function."""
         if leaf in self.allowed:

@@ -7,8 +7,10 @@ the answer is None where the kernel lacks it. A wrapper around a kernel (a trace
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from swtdx.clock import Clock
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.reason import NO_REASON, Reason
@@ -109,6 +111,26 @@ class PowersOff(Protocol):
         ...
 
 
+class KeepError(Exception):
+    """A machine cannot be kept, or not go on from what was kept; the text is one sentence for a person."""
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A kernel whose machine can be kept as it is, and go on from there again."""
+
+    def snapshot(self, parts: Sequence[object], clock: Clock, *, movable: bool = False) -> object:
+        """Keep the machine and, beside it, ``parts`` of user space with their ``clock``; raises KeepError.
+
+        ``movable``: without what only this process can use, the mappings of its memory.
+        """
+        ...
+
+    def restore(self, parts: Sequence[object], clock: Clock, snapshot: object) -> None:
+        """Go on from there, with the same parts; raises KeepError."""
+        ...
+
+
 @runtime_checkable
 class HasRelease(Protocol):
     """A kernel that states which release of Linux it is."""
@@ -168,6 +190,12 @@ def stated_release(kernel: Kernel) -> KernelRelease | None:
     """Return the release of Linux that the kernel says it is; the host's does not say."""
     inner = _unwrapped(kernel)
     return inner.release_name if isinstance(inner, HasRelease) else None
+
+
+def keeping(kernel: Kernel) -> Keeping | None:
+    """Return the kernel as one whose machine can be kept."""
+    inner = _unwrapped(kernel)
+    return inner if isinstance(inner, Keeping) else None
 
 
 def powers_off(kernel: Kernel) -> PowersOff | None:

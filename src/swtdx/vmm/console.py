@@ -115,6 +115,10 @@ class GuestOutput:
         self.record = bytearray()
         self.ends_in_newline = True
 
+    def watch(self, watch: TextWatch, on_found: Callable[[], object]) -> None:
+        """Look for one more text."""
+        self._watches.append((watch, on_found))
+
     def put(self, data: bytes) -> None:
         """The guest printed ``data``."""
         self.record += data

@@ -91,6 +91,12 @@ class Execution:
                 self.kick()
                 self._changed.wait(_PATIENCE_SECONDS)
 
+    def hold(self) -> None:
+        """Let no vCPU begin another KVM_RUN, without waiting for them. From any thread."""
+        with self._changed:
+            self._allowed = frozenset()
+        self.kick()
+
     def resume(self, vcpus: Iterable[int]) -> None:
         """Let these run."""
         with self._changed:

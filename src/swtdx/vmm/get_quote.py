@@ -149,6 +149,11 @@ class GetQuote:
             self._memory.write(gpa + _STATUS_AT, _STATUS.pack(status))
         self._notify()
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is still to come."""
+        return bool(self._threads)
+
     def close(self) -> None:
         """Write nothing from here on, and let go of the service."""
         with self._lock:

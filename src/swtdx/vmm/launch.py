@@ -35,6 +35,7 @@ from swtdx.image.mrtd import MrtdPredictor, Order
 from swtdx.image.smbios import SmbiosFields
 from swtdx.image.tdvf import Section, Tdvf, check_memory, parse, unfilled
 from swtdx.uapi import kvm
+from swtdx.uapi.abilities import KeepError, Keeping, keeping
 from swtdx.uapi.client import Kvm, KvmError, TdCapabilities, Vcpu, Vm, msi_route
 from swtdx.uapi.dialect import Dialect, InitialMemory
 from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_DEBUG, TDX_TD_ATTR_SEPT_VE_DISABLE
@@ -46,6 +47,7 @@ from swtdx.vmm.get_quote import QuoteSource
 from swtdx.vmm.kernel_entry import enter, ordinary_vm
 from swtdx.vmm.memory import staged
 from swtdx.vmm.slots import MemorySlots
+from swtdx.vmm.tdvmcall import EventNotification
 from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid, without_shared_pages
 from swtdx.x86 import PAGE_SIZE
 
@@ -97,6 +99,7 @@ class Plan:
     ``devices`` are plugged in, in this order; ``say`` gets a sentence when one of them has something to tell.
     ``panicked`` gets what the guest's kernel reports by pvpanic, under the board's lock. ``quotes`` answers GetQuote;
     without it the guest reads that there is no service.
+    ``empty``: nothing is loaded into memory, for a machine that continues from a snapshot (`Machine.restore`).
     """
 
     firmware: Firmware
@@ -114,6 +117,7 @@ class Plan:
     say: Callable[[str], object] = lambda text: None
     panicked: Callable[[PanicEvent], object] = lambda event: None
     quotes: QuoteSource | None = None
+    empty: bool = False
 
     @property
     def layout(self) -> MemoryMap:
@@ -134,6 +138,7 @@ class Machine:
         self.capabilities: TdCapabilities | None = None
         self.mrtd: dict[Order, bytes] = {}  # predicted, by the order in which the kernel makes its calls
         self.added: list[AddedRegion] = []  # what the TD started with, in the order in which it was added
+        self.event_notification = EventNotification()
         self._undo = undo
 
     def __enter__(self) -> Machine:
@@ -141,6 +146,30 @@ class Machine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def snapshot(self, *, movable: bool = False) -> object:
+        """Keep the whole machine as it is between two instructions; the answer is for `restore`.
+
+        No vCPU may be in KVM_RUN (`Run.paused`). ``movable``: also for a machine that is built alike in another
+        process. Raises KeepError, whose text is a sentence.
+        """
+        kernel = self._keeping()
+        with self.board.lock:
+            for vcpu in self.vcpus:
+                _complete(vcpu)
+            return kernel.snapshot([self], self.board.clock, movable=movable)
+
+    def restore(self, snapshot: object) -> None:
+        """Go on from where `snapshot` was made of this machine, as often as wanted. Raises KeepError."""
+        kernel = self._keeping()
+        with self.board.lock:
+            kernel.restore([self], self.board.clock, snapshot)
+
+    def _keeping(self) -> Keeping:
+        kernel = keeping(self.vm.kernel)
+        if kernel is None:
+            raise KeepError(f"the {self.vm.kernel.name} kernel cannot keep a machine: only an emulated one can")
+        return kernel
 
     def close(self) -> None:
         """Close vCPUs, VM and guest_memfds, then unmap the memory.
@@ -151,6 +180,18 @@ class Machine:
             with suppress(KvmError):  # a dead VM may have lost its key already
                 self.vm.tdx_terminate()
         self._undo.close()
+
+
+def _complete(vcpu: Vcpu) -> None:
+    """Have what user space answered to the last exit carried out, without running the guest."""
+    vcpu.kvm_run.immediate_exit = 1
+    try:
+        vcpu.run()
+    except KvmError as error:
+        if error.errno not in (errno.EINTR, errno.EAGAIN):
+            raise KeepError(f"the last exit of vCPU {vcpu.id} cannot be completed: {error}") from None
+    finally:
+        vcpu.kvm_run.immediate_exit = 0
 
 
 def direct_boot(linux: LinuxBoot, memory_size: int, cpus: int, *, td: bool) -> tuple[DirectBoot, Firmware]:
@@ -200,10 +241,11 @@ def _launch_vm(device: Kvm, plan: Plan, undo: ExitStack) -> Machine:
     readonly = bool(vm.check_extension(kvm.Cap.READONLY_MEM))
     image = plan.firmware.image
     if image:
-        slots.add(plan.layout.firmware_address, len(image), readonly=readonly, contents=image)
+        contents = b"" if plan.empty else image
+        slots.add(plan.layout.firmware_address, len(image), readonly=readonly, contents=contents)
     plan.progress(f"creating {plan.cpus} vCPU{'s' if plan.cpus > 1 else ''}")
     vcpus = _vcpus(device, vm, plan, undo)
-    if plan.direct is not None:
+    if plan.direct is not None and not plan.empty:
         plan.progress("loading the kernel")
         for piece in (*ordinary_vm(), *plan.direct.pieces()):
             slots.memory.write(piece.address, piece.contents)
@@ -231,7 +273,7 @@ def _launch_td(device: Kvm, plan: Plan, tdvf: Tdvf, undo: ExitStack) -> Machine:
     machine.capabilities = capabilities
     predictors = [MrtdPredictor(order) for order in Order]
     for section in tdvf.sections:
-        if section.added:
+        if section.added and not plan.empty:
             measured = " and measuring" if section.measured else ""
             plan.progress(f"adding{measured} {section.type.name}, {section.memory_size // PAGE_SIZE} pages")
             try:
@@ -244,7 +286,8 @@ def _launch_td(device: Kvm, plan: Plan, tdvf: Tdvf, undo: ExitStack) -> Machine:
                 predictor.add_region(section.address, contents, section.measured)
     plan.progress("finalising the measurement")
     vm.tdx_finalize()
-    machine.mrtd = {predictor.order: predictor.digest() for predictor in predictors}
+    if not plan.empty:
+        machine.mrtd = {predictor.order: predictor.digest() for predictor in predictors}
     return machine
 
 

@@ -8,10 +8,10 @@ that ``MADV_DONTNEED`` gives them back when the guest converts them to private.
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Iterable
 
+from swtdx.snapshot.pages import Region, address_of
 from swtdx.x86 import PAGE_SIZE
 
 _MAP_NORESERVE = 0x4000  # linux/mman.h; the mmap module of Python 3.11 does not name it
@@ -23,12 +23,16 @@ class UserMemory:
     def __init__(self, length: int) -> None:
         self.length = length
         self._mapping = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-        self.address = _address_of(self._mapping)
+        self.address = address_of(self._mapping)
+        self.regions = {"memory": Region(self.address, length)}
         self.view = memoryview(self._mapping)
 
     def discard(self, offset: int, length: int) -> None:
         """Give pages back; they read as zero afterwards. Raises OSError."""
-        self._mapping.madvise(mmap.MADV_DONTNEED, offset, length)
+        if self.regions["memory"].shown is None:
+            self._mapping.madvise(mmap.MADV_DONTNEED, offset, length)
+        else:  # what would appear is what the snapshot has there
+            self.view[offset : offset + length] = bytes(length)
 
     def close(self) -> None:
         """Unmap. No user of the address (a VM's slot) may be left."""
@@ -100,8 +104,3 @@ def staged(pieces: Iterable[bytes]) -> UserMemory:
     memory = UserMemory(max(PAGE_SIZE, (len(contents) + PAGE_SIZE - 1) // PAGE_SIZE * PAGE_SIZE))
     memory.view[: len(contents)] = contents
     return memory
-
-
-def _address_of(mapping: mmap.mmap) -> int:
-    # The ctypes object holds the buffer only while this expression runs, so that the mapping can be closed later.
-    return ctypes.addressof(ctypes.c_char.from_buffer(mapping))

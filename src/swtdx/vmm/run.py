@@ -16,11 +16,12 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from swtdx.uapi import kvm
-from swtdx.uapi.abilities import last_refusal
+from swtdx.uapi.abilities import KeepError, last_refusal
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.uapi.client.error import errno_name
 from swtdx.uapi.kvm import Exit, SystemEvent, kvm_run
@@ -89,7 +90,9 @@ class Run:
         self._port_counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in machine.vcpus]
         calls = machine.capabilities.user_tdvmcalls if machine.capabilities else (0, 0)
         plan = machine.plan
-        self._tdvmcalls = TdvmcallService(machine.slots.memory, calls, self._signal_msi, plan.quotes, plan.say)
+        self._tdvmcalls = TdvmcallService(
+            machine.slots.memory, calls, self._signal_msi, plan.quotes, plan.say, machine.event_notification
+        )
 
     @property
     def exits(self) -> dict[str, int]:
@@ -141,6 +144,25 @@ class Run:
             self.execution.finish()
         self.machine.board.stop()
         self._kick()
+
+    @contextmanager
+    def paused(self) -> Iterator[bool]:
+        """No vCPU runs, and no answer to the guest is under way; False: the run is over.
+
+        For a run with an ``execution`` that nothing else controls. Raises KeepError if a quote does not come.
+        """
+        execution = self.execution
+        assert execution is not None
+        execution.stop()
+        try:
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            while self._tdvmcalls.busy and not self._done.is_set():
+                if time.monotonic() > deadline:
+                    raise KeepError("the guest waits for a quote, which does not come")
+                time.sleep(_KICK_SECONDS)
+            yield not self._done.is_set()
+        finally:
+            execution.resume(range(execution.count))
 
     def stop(self) -> None:
         """Bring all vCPU threads home. Raises what ended a thread, if that was an internal error.

@@ -20,6 +20,13 @@ from swtdx.x86 import PAGE_SIZE
 SUPPORTED_R11 = 1 << 1  # GetTdVmCallInfo leaf 1: SetupEventNotifyInterrupt; GetQuote has no bit of its own
 
 
+@dataclass
+class EventNotification:
+    """The interrupt that the guest has set up (SetupEventNotifyInterrupt): APIC id and vector."""
+
+    target: tuple[int, int] | None = None
+
+
 class TdvmcallService:
     """Answers. ``user_tdvmcalls`` is what KVM says that a VMM may claim to serve (KVM_TDX_CAPABILITIES)."""
 
@@ -30,11 +37,12 @@ class TdvmcallService:
         signal_msi: Callable[[Msi], object],
         quotes: QuoteSource | None = None,
         say: Callable[[str], object] = lambda text: None,
+        event: EventNotification | None = None,
     ) -> None:
         self._get_quote = GetQuote(memory, quotes, self._notify_guest, say)
         self._r11 = user_tdvmcalls[0] & SUPPORTED_R11
         self._signal_msi = signal_msi
-        self._notify: tuple[int, int] | None = None  # APIC id, vector
+        self._event = event or EventNotification()
 
     def answer(self, run: kvm.kvm_run, apic_id: int) -> None:
         """Fill in the answer to the TDVMCALL of a KVM_EXIT_TDX."""
@@ -46,10 +54,15 @@ class TdvmcallService:
         elif call.nr == kvm.TDVMCALL_GET_QUOTE:
             call.get_quote.ret = self._get_quote.request(call.get_quote.gpa, call.get_quote.size)
         elif call.nr == kvm.TDVMCALL_SETUP_EVENT_NOTIFY_INTERRUPT:
-            self._notify = (apic_id, call.setup_event_notify.vector)
+            self._event.target = (apic_id, call.setup_event_notify.vector)
             call.setup_event_notify.ret = kvm.TDVMCALL_STATUS_SUCCESS
         else:
             call.unknown.ret = kvm.TDVMCALL_STATUS_SUBFUNC_UNSUPPORTED
+
+    @property
+    def busy(self) -> bool:
+        """Whether a quote is under way."""
+        return self._get_quote.busy
 
     def close(self) -> None:
         """Write nothing to the guest's memory from here on."""
@@ -57,8 +70,8 @@ class TdvmcallService:
 
     def _notify_guest(self) -> None:
         """Signal the interrupt that the guest has set up, to the vCPU on which it did."""
-        if self._notify is not None:
-            apic_id, vector = self._notify
+        if self._event.target is not None:
+            apic_id, vector = self._event.target
             self._signal_msi((MSI_ADDRESS_BASE | (apic_id & 0xFF) << 12 | (apic_id >> 8) << 40, vector))
 
 

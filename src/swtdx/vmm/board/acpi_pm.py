@@ -96,6 +96,20 @@ class AcpiPm:
 
         return read_timer
 
+    def kept(self) -> int | None:
+        """Return where the block is."""
+        return self._base
+
+    def go_on(self, kept: int | None) -> None:
+        """Put the block there."""
+        self.move(kept)
+
+    def use_clock(self, clock: Callable[[], float]) -> None:
+        """Count by another clock from now on: the machine was restored, and its time is no longer the host's."""
+        self._clock = clock
+        if self._base is not None:
+            self._ports.reads[self._base + PM_TIMER] = self._timer_reader()
+
     def rtc_alarm(self) -> None:
         """The alarm of the real-time clock interrupts."""
         self._events |= RTC_EVENT

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from swtdx.clock import Clock
 from swtdx.image import acpi_tables
 from swtdx.image.fw_cfg_items import standard_files
 from swtdx.image.io_map import FIRMWARE_PMBASE
@@ -92,14 +93,16 @@ class Board:
         self.ioapic = IoApic(self.signal_msi, partial(self._route, route_msis))
         self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
         self.pic = I8259Pair(self.ports)
-        self.timer = I8254(self.ports)
+        self.clock = Clock()
+        self.timer = I8254(self.ports, self.clock.monotonic_ns)
         self.pm = AcpiPm(
             self.ports, self._request, set_sci=lambda level: self._set_isa_irq(acpi_tables.SCI_LINE, level)
         )
-        self._rtc_timer = BoardTimer(self.lock)
+        self._rtc_timer = BoardTimer(self.lock, self.clock)
         self.rtc = Rtc(
             self.ports,
             layout,
+            self.clock.time,
             set_irq=lambda level: self._set_isa_irq(RTC_IRQ, level),
             alarm=self.pm.rtc_alarm,
             set_timer=self._rtc_timer.set,
@@ -166,6 +169,12 @@ class Board:
         self._rtc_timer.stop()
         for device in self._virtio:
             device.stopping = True
+
+    def go_on(self, kept: None) -> None:
+        """The board was given the state of a snapshot: it works again, by a clock that is behind the host's."""
+        self.pm.use_clock(self.clock.monotonic)
+        for device in self._virtio:
+            device.stopping = False
 
     def _set_intx(self, slot: int, level: bool) -> None:
         """INTA of a device. Slots share lines, which are asserted while any of their devices wants it."""

@@ -8,7 +8,6 @@ Only what a channel counts from is stored; what it counts to is computed from th
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from swtdx.uapi.kvm import KVM_PIT_FLAGS_HPET_LEGACY, kvm_pit_channel_state, kvm_pit_state2
@@ -29,6 +28,7 @@ class Pit:
     def __init__(self, kvm: Kvm) -> None:
         self._kvm = kvm
         self._lock = threading.RLock()
+        self._clock = kvm.processor.clock
         self._timer = kvm.kernel.timers.timer(self._fire)
         self._expires = 0
         self.speaker = 0
@@ -43,12 +43,12 @@ class Pit:
         return channel
 
     def _elapsed(self, channel: kvm_pit_channel_state) -> int:
-        return (time.monotonic_ns() - int(channel.count_load_time)) * PIT_FREQUENCY // 1_000_000_000
+        return (self._clock.monotonic_ns() - int(channel.count_load_time)) * PIT_FREQUENCY // 1_000_000_000
 
     def _load(self, number: int, value: int) -> None:
         channel = self._channel(number)
         channel.count = value or 0x10000
-        channel.count_load_time = time.monotonic_ns()
+        channel.count_load_time = self._clock.monotonic_ns()
         if number == 0:
             self._restart()
 
@@ -56,7 +56,7 @@ class Pit:
         self._timer.cancel()
         channel, hpet = self._channel(0), self.state.flags & KVM_PIT_FLAGS_HPET_LEGACY  # then IRQ 0 is the HPET's
         if channel.mode in (0, 1, 2, 3, 4) and not hpet:
-            self._expires = time.monotonic_ns() + self._period(channel)
+            self._expires = self._clock.monotonic_ns() + self._period(channel)
             self._timer.start(self._expires)
 
     @staticmethod
@@ -68,7 +68,7 @@ class Pit:
             channel = self._channel(0)
             if channel.mode in (2, 3):
                 # Ticks that the host was too late for are dropped: the next one is due now at the latest.
-                self._expires = max(self._expires + self._period(channel), time.monotonic_ns())
+                self._expires = max(self._expires + self._period(channel), self._clock.monotonic_ns())
                 self._timer.start(self._expires)
         # IRQ 0 is edge-triggered at both controllers.
         self._kvm.irq_routing.set_irq(0, 1)
@@ -106,10 +106,9 @@ class Pit:
             else:
                 self._write_count(port & 3, value)
 
-    @staticmethod
-    def _set_gate(channel: kvm_pit_channel_state, gate: int) -> None:
+    def _set_gate(self, channel: kvm_pit_channel_state, gate: int) -> None:
         if gate and not channel.gate and channel.mode in (1, 2, 3, 5):
-            channel.count_load_time = time.monotonic_ns()
+            channel.count_load_time = self._clock.monotonic_ns()
         channel.gate = gate
 
     def _control(self, value: int) -> None:
@@ -159,7 +158,7 @@ class Pit:
         with self._lock:
             if port == 0x61:
                 channel = self._channel(2)
-                refresh = time.monotonic_ns() // 15_000 & 1
+                refresh = self._clock.monotonic_ns() // 15_000 & 1
                 return int(channel.gate) | self.speaker << 1 | refresh << 4 | self._output(channel) << 5
             if port == 0x43:
                 return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import struct
-import time
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.irq_comm import (
@@ -396,14 +395,14 @@ class Lapic:
             first = min(left * self.vcpu.kvm.apic_bus_cycle_ns * self._divisor(), first)
             if not first and self.get(LVTT) & TIMER_PERIODIC:
                 first = self._period
-        self._tmict_start = time.monotonic_ns() - self._period + first
+        self._tmict_start = self.vcpu.kvm.processor.clock.monotonic_ns() - self._period + first
         self.lapic_timer.start(self._tmict_start + self._period)
 
     def apic_get_tmcct(self) -> int:
         count = self.get(TMICT)
         if not count or not self._period or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
             return 0
-        elapsed = time.monotonic_ns() - self._tmict_start
+        elapsed = self.vcpu.kvm.processor.clock.monotonic_ns() - self._tmict_start
         if self.get(LVTT) & TIMER_PERIODIC:
             elapsed %= self._period
         return max(0, self._period - elapsed) // (self.vcpu.kvm.apic_bus_cycle_ns * self._divisor())
@@ -420,14 +419,16 @@ class Lapic:
         if delay <= 0:
             self.apic_timer_fn()
         else:
-            self.lapic_timer.start(time.monotonic_ns() + delay * 1_000_000 // self.vcpu.virtual_tsc_khz)
+            self.lapic_timer.start(
+                self.vcpu.kvm.processor.clock.monotonic_ns() + delay * 1_000_000 // self.vcpu.virtual_tsc_khz
+            )
 
     def apic_timer_fn(self) -> None:
         lvtt = self.get(LVTT)
         if lvtt & TIMER_MODE == TIMER_TSCDEADLINE:
             self.tsc_deadline = 0
         elif lvtt & TIMER_PERIODIC:
-            now = time.monotonic_ns()
+            now = self.vcpu.kvm.processor.clock.monotonic_ns()
             self._tmict_start += self._period
             if self._tmict_start + self._period < now:  # behind: skip what was missed
                 self._tmict_start = now

@@ -93,6 +93,10 @@ class FirstTouch:
         finally:
             mmu.lock.release()
 
+    def forget(self) -> None:
+        """Look everything up again: the machine was restored."""
+        self._range = -1
+
     def _find(self, gfn: int) -> bool:
         """Find what stands behind ``gfn``; False if that is not private memory with a table. Under mmu_lock."""
         kvm = self._kvm
