@@ -54,6 +54,19 @@ bool swtdx_undefined(int b, int prefixes)
     }
 }
 
+/* RET, CALL, JMP, Jcc and LOOP with a displacement: in 64-bit code their operands have 64 bits (SDM volume 2, 2.2.1.6). */
+bool swtdx_is_near_branch(int b)
+{
+    /* clang-format off */
+    switch (b) {
+    case 0x70 ... 0x7f: case 0x180 ... 0x18f: case 0xc2: case 0xc3: case 0xe0 ... 0xe3: case 0xe8: case 0xe9: case 0xeb:
+        return true;
+    default:
+        return false;
+    }
+    /* clang-format on */
+}
+
 /* ---- which references are to the stack ---- */
 
 #define STACK_REACH 32 /* bytes on both sides of the stack pointer that PUSH, CALL, RET and their like reach */

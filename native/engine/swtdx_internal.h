@@ -131,7 +131,11 @@ void swtdx_probe_store(CPUX86State *env, target_ulong address, unsigned bytes, u
 void swtdx_unaligned_access(CPUState *cs, vaddr address, MMUAccessType access, int mmu_index,
                             uintptr_t retaddr) QEMU_NORETURN;
 void swtdx_check_pops(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr);
-void swtdx_check_far_target(CPUX86State *env, uint32_t descriptor, target_ulong target, uintptr_t retaddr);
+void swtdx_check_far_target(CPUX86State *env, uint32_t low, uint32_t high, target_ulong target, uintptr_t retaddr);
+void swtdx_check_real_target(CPUX86State *env, uint32_t target, uintptr_t retaddr);
+void swtdx_check_branch(CPUX86State *env, uintptr_t retaddr);
+void swtdx_check_stack(CPUX86State *env, uint32_t limit, uint32_t high, target_ulong sp, unsigned size, unsigned items,
+                       int error, uintptr_t retaddr);
 void swtdx_check_alignment(CPUX86State *env, target_ulong address, unsigned bytes, int mmu_index, uintptr_t retaddr);
 void swtdx_probe_load(CPUX86State *env, target_ulong address, unsigned bytes, uintptr_t retaddr);
 void swtdx_probe_masked_store(CPUX86State *env, target_ulong address, const uint8_t *masks, unsigned bytes,
@@ -146,6 +150,7 @@ void swtdx_fpu_pointers(CPUX86State *env, bool wide, uint32_t pointers[4]);
 void swtdx_set_fpu_pointers(CPUX86State *env, bool wide, const uint32_t pointers[4]);
 bool swtdx_canonical_base(uint64_t address);
 bool swtdx_may_lock(int b, uint8_t modrm);
+bool swtdx_is_near_branch(int b);
 bool swtdx_undefined(int b, int prefixes);
 
 /* between the engine's own files */

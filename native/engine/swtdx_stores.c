@@ -60,14 +60,6 @@ void swtdx_check_pops(CPUX86State *env, target_ulong address, unsigned bytes, in
     swtdx_check_alignment(env, address, bytes, mmu_index, retaddr);
 }
 
-/* #GP(0) for a target that is not canonical. descriptor: the high half of the code segment's. */
-void swtdx_check_far_target(CPUX86State *env, uint32_t descriptor, target_ulong target, uintptr_t retaddr)
-{
-    if ((env->hflags & HF_LMA_MASK) && (descriptor & DESC_L_MASK) && !swtdx_canonical(env, target)) {
-        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
-    }
-}
-
 static bool in_one_page(target_ulong address, unsigned bytes)
 {
     return -(address | TARGET_PAGE_MASK) >= bytes;

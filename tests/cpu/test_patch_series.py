@@ -74,6 +74,11 @@ NEEDED_BY: dict[str, list[str]] = {
     "bmi": ["test_bit_manipulation.py::test_a_field_at_the_edge_of_its_operand"],
     "avx": ["test_undefined.py::test_a_vex_prefix_selects_what_cpuid_offers_and_xcr0_enables"],
     "xsave": ["test_avx.py::test_the_compacted_form_has_them_behind_each_other"],
+    "segment-limits": [
+        "test_near_branches.py::test_an_indirect_branch_to_no_canonical_address_does_not_begin",
+        "test_segment_limits.py::test_an_access_ends_at_the_limit",
+    ],
+    "page-ends": ["test_near_branches.py::test_code_up_to_the_end_of_a_page_is_executed"],
     "vmx-exits": ["test_execution.py::test_tdcall_exits_in_a_trust_domain_and_is_undefined_elsewhere"],
     "atomics": [
         "test_shared_memory.py::test_no_count_is_lost",
