@@ -74,7 +74,7 @@ static void gen_check_direct(DisasContext *s, target_ulong target)
 }
 
 /*
- * Before JMP or RET to the address in T0 changes anything. Where 64-bit code goes on to look for a block, that finds a
+ * Before JMP or RET to the address in T0 changes anything. Where 64-bit code looks for a block next, that finds a
  * target which is not canonical: see swtdx_check_branch().
  */
 static void gen_check_indirect(DisasContext *s)

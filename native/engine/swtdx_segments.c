@@ -155,7 +155,7 @@ static unsigned popped(CPUX86State *env)
 }
 
 /*
- * No block is at RIP, where JMP or RET in 64-bit code lead. If it is no canonical address, the instruction has not
+ * No block is at RIP, where JMP or RET in 64-bit code lead. If that address is not canonical, the instruction has not
  * happened. Asked here, the question costs nothing where there is a block: it has been fetched from its address.
  */
 void swtdx_check_branch(CPUX86State *env, uintptr_t retaddr)
