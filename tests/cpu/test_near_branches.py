@@ -41,7 +41,17 @@ def wrong_guest(code: str) -> Guest:
     return guest
 
 
-INDIRECT = ("jmp rdi", "jmp [rsi]", "call rdi", "call [rsi]", "ret", "ret 8", "ret 0x8008", "data16 ret", "data16 call rdi")
+INDIRECT = (
+    "jmp rdi",
+    "jmp [rsi]",
+    "call rdi",
+    "call [rsi]",
+    "ret",
+    "ret 8",
+    "ret 0x8008",
+    "data16 ret",
+    "data16 call rdi",
+)
 
 
 @pytest.mark.parametrize("code", INDIRECT)
