@@ -162,19 +162,28 @@ def test_too_little_address_space_is_said(command: Command, firmware: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("size", "td", "direct", "said"),
+    ("size", "td", "direct", "kvm", "release", "huge_pages", "seconds"),
     [
-        (1 << 40, True, True, True),
-        (1 << 40, False, True, False),
-        (1 << 40, True, False, False),
-        (1 << 30, True, True, False),
+        (1 << 40, True, True, "emulated", "next", True, 128),
+        (1 << 40, True, True, "emulated", "next", False, 2560),
+        (1 << 40, True, True, "emulated", None, True, 2560),
+        (8 << 30, True, True, "emulated", "7.2", True, 20),
+        (1 << 40, True, True, "host", None, True, None),
+        (1 << 40, False, True, "emulated", None, True, None),
+        (1 << 40, True, False, "emulated", None, True, None),
+        (1 << 30, True, True, "emulated", None, True, None),
+        (16 << 30, True, True, "emulated", "next", True, None),
     ],
 )
-def test_a_long_acceptance_is_announced(size: int, td: bool, direct: bool, said: bool) -> None:
+def test_a_long_acceptance_is_announced(
+    size: int, td: bool, direct: bool, kvm: str, release: str | None, huge_pages: bool, seconds: int | None
+) -> None:
+    """Released kernels map 4 KiB, so that a GiB takes 262,144 calls of the TDX module."""
     from swtdx.cli.session import _accepts_slowly
 
     plan = SimpleNamespace(td=object() if td else None, memory_size=size, direct=object() if direct else None)
-    sentence = _accepts_slowly(cast(Any, SimpleNamespace(plan=plan)))
-    assert (sentence is not None) == said
+    options = SimpleNamespace(kvm=kvm, kernel_release=release, huge_pages=huge_pages, dialect=None)
+    sentence = _accepts_slowly(cast(Any, plan), cast(Any, options))
+    assert (sentence is not None) == (seconds is not None)
     if sentence is not None:
-        assert "1024 GiB take 128 s or more" in sentence
+        assert f" take {seconds} s or more" in sentence

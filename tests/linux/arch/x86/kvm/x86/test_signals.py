@@ -28,7 +28,8 @@ from tests.linux.conftest import Bench, refused, signals
 
 pytestmark = pytest.mark.usefixtures("watchdog")
 
-HALT = bytes.fromhex("fbf4ebfd")  # sti; 1: hlt; jmp 1b
+MARK = 0x2000  # the guest writes here first
+HALT = bytes.fromhex("c606002001fbf4ebfd")  # mov byte ptr [MARK], 1; sti; 1: hlt; jmp 1b
 PATIENCE = 20.0
 
 
@@ -62,14 +63,22 @@ def vm_of(device: Kvm, code: bytes) -> tuple[Vcpu, mmap.mmap]:
 
 
 class Running:
-    """KVM_RUN in a thread of its own. ``ended``: its errno (0 if it returned)."""
+    """KVM_RUN in a thread of its own. ``ended``: its errno (0 if it returned).
 
-    def __init__(self, vcpu: Vcpu) -> None:
+    A signal that comes before the call ends nothing, so it is awaited that the guest runs, if ``memory`` is given.
+    """
+
+    def __init__(self, vcpu: Vcpu, memory: mmap.mmap | None = None) -> None:
         self._vcpu = vcpu
         self.ended: int | None = None
+        if memory is not None:
+            memory[MARK] = 0
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
         time.sleep(0.05)
+        deadline = time.monotonic() + PATIENCE
+        while memory is not None and not memory[MARK] and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert self.ended is None
 
     def _run(self) -> None:
@@ -93,8 +102,8 @@ class Running:
 def test_a_signal_ends_a_halt_whatever_its_handler_does(kernel: MachineKernel, handler: Callable[..., None]) -> None:
     handler(lambda *_: None)
     with Kvm(kernel) as device:
-        vcpu, _memory = vm_of(device, HALT)
-        running = Running(vcpu)
+        vcpu, memory = vm_of(device, HALT)
+        running = Running(vcpu, memory)
         running.kick()
         assert running.result() == errno.EINTR
         assert vcpu.exit_reason == k.Exit.INTR
@@ -109,17 +118,20 @@ def test_a_signal_ends_the_wait_of_a_processor_that_was_not_started(
         vm.split_irqchip()
         vm.create_vcpu(0)
         running = Running(vm.create_vcpu(1))
-        running.kick()
+        deadline = time.monotonic() + PATIENCE
+        while running.ended is None and time.monotonic() < deadline:
+            running.kick()  # it may not have begun to wait
+            running.thread.join(0.5)
         assert running.result() == errno.EINTR
 
 
 def test_each_kick_ends_a_halt(kernel: MachineKernel, handler: Callable[..., None]) -> None:
     handler(lambda *_: None)
     with Kvm(kernel) as device:
-        vcpu, _memory = vm_of(device, HALT)
-        for _ in range(9):  # how soon: script/bench exec
+        vcpu, memory = vm_of(device, HALT)
+        for turn in range(9):  # how soon: script/bench exec
             vcpu.kvm_run.immediate_exit = 0
-            running = Running(vcpu)
+            running = Running(vcpu, None if turn else memory)  # it halts where it was
             vcpu.kvm_run.immediate_exit = 1
             running.kick()
             assert running.result() == errno.EINTR
