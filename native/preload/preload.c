@@ -33,6 +33,9 @@
 #ifndef KVM_CREATE_GUEST_MEMFD /* headers before Linux 6.8 */
 #define KVM_CREATE_GUEST_MEMFD _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd4, 64)
 #endif
+#ifndef MADV_COLLAPSE /* headers before Linux 6.1 */
+#define MADV_COLLAPSE 25
+#endif
 #define DESCRIPTORS (1 << 20)
 #define KVM_DEVICE makedev(10, 232)
 enum kind { NOT_OURS, DEVICE, OURS, STATISTICS };
@@ -824,10 +827,28 @@ EXPORT int mprotect(void *address, size_t length, int protection)
     return result;
 }
 
+/* Whether a vCPU or guest_memfd is mapped in the range. */
+static bool maps_kvm(uintptr_t start, size_t length)
+{
+    bool found = false;
+    int i;
+
+    pthread_mutex_lock(&mappings_lock);
+    for (i = 0; i < mapping_count && !found; i++) {
+        found = mappings[i].start < start + length && start < mappings[i].end;
+    }
+    pthread_mutex_unlock(&mappings_lock);
+    return found;
+}
+
 EXPORT int madvise(void *address, size_t length, int advice)
 {
-    int result = NEXT(madvise)(address, length, advice);
+    int result;
 
+    if (unlikely(advice == MADV_COLLAPSE) && !inside && !borrowed() && maps_kvm((uintptr_t)address, length)) {
+        return answer(-EINVAL); /* of tmpfs the pages could be made one; those of a guest_memfd cannot */
+    }
+    result = NEXT(madvise)(address, length, advice);
     if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) &&
         in_kernel_memory(address, length)) {
         notify(address, length, SWTDX_CHANGE_CONTENTS);

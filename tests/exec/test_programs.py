@@ -247,7 +247,9 @@ def test_a_program_sees_what_linux_shows(
 def test_what_of_a_guest_memfd_cannot_be_mapped(compiled: Callable[..., Path], swtdx_exec: Run) -> None:
     """kvm_gmem_mmap: ENODEV without the flag, else EINVAL for a private mapping."""
     done = swtdx_exec(compiled("guest_memfd"), "refused", options=["--quiet"])
-    assert done.stdout == "private: Invalid argument, Invalid argument\n" + (
+    assert done.stdout == (
+        "private: Invalid argument, Invalid argument\n"
+        "one large page: Invalid argument\n"
         "without the flag: No such device, No such device\n"
     )
 

@@ -310,6 +310,15 @@ def guest_memfd(release: str) -> Any:
     return *offered, answered(lambda: bench.slot_of(vm, bench.memfd(vm)))
 
 
+def apic_bus_cycles(release: str) -> Any:
+    """KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM in which 40 ns were set, of another one, and of /dev/kvm."""
+    bench = boot(release=release)
+    vm, other = bench.vm(0), bench.vm(0)
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    bench.enable(vm, k.Cap.X86_APIC_BUS_CYCLES_NS, 40)
+    return [bench.ioctl(fd, k.KVM_CHECK_EXTENSION, k.Cap.X86_APIC_BUS_CYCLES_NS) for fd in (vm, other, bench.device())]
+
+
 def guest_memfd_bound_twice(release: str) -> Any:
     bench = boot(release=release)
     vm = bench.vm(k.VmType.SW_PROTECTED)
@@ -384,6 +393,9 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         guest_memfd,
         since("6.18", (0, 0, 0, E.EINVAL), (1, 3, 1, 0)),
         ("guest_memfd_for_all", "absent_capabilities"),
+    ),
+    "KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM": (
+        apic_bus_cycles, since("7.1", [1, 1, 1], [40, 1, 1]), ("shows_apic_bus_cycles",),
     ),
     "a page of a guest_memfd in two slots": (
         guest_memfd_bound_twice, since("7.2", E.EINVAL, E.EEXIST), ("bound_twice",),

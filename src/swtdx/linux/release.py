@@ -59,6 +59,8 @@ class Release:
     shows_module_in_sysfs: bool
     """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
+    shows_apic_bus_cycles: bool
+    """KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM answers what is set; else the default."""
     emulates_avx: bool
     """On device memory the emulator executes VMOVUPS, VMOVDQA and the like; else KVM_EXIT_INTERNAL_ERROR."""
     directed_eoi_is_chosen: bool
@@ -142,6 +144,7 @@ _6_16 = Release(
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
+    shows_apic_bus_cycles=False,
     emulates_avx=False,
     directed_eoi_is_chosen=False,
     tds_have_attributes=True,
@@ -189,6 +192,7 @@ _6_19 = replace(
 _7_1 = replace(
     _6_19,
     name=KernelRelease.V7_1,
+    shows_apic_bus_cycles=True,
     init_vm_checks_nent_again=True,
     null_source=errno.EOPNOTSUPP,
     pins_source_first=True,
@@ -228,6 +232,7 @@ _V10 = replace(
             Cap.GUEST_MEMFD_FLAGS,
             Cap.PRE_FAULT_MEMORY,
             Cap.X86_APIC_BUS_CYCLES_NS,
+            Cap.X86_GUEST_MODE,
         }
     ),
     makes_sw_protected_vms=False,

@@ -60,8 +60,10 @@ static const char *mapped(int fd, int flags)
 static void refused(int vm)
 {
     int both = must(create(vm, FLAG_MMAP | FLAG_INIT_SHARED), "both"), none = must(create(vm, 0), "none");
+    void *large = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, both, 0);
 
     printf("private: %s, %s\n", mapped(both, MAP_PRIVATE), mapped(create(vm, FLAG_MMAP), MAP_PRIVATE));
+    printf("one large page: %s\n", madvise(large, 2 * PAGE, 25) ? strerror(errno) : "done"); /* MADV_COLLAPSE */
     printf("without the flag: %s, %s\n", mapped(none, MAP_SHARED), mapped(none, MAP_PRIVATE));
 }
 

@@ -67,7 +67,8 @@ _ALWAYS_1 = (
     Cap.SYSTEM_EVENT_DATA, Cap.USER_MEMORY2, Cap.MEMORY_FAULT_INFO, Cap.PRE_FAULT_MEMORY, Cap.VCPU_ATTRIBUTES,
     Cap.CLOCKSOURCE, Cap.SREGS2, Cap.SET_GUEST_DEBUG, Cap.DISABLE_QUIRKS, Cap.X86_USER_SPACE_MSR,
     Cap.BINARY_STATS_FD, Cap.IRQFD_RESAMPLE, Cap.HALT_POLL, Cap.X86_TRIPLE_FAULT_EVENT,
-    Cap.EXIT_ON_EMULATION_FAILURE, Cap.ENFORCE_PV_FEATURE_CPUID,
+    Cap.EXIT_ON_EMULATION_FAILURE, Cap.ENFORCE_PV_FEATURE_CPUID, Cap.EXT_EMUL_CPUID, Cap.PCI_SEGMENT, Cap.VAPIC,
+    Cap.IOAPIC_POLARITY_IGNORED, Cap.MMU_SHADOW_CACHE_CONTROL, Cap.LAST_CPU, Cap.DEVICE_CTRL, Cap.X86_GUEST_MODE,
 )  # fmt: skip
 
 
@@ -92,6 +93,8 @@ def check_extension(kernel: EmulatedKernel, kvm: Kvm | None, cap: int) -> int:
         return int(kvm.has_attributes or kernel.release.guest_memfd_for_all)
     if cap == Cap.GUEST_MEMFD_FLAGS and kvm is not None:
         return kvm.guest_memfd_flags()
+    if cap == Cap.X86_APIC_BUS_CYCLES_NS and kvm is not None and kernel.release.shows_apic_bus_cycles:
+        return kvm.apic_bus_cycle_ns
     if cap == Cap.X2APIC_API and kvm is not None and kvm.irqchip_mode is not IrqchipMode.SPLIT:
         return value & ~KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
     return value
@@ -130,7 +133,6 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.X86_APIC_BUS_CYCLES_NS: 1,
         Cap.X86_BUS_LOCK_EXIT: _BUS_LOCK_MODES,
         Cap.X86_DISABLE_EXITS: allowed_disable_exits(kernel.processor),
-        Cap.VM_GPA_BITS: kernel.processor.platform.physical_address_bits,
     }
     table.update({int(cap): value for cap, value in answers.items()})
     return table
