@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from swtdx.clock import Clock
 from swtdx.cpu.platform import Platform
@@ -35,8 +35,6 @@ from swtdx.seam.identity import Identity
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
 from swtdx.seam.version import module_version
-from swtdx.snapshot.taken import Snapshot, Times
-from swtdx.snapshot.values import Misfit, NotKept
 from swtdx.trace.event import Emit
 from swtdx.uapi.abilities import KeepError
 from swtdx.uapi.dialect import Dialect
@@ -45,6 +43,9 @@ from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.kvm import REQUESTS
 from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.x86 import PAGE_SHIFT
+
+if TYPE_CHECKING:
+    from swtdx.snapshot.taken import Snapshot, Times
 
 KernelName = Literal["emulated", "host"]
 
@@ -128,10 +129,14 @@ class MachineKernel(EmulatedKernel):
                     for slot in kvm.memslots:
                         end = slot.userspace_addr + (slot.npages << PAGE_SHIFT)
                         self.mmu_notifier_invalidate_range(slot.userspace_addr, end)
+            from swtdx.snapshot.taken import Snapshot
+
             return Snapshot.take([self, *parts, self.timers], self._times(clock))
 
     def restore(self, parts: Sequence[object], clock: Clock, snapshot: object) -> None:
         """Go on from there. Raises KeepError; if it does, the VMs are dead unless nothing was changed."""
+        from swtdx.snapshot.taken import Snapshot
+
         assert isinstance(snapshot, Snapshot)
         with self._still():
             self._set_time(snapshot.times, clock)
@@ -146,6 +151,8 @@ class MachineKernel(EmulatedKernel):
             for kvm in self.vms:
                 kvm.bug("a snapshot was put into the machine, which it does not fit")
             self.power_off()
+            from swtdx.snapshot.values import Misfit
+
             if isinstance(error, Misfit):
                 raise
             raise Misfit(f"the state cannot be put into the machine: {error}") from error
@@ -161,6 +168,8 @@ class MachineKernel(EmulatedKernel):
 
     @contextmanager
     def _still(self) -> Iterator[None]:
+        from swtdx.snapshot.values import Misfit, NotKept  # with its tables, for those who keep machines only
+
         try:
             with self.standing_still():
                 yield

@@ -167,6 +167,27 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         assert outcome.end is End.POWER_OFF
 
 
+def test_linux_continues_from_a_snapshot_with_the_same_report_and_time(linux_guest: Path) -> None:
+    with linux(linux_guest, td=TdParameters()) as first:
+        before = first.bytes_of("printf snapshot | tdreport")
+        uptime = float(first.command("cut -d' ' -f1 /proc/uptime"))
+        first.run.stop()
+        machine, printed = first.run.machine, first._printed
+        snapshot = machine.snapshot()
+        for _ in range(2):
+            console = Console(first.kernel, Run(machine), printed)
+            console.run.start()
+            try:
+                later = float(console.command("cut -d' ' -f1 /proc/uptime"))
+                assert console.bytes_of("printf snapshot | tdreport") == before
+                assert "tsc" in console.command("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+                assert "snapshot" not in console.command("cat /tmp/written 2>&1; echo snapshot > /tmp/written")
+            finally:
+                console.run.stop()
+            assert uptime <= later < uptime + 30  # what passed in between is not the guest's time
+            machine.restore(snapshot)
+
+
 def test_swtdx_run_gives_its_guest_quotes_of_the_run(linux_guest: Path, tmp_path: Path) -> None:
     """configfs' outblob is a quote that ``swtdx quote verify`` accepts, and its RTMRs are the run's."""
     script = f"""{CONFIGFS}

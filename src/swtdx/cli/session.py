@@ -17,13 +17,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
-from swtdx.cli import debugger, run_record, saved_machine
+from swtdx.cli import debugger, run_record
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.lint import STATUS_LEAK, Lint
@@ -40,8 +40,6 @@ from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
 from swtdx.lint.report import Findings
 from swtdx.linux.config import KernelConfig
-from swtdx.snapshot.file import Saved
-from swtdx.snapshot.values import NotKept
 from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
 from swtdx.uapi.abilities import KeepError, powers_off
@@ -64,6 +62,9 @@ from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_pla
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
 from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
+
+if TYPE_CHECKING:
+    from swtdx.snapshot.file import Saved
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
@@ -172,6 +173,8 @@ def run(options: Options) -> int:
     voice = Voice(options.quiet)
     saved = None
     if options.restored is not None:
+        from swtdx.cli import saved_machine
+
         saved = saved_machine.load(options.restored)
         options, plan = saved_machine.planned(options.restored, saved, options)
     debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
@@ -190,7 +193,9 @@ def run(options: Options) -> int:
         outputs = files.enter_context(Outputs())
         disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
         if options.snapshot is not None:
-            saved_machine.check_disks_are_kept(options.disks)
+            from swtdx.cli.saved_machine import check_disks_are_kept
+
+            check_disks_are_kept(options.disks)
         kept = _open_outputs(outputs, options, plan, disks)
         gdb = files.enter_context(debugger.listening(options.gdb, voice.say))
         recording = files.enter_context(
@@ -598,9 +603,11 @@ class _Session:
 
     def _give_back(self, machine: Machine, saved: Saved) -> None:
         """Have the machine that was built be the one that was kept. Raises InputError."""
+        from swtdx.cli.saved_machine import predicted_mrtd
+
         try:
             machine.restore(saved.snapshot)
-            machine.mrtd = saved_machine.predicted_mrtd(saved)
+            machine.mrtd = predicted_mrtd(saved)
         except (KeepError, KvmError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             if (kernel := powers_off(machine.vm.kernel)) is not None:
                 kernel.power_off()  # what it consists of is of no use to anybody
@@ -616,13 +623,16 @@ class _Session:
 
     def _keep(self, run: Run, machine: Machine) -> None:
         """Write the snapshot. Without anything else that ends the run, this does."""
+        from swtdx.cli.saved_machine import contents
+        from swtdx.snapshot.values import NotKept
+
         self._keep_now = False
         output, options = self.outputs["--snapshot"], self.options
         with run.paused() as stands:
             if not stands:
                 return
             try:
-                output.replace(saved_machine.contents(options, machine), private=True)
+                output.replace(contents(options, machine), private=True)
             except (KeepError, NotKept) as error:
                 run.finish(Outcome(End.INTERNAL_ERROR, f"no snapshot can be made: {error}"))
                 return

@@ -31,7 +31,7 @@ from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
 
 from swtdx.snapshot.pages import Region, address_of
-from swtdx.snapshot.values import Private
+from swtdx.snapshot.private import Private
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -32,6 +32,7 @@ from types import MappingProxyType
 from typing import Any
 
 from swtdx.snapshot.fields import CREATABLE, ENUMERATIONS, FIELDS, STRUCTURES, Fields
+from swtdx.snapshot.private import Private
 
 Node = Any
 _ATOMS = frozenset({type(None), bool, int, str, float})
@@ -89,15 +90,6 @@ def _is_plain(container: Any) -> bool:
     if isinstance(container, dict):
         kinds |= set(map(type, container.values()))
     return kinds <= _ATOMS
-
-
-class Private:
-    """What only this process can use, such as addresses: a snapshot in memory holds it, a file cannot."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
 
 
 class Encoder:
