@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
-from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.linux.uaccess import struct_from_user
 from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 from swtdx.uapi.kvm import (
@@ -34,6 +35,7 @@ from swtdx.uapi.kvm import (
     KVM_RUN,
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION2,
+    kvm_userspace_memory_region,
 )
 from swtdx.uapi.layout import address_of
 
@@ -67,6 +69,7 @@ class Process:
         self.kernel: Kernel | None = None
         self.mappings: dict[int, mmap.mmap] = {}
         self._parents: list[object] = []
+        self._watched, self._watching = (0, 0), threading.Lock()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def calls(self) -> list[Call]:
@@ -90,6 +93,7 @@ class Process:
         self._parents += [self.kernel, self.machine, self.mappings, self.record]
         self.kernel = self.machine = None
         self.mappings = {}
+        self._watched, self._watching = (0, 0), threading.Lock()
         self.record = Record(self.settings)
 
     # --- Calls --------------------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ class Process:
                 return self._interruptible(kernel, fd, request, argument)
             result = kernel.ioctl(fd, request, argument)
             if request in _SLOTS and self.machine is not None:
-                self._watch(self.machine)
+                self._watch(self.machine, argument)
             return result
         except OSError as error:
             number = error.errno or errno.EIO
@@ -232,14 +236,22 @@ class Process:
             return -errno.EIO
         return 0
 
-    def _watch(self, machine: MachineKernel) -> None:
-        """Ask for changes between the lowest and the highest address of a slot."""
-        slots = [slot for kvm in list(machine.vms) for slot in kvm.memslots]
-        if slots:
-            ends = (slot.userspace_addr + (slot.npages << PAGE_SHIFT) for slot in slots)
-            _bridge.watch(min(slot.userspace_addr for slot in slots), max(ends))
-        else:
-            _bridge.watch(0, 0)
+    def _watch(self, machine: MachineKernel, argument: int) -> None:
+        """Ask for changes between the lowest and the highest address of a slot, the region at ``argument`` included.
+
+        The range does not shrink while there is a slot: to find its new ends is to look at each, for each that goes.
+        """
+        region = struct_from_user(kvm_userspace_memory_region, argument)
+        with self._watching:
+            start, end = self._watched
+            if region.memory_size:
+                first, last = region.userspace_addr, region.userspace_addr + region.memory_size
+                watched = (min(start, first), max(end, last)) if end else (first, last)
+            else:
+                watched = (start, end) if any(kvm.memslots.by_id for kvm in list(machine.vms)) else (0, 0)
+            if watched != (start, end):
+                self._watched = watched
+                _bridge.watch(*watched)
 
     def finish(self, _a: int, _b: int, _c: int, _d: int) -> int:
         """The process exits."""
