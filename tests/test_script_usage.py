@@ -10,7 +10,7 @@ import pytest
 
 from testing.places import REPOSITORY
 
-HELPED_BY_PYTHON = {"bench", "engine", "fuzz", "kvm-selftests", "kvm-unit-tests", "run", "selftests-x86", "wheel"}
+HELPED_BY_PYTHON = {"bench", "engine", "fuzz", "kvm-selftests", "kvm-unit-tests", "run", "selftests-x86"}
 """They hand their arguments to a program that has its own help."""
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "script").iterdir() if path.is_file())
 
