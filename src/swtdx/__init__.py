@@ -49,7 +49,7 @@ if TYPE_CHECKING:  # the same names for type checkers; at run time __getattr__ f
     from swtdx.vmm.outcome import Outcome as Outcome
     from swtdx.vmm.run import Run as Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "BareTd": "vmm.bare_td",

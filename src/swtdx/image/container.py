@@ -45,8 +45,8 @@ CONTAINERS = (
     Container(257, b"ustar", "tar", "tar -xf {name}"),
     Container(0x8001, b"CD001", "ISO 9660", _UNPACK),
     Container(0, bytes.fromhex("bd86663b760d3040b70eb5519e2fc5a0"), "a UEFI capsule", _UNPACK),
-    Container(0, b"\x7fELF", "ELF", "a firmware image is no program"),
-    Container(0, b"MZ", "PE (an EFI application)", "a firmware image is no program"),
+    Container(0, b"\x7fELF", "ELF", "a firmware image is not a program"),
+    Container(0, b"MZ", "PE (an EFI application)", "a firmware image is not a program"),
 )
 
 
