@@ -200,7 +200,7 @@ class GuestMemfd(File):
         if not self.supports_mmap:
             raise err(errno.ENODEV, "the guest_memfd was created without GUEST_MEMFD_FLAG_MMAP")
         if offset % mmap.PAGESIZE:
-            raise err(errno.EINVAL, f"offset {offset:#x} is no multiple of a page")
+            raise err(errno.EINVAL, f"offset {offset:#x} is not a multiple of a page")
         mapping = FileMapping(-1, length)  # Python's own of a file must lie within it; a mapping may reach beyond
         mapping.show(fd, 0, length, offset if self.init_shared else BEYOND_THE_END)
         mapping.hold(self.kvm.kernel.files, self)
