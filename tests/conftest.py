@@ -82,6 +82,7 @@ SLOW = {
     "machine/test_fuzzed_kvm.py": 15,  # a fuzzing campaign
     "machine/test_shim.py": 15,  # boot a kernel of our own many times
     "machine/test_shim_linux.py": 30,  # boot Linux
+    "machine/test_snapshots_of_kvm.py": 5,
     "machine/test_snapshots.py": 25,  # boot machines of our own many times
     "machine/test_side_by_side.py": 15,  # run many machines
     "machine/test_virtio_firmware.py": 15,  # boot firmware
