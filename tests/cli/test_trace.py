@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,8 +17,8 @@ import pytest
 from swtdx.cli.output import Outputs
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
-from swtdx.trace.event import CLASSES, Event
-from swtdx.trace.file import End, Head, TraceError, TraceFormat, TraceWriter, read_events
+from swtdx.trace.event import CLASSES, Event, Ioctl
+from swtdx.trace.file import End, Head, TraceError, TraceFormat, TraceWriter, _thread_name, read_events
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd
@@ -83,6 +84,18 @@ def test_what_is_no_trace(tmp_path: Path, text: bytes) -> None:
         list(read_events(path))
 
 
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (Ioctl("KVM_RUN", 0, 1, 77, {}, on="vCPU 3"), "vCPU 3 thread"),
+        (Ioctl("KVM_GET_API_VERSION", 0, 1, os.getpid(), {}, on="/dev/kvm"), "main thread"),
+        (Ioctl("KVM_GET_REGS", 0, 1, 78, {}, on="vCPU 3"), "thread 78"),
+    ],
+)
+def test_threads_have_names_that_say_what_they_do(first: Ioctl, name: str) -> None:
+    assert _thread_name(first) == name
+
+
 def test_chrome_format_as_perfetto_reads_it(tmp_path: Path) -> None:
     """The Trace Event Format document: complete events have ts and dur in microseconds, pid and tid; slices nest."""
     slices = json.loads(written(tmp_path / "t.json", TraceFormat.chrome).read_text())
@@ -90,7 +103,7 @@ def test_chrome_format_as_perfetto_reads_it(tmp_path: Path) -> None:
     assert all({"name", "cat", "ts", "dur", "pid", "tid"} <= set(s) for s in complete)
     assert {s["ph"] for s in slices} == {"X", "M", "i"}
     names = {(s["pid"], s["tid"]): s["args"]["name"] for s in slices if s["name"] == "thread_name"}
-    assert names == {(1, 5): "thread 5", (2, 1): "vCPU 0"}
+    assert names == {(1, 5): "vCPU 0 thread", (2, 1): "vCPU 0"}
     (ran,) = (s for s in complete if s["name"] == "guest")
     assert (ran["ts"], ran["dur"], ran["pid"]) == (3.0, 4.0, 2)
 

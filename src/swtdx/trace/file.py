@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import swtdx
-from swtdx.trace.event import Event, Exit, Injected, Tdcall, from_json
+from swtdx.trace.event import Event, Exit, Injected, Syscall, Tdcall, from_json
 
 VERSION = 1
 
@@ -142,7 +142,7 @@ class TraceWriter:
         if isinstance(event, Tdcall | Exit | Injected):
             process, track, name = _GUEST, event.vcpu + 1, f"vCPU {event.vcpu}"
         else:
-            process, track, name = _VMM, event.tid, f"thread {event.tid}"
+            process, track, name = _VMM, event.tid, _thread_name(event)
         if (process, track) not in self._tracks:
             self._tracks.add((process, track))
             yield _metadata("thread_name", process, track, name)
@@ -156,6 +156,15 @@ class TraceWriter:
         if isinstance(event, Injected):
             slice |= {"ph": "i", "s": "t"}
         yield {**slice, **place, "args": details}
+
+
+def _thread_name(event: Event) -> str:
+    """What to call a thread of the VMM by its first event: a vCPU's begins with entering the guest."""
+    if event.tid == os.getpid():
+        return "main thread"
+    if isinstance(event, Syscall) and event.name == "KVM_RUN" and event.on:
+        return f"{event.on} thread"
+    return f"thread {event.tid}"
 
 
 def _metadata(name: str, process: int, track: int, text: str) -> dict[str, Any]:
