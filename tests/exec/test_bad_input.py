@@ -152,6 +152,14 @@ def test_options(swtdx_exec: Run) -> None:
         refused(swtdx_exec("true", options=list(options)), 125, words)
 
 
+def test_a_trace_that_is_not_a_file_is_refused_and_left_alone(swtdx_exec: Run, tmp_path: Path) -> None:
+    """As root, /dev/null was removed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    refused(swtdx_exec("true", options=["--trace", str(pipe)]), 125, str(pipe), "not a regular file")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
 def test_the_exit_status_is_the_commands(swtdx_exec: Run) -> None:
     assert swtdx_exec("true").returncode == 0
     assert swtdx_exec("sh", "-c", "exit 77").returncode == 77

@@ -127,7 +127,12 @@ class Keeper:
 
 
 def _make_way(path: Path) -> None:
-    """Remove an earlier trace, so that the first process can create it. Raises `OutputError`."""
+    """Remove an earlier trace, so that the first process can create it. Raises `OutputError`.
+
+    What is not a regular file is refused: root would remove a device.
+    """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"--trace {path} is not a regular file: every process of the command makes a file of its own")
     try:
         path.unlink(missing_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
