@@ -20,7 +20,6 @@ from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.watched_context import watch
 from swtdx.inject.line import GPA_OF_IOCTL, Faults
-from swtdx.lint.report import Findings
 from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
@@ -45,6 +44,8 @@ from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.x86 import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from swtdx.lint.report import Findings
+    from swtdx.lying.teller import Teller
     from swtdx.snapshot.taken import Snapshot, Times
 
 KernelName = Literal["emulated", "host"]
@@ -231,6 +232,7 @@ def boot(
     trace: Emit | None = None,
     inject: Sequence[str] = (),
     lint: Findings | None = None,
+    lies: Teller | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
     """Power on an emulated machine: load the TDX module, boot a kernel.
@@ -240,8 +242,8 @@ def boot(
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
     ``inject`` are faults on demand, as `swtdx.inject.parse` reads them: ``inject=["TDH.MEM.PAGE.AUG: OPERAND_BUSY
     @3"]``; ``kernel.faults.armed`` says how often each has struck. ``lint`` takes what TDs hand to their host beyond
-    what each call needs (`swtdx.lint`). Raises ValueError for a platform, a release or an
-    injection that is not valid.
+    what each call needs (`swtdx.lint`); ``lies`` answers their TDVMCALLs otherwise (`swtdx.lying`). Raises ValueError
+    for a platform, a release or an injection that is not valid.
     """
     config = replace(config, **switches)
     processor = Processor(platform)
@@ -259,6 +261,10 @@ def boot(
         from swtdx.lint.live import watch as look_at
 
         look_at(processor, lint)
+    if lies is not None:
+        from swtdx.lying.live import listen
+
+        listen(processor, lies)
     processor.load_seam_module(loaded)
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
@@ -293,6 +299,7 @@ def open_kernel(
     trace: Emit | None = None,
     inject: Sequence[str] = (),
     lint: Findings | None = None,
+    lies: Teller | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> Kernel:
     """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.
@@ -301,12 +308,12 @@ def open_kernel(
     system calls only.
     """
     kernel: Kernel
-    if name == "host" and (inject or lint is not None):
-        raise ValueError("faults are injected into an emulated kernel only, and its guests only are looked at")
+    if name == "host" and (inject or lint is not None or lies is not None):
+        raise ValueError("inject, lint and lies are for an emulated kernel and its guests only")
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(dialect, platform, config, trace=trace, inject=inject, lint=lint, **switches)
+        kernel = boot(dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies, **switches)
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

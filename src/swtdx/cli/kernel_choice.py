@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swtdx.uapi.release import NEWEST_RELEASE, SHORT_FORMS, KernelRelease
+
+if TYPE_CHECKING:
+    from swtdx.lying.lie import Lie
 
 
 class DialectChoice(StrEnum):
@@ -90,6 +94,35 @@ def checked_injections(texts: list[str] | None) -> tuple[str, ...]:
     except InjectionError as error:
         raise InputError(f"--inject {error}") from None
     return tuple(texts)
+
+
+def checked_lies(texts: list[str] | None, file: Path | None) -> tuple[Lie, ...]:
+    """Return what ``--lie`` and ``--lies-from`` ask for. Raises InputError for what is not a valid lie."""
+    if not texts and file is None:
+        return ()
+    from swtdx.cli.parameters import InputError
+    from swtdx.lying.lie import LieError, parse
+
+    found: list[Lie] = []
+    try:
+        for text in texts or ():
+            found.append(parse(text))
+    except LieError as error:
+        raise InputError(f"--lie {error}") from None
+    if file is None:
+        return tuple(found)
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"--lies-from {file} cannot be read: {why}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                found.append(parse(line))
+            except LieError as error:
+                raise InputError(f"--lies-from {file}: line {number}: {error}") from None
+    return tuple(found)
 
 
 def chosen_features(text: str | None) -> frozenset[str] | None:

@@ -21,6 +21,7 @@ from swtdx.cli.kernel_choice import (
     ModuleVersionChoice,
     ModuleVersionOption,
     checked_injections,
+    checked_lies,
     chosen_features,
     chosen_release,
     module_refusal,
@@ -71,6 +72,10 @@ EPILOG = """
 [cyan]swtdx run --debug-td --gdb :1234[/cyan] - a debug TD under gdb
 
 [cyan]swtdx run --inject 'TDH.MEM.PAGE.AUG: OPERAND_BUSY every 10'[/cyan] - what does the kernel do then?
+
+[cyan]swtdx run --lie 'any: random 1% seed 7' --lies-to lies.txt[/cyan] - does the guest survive a host that lies?
+
+[cyan]swtdx run --lies-from lies.txt[/cyan] - the same lies again
 
 [cyan]swtdx run --kvm host[/cyan] - on this machine's own /dev/kvm
 
@@ -194,6 +199,17 @@ class Host:
         ),
     ] = False
     inject: InjectOption = None
+    lie: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'CALL [OPERAND]: ANSWER [WHEN]'",
+            help="Answer a TDVMCALL of the TD otherwise, as in 'RDMSR 0x1b: R11=0', 'MapGPA: RETRY every 2' or 'any: "
+            "random 1% seed 7'. When: as of --inject. May be repeated.",
+        ),
+    ] = None
+    lies_from: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Lies as --lie takes them, one a line: those of an earlier run.")
+    ] = None
 
     @staticmethod
     def named_by(kernel: Path | None) -> bool:
@@ -227,6 +243,7 @@ class Host:
             "no_rbp_mod": self.no_rbp_mod,
             "huge_pages": not self.no_huge_pages,
             "inject": checked_injections(self.inject),
+            "lies": checked_lies(self.lie, self.lies_from),
         }
 
     def _check_host(self) -> None:
@@ -238,6 +255,8 @@ class Host:
                 f"--module-version {self.module_version.value} is for the embedded kernel: the TDX module of "
                 "this machine cannot be chosen"
             )
+        if self.lie or self.lies_from is not None:
+            raise InputError("--lie is for the embedded kernel: this machine's answers its TDs itself")
         if self.inject:
             raise InputError("--inject is for the embedded kernel: the calls of this machine's cannot be made to fail")
         if self.cpu_features is not None:
@@ -335,6 +354,9 @@ class Records:
     ] = TraceFormat.jsonl
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The run on one HTML page: memory, exits, SEAMCALLs, console.")
+    ] = None
+    lies_to: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Every lie that was told to FILE, for --lies-from.")
     ] = None
     lint: Annotated[
         bool,

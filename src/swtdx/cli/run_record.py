@@ -184,6 +184,8 @@ def _rows(kept: dict[str, Any]) -> Iterator[tuple[str, str]]:
     shown = ", ".join(f"{name} {count:,}" for name, count in exits[:_SHOWN_EXITS])
     more = f", {len(exits) - _SHOWN_EXITS} more" if len(exits) > _SHOWN_EXITS else ""
     yield "exits", f"{sum(kept['exits'].values()):,} ({shown}{more})" if exits else "none"
+    if "lies" in kept:
+        yield "lies", f"{kept['lies']:,} told"
     for injected in kept.get("injections", []):
         yield "injected", injected["text"]
     yield "time", f"{kept['seconds']['build']:.2f} s to build, {kept['seconds']['run']:.2f} s running"

@@ -64,6 +64,8 @@ from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
 
 if TYPE_CHECKING:
+    from swtdx.lying.lie import Lie
+    from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
@@ -102,6 +104,8 @@ class Options:
     no_rbp_mod: bool = False
     huge_pages: bool = True
     inject: tuple[str, ...] = ()
+    lies: tuple[Lie, ...] = ()
+    lies_to: Path | None = None
     gdb: str | None = None  # where to listen for a debugger
     gdb_wait: bool = False
     until: str | None = None
@@ -202,19 +206,16 @@ def run(options: Options) -> int:
             Recording(kept.get("--trace"), options.trace_format, kept.get("--html"), sys.argv)
         )
         files.enter_context(kernel_log(voice.say))
-        kernel = _kernel(
-            options,
-            keys.report_key,
-            recording.emit if recording.wanted else None,
-            None if lint is None else lint.findings,
-        )
+        lies = _teller(options, kept.get("--lies-to"))
+        trace = recording.emit if recording.wanted else None
+        kernel = _kernel(options, keys.report_key, trace, None if lint is None else lint.findings, lies)
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, saved)
+        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, lies, saved)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
@@ -253,6 +254,7 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--trace", options.trace),
         ("--html", options.html),
         ("--snapshot", options.snapshot),
+        ("--lies-to", options.lies_to),
     )
     opened = {option: outputs.open(option, path) for option, path in wanted if path is not None}
     if "--snapshot" in opened:
@@ -316,6 +318,7 @@ def kernel_named(
     trace: Emit | None = None,
     inject: tuple[str, ...] = (),
     lint: Findings | None = None,
+    lies: Teller | None = None,
 ) -> Kernel:
     """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
@@ -325,7 +328,7 @@ def kernel_named(
 
     ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
     ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`), ``lint`` takes
-    what TDs leak (`swtdx.lint`).
+    what TDs leak (`swtdx.lint`), ``lies`` are other answers to their calls (`swtdx.lying`).
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -344,7 +347,7 @@ def kernel_named(
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:
-        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject, lint=lint)
+        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies)
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
@@ -353,7 +356,22 @@ def kernel_named(
         ) from None
 
 
-def _kernel(options: Options, report_key: bytes | None, trace: Emit | None, lint: Findings | None) -> Kernel:
+def _teller(options: Options, output: Output | None) -> Teller | None:
+    """Return the policy of lies. Raises InputError where there is none to write."""
+    if not options.lies:
+        if output is not None:
+            raise InputError("--lies-to needs lies: give --lie or --lies-from")
+        return None
+    from swtdx.lying.teller import Teller
+
+    if output is None:
+        return Teller(options.lies)
+    return Teller(options.lies, lambda text: output.write(f"{text}\n".encode()))
+
+
+def _kernel(
+    options: Options, report_key: bytes | None, trace: Emit | None, lint: Findings | None, lies: Teller | None
+) -> Kernel:
     return kernel_named(
         options.kvm,
         options.dialect or Dialect.UPSTREAM,
@@ -372,6 +390,7 @@ def _kernel(options: Options, report_key: bytes | None, trace: Emit | None, lint
         trace=trace,
         inject=options.inject,
         lint=lint,
+        lies=lies,
     )
 
 
@@ -412,10 +431,12 @@ class _Session:
         gdb: GdbServer | None,
         interruption: Interruption,
         lint: Lint | None,
+        lies: Teller | None,
         saved: Saved | None,
     ) -> None:
         self.options = options
         self.lint = lint
+        self.lies = lies
         self._saved = saved
         self._keep_now = False
         self._execution: Execution | None = None
@@ -507,6 +528,8 @@ class _Session:
                 self.gdb.close()
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
             kept = run_record.record(machine, run, outcome, seconds, bytes(self.output.record))
+            if self.lies is not None:
+                kept["lies"] = self.lies.told
             if self.lint is not None:
                 kept["lint"] = self.lint.as_json()
             explained_end = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)

@@ -144,7 +144,12 @@ def _errno(text: str, target: str, answer: str) -> int:
 # --- When -------------------------------------------------------------------------------------------------------------
 
 
-def _when(text: str, found: Injection, words: Sequence[str]) -> When:
+def parse_when(text: str, words: Sequence[str]) -> When:
+    """Read conditions other than an address: ``@3``, ``every 10``, ``1%``, ``seed 7``. Raises `InjectionError`."""
+    return _when(text, None, words)
+
+
+def _when(text: str, found: Injection | None, words: Sequence[str]) -> When:
     when, rest = When(), list(words)
     while rest:
         word = rest.pop(0)
@@ -156,10 +161,11 @@ def _when(text: str, found: Injection, words: Sequence[str]) -> When:
             when = replace(when, first=first, last=last)
         elif match := _PERCENT.fullmatch(word):
             when = replace(when, chance=_chance(text, word, float(match[1]) / 100))
-        elif word.lower() in _KEYWORDS and rest:
+        elif word.lower() in _KEYWORDS and rest and (found is not None or word.lower() != "gpa"):
             when = _KEYWORDS[word.lower()](text, found, when, rest.pop(0))
         else:
-            raise _error(text, f"{word} does not say when: @3, @3-5, @3+, every 10, 1%, seed 7, gpa 0x1000-0x2000")
+            address = "" if found is None else ", gpa 0x1000-0x2000"
+            raise _error(text, f"{word} does not say when: @3, @3-5, @3+, every 10, 1%, seed 7{address}")
     return when
 
 
@@ -179,15 +185,16 @@ def _whole(text: str, word: str, lowest: int) -> int:
     return value
 
 
-def _every(text: str, found: Injection, when: When, word: str) -> When:
+def _every(text: str, found: Injection | None, when: When, word: str) -> When:
     return replace(when, every=_whole(text, word, 1))
 
 
-def _seed(text: str, found: Injection, when: When, word: str) -> When:
+def _seed(text: str, found: Injection | None, when: When, word: str) -> When:
     return replace(when, seed=_whole(text, word, 0))
 
 
-def _gpa(text: str, found: Injection, when: When, word: str) -> When:
+def _gpa(text: str, found: Injection | None, when: When, word: str) -> When:
+    assert found is not None
     if found.line is Line.SEAMCALL and gpa_operand(found.number) is None:
         raise _error(text, f"{found.target} takes no guest physical address")
     if found.line is Line.IOCTL and found.target not in GPA_OF_IOCTL:
@@ -200,4 +207,4 @@ def _gpa(text: str, found: Injection, when: When, word: str) -> When:
     return replace(when, area=range(start if dash else start & ~0xFFF, end))
 
 
-_KEYWORDS: dict[str, Callable[[str, Injection, When, str], When]] = {"every": _every, "seed": _seed, "gpa": _gpa}
+_KEYWORDS: dict[str, Callable[[str, Injection | None, When, str], When]] = {"every": _every, "seed": _seed, "gpa": _gpa}

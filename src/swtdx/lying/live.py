@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Between a machine and its guest: the answer to a TDVMCALL is changed when the guest is entered with it.
+
+Virtual CPUs are made from a subclass of what the processor makes otherwise (`Processor.context_class`), so kernel, VMM
+and TDX module stay honest, and know nothing of it. The module itself answers most CPUID leaves and MSRs; about those a
+host cannot lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from swtdx.cpu._engine import GuestContext
+from swtdx.cpu.vmx import ExitReason
+from swtdx.lying.lie import table
+from swtdx.lying.teller import Teller
+
+if TYPE_CHECKING:
+    from swtdx.cpu.processor import Processor
+
+Coverage = Callable[[int], object]
+"""Takes the address of each instruction at which a guest left: the nearest to coverage without the translator."""
+_ANSWERS = tuple(f"r{number}" for number in range(10, 16))
+_FUNCTIONS = {row["number"]: name for name, row in table()["functions"].items()}
+_TDCALL = int(ExitReason.TDCALL)
+
+
+def listen(processor: Processor, teller: Teller, coverage: Coverage | None = None) -> None:
+    """Let every TD's virtual CPU that ``processor`` creates from now on have its answers by ``teller``."""
+    members = {"teller": teller, "coverage": staticmethod(coverage) if coverage is not None else None}
+    processor.context_class = type("LiedTo", (_LiedTo, processor.context_class), members)
+
+
+class _LiedTo(GuestContext):
+    teller: Teller
+    coverage: Coverage | None
+
+    def attach_views(self) -> None:
+        self.asked: tuple[str, dict[str, int]] | None = None
+        super().attach_views()
+
+    def run(self) -> int:
+        if self.asked is not None:
+            self._answer(*self.asked)
+        reason = super().run()
+        if self.coverage is not None:
+            self.coverage(self.rip)
+        if reason == _TDCALL and not self.gpr[0] and not self.gpr[10]:
+            function = _FUNCTIONS.get(self.gpr[11])
+            if function is not None:
+                self.asked = function, {name: self.gpr[10 + number] for number, name in enumerate(_ANSWERS)}
+        return reason
+
+    def _answer(self, function: str, registers: dict[str, int]) -> None:
+        self.asked = None
+        mask, gpr = self.gpr[1], self.gpr
+        honest = {name: gpr[10 + number] for number, name in enumerate(_ANSWERS) if mask >> 10 + number & 1}
+        for name, value in self.teller.lie(function, registers, honest).items():
+            gpr[int(name[1:])] = value
