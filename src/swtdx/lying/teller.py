@@ -90,10 +90,11 @@ class Teller:
             return None
         name = random.choice(names)
         if name == "r10":
-            return name, random.choice(list(statuses().values()))
+            return name, random.choice([status for status in statuses().values() if status != honest[name]])
         kind = bits[name]
         width = 8 * min(registers.get("r12", 8), 8) if kind == "data" else int(kind)
-        return name, value(random, honest[name], width or 64)
+        other = value(random, honest[name], width or 64)
+        return (name, other) if other != honest[name] else None
 
 
 def _due(lie: Lie, call: int, random: Random) -> bool:
