@@ -42,7 +42,6 @@ SELFTESTS: dict[str, list[tuple[str, str]]] = {
     "x86/msrs_test": [("Unexpected #GP on WRMSR(0xc0000103", _HOST_CPUID)],
     "irqfd_test": [("did not end", _RACE)],
     "system_counter_offset_test": [("unexpected system counter value", _TSC)],
-    "set_memory_region_test": [("did not end", _SLOW)],
     "memslot_perf_test": [("did not end", _SLOW)],
     "mmu_stress_test": [("did not end", _SLOW)],
     "dirty_log_perf_test": [("did not end", _SLOW)],

@@ -7,6 +7,8 @@ manual (SDM vol. 2) leaves undefined are not compared. What KVM's tables lack en
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
@@ -17,6 +19,7 @@ from swtdx.cpu.platform import host_features
 from swtdx.machine import boot, open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm
+from swtdx.uapi.layout import address_of
 from swtdx.uapi.release import KernelRelease
 from testing.long_mode import DATA, MMIO, UD, LongModeVm, move, write_cr
 from tests.cpu.guest import assemble
@@ -225,3 +228,36 @@ def test_avx_moves_by_release(release: KernelRelease, text: str) -> None:
                 memory[:] = guest.memory[DATA + 0x400 : DATA + 0x440]
             results.append((bytes(memory), bytes(guest.memory[DATA + 0x800 : DATA + 0x840])))
         assert results[0] == results[1]
+
+
+def test_memory_that_is_gone_is_device_memory(guest: LongModeVm) -> None:
+    """Where a copy from or to user space fails, the emulator takes the MMIO path (emulator_read_write_onepage).
+
+    So it is for a slot that another thread deletes, and unmaps, while an instruction is emulated.
+    """
+    gone = 0x100_0000
+    memory = mmap.mmap(-1, 4096)
+    guest.vm.set_user_memory_region(7, gone, 4096, memory)
+    libc = ctypes.CDLL(None)
+    assert not libc.mprotect(ctypes.c_void_p(address_of(memory)), ctypes.c_size_t(4096), 0)
+    try:
+        guest.start(assemble("movsd"), rsi=MMIO, rdi=gone)
+        seen = []
+        while guest.step() is k.Exit.MMIO:
+            seen.append((guest.vcpu.kvm_run.mmio.phys_addr, guest.vcpu.kvm_run.mmio.is_write))
+        assert seen == [(MMIO, 0), (gone, 1)]
+        assert guest.vcpu.kvm_run.io.port == 0xE1
+    finally:
+        guest.vm.set_user_memory_region(7, gone, 0, memory)
+
+
+def test_what_the_emulator_writes_is_in_the_dirty_log(guest: LongModeVm) -> None:
+    memory = mmap.mmap(-1, 4096)
+    guest.vm.set_user_memory_region(7, 0x100_0000, 4096, memory, k.MemFlag.LOG_DIRTY_PAGES)
+    guest.start(assemble("movsd"), rsi=MMIO, rdi=0x100_0000)
+    assert guest.step() is k.Exit.MMIO
+    guest.vcpu.kvm_run.mmio.data[:4] = b"\x01\x02\x03\x04"
+    assert guest.outcome() is None
+    assert memory[:4] == b"\x01\x02\x03\x04"
+    assert bytes(guest.vm.dirty_log(7, 1))[:1] == b"\x01"
+    guest.vm.set_user_memory_region(7, 0x100_0000, 0, memory)

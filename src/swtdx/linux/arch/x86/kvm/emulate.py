@@ -205,12 +205,8 @@ class Instruction:
         while done < size:
             gpa = translate(self.vcpu, self.context, linear + done)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
-            hva = user_address(self.vcpu.kvm, gpa)
-            if hva is not None:
-                piece = int.from_bytes(copy_from_user(hva, take, self.vcpu.kvm.mm), "little")
-            else:
-                piece = yield Access(gpa, take)
-            value |= piece << 8 * done
+            here = self._read_slot(gpa, take)
+            value |= ((yield Access(gpa, take)) if here is None else here) << 8 * done
             done += take
         return value
 
@@ -220,13 +216,30 @@ class Instruction:
             gpa = translate(self.vcpu, self.context, linear + done)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             piece = value >> 8 * done & (1 << 8 * take) - 1
-            slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
-            if slot is not None and not slot.flags & int(KVM_MEM_READONLY):
-                address = slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
-                copy_to_user(address, piece.to_bytes(take, "little"), self.vcpu.kvm.mm)
-            else:
+            if not self._write_slot(gpa, piece.to_bytes(take, "little")):
                 yield Access(gpa, take, piece)
             done += take
+
+    def _read_slot(self, gpa: int, size: int) -> int | None:
+        """Read a slot's memory; None where there is none, or none behind it any more: another thread may delete it."""
+        hva = user_address(self.vcpu.kvm, gpa)
+        if hva is None:
+            return None
+        try:
+            return int.from_bytes(copy_from_user(hva, size, self.vcpu.kvm.mm), "little")
+        except OSError:
+            return None
+
+    def _write_slot(self, gpa: int, data: bytes) -> bool:
+        slot = self.vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
+        if slot is None or slot.flags & int(KVM_MEM_READONLY):
+            return False
+        try:
+            copy_to_user(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT), data, self.vcpu.kvm.mm)
+        except OSError:
+            return False
+        self.vcpu.kvm.mark_page_dirty_in_slot(slot, gpa >> PAGE_SHIFT)
+        return True
 
     def operand_size(self, number: int) -> int:
         kind = self.decoded.op_kind(number)

@@ -39,7 +39,7 @@ class Unhandled(Exception):
 
 
 class Mmio(Exception):
-    """There is no slot at the guest-physical address."""
+    """There is no slot at the guest-physical address, or nothing behind it in user space (any more)."""
 
 
 def user_address(kvm: Kvm, gpa: int) -> int | None:
@@ -59,7 +59,7 @@ def translate(vcpu: Vcpu, context: GuestContext, address: int) -> int:
 
 
 def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
-    """Read bytes of guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
+    """Read bytes of guest memory. Raises GuestPageFault, Mmio."""
     pieces = []
     while length:
         gpa = translate(vcpu, context, address)
@@ -67,7 +67,10 @@ def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) ->
         hva = user_address(vcpu.kvm, gpa)
         if hva is None:
             raise Mmio
-        pieces.append(copy_from_user(hva, take, vcpu.kvm.mm))
+        try:
+            pieces.append(copy_from_user(hva, take, vcpu.kvm.mm))
+        except OSError as error:  # the slot may be gone by now, and its memory with it
+            raise Mmio from error
         address += take
         length -= take
     return b"".join(pieces)
@@ -86,7 +89,7 @@ def fetch(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes
 
 
 def write_linear(vcpu: Vcpu, context: GuestContext, address: int, data: bytes) -> None:
-    """Write guest memory. Raises GuestPageFault, Mmio, OSError(EFAULT)."""
+    """Write guest memory. Raises GuestPageFault, Mmio."""
     done = 0
     while done < len(data):
         gpa = translate(vcpu, context, address + done)
@@ -95,6 +98,9 @@ def write_linear(vcpu: Vcpu, context: GuestContext, address: int, data: bytes) -
         hva = user_address(vcpu.kvm, gpa)
         if hva is None or slot is None:
             raise Mmio
-        copy_to_user(hva, data[done : done + take], vcpu.kvm.mm)
+        try:
+            copy_to_user(hva, data[done : done + take], vcpu.kvm.mm)
+        except OSError as error:
+            raise Mmio from error
         vcpu.kvm.mark_page_dirty_in_slot(slot, gpa >> PAGE_SHIFT)
         done += take
