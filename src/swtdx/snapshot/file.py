@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 from swtdx.snapshot.fields import CREATABLE, ENUMERATIONS, FIELDS, STRUCTURES
 from swtdx.snapshot.pages import PAGE_SIZE, Extent, Image
 from swtdx.snapshot.taken import Snapshot, Times
-from swtdx.snapshot.values import NotKept, Plain
+from swtdx.snapshot.values import NotKept, Plain, condensed
 
 _FIRST_LINE = b"swtdx snapshot\n"
 _LONGEST_LINE = 200
@@ -238,7 +238,7 @@ def _read_parts(file: BinaryIO, header: Any) -> Saved:
     return Saved(
         header["recipe"],
         {name: strings[number] for name, number in header["blobs"].items()},
-        Snapshot(_times(times), list(trees), _images(file, memory)),
+        Snapshot(_times(times), [condensed(tree) for tree in trees], _images(file, memory)),
     )
 
 

@@ -92,6 +92,22 @@ def _is_plain(container: Any) -> bool:
     return kinds <= _ATOMS
 
 
+def condensed(node: Node) -> Node:
+    """Return a tree from a file with `Plain` in it, as `Encoder` makes it: quick to decode, again and again."""
+    match node:
+        case ["l" | "s" | "q" as letter, list(items)] if _is_plain(items):
+            return Plain(_PLAIN[letter](items))
+        case ["l" | "s" | "q" | "t" | "f" as letter, list(items)]:
+            return [letter, [condensed(item) for item in items]]
+        case ["d", list(keys), list(values)] if len(keys) == len(values) and _is_plain(keys) and _is_plain(values):
+            return Plain(dict(zip(keys, values, strict=True)))
+        case ["d", list(keys), list(values)]:
+            return ["d", [condensed(key) for key in keys], [condensed(value) for value in values]]
+        case ["o", number, name, dict(state), kept]:
+            return ["o", number, name, {key: condensed(value) for key, value in state.items()}, condensed(kept)]
+    return node
+
+
 class Encoder:
     """Makes trees. Objects that are met twice, in one tree or several, are named the second time."""
 
@@ -161,6 +177,7 @@ class Encoder:
 
 
 _LETTERS: dict[Any, str] = {list: "l", tuple: "t", set: "s", frozenset: "f", deque: "q"}
+_PLAIN: dict[str, Callable[[list[Any]], Any]] = {"l": list, "s": set, "q": deque}
 _MAKERS: dict[type, Callable[[Encoder, Any, str], Node]] = {
     **dict.fromkeys(_LETTERS, Encoder._sequence),
     dict: Encoder._dict,
