@@ -64,6 +64,14 @@ def test_a_run_that_ends_otherwise_goes_beyond_its_snapshot_and_another_is_made_
     assert letters(command("run", "--from", second, "--until", "GH").out) == b"GH"
 
 
+def test_the_run_that_continues_is_traced_and_logged_as_any(kept: Path, tmp_path: Path, command: Command) -> None:
+    trace, log = tmp_path / "trace", tmp_path / "log"
+    result = command("run", "--from", kept, "--until", "KL", "--trace", trace, "--log", log)
+    assert result.status == 0, result.err
+    assert letters(log.read_text()) == b"IJKL"
+    assert '"KVM_RUN"' in trace.read_text()
+
+
 def test_a_text_that_does_not_come_leaves_no_file(kernel: Path, tmp_path: Path, command: Command) -> None:
     file = tmp_path / "never"
     result = command(*machine(kernel, "--snapshot-at", "never", "--snapshot", file, "--until", "DE"))

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from swtdx.snapshot.taken import Snapshot
 from swtdx.snapshot.values import Plain
 from swtdx.uapi.abilities import KeepError
 from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.launch import Machine, TdParameters, launch
@@ -171,6 +173,32 @@ def test_a_machine_goes_on_from_a_file_in_another_machine(shape: str, tmp_path: 
         more = second.go(8)
         assert more == after(before, len(more))
     second.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "switches"),
+    [("1.0", {"dialect": Dialect.V10}), ("1.5.06", {"dialect": Dialect.V10}), ("1.5.06", {"kernel_release": "next"})],
+    ids=["v10 on module 1.0", "v10", "next"],
+)
+def test_tds_of_other_kernels_and_modules_are_kept(module: str, switches: dict[str, Any], tmp_path: Path) -> None:
+    def power_on(printed: bytearray, *, empty: bool) -> Machine:
+        platform = Platform(memory_size=1 << 30, logical_processors=1, module_version=module)
+        device = Kvm(boot(platform=platform, **switches), switches.get("dialect"))
+        return launch(device, plan(TdParameters(), printed.extend, empty=empty))
+
+    printed, continued = bytearray(), bytearray()
+    first = power_on(printed, empty=False)
+    with Running(first, printed) as running:
+        running.prints(4)
+    before, file = bytes(printed), saved(first.snapshot(movable=True), tmp_path / "machine")
+    second = power_on(continued, empty=True)
+    second.restore(read(file, MAKER).snapshot)
+    for machine, more in ((first, printed), (second, continued)):
+        del more[:]
+        with Running(machine, more) as running:
+            running.prints(5)
+        assert bytes(more) == after(before, len(more))
+        machine.close()
 
 
 def test_virtio_devices_and_several_processors_are_kept(shape: str) -> None:
