@@ -5,7 +5,7 @@ Every descriptor is a real one: a memfd of the calling process holds the number,
 polled, duplicated and inherited, and EMFILE comes when it should. For a vCPU the memfd is also the memory that mmap(2)
 gives. What the descriptor means is a `File`, found by number; one made by dup(2) behind our back is recognised by the
 memfd's inode. The last close releases the File, as ``fput`` does; a descriptor closed with `os.close` instead of
-`Kernel.close` is noticed only when its number comes back.
+`Kernel.close` is noticed only when its number comes back. The kernel keeps no descriptor for itself.
 
 A call in progress holds its file as ``fget`` does: what another thread closes meanwhile is released when the call ends.
 The hold is an entry in a list, put there and taken away in one step each and without a lock, since it is on the path of
@@ -32,6 +32,19 @@ _MAP_FIXED = 0x10
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_size_t
 _mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+
+
+def show_file(mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = None, offset: int = 0) -> None:
+    """Let ``length`` bytes (None: all) of an anonymous ``mapping`` show ``fd`` from ``offset`` on, shared.
+
+    `mmap.mmap` of a descriptor keeps a duplicate of it: a number that the program may close or replace, and the program
+    would lose a file of its own to it when the mapping ends. Raises OSError(ENOMEM).
+    """
+    size = len(mapping) if length is None else length
+    address = address_of(mapping) + at
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    if _mmap(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != address:
+        raise err(errno.ENOMEM, f"{size:,} bytes cannot be mapped")
 
 
 class File:
@@ -106,12 +119,7 @@ class FileMapping(mmap.mmap):
 
     def show(self, fd: int, at: int, length: int, offset: int) -> None:
         """Let ``length`` bytes from ``at`` on show ``fd`` from ``offset`` on, shared. Raises OSError(ENOMEM)."""
-        address = address_of(self) + at
-        if (
-            _mmap(address, length, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
-            != address
-        ):
-            raise err(errno.ENOMEM, f"{length:,} bytes cannot be mapped")
+        show_file(self, fd, at, length, offset)
 
     def close(self) -> None:
         """munmap(2)."""
@@ -127,6 +135,8 @@ class FileTable:
         self._inodes: dict[tuple[int, int], File] = {}
         self.mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         """What is mapped and keeps its file (`File.mmap`)."""
+        self.of_clients = True
+        """Descriptors of this process are its clients'. Not where the clients are other processes."""
         self.powered_off = False
         """The machine is switched off (`EmulatedKernel.power_off`): nothing is released any more."""
         self._lock = threading.RLock()
@@ -250,10 +260,27 @@ class FileTable:
             return
         with self._lock:
             file.references -= 1
+            if not file.references and self.of_clients:
+                self._count_others(file)
             if file.references or self.powered_off:
                 return
             self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
         self.release_if_idle(file)
+
+    def _count_others(self, file: File) -> None:
+        """Count the descriptors that dup(2) has made of ``file`` and that no call has named yet."""
+        inode = next((inode for inode, other in self._inodes.items() if other is file), None)
+        for name in os.listdir("/proc/self/fd"):
+            fd = int(name)
+            if fd in self.by_fd:
+                continue
+            try:
+                stat = os.fstat(fd)
+            except OSError:  # closed meanwhile
+                continue
+            if (stat.st_dev, stat.st_ino) == inode:
+                self.by_fd[fd] = file
+                file.references += 1
 
     def release_if_idle(self, file: File) -> None:
         """Release ``file`` if no reference is left and no call is in progress."""

@@ -18,10 +18,11 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from swtdx.linux.err import err
+from swtdx.linux.kept_file import KeptFile
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SCALAR = type["ctypes._SimpleCData[Any]"]
@@ -59,18 +60,30 @@ class Mm:
 
     def __init__(self, pid: int | None = None) -> None:
         self.pid = os.getpid() if pid is None else pid
+        self.kept_maps: KeptFile | None = None
 
     def find_vma(self, address: int) -> tuple[int, int, bool, bool] | None:
         """Return (start, end, readable, writable) of the mapping that holds ``address``."""
-        with open(f"/proc/{self.pid}/maps", "rb") as maps:
-            for line in maps:
-                extent, permissions = line.split(b" ", 2)[:2]
-                start, _, end = extent.partition(b"-")
-                if int(end, 16) > address:
-                    if int(start, 16) > address:
-                        return None
-                    return int(start, 16), int(end, 16), permissions[:1] == b"r", permissions[1:2] == b"w"
+        for line in self._maps():
+            extent, permissions = line.split(b" ", 2)[:2]
+            start, _, end = extent.partition(b"-")
+            if int(end, 16) > address:
+                if int(start, 16) > address:
+                    return None
+                return int(start, 16), int(end, 16), permissions[:1] == b"r", permissions[1:2] == b"w"
         return None
+
+    def _maps(self) -> Iterator[bytes]:
+        """Yield the lines of /proc/PID/maps."""
+        if self.kept_maps is None:
+            with open(f"/proc/{self.pid}/maps", "rb") as maps:
+                yield from maps
+            return
+        fd, at, rest = self.kept_maps.fd(), 0, b""
+        while piece := os.pread(fd, 1 << 16, at):
+            at += len(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
 
     def reach(self, start: int, end: int) -> int:
         """Return where in our own process the memory [start, end) of one mapping is. Raises OSError(EFAULT)."""
@@ -128,6 +141,11 @@ def current_mm() -> Mm:
 def own_mm() -> Mm:
     """Return the address space of the process that the kernel is in."""
     return _own_mm
+
+
+def keep_maps() -> None:
+    """Open what tells of our own mappings, while that can be opened: a client may change its root directory."""
+    _own_mm.kept_maps = KeptFile(f"/proc/{os.getpid()}/maps", os.O_RDONLY)
 
 
 def use_mm(mm: Mm) -> None:

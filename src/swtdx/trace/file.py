@@ -120,6 +120,15 @@ class TraceWriter:
                 self._write(text)
                 self._events += 1
 
+    def flush(self) -> None:
+        """Write what is held back, so that a reader finds it, and an end by a signal does not take it."""
+        with self._lock:
+            if not self._closed and self._held:
+                self._file.write(bytes(self._held))
+                self._held.clear()
+                if self._compressed:
+                    self._file.flush()
+
     def close(self, record: dict[str, Any] | None = None) -> None:
         """Finish the trace; ``record`` is what is known of the run."""
         with self._lock:

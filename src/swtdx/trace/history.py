@@ -133,7 +133,10 @@ class RunHistory:
             self.tail.append(event)
         handler = _HANDLERS.get(name)
         if handler is not None and event.succeeded and not self.frozen:
-            handler(self, event)
+            try:
+                handler(self, event)
+            except KeyError:  # its arguments could not be read when it was traced
+                pass
         if self._changed and self.slots and not self.frozen and end >= self._next:
             self._snapshot(end)
 

@@ -62,28 +62,46 @@ _EXIT_MEMBERS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 
 
+Read = Callable[[int, int], bytes]
+"""(address, length) -> what the caller of the kernel has there."""
+Page = Callable[[int], _mmap.mmap | None]
+"""The page that the vCPU of a descriptor shares, if there is one."""
+
+
 class TracedKernel:
     """A kernel that passes each system call to ``kernel`` and an event about it to ``emit``.
 
     Other attributes are those of ``kernel``, for a script that knows which kernel it traces. Code that works with
     any kernel asks `swtdx.uapi.abilities`.
+
+    A front end whose callers are other programs says how their memory is read (OSError if it cannot be) and where the
+    page of a vCPU's descriptor is; otherwise they are this process's.
     """
 
-    def __init__(self, kernel: Kernel, emit: Emit) -> None:
+    def __init__(self, kernel: Kernel, emit: Emit, read: Read | None = None, page: Page | None = None) -> None:
         self.name = kernel.name
         self.wrapped = kernel
         self._emit = emit
         self._dialect: Dialect = stated_dialect(kernel) or Dialect.UPSTREAM
         self._labels: dict[int, str] = {}
         self._pages: dict[int, _mmap.mmap] = {}
-        self._memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+        self._page = page or self._pages.get
+        self._memory = -1
+        if read is None:
+            self._memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+            read = self._own_memory
+        self._octets = read
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.wrapped, name)
 
     def __del__(self) -> None:
-        with suppress(OSError):
-            os.close(self._memory)
+        if self._memory >= 0:
+            with suppress(OSError):
+                os.close(self._memory)
+
+    def _own_memory(self, address: int, length: int) -> bytes:
+        return os.pread(self._memory, length, address)
 
     # --- Calls --------------------------------------------------------------------------------------------------------
 
@@ -226,16 +244,15 @@ class TracedKernel:
         return _shown(value) if isinstance(value, ctypes.Structure) else {"value": value.value}
 
     def _read(self, layout: Any, address: int) -> Any:
-        """What stands at an address of this process; None where it cannot be read."""
+        """What stands at an address of the caller's; None where it cannot be read."""
         try:
-            octets = os.pread(self._memory, ctypes.sizeof(layout), address)
-            return layout.from_buffer_copy(octets)
+            return layout.from_buffer_copy(self._octets(address, ctypes.sizeof(layout)))
         except (OSError, ValueError, OverflowError):
             return None
 
     def _exit(self, fd: int) -> dict[str, Any]:
         """Why KVM_RUN came back, from the shared page."""
-        page = self._pages.get(fd)
+        page = self._page(fd)
         if page is None or page.closed:
             return {}
         (reason,) = struct.unpack_from("<I", page, kvm_run.exit_reason.offset)

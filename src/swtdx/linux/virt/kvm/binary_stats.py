@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from swtdx.linux.files import File
+from swtdx.linux.files import File, show_file
 from swtdx.uapi.kvm import (
     KVM_STATS_TYPE_CUMULATIVE,
     KVM_STATS_TYPE_INSTANT,
@@ -142,7 +142,9 @@ class Statistics:
             os.pwrite(memory, head, 0)
             fd = files.install(file, os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC))
             try:
-                values = memoryview(mmap.mmap(memory, len(head) + 8 * self._count))[len(head) :].cast("Q")
+                mapping = mmap.mmap(-1, len(head) + 8 * self._count)
+                show_file(mapping, memory)
+                values = memoryview(mapping)[len(head) :].cast("Q")
             except OSError:
                 file.put = lambda: None
                 files.close(fd)

@@ -8,6 +8,7 @@ user space takes from ``first``; when the ring is full the write exits as any ot
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import struct
@@ -18,9 +19,14 @@ from swtdx.linux.err import err
 from swtdx.linux.files import FileMapping
 from swtdx.linux.mm import PAGE_SIZE
 from swtdx.uapi.kvm import kvm_coalesced_mmio_zone
+from swtdx.uapi.layout import address_of
 
 KVM_COALESCED_MMIO_PAGE_OFFSET = 2
 RING_OFFSET = KVM_COALESCED_MMIO_PAGE_OFFSET * PAGE_SIZE
+_MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
+_mremap = ctypes.CDLL(None, use_errno=True).mremap
+_mremap.restype = ctypes.c_size_t
+_mremap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t)
 _HEADER = struct.Struct("<II")  # first, last
 _ENTRY = struct.Struct("<QII8s")  # phys_addr, len, pio, data
 KVM_COALESCED_MMIO_MAX = (PAGE_SIZE - _HEADER.size) // _ENTRY.size
@@ -46,18 +52,23 @@ class CoalescedRing:
     def __init__(self) -> None:
         self.page: memoryview | None = None
         self.descriptor = -1
-        """Of the first vCPU's memory, a duplicate; -1 before and after."""
+        """Of the first vCPU's memory, where clients are other processes; -1 otherwise, before and after."""
         self._lock = threading.Lock()
 
-    def settle(self, run: memoryview, fd: int) -> None:
-        """``run`` is the first vCPU's memory, ``fd`` its descriptor. Raises OSError(EMFILE)."""
-        self.descriptor = os.dup(fd)
+    def settle(self, run: memoryview, descriptor: int) -> None:
+        """``run`` is the first vCPU's memory; ``descriptor``, of it, is the ring's from now on."""
+        self.descriptor = descriptor
         self.page = run[RING_OFFSET : RING_OFFSET + PAGE_SIZE]
 
     def show_in(self, mapping: FileMapping, offset: int) -> None:
         """Let a mapping of a vCPU's memory from ``offset`` on have the VM's ring as the vCPU's third page."""
-        if self.descriptor >= 0 and offset <= RING_OFFSET < offset + len(mapping):
-            mapping.show(self.descriptor, RING_OFFSET - offset, PAGE_SIZE, RING_OFFSET)
+        if self.page is None or not offset <= RING_OFFSET < offset + len(mapping):
+            return
+        address = address_of(mapping) + RING_OFFSET - offset
+        flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
+        # An old size of 0 maps a shared page once more, and takes no descriptor.
+        if _mremap(address_of(self.page), 0, PAGE_SIZE, flags, address) != address:
+            raise err(errno.ENOMEM, "the ring cannot be mapped")
 
     def release(self) -> None:
         """The VM ends."""

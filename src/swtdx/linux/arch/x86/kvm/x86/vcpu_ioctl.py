@@ -32,7 +32,7 @@ from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 from swtdx.linux.arch.x86.kvm.x86.vcpu_attr import get_device_attr, has_device_attr, set_device_attr
 from swtdx.linux.arch.x86.kvm.x86.vcpu_events import get_vcpu_events, set_vcpu_events
 from swtdx.linux.err import err
-from swtdx.linux.files import File, FileMapping
+from swtdx.linux.files import File, FileMapping, show_file
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import copy_from_user, copy_to_user, current_mm, get_user, put_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import MAX_TSC_KHZ, IrqchipMode, Kvm
@@ -98,10 +98,11 @@ class VcpuFile(File):
         files = kvm.kernel.files
         fd = files.reserve(file)
         try:
-            file.map = mmap.mmap(fd, RUN_SIZE)
+            file.map = mmap.mmap(-1, RUN_SIZE)
+            show_file(file.map, fd)
             vcpu = Vcpu(kvm, vcpu_id, memoryview(file.map))
             if not kvm.vcpus:
-                kvm.buses.ring.settle(vcpu.run, fd)
+                kvm.buses.ring.settle(vcpu.run, -1 if files.of_clients else os.dup(fd))
         except BaseException:
             os.close(fd)
             raise
@@ -152,7 +153,8 @@ class VcpuFile(File):
     def mmap(self, fd: int, length: int, offset: int) -> mmap.mmap:
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
-        mapping = FileMapping(fd, length, offset=offset)
+        mapping = FileMapping(-1, length)
+        mapping.show(fd, 0, length, offset)
         mapping.hold(self.vcpu.kvm.kernel.files, self)
         if self.vcpu.vcpu_idx:
             self.vcpu.kvm.buses.ring.show_in(mapping, offset)
