@@ -23,8 +23,9 @@ _LEAF_1_ECX = sum(1 << bit for bit in (0, 1, 9, 13, 19, 20, 21, 22, 23, 24, 25, 
 """SSE3 PCLMULQDQ SSSE3 CX16 SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE RDRAND."""
 _LEAF_7_EBX = 1 << 0 | 1 << 7 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
 """FSGSBASE SMEP ERMS RDSEED ADX SMAP CLFLUSHOPT CLWB."""
-_LEAF_7_ECX = 1 << 3 | 1 << 16
-"""PKU LA57."""
+_LEAF_7_ECX = 1 << 16
+"""LA57."""
+_PKU = 1 << 3
 _LEAF_7_EDX = 1 << 26 | 1 << 29 | 1 << 31
 """SPEC_CTRL, ARCH_CAPABILITIES, SSBD."""
 _LEAF_7_2_EDX = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 4
@@ -35,7 +36,7 @@ _FEATURE_BITS = {
     (0xD, 1): {"xsavec": (0, 1), "xsaves": (0, 3)},
 }
 """By leaf and sub-leaf: register and bit of what a platform may have besides."""
-YMM_OFFSET, YMM_SIZE = 576, 256
+YMM_OFFSET, YMM_SIZE, PKRU_SIZE = 576, 256, 8
 _CACHE = (
     (0x04000121, 0x02C0003F, 0x3F, 0),  # 48 KiB L1D, 12 ways
     (0x04000122, 0x01C0003F, 0x3F, 0),  # 32 KiB L1I
@@ -65,7 +66,8 @@ def native(platform: Platform, leaf: int, subleaf: int = 0, lp: int = 0) -> Regi
 
 def supported_xcr0(platform: Platform) -> int:
     """Return the state components that XSAVE and XCR0 know."""
-    return XFeature.X87 | XFeature.SSE | XFeature.PKRU | (XFeature.AVX if "avx" in platform.features else 0)
+    components = XFeature.X87 | XFeature.SSE | (XFeature.AVX if "avx" in platform.features else 0)
+    return components | (XFeature.PKRU if platform.pku else 0)
 
 
 def _registers(platform: Platform, leaf: int, subleaf: int, lp: int) -> Registers:
@@ -92,7 +94,7 @@ def _registers(platform: Platform, leaf: int, subleaf: int, lp: int) -> Register
         case 6:
             return 4, 0, 0, 0  # ARAT: the APIC timer never stops
         case 7 if subleaf == 0:
-            return 2, _LEAF_7_EBX, _LEAF_7_ECX, _LEAF_7_EDX
+            return 2, _LEAF_7_EBX, _LEAF_7_ECX | (_PKU if platform.pku else 0), _LEAF_7_EDX
         case 7 if subleaf == 2:
             return 0, 0, 0, _LEAF_7_2_EDX
         case 0xB | 0x1F:
@@ -122,16 +124,17 @@ def _registers(platform: Platform, leaf: int, subleaf: int, lp: int) -> Register
 
 
 def _xsave(platform: Platform, subleaf: int) -> Registers:
+    ymm_size = YMM_SIZE if "avx" in platform.features else 0
     match subleaf:
         case 0:
-            size = platform.pkru_offset + 8
+            size = platform.pkru_offset + PKRU_SIZE if platform.pku else YMM_OFFSET + ymm_size
             return supported_xcr0(platform), size, size, 0
         case 1:
-            compacted = 576 + 8 + (YMM_SIZE if "avx" in platform.features else 0)
+            compacted = YMM_OFFSET + ymm_size + (PKRU_SIZE if platform.pku else 0)
             return 1 << 0 | 1 << 2, compacted if "xsavec" in platform.features else 0, 0, 0  # XSAVEOPT, XGETBV of 1
         case 2 if "avx" in platform.features:
             return YMM_SIZE, YMM_OFFSET, 0, 0
-        case 9:
-            return 8, platform.pkru_offset, 0, 0
+        case 9 if platform.pku:
+            return PKRU_SIZE, platform.pkru_offset, 0, 0
         case _:
             return 0, 0, 0, 0

@@ -141,6 +141,8 @@ class Platform:
     """What CPUID leaf 1 says in EAX: stepping, model, family."""
     pkru_offset: int = PKRU_OFFSET
     """Offset of PKRU in the standard form of the XSAVE area."""
+    pku: bool = True
+    """Whether the processor has protection keys, and PKRU among the components of XSAVE."""
     cpu_features: frozenset[str] | None = None
     """What the processor has besides x86-64-v2: names of HOST_FEATURES and ENGINE_FEATURES; None: all that there is."""
     report_key: bytes | None = dataclasses.field(default=None, repr=False)

@@ -8,12 +8,15 @@ its logical processors are many, since it is the VMM that says how much of them 
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swtdx.cpu import _engine
 from swtdx.cpu.platform import PKRU_OFFSET, Platform
 from swtdx.exec.settings import Settings
+from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
+from swtdx.linux.uaccess import copy_from_user
 from swtdx.machine import boot as power_on
 from swtdx.trace.event import Emit
 from swtdx.uapi.traced_kernel import TracedKernel
@@ -28,13 +31,15 @@ _PKRU_COMPONENT, _PKRU_SIZE = 9, 8
 
 def platform(settings: Settings) -> Platform:
     """Raises ValueError for a machine that cannot be."""
+    pkru_offset = _host_pkru_offset()
     return Platform(
         memory_size=settings.memory,
         logical_processors=settings.processors,
         module_version=settings.module_version,
         cpu_features=None if settings.cpu_features is None else frozenset(settings.cpu_features),
         signature=_engine.host_cpuid(1)[0] & _SIGNATURE_MASK,
-        pkru_offset=_host_pkru_offset(),
+        pkru_offset=pkru_offset or PKRU_OFFSET,
+        pku=pkru_offset is not None,  # a VMM that finds no offset for it would offer it to guests at offset 0
         report_key=_report_key(settings.pki),
     )
 
@@ -51,11 +56,11 @@ def _report_key(folder: str) -> bytes | None:
         return None
 
 
-def _host_pkru_offset() -> int:
-    """Return where the host's XSAVE keeps PKRU, or where Intel's processors do if the host has no PKRU."""
+def _host_pkru_offset() -> int | None:
+    """Return where the host's XSAVE keeps PKRU; None if the host has no PKRU."""
     highest = _engine.host_cpuid(0)[0]
     size, offset, _, _ = _engine.host_cpuid(0xD, _PKRU_COMPONENT) if highest >= 0xD else (0, 0, 0, 0)
-    return offset if size == _PKRU_SIZE else PKRU_OFFSET
+    return offset if size == _PKRU_SIZE else None
 
 
 def boot(settings: Settings, trace: Emit | None) -> tuple[MachineKernel, Kernel]:
@@ -67,4 +72,11 @@ def boot(settings: Settings, trace: Emit | None) -> tuple[MachineKernel, Kernel]
         trace=trace,
         inject=settings.inject,
     )
-    return machine, machine if trace is None else TracedKernel(machine, trace)
+    if trace is None:
+        return machine, machine
+
+    def page(fd: int) -> mmap.mmap | None:
+        file = machine.files.by_fd.get(fd)
+        return file.map if isinstance(file, VcpuFile) else None
+
+    return machine, TracedKernel(machine, trace, copy_from_user, page)
