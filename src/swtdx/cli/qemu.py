@@ -40,7 +40,8 @@ TDX_SINCE = (10, 1)
 
 def register(app: typer.Typer) -> None:
     """Declare the command."""
-    settings = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+    # No -h: it would be found in the letters of -machine and -chardev.
+    settings = {"allow_interspersed_args": False, "ignore_unknown_options": True, "help_option_names": ["--help"]}
     app.command(name="qemu", epilog=EPILOG, context_settings=settings)(qemu)
 
 
@@ -98,11 +99,20 @@ def td_arguments(given: list[str], firmware: Path | None) -> list[str]:
         result += ["-cpu", "host"]
     if "tdx-guest" not in joined:
         result += ["-object", "tdx-guest,id=tdx0"]
+    options = "kernel-irqchip=split,confidential-guest-support=" + _object_id(joined)
     if not {"-machine", "-M"} & set(given):
-        result += ["-machine", "q35,kernel-irqchip=split,confidential-guest-support=tdx0"]
+        result += ["-machine", f"q35,{options}"]
+    elif "confidential-guest-support" not in joined:  # QEMU puts the options of several -machine together
+        result += ["-machine", options]
     if "-bios" not in given:
         result += ["-bios", str(firmware or _installed_firmware())]
     return result
+
+
+def _object_id(joined: str) -> str:
+    """Return the name of the tdx-guest object that is given, or of ours."""
+    found = re.search(r"tdx-guest\S*?\bid\"?[=:]\"?([\w.-]+)", joined)
+    return found[1] if found else "tdx0"
 
 
 def _installed_firmware() -> Path:
