@@ -50,6 +50,7 @@ static char names[NAMES][256];
 static int nnames;
 static struct range ranges[RANGES];
 static int nranges; /* RANGES + 1: too many, all memory may be ours */
+static bool links;      /* a link to one of the names is ours, too */
 static uint64_t device; /* of our memfds; 0: there are none yet */
 
 /* ---- whether a call can be about something of ours ---- */
@@ -94,6 +95,43 @@ static bool is_name(char *path)
     return false;
 }
 
+#define MOST_LINKS 8
+
+/* Whether a path of the program's is a symbolic link to one of the names. `path` is used up. */
+static bool is_link(pid_t pid, int directory, char *path)
+{
+    char at[64 + 2 * 4096], target[4096], *base;
+    ssize_t length;
+    int depth;
+
+    if (*path == '/') {
+        snprintf(at, sizeof(at), "/proc/%d/root%s", pid, path);
+    } else if (directory == AT_FDCWD) {
+        snprintf(at, sizeof(at), "/proc/%d/cwd/%s", pid, path);
+    } else {
+        snprintf(at, sizeof(at), "/proc/%d/fd/%d/%s", pid, directory, path);
+    }
+    for (depth = 0; depth < MOST_LINKS; depth++) {
+        length = readlink(at, target, sizeof(target) - 1);
+        if (length <= 0) {
+            return false;
+        }
+        target[length] = 0;
+        if (is_name(target)) {
+            return true;
+        }
+        base = *target == '/' ? at : strrchr(at, '/') + 1;
+        if (*target == '/') {
+            base += sprintf(at, "/proc/%d/root", pid);
+        }
+        if (base - at + strlen(target) >= sizeof(at)) {
+            return false;
+        }
+        strcpy(base, target);
+    }
+    return false;
+}
+
 static bool is_memory(uint64_t start, uint64_t length)
 {
     uint64_t end = start + length < start ? UINT64_MAX : start + length;
@@ -131,7 +169,10 @@ static bool is_path(const struct seccomp_notif *n, int argument, bool may_be_des
     if (!read_path(n->pid, n->data.args[argument], path, sizeof(path))) {
         return false;
     }
-    return (may_be_descriptor && !path[0]) ? is_descriptor(n->pid, n->data.args[0]) : is_name(path);
+    if (may_be_descriptor && !path[0]) {
+        return is_descriptor(n->pid, n->data.args[0]);
+    }
+    return is_name(path) || (links && is_link(n->pid, argument ? (int)n->data.args[0] : AT_FDCWD, path));
 }
 
 /* clone3(): whether the child gets a copy of the memory, and runs at once. */
@@ -321,6 +362,15 @@ static PyObject *set_names(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *follow_links(PyObject *self, PyObject *follow)
+{
+    (void)self;
+    pthread_mutex_lock(&lock);
+    links = PyObject_IsTrue(follow) > 0;
+    pthread_mutex_unlock(&lock);
+    Py_RETURN_NONE;
+}
+
 static PyObject *set_memory(PyObject *self, PyObject *args)
 {
     Py_buffer pairs;
@@ -357,6 +407,7 @@ static PyMethodDef methods[] = {
     { "start", start, METH_VARARGS, "Receive from this listener from now on, in a thread of our own." },
     { "take", take, METH_VARARGS, "Wait for a call that may be ours, into a buffer. False: no program is left." },
     { "set_names", set_names, METH_VARARGS, "The last components of paths that are ours." },
+    { "follow_links", follow_links, METH_O, "Whether symbolic links to those are ours, too." },
     { "set_memory", set_memory, METH_VARARGS, "Ranges of memory that guests use: pairs of 64-bit addresses." },
     { "set_device", set_device, METH_VARARGS, "The device number of the memfds that are ours." },
     { NULL, NULL, 0, NULL },

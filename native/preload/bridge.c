@@ -28,13 +28,18 @@ static pthread_key_t thread_end;
 static __thread bool known;
 static __thread PyGILState_STATE at_fork;
 
+static void delete_state(void *state)
+{
+    PyEval_RestoreThread(state);
+    PyThreadState_Clear(state);
+    PyThreadState_DeleteCurrent(); /* unmaps memory, with Python's lock held */
+}
+
 /* glibc has cleared all keys by now, PyGILState's too: the thread state comes as the key's value. */
 static void forget_thread(void *state)
 {
     if (!ended && Py_IsInitialized()) {
-        PyEval_RestoreThread(state);
-        PyThreadState_Clear(state);
-        PyThreadState_DeleteCurrent();
+        program->from_inside(delete_state, state);
     }
 }
 
@@ -53,7 +58,16 @@ static long call_when_off(enum swtdx_call number, uint64_t fd)
     if (number == SWTDX_CLOSE) {
         return syscall(SYS_close, (int)fd) ? -errno : 0;
     }
-    return number == SWTDX_UNMAP || number == SWTDX_CHANGED || number == SWTDX_FINISH ? 0 : -EIO;
+    switch (number) {
+    case SWTDX_UNMAP:
+    case SWTDX_CHANGED:
+    case SWTDX_PREPARE:
+    case SWTDX_SETTLE:
+    case SWTDX_FINISH:
+        return 0;
+    default:
+        return -EIO;
+    }
 }
 
 static long call(enum swtdx_call number, uint64_t a, uint64_t b, uint64_t c, uint64_t d)

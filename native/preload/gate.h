@@ -22,6 +22,8 @@ enum swtdx_call {
     SWTDX_FALLOCATE, /* fd, mode, offset, length */
     SWTDX_ADOPT,     /* fd: a /dev/kvm that came from another process; 0 if it is one, and is ours from now on */
     SWTDX_CHANGED,   /* address, length, enum swtdx_change: the program changes its memory (MMU notifiers) */
+    SWTDX_PREPARE,   /* the program may not see its files any more: load what is loaded late */
+    SWTDX_SETTLE,    /* the program may be replaced by another one */
     SWTDX_FINISH,    /* the process exits */
     SWTDX_CALLS,
 };
@@ -41,6 +43,7 @@ struct swtdx_program {
     void (*open_signals)(const uint64_t *sigset); /* begin what a signal ends; NULL: under the program's own mask */
     void (*close_signals)(void);
     void (*set_interrupt)(void (*function)(void)); /* what to call in a signal handler to end it */
+    void (*from_inside)(void (*function)(void *), void *argument); /* call it as a call of the kernel's own */
     void (*watch)(uint64_t start, uint64_t end); /* report changes of mappings in this hull; 0, 0: of none */
 };
 

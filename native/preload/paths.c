@@ -8,6 +8,7 @@
  */
 #include "preload.h"
 #include <fcntl.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,23 +69,80 @@ enum path slow_path(int dirfd, const char *path, char shadow[PATH_MAX])
     return found;
 }
 
+#define MOST_LINKS 8
+
+/* What a symbolic link leads to, if that is ours. */
+static __attribute__((noinline)) enum path follow(int dirfd, const char *path, char shadow[PATH_MAX])
+{
+    char full[PATH_MAX], target[PATH_MAX], next[PATH_MAX];
+    enum path found;
+    long length;
+    int depth;
+
+    for (depth = 0; depth < MOST_LINKS && resolve(dirfd, path, full); depth++) {
+        length = RAW(SYS_readlinkat, AT_FDCWD, full, target, sizeof(target) - 1);
+        if (length <= 0) {
+            break;
+        }
+        target[length] = 0;
+        length = *target == '/' ? 0 : strrchr(full, '/') + 1 - full;
+        if (length + strlen(target) >= sizeof(next)) {
+            break;
+        }
+        memcpy(next, full, length);
+        strcpy(next + length, target);
+        found = slow_path(AT_FDCWD, next, shadow);
+        if (found != PATH_OTHER) {
+            return found;
+        }
+        dirfd = AT_FDCWD;
+        path = next;
+    }
+    return PATH_OTHER;
+}
+
+/*
+ * A path that the machine's kernel has refused: it may be a symbolic link to what the machine does not have, or does
+ * not give to this user. A link that it follows leads to the machine's /dev/kvm until the first ioctl (adopt()).
+ */
+static enum path refused(int dirfd, const char *path, char shadow[PATH_MAX])
+{
+    enum path found = PATH_OTHER;
+    int error = errno;
+    char byte;
+
+    if (!inside && *settings && path && (error == ENOENT || error == EACCES || error == EPERM || error == ENXIO) &&
+        RAW(SYS_readlinkat, dirfd, path, &byte, 1) > 0) {
+        found = follow(dirfd, path, shadow);
+    }
+    errno = error;
+    return found;
+}
+
 /* ---- open ---- */
+
+static int open_ours(enum path which, const char *shadow, int flags, mode_t mode)
+{
+    if (which == PATH_KVM) {
+        return flags & O_PATH ? name_kvm(flags) : open_kvm(flags);
+    }
+    return NEXT(openat)(AT_FDCWD, shadow, flags, mode);
+}
 
 static int open_at(int dirfd, const char *path, int flags, mode_t mode)
 {
     char shadow[PATH_MAX];
+    enum path found;
+    int fd;
 
-    if (unlikely(!plain(path)) && !(flags & O_PATH)) {
-        switch (slow_path(dirfd, path, shadow)) {
-        case PATH_KVM:
-            return open_kvm(flags);
-        case PATH_SHADOW:
-            return NEXT(openat)(AT_FDCWD, shadow, flags, mode);
-        case PATH_OTHER:
-            break;
-        }
+    if (unlikely(!plain(path)) && (found = slow_path(dirfd, path, shadow)) != PATH_OTHER) {
+        return open_ours(found, shadow, flags, mode);
     }
-    return NEXT(openat)(dirfd, path, flags, mode);
+    fd = NEXT(openat)(dirfd, path, flags, mode);
+    if (unlikely(fd < 0) && !(flags & O_NOFOLLOW) && (found = refused(dirfd, path, shadow)) != PATH_OTHER) {
+        return open_ours(found, shadow, flags, mode);
+    }
+    return fd;
 }
 
 static mode_t mode_of(int flags, va_list list)
@@ -134,26 +192,30 @@ EXPORT int __openat64_2(int dirfd, const char *path, int flags)
     return open_at(dirfd, path, flags, 0);
 }
 
+static FILE *stream_of_kvm(const char *mode)
+{
+    int fd, flags = strchr(mode, '+') ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
+
+    fd = open_kvm(flags | (strchr(mode, 'e') ? O_CLOEXEC : 0));
+    return fd < 0 ? NULL : fdopen(fd, mode);
+}
+
 static FILE *stream(const char *path, const char *mode, FILE *(*next)(const char *, const char *))
 {
+    enum path found = PATH_OTHER;
     char shadow[PATH_MAX];
     FILE *file;
-    int fd, flags;
 
     if (unlikely(!plain(path))) {
-        switch (slow_path(AT_FDCWD, path, shadow)) {
-        case PATH_KVM:
-            flags = strchr(mode, '+') ? O_RDWR : *mode == 'r' ? O_RDONLY : O_WRONLY;
-            fd = open_kvm(flags | (strchr(mode, 'e') ? O_CLOEXEC : 0));
-            file = fd < 0 ? NULL : fdopen(fd, mode);
+        found = slow_path(AT_FDCWD, path, shadow);
+    }
+    if (found == PATH_OTHER) {
+        file = next(path, mode);
+        if (file || (found = refused(AT_FDCWD, path, shadow)) == PATH_OTHER) {
             return file;
-        case PATH_SHADOW:
-            return next(shadow, mode);
-        case PATH_OTHER:
-            break;
         }
     }
-    return next(path, mode);
+    return found == PATH_KVM ? stream_of_kvm(mode) : next(shadow, mode);
 }
 
 EXPORT FILE *fopen(const char *path, const char *mode)
@@ -163,6 +225,53 @@ EXPORT FILE *fopen(const char *path, const char *mode)
 EXPORT FILE *fopen64(const char *path, const char *mode)
 {
     return stream(path, mode, NEXT(fopen64));
+}
+
+/* The stream keeps its descriptor's number, as with any file. */
+static FILE *reopen(const char *path, const char *mode, FILE *old, FILE *(*next)(const char *, const char *, FILE *))
+{
+    enum path found = PATH_OTHER;
+    char shadow[PATH_MAX];
+    FILE *file;
+    int fd;
+
+    if (path && unlikely(!plain(path))) {
+        found = slow_path(AT_FDCWD, path, shadow);
+    }
+    if (found != PATH_KVM) {
+        return next(found == PATH_SHADOW ? shadow : path, mode, old);
+    }
+    fd = open_kvm(O_RDWR | O_CLOEXEC);
+    file = next("/dev/null", mode, old);
+    if (fd >= 0 && file && dup3(fd, fileno(file), strchr(mode, 'e') ? O_CLOEXEC : 0) < 0) {
+        fclose(file);
+        file = NULL;
+    }
+    if (fd >= 0) {
+        close(fd);
+    } else if (file) {
+        fclose(file);
+        file = NULL;
+    }
+    return file;
+}
+
+EXPORT FILE *freopen(const char *path, const char *mode, FILE *old)
+{
+    return reopen(path, mode, old, NEXT(freopen));
+}
+EXPORT FILE *freopen64(const char *path, const char *mode, FILE *old)
+{
+    return reopen(path, mode, old, NEXT(freopen64));
+}
+
+EXPORT int creat(const char *path, mode_t mode)
+{
+    return open_at(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode);
+}
+EXPORT int creat64(const char *path, mode_t mode)
+{
+    return creat(path, mode);
 }
 
 /* ---- stat and access ---- */
@@ -183,28 +292,32 @@ static int device_status(struct stat *status)
     return 0;
 }
 
-#define LOOK(dirfd, path, on_kvm, on_shadow) \
-    if (unlikely(!plain(path))) { \
+/* The answer about a path that is ours by name, or by a link that the machine's kernel cannot follow: else its own. */
+#define LOOK(dirfd, path, follows, on_other, on_kvm, on_shadow) \
+    { \
+        enum path found = PATH_OTHER; \
         char shadow[PATH_MAX]; \
-        enum path found = slow_path(dirfd, path, shadow); \
-        if (found == PATH_KVM) { \
-            return on_kvm; \
+        int result = -1; \
+        if (unlikely(!plain(path))) { \
+            found = slow_path(dirfd, path, shadow); \
         } \
-        if (found == PATH_SHADOW) { \
-            return on_shadow; \
+        if (found == PATH_OTHER) { \
+            result = on_other; \
+            if (unlikely(result) && (follows)) { \
+                found = refused(dirfd, path, shadow); \
+            } \
         } \
+        return found == PATH_KVM ? on_kvm : found == PATH_SHADOW ? on_shadow : result; \
     }
 
 EXPORT int stat(const char *path, struct stat *status)
 {
-    LOOK(AT_FDCWD, path, device_status(status), NEXT(stat)(shadow, status))
-    return NEXT(stat)(path, status);
+    LOOK(AT_FDCWD, path, true, NEXT(stat)(path, status), device_status(status), NEXT(stat)(shadow, status));
 }
 
 EXPORT int lstat(const char *path, struct stat *status)
 {
-    LOOK(AT_FDCWD, path, device_status(status), NEXT(stat)(shadow, status))
-    return NEXT(lstat)(path, status);
+    LOOK(AT_FDCWD, path, false, NEXT(lstat)(path, status), device_status(status), NEXT(stat)(shadow, status));
 }
 
 EXPORT int fstatat(int dirfd, const char *path, struct stat *status, int flags)
@@ -212,8 +325,8 @@ EXPORT int fstatat(int dirfd, const char *path, struct stat *status, int flags)
     if (unlikely(is_device(dirfd)) && !inside && !*path && flags & AT_EMPTY_PATH) {
         return device_status(status);
     }
-    LOOK(dirfd, path, device_status(status), NEXT(fstatat)(AT_FDCWD, shadow, status, 0))
-    return NEXT(fstatat)(dirfd, path, status, flags);
+    LOOK(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW), NEXT(fstatat)(dirfd, path, status, flags), device_status(status),
+         NEXT(fstatat)(AT_FDCWD, shadow, status, 0));
 }
 
 EXPORT int fstat(int fd, struct stat *status)
@@ -267,8 +380,8 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
     if (unlikely(is_device(dirfd)) && !inside && !*path && flags & AT_EMPTY_PATH) {
         return device_statx(status);
     }
-    LOOK(dirfd, path, device_statx(status), NEXT(statx)(AT_FDCWD, shadow, flags, mask, status))
-    return NEXT(statx)(dirfd, path, flags, mask, status);
+    LOOK(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW), NEXT(statx)(dirfd, path, flags, mask, status),
+         device_statx(status), NEXT(statx)(AT_FDCWD, shadow, flags, mask, status));
 }
 
 static int device_access(int mode)
@@ -282,20 +395,18 @@ static int device_access(int mode)
 
 EXPORT int access(const char *path, int mode)
 {
-    LOOK(AT_FDCWD, path, device_access(mode), NEXT(access)(shadow, mode))
-    return NEXT(access)(path, mode);
+    LOOK(AT_FDCWD, path, true, NEXT(access)(path, mode), device_access(mode), NEXT(access)(shadow, mode));
 }
 
 EXPORT int faccessat(int dirfd, const char *path, int mode, int flags)
 {
-    LOOK(dirfd, path, device_access(mode), NEXT(faccessat)(AT_FDCWD, shadow, mode, flags))
-    return NEXT(faccessat)(dirfd, path, mode, flags);
+    LOOK(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW), NEXT(faccessat)(dirfd, path, mode, flags), device_access(mode),
+         NEXT(faccessat)(AT_FDCWD, shadow, mode, flags));
 }
 
 EXPORT int euidaccess(const char *path, int mode)
 {
-    LOOK(AT_FDCWD, path, device_access(mode), NEXT(euidaccess)(shadow, mode))
-    return NEXT(euidaccess)(path, mode);
+    LOOK(AT_FDCWD, path, true, NEXT(euidaccess)(path, mode), device_access(mode), NEXT(euidaccess)(shadow, mode));
 }
 
 EXPORT int eaccess(const char *path, int mode)
@@ -304,6 +415,15 @@ EXPORT int eaccess(const char *path, int mode)
 }
 
 /* ---- syscall(2), for what libc has no function for or programs write themselves ---- */
+
+/* Whether clone() or clone3() makes a child with a copy of the memory, on the same stack. */
+static bool copies(long number, long a, long b)
+{
+    const uint64_t *arguments = (const uint64_t *)a; /* struct clone_args: flags first, the stack is its sixth word */
+
+    return number == SYS_fork || (number == SYS_clone && !(a & CLONE_VM) && !b) ||
+           (number == SYS_clone3 && (size_t)b >= 6 * sizeof(*arguments) && !(arguments[0] & CLONE_VM) && !arguments[5]);
+}
 
 EXPORT long syscall(long number, ...)
 {
@@ -321,6 +441,8 @@ EXPORT long syscall(long number, ...)
     va_end(list);
     if (!inside) {
         switch (number) {
+        case SYS_rt_sigaction:
+            return raw_action(a, (const void *)b, (void *)c, d);
         case SYS_open:
             return open_at(AT_FDCWD, (const char *)a, b, c);
         case SYS_openat:
@@ -344,11 +466,17 @@ EXPORT long syscall(long number, ...)
             return (long)mmap((void *)a, b, c, d, e, f);
         case SYS_munmap:
             return munmap((void *)a, b);
+        case SYS_mremap:
+            return (long)mremap((void *)a, b, c, d, (void *)e);
+        case SYS_mprotect:
+            return mprotect((void *)a, b, c);
+        case SYS_madvise:
+            return madvise((void *)a, b, c);
         case SYS_fallocate:
             return fallocate(a, b, c, d);
         }
     }
-    result = raw(number, a, b, c, d, e, f);
+    result = !inside && copies(number, a, b) ? forked(number, a, b, c, d, e) : raw(number, a, b, c, d, e, f);
     if (result < 0 && result > -4096) {
         errno = -result;
         return -1;

@@ -17,6 +17,7 @@
 #include <link.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -36,9 +37,13 @@
 #ifndef MADV_COLLAPSE /* headers before Linux 6.1 */
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_DONTNEED_LOCKED /* headers before glibc 2.36 */
+#define MADV_DONTNEED_LOCKED 24
+#endif
 #define DESCRIPTORS (1 << 20)
+#define PAGE 4096ul
 #define KVM_DEVICE makedev(10, 232)
-enum kind { NOT_OURS, DEVICE, OURS, STATISTICS };
+enum kind { NOT_OURS, NAME, DEVICE, OURS, STATISTICS }; /* NAME: /dev/kvm by O_PATH, no more than its name */
 
 __thread bool inside __attribute__((tls_model("initial-exec")));
 static __thread uint64_t program_mask __attribute__((tls_model("initial-exec")));
@@ -47,9 +52,15 @@ static const struct swtdx_bridge *bridge;
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static bool failed;
 static int owner; /* the process whose memory this is */
+static int *same; /* 1, and 0 in a child that has a copy of the memory (MADV_WIPEONFORK) */
 static uint64_t watch_start, watch_end;
 
 static bool ours(int fd)
+{
+    return (unsigned)fd < DESCRIPTORS && __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) >= DEVICE;
+}
+
+static bool marked(int fd)
 {
     return (unsigned)fd < DESCRIPTORS && __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) != NOT_OURS;
 }
@@ -63,13 +74,44 @@ static void mark(int fd, enum kind kind)
 
 bool is_device(int fd)
 {
-    return (unsigned)fd < DESCRIPTORS && kinds[fd] == DEVICE;
+    return (unsigned)fd < DESCRIPTORS && (kinds[fd] == DEVICE || kinds[fd] == NAME);
+}
+
+static void belongs_here(void)
+{
+    owner = RAW(SYS_getpid);
+    if (same) {
+        *same = 1;
+    }
+}
+
+/* A child that a system call of the program's own has made, so that nobody has told us. What other threads of its
+ * parent were doing is as it was: of a kernel that was started nothing is usable. */
+static bool is_copy(void)
+{
+    static bool said;
+
+    if (!same || *same) {
+        return false;
+    }
+    if (!bridge) {
+        pthread_mutex_init(&starting, NULL);
+        belongs_here();
+        return true;
+    }
+    if (!said) {
+        said = true;
+        say("swtdx: exec: process %ld was made by a system call of the program's own after it had opened /dev/kvm: "
+            "its KVM calls fail. Use fork(), or 'swtdx exec --front-end notify'",
+            RAW(SYS_getpid));
+    }
+    return false;
 }
 
 /* Whether this is the child of a vfork(), which runs in its parent's memory with descriptors of its own. */
 bool borrowed(void)
 {
-    return RAW(SYS_getpid) != owner;
+    return RAW(SYS_getpid) != owner && !is_copy();
 }
 
 /* ---- entering ---- */
@@ -116,6 +158,14 @@ long kernel(enum swtdx_call call, uint64_t a, uint64_t b, uint64_t c, uint64_t d
     return result;
 }
 
+static void from_inside(void (*function)(void *), void *argument)
+{
+    struct outside outside = enter();
+
+    function(argument);
+    leave(outside);
+}
+
 static int answer(long result)
 {
     if (result < 0) {
@@ -138,7 +188,7 @@ static void watch(uint64_t start, uint64_t end)
 
 /* ---- starting ---- */
 
-static void before_fork(void)
+void before_fork(void)
 {
     if (bridge && !inside) {
         inside = true;
@@ -146,26 +196,46 @@ static void before_fork(void)
     }
 }
 
-static void after_fork_in_parent(void)
+void after_fork(bool child)
 {
+    if (child) {
+        belongs_here();
+    }
     if (bridge) {
-        bridge->fork(SWTDX_FORK_PARENT);
+        bridge->fork(child ? SWTDX_FORK_CHILD : SWTDX_FORK_PARENT);
         inside = false;
     }
+}
+
+static void after_fork_in_parent(void)
+{
+    after_fork(false);
 }
 
 static void after_fork_in_child(void)
 {
-    owner = RAW(SYS_getpid);
-    if (bridge) {
-        bridge->fork(SWTDX_FORK_CHILD);
-        inside = false;
-    }
+    after_fork(true);
+}
+
+/* fork() by syscall(2), with no other stack for the child. */
+long forked(long number, long a, long b, long c, long d, long e)
+{
+    long result;
+
+    before_fork();
+    result = raw(number, a, b, c, d, e, 0);
+    after_fork(!result);
+    return result;
 }
 
 __attribute__((constructor)) static void begin(void)
 {
-    owner = RAW(SYS_getpid);
+    long page = RAW(SYS_mmap, 0, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (page > 0 && !RAW(SYS_madvise, page, PAGE, MADV_WIPEONFORK)) {
+        same = (int *)page;
+    }
+    belongs_here();
     pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
@@ -214,7 +284,9 @@ static bool load_python(void)
     size_t length;
 
     if (!setting("version", wanted, sizeof(wanted)) || !setting("libpython", path, sizeof(path))) {
-        say("swtdx: exec: %s/settings cannot be read: start the program with 'swtdx exec'", settings);
+        say("swtdx: exec: %s/settings cannot be read here: open /dev/kvm before chroot(), or make the folder available "
+            "to this user and in this file system",
+            settings);
         return false;
     }
     length = strlen(wanted);
@@ -237,7 +309,8 @@ static bool load_python(void)
 
 static const struct swtdx_bridge *start(void)
 {
-    static const struct swtdx_program program = { settings, open_for_run, close_signals, set_interrupt, watch };
+    static const struct swtdx_program program = { settings,      open_for_run, close_signals,
+                                                  set_interrupt, from_inside,  watch };
     swtdx_bridge_start_fn *begin;
     char path[PATH_MAX];
     void *object;
@@ -245,6 +318,7 @@ static const struct swtdx_bridge *start(void)
     if (!load_python() || !setting("bridge", path, sizeof(path))) {
         return NULL;
     }
+    prepare_cancellation(); /* it loads a library, which the program may not find later */
     object = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     begin = object ? (swtdx_bridge_start_fn *)dlsym(object, SWTDX_BRIDGE_START) : NULL;
     if (!begin) {
@@ -275,6 +349,38 @@ static bool running(void)
     return bridge != NULL;
 }
 
+/* Let the kernel, if there is one, make ready for what the program is about to do. */
+void tell(enum swtdx_call call)
+{
+    int error = errno;
+
+    if (bridge && !inside && !borrowed()) {
+        kernel(call, 0, 0, 0, 0);
+    }
+    errno = error;
+}
+
+/* The program is about to change its root directory, its user or its namespaces. */
+static void prepare(void)
+{
+    tell(SWTDX_PREPARE);
+}
+
+#define PREPARED(name, parameters, ...) \
+    EXPORT int name parameters \
+    { \
+        prepare(); \
+        return NEXT(name)(__VA_ARGS__); \
+    }
+
+PREPARED(chroot, (const char *path), path)
+PREPARED(setuid, (uid_t uid), uid)
+PREPARED(seteuid, (uid_t uid), uid)
+PREPARED(setreuid, (uid_t real, uid_t effective), real, effective)
+PREPARED(setresuid, (uid_t real, uid_t effective, uid_t saved), real, effective, saved)
+PREPARED(unshare, (int flags), flags)
+PREPARED(setns, (int fd, int kind), fd, kind)
+
 /* ---- descriptors ---- */
 
 int open_kvm(int flags)
@@ -300,6 +406,27 @@ int open_kvm(int flags)
     return answer(fd);
 }
 
+static long drop(int fd);
+
+/* O_PATH: a descriptor that is a name. What is opened by it, below /proc/self/fd, is adopted at its first ioctl. */
+int name_kvm(int flags)
+{
+    char link[64];
+    int fd = open_kvm((flags & O_DIRECTORY) | O_RDWR | O_CLOEXEC);
+    long name;
+
+    if (fd < 0) {
+        return fd;
+    }
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    name = RAW(SYS_openat, AT_FDCWD, link, O_PATH | (flags & O_CLOEXEC));
+    drop(fd);
+    if (name >= 0) {
+        mark(name, NAME);
+    }
+    return answer(name);
+}
+
 /* An ioctl of KVM's type on a descriptor that we have not given out: one of ours that came another way, the machine's,
  * or none of KVM's. The kernel's answer: 0 when it is ours from now on, ENOTTY to let the system answer. */
 static long adopt(int fd)
@@ -308,7 +435,7 @@ static long adopt(int fd)
     struct stat status;
     long length;
 
-    if (RAW(SYS_fstat, fd, &status)) {
+    if (RAW(SYS_fstat, fd, &status) || RAW(SYS_fcntl, fd, F_GETFL) & O_PATH) {
         return -ENOTTY;
     }
     if (S_ISCHR(status.st_mode) && status.st_rdev == KVM_DEVICE) {
@@ -379,16 +506,21 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 /* Before the number of one of ours goes away, by whatever call. */
 static long drop(int fd)
 {
+    bool named = kinds[fd] == NAME;
+
     if (borrowed()) {
         return RAW(SYS_close, fd);
     }
     mark(fd, NOT_OURS);
+    if (named) {
+        return RAW(SYS_close, fd);
+    }
     return kernel(SWTDX_CLOSE, fd, 0, 0, 0);
 }
 
 EXPORT int close(int fd)
 {
-    if (unlikely(ours(fd)) && !inside) {
+    if (unlikely(marked(fd)) && !inside) {
         return answer(drop(fd));
     }
     return NEXT(close)(fd);
@@ -400,7 +532,7 @@ EXPORT int close_range(unsigned first, unsigned last, int flags)
 
     if (bridge && !inside && !(flags & CLOSE_RANGE_CLOEXEC) && !borrowed()) {
         for (fd = first; fd <= last && fd < DESCRIPTORS; fd++) {
-            if (ours(fd)) {
+            if (marked(fd)) {
                 drop(fd);
             }
         }
@@ -415,7 +547,7 @@ EXPORT void closefrom(int first)
 
 static int duplicated(int from, int to)
 {
-    if (to >= 0 && ours(from) && !inside) {
+    if (to >= 0 && marked(from) && !inside) {
         mark(to, kinds[from]);
     }
     return to;
@@ -428,7 +560,7 @@ EXPORT int dup(int fd)
 
 EXPORT int dup3(int from, int to, int flags)
 {
-    if (unlikely(ours(to)) && !inside && from != to && RAW(SYS_fcntl, from, F_GETFD) >= 0) {
+    if (unlikely(marked(to)) && !inside && from != to && RAW(SYS_fcntl, from, F_GETFD) >= 0) {
         drop(to);
     }
     return duplicated(from, answer(RAW(SYS_dup3, from, to, flags)));
@@ -568,7 +700,6 @@ EXPORT ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at,
 
 /* ---- mappings ---- */
 
-#define PAGE 4096ul
 #define MAPPINGS 4096
 
 /* A part of a mapping of a vCPU or guest_memfd. The kernel keeps the file until the last page of it is unmapped. */
@@ -849,7 +980,7 @@ EXPORT int madvise(void *address, size_t length, int advice)
         return answer(-EINVAL); /* of tmpfs the pages could be made one; those of a guest_memfd cannot */
     }
     result = NEXT(madvise)(address, length, advice);
-    if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE) &&
+    if ((advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_REMOVE || advice == MADV_DONTNEED_LOCKED) &&
         in_kernel_memory(address, length)) {
         notify(address, length, SWTDX_CHANGE_CONTENTS);
     }

@@ -49,9 +49,14 @@ static inline long raw(long number, long a, long b, long c, long d, long e, long
 /* preload.c: a thread of ours, or of the program while it is in the kernel; its calls go to the system untouched. */
 extern __thread bool inside __attribute__((tls_model("initial-exec")));
 long kernel(enum swtdx_call call, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+void tell(enum swtdx_call call);
 int open_kvm(int flags);
+int name_kvm(int flags);
 bool is_device(int fd);
 bool borrowed(void);
+void before_fork(void);
+void after_fork(bool child);
+long forked(long number, long a, long b, long c, long d, long e);
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* settings.c: where the library is, and what the command wrote beside it. */
@@ -63,6 +68,8 @@ bool setting(const char *name, char *value, size_t size);
 void set_interrupt(void (*function)(void));
 void open_signals(uint64_t mask, const uint64_t *sigset);
 void close_signals(void);
+void prepare_cancellation(void);
+long raw_action(int number, const void *action, void *old, size_t size);
 
 /* paths.c */
 enum path { PATH_OTHER, PATH_KVM, PATH_SHADOW };

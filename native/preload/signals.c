@@ -206,6 +206,69 @@ EXPORT sighandler_t __sysv_signal(int number, sighandler_t handler)
     return sysv_signal(number, handler);
 }
 
+/* ---- handlers that were installed by system calls of the program's own ---- */
+
+/* struct sigaction as the kernel has it. */
+struct kernel_action {
+    void *handler;
+    uint64_t flags;
+    void *restorer;
+    uint64_t mask;
+};
+#define SA_RESTORER 0x04000000
+
+static struct sigaction from_kernel(const struct kernel_action *given)
+{
+    struct sigaction action = { .sa_flags = given->flags & ~SA_RESTORER };
+
+    action.sa_sigaction = (void (*)(int, siginfo_t *, void *))given->handler;
+    memcpy(&action.sa_mask, &given->mask, sizeof(given->mask));
+    return action;
+}
+
+/* rt_sigaction by syscall(2). */
+long raw_action(int number, const void *action, void *old, size_t size)
+{
+    struct kernel_action *to = old;
+    struct sigaction ours, before;
+
+    if (size != 8 || number <= 0 || number >= _NSIG || number == 32 || number == 33) { /* libc's own, or an error */
+        long result = RAW(SYS_rt_sigaction, number, action, old, size);
+
+        errno = result < 0 ? -result : errno;
+        return result < 0 ? -1 : result;
+    }
+    if (action) {
+        ours = from_kernel(action);
+    }
+    if (sigaction(number, action ? &ours : NULL, &before)) {
+        return -1;
+    }
+    if (to) {
+        *to = (struct kernel_action){ (void *)before.sa_sigaction, before.sa_flags, NULL, 0 };
+        memcpy(&to->mask, &before.sa_mask, sizeof(to->mask));
+    }
+    return 0;
+}
+
+/* Put on_signal() around the handlers that got past sigaction(): asked once for each thread that runs a guest. */
+static void find_handlers(void)
+{
+    struct kernel_action found;
+    struct sigaction action;
+    int number;
+
+    for (number = 1; number < _NSIG; number++) {
+        if (number == 32 || number == 33 || RAW(SYS_rt_sigaction, number, NULL, &found, 8) ||
+            (uintptr_t)found.handler <= 1 || found.handler == (void *)on_signal) {
+            continue;
+        }
+        action = from_kernel(&found);
+        set_action(number, &action);
+        install(number, &action);
+    }
+}
+
 /* ---- cancellation ---- */
 
 #define SIGCANCEL 32 /* glibc's own */
@@ -239,35 +302,36 @@ static void *wait_for_cancellation(void *unused)
  * sigaction() for this signal, so the kernel's structure is filled by hand. */
 static void wrap_cancellation(void)
 {
-    struct {
-        void *handler;
-        uint64_t flags;
-        void *restorer;
-        uint64_t mask;
-    } raw_action = { 0 };
+    struct kernel_action cancels = { 0 };
     struct sigaction action = { .sa_flags = SA_SIGINFO };
     pthread_t thread;
 
     pthread_key_create(&thread_end, ended);
-    if (NEXT(pthread_create)(&thread, NULL, wait_for_cancellation, NULL)) {
+    if (!dlopen("libgcc_s.so.1", RTLD_NOW) || /* without it pthread_cancel() ends the program */
+        NEXT(pthread_create)(&thread, NULL, wait_for_cancellation, NULL)) {
         return;
     }
     NEXT(pthread_cancel)(thread);
     pthread_join(thread, NULL);
-    if (!RAW(SYS_rt_sigaction, SIGCANCEL, NULL, &raw_action, 8) && (uintptr_t)raw_action.handler > 1) {
-        action.sa_sigaction = (void (*)(int, siginfo_t *, void *))raw_action.handler;
+    if (!RAW(SYS_rt_sigaction, SIGCANCEL, NULL, &cancels, 8) && (uintptr_t)cancels.handler > 1) {
+        action.sa_sigaction = (void (*)(int, siginfo_t *, void *))cancels.handler;
         set_action(SIGCANCEL, &action);
-        raw_action.handler = on_signal;
-        raw_action.flags |= SA_SIGINFO;
-        RAW(SYS_rt_sigaction, SIGCANCEL, &raw_action, NULL, 8);
+        cancels.handler = on_signal;
+        cancels.flags |= SA_SIGINFO;
+        RAW(SYS_rt_sigaction, SIGCANCEL, &cancels, NULL, 8);
     }
+}
+
+void prepare_cancellation(void)
+{
+    pthread_once(&once, wrap_cancellation);
 }
 
 static void introduce(void)
 {
     struct runner *runner = malloc(sizeof(*runner));
 
-    pthread_once(&once, wrap_cancellation);
+    find_handlers();
     if (!runner) {
         return;
     }

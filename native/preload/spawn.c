@@ -8,6 +8,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -104,10 +105,80 @@ static bool other_python(const char *path)
     return memchr(name, '.', length) && (!name[length] || !strcmp(name + length, "t")) && strcmp(name, wanted);
 }
 
-/* Whether an executable does not load us: a static one, one for another libc, Go's, a Python of another version. */
+/* glibc's loader, whatever its folder; that of another libc loads no library of ours. */
+static bool is_our_loader(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return !strncmp(slash ? slash + 1 : path, "ld-linux", 8) || !strncmp(slash ? slash + 1 : path, "ld-lsb", 6);
+}
+
+/* Where in the file a virtual address is; 0 if nowhere. */
+static uint64_t file_offset(const Elf64_Ehdr *header, uint64_t address)
+{
+    const Elf64_Phdr *segment = (const Elf64_Phdr *)((const char *)header + header->e_phoff);
+    int i;
+
+    for (i = 0; i < header->e_phnum; i++) {
+        if (segment[i].p_type == PT_LOAD && address - segment[i].p_vaddr < segment[i].p_filesz) {
+            return address - segment[i].p_vaddr + segment[i].p_offset;
+        }
+    }
+    return 0;
+}
+
+/* Names that a program with a sanitizer has among its dynamic strings. */
+static bool names_sanitizer(const char *text, size_t size)
+{
+    static const char names[][16] = { "__asan_init", "__tsan_init", "__msan_init", "__hwasan_init", "liblsan.so" };
+    size_t i;
+
+    for (i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        if (memmem(text, size, names[i], strlen(names[i]))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether a sanitizer's runtime is linked: it must be loaded first, and would take the kernel's memory for the
+ * program's. `head` has the program headers. */
+static bool sanitized(const char *path, const unsigned char *head, const Elf64_Phdr *dynamic)
+{
+    const Elf64_Ehdr *header = (const Elf64_Ehdr *)head;
+    uint64_t table = 0, size = 0, at;
+    Elf64_Dyn entries[256];
+    bool found = false;
+    char text[4096];
+    long got, fd;
+    int i;
+
+    fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    got = RAW(SYS_pread64, fd, entries, sizeof(entries), dynamic->p_offset);
+    for (i = 0; i < got / (long)sizeof(*entries) && entries[i].d_tag != DT_NULL; i++) {
+        if (entries[i].d_tag == DT_STRTAB) {
+            table = file_offset(header, entries[i].d_un.d_ptr);
+        } else if (entries[i].d_tag == DT_STRSZ) {
+            size = entries[i].d_un.d_val;
+        }
+    }
+    for (at = 0; table && at < size && !found; at += sizeof(text) - 16) { /* a name may lie across two pieces */
+        got = RAW(SYS_pread64, fd, text, size - at < sizeof(text) ? size - at : sizeof(text), table + at);
+        if (got <= 0) {
+            break;
+        }
+        found = names_sanitizer(text, got);
+    }
+    RAW(SYS_close, fd);
+    return found;
+}
+
+/* Whether an executable does not load us, or must not: a static one, one for another libc, Go's, a Python of another
+ * version, one with a sanitizer. */
 static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t got)
 {
     const Elf64_Ehdr *header = (const Elf64_Ehdr *)head;
+    const Elf64_Phdr *dynamic = NULL;
     bool interpreted = false;
     int i;
 
@@ -128,17 +199,23 @@ static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t
             return false;
         }
         if (segment->p_type == PT_INTERP) {
-            if (segment->p_offset >= got || strstr((const char *)head + segment->p_offset, "ld-musl")) {
+            if (segment->p_offset >= got || !is_our_loader((const char *)head + segment->p_offset)) {
                 return segment->p_offset < got;
             }
             interpreted = true;
+        }
+        if (segment->p_type == PT_DYNAMIC) {
+            dynamic = segment;
         }
         if (segment->p_type == PT_NOTE && segment->p_offset + 16 <= got &&
             !memcmp(head + segment->p_offset + 12, "Go\0", 4)) {
             return true;
         }
     }
-    return interpreted ? other_python(path) : !strstr(path, "/ld-linux"); /* the loader: what it loads is in reach */
+    if (!interpreted) {
+        return !is_our_loader(path); /* the loader itself: what it loads is in reach */
+    }
+    return other_python(path) || (dynamic && sanitized(path, head, dynamic));
 }
 
 /* Whether a file gives its user more rights; then its loader drops us. Asked where the machine has a /dev/kvm. */
@@ -184,11 +261,19 @@ static bool out_of_reach(const char *path)
 /* A program that does not find us sees the machine's own /dev/kvm, where there is one for it: refused. */
 static bool library_is_here(const char *path)
 {
-    if (host_kvm_is_in_reach() && RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
+    if (!RAW(SYS_faccessat, AT_FDCWD, library, R_OK)) {
+        return true;
+    }
+    if (host_kvm_is_in_reach()) {
         say("swtdx: exec: %s cannot be read here, so %s would get this machine's own /dev/kvm: not executed. Make the "
-            "file available, or run 'swtdx exec --allow-host-kvm'",
+            "file available to this user and in this file system, or run 'swtdx exec --allow-host-kvm'",
             library, path);
         return false;
+    }
+    if (!RAW(SYS_faccessat, AT_FDCWD, path, X_OK)) {
+        say("swtdx: exec: %s cannot be read here, so %s has no /dev/kvm: make the file available to this user and in "
+            "this file system",
+            library, path);
     }
     return true;
 }
@@ -313,6 +398,7 @@ static int execute(execute_fn *next, const char *path, char *const argv[], char 
         errno = EACCES;
         return -1;
     }
+    tell(SWTDX_SETTLE);
     return next(to.path, to.argv, to.envp);
 }
 
@@ -354,6 +440,7 @@ static int execute_at(int dirfd, const char *path, char *const argv[], char *con
         errno = EACCES;
         return -1;
     }
+    tell(SWTDX_SETTLE);
     if (to.path == to.python) {
         RAW(SYS_fcntl, dirfd, F_SETFD, 0);
         return NEXT(execve)(to.path, to.argv, to.envp);
@@ -436,12 +523,72 @@ EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_act
     return spawn(NEXT(posix_spawnp), pid, file, actions, attributes, argv, envp);
 }
 
-/* ---- threads of the kernel: in it for good, and no signal is for them ---- */
+/* ---- what libc executes by itself: with the environment of the process ---- */
+
+/* A program that has cleared its environment gets the library back into it, as one with an environment of its own does
+ * in the calls above. */
+static void keep_library(void)
+{
+    const char *theirs = getenv("LD_PRELOAD");
+    char text[2 * PATH_MAX];
+
+    if (*library && !inside && !borrowed() && (!theirs || !preloads_us(theirs)) &&
+        snprintf(text, sizeof(text), "%s%s%s", library, theirs && *theirs ? ":" : "", theirs ? theirs : "") <
+            (int)sizeof(text)) {
+        setenv("LD_PRELOAD", text, true);
+    }
+}
+
+EXPORT int system(const char *command)
+{
+    keep_library();
+    return NEXT(system)(command);
+}
+
+EXPORT FILE *popen(const char *command, const char *mode)
+{
+    keep_library();
+    return NEXT(popen)(command, mode);
+}
+
+/* ---- clone(): a child with memory of its own, and a stack that its parent chose ---- */
 
 struct beginning {
     void *(*function)(void *);
+    int (*main)(void *);
     void *argument;
 };
+
+static int begin_copied(void *given)
+{
+    struct beginning beginning = *(struct beginning *)given;
+
+    after_fork(true);
+    return beginning.main(beginning.argument);
+}
+
+EXPORT int clone(int (*function)(void *), void *stack, int flags, void *argument, ...)
+{
+    struct beginning beginning = { .main = function, .argument = argument };
+    void *more[3]; /* the parent's and the child's number, thread-local storage */
+    va_list list;
+    int i, result;
+
+    va_start(list, argument);
+    for (i = 0; i < 3; i++) {
+        more[i] = va_arg(list, void *);
+    }
+    va_end(list);
+    if (flags & CLONE_VM) {
+        return NEXT(clone)(function, stack, flags, argument, more[0], more[1], more[2]);
+    }
+    before_fork();
+    result = NEXT(clone)(begin_copied, stack, flags, &beginning, more[0], more[1], more[2]);
+    after_fork(false);
+    return result;
+}
+
+/* ---- threads of the kernel: in it for good, and no signal is for them ---- */
 
 static void *begin_inside(void *given)
 {
@@ -465,7 +612,7 @@ EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
     if (!beginning) {
         return EAGAIN;
     }
-    *beginning = (struct beginning){ function, argument };
+    *beginning = (struct beginning){ .function = function, .argument = argument };
     result = NEXT(pthread_create)(thread, attributes, begin_inside, beginning); /* it inherits the blocked signals */
     if (result) {
         free(beginning);

@@ -20,7 +20,7 @@ import swtdx
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.writing import complain
 from swtdx.exec.settings import Settings
-from swtdx.trace.event import Event
+from swtdx.trace.event import KINDS, Event
 from swtdx.trace.file import TraceError, TraceFormat, read_events
 from swtdx.trace.history import RunHistory
 from swtdx.trace.html import page
@@ -44,6 +44,7 @@ class Keeper:
 
     def __enter__(self) -> Keeper:
         self._outputs.__enter__()
+        self._check_names()
         if self._trace is not None:
             _make_way(self._trace)
         for option, path in self._paths.items():
@@ -53,6 +54,20 @@ class Keeper:
             self._folder = tempfile.mkdtemp(prefix="swtdx-record-")
             Path(self._folder).chmod(0o1777)  # a service of another user writes its part, too
         return self
+
+    def _check_names(self) -> None:
+        """Refuse one file for two outputs, and standard output, which is the program's. Raises `OutputError`."""
+        named: dict[str, str] = {}
+        for option, path in {"--trace": self._trace, **self._paths}.items():
+            if path is None:
+                continue
+            if str(path) == "-":
+                raise OutputError(f"{option} -: standard output is COMMAND's. Name a file")
+            if path.is_dir() or path.is_char_device() or path.is_fifo():
+                continue  # a device may be named twice
+            other = named.setdefault(os.path.realpath(path), option)
+            if other != option:
+                raise OutputError(f"{other} and {option} name the same file, {path}")
 
     def settings(self, settings: Settings) -> Settings:
         """Return ``settings`` with what is to be kept."""
@@ -70,6 +85,10 @@ class Keeper:
             return
         self._outputs.begin()
         processes = self._processes()
+        page = self._page(processes, status) if "--html" in self._open else ""
+        for process in processes:
+            if process["trace"].startswith(self._folder):
+                process["trace"] = ""  # it goes with the folder
         record = {
             "swtdx": swtdx.__version__,
             "command": self._command,
@@ -81,10 +100,8 @@ class Keeper:
         }
         if "--json" in self._open:
             self._open["--json"].replace((json.dumps(record, indent=2) + "\n").encode())
-        if "--html" in self._open:
-            text = self._page(record, processes)
-            if text:
-                self._open["--html"].replace(text.encode("utf-8", "replace"))
+        if page:
+            self._open["--html"].replace(page.encode("utf-8", "replace"))
 
     def _processes(self) -> list[dict[str, Any]]:
         found = []
@@ -95,24 +112,28 @@ class Keeper:
                 continue
         return sorted(found, key=lambda process: -len(process["tds"]))
 
-    def _page(self, record: dict[str, Any], processes: list[dict[str, Any]]) -> str:
-        history = RunHistory()
-        try:
-            for line in read_events(Path(self._settings.trace)):
-                if isinstance(line, Event):
-                    history.add(line)
-        except FileNotFoundError:
+    def _page(self, processes: list[dict[str, Any]], status: int) -> str:
+        """The page of the process with most to show: one with a TD, of these the one with most events."""
+        traced = [process for process in processes if process["trace"]]
+        if not traced:
             complain("no process opened /dev/kvm: there is nothing to show with --html")
             return ""
+        shown = max(traced, key=lambda process: (len(process["tds"]), _events(process)))
+        history = RunHistory()
+        try:
+            for line in read_events(Path(shown["trace"])):
+                if isinstance(line, Event):
+                    history.add(line)
         except (OSError, TraceError) as error:
             complain(f"--html: {error}")
             return ""
-        tds = [td for process in processes for td in process["tds"]]
-        release = KernelRelease(record["kernel_release"])
+        tds = shown["tds"]
+        release = KernelRelease(self._settings.kernel_release)
+        others = f"; process {shown['pid']}, one of {len(traced)}" if len(traced) > 1 else ""
         history.record = {
             "vm_type": "tdx" if tds else "default",
-            "text": " ".join(self._command),
-            "subtitle": f"under swtdx exec, {release.words}; exit status {record['status']}",
+            "text": " ".join(shown["command"]),
+            "subtitle": f"under swtdx exec, {release.words}; exit status {status}{others}",
             **({"mrtd": tds[-1]["mrtd"], "rtmr": tds[-1]["rtmr"], "mrtd_source": "the TDX module"} if tds else {}),
         }
         history.finish()
@@ -124,6 +145,11 @@ class Keeper:
         self._outputs.__exit__(kind, error, trace)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _events(process: dict[str, Any]) -> int:
+    """Return how many events a process has had."""
+    return sum(sum(process.get(kind, {}).values()) for kind in KINDS)
 
 
 def _make_way(path: Path) -> None:

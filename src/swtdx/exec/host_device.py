@@ -5,8 +5,9 @@ The library sees what goes through the C library. It does not see a system-call 
 open by io_uring, a C library that was loaded a second time, or a static program that is executed by any of these. A
 filter on system calls (seccomp) would see them, but costs every system call of every program something, needs
 no_new_privs, and stays in force below it, where the second front end has a filter of its own. So the launcher looks:
-inotify reports each open of the device at once, and the processes below the command are searched for it. A program that
-has the device and closes it again within a millisecond is not found.
+inotify reports each open of the device at once, and the processes below the command are searched for it; for an open by
+another node of the same device, which inotify does not report, they are searched every few seconds. A program that has
+the device and closes it again within a millisecond is not found.
 
 A process that has only opened the device may keep it for a while: its first ioctl through the C library starts the
 emulated kernel and puts the emulated device in its place.
@@ -33,6 +34,8 @@ _IN_OPEN, _IN_CLOEXEC = 0x20, 0o2000000
 _EVENT = struct.Struct("iIII")
 _PAUSES, _PAUSE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05), 0.2
 """Seconds between the looks after an open, and from then on while a process has the device."""
+_SELDOM = 3.0
+"""Seconds between the looks when nothing is known."""
 _PATIENCE = 15.0
 """How long a process may have the device and not use it: the emulated kernel starts at its first ioctl."""
 
@@ -64,7 +67,7 @@ class HostDeviceWatch(threading.Thread):
         holders: dict[int, float] = {}
         looks = len(_PAUSES)
         while True:
-            pause = _PAUSES[looks] if looks < len(_PAUSES) else (_PAUSE if holders else None)
+            pause = _PAUSES[looks] if looks < len(_PAUSES) else (_PAUSE if holders else _SELDOM)
             if select.select([self._fd], [], [], pause)[0]:
                 os.read(self._fd, 64 * _EVENT.size)
                 looks = 0

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from swtdx.cpu import _engine
@@ -26,7 +27,8 @@ from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
-from swtdx.linux.uaccess import struct_from_user
+from swtdx.linux.kept_file import more_descriptors
+from swtdx.linux.uaccess import keep_maps, struct_from_user
 from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 from swtdx.uapi.kvm import (
@@ -50,6 +52,7 @@ _CHANGE_START, _CHANGE_END, _CHANGE_CONTENTS = range(3)
 _ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
 _INTERRUPTIBLE = {_KVM_RUN, _ENCRYPT_OP, int(KVM_PRE_FAULT_MEMORY)}
 """Requests that a signal ends with EINTR."""
+_LOADED_LATE = ("iced_x86", "cryptography.hazmat.primitives.ciphers")
 _DEVICE_LINK = "/memfd:" + KvmDevice.name
 Call = Callable[[int, int, int, int], int]
 
@@ -75,15 +78,17 @@ class Process:
     def calls(self) -> list[Call]:
         """In the order of ``enum swtdx_call``."""
         plain: list[Call] = [self.open, self.ioctl, self.mmap, self.unmap, self.close, self.fallocate, self.adopt]
-        return [*plain, self.changed, self.finish]
+        return [*plain, self.changed, self.prepare, self.settle, self.finish]
 
     def boot(self) -> Kernel:
         """The kernel, from the first call on that needs one. Raises OSError, ValueError."""
         if self.kernel is None:
-            from swtdx.exec.machine import boot
+            with more_descriptors():
+                from swtdx.exec.machine import boot
 
-            self.record.begin()
-            self.machine, self.kernel = boot(self.settings, self.record.emit if self.record.wanted else None)
+                self.record.begin()
+                self.machine, self.kernel = boot(self.settings, self.record.emit if self.record.wanted else None)
+                keep_maps()
             self.machine.sees_signals = True
             _bridge.set_interrupt(_engine.signal_entry())
         return self.kernel
@@ -252,6 +257,20 @@ class Process:
             if watched != (start, end):
                 self._watched = watched
                 _bridge.watch(*watched)
+
+    def prepare(self, _a: int, _b: int, _c: int, _d: int) -> int:
+        """Load what is loaded late: the program changes its root directory or its user, and may not find it then."""
+        for name in _LOADED_LATE:
+            with contextlib.suppress(ImportError):
+                import_module(name)
+        return 0
+
+    def settle(self, _a: int, _b: int, _c: int, _d: int) -> int:
+        """Keep what there is to be kept: the program may be replaced by another one."""
+        if self.machine is not None and self.record.wanted:
+            self.machine.flush_trace()
+            self.record.settle(self.machine)
+        return 0
 
     def finish(self, _a: int, _b: int, _c: int, _d: int) -> int:
         """The process exits."""

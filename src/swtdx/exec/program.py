@@ -2,8 +2,9 @@
 """What a program is, as far as a front end must know: found, executable, of this machine, by which libc.
 
 The preloaded library reaches a program whose ELF header names glibc's dynamic loader. It does not reach static programs
-and those of other libcs, nor Go's, which make system calls without a libc: the server of `swtdx.exec.notify` serves
-those. Nor does it reach setuid programs, whose loader ignores LD_PRELOAD; they are refused.
+and those of other libcs, nor Go's, which make system calls without a libc; nor may it be in a program with a sanitizer.
+The server of `swtdx.exec.notify` serves those. Nor does it reach setuid programs, whose loader ignores LD_PRELOAD; they
+are refused.
 """
 
 from __future__ import annotations
@@ -18,12 +19,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import BinaryIO
 
 _EM_X86_64 = 62
 _MACHINES = {3: "32-bit x86", 40: "32-bit ARM", 183: "64-bit ARM", 243: "RISC-V", 21: "64-bit POWER", 22: "s390x"}
 _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
-_PT_INTERP, _PT_NOTE = 3, 4
+_PT_LOAD, _PT_DYNAMIC, _PT_INTERP, _PT_NOTE = 1, 2, 3, 4
+_DT_STRTAB, _DT_STRSZ = 5, 10
+_DYNAMIC = struct.Struct("<qQ")
+_MOST_DYNAMIC = 1 << 16
+_SANITIZERS = {
+    b"__asan_init": "AddressSanitizer",
+    b"__tsan_init": "ThreadSanitizer",
+    b"__msan_init": "MemorySanitizer",
+    b"__hwasan_init": "HWAddressSanitizer",
+    b"liblsan.so": "LeakSanitizer",
+}
+"""What a program has among its dynamic strings if it is linked with one of them."""
+_LOADERS = ("ld-linux", "ld-lsb")
+"""How the names of glibc's loaders begin."""
 _LOADER_OPTIONS_WITH_VALUE = {"--library-path", "--inhibit-rpath", "--audit", "--preload", "--argv0"}
 _PYTHON = re.compile(r"python(\d+\.\d+)")
 _MOST_SCRIPTS = 4  # the kernel's limit of interpreters of interpreters
@@ -52,13 +67,14 @@ class Elf:
 
     interpreter: str | None
     go: bool
+    sanitizer: str | None = None
 
 
 def find(command: str) -> Path:
     """The file that ``command`` names, by PATH if it has no slash. Raises `ProgramError`."""
     path = command if "/" in command else shutil.which(command)
     if path is None:
-        raise ProgramError(f"{command}: no such program in PATH", NOT_FOUND)
+        raise ProgramError(f"{command or repr(command)}: no such program in PATH", NOT_FOUND)
     if not os.path.exists(path):
         raise ProgramError(f"{command}: no such file", NOT_FOUND)
     if os.path.isdir(path) or not os.access(path, os.X_OK):
@@ -80,17 +96,21 @@ def choose(path: Path, arguments: list[str], depth: int = 0) -> tuple[FrontEnd, 
     if head.startswith(b"#!"):
         return choose(*_interpreter_of(path, head, depth), depth + 1)
     elf = read_elf(path, head)
-    if elf.interpreter is None and path.name.startswith("ld-linux") and depth < _MOST_SCRIPTS:
+    if elf.interpreter is None and path.name.startswith(_LOADERS) and depth < _MOST_SCRIPTS:
         loaded = _loaded_by(arguments)  # the loader itself, with the program as its argument
         return choose(*loaded, depth + 1) if loaded is not None else (FrontEnd.preload, "")
     if elf.go:
         return FrontEnd.notify, "is a Go program, which makes system calls without libc"
     if elf.interpreter is None:
         return FrontEnd.notify, "is linked statically"
-    if "ld-musl" in elf.interpreter:
+    if "ld-musl" in Path(elf.interpreter).name:
         return FrontEnd.notify, "is linked against musl"
     if not Path(elf.interpreter).exists() and depth == 0:
         raise ProgramError(f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc")
+    if not Path(elf.interpreter).name.startswith(_LOADERS):
+        return FrontEnd.notify, f"is linked against another libc, by its loader {elf.interpreter}"
+    if elf.sanitizer is not None:
+        return FrontEnd.notify, f"is built with {elf.sanitizer}, whose library must be loaded first"
     version = _PYTHON.fullmatch(path.resolve().name)
     if version is not None and version[1] != _our_version():
         return FrontEnd.notify, f"is Python {version[1]}, and swtdx is installed for Python {_our_version()}"
@@ -158,19 +178,38 @@ def read_elf(path: Path, head: bytes) -> Elf:
     if ident[4] != 2 or ident[5] != 1 or machine != _EM_X86_64:
         name = _MACHINES.get(machine, f"machine {machine}" if ident[5] == 1 else "a big-endian machine")
         raise ProgramError(f"{path}: a program for {name}: the emulated /dev/kvm is that of a 64-bit x86 kernel")
-    interpreter, go = None, False
+    interpreter, go, dynamic, loaded = None, False, None, []
     with path.open("rb") as file:
         for number in range(count):
             file.seek(at + number * size)
             data = file.read(_SEGMENT.size)
             if len(data) < _SEGMENT.size:
                 raise ProgramError(f"{path}: a truncated ELF executable")
-            kind, _, offset, _, _, length, *_ = _SEGMENT.unpack(data)
-            if kind in (_PT_INTERP, _PT_NOTE) and length < 1 << 16:
+            kind, _, offset, address, _, length, *_ = _SEGMENT.unpack(data)
+            if kind == _PT_LOAD:
+                loaded.append((address, length, offset))
+            elif kind == _PT_DYNAMIC:
+                dynamic = offset, min(length, _MOST_DYNAMIC)
+            elif kind in (_PT_INTERP, _PT_NOTE) and length < 1 << 16:
                 file.seek(offset)
                 content = file.read(length)
                 if kind == _PT_INTERP:
                     interpreter = content.rstrip(b"\0").decode("utf-8", "replace")
                 elif content[12:16] == b"Go\0\0":
                     go = True
-    return Elf(interpreter, go)
+        sanitizer = _sanitizer(file, dynamic, loaded) if dynamic is not None and interpreter is not None else None
+    return Elf(interpreter, go, sanitizer)
+
+
+def _sanitizer(file: BinaryIO, dynamic: tuple[int, int], loaded: list[tuple[int, int, int]]) -> str | None:
+    """Return the sanitizer whose names are among the dynamic strings. ``loaded``: address, length, offset."""
+    file.seek(dynamic[0])
+    data = file.read(dynamic[1] // _DYNAMIC.size * _DYNAMIC.size)
+    entries = dict(_DYNAMIC.iter_unpack(data[: len(data) // _DYNAMIC.size * _DYNAMIC.size]))
+    strings = entries.get(_DT_STRTAB, 0)
+    for address, length, offset in loaded:
+        if address <= strings < address + length:
+            file.seek(offset + strings - address)
+            text = file.read(min(entries.get(_DT_STRSZ, 0), length))
+            return next((name for mark, name in _SANITIZERS.items() if mark in text), None)
+    return None

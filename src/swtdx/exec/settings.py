@@ -17,6 +17,7 @@ import stat
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -75,8 +76,15 @@ class Settings:
 
     def write(self) -> Path:
         """The directory of these settings, made if need be. Raises `ExecError`."""
-        library = extension("_preload")
-        text = self.text()
+        try:
+            return self._write(extension("_preload"), self.text())
+        except OSError as error:
+            raise ExecError(
+                f"the settings cannot be written to the folder for temporary files: {error.strerror}"
+                f"{f': {error.filename}' if error.filename else ''}. Set TMPDIR to another one"
+            ) from None
+
+    def _write(self, library: str, text: str) -> Path:
         digest = hashlib.sha256(repr((library, text, sorted(self.files.items()))).encode()).hexdigest()[:16]
         directory = Path(tempfile.gettempdir()).absolute() / f"swtdx-exec-{os.getuid()}-{digest}"
         if any(character in str(directory) for character in " :\t\n"):
@@ -84,18 +92,22 @@ class Settings:
         if _is_ours(directory):
             return directory
         made = Path(tempfile.mkdtemp(prefix="swtdx-exec-"))
+        try:
+            self._fill(made, library, text)
+            with suppress(OSError):  # another one was quicker
+                made.rename(directory)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        if not _is_ours(directory):
+            raise ExecError(f"{directory} belongs to another user or is not complete: remove it")
+        return directory
+
+    def _fill(self, made: Path, library: str, text: str) -> None:
         for name, content in {"settings": text, **{f"files{path}": data for path, data in self.files.items()}}.items():
             (made / name).parent.mkdir(parents=True, exist_ok=True)
             (made / name).write_text(content, encoding="utf-8")
         (made / LIBRARY).symlink_to(library)
         made.chmod(0o755)  # service users read it, too
-        try:
-            made.rename(directory)
-        except OSError:  # another one was quicker
-            shutil.rmtree(made, ignore_errors=True)
-        if not _is_ours(directory):
-            raise ExecError(f"{directory} belongs to another user or is not complete: remove it")
-        return directory
 
     @classmethod
     def read(cls, directory: str) -> Settings:
@@ -125,6 +137,11 @@ def extension(name: str) -> str:
         raise ExecError(f"{path} is missing: install swtdx again (from a checkout: script/setup)")
     if not os.access(path, os.R_OK):
         raise ExecError(f"{path} cannot be read: programs need to load it, so make it readable")
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        raise ExecError(
+            f"{path} is on a file system that is mounted noexec: programs cannot load it. Install swtdx elsewhere, or "
+            "mount that file system with exec"
+        )
     return str(path)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from swtdx.exec.record import Record
     from swtdx.exec.settings import Settings
     from swtdx.exec.telling import Telling
+    from swtdx.linux.files import File
     from swtdx.machine import MachineKernel
     from swtdx.uapi.kernel import Kernel
 
@@ -49,12 +50,13 @@ class _Serving(Background):
 
     def settle(self) -> None:
         if self.server.machine is not None:
+            self.server.machine.flush_trace()
             self.record.settle(self.server.machine)
+            self.record.flush()
 
     def finish(self) -> None:
         if self.server.machine is not None:
-            self.server.machine.flush_trace()
-            self.record.settle(self.server.machine)
+            self.settle()
             self.record.finish()
             self.telling.injected(self.server.machine)
 
@@ -75,17 +77,22 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
         from swtdx.exec.notify.server import Server
         from swtdx.exec.record import Record
         from swtdx.exec.telling import Telling
+        from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 
         sys.setswitchinterval(0.0005)
-        telling, record = Telling(settings), Record(settings)
+        telling, record = Telling(settings), Record(settings, arguments)
 
         def power_on() -> tuple[MachineKernel, Kernel]:
             record.begin()
             return boot(settings, record.emit if record.wanted else None)
 
-        server = Server(listener, power_on, telling)
-        FileCalls(server, Paths(settings.files))
-        KvmCalls(server, MemoryCalls(server))
+        def released(file: File) -> None:
+            if record.wanted and server.machine is not None and isinstance(file, VmFile):
+                record.settle(server.machine)  # while a TD can be asked
+
+        server = Server(listener, power_on, telling, released)
+        FileCalls(server, Paths(settings.files, usable=usable))
+        KvmCalls(server, MemoryCalls(server), record, host=settings.host)
         ForkCalls(server)
         server.start()
         return _Serving(server, record, telling)

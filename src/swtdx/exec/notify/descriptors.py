@@ -16,6 +16,7 @@ import fcntl
 import os
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,10 +48,11 @@ class Held:
 
 
 class Descriptors:
-    """All that programs have of ``machine``; calls reach it by ``kernel``."""
+    """All that programs have of ``machine``; calls reach it by ``kernel``. ``released``: called before a file goes."""
 
-    def __init__(self, machine: MachineKernel, kernel: Kernel) -> None:
+    def __init__(self, machine: MachineKernel, kernel: Kernel, released: Callable[[File], None]) -> None:
         self.machine, self.kernel = machine, kernel
+        self._released = released
         self.by_inode: dict[tuple[int, int], Held] = {}
         self._by_watch: dict[int, Held] = {}
         self._lock = threading.Lock()
@@ -142,6 +144,7 @@ class Descriptors:
                 return
             self._by_watch.pop(held.watch, None)
         _libc.inotify_rm_watch(self.inotify, held.watch)
+        self._released(held.file)
         for fd in (*held.more, held.fd):
             with contextlib.suppress(OSError):
                 self.kernel.close(fd)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _AT_FDCWD = -100
 _PATH_MAX = 4096
 _W_OK, _X_OK = 2, 1
+_AT_SYMLINK_NOFOLLOW = 0x100
+_O_PATH = 0x200000
 
 
 class FileCalls:
@@ -30,6 +32,7 @@ class FileCalls:
         self._server, self._paths = server, paths
         server.handlers |= self._handlers()
         _receiver.set_names(paths.last_components())
+        _receiver.follow_links(not paths.usable)
 
     def _handlers(self) -> dict[int, Handler]:
         return {
@@ -38,16 +41,18 @@ class FileCalls:
             Sys.OPENAT: lambda n: self._open(n, signed(n.args[0]), n.args[1], n.args[2]),
             Sys.OPENAT2: self._openat2,
             Sys.STAT: lambda n: self._stat(n, _AT_FDCWD, n.args[0], n.args[1]),
-            Sys.LSTAT: lambda n: self._stat(n, _AT_FDCWD, n.args[0], n.args[1]),
+            Sys.LSTAT: lambda n: self._stat(n, _AT_FDCWD, n.args[0], n.args[1], _AT_SYMLINK_NOFOLLOW),
             Sys.FSTAT: lambda n: self._fstat(n, n.args[1]),
-            Sys.NEWFSTATAT: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[2]),
-            Sys.STATX: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[4]),
+            Sys.NEWFSTATAT: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[2], n.args[3]),
+            Sys.STATX: lambda n: self._stat(n, signed(n.args[0]), n.args[1], n.args[4], n.args[2]),
             Sys.ACCESS: lambda n: self._access(n, _AT_FDCWD, n.args[0], n.args[1]),
             Sys.FACCESSAT: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
             Sys.FACCESSAT2: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
         }
 
-    def _find(self, notification: Notification, directory: int, address: int) -> tuple[Task, str] | None:
+    def _find(
+        self, notification: Notification, directory: int, address: int, *, follow: bool = True
+    ) -> tuple[Task, str] | None:
         """The thread, and the path of ours that its call names; None if it names none.
 
         Raises OSError(ENOTDIR) where such a path is named as a folder.
@@ -56,7 +61,7 @@ class FileCalls:
             task = self._server.tasks.get(notification.pid)
             task.mm.pid = task.tid
             path = string_from_user(task.mm, address)
-            name = self._paths.which(task, directory, path) if path else None
+            name = self._paths.which(task, directory, path, follow=follow) if path else None
         except OSError:
             return None
         if name is None or path is None:
@@ -68,7 +73,9 @@ class FileCalls:
     # --- open ---------------------------------------------------------------------------------------------------------
 
     def _open(self, notification: Notification, directory: int, address: int, flags: int) -> int | None:
-        found = self._find(notification, directory, address)
+        if flags & _O_PATH and self._paths.usable:
+            return None  # what is opened by it is the machine's own until its first ioctl
+        found = self._find(notification, directory, address, follow=not flags & os.O_NOFOLLOW)
         if found is None:
             return None
         _, name = found
@@ -79,7 +86,8 @@ class FileCalls:
         if name == DEV_KVM:
             kernel, descriptors = self._server.power_on()
             descriptors.collect()
-            theirs = self._server.give(kernel.open(DEV_KVM, flags))
+            # O_PATH: a descriptor of it as good as any is a name below /proc/self/fd, too, and can be handed over.
+            theirs = self._server.give(kernel.open(DEV_KVM, os.O_RDWR if flags & _O_PATH else flags))
         elif flags & os.O_ACCMODE != os.O_RDONLY:
             return -errno.EACCES
         else:
@@ -97,8 +105,8 @@ class FileCalls:
 
     # --- stat and access ----------------------------------------------------------------------------------------------
 
-    def _stat(self, notification: Notification, directory: int, path: int, buffer: int) -> int | None:
-        found = self._find(notification, directory, path)
+    def _stat(self, notification: Notification, directory: int, path: int, buffer: int, flags: int = 0) -> int | None:
+        found = self._find(notification, directory, path, follow=not flags & _AT_SYMLINK_NOFOLLOW)
         if found is not None:
             return self._tell(notification, found[0], found[1], buffer)
         if notification.nr in (Sys.NEWFSTATAT, Sys.STATX) and self._is_empty(notification, path):

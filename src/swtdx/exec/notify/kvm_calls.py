@@ -19,13 +19,14 @@ from swtdx.exec.notify.tasks import Task
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import reason_of
 from swtdx.linux.uaccess import struct_from_user, use_mm
-from swtdx.uapi.kvm import KVM_RUN, REQUESTS, kvm_userspace_memory_region
+from swtdx.uapi.kvm import KVM_MEMORY_ENCRYPT_OP, KVM_RUN, REQUESTS, kvm_userspace_memory_region
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.descriptors import Held
     from swtdx.exec.notify.memory_calls import MemoryCalls
+    from swtdx.exec.record import Record
 
-_KVM_RUN = int(KVM_RUN)
+_KVM_RUN, _ENCRYPT_OP = int(KVM_RUN), int(KVM_MEMORY_ENCRYPT_OP)
 _MAKES_FILES = frozenset(
     int(REQUESTS[name]) for name in ("KVM_CREATE_VM", "KVM_CREATE_VCPU", "KVM_CREATE_GUEST_MEMFD", "KVM_GET_STATS_FD")
 )
@@ -38,12 +39,16 @@ _MOST_TRIES = 4
 
 
 class KvmCalls:
-    """Serves them for ``server``."""
+    """Serves them for ``server``.
 
-    def __init__(self, server: Server, memory: MemoryCalls) -> None:
-        self._server, self._memory = server, memory
+    ``record``: what keeps what happens. ``host``: 32-bit programs may use the machine's own /dev/kvm.
+    """
+
+    def __init__(self, server: Server, memory: MemoryCalls, record: Record, *, host: bool = False) -> None:
+        self._server, self._memory, self._record, self._host = server, memory, record, host
         self._watch = Watch()
         server.handlers |= {Sys.IOCTL: self._ioctl, Sys.FALLOCATE: self._fallocate}
+        server.other_abi = self._refuse
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         libc.signal.restype = ctypes.c_void_p
@@ -83,10 +88,31 @@ class KvmCalls:
         except OSError as error:
             number = error.errno or errno.EIO
             if number not in (errno.EINTR, errno.EAGAIN):
-                server.teller.refused(request, argument, number, reason_of(error).text)
+                facts = server.teller.refused(request, argument, number, reason_of(error).text)
+                if facts is not None:
+                    self._record.refused(*facts)
             return -number
         finally:
+            if request == _ENCRYPT_OP and server.machine is not None and self._record.wanted:
+                self._record.settle(server.machine)
             descriptors.end(held)
+
+    def _refuse(self, notification: Notification) -> int | None:
+        """An ioctl of KVM's type by a 32-bit ABI, whose structures are other ones: never the machine's own device."""
+        found = None if self._host else self._server.find(notification)
+        if found is None:
+            return None
+        _, status, held = found
+        if held is not None and self._server.descriptors is not None:
+            self._server.descriptors.end(held)
+        if held is None and not is_kvm(status):
+            return None
+        self._server.teller.say(
+            f"process {notification.pid}: KVM calls by a 32-bit ABI are not served and fail: build the program for 64 "
+            "bits, or use --allow-host-kvm",
+            always=True,
+        )
+        return -errno.ENODEV
 
     def _replace(self, notification: Notification) -> Held:
         """The machine's own /dev/kvm came to the program by another name, or from outside: ours takes its place."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which of the paths that a program names are ours: /dev/kvm, and the files of `Settings.files`.
 
-A relative name is one against the program's working directory or a descriptor of its. Symbolic links are not followed:
-a program that gets to the machine's own /dev/kvm by another name finds its descriptor replaced at the first ioctl
-(`is_kvm`).
+A relative name is one against the program's working directory or a descriptor of its. Links are followed where the
+machine has no /dev/kvm for the program; where it has one, a program that gets to it by another name finds its
+descriptor replaced at the first ioctl (`is_kvm`).
 """
 
 from __future__ import annotations
@@ -17,28 +17,33 @@ from swtdx.exec.notify.tasks import Task
 
 DEV_KVM = "/dev/kvm"
 _AT_FDCWD = -100
+_MOST_LINKS = 40  # the kernel's limit, too
 _MISC_KVM = os.makedev(10, 232)
 _STAT = struct.Struct("<QQQIIIIQqqq6q24x")
 _STATX = struct.Struct("<IIQIIIHHQQQQ")  # to stx_attributes_mask; four times and the device numbers follow
 
 
 class Paths:
-    """``files``: path -> content."""
+    """``files``: path -> content. ``usable``: the machine has a /dev/kvm, and gives it to the program."""
 
-    def __init__(self, files: Mapping[str, str]) -> None:
+    def __init__(self, files: Mapping[str, str], *, usable: bool = False) -> None:
         self.files = dict(files)
+        self.usable = usable
         self._last = {path.rpartition("/")[2].encode() for path in (DEV_KVM, *files)}
 
     def last_components(self) -> list[bytes]:
         """A path is ours only if its last component is one of these."""
         return sorted(self._last)
 
-    def which(self, task: Task, directory: int, path: bytes) -> str | None:
-        """The path of ours that the program means, or None."""
-        if path.rstrip(b"/").rpartition(b"/")[2] not in self._last:
-            return None
+    def which(self, task: Task, directory: int, path: bytes, *, follow: bool = True) -> str | None:
+        """The path of ours that the program means, or None. ``follow``: also a link that the path itself names."""
         name = self._absolute(task, directory, path)
-        return name if name == DEV_KVM or name in self.files else None
+        if not self._is_ours(name) and not self.usable:
+            name = _resolved(task, name, follow=follow)
+        return name if self._is_ours(name) else None
+
+    def _is_ours(self, name: str) -> bool:
+        return name == DEV_KVM or name in self.files
 
     @staticmethod
     def _absolute(task: Task, directory: int, path: bytes) -> str:
@@ -55,6 +60,35 @@ class Paths:
         if name == DEV_KVM:
             return stat.S_IFCHR | 0o666, _MISC_KVM, 0
         return stat.S_IFREG | 0o444, 0, len(self.files[name].encode())
+
+
+def _resolved(task: Task, path: str, *, follow: bool) -> str:
+    """Return the absolute ``path`` without symbolic links, as the program sees files."""
+    root = f"/proc/{task.tid}/root"
+    own = {"/proc/self": f"{task.tgid}", "/proc/thread-self": f"{task.tgid}/task/{task.tid}"}
+    done: list[str] = []
+    left = path.split("/")[::-1]
+    links = 0
+    while left:
+        name = left.pop()
+        if name in ("", ".", ".."):
+            del done[len(done) - (name == "..") :]
+            continue
+        at = "/".join(["", *done, name])
+        try:
+            target = own[at] if at in own else os.readlink(root + at) if left or follow else ""
+        except OSError:
+            target = ""
+        if not target:
+            done.append(name)
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            return ""
+        if target.startswith("/"):
+            done = []
+        left.extend(target.split("/")[::-1])
+    return "/".join(["", *done])
 
 
 def is_kvm(found: os.stat_result) -> bool:

@@ -62,9 +62,9 @@ class Rule:
 
 
 _AT_EMPTY_PATH = 0x1000
-_NO_DEVICE = 0x10000 | 0x200000  # O_DIRECTORY, O_PATH: these opens make no use of a device
+_NO_DEVICE = 0x10000  # O_DIRECTORY
 _SHARED, _FIXED, _ANONYMOUS = 0x01, 0x10, 0x20  # MAP_*
-_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE = 4, 8, 9
+_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED = 4, 8, 9, 24
 _CLONE_VM, _CLONE_VFORK = 0x100, 0x4000  # a thread or a child that shares the memory; one that has it until execve()
 
 RULES: tuple[Rule, ...] = (
@@ -89,7 +89,7 @@ RULES: tuple[Rule, ...] = (
         _SHARED | _FIXED | _ANONYMOUS,
         (_FIXED, _FIXED | _SHARED, _FIXED | _ANONYMOUS, _FIXED | _SHARED | _ANONYMOUS, _SHARED),
     ),
-    Rule(Sys.MADVISE, 2, 0xFFFFFFFF, (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE)),
+    Rule(Sys.MADVISE, 2, 0xFFFFFFFF, (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED)),
     Rule(Sys.CLONE, 0, _CLONE_VM | _CLONE_VFORK, (0,)),  # as the receiver does for clone3(), whose flags are in memory
     Rule(Sys.CLONE3),
     Rule(Sys.FORK),
@@ -106,13 +106,27 @@ _BPF = struct.Struct("<HBBI")
 _LD, _JEQ, _JGE, _AND, _RET = 0x20, 0x15, 0x35, 0x54, 0x06
 
 
+_OTHER_ABIS = (
+    (_LD, 0, 0, 0),
+    (_AND, 0, 0, ~_X32_SYSCALL_BIT & 0xFFFFFFFF),
+    (_JEQ, 1, 0, 54),  # ioctl of i386
+    (_JEQ, 0, 4, 514),  # ioctl of x32
+    (_LD, 0, 0, 16 + 8),
+    (_AND, 0, 0, 0xFF00),
+    (_JEQ, 0, 1, 0xAE00),
+    (_RET, 0, 0, _RET_USER_NOTIF),
+    (_RET, 0, 0, _RET_ALLOW),
+)
+
+
 def program(rules: tuple[Rule, ...]) -> bytes:
     """The classic BPF program (struct sock_filter) that stops these calls and allows all others; the first rule counts.
 
-    Other architectures' calls (32-bit programs) are allowed: they open the machine's own files.
+    Of the 32-bit ABIs only ioctls of KVM's type are stopped, so that they can be refused: such programs open the
+    machine's own files.
     """
-    code = [(_LD, 0, 0, 4), (_JEQ, 1, 0, _AUDIT_ARCH_X86_64), (_RET, 0, 0, _RET_ALLOW)]
-    code += [(_LD, 0, 0, 0), (_JGE, 0, 1, _X32_SYSCALL_BIT), (_RET, 0, 0, _RET_ALLOW)]
+    code = [(_LD, 0, 0, 4), (_JEQ, 0, 2, _AUDIT_ARCH_X86_64)]
+    code += [(_LD, 0, 0, 0), (_JGE, 0, len(_OTHER_ABIS), _X32_SYSCALL_BIT), *_OTHER_ABIS]
     for rule in rules:
         if rule.argument < 0:
             body = [(_RET, 0, 0, _RET_USER_NOTIF)]
@@ -135,19 +149,22 @@ _RESPONSE = struct.Struct("<QqiI")  # struct seccomp_notif_resp
 class Notification:
     """A call that waits. One object for each thread that serves."""
 
-    __slots__ = ("_response", "_response_address", "args", "buffer", "id", "nr", "pid")
+    __slots__ = ("_response", "_response_address", "args", "buffer", "id", "native", "nr", "pid")
 
     def __init__(self) -> None:
         self.buffer = bytearray(_NOTIFICATION.size)
         self._response = bytearray(_RESPONSE.size)
         self._response_address = ctypes.addressof(ctypes.c_char.from_buffer(self._response))
         self.id = self.pid = self.nr = 0
+        self.native = True
+        """Not of a 32-bit ABI."""
         self.args: tuple[int, ...] = ()
         """The six arguments, 64 bits each."""
 
     def parse(self) -> None:
         """What was received into `buffer`."""
-        self.id, self.pid, _, self.nr, _, _, *args = _NOTIFICATION.unpack(self.buffer)
+        self.id, self.pid, _, self.nr, architecture, _, *args = _NOTIFICATION.unpack(self.buffer)
+        self.native = architecture == _AUDIT_ARCH_X86_64 and not self.nr & _X32_SYSCALL_BIT
         self.args = tuple(args)
 
     def response(self, value: int, error: int, flags: int) -> int:

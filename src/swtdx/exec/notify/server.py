@@ -27,6 +27,7 @@ from swtdx.exec.notify.tasks import Task, Tasks
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.descriptors import Held
+    from swtdx.linux.files import File
     from swtdx.machine import MachineKernel
     from swtdx.uapi.kernel import Kernel
 
@@ -38,8 +39,8 @@ _SPARE_THREADS = 3
 class Teller(Protocol):
     """Who tells a person."""
 
-    def refused(self, request: int, argument: int, number: int, reason: str) -> object:
-        """An ioctl failed."""
+    def refused(self, request: int, argument: int, number: int, reason: str) -> tuple[str, str, str] | None:
+        """An ioctl failed: its name, errno and reason, if that is not routine."""
         ...
 
     def failed(self, what: str, error: BaseException) -> None:
@@ -69,9 +70,11 @@ def signed(value: int, bits: int = 32) -> int:
 
 
 class Server:
-    """``boot`` is called at the first open of /dev/kvm."""
+    """``boot`` is called at the first open of /dev/kvm, ``released`` before a file goes."""
 
-    def __init__(self, listener: Listener, boot: Boot, teller: Teller) -> None:
+    def __init__(
+        self, listener: Listener, boot: Boot, teller: Teller, released: Callable[[File], None] = lambda _: None
+    ) -> None:
         self.listener = listener
         self.teller = teller
         self.tasks = Tasks()
@@ -79,9 +82,11 @@ class Server:
         self.kernel: Kernel | None = None
         self.descriptors: Descriptors | None = None
         self.handlers: dict[int, Handler] = {Sys.EXECVE: self._execve, Sys.EXECVEAT: self._execve}
+        self.other_abi: Handler = lambda _: None
+        """Serves the ioctls of 32-bit programs."""
         self.borrowed: set[int] = set()
         """Threads in whose name we make calls, which are not to be served."""
-        self._boot = boot
+        self._boot, self._released = boot, released
         self._booting = threading.Lock()
         self._lock = threading.Lock()
         self._idle = 0
@@ -98,7 +103,8 @@ class Server:
                     self.teller.failed("open of /dev/kvm", error)
                     raise OSError(errno.EIO, "the emulated machine does not start") from error
                 machine.sees_signals = True
-                self.descriptors = Descriptors(machine, kernel)
+                machine.files.of_clients = False
+                self.descriptors = Descriptors(machine, kernel, self._released)
                 self.machine, self.kernel = machine, kernel
             return self.kernel, self.descriptors
 
@@ -137,7 +143,8 @@ class Server:
             return
         self._waiting.add(tid)
         try:
-            result = self.handlers[notification.nr](notification)
+            handler = self.handlers[notification.nr] if notification.native else self.other_abi
+            result = handler(notification)
         except Answered:
             return
         except OSError as error:

@@ -26,7 +26,7 @@ from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.files import File, FileMapping
+from swtdx.linux.files import File, FileMapping, show_file
 from swtdx.linux.mm import HUGE_PAGE_PAGES, PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kernel import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from swtdx.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
@@ -54,7 +54,8 @@ class GmemWindow:
     def __init__(self, memory: PhysicalMemory, fd: int, start: int, length: int) -> None:
         """``start`` and ``length`` in bytes of the memfd ``fd``. Raises OSError, MemoryError."""
         self._memory = memory
-        self._mapping = mmap.mmap(fd, length, offset=start)
+        self._mapping = mmap.mmap(-1, length)
+        show_file(self._mapping, fd, offset=start)
         self._length = length
         self.hpa = memory.map_user(address_of(self._mapping), length)
 
