@@ -147,6 +147,10 @@ def test_options(swtdx_exec: Run) -> None:
         ("--dialect", "v11"): "v11",
         ("--trace", "/no/such/folder/trace"): "--trace",
         ("--json", "/no/such/folder/record"): "--json",
+        ("--json", "-"): "standard output is COMMAND's",
+        ("--trace", "-"): "standard output is COMMAND's",
+        ("--trace", "same", "--json", "same"): "--trace and --json name the same file",
+        ("--trace", "same", "--html", "./same"): "--trace and --html name the same file",
         ("--no-such-option",): "--no-such-option",
     }.items():
         refused(swtdx_exec("true", options=list(options)), 125, words)

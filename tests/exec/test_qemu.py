@@ -16,6 +16,7 @@ import pytest
 from guest.newc import FILE, newc
 from swtdx.attest.quote import parse_quote
 from swtdx.attest.verify import verify_quote
+from swtdx.cpu import _engine
 from swtdx.quoting.collateral import make_collateral
 from swtdx.quoting.enclave import MacCheck, QuotingEnclave
 from swtdx.quoting.machine_folder import default_folder, report_key
@@ -23,6 +24,7 @@ from swtdx.quoting.pki import open_pki
 from swtdx.quoting.qgs import QgsServer, QuoteService
 from swtdx.vmm.qgs_socket import parse_address
 from testing.places import REPOSITORY
+from tests.exec.conftest import Run
 
 SECONDS = 280
 
@@ -181,3 +183,46 @@ def test_the_short_form_leaves_alone_what_is_said() -> None:
     line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), *given]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout.split()[4:] == ["-object", "tdx-guest,id=tdx0", *given]
+
+
+@pytest.mark.parametrize(
+    "machine", [("-machine", "q35"), ("-M", "q35,hpet=off"), ("-machine", "q35,kernel-irqchip=split")]
+)
+def test_a_machine_that_is_named_becomes_a_td_nevertheless(machine: tuple[str, str]) -> None:
+    """It was an ordinary VM, without a word: QEMU puts the options of several -machine together."""
+    line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), "--firmware", "x.fd"]
+    for given, name in (((), "tdx0"), (("-object", "tdx-guest,id=mine"), "mine")):
+        done = subprocess.run([*line, *given, *machine], capture_output=True, text=True, check=True)
+        assert f" -machine kernel-irqchip=split,confidential-guest-support={name} " in done.stdout
+        assert done.stdout.count("tdx-guest") == 1
+
+
+@pytest.mark.parametrize("option", ["-machine q35", "-chardev null,id=x", "-hda disk", "-h", "-smbios type=1"])
+def test_options_of_qemu_with_an_h_are_qemus(option: str) -> None:
+    line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), "--firmware", "x.fd", *option.split()]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("swtdx exec -- ")
+    assert done.stdout.rstrip("\n").endswith(option)
+
+
+XSAVE = """
+import fcntl, os, struct, sys
+fd = os.open("/dev/kvm", os.O_RDWR)
+buffer = bytearray(8 + 40 * 256)
+struct.pack_into("<I", buffer, 0, 256)
+fcntl.ioctl(fd, 0xC008AE05, buffer)
+for at in range(struct.unpack_from("<I", buffer)[0]):
+    leaf, subleaf, _, size, offset = struct.unpack_from("<5I", buffer, 8 + 40 * at)
+    if leaf == 0xD and subleaf > 1:
+        print(subleaf, size, offset)
+"""
+
+
+def test_the_components_of_xsave_are_where_the_processor_here_has_them(swtdx_exec: Run) -> None:
+    """QEMU asks this processor for size and offset (kvm_cpu_xsave_init), and offers what KVM supports.
+
+    PKRU at offset 0, on a processor without it: Linux in a guest of -cpu host warned of xstate, and its init died.
+    """
+    shown = swtdx_exec(sys.executable, "-c", XSAVE).stdout
+    for component, size, offset in (map(int, line.split()) for line in shown.splitlines()):
+        assert _engine.host_cpuid(0xD, component)[:2] == (size, offset)

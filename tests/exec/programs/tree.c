@@ -210,6 +210,39 @@ static void endless(void)
     run(&m);
 }
 
+/* A guest, and then the program executes itself, so many times. */
+static int chained(const char *self, int left)
+{
+    char next[8];
+
+    if (!works()) {
+        return 1;
+    }
+    if (left) {
+        snprintf(next, sizeof(next), "%d", left - 1);
+        execl(self, self, "chained", next, NULL);
+    }
+    puts("chained");
+    return 0;
+}
+
+/* Makes a VM, says so and runs until it is killed. */
+static void lasts(void)
+{
+    struct machine m = new_machine(0);
+
+    START(&m, 0x1000, OUT_HLT);
+    run(&m);
+    puts("lasts");
+    fflush(stdout);
+    for (;;) {
+        START(&m, 0x1000, OUT_HLT);
+        run(&m);
+        run(&m);
+        usleep(20000);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -230,6 +263,10 @@ int main(int argc, char **argv)
         daemonised(argv[2]);
     } else if (!strcmp(what, "endless")) {
         endless();
+    } else if (!strcmp(what, "chained")) {
+        return chained(argv[0], atoi(argv[2]));
+    } else if (!strcmp(what, "lasts")) {
+        lasts();
     } else if (!strcmp(what, "closed")) {
         closed();
     }
