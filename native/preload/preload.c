@@ -85,7 +85,7 @@ static void belongs_here(void)
     }
 }
 
-/* A child that a system call of the program's own has made, so that nobody has told us. What other threads of its
+/* A child that a system call of the program's own has made, without a word to us. What other threads of its
  * parent were doing is as it was: of a kernel that was started nothing is usable. */
 static bool is_copy(void)
 {

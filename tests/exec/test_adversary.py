@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Programs that are not considerate, under both front ends: what Linux does with them, and what reaches nobody's files.
+"""Programs that are not considerate, under both front ends: what Linux does with them; files stay their owners'.
 
 They close descriptors that they do not know, make children by system calls of their own, drop their rights and their
 root directory. The same programs run on the machine's own KVM where there is one.
@@ -139,7 +139,7 @@ def test_what_libc_executes_after_the_environment_was_cleared_is_served(
 
 
 def test_a_child_made_by_an_instruction_after_dev_kvm_was_opened_is_told(compiled: Build, swtdx_exec: Run) -> None:
-    """Nobody can know what the other threads were doing: a sentence and an error, no hang and no other device."""
+    """What the other threads were doing is not known: a sentence and an error, no hang and no other device."""
     done = swtdx_exec(compiled("adversary"), "clones-itself-later")
     assert done.stdout == "open: Input/output error\nthe child: 1\nthe parent: 7\n"
     assert "was made by a system call of the program's own" in done.stderr

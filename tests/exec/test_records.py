@@ -181,7 +181,7 @@ def test_a_program_that_is_killed(compiled: Build, flags: tuple[str, ...], outpu
 
 
 def test_the_command_that_is_killed(compiled: Build, flags: tuple[str, ...], outputs: Outputs) -> None:
-    """Nobody is left who could write --json and --html: no half of them is there. The trace is readable."""
+    """No process is left that could write --json and --html: no half of them is there. The trace is readable."""
     program = compiled("tree", *flags)
     with _started(program, outputs) as started:
         started.kill()

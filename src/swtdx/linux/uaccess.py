@@ -144,7 +144,7 @@ def own_mm() -> Mm:
 
 
 def keep_maps() -> None:
-    """Open what tells of our own mappings, while that can be opened: a client may change its root directory."""
+    """Open the list of our own mappings while it can be opened: a client may change its root directory."""
     _own_mm.kept_maps = KeptFile(f"/proc/{os.getpid()}/maps", os.O_RDONLY)
 
 

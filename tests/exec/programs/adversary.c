@@ -11,7 +11,7 @@
 #define SHOW(what, value) printf("%s: %ld\n", what, (long)(value))
 #define FILES 100
 
-/* At another address each time: a vCPU that is set back to its OUT goes on behind it. */
+/* At another address each time: a vCPU that is set back to its OUT continues behind it. */
 static const char *exits_once(struct machine *m)
 {
     static uint64_t rip = 0x2000;
@@ -21,7 +21,7 @@ static const char *exits_once(struct machine *m)
     return run(m);
 }
 
-/* Whether the files that the program opens now are its own: nobody else writes or closes them. */
+/* Whether the files that the program opens now are its own: nothing else writes or closes them. */
 static int files[FILES];
 
 static void open_files(void)
@@ -363,7 +363,7 @@ static void namespaces(void)
     printf("in a user namespace: %s\n", exits_once(&m));
 }
 
-/* No standard streams: the descriptors have low numbers, and nobody writes to them. */
+/* No standard streams: the descriptors have low numbers, and nothing is written to them. */
 static void no_streams(void)
 {
     int out = fcntl(1, F_DUPFD, 100);

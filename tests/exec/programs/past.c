@@ -104,7 +104,7 @@ int main(int count, char **words)
         signal(SIGSEGV, (void (*)(int))_exit); /* a kernel without them: status 11 */
         return of_32_bits();
     }
-    if (!strcmp(way, "node")) { /* one of its own, which nobody watches */
+    if (!strcmp(way, "node")) { /* one of its own, which is not watched */
         unlink(words[2]);
         if (mknod(words[2], S_IFCHR | 0600, makedev(10, 232))) {
             return 77;

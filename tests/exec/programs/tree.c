@@ -226,7 +226,7 @@ static int chained(const char *self, int left)
     return 0;
 }
 
-/* Makes a VM, says so and runs until it is killed. */
+/* Makes a VM, reports it and runs until it is killed. */
 static void lasts(void)
 {
     struct machine m = new_machine(0);
