@@ -2,10 +2,11 @@
 /*
  * The emulated logical processor, as seen from outside.
  *
- * One engine is one processor: Unicorn (QEMU's TCG) with its translated code, its TLB and its view of physical memory.
- * A swtdx_cpu is the state of one virtual CPU in VMX non-root operation: registers, the VM-execution controls that we
- * implement, and the exit information. The engine runs one at a time and keeps the registers of the last one loaded, so
- * that resuming the same virtual CPU costs nothing; another one costs a copy and a TLB flush.
+ * A package is the memory of a machine and one engine, or several: Unicorn (QEMU's TCG) with its translated code, its
+ * TLB and its view of physical memory. A swtdx_cpu is the state of one virtual CPU in VMX non-root operation:
+ * registers, the VM-execution controls that we implement, and the exit information. An engine runs one at a time and
+ * keeps the registers of the last one loaded, so that resuming the same virtual CPU costs nothing; another one costs a
+ * copy and a TLB flush.
  *
  * All of this may be called from any thread; swtdx_run() blocks until the processor is free. swtdx_kick() and
  * swtdx_notify() are the only calls that make sense while another thread is inside swtdx_run() on the same virtual CPU.
@@ -75,6 +76,7 @@ struct swtdx_exit {
 };
 
 typedef struct swtdx_engine swtdx_engine;
+typedef struct swtdx_package swtdx_package;
 
 #define SWTDX_SPIN_STATES 8
 #define SWTDX_SPIN_LIMIT 4 /* after so many spins it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait */
@@ -128,7 +130,8 @@ struct swtdx_segment {
 
 /* tsc_ratio: ticks of the processor's time-stamp counter for each of the host's, in units of 2^-48 */
 /* pkru_offset: where PKRU is in the standard form of the XSAVE area */
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset);
+/* parallel: virtual CPUs execute at the same time, each on an engine of its own */
+swtdx_package *swtdx_package_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset, bool parallel);
 /* What the host's processor adds to x86-64-v2: bits of enum swtdx_feature. */
 enum swtdx_feature {
     SWTDX_AVX,
@@ -140,29 +143,29 @@ enum swtdx_feature {
     SWTDX_SHA,
 };
 uint32_t swtdx_host_features(void);
-void swtdx_engine_free(swtdx_engine *engine);
+void swtdx_package_free(swtdx_package *package);
 /* Make length bytes at host appear at physical address hpa (outside RAM); 0 or -1. */
-int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length);
-int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+int swtdx_map(swtdx_package *package, uint64_t hpa, void *host, uint64_t length);
+int swtdx_unmap(swtdx_package *package, uint64_t hpa, uint64_t length);
 /* Software wrote to (or gave away) this physical memory: forget code translated from it. */
-void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+void swtdx_forget_code(swtdx_package *package, uint64_t hpa, uint64_t length);
 /* User memory may have been written by its owner since the virtual CPU last ran: drop translated code that no longer is
  * what lies there. Looks at the page of the next instruction every time, at all pages every 20 ms or if ``all``. */
 void swtdx_check_code(swtdx_cpu *cpu, bool all);
 /* INVEPT: no virtual CPU uses a translation that it has cached before. Waits for one that runs to look up. */
-void swtdx_invept(swtdx_engine *engine);
+void swtdx_invept(swtdx_package *package);
 /* The same for one that does not run, before its next entry. */
 void swtdx_invept_one(swtdx_cpu *cpu);
 /* Memory integrity: a byte for each page of RAM, non-zero if its content was written under a foreign key; count of
  * those. A guest that touches one takes a machine check. The array must outlive the engine. */
-void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count);
-uint64_t swtdx_walks(const swtdx_engine *engine);
+void swtdx_set_poison(swtdx_package *package, const uint8_t *pages, uint64_t count);
+uint64_t swtdx_walks(const swtdx_package *package);
 uint64_t swtdx_host_tsc(void);
 /* What is added to the processor's time-stamp counter, in its own ticks: the time of a machine that was restored goes
  * on from where it was. Not while a virtual CPU runs. */
-void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias);
+void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
 
-swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine);
+swtdx_cpu *swtdx_cpu_new(swtdx_package *package);
 void swtdx_cpu_free(swtdx_cpu *cpu);
 uint32_t swtdx_run(swtdx_cpu *cpu);
 void swtdx_kick(swtdx_cpu *cpu);
@@ -196,7 +199,7 @@ int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa);
 /* Translate a guest-physical address; -1 if EPT has nothing there. prot gets R 1, W 2, X 4. */
 int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot);
 /* Copy physical memory; false where there is none. */
-bool swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length);
+bool swtdx_read(swtdx_package *package, uint64_t hpa, void *buffer, uint64_t length);
 /* Evaluate pending virtual interrupts: the vector that would be delivered next, or -1. */
 int swtdx_pending_interrupt(swtdx_cpu *cpu);
 

@@ -173,7 +173,7 @@ static int load_guest(swtdx_cpu *cpu, uint64_t gpa, void *value, size_t size)
     uint64_t hpa;
     uint32_t prot;
 
-    return !swtdx_translate_physical(cpu, gpa, &hpa, &prot) && swtdx_read(cpu->engine, hpa, value, size) ? 0 : -1;
+    return !swtdx_translate_physical(cpu, gpa, &hpa, &prot) && swtdx_read_one(cpu->engine, hpa, value, size) ? 0 : -1;
 }
 
 int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)

@@ -479,6 +479,6 @@ uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host)
     }
     cpu = swtdx_current(env);
     host = (unsigned __int128)host * cpu->engine->tsc_ratio >> 48; /* the processor's own counter */
-    host += cpu->engine->tsc_bias;
+    host += cpu->engine->package->tsc_bias;
     return (uint64_t)((unsigned __int128)host * cpu->tsc_multiplier >> 48) + cpu->tsc_offset;
 }

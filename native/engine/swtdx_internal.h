@@ -40,11 +40,34 @@ struct swtdx_waiter {
     uint64_t since;
 };
 
-struct swtdx_engine {
-    struct uc_struct *uc;
-    uint8_t *ram, *scratch;
+#define SWTDX_ENGINES 64 /* of a package: bits of a mark (swtdx_shared_code.c) */
+#define SWTDX_LETTERS 512
+
+struct swtdx_package {
+    uint8_t *ram;
     uint64_t size, tsc_ratio;
     uint64_t tsc_bias; /* ticks of the processor's counter that are added to the host's, scaled */
+    uint32_t pkru_offset;
+    bool parallel;
+    pthread_mutex_t mutex; /* of what is mapped, and of who has which engine */
+    swtdx_engine *engines[SWTDX_ENGINES];
+    unsigned nengines;
+    void **marks;
+    pthread_t ticker;
+    pid_t ticker_process;
+    bool has_ticker, closing;
+    volatile bool crowded; /* more virtual CPUs execute than there are processors */
+};
+
+struct swtdx_engine {
+    struct uc_struct *uc;
+    swtdx_package *package;
+    unsigned number, users; /* in the package, and how many virtual CPUs it is for */
+    pthread_spinlock_t letters_lock;
+    unsigned nletters;
+    uint64_t letters[SWTDX_LETTERS];
+    uint8_t *ram, *scratch;
+    uint64_t size, tsc_ratio;
     uint32_t pkru_offset; /* in the standard form of the XSAVE area */
     struct swtdx_region *regions; /* user memory, sorted by hpa */
     size_t nregions;
@@ -171,6 +194,19 @@ void swtdx_ring(swtdx_cpu *cpu);
 bool swtdx_wakes(swtdx_cpu *cpu, CPUState *cs);
 void swtdx_sleep_halted(swtdx_cpu *cpu);
 void swtdx_end_turn(swtdx_engine *engine, bool keep_slice);
+swtdx_engine *swtdx_engine_new(swtdx_package *package, unsigned number);
+void swtdx_engine_free(swtdx_engine *engine);
+swtdx_engine *swtdx_take_engine(swtdx_package *package);
+void swtdx_leave_engine(swtdx_engine *engine);
+int swtdx_map_one(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length);
+int swtdx_unmap_one(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+void swtdx_forget_code_one(swtdx_engine *engine, uint64_t hpa, uint64_t length);
+bool swtdx_read_one(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length);
+uint32_t swtdx_ask_to_flush(swtdx_engine *engine);
+void swtdx_wait_for_flush(swtdx_engine *engine, uint32_t wanted);
+bool swtdx_make_marks(swtdx_package *package);
+void swtdx_drop_marks(swtdx_package *package);
+void swtdx_read_letters(swtdx_engine *engine);
 void swtdx_enter_translator(swtdx_engine *engine);
 void swtdx_leave_translator(swtdx_engine *engine);
 void swtdx_join(swtdx_engine *engine);

@@ -109,7 +109,7 @@ static bool open_tcg(swtdx_engine *engine)
            uc_mem_map_ptr(uc, SWTDX_SCRATCH, 4096, UC_PROT_READ | UC_PROT_WRITE, engine->scratch) == UC_ERR_OK;
 }
 
-swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset)
+swtdx_engine *swtdx_engine_new(swtdx_package *package, unsigned number)
 {
     swtdx_engine *engine = calloc(1, sizeof(*engine));
     CPUX86State *env;
@@ -117,16 +117,19 @@ swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uin
     if (!engine) {
         return NULL;
     }
-    engine->ram = ram;
-    engine->size = size;
-    engine->tsc_ratio = tsc_ratio;
-    engine->pkru_offset = pkru_offset;
+    engine->package = package;
+    engine->number = number;
+    engine->ram = package->ram;
+    engine->size = package->size;
+    engine->tsc_ratio = package->tsc_ratio;
+    engine->pkru_offset = package->pkru_offset;
     engine->scratch = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     engine->reset_state = malloc(offsetof(CPUX86State, end_reset_fields));
     if (!open_tcg(engine)) {
         destroy(engine);
         return NULL;
     }
+    pthread_spin_init(&engine->letters_lock, PTHREAD_PROCESS_PRIVATE);
     pthread_mutex_init(&engine->mutex, NULL);
     pthread_rwlock_init(&engine->regions_lock, NULL);
     pthread_cond_init(&engine->turn, NULL);

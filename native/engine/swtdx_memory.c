@@ -20,7 +20,7 @@ static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 
 /* ---- mappings ---- */
 
-int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
+int swtdx_map_one(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
 {
     struct swtdx_region *regions;
     size_t at;
@@ -45,7 +45,7 @@ int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
     return result;
 }
 
-int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+int swtdx_unmap_one(swtdx_engine *engine, uint64_t hpa, uint64_t length)
 {
     size_t at;
     int result = -1;
@@ -74,7 +74,7 @@ void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr)
     return (void *)(uintptr_t)ram_addr;
 }
 
-void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+void swtdx_forget_code_one(swtdx_engine *engine, uint64_t hpa, uint64_t length)
 {
     ram_addr_t ram_addr;
     void *host;
@@ -88,7 +88,7 @@ void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     swtdx_release(engine);
 }
 
-bool swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
+bool swtdx_read_one(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
 {
     bool done = true;
     void *host;
@@ -113,21 +113,25 @@ bool swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t lengt
     return done;
 }
 
-/* What must have happened by the time that this returns: a guest that runs has reached the end of a block, and has
- * dropped its translations. Memory that was taken away is put to another use then. */
-void swtdx_invept(swtdx_engine *engine)
+uint32_t swtdx_ask_to_flush(swtdx_engine *engine)
 {
     uint32_t wanted = __atomic_add_fetch(&engine->flush_wanted, 1, __ATOMIC_SEQ_CST);
-    unsigned looks;
 
-    for (looks = 0; engine->running && (int32_t)(wanted - __atomic_load_n(&engine->flush_done, __ATOMIC_ACQUIRE)) > 0;
-         looks++) {
-        if (!looks) {
-            cpu_exit(engine->uc->cpu);
-        } else if (looks > 100) {
-            sched_yield();
-        } else {
+    if (engine->running) {
+        cpu_exit(engine->uc->cpu);
+    }
+    return wanted;
+}
+
+void swtdx_wait_for_flush(swtdx_engine *engine, uint32_t wanted)
+{
+    unsigned looks = 0;
+
+    while (engine->running && (int32_t)(wanted - __atomic_load_n(&engine->flush_done, __ATOMIC_ACQUIRE)) > 0) {
+        if (looks++ < 100) {
             __builtin_ia32_pause();
+        } else {
+            sched_yield();
         }
     }
 }
@@ -137,25 +141,9 @@ void swtdx_invept_one(swtdx_cpu *cpu)
     __atomic_add_fetch(&cpu->engine->flush_wanted, 1, __ATOMIC_SEQ_CST);
 }
 
-uint64_t swtdx_walks(const swtdx_engine *engine)
-{
-    return engine->walks;
-}
-
 uint64_t swtdx_host_tsc(void)
 {
     return cpu_get_host_ticks();
-}
-
-void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias)
-{
-    engine->tsc_bias = bias;
-}
-
-void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
-{
-    engine->poisoned_pages = count ? pages : NULL;
-    swtdx_invept(engine);
 }
 
 /* ---- host faults: the caller unmapped memory that a guest uses ---- */

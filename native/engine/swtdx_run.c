@@ -8,6 +8,7 @@
 #include "qemu/osdep.h"
 #include "cpu.h"
 #include "exec/exec-all.h"
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include "swtdx_internal.h"
@@ -176,6 +177,9 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             tlb_flush(cs);
             __atomic_store_n(&engine->flush_done, wanted, __ATOMIC_RELEASE);
         }
+        if (__atomic_load_n(&engine->nletters, __ATOMIC_ACQUIRE)) {
+            swtdx_read_letters(engine);
+        }
         if (cpu->event.valid) {
             cpu->activity = 0;
             arm_event(cs, cpu);
@@ -212,6 +216,9 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             cpu->activity = 1;
             env->exception_is_int = 0;
             continue;
+        }
+        if (engine->package->crowded) {
+            sched_yield();
         }
         if (swtdx_others_wait(engine)) { /* back without an exit: a PAUSE, or a notification */
             return YIELDED;
@@ -295,7 +302,8 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
             swtdx_sleep_halted(cpu);
             continue;
         }
-        if (outcome != EXITED && cpu->spins >= SWTDX_SPIN_LIMIT && swtdx_others_wait(engine)) {
+        if (outcome != EXITED && cpu->spins >= SWTDX_SPIN_LIMIT &&
+            (swtdx_others_wait(engine) || engine->package->crowded)) {
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             break;
         }

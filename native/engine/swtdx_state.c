@@ -43,14 +43,16 @@ void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu)
     tlb_flush(cs);
 }
 
-swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine)
+swtdx_cpu *swtdx_cpu_new(swtdx_package *package)
 {
     swtdx_cpu *cpu = calloc(1, sizeof(*cpu));
+    swtdx_engine *engine;
 
     if (!cpu || !(cpu->saved = malloc(SAVED_BYTES))) {
         free(cpu);
         return NULL;
     }
+    engine = swtdx_take_engine(package);
     memcpy(cpu->saved, engine->reset_state, SAVED_BYTES);
     cpu->engine = engine;
     cpu->tsc_multiplier = 1ull << 48;
@@ -69,6 +71,7 @@ void swtdx_cpu_free(swtdx_cpu *cpu)
         }
         engine->slice_owner = NULL;
         swtdx_release(engine);
+        swtdx_leave_engine(engine);
         free(cpu->saved);
         free(cpu);
     }

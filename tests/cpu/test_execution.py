@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
 
 import pytest
 
+from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
 from tests.cpu.guest import CODE, PAGE_TABLES, Guest, assemble
@@ -369,6 +371,37 @@ def test_a_virtual_cpu_that_polls_for_another_leaves_so_that_it_can_sleep() -> N
         worker.context.kick()
         thread.join(10)
     assert worker.context.spins == 0  # its registers have changed from slice to slice
+
+
+def test_the_environment_says_whether_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SWTDX_TCG_THREAD", raising=False)
+    assert not Platform().parallel
+    for text, parallel in (("", False), ("single", False), ("multi", True)):
+        monkeypatch.setenv("SWTDX_TCG_THREAD", text)
+        assert Platform().parallel is parallel
+    monkeypatch.setenv("SWTDX_TCG_THREAD", "many")
+    with pytest.raises(ValueError, match="SWTDX_TCG_THREAD is 'many': it can be single or multi"):
+        Platform()
+
+
+def test_one_that_polls_leaves_where_more_run_at_once_than_there_are_processors() -> None:
+    available = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(available)})  # of this thread, and of those that it starts
+    try:
+        processor = Processor(Platform(memory_size=1 << 30, parallel=True))
+        poller = Guest("wait: cmp dword ptr [0x300000], 0; je wait; hlt", processor=processor)
+        worker = neighbour("again: inc rax; jmp again", processor, 0x140000)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # no kick was sent
+            assert poller.context.spins
+        finally:
+            worker.context.kick()
+            thread.join(10)
+        assert worker.context.spins == 0
+    finally:
+        os.sched_setaffinity(0, available)
 
 
 def test_one_that_counts_in_memory_is_not_taken_for_polling() -> None:

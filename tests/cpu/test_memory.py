@@ -177,7 +177,7 @@ def test_windows_have_translated_code_of_their_own(sizes: tuple[int, int]) -> No
         assert guest.context.exit_qualification >> 16 == port
 
 
-def test_reading_what_its_owner_has_unmapped_is_no_crash() -> None:
+def test_reading_what_its_owner_has_unmapped_does_not_crash() -> None:
     guest = Guest(ept=True)
     pages = mmap.mmap(-1, 0x2000)
     start = ctypes.addressof(ctypes.c_char.from_buffer(pages))

@@ -85,6 +85,7 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_shared_memory.py::test_a_load_comes_after_the_store_before_the_fence",
     ],
     "page-bits": ["test_shared_memory.py::test_an_entry_that_is_taken_away_does_not_come_back"],
+    "shared-code": ["test_shared_memory.py::test_code_that_another_one_writes_is_not_stale"],
     "barriers": [],  # what it mends takes hours to be met
 }
 

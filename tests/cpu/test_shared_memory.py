@@ -16,8 +16,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from swtdx.cpu.platform import Platform
+from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import ExitReason
-from tests.cpu.guest import CODE, PAGE_TABLES, Guest
+from tests.cpu.guest import CODE, PAGE_TABLES, STACK, Guest
 
 SHARED = 0x4000_0000
 """Where both see the memory. Its second page is elsewhere, so that an operand over their border lies in two places."""
@@ -25,7 +27,7 @@ SECOND, FAR = SHARED + 0x1000, 0x3000
 CELLS = SHARED + 0x10000
 """What tells them that both have started, and what they count."""
 WINDOW_BYTES = 1 << 21
-RAX, RCX, RDX, RBX, RSI, RDI = 0, 1, 2, 3, 6, 7
+RAX, RCX, RBX, RSP, RDI = 0, 1, 3, 4, 7
 ROUNDS = 20_000
 
 START = """
@@ -37,14 +39,15 @@ START = """
 
 
 class Pair:
-    """Two guests, each the only one of its machine, and the memory that they share."""
+    """Two guests, of two machines or of one whose virtual CPUs do not take turns, and the memory that they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, machines: int) -> None:
         self.map = mmap.mmap(-1, 2 * WINDOW_BYTES)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.offset = -start % WINDOW_BYTES
-        self.guests = [Guest(), Guest()]
-        for guest in self.guests:
+        processors = [Processor(Platform(memory_size=1 << 30, parallel=machines == 1)) for _ in range(machines)]
+        self.guests = [Guest(processor=processors[0]), Guest(processor=processors[-1])]
+        for guest in self.guests[:machines]:
             window = guest.memory.map_user(start + self.offset, WINDOW_BYTES)
             put = guest.put64
             put(PAGE_TABLES + 0x1008, PAGE_TABLES + 0x3003)
@@ -53,7 +56,6 @@ class Pair:
                 put(PAGE_TABLES + 0x4000 + 8 * page, window + (page << 12) | 0x63)
             put(PAGE_TABLES + 0x4008, window + FAR | 0x63)
             put(PAGE_TABLES + 0x4018, window + 0x1000 | 0x63)
-            put(PAGE_TABLES + 0x3008, PAGE_TABLES + 0x5003)  # for tables of a test's own
 
     def bytes_at(self, address: int, length: int) -> bytes:
         """What the guests see at a linear address, of operands of up to 16 bytes."""
@@ -81,7 +83,11 @@ class Pair:
             reasons[index] = self.guests[index].run()
 
         for index, guest in enumerate(self.guests):
-            guest.load(START.format(cells=CELLS, me=index) + sources[index % len(sources)].format(me=index))
+            guest.load(
+                START.format(cells=CELLS, me=index) + sources[index % len(sources)].format(me=index),
+                CODE + index * 0x10000,
+            )
+            guest.context.gpr[RSP] = STACK - index * 0x4000
             guest.context.gpr[RAX], guest.context.gpr[RBX] = 0, 0
             guest.context.gpr[RCX], guest.context.gpr[RDI] = ROUNDS, rdi
         threads = [threading.Thread(target=execute, args=(index,)) for index in (0, 1)]
@@ -100,9 +106,9 @@ class Pair:
             guest.processor.close()
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    pair = Pair()
+@pytest.fixture(scope="module", params=[2, 1], ids=["two machines", "one machine"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    pair = Pair(request.param)
     yield pair
     pair.close()
 
@@ -337,6 +343,53 @@ def test_an_entry_that_is_taken_away_does_not_come_back(pair: Pair, access: str)
     assert pair.number_at(SHARED + 0x20000) & 0x60 == (0x60 if access.startswith("mov [") else 0x20)
 
 
+PLACES_OF_CODE = {"in a page": SHARED + 0x6003, "over two pages that lie apart": SHARED + 0xFFF}
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["in step", "at will"])
+@pytest.mark.parametrize("place", PLACES_OF_CODE)
+def test_code_that_another_one_writes_is_not_stale(pair: Pair, place: str, waits: bool) -> None:
+    """One writes an operand of an instruction and then a number; the other one sees the number and executes it.
+
+    Between two machines translations of the memory of a process are compared, and may be stale meanwhile.
+    """
+    if pair.guests[0].processor is not pair.guests[1].processor:
+        return
+    code, rounds = PLACES_OF_CODE[place], ROUNDS // 10 if waits else ROUNDS
+    writer = f"""
+        mov rdi, {code}
+        mov byte ptr [rdi], 0xb8
+        mov byte ptr [rdi + 5], 0xc3
+        mov dword ptr [rdi + 1], 0
+        mov eax, 0
+    1:  inc eax
+        mov [rdi + 1], eax
+        mov [r15 + 0x100], eax
+        {"2: cmp [r15 + 0x200], eax; jb 2b" if waits else ""}
+        cmp eax, {rounds}
+        jb 1b
+        hlt
+    """
+    caller = f"""
+        mov rdi, {code}
+        xor esi, esi
+    1:  mov r8d, [r15 + 0x100]
+        cmp r8d, esi
+        je 1b
+        mov esi, r8d
+        call rdi
+        cmp eax, r8d
+        jae 2f
+        inc rbx
+    2:  mov [r15 + 0x200], r8d
+        cmp r8d, {rounds}
+        jb 1b
+        hlt
+    """
+    assert pair.run(writer, caller) == [ExitReason.HLT] * 2
+    assert pair.guests[1].context.gpr[RBX] == 0
+
+
 def _behind(pair: Pair) -> tuple[int, int]:
     return ctypes.addressof(ctypes.c_char.from_buffer(pair.map)) + pair.offset, WINDOW_BYTES
 
@@ -360,7 +413,7 @@ def test_every_request_to_leave_is_seen() -> None:
     for thread in threads:
         thread.start()
     lost = False
-    for _ in range(3_000):
+    for _ in range(1_000):
         guest.context.kick()
         if not left.acquire(timeout=5):
             lost = True

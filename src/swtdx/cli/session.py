@@ -337,13 +337,16 @@ def kernel_named(
 
     # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
     gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
-    platform = Platform(
-        memory_size=gib << 30,
-        logical_processors=cpus,
-        report_key=report_key,
-        module_updated=module_updated,
-        cpu_features=cpu_features,
-    )
+    try:
+        platform = Platform(
+            memory_size=gib << 30,
+            logical_processors=cpus,
+            report_key=report_key,
+            module_updated=module_updated,
+            cpu_features=cpu_features,
+        )
+    except ValueError as error:  # of the environment
+        raise InputError(str(error)) from None
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:

@@ -26,7 +26,7 @@ cdef extern from "swtdx.h" nogil:
         uint64_t qualification, linear_address, physical_address
         uint32_t instruction_info, interruption_info, interruption_error, ve_convertible, trap_flag
 
-    ctypedef struct swtdx_engine:
+    ctypedef struct swtdx_package:
         pass
 
     ctypedef struct swtdx_cpu:
@@ -53,23 +53,23 @@ cdef extern from "swtdx.h" nogil:
 
     int SWTDX_RFLAGS, SWTDX_CR0, SWTDX_DR0, SWTDX_XCR0, SWTDX_PKRU, SWTDX_INTERRUPTIBILITY
 
-    swtdx_engine *swtdx_engine_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset)
+    swtdx_package *swtdx_package_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset, bint parallel)
     uint32_t swtdx_host_features()
-    void swtdx_engine_free(swtdx_engine *engine)
-    int swtdx_map(swtdx_engine *engine, uint64_t hpa, void *host, uint64_t length)
-    int swtdx_unmap(swtdx_engine *engine, uint64_t hpa, uint64_t length)
-    void swtdx_forget_code(swtdx_engine *engine, uint64_t hpa, uint64_t length)
+    void swtdx_package_free(swtdx_package *package)
+    int swtdx_map(swtdx_package *package, uint64_t hpa, void *host, uint64_t length)
+    int swtdx_unmap(swtdx_package *package, uint64_t hpa, uint64_t length)
+    void swtdx_forget_code(swtdx_package *package, uint64_t hpa, uint64_t length)
     void swtdx_check_code(swtdx_cpu *cpu, bint all)
-    void swtdx_invept(swtdx_engine *engine)
+    void swtdx_invept(swtdx_package *package)
     void swtdx_invept_one(swtdx_cpu *cpu)
-    void swtdx_set_poison(swtdx_engine *engine, const uint8_t *pages, uint64_t count)
-    uint64_t swtdx_walks(const swtdx_engine *engine)
+    void swtdx_set_poison(swtdx_package *package, const uint8_t *pages, uint64_t count)
+    uint64_t swtdx_walks(const swtdx_package *package)
     uint64_t swtdx_host_tsc()
-    void swtdx_set_tsc_bias(swtdx_engine *engine, uint64_t bias)
+    void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias)
     void swtdx_signal()
     int swtdx_signal_pending()
     void swtdx_clear_signal()
-    swtdx_cpu *swtdx_cpu_new(swtdx_engine *engine)
+    swtdx_cpu *swtdx_cpu_new(swtdx_package *package)
     void swtdx_cpu_free(swtdx_cpu *cpu)
     uint32_t swtdx_run(swtdx_cpu *cpu)
     void swtdx_kick(swtdx_cpu *cpu)
@@ -89,7 +89,7 @@ cdef extern from "swtdx.h" nogil:
     bint swtdx_set_state(swtdx_cpu *cpu, const void *state)
     int swtdx_translate_linear(swtdx_cpu *cpu, uint64_t gla, uint64_t *gpa)
     int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
-    bint swtdx_read(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
+    bint swtdx_read(swtdx_package *package, uint64_t hpa, void *buffer, uint64_t length)
     int swtdx_pending_interrupt(swtdx_cpu *cpu)
 
 
@@ -154,24 +154,25 @@ def clear_signal() -> None:
 
 @cython.no_gc_clear  # a context frees its native half through the engine: that must be there until the last one
 cdef class Engine:
-    """One logical processor over ``ram`` (a writable buffer: physical addresses 0 up to its length).
+    """The processors over ``ram`` (a writable buffer: physical addresses 0 up to its length).
 
-    ``tsc_ratio``: ticks of the time-stamp counter for each of the host's, in units of 2^-48.
+    ``tsc_ratio``: ticks of the time-stamp counter for each of the host's, in units of 2^-48. ``parallel``: virtual CPUs
+    execute at the same time; else they take turns.
     """
 
-    cdef swtdx_engine *engine
+    cdef swtdx_package *package
     cdef object ram, poison
     cdef uint8_t[::1] view, poison_view
 
-    def __cinit__(self, ram, poison, tsc_ratio=1 << 48, pkru_offset=0xA80):
+    def __cinit__(self, ram, poison, tsc_ratio=1 << 48, pkru_offset=0xA80, parallel=False):
         self.ram, self.poison = ram, poison
         self.view, self.poison_view = ram, poison
-        self.engine = swtdx_engine_new(&self.view[0], self.view.shape[0], tsc_ratio, pkru_offset)
-        if self.engine is NULL:
+        self.package = swtdx_package_new(&self.view[0], self.view.shape[0], tsc_ratio, pkru_offset, parallel)
+        if self.package is NULL:
             raise MemoryError("the guest CPU engine could not be created")
 
     def __dealloc__(self):
-        swtdx_engine_free(self.engine)
+        swtdx_package_free(self.package)
 
     def map(self, hpa: int, address: int, length: int) -> None:
         """Let physical addresses from ``hpa`` on reach ``length`` bytes of this process at ``address``."""
@@ -179,7 +180,7 @@ cdef class Engine:
         cdef void *host = <void *><uintptr_t>address
         cdef int result
         with nogil:
-            result = swtdx_map(self.engine, target, host, size)
+            result = swtdx_map(self.package, target, host, size)
         if result:
             raise MemoryError(f"cannot map {length:#x} bytes at physical address {hpa:#x}")
 
@@ -187,34 +188,34 @@ cdef class Engine:
         """Undo :meth:`map` (same arguments)."""
         cdef uint64_t target = hpa, size = length
         with nogil:
-            swtdx_unmap(self.engine, target, size)
+            swtdx_unmap(self.package, target, size)
 
     def forget_code(self, hpa: int, length: int) -> None:
         """Software changed this memory behind the guest's back: translated code in it is stale."""
         cdef uint64_t target = hpa, size = length
         with nogil:
-            swtdx_forget_code(self.engine, target, size)
+            swtdx_forget_code(self.package, target, size)
 
     def invept(self) -> None:
         """Drop all cached translations; when this returns no guest uses one of them any more."""
         with nogil:
-            swtdx_invept(self.engine)
+            swtdx_invept(self.package)
 
     def poisoned(self, count: int) -> None:
         """Tell that ``count`` pages are marked in the poison array now."""
         cdef uint64_t pages = count
         cdef const uint8_t *marks = &self.poison_view[0]
         with nogil:
-            swtdx_set_poison(self.engine, marks, pages)
+            swtdx_set_poison(self.package, marks, pages)
 
     def set_tsc_bias(self, ticks: int) -> None:
         """What is added to the time-stamp counter, in its own ticks, modulo 2^64. Not while a guest runs."""
-        swtdx_set_tsc_bias(self.engine, ticks & 0xFFFFFFFFFFFFFFFF)
+        swtdx_set_tsc_bias(self.package, ticks & 0xFFFFFFFFFFFFFFFF)
 
     @property
     def walks(self) -> int:
         """How often the EPT tables were walked."""
-        return swtdx_walks(self.engine)
+        return swtdx_walks(self.package)
 
 
 cdef class _Window:
@@ -251,7 +252,7 @@ cdef class GuestContext:
 
     def __cinit__(self, Engine engine not None):
         self.engine = engine
-        self.cpu = swtdx_cpu_new(engine.engine)
+        self.cpu = swtdx_cpu_new(engine.package)
         if self.cpu is NULL:
             raise MemoryError("no memory for a virtual CPU")
         self.gpr = None
@@ -814,7 +815,7 @@ cdef class GuestContext:
             if gpa is None or swtdx_translate_physical(self.cpu, gpa, &hpa, &prot):
                 break
             size = piece
-            if not swtdx_read(self.engine.engine, hpa, page, size):
+            if not swtdx_read(self.engine.package, hpa, page, size):
                 break
             result += page[:piece]
             gla, length = gla + piece, length - piece

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Collection
 
@@ -122,6 +123,14 @@ def scaled_tsc(host_hz: int) -> tuple[int, int]:
     return frequency, (frequency << TSC_RATIO_BITS) // host_hz
 
 
+def _parallel_by_environment() -> bool:
+    """Return what $SWTDX_TCG_THREAD asks for, in the words of QEMU's `-accel tcg,thread=`. Raises ValueError."""
+    text = os.environ.get("SWTDX_TCG_THREAD") or "single"
+    if text not in ("single", "multi"):
+        raise ValueError(f"SWTDX_TCG_THREAD is {text!r}: it can be single or multi")
+    return text == "multi"
+
+
 @dataclasses.dataclass(frozen=True)
 class Platform:
     """The machine below the kernel. All sizes in bytes.
@@ -147,6 +156,8 @@ class Platform:
     """What the processor has besides x86-64-v2: names of HOST_FEATURES and ENGINE_FEATURES; None: all that there is."""
     report_key: bytes | None = dataclasses.field(default=None, repr=False)
     """The processor's key for the MACs of TDREPORTs, 32 bytes. None: a new one with every machine."""
+    parallel: bool = dataclasses.field(default_factory=_parallel_by_environment)
+    """Virtual CPUs execute at the same time, each on an engine of its own, instead of in turns. Experimental."""
     module_updated: bool = False
     """The TDX module was updated after its TDs were launched: TEE_TCB_SVN2 in their reports is higher."""
 

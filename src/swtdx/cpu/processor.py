@@ -4,8 +4,8 @@
 SEAMCALL is a door: the kernel passes a leaf number and registers, the TDX module that was loaded into the SEAM range
 answers. Before a module is loaded the instruction fails as VMfailInvalid, which Linux reports as 0x8000FF00FFFF0000.
 
-The kernel sees several logical processors; execution takes turns on one engine. To reach a virtual CPU that is
-inside a SEAMCALL the kernel sends an interrupt to the logical processor on which it entered.
+The kernel sees several logical processors; execution takes turns on one engine, unless `Platform.parallel`. To reach a
+virtual CPU that is inside a SEAMCALL the kernel sends an interrupt to the logical processor on which it entered.
 """
 
 from __future__ import annotations
@@ -203,7 +203,10 @@ class Processor:
     def _get_engine(self) -> _engine.Engine:
         with self._engine_lock:  # the first virtual CPUs of two machines may come at once
             if self._engine is None:
-                engine = _engine.Engine(self.memory.raw, self.memory.poison, self._tsc_ratio, self.platform.pkru_offset)
+                platform = self.platform
+                engine = _engine.Engine(
+                    self.memory.raw, self.memory.poison, self._tsc_ratio, platform.pkru_offset, platform.parallel
+                )
                 engine.set_tsc_bias(self._tsc_bias)
                 self.memory.attach(engine)
                 self._engine = engine
