@@ -528,11 +528,15 @@ class Keeping:
             return
         for group in groups:
             for option in fields(group):  # type: ignore[arg-type]
-                if option.name != "disk" and getattr(group, option.name) != option.default:
+                if option.name not in _NOT_OF_THE_MACHINE and getattr(group, option.name) != option.default:
                     name = option.name.replace("_", "-")
                     raise InputError(
                         f"--{name} and --from contradict each other: the snapshot says what the machine is"
                     )
+
+
+_NOT_OF_THE_MACHINE = {"disk", "lie", "lies_from"}
+"""What may be given beside a snapshot: files that it names only, and what its host does from there."""
 
 
 @grouped
