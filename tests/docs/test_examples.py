@@ -31,7 +31,7 @@ def command_lines(path: Path) -> Iterator[list[str]]:
 
 
 def refusals(words: list[str]) -> Iterator[str]:
-    """What of a call is no command, or no option of it."""
+    """What of a call is neither a command nor an option of it."""
     at: Any = typer.main.get_command(whole_app())
     words = words[: words.index("--")] if "--" in words else words
     while words and hasattr(at, "commands"):
