@@ -7,9 +7,7 @@
 static void gen_check_segment(DisasContext *s, TCGv address, unsigned bytes, bool store)
 {
     TCGContext *tcg_ctx = s->uc->tcg_ctx;
-    uint32_t flag = s->segment == R_FS   ? HF_FS_LIMIT_MASK
-                    : s->segment == R_GS ? HF_GS_LIMIT_MASK
-                                         : HF_DATA_LIMIT_MASK;
+    uint32_t flag = s->segment == R_FS ? HF_FS_LIMIT_MASK : s->segment == R_GS ? HF_GS_LIMIT_MASK : HF_DATA_LIMIT_MASK;
 
     if (s->segment < 0 || (!(s->flags & flag) && !(s->segment == R_CS && store))) {
         return;
@@ -143,10 +141,11 @@ static void gen_check_loop(DisasContext *s, int operation, target_ulong target)
 static unsigned swtdx_x87_bytes(unsigned op, MemOp dflag, bool *store)
 {
     static const uint8_t bytes[8][8] = {
-        {4, 4, 4, 4, 4, 4, 4, 4},      {4, 4, 4, 4, 28, 2, 28, 2}, {4, 4, 4, 4, 4, 4, 4, 4}, {4, 4, 4, 4, 10, 10, 10, 10},
-        {8, 8, 8, 8, 8, 8, 8, 8},      {8, 8, 8, 8, 108, 2, 108, 2}, {2, 2, 2, 2, 2, 2, 2, 2}, {2, 2, 2, 2, 10, 8, 10, 8},
+        { 4, 4, 4, 4, 4, 4, 4, 4 },     { 4, 4, 4, 4, 28, 2, 28, 2 }, { 4, 4, 4, 4, 4, 4, 4, 4 },
+        { 4, 4, 4, 4, 10, 10, 10, 10 }, { 8, 8, 8, 8, 8, 8, 8, 8 },   { 8, 8, 8, 8, 108, 2, 108, 2 },
+        { 2, 2, 2, 2, 2, 2, 2, 2 },     { 2, 2, 2, 2, 10, 8, 10, 8 },
     };
-    static const uint8_t stores[8] = {0, 0xcc, 0, 0x8e, 0, 0xce, 0, 0xce};
+    static const uint8_t stores[8] = { 0, 0xcc, 0, 0x8e, 0, 0xce, 0, 0xce };
     unsigned opcode = op >> 3, reg = op & 7, size = bytes[opcode][reg];
 
     *store = stores[opcode] >> reg & 1;

@@ -89,7 +89,7 @@ void helper_swtdx_check_segment(CPUX86State *env, target_ulong linear, uint32_t 
 void swtdx_check_stack(CPUX86State *env, uint32_t limit, uint32_t high, target_ulong sp, unsigned size, unsigned items,
                        int error, uintptr_t retaddr)
 {
-    SegmentCache stack = {.limit = limit, .flags = high};
+    SegmentCache stack = { .limit = limit, .flags = high };
     uint32_t mask = high & DESC_B_MASK ? EVERYWHERE : 0xffff;
     unsigned i;
 
