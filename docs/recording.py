@@ -38,7 +38,9 @@ def record(command: list[str]) -> list[tuple[float, str]]:
             break
         *whole, rest = (rest + data).split(b"\n")
         lines += [(time.monotonic() - began, _shown(each)) for each in whole]
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    if status:  # a recording of that would replace a good one
+        raise SystemExit(f"{command[0]} ended with status {os.waitstatus_to_exitcode(status)}: nothing is recorded")
     if rest.strip():
         lines.append((time.monotonic() - began, _shown(rest)))
     return [each for each in lines if each[1].strip()]
