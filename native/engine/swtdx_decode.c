@@ -54,7 +54,8 @@ bool swtdx_undefined(int b, int prefixes)
     }
 }
 
-/* RET, CALL, JMP, Jcc and LOOP with a displacement: in 64-bit code their operands have 64 bits (SDM vol. 2, 2.2.1.6). */
+/* RET, CALL, JMP, Jcc and LOOP with a displacement: their operands have 64 bits in 64-bit code (SDM volume 2,
+ * 2.2.1.6). */
 bool swtdx_is_near_branch(int b)
 {
     /* clang-format off */
