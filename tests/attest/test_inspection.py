@@ -43,6 +43,8 @@ BROKEN = [
     (b"", TdvfRule.IMAGE_SIZE),
     (bytes(4097), TdvfRule.IMAGE_SIZE),
     (bytes(32 << 20), TdvfRule.IMAGE_SIZE),
+    (b"QFI\xfb" + bytes(65532), TdvfRule.CONTAINER),
+    (bytes(0x101) + b"ustar" + bytes(65536 - 0x106), TdvfRule.CONTAINER),
     (bytes(65536), TdvfRule.GUID_TABLE),
     (image_with(table_length=0xFFFF), TdvfRule.GUID_TABLE),
     (image_with(entry_guid=bytes(16)), TdvfRule.NO_METADATA),

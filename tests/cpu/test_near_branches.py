@@ -190,7 +190,7 @@ def test_a_return_releases_up_to_65535_bytes(code: str, size: int) -> None:
     assert guest.context.gpr[RSP] == STACK + size + int(code.split()[1], 16)
 
 
-# ---- the limit of the code segment ----
+# --- The limit of the code segment ------------------------------------------------------------------------------------
 
 BASE = 0x10000
 LIMIT = 0x7FFF

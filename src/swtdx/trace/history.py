@@ -135,8 +135,9 @@ class RunHistory:
         if handler is not None and event.succeeded and not self.frozen:
             try:
                 handler(self, event)
-            except KeyError:  # its arguments could not be read when it was traced
-                pass
+            except KeyError:
+                if not isinstance(event, Syscall):  # an ioctl's arguments may lie in memory that cannot be read
+                    raise
         if self._changed and self.slots and not self.frozen and end >= self._next:
             self._snapshot(end)
 

@@ -196,6 +196,7 @@ def test_no_guest_is_entered_without_a_task_register(kernel: Kernel, change: dic
 # --- Instructions that KVM's emulator does not know (handle_emulation_failure) ----------------------------------------
 
 FLD_MMIO = "d905000000d0"  # fld dword [0xd0000000]
+USER_FLD_MMIO = "36" + FLD_MMIO  # by SS: IRET to ring 3 has made DS null (SDM vol. 2, IRET)
 
 
 def emulation_failure(machine: Machine) -> None:
@@ -206,7 +207,7 @@ def emulation_failure(machine: Machine) -> None:
 def test_of_a_user_program_they_are_ud(kernel: Kernel) -> None:
     machine = Machine(kernel)
     machine.gate(6, "e68ef4")
-    user_mode(machine, FLD_MMIO)
+    user_mode(machine, USER_FLD_MMIO)
     machine.vcpu.run()
     assert machine.vcpu.kvm_run.io.port == 0x8E
     machine.close()
@@ -216,7 +217,7 @@ def test_of_a_user_program_they_exit_if_user_space_wants_it(kernel: Kernel) -> N
     machine = Machine(kernel)
     machine.vm.enable_cap(k.Cap.EXIT_ON_EMULATION_FAILURE, 1)
     machine.gate(6, "e68ef4")
-    user_mode(machine, FLD_MMIO)
+    user_mode(machine, USER_FLD_MMIO)
     machine.vcpu.run()
     emulation_failure(machine)
     machine.close()
