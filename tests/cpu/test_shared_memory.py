@@ -315,7 +315,8 @@ def test_an_entry_that_is_taken_away_does_not_come_back(pair: Pair, access: str)
     user.put64(PAGE_TABLES + 0x3008, table | 0x3)
     user.handler(14, "add rsp, 8; iretq", 0x180000)
     entry = window + 0x30000 | 0x3
-    using = f"mov rsi, {SHARED + (1 << 21)}; 1: invlpg [rsi]; {access}; cmp byte ptr [r15 + 0x100], 0; je 1b; hlt"
+    use = f"invlpg [rsi]; {access}"  # once more at the end, by the entry that stays
+    using = f"mov rsi, {SHARED + (1 << 21)}; 1: {use}; cmp byte ptr [r15 + 0x100], 0; je 1b; {use}; hlt"
     taking = f"""
         mov r8, {entry}
         mov rdi, {SHARED + 0x20000}
