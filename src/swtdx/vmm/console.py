@@ -175,6 +175,7 @@ class Keyboard:
         self._status = status
         self._prefix = False
         self._saved: list[Any] | None = None
+        self._stopping = False
         self._wake_read, self._wake_write = -1, -1
         self._thread: threading.Thread | None = None
         self._old_handlers: dict[signal.Signals, Any] = {}
@@ -226,14 +227,17 @@ class Keyboard:
 
     def _suspended(self, number: int, frame: FrameType | None) -> None:
         """SIGTSTP: stop as any program does, but not in raw mode; this returns when the process is continued."""
+        self._stopping = True
         self.restore()
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
+        self._stopping = False  # raw only now: until here a second SIGTSTP stops us without this handler
+        self._continued(number, frame)
 
     def _continued(self, number: int, frame: FrameType | None) -> None:
         """SIGCONT: another program may have changed the terminal meanwhile."""
-        if self._is_foreground():
+        if not self._stopping and self._is_foreground():
             self._make_raw()
 
     def take(self, data: bytes) -> None:
