@@ -180,6 +180,34 @@ def test_a_signal_to_swtdx_reaches_the_command(swtdx_exec: Run) -> None:
         assert process.wait(30) == 9
 
 
+_SLOW_AFTER_FORK = """
+import os, runpy, sys, time
+fork = os.fork
+def slow_fork():
+    child = fork()
+    if child:
+        time.sleep(0.3)
+    return child
+os.fork = slow_fork
+os.environ["COMMAND"] = str(os.getpid())
+sys.argv[0] = "swtdx"
+runpy.run_module("swtdx", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("front_end", ["preload", "notify"])
+@pytest.mark.parametrize("name", ["HUP", "TERM", "USR1", "USR2"])
+def test_a_signal_that_comes_at_once_reaches_the_command(swtdx_exec: Run, front_end: str, name: str) -> None:
+    """It came before there was a handler, and ended swtdx; or just before the wait, and was seen after it."""
+    script = f"trap 'exit 9' {name}; kill -{name} $COMMAND; sleep 20 & wait"
+    line = [sys.executable, "-c", _SLOW_AFTER_FORK, "exec", "--front-end", front_end, "--", "sh", "-c", script]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert process.wait(15) == 9
+        finally:
+            process.kill()
+
+
 def test_killing_swtdx_kills_the_command(swtdx_exec: Run, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "swtdx", "exec", "--", "sh", "-c", "echo $$; exec sleep 60"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:

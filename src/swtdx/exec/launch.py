@@ -12,13 +12,16 @@ import os
 import signal
 from pathlib import Path
 
+from swtdx.exec.forwarding import ForwardedSignals, pass_on
 from swtdx.exec.host_device import HostDeviceWatch
 from swtdx.exec.program import NOT_FOUND, NOT_USABLE
 from swtdx.exec.settings import LIBRARY
 
 _PR_SET_PDEATHSIG = 1
-_FORWARDED = ("SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGCONT", "SIGWINCH")
-_TERMINAL = ("SIGINT", "SIGQUIT")
+_PASSED_ON = (
+    signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGCONT, signal.SIGWINCH
+)  # fmt: skip
+_TERMINAL = (signal.SIGINT, signal.SIGQUIT)
 """A terminal sends these to all of the foreground: the command has its own."""
 
 
@@ -40,26 +43,21 @@ def run(path: Path, arguments: list[str], directory: Path | None, *, guarded: bo
     variables = environment(directory)
     prctl = ctypes.CDLL(None).prctl  # looked up before fork()
     watch = HostDeviceWatch(directory / LIBRARY) if directory is not None and guarded else None
+    signals = ForwardedSignals(_PASSED_ON, (*_TERMINAL, signal.SIGCHLD))
     child = os.fork()
     if child == 0:
+        signals.leave()
         _become(path, arguments, variables, parent, prctl)
-    for name in _FORWARDED:
-        signal.signal(getattr(signal, name), lambda number, _frame: _forward(child, number))
-    for name in _TERMINAL:
-        signal.signal(getattr(signal, name), lambda number, _frame: None)
-    if watch is not None:
-        watch.begin(child)
-    _, status = os.waitpid(child, 0)
+    with signals.taken():
+        if watch is not None:
+            watch.begin(child)
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            for number in signals.wait():
+                pass_on(child, number)
+    status = ended[1]
     if os.WIFSIGNALED(status):
         return 128 + os.WTERMSIG(status)
     return os.WEXITSTATUS(status)
-
-
-def _forward(child: int, number: int) -> None:
-    try:
-        os.kill(child, number)
-    except ProcessLookupError:
-        return
 
 
 def _become(path: Path, arguments: list[str], variables: dict[str, str], parent: int, prctl: object) -> None:

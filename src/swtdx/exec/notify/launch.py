@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from swtdx.exec.forwarding import ForwardedSignals, pass_on
 from swtdx.exec.notify.seccomp import LOOKING, RULES, Listener, Rule, install
 from swtdx.exec.program import NOT_FOUND, NOT_USABLE
 
@@ -52,8 +53,10 @@ def run(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve)
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    signals = ForwardedSignals(_PASSED_ON, (signal.SIGINT, signal.SIGQUIT))
     server = os.fork()
     if not server:
+        signals.leave()
         os.close(reading)
         status = 1
         try:
@@ -64,35 +67,30 @@ def run(path: Path, arguments: list[str], rules: tuple[Rule, ...], serve: Serve)
             os._exit(status)
     os.close(writing)
     try:
-        return _wait(server, reading)
+        return _wait(server, reading, signals)
     finally:
         os.close(reading)
 
 
-def _wait(server: int, reading: int) -> int:
+def _wait(server: int, reading: int, signals: ForwardedSignals) -> int:
     """Of the command: until the server says what became of the program."""
-    program = 0
-
-    def pass_on(number: int, _frame: object) -> None:
-        if program:
-            try:
-                os.kill(program, number)
-            except ProcessLookupError:
-                return
-
-    previous = {number: signal.signal(number, pass_on) for number in _PASSED_ON}
-    previous |= {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGQUIT)}
-    try:
-        told = b""
-        while piece := os.read(reading, 64):
-            told += piece
-            words = told.split()
-            program = int(words[0]) if words and told.startswith(words[0] + b"\n") else 0
-            if len(words) == 2 and told.endswith(b"\n"):
-                return int(words[1])
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    program, told = 0, b""
+    early: list[int] = []  # signals that came before the program was known
+    with signals.taken():
+        while True:
+            early += signals.wait(reading)
+            if select.select([reading], [], [], 0)[0]:
+                if not (piece := os.read(reading, 64)):
+                    break
+                told += piece
+                words = told.split()
+                program = int(words[0]) if words and told.startswith(words[0] + b"\n") else 0
+                if len(words) == 2 and told.endswith(b"\n"):
+                    return int(words[1])
+            if program:
+                for number in early:
+                    pass_on(program, number)
+                early.clear()
     os.waitpid(server, 0)
     return 1
 
