@@ -163,6 +163,10 @@ uint64_t swtdx_walks(const swtdx_package *package);
 uint64_t swtdx_host_tsc(void);
 /* What is added to the processor's time-stamp counter, in its own ticks: the time of a machine that was restored goes
  * on from where it was. Not while a virtual CPU runs. */
+/* Coverage (swtdx_coverage.c). swtdx_cover(): from now on the blocks that are translated are noted; false: no memory.
+ * swtdx_covered() takes the addresses of up to `most`; it returns how many these are. */
+bool swtdx_cover(swtdx_package *package);
+size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most);
 void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
 
 swtdx_cpu *swtdx_cpu_new(swtdx_package *package);

@@ -56,6 +56,7 @@ struct swtdx_package {
     pthread_t ticker;
     pid_t ticker_process;
     bool has_ticker, closing;
+    struct swtdx_coverage *coverage; /* NULL unless it is wanted */
     volatile bool crowded; /* more virtual CPUs execute than there are processors */
 };
 
@@ -187,6 +188,7 @@ target_ulong swtdx_code_address(CPUX86State *env);
 bool swtdx_canonical(CPUX86State *env, uint64_t address);
 void swtdx_exit_now(CPUX86State *env, uint32_t reason, uintptr_t retaddr) QEMU_NORETURN;
 void swtdx_make_current(swtdx_engine *engine, swtdx_cpu *cpu);
+bool swtdx_cover_one(swtdx_engine *engine);
 void swtdx_acquire(swtdx_engine *engine);
 void swtdx_release(swtdx_engine *engine);
 bool swtdx_acquire_to_run(swtdx_engine *engine, swtdx_cpu *cpu);

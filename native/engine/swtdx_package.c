@@ -52,6 +52,7 @@ void swtdx_package_free(swtdx_package *package)
         swtdx_engine_free(package->engines[i]);
     }
     swtdx_drop_marks(package);
+    free(package->coverage);
     pthread_mutex_destroy(&package->mutex);
     free(package);
 }
@@ -93,6 +94,10 @@ static swtdx_engine *add_engine(swtdx_package *package)
             swtdx_engine_free(engine);
             return NULL;
         }
+    }
+    if (engine && !swtdx_cover_one(engine)) {
+        swtdx_engine_free(engine);
+        return NULL;
     }
     if (engine) {
         engine->poisoned_pages = first->poisoned_pages;

@@ -66,6 +66,8 @@ cdef extern from "swtdx.h" nogil:
     uint64_t swtdx_walks(const swtdx_package *package)
     uint64_t swtdx_host_tsc()
     void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias)
+    bint swtdx_cover(swtdx_package *package)
+    size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most)
     void swtdx_signal()
     int swtdx_signal_pending()
     void swtdx_clear_signal()
@@ -211,6 +213,23 @@ cdef class Engine:
     def set_tsc_bias(self, ticks: int) -> None:
         """What is added to the time-stamp counter, in its own ticks, modulo 2^64. Not while a guest runs."""
         swtdx_set_tsc_bias(self.package, ticks & 0xFFFFFFFFFFFFFFFF)
+
+    def cover(self) -> None:
+        """Note the blocks of guest code that are translated from now on: see :meth:`covered`."""
+        if not swtdx_cover(self.package):
+            raise MemoryError("no memory for coverage")
+
+    def covered(self) -> set[int]:
+        """The linear addresses of the blocks that were translated since :meth:`cover`, or the last question."""
+        cdef uint64_t blocks[1024]
+        cdef size_t count, index
+        found = set()
+        while True:
+            count = swtdx_covered(self.package, blocks, 1024)
+            for index in range(count):
+                found.add(blocks[index])
+            if count < 1024:
+                return found
 
     @property
     def walks(self) -> int:

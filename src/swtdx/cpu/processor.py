@@ -218,6 +218,14 @@ class Processor:
         context.attach_views()
         return context
 
+    def cover(self) -> None:
+        """Note from now on which blocks of guest code are reached for the first time: see `covered`."""
+        self._get_engine().cover()
+
+    def covered(self) -> set[int]:
+        """Return the linear addresses of the blocks that were noted since the last question."""
+        return set() if self._engine is None else self._engine.covered()
+
     def invept(self) -> None:
         """Drop every cached guest-physical translation (INVEPT, all contexts)."""
         if self._engine is not None:
