@@ -45,7 +45,7 @@ from swtdx.x86 import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from swtdx.lint.report import Findings
-    from swtdx.lying.teller import Teller
+    from swtdx.lying.live import Answers
     from swtdx.snapshot.taken import Snapshot, Times
 
 KernelName = Literal["emulated", "host"]
@@ -232,7 +232,7 @@ def boot(
     trace: Emit | None = None,
     inject: Sequence[str] = (),
     lint: Findings | None = None,
-    lies: Teller | None = None,
+    lies: Answers | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
     """Power on an emulated machine: load the TDX module, boot a kernel.
@@ -264,7 +264,7 @@ def boot(
     if lies is not None:
         from swtdx.lying.live import listen
 
-        listen(processor, lies)
+        listen(processor, lies, getattr(lies, "left", None))
     processor.load_seam_module(loaded)
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
@@ -299,7 +299,7 @@ def open_kernel(
     trace: Emit | None = None,
     inject: Sequence[str] = (),
     lint: Findings | None = None,
-    lies: Teller | None = None,
+    lies: Answers | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> Kernel:
     """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.

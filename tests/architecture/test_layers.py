@@ -40,6 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "inject": {"cpu", "explain", "seam", "uapi"},
     "lint": {"cpu", "seam.tables", "trace"},
     "lying": {"cpu", "inject"},
+    "fuzzing": {"lying", "vmm"},
     "machine": {
         "cpu",
         "inject",
@@ -78,6 +79,7 @@ ARROWS: dict[str, set[str]] = {
         "inject",
         "lint",
         "lying",
+        "fuzzing",
         "machine",
         "clock",
         "snapshot",

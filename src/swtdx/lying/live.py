@@ -9,12 +9,11 @@ host cannot lie.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.vmx import ExitReason
 from swtdx.lying.lie import table
-from swtdx.lying.teller import Teller
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -26,14 +25,22 @@ _FUNCTIONS = {row["number"]: name for name, row in table()["functions"].items()}
 _TDCALL = int(ExitReason.TDCALL)
 
 
-def listen(processor: Processor, teller: Teller, coverage: Coverage | None = None) -> None:
+class Answers(Protocol):
+    """Who decides what the host answers: a `swtdx.lying.teller.Teller`, or what stands in its place."""
+
+    def lie(self, function: str, registers: dict[str, int], honest: dict[str, int]) -> dict[str, int]:
+        """Return registers of the answer that become others."""
+        ...
+
+
+def listen(processor: Processor, teller: Answers, coverage: Coverage | None = None) -> None:
     """Let every TD's virtual CPU that ``processor`` creates from now on have its answers by ``teller``."""
     members = {"teller": teller, "coverage": staticmethod(coverage) if coverage is not None else None}
     processor.context_class = type("LiedTo", (_LiedTo, processor.context_class), members)
 
 
 class _LiedTo(GuestContext):
-    teller: Teller
+    teller: Answers
     coverage: Coverage | None
 
     def attach_views(self) -> None:
@@ -51,6 +58,10 @@ class _LiedTo(GuestContext):
             if function is not None:
                 self.asked = function, {name: self.gpr[10 + number] for number, name in enumerate(_ANSWERS)}
         return reason
+
+    def go_on(self, kept: bytes) -> None:
+        super().go_on(kept)
+        self.asked = None  # of what ran here before the snapshot was given back
 
     def _answer(self, function: str, registers: dict[str, int]) -> None:
         self.asked = None

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from swtdx.uapi import kvm
@@ -58,6 +58,15 @@ _POWER_ENDS = {
     PowerEvent.POWER_OFF: Outcome(End.POWER_OFF, "the guest powered off"),
     PowerEvent.RESET: Outcome(End.RESET, "the guest asked for a reset, which ends the run"),
 }
+
+
+def _kicked(number: int, frame: object) -> None:
+    """The signal has done its work when it arrives: KVM_RUN ends with EINTR."""
+
+
+def take_kick_signal() -> None:
+    """On the main thread, once: so that runs can be started, and ended, on other threads of this process."""
+    signal.signal(KICK_SIGNAL, _kicked)
 
 
 class StuckVcpu(Exception):
@@ -120,7 +129,7 @@ class Run:
     def start(self) -> None:
         """Start all vCPUs. On the main thread, since it takes over the signal with which vCPUs are kicked."""
         if threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(KICK_SIGNAL, lambda number, frame: None)
+            self._old_handler = signal.signal(KICK_SIGNAL, _kicked)
         self.started_at = time.monotonic()
         self._executor = ThreadPoolExecutor(len(self.machine.vcpus), thread_name_prefix="vcpu")
         for vcpu in self.machine.vcpus:
@@ -178,7 +187,7 @@ class Run:
                 stuck = [str(number) for number in sorted(self._threads)]
                 raise StuckVcpu(f"the kernel does not let go of vCPU {', '.join(stuck)}, although it was told to")
             self._kick()
-            time.sleep(_KICK_SECONDS)
+            wait(self._futures, _KICK_SECONDS)
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
@@ -191,7 +200,7 @@ class Run:
     def _kick(self) -> None:
         for vcpu in self.machine.vcpus:
             vcpu.kvm_run.immediate_exit = 1
-        if self._old_handler is not None:
+        if signal.getsignal(KICK_SIGNAL) is _kicked:
             for thread in list(self._threads.values()):
                 signal.pthread_kill(thread, KICK_SIGNAL)
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest with a fault: it trusts a length that its host tells, if the host has told it that a device is there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from swtdx.cpu.platform import Platform
+from swtdx.fuzzing.guest import Guest, Limits
+from swtdx.fuzzing.host import Host
+from swtdx.image.linux_image import LinuxBoot, parse
+from swtdx.machine import boot
+from swtdx.uapi.client import Kvm
+from swtdx.vmm.bare_guest import tdvmcall_io
+from swtdx.vmm.execution import Execution
+from swtdx.vmm.launch import Machine, Plan, TdParameters, direct_boot, launch
+from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.run import Run
+from testing.bare_processor import assemble
+from tests.image.test_linux_image import bzimage
+
+PRESENT, LENGTH = 0x700, 0x704
+"""Ports that no board has: an honest host answers with ones."""
+MEMORY = 64 << 20
+ROOM = 16
+
+
+def _in(port: int, size: int) -> str:
+    return ".byte " + ",".join(map(str, tdvmcall_io(size, 0, port)))
+
+
+def code() -> bytes:
+    """The machine code. A length of more than `ROOM` bytes overwrites the return address."""
+    return assemble(f"""
+        lea rsp, [rip + top]
+    again:
+        call look
+        jmp again
+    look:
+        sub rsp, {ROOM}
+        {_in(PRESENT, 1)}
+        cmp r11b, 0xff
+        je nothing
+        {_in(LENGTH, 2)}
+        movzx ecx, r11w
+        cmp ecx, 0xffff
+        je nothing
+        mov eax, 0xa5
+        mov rdi, rsp
+        cld
+        rep stosb
+    nothing:
+        add rsp, {ROOM}
+        ret
+        .balign 4096
+        .skip 4096
+    top:
+        .skip 131072
+    """)
+
+
+@contextmanager
+def planted(limits: Limits | None = None) -> Iterator[Guest]:
+    """The guest, to be fuzzed from its first instruction."""
+    host = Host()
+    kernel = boot(platform=Platform(memory_size=1 << 30, report_key=bytes(32)), lies=host)
+    linux = LinuxBoot(parse(bzimage(kernel=bytes(0x200) + code()), "a guest with a fault"), b"", "")
+    direct, firmware = direct_boot(linux, MEMORY, 1, td=True)
+    guest = Guest(host, kernel.processor, limits or Limits(calls=30, seconds=5))
+    try:
+        with (
+            Kvm(kernel) as device,
+            launch(device, Plan(firmware, MEMORY, 1, TdParameters(), direct=direct, serial=guest.feed)) as machine,
+        ):
+            guest.attach(machine, _at_its_first_call(host, machine))
+            yield guest
+    finally:
+        kernel.shutdown()
+
+
+def _at_its_first_call(host: Host, machine: Machine) -> object:
+    """A snapshot of when the guest has begun: all its memory is accepted."""
+    execution, called = Execution(1), threading.Event()
+    run = Run(machine, execution)
+    host.begin((), 1, called.set)
+    run.start()
+    try:
+        assert called.wait(60)
+        with run.paused():
+            return machine.snapshot()
+    finally:
+        run.finish(Outcome(End.INTERRUPTED, "it is kept"))
+        run.stop()
