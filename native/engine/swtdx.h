@@ -169,6 +169,18 @@ bool swtdx_cover(swtdx_package *package);
 size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most);
 void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
 
+/* Count instructions from now on, and have time follow from the count: SWTDX_INSTRUCTION_NS for each. For one virtual
+ * CPU, before it runs. tsc_ratio: ticks of the time-stamp counter for each nanosecond, in units of 2^-48. */
+#define SWTDX_INSTRUCTION_NS 4
+void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio);
+/* How many instructions have begun. */
+uint64_t swtdx_count(const swtdx_package *package);
+/* The virtual CPU leaves its guest as if kicked when the count is this. Not while it runs. */
+void swtdx_set_count_end(swtdx_package *package, uint64_t end);
+/* The time by the count, with what it was set forward by. */
+uint64_t swtdx_counted_ns(const swtdx_package *package);
+void swtdx_jump(swtdx_package *package, uint64_t ns);
+
 swtdx_cpu *swtdx_cpu_new(swtdx_package *package);
 void swtdx_cpu_free(swtdx_cpu *cpu);
 uint32_t swtdx_run(swtdx_cpu *cpu);

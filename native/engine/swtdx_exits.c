@@ -478,6 +478,9 @@ uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host)
         return host + env->tsc_offset;
     }
     cpu = swtdx_current(env);
+    if (unlikely(cpu->engine->package->counting)) {
+        host = swtdx_counted_ns(cpu->engine->package);
+    }
     host = (unsigned __int128)host * cpu->engine->tsc_ratio >> 48; /* the processor's own counter */
     host += cpu->engine->package->tsc_bias;
     return (uint64_t)((unsigned __int128)host * cpu->tsc_multiplier >> 48) + cpu->tsc_offset;

@@ -47,8 +47,10 @@ struct swtdx_package {
     uint8_t *ram;
     uint64_t size, tsc_ratio;
     uint64_t tsc_bias; /* ticks of the processor's counter that are added to the host's, scaled */
+    uint64_t jumped_ns; /* see swtdx_count.c */
     uint32_t pkru_offset;
     bool parallel;
+    bool counting;
     pthread_mutex_t mutex; /* of what is mapped, and of who has which engine */
     swtdx_engine *engines[SWTDX_ENGINES];
     unsigned nengines;
@@ -93,6 +95,7 @@ struct swtdx_engine {
     void *reset_state;
     volatile uint32_t flush_wanted, flush_done;
     uint64_t access_gla, walks;
+    uint64_t count_end; /* where the count is when CPUState.icount_budget is used up */
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
     bool bus_locked;        /* the instruction in progress locks two cache lines: an exit follows it */
@@ -137,6 +140,7 @@ bool swtdx_wrmsr(CPUX86State *env, uintptr_t retaddr);
 target_ulong swtdx_read_cr(CPUX86State *env, int reg, uintptr_t retaddr);
 target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintptr_t retaddr);
 uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
+bool swtdx_count_is_over(const swtdx_engine *engine);
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
 bool swtdx_refers_to_stack(CPUX86State *env, target_ulong address, uintptr_t retaddr);
 void swtdx_note_access(CPUState *cs, target_ulong gla);

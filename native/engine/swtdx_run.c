@@ -168,6 +168,10 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             return EXITED;
         }
+        if (unlikely(!trap && swtdx_count_is_over(engine))) {
+            cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
+            return EXITED;
+        }
         if (!trap && engine->preempt) {
             return PREEMPTED;
         }

@@ -86,6 +86,10 @@ NEEDED_BY: dict[str, list[str]] = {
     ],
     "page-bits": ["test_shared_memory.py::test_an_entry_that_is_taken_away_does_not_come_back"],
     "shared-code": ["test_shared_memory.py::test_code_that_another_one_writes_is_not_stale"],
+    "counted": [
+        "test_counting.py::test_each_instruction_counts_once",
+        "test_counting.py::test_it_stops_at_the_instruction_asked_for",
+    ],
     "barriers": [],  # what it mends takes hours to be met
 }
 

@@ -68,6 +68,11 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias)
     bint swtdx_cover(swtdx_package *package)
     size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most)
+    void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio)
+    uint64_t swtdx_count(const swtdx_package *package)
+    void swtdx_set_count_end(swtdx_package *package, uint64_t end)
+    uint64_t swtdx_counted_ns(const swtdx_package *package)
+    void swtdx_jump(swtdx_package *package, uint64_t ns)
     void swtdx_signal()
     int swtdx_signal_pending()
     void swtdx_clear_signal()
@@ -230,6 +235,31 @@ cdef class Engine:
                 found.add(blocks[index])
             if count < 1024:
                 return found
+
+    def start_counting(self, tsc_ratio: int) -> None:
+        """Count instructions, and have time follow from that. ``tsc_ratio``: ticks for each nanosecond, times 2^48.
+
+        For one virtual CPU, before it runs.
+        """
+        swtdx_start_counting(self.package, tsc_ratio)
+
+    @property
+    def count(self) -> int:
+        """How many instructions have begun since :meth:`start_counting`."""
+        return swtdx_count(self.package)
+
+    def set_count_end(self, end: int) -> None:
+        """Let the virtual CPU leave its guest as if kicked when the count is ``end``. Not while it runs."""
+        swtdx_set_count_end(self.package, end)
+
+    @property
+    def counted_ns(self) -> int:
+        """The time that follows from the count."""
+        return swtdx_counted_ns(self.package)
+
+    def jump(self, ns: int) -> None:
+        """Set that time forward."""
+        swtdx_jump(self.package, ns)
 
     @property
     def walks(self) -> int:
