@@ -75,10 +75,10 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     taken: list[bool] = []
     call = first_touch.FirstTouch.__call__
 
-    def counted(self: first_touch.FirstTouch, gpa: int, aug: Callable[[int], bool]) -> bool:
+    def counted(self: first_touch.FirstTouch, gpa: int, aug: Callable[[int], bool]) -> int:
         done = call(self, gpa, aug)
         if done:
-            taken.append(done)
+            taken.append(True)
         return done
 
     monkeypatch.setattr(first_touch.FirstTouch, "__call__", counted)

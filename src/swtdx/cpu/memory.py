@@ -229,11 +229,16 @@ class PhysicalMemory:
 
     def discard_page(self, hpa: int, hkid: int) -> None:
         """Do `clear_range` for one page. A page that the guest never uses then takes no memory of the host."""
-        if self.fresh[hpa >> 12]:
-            self.fresh[hpa >> 12] = 0
+        page = hpa >> 12
+        if self.fresh[page]:
+            self.fresh[page] = 0
         else:
             self._discard(hpa, PAGE_SIZE)
-        self.set_key(hpa, hkid)
+        if self._poisoned or self._engine is None:
+            self.set_key(hpa, hkid)
+            return
+        self._keyid[page] = hkid
+        self._engine.forget_code(hpa, PAGE_SIZE)
 
     def _discard(self, hpa: int, length: int) -> None:
         """Let memory be zero."""

@@ -70,8 +70,8 @@ class SeamArgs:
 class FirstTouch(Protocol):
     """What the kernel does when a TD accepts a page that is not there."""
 
-    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> bool:
-        """Map the page by ``aug``; False: the long way is to be taken."""
+    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int:
+        """Map the page by ``aug`` and return its HPA; 0: the long way is to be taken."""
         ...
 
     def forget(self) -> None:

@@ -180,7 +180,7 @@ class Processor(Protocol):
         ...
 
     @property
-    def first_touches(self) -> Mapping[int, Callable[[int, Callable[[int], bool]], bool]] | None:
+    def first_touches(self) -> Mapping[int, Callable[[int, Callable[[int], bool]], int]] | None:
         """By TDVPR: what the host does about a page that the guest accepts and that is not there, as one step."""
         ...
 

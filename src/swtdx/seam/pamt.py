@@ -188,6 +188,24 @@ class Pamt:
             return self.page(hpa, operand, PageType.NDA)
         return index
 
+    def take_page(self, hpa: int, operand: Operand, used: int) -> None:
+        """Do `free_page` and `assign` in one: a guest that boots has this done for each of its pages.
+
+        ``used``: what `word` returns for the page's new type and owner. Raises Status.
+        """
+        block = self.blocks.get(hpa >> 30)
+        qwords = self._qwords
+        if (
+            block is None
+            or hpa & PAGE_OFFSET_MASK
+            or qwords[(index := block[0] + (hpa >> 11))] & BUSY_OR_USED
+            or qwords[block[1] + (hpa >> 21) * 2] & TYPE_MASK
+            or qwords[block[2] + (hpa >> 30) * 2] & TYPE_MASK
+        ):
+            index = self.page(hpa, operand, PageType.NDA)
+        qwords[index] = used
+        qwords[index + 1] = 0
+
     def page(self, hpa: int, operand: Operand, page_type: PageType, *, shared: bool = False) -> int:
         """Return the entry index of the 4 KiB page at ``hpa``, HPA4K(operand, page_type); raises Status."""
         index, size = self.find(hpa, operand, shared=shared)
@@ -256,8 +274,13 @@ class Pamt:
 
     def assign(self, index: int, page_type: PageType, owner: int) -> None:
         """Give the page of an entry a type and an owner (TDR HPA); BEPOCH becomes 0."""
-        self._qwords[index] = (owner << OWNER_SHIFT) | (page_type << TYPE_SHIFT)
+        self._qwords[index] = self.word(page_type, owner)
         self._qwords[index + 1] = 0
+
+    @staticmethod
+    def word(page_type: PageType, owner: int) -> int:
+        """Return the first word of the entry of a page with this type and owner (TDR HPA)."""
+        return (owner << OWNER_SHIFT) | (page_type << TYPE_SHIFT)
 
     def release(self, index: int) -> None:
         """Make the page of an entry PT_NDA; the owner field keeps its old value."""

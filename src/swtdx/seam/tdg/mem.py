@@ -9,12 +9,13 @@ from swtdx.seam import sept
 from swtdx.seam.hardware import Args, ExitReason
 from swtdx.seam.lifecycle import LastTdExit
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
+from swtdx.seam.pamt import OWNER_SHIFT
 from swtdx.seam.sept import ACCEPT_COUNTER, FREE, HPA_MASK, LEAF, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
 from swtdx.seam.tdg.guest_memory import WRITE
 from swtdx.seam.tdg.tdcall import RCX, tdcall_leaf
-from swtdx.seam.tdh.mem_build import PAGE_AUG, augment
+from swtdx.seam.tdh.mem_build import PAGE_AUG, PAGE_AUGMENTED, R8, REG_TYPE
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ PENDING = int(SeptState.PENDING)
 BECOME_MAPPED = sept.PENDING_LEAF ^ sept.after("TDG_MEM_PAGE_ACCEPT", sept.PENDING_LEAF)
 """Bits that differ between a pending page and an accepted one: the transition of every 4 KiB page, computed once."""
 MAX_LEVEL = 1
+_ASYNC_FAULT = LastTdExit.ASYNC_FAULT
 
 
 @tdcall_leaf("TDG.MEM.PAGE.ACCEPT")
@@ -46,8 +48,8 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     index, entry, reached = td.sept.walk(gpa, level)
     # Look first: a guest that boots accepts each of its pages once, and once before the page is there.
     if reached != level or entry & STATE_OR_LOCK != PENDING:
-        if entry == FREE and not reached and not level and _touched(module, vcpu, gpa, index):
-            entry = memory.qwords[index]
+        if entry == FREE and not reached and not level and (page := _touched(module, vcpu, gpa)):
+            entry = PAGE_AUGMENTED | page
         else:
             _check(vcpu, args, gpa, level, entry, reached)
     hpa = entry & HPA_MASK
@@ -73,28 +75,32 @@ def tdg_mem_page_accept(module: TdxModule, vcpu: Vcpu, args: Args) -> int:
     return 0
 
 
-def _touched(module: TdxModule, vcpu: Vcpu, gpa: int, index: int) -> bool:
-    """Let the host add the page that the guest accepts, without a TD exit. Return whether it is pending now.
+def _touched(module: TdxModule, vcpu: Vcpu, gpa: int) -> int:
+    """Let the host add the page that the guest accepts, without a TD exit.
 
-    The entry that would follow the exit must find nothing to do: no NMI to inject, no new TLB epoch.
+    Return its HPA, or 0. What is left of TDH.MEM.PAGE.AUG then is the entry, pending, which is the caller's: with the
+    module's lock held nobody sees it before it is accepted. The TDH.VP.ENTER that would follow the exit must find
+    nothing to do: no NMI to inject, no new TLB epoch.
     """
     touches = module.processor.first_touches
     touch = touches.get(vcpu.hpa) if touches else None
     td = vcpu.td
     if touch is None or PAGE_AUG not in td.allowed or td.epoch != vcpu.epoch or vcpu.pending_nmi or vcpu.flush_needed:
-        return False
+        return 0
+    pamt, used = module.pamt, td.hpa << OWNER_SHIFT | REG_TYPE
 
     def aug(hpa: int) -> bool:
         try:
-            augment(module, td, index, hpa)
+            pamt.take_page(hpa, R8, used)
         except Status:  # TDH.MEM.PAGE.AUG reports it
             return False
         return True
 
-    if not touch(gpa, aug):
-        return False
-    vcpu.last_td_exit = LastTdExit.ASYNC_FAULT
-    return True
+    page = touch(gpa, aug)
+    if page:
+        td.child_count += 1
+        vcpu.last_td_exit = _ASYNC_FAULT
+    return page
 
 
 def check_guest_lock(entry: int) -> None:

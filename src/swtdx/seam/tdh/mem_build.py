@@ -24,7 +24,7 @@ from swtdx.seam.operands import (
     walk,
     walk_failed,
 )
-from swtdx.seam.pamt import LOCK_MASK, PageType
+from swtdx.seam.pamt import LOCK_MASK, OWNER_SHIFT, TYPE_SHIFT, PageType
 from swtdx.seam.sept import FREE, HPA_MASK, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.x86 import PAGE_OFFSET_MASK, PAGE_SIZE
@@ -47,6 +47,9 @@ PAGE_NOT_USED = 1 << 63
 L2_REGISTERS = ("r9", "r10", "r11")
 CHUNK_MASK = measurement.CHUNK_SIZE - 1
 REG = PageType.REG
+# Looked up once: `augment` runs for each page of a TD.
+REG_TYPE = int(REG) << TYPE_SHIFT
+R8 = Operand.R8
 
 
 @versioned_leaf("TDH.MEM.SEPT.ADD", clears=("rcx", "rdx"))
@@ -199,10 +202,10 @@ def augment(module: TdxModule, td: Td, entry_index: int, hpa: int, level: int = 
     """Map a page as pending by a free entry. Raises the Status of the first check of the page that fails."""
     pamt = module.pamt
     if level:
-        page = pamt.free_large_page(hpa, Operand.R8)
+        page = pamt.free_large_page(hpa, R8)
         td.child_count += sept.ENTRIES
+        pamt.assign(page, REG, td.hpa)
     else:
-        page = pamt.free_page(hpa, Operand.R8)
+        pamt.take_page(hpa, R8, td.hpa << OWNER_SHIFT | REG_TYPE)
         td.child_count += 1
-    pamt.assign(page, REG, td.hpa)
-    module.memory.qwords[entry_index] = PAGE_AUGMENTED | hpa
+    td.sept.qwords[entry_index] = PAGE_AUGMENTED | hpa

@@ -102,9 +102,14 @@ class GuestMemfd(File):
             huge = self.huge.get(index // HUGE_PAGE_PAGES)
             if huge is not None:
                 return huge + (index % HUGE_PAGE_PAGES << PAGE_SHIFT)
-            # Of a TD the module initialises each page, so the kernel's zeros would never be seen.
-            alloc = self.kvm.pages.alloc_page if self.kvm.is_td else self.kvm.pages.alloc_zeroed_page
-            page = self.pages[index] = alloc("guest_memfd")
+            page = self.kvm_gmem_add_folio(index)
+        return page
+
+    def kvm_gmem_add_folio(self, index: int) -> int:
+        """Allocate the page at ``index``, where there is none; returns its HPA. Raises OSError(ENOMEM)."""
+        # Of a TD the module initialises each page, so the kernel's zeros would never be seen.
+        alloc = self.kvm.pages.alloc_page if self.kvm.is_td else self.kvm.pages.alloc_zeroed_page
+        page = self.pages[index] = alloc("guest_memfd")
         return page
 
     def get_shared(self, slot: Memslot, index: int) -> int:

@@ -20,7 +20,7 @@ from swtdx.linux.virt.kvm.binary_stats import EXITS, PAGES_4K, PF_FIXED, PF_TAKE
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
-    from swtdx.linux.arch.x86.kvm.mmu.mirror import KvmMmuPage, MirrorRoot
+    from swtdx.linux.arch.x86.kvm.mmu.mirror import MirrorRoot
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 
@@ -35,18 +35,18 @@ class FirstTouch:
     kept for the others, as long as neither slots nor attributes change.
     """
 
-    __slots__ = ("_attributes", "_gmem", "_kvm", "_mirror", "_range", "_shift", "_slots", "_table", "_vcpu")
+    __slots__ = ("_attributes", "_gmem", "_kvm", "_leaves", "_mirror", "_range", "_shift", "_slots", "_vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu, self._kvm = vcpu, vcpu.kvm
         self._range = self._slots = self._attributes = -1
         self._gmem: GuestMemfd
         self._mirror: MirrorRoot
-        self._table: KvmMmuPage
+        self._leaves: dict[int, int]
         self._shift = 0
 
-    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> bool:
-        """Map the page at ``gpa`` by ``aug``, which adds an HPA unless the module refuses it. True: done."""
+    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int:
+        """Map the page at ``gpa`` by ``aug``, which adds an HPA unless the module refuses it. Its HPA; 0: not done."""
         vcpu, kvm = self._vcpu, self._kvm
         mmu, tdx = kvm.mmu, kvm.tdx
         # What `vcpu_run` and `tdx_vcpu_run` look at between an exit and the next entry.
@@ -59,10 +59,10 @@ class FirstTouch:
             or tdx is None
             or tdx.wait_for_sept_zap
             or vcpu.tdx.pi_desc.requests
-            or (vcpu.watches_signals and vcpu.signal_pending())
+            or ((kvm.kernel.sees_signals or vcpu.sigset is not None) and vcpu.signal_pending())
             or not mmu.lock.acquire(blocking=False)
         ):
-            return False
+            return 0
         try:
             gfn = gpa >> 12
             if (
@@ -70,17 +70,17 @@ class FirstTouch:
                 or kvm.memslots.generation != self._slots
                 or kvm.attributes.generation != self._attributes
             ) and not self._find(gfn):
-                return False
-            gmem, index = self._gmem, gfn - self._shift
+                return 0
+            gmem, leaves = self._gmem, self._leaves
+            index, number = gfn - self._shift, gfn & 511
             page = gmem.pages.get(index)
             if page is None:
                 try:
-                    page = gmem.kvm_gmem_get_folio(index)
+                    page = gmem.kvm_gmem_get_folio(index) if gmem.huge else gmem.kvm_gmem_add_folio(index)
                 except OSError:  # ENOMEM: the long way reports it
-                    return False
-            leaves, number = self._table.leaves, gfn & 511
+                    return 0
             if number in leaves or not aug(page):
-                return False
+                return 0
             leaves[number] = page
             self._mirror.mapped += 1
             gmem.prepared.add(index)
@@ -89,7 +89,7 @@ class FirstTouch:
             values[PF_TAKEN] += 1
             values[PF_FIXED] += 1
             kvm.stat.values[PAGES_4K] += 1
-            return True
+            return page
         finally:
             mmu.lock.release()
 
@@ -110,7 +110,7 @@ class FirstTouch:
         if slot is None or slot.gmem is None or table is None:
             return False
         self._gmem, self._shift = slot.gmem, slot.base_gfn - slot.gmem_pgoff
-        self._mirror, self._table = mirror, table
+        self._mirror, self._leaves = mirror, table.leaves
         base, end = gfn & -512, gfn & -512 | 511
         alike = slot.base_gfn <= base and end < slot.end_gfn
         if alike and kvm.has_attributes:
