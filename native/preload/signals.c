@@ -59,6 +59,11 @@ static void set_action(int number, const struct sigaction *action)
     RAW(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
 }
 
+static int send_here(int number, const siginfo_t *info)
+{
+    return RAW(SYS_rt_tgsigqueueinfo, RAW(SYS_getpid), RAW(SYS_gettid), number, info);
+}
+
 /* What would have happened without us. */
 static void hand_on(int number, siginfo_t *info, void *context)
 {
@@ -76,7 +81,35 @@ static void hand_on(int number, siginfo_t *info, void *context)
         }
     } else if (action.sa_handler == SIG_DFL) {
         NEXT(sigaction)(number, &none, NULL);
-        RAW(SYS_rt_tgsigqueueinfo, RAW(SYS_getpid), RAW(SYS_gettid), number, info); /* delivered when this returns */
+        send_here(number, info); /* delivered when this returns */
+    }
+}
+
+/*
+ * Let the signal come again, before those of its number that wait behind it: real-time signals are queued. All signals
+ * are blocked from here on. A mark and the signal go to the end of the thread's own queue; what is in front of the mark
+ * then is moved behind the signal.
+ */
+static void send_again(int number, const siginfo_t *info)
+{
+    static const struct timespec now = { 0, 0 };
+    uint64_t all = ~SYNCHRONOUS, one = 1ull << (number - 1);
+    siginfo_t mark = { .si_signo = number, .si_code = SI_QUEUE }, other;
+    bool marked;
+
+    RAW(SYS_rt_sigprocmask, SIG_BLOCK, &all, NULL, sizeof(all));
+    mark.si_value.sival_ptr = &mark;
+    marked = number >= 34 && !send_here(number, &mark);
+    if (send_here(number, info)) { /* RLIMIT_SIGPENDING: such a one comes without its details */
+        other = *info;
+        other.si_code = SI_USER;
+        send_here(number, &other);
+    }
+    while (marked && RAW(SYS_rt_sigtimedwait, &one, &other, &now, sizeof(one)) == number) {
+        if (other.si_code == SI_QUEUE && other.si_value.sival_ptr == &mark) {
+            return;
+        }
+        send_here(number, &other);
     }
 }
 
@@ -88,7 +121,7 @@ static void on_signal(int number, siginfo_t *info, void *context)
     if (inside && handles(&engine[number])) {
         engine[number].sa_sigaction(number, info, context);
     } else if (in_run && interrupt_guest) {
-        RAW(SYS_rt_tgsigqueueinfo, RAW(SYS_getpid), RAW(SYS_gettid), number, info);
+        send_again(number, info);
         memset(&user->uc_sigmask, 0xff, 8); /* this one and all others wait for the end of KVM_RUN */
         *(uint64_t *)&user->uc_sigmask &= ~SYNCHRONOUS;
         interrupt_guest();

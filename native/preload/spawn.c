@@ -603,6 +603,7 @@ EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
                           void *argument)
 {
     struct beginning *beginning;
+    uint64_t all = ~SYNCHRONOUS, mask;
     int result;
 
     if (!inside) {
@@ -613,7 +614,10 @@ EXPORT int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
         return EAGAIN;
     }
     *beginning = (struct beginning){ .function = function, .argument = argument };
-    result = NEXT(pthread_create)(thread, attributes, begin_inside, beginning); /* it inherits the blocked signals */
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask,
+        sizeof(mask)); /* in KVM_RUN they may come, and it inherits that */
+    result = NEXT(pthread_create)(thread, attributes, begin_inside, beginning);
+    RAW(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof(mask));
     if (result) {
         free(beginning);
     }

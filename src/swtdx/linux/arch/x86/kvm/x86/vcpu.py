@@ -268,6 +268,7 @@ class Vcpu:
         run, kvm, ops, cpus = self.run, self.kvm, self.ops, self.kvm.cpus
         run_struct.U32.pack_into(run, _EXIT_REASON, _UNKNOWN)
         vcpu_run, handle_exit, stat = ops.vcpu_run, ops.handle_exit, self.stat
+        looks = not kvm.kernel.sees_signals
         cpu = self._load()
         self.has_run = True
         try:
@@ -304,7 +305,8 @@ class Vcpu:
                         self.kvm_apic_accept_events()
                 if run[run_struct.REQUEST_INTERRUPT_WINDOW] and self._irq_window_open():
                     return
-                if run[_IMMEDIATE_EXIT] or self.interrupted or (self.watches_signals and self.signal_pending()):
+                told = looks and run[_IMMEDIATE_EXIT]
+                if told or self.interrupted or (self.watches_signals and self.signal_pending()):
                     raise self.kvm_handle_signal_exit()
                 if cpus.waiters:  # cond_resched: another vCPU waits for a CPU
                     self._put_preempted(cpu)
@@ -374,7 +376,13 @@ class Vcpu:
         return self.sigset is not None or self.kvm.kernel.sees_signals
 
     def exit_requested(self) -> bool:
-        """Return whether KVM_RUN is to end: by immediate_exit, which signal handlers set, or for a signal."""
+        """Return whether KVM_RUN is to end for a signal.
+
+        KVM looks at immediate_exit only when KVM_RUN begins; so does this where all signals are seen. Elsewhere it
+        stands for a handler that has run meanwhile.
+        """
+        if self.kvm.kernel.sees_signals:
+            return self.signal_pending()
         return bool(self.run[_IMMEDIATE_EXIT]) or self.signal_pending()
 
     def signal_pending(self) -> bool:
