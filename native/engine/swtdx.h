@@ -170,9 +170,10 @@ size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most);
 void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
 
 /* Count instructions from now on, and have time follow from the count: SWTDX_INSTRUCTION_NS for each. For one virtual
- * CPU, before it runs. tsc_ratio: ticks of the time-stamp counter for each nanosecond, in units of 2^-48. */
+ * CPU, before it runs. tsc_ratio: ticks of the time-stamp counter for each nanosecond, in units of 2^-48.
+ * seed: from which the numbers of RDRAND and RDSEED follow. */
 #define SWTDX_INSTRUCTION_NS 4
-void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio);
+void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio, uint64_t seed);
 /* How many instructions have begun. */
 uint64_t swtdx_count(const swtdx_package *package);
 /* The virtual CPU leaves its guest as if kicked when the count is this. Not while it runs. */

@@ -14,12 +14,13 @@
 #include "tcg/tcg.h"
 #include "swtdx_internal.h"
 
-void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio)
+void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio, uint64_t seed)
 {
     swtdx_engine *engine = package->engines[0];
 
     swtdx_acquire(engine);
     package->counting = true;
+    package->random_state = seed;
     engine->tsc_ratio = tsc_ratio;
     engine->uc->tcg_ctx->swtdx_counting = true;
     engine->uc->cpu->icount_budget = 0;
@@ -56,4 +57,20 @@ void swtdx_jump(swtdx_package *package, uint64_t ns)
 bool swtdx_count_is_over(const swtdx_engine *engine)
 {
     return engine->package->counting && engine->uc->cpu->icount_budget <= 0;
+}
+
+/* RDRAND and RDSEED: SplitMix64. The numbers are to be the same each time; they need not be hard to guess. */
+bool swtdx_counted_random(CPUX86State *env, target_ulong *number)
+{
+    swtdx_engine *engine = env->uc->swtdx;
+    uint64_t z;
+
+    if (!engine || !engine->package->counting) {
+        return false;
+    }
+    z = engine->package->random_state += 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    *number = z ^ z >> 31;
+    return true;
 }

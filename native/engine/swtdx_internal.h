@@ -47,7 +47,7 @@ struct swtdx_package {
     uint8_t *ram;
     uint64_t size, tsc_ratio;
     uint64_t tsc_bias; /* ticks of the processor's counter that are added to the host's, scaled */
-    uint64_t jumped_ns; /* see swtdx_count.c */
+    uint64_t jumped_ns, random_state; /* see swtdx_count.c */
     uint32_t pkru_offset;
     bool parallel;
     bool counting;
@@ -141,6 +141,7 @@ target_ulong swtdx_read_cr(CPUX86State *env, int reg, uintptr_t retaddr);
 target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintptr_t retaddr);
 uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
 bool swtdx_count_is_over(const swtdx_engine *engine);
+bool swtdx_counted_random(CPUX86State *env, target_ulong *number);
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
 bool swtdx_refers_to_stack(CPUX86State *env, target_ulong address, uintptr_t retaddr);
 void swtdx_note_access(CPUState *cs, target_ulong gla);

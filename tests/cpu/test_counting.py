@@ -17,10 +17,10 @@ NEVER = 1 << 62
 NS = 4
 
 
-def counting(source: str, *, tsc_ratio: int = 1 << 48) -> Guest:
+def counting(source: str, *, tsc_ratio: int = 1 << 48, seed: int = 1) -> Guest:
     """A guest whose instructions are counted."""
     guest = Guest(source)
-    guest.processor._get_engine().start_counting(tsc_ratio)
+    guest.processor._get_engine().start_counting(tsc_ratio, seed)
     guest.processor._get_engine().set_count_end(NEVER)
     return guest
 
@@ -151,3 +151,17 @@ def test_an_event_waits_for_an_entry_that_executes() -> None:
     assert guest.run() == ExitReason.HLT
     assert guest.context.gpr[RBX] == 32
     assert count(guest) == 2
+
+
+def test_random_numbers_follow_from_the_seed() -> None:
+    source = "rdrand rbx\n rdseed rcx\n rdrand rdx\n hlt"
+
+    def numbers(seed: int) -> list[int]:
+        guest = counting(source, seed=seed)
+        assert guest.run() == ExitReason.HLT
+        return [guest.context.gpr[register] for register in (RBX, RCX, RDX)]
+
+    first = numbers(7)
+    assert len(set(first)) == 3
+    assert numbers(7) == first
+    assert not set(numbers(8)) & set(first)

@@ -68,7 +68,7 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias)
     bint swtdx_cover(swtdx_package *package)
     size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most)
-    void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio)
+    void swtdx_start_counting(swtdx_package *package, uint64_t tsc_ratio, uint64_t seed)
     uint64_t swtdx_count(const swtdx_package *package)
     void swtdx_set_count_end(swtdx_package *package, uint64_t end)
     uint64_t swtdx_counted_ns(const swtdx_package *package)
@@ -236,12 +236,12 @@ cdef class Engine:
             if count < 1024:
                 return found
 
-    def start_counting(self, tsc_ratio: int) -> None:
+    def start_counting(self, tsc_ratio: int, seed: int) -> None:
         """Count instructions, and have time follow from that. ``tsc_ratio``: ticks for each nanosecond, times 2^48.
 
-        For one virtual CPU, before it runs.
+        ``seed``: from which RDRAND and RDSEED follow. For one virtual CPU, before it runs.
         """
-        swtdx_start_counting(self.package, tsc_ratio)
+        swtdx_start_counting(self.package, tsc_ratio, seed & 0xFFFFFFFFFFFFFFFF)
 
     @property
     def count(self) -> int:
