@@ -54,7 +54,7 @@ def in_secure_ept(kernel: MachineKernel, td: Td) -> list[Page]:
 
 def _booked(kernel: MachineKernel) -> Iterator[tuple[int, str]]:
     """(HPA, use) of what the kernel's allocator gave away: 2 MiB as one where the module's metadata has it as one."""
-    yield from list(kernel.pages._used.items())
+    yield from list(kernel.pages.booked().items())
     for huge, use in list(kernel.pages._used_huge.items()):
         small = kernel.module.pamt.index_of(huge)[1] == 0  # free, or the module was told to split what KVM keeps whole
         yield from ((hpa, use) for hpa in range(huge, huge + HUGE_PAGE_SIZE, PAGE_SIZE if small else HUGE_PAGE_SIZE))
@@ -123,7 +123,8 @@ def _check_mirror(kernel: MachineKernel, vm: Kvm, td: Td) -> None:
 
     def walk(page: KvmMmuPage) -> None:
         frames = pages_per_level(page.level)
-        leaves.update({page.gfn + index * frames: (hpa, page.level - 1) for index, hpa in page.leaves.items()})
+        present = [(index, hpa) for index, hpa in enumerate(page.leaves) if hpa]
+        leaves.update({page.gfn + index * frames: (hpa, page.level - 1) for index, hpa in present})
         for below in page.tables.values():
             tables.add(below.external_spt)
             walk(below)

@@ -25,7 +25,8 @@ def event_log(kernel: MachineKernel) -> list[Event]:
         memory = slot.gmem
         assert memory is not None
         pages = {(number << 9) + at: hpa + (at << 12) for number, hpa in memory.huge.items() for at in range(512)}
-        pages.update(memory.pages)
+        small = [(number << 9, at, entry) for number, page in memory.pages.items() for at, entry in enumerate(page)]
+        pages.update({first + at: entry & -4096 for first, at, entry in small if entry})
         for number, hpa in pages.items():
             if bytes(raw[hpa + 32 : hpa + 47]) == b"Spec ID Event03":
                 found = [pages[number + at] for at in range(16)]

@@ -115,7 +115,7 @@ def test_the_secure_ept_is_the_one_that_the_module_has() -> None:
     with Kvm(kernel) as device, MeasuredTd(device) as td:
         td.seconds(guest.Workload.TOUCH, 1)
         mapped = kernel.files.by_fd[td.vm.fd].kvm.mmu.mirror.mapped  # type: ignore[attr-defined]
-        tables = list(kernel.pages._used.values()).count("sept")  # type: ignore[attr-defined]
+        tables = list(kernel.pages.booked().values()).count("sept")  # type: ignore[attr-defined]
     assert sum(found.tables.values()) == mapped > guest.DATA_PAGES
     assert len(found.tables) == tables
     assert states(found)[PageState.PRIVATE] == mapped - 1  # the reset page has a slot of its own

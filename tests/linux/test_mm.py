@@ -32,6 +32,17 @@ def test_the_first_megabyte_and_contiguous_areas_are_never_handed_out() -> None:
     assert "handed_out" not in locals()
 
 
+def test_the_book_says_what_each_page_is_for() -> None:
+    pages = PageAllocator(PhysicalMemory(8 << 20))
+    page, huge = pages.alloc_page("tdr"), pages.alloc_huge_page("guest_memfd")
+    assert huge is not None
+    assert pages.booked() == {page: "tdr"}
+    pages.split_huge_page(huge)
+    assert pages.booked() == {page: "tdr"} | {huge + (number << 12): "guest_memfd" for number in range(512)}
+    pages.free_page(page)
+    assert pages.in_use == {"guest_memfd": 512}
+
+
 def test_freeing_a_free_page_is_a_bug() -> None:
     pages = PageAllocator(PhysicalMemory(4 << 20))
     page = pages.alloc_page("x")

@@ -41,8 +41,8 @@ def inventory(kernel: MachineKernel) -> tuple[Any, ...]:
     """All that a TD takes from the host: pages by use, free KeyIDs, page metadata by type, keyed pages."""
     pamt, memory = kernel.module.pamt, kernel.processor.memory
     assert kernel.tdx is not None
-    types = Counter(pamt.type_at(pamt.index_of(hpa)[0]) for hpa in kernel.pages._used if not _reserved(kernel, hpa))
-    keyed = sum(memory.key_of(hpa) >= kernel.processor.platform.first_private_hkid for hpa in kernel.pages._used)
+    types = Counter(pamt.type_at(pamt.index_of(hpa)[0]) for hpa in kernel.pages.booked() if not _reserved(kernel, hpa))
+    keyed = sum(memory.key_of(hpa) >= kernel.processor.platform.first_private_hkid for hpa in kernel.pages.booked())
     return kernel.pages.in_use, kernel.tdx.free_hkids, types - Counter({PageType.NDA: types[PageType.NDA]}), keyed
 
 
@@ -56,7 +56,7 @@ def private_page(kernel: MachineKernel, content: bytes) -> int:
     raw = kernel.processor.memory.raw
     (found,) = [
         hpa
-        for hpa in kernel.pages._used
+        for hpa in kernel.pages.booked()
         if kernel.processor.memory.key_of(hpa) and bytes(raw[hpa : hpa + PAGE]) == content
     ]
     return found
@@ -89,7 +89,7 @@ def test_a_td_leaves_nothing_behind(kernel: MachineKernel, device: Kvm) -> None:
     with MeasuredTd(device) as td:
         td.seconds(guest.Workload.FLUSH_AND_TOUCH, 1)
         during = inventory(kernel)
-        pages = [hpa for hpa in kernel.pages._used if kernel.processor.memory.key_of(hpa) >= 32]
+        pages = [hpa for hpa in kernel.pages.booked() if kernel.processor.memory.key_of(hpa) >= 32]
         assert during[1] == before[1] - 1
         assert during[3] > guest.DATA_PAGES
     assert inventory(kernel) == before

@@ -75,6 +75,8 @@ class PhysicalMemory:
         self.fresh = self._sparse("fresh", size // PAGE_SIZE)
         """A byte for each page, non-zero where the allocator has given it out for the first time and it is zero still.
         `discard_page` then has nothing to do: most pages that a guest accepts are of this kind."""
+        self.uses = self._sparse("uses", size // PAGE_SIZE)
+        """A byte for each page, for the allocator: what the page is used for, 0 while it is free."""
         self._poisoned = 0
         self.on_broken: Callable[[int], None] | None = None
         """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
@@ -232,13 +234,12 @@ class PhysicalMemory:
         page = hpa >> 12
         if self.fresh[page]:
             self.fresh[page] = 0
+            if not self._poisoned:
+                self._keyid[page] = hkid  # nobody has had it yet: no guest has executed in it
+                return
         else:
             self._discard(hpa, PAGE_SIZE)
-        if self._poisoned or self._engine is None:
-            self.set_key(hpa, hkid)
-            return
-        self._keyid[page] = hkid
-        self._engine.forget_code(hpa, PAGE_SIZE)
+        self.set_key(hpa, hkid)
 
     def _discard(self, hpa: int, length: int) -> None:
         """Let memory be zero."""

@@ -51,7 +51,7 @@ _CPU = {
     "swtdx.cpu._engine.GuestContext": _fields(),
     "swtdx.cpu.memory.PhysicalMemory": _fields(
         "_keys _poisoned",
-        "size keyid_shift _address_mask _map raw qwords _keyid poison fresh on_broken _windows _window_bases "
+        "size keyid_shift _address_mask _map raw qwords _keyid poison fresh uses on_broken _windows _window_bases "
         "_next_window _free_windows _windows_lock _engine regions",
     ),
     "swtdx.cpu.processor.Processor": _fields(
@@ -152,7 +152,7 @@ _KERNEL = {
         "_free_hkids leaked_hkids",
         "processor pages seamcall packages package_cpus hkid_shift global_keyid _hkid_lock lock sysinfo tdmrs",
     ),
-    "swtdx.linux.mm.PageAllocator": _fields("_next _end _free _free_huge _used _used_huge", "memory _lock"),
+    "swtdx.linux.mm.PageAllocator": _fields("_next _end _free _free_huge _numbers _used_huge", "memory _lock"),
     "swtdx.linux.sched.Timer": _fields("shut_down", "_queue function expires _ticket"),
     "swtdx.linux.sched.TimerQueue": _fields(
         "", "_clock _heap _armed _tickets _changed _thread _running _returned _off"
@@ -169,7 +169,7 @@ _KERNEL = {
         "", "_kvm _irqfds", ("_irqfds", "the VM has irqfds, which belong to this process")
     ),
     "swtdx.linux.virt.kvm.guest_memfd.GuestMemfd": _fields(
-        "pages huge prepared cleared bindings",
+        "pages huge cleared bindings",
         "kvm length size supports_mmap init_shared" + _FILE,
         ("supports_mmap", "user space may map a guest_memfd: it is not the machine's memory alone"),
     ),

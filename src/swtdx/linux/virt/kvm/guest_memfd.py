@@ -22,23 +22,29 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+from array import array
 from bisect import bisect_left, insort
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swtdx.linux.err import err
 from swtdx.linux.files import File, FileMapping, show_file
-from swtdx.linux.mm import HUGE_PAGE_PAGES, PAGE_SHIFT, PAGE_SIZE
+from swtdx.linux.mm import HUGE_PAGE_PAGES, HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE
 from swtdx.uapi.kernel import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from swtdx.uapi.kvm import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP
 from swtdx.uapi.layout import address_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from swtdx.cpu.memory import PhysicalMemory
     from swtdx.linux.virt.kvm.kvm_main import Kvm
     from swtdx.linux.virt.kvm.memslots import Memslot
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+PREPARED = 1
+"""Beside the HPA of a page: it was populated, or mapped into a guest."""
+_HOLES = bytes(HUGE_PAGE_PAGES * 8)
 BEYOND_THE_END = 1 << 62
 """An offset in any memfd at which each access to a mapping is SIGBUS."""
 
@@ -81,9 +87,10 @@ class GuestMemfd(File):
         self.length = self.size = length
         self.supports_mmap = flags & GUEST_MEMFD_FLAG_MMAP != 0
         self.init_shared = flags & GUEST_MEMFD_FLAG_INIT_SHARED != 0
-        self.pages: dict[int, int] = {}  # index -> HPA
+        self.pages: dict[int, array[int]] = {}
+        """By index / 512 the HPAs of 512 pages, with PREPARED; 0 is a hole, and where all are holes there is none. Of
+        64 GiB there are 16 million, and what each takes here, the process takes 16 million times."""
         self.huge: dict[int, int] = {}  # index / 512 -> HPA of 2 MiB, all of it prepared
-        self.prepared: set[int] = set()
         self.cleared: set[int] = set()  # of a TD: which pages hold what is shared, and not what the module left
         self.bindings: list[tuple[int, int, Memslot]] = []
         """The slots that are bound, by the first page of the file that they show, and id; no two overlap."""
@@ -97,19 +104,19 @@ class GuestMemfd(File):
 
     def kvm_gmem_get_folio(self, index: int) -> int:
         """HPA of the page at ``index``, allocated if need be. Raises OSError(ENOMEM)."""
-        page = self.pages.get(index)
-        if page is None:
-            huge = self.huge.get(index // HUGE_PAGE_PAGES)
-            if huge is not None:
-                return huge + (index % HUGE_PAGE_PAGES << PAGE_SHIFT)
-            page = self.kvm_gmem_add_folio(index)
-        return page
-
-    def kvm_gmem_add_folio(self, index: int) -> int:
-        """Allocate the page at ``index``, where there is none; returns its HPA. Raises OSError(ENOMEM)."""
+        number, offset = index // HUGE_PAGE_PAGES, index % HUGE_PAGE_PAGES
+        entries = self.pages.get(number)
+        if entries is not None and entries[offset]:
+            return entries[offset] & -PAGE_SIZE
+        huge = self.huge.get(number)
+        if huge is not None:
+            return huge + (offset << PAGE_SHIFT)
         # Of a TD the module initialises each page, so the kernel's zeros would never be seen.
         alloc = self.kvm.pages.alloc_page if self.kvm.is_td else self.kvm.pages.alloc_zeroed_page
-        page = self.pages[index] = alloc("guest_memfd")
+        page = alloc("guest_memfd")
+        if entries is None:
+            entries = self.pages[number] = array("Q", _HOLES)
+        entries[offset] = page
         return page
 
     def get_shared(self, slot: Memslot, index: int) -> int:
@@ -127,8 +134,7 @@ class GuestMemfd(File):
         number = index // HUGE_PAGE_PAGES
         page = self.huge.get(number)
         if page is None:
-            end = index + HUGE_PAGE_PAGES
-            if end << PAGE_SHIFT > self.length or not self.pages.keys().isdisjoint(range(index, end)):
+            if (index + HUGE_PAGE_PAGES) << PAGE_SHIFT > self.length or number in self.pages:
                 return None
             page = self.kvm.pages.alloc_huge_page("guest_memfd")
             if page is not None:
@@ -137,21 +143,23 @@ class GuestMemfd(File):
 
     def is_prepared(self, index: int) -> bool:
         """Return whether the page was populated or mapped into a guest."""
-        return index in self.prepared or index // HUGE_PAGE_PAGES in self.huge
+        return bool(self._entry(index) & PREPARED) or index // HUGE_PAGE_PAGES in self.huge
+
+    def _entry(self, index: int) -> int:
+        entries = self.pages.get(index // HUGE_PAGE_PAGES)
+        return entries[index % HUGE_PAGE_PAGES] if entries is not None else 0
 
     def kvm_gmem_mark_prepared(self, index: int) -> None:
         """Note that a guest has the page: to populate it again is an error."""
-        self.prepared.add(index)
+        if self._entry(index):  # of a huge page all are
+            self.pages[index // HUGE_PAGE_PAGES][index % HUGE_PAGE_PAGES] |= PREPARED
         self.cleared.discard(index)
 
     def _split(self, number: int) -> None:
         """A huge page becomes 512 pages. Where guests map it, they map small pages by now."""
         page = self.huge.pop(number)
         self.kvm.pages.split_huge_page(page)
-        first = number * HUGE_PAGE_PAGES
-        for offset in range(HUGE_PAGE_PAGES):
-            self.pages[first + offset] = page + (offset << PAGE_SHIFT)
-        self.prepared.update(range(first, first + HUGE_PAGE_PAGES))
+        self.pages[number] = array("Q", range(page | PREPARED, page + HUGE_PAGE_SIZE, PAGE_SIZE))
 
     def give_up(self, page: int) -> None:
         """Forget a page (or huge page) that the TDX module does not give back; the caller accounts for it."""
@@ -159,11 +167,12 @@ class GuestMemfd(File):
             if huge == page:
                 del self.huge[number]
                 return
-        for index, other in self.pages.items():
-            if other == page:
-                del self.pages[index]
-                self.prepared.discard(index)
-                return
+        for number, entries in self.pages.items():
+            for entry in (page, page | PREPARED):
+                if entry in entries:
+                    entries[entries.index(entry)] = 0
+                    self._forget_holes(number)
+                    return
 
     # --- Slots --------------------------------------------------------------------------------------------------------
 
@@ -233,27 +242,22 @@ class GuestMemfd(File):
     def kvm_gmem_allocate(self, start: int, end: int) -> None:
         """Allocate the pages [start, end) that lie within the file. Raises OSError(ENOMEM)."""
         for index in range(start, min(end, self.length >> PAGE_SHIFT)):
-            self.kvm_gmem_get_folio(index)
+            with self.kvm.mmu.lock:  # no hole is punched around it
+                self.kvm_gmem_get_folio(index)
 
     def kvm_gmem_punch_hole(self, start: int, end: int) -> None:
         """Zap the pages [start, end) wherever they are mapped, and free them; beyond the file's end there are none."""
         end = min(end, self.length >> PAGE_SHIFT)
         with self.kvm.slots_lock, self.kvm.mmu.lock:
             self.kvm_gmem_invalidate_begin(start, end)
-            for number in self._huge_within(start, end):
+            for number in self._within(self.huge, start, end):
                 first = number * HUGE_PAGE_PAGES
                 if start <= first and first + HUGE_PAGE_PAGES <= end:
                     self.kvm.pages.free_huge_page(self.huge.pop(number))
                 else:
                     self._split(number)
-            if end - start < len(self.pages):
-                indices = [index for index in range(start, end) if index in self.pages]
-            else:
-                indices = [index for index in self.pages if start <= index < end]
-            for index in indices:
-                self.prepared.discard(index)
-                self.cleared.discard(index)
-                self.kvm.pages.free_page(self.pages.pop(index))
+            for number in self._within(self.pages, start, end):
+                self._punch_small(number, start, end)
             if self.supports_mmap and self.init_shared and start < end:
                 self._punch_memfd(start, end)
 
@@ -287,11 +291,36 @@ class GuestMemfd(File):
                 if slot.gmem_only:
                     self.kvm.mmu.zap_direct(low + shift, high + shift)
 
-    def _huge_within(self, start: int, end: int) -> list[int]:
-        numbers = range(start // HUGE_PAGE_PAGES, (end + HUGE_PAGE_PAGES - 1) // HUGE_PAGE_PAGES)
-        if len(numbers) < len(self.huge):
-            return [number for number in numbers if number in self.huge]
-        return [number for number in self.huge if number in numbers]
+    @staticmethod
+    def _within(table: Mapping[int, object], start: int, end: int) -> list[int]:
+        """Return the keys of a table of 2 MiB each that have a part of the pages [start, end)."""
+        first, last = start // HUGE_PAGE_PAGES, (end + HUGE_PAGE_PAGES - 1) // HUGE_PAGE_PAGES
+        if last - first < len(table):
+            return [number for number in range(first, last) if number in table]
+        return [number for number in table if first <= number < last]
+
+    def _punch_small(self, number: int, start: int, end: int) -> None:
+        """Free the small pages of 2 MiB that lie in [start, end)."""
+        first, entries = number * HUGE_PAGE_PAGES, self.pages[number]
+        for offset in range(max(start - first, 0), min(end - first, HUGE_PAGE_PAGES)):
+            if entries[offset]:
+                self.cleared.discard(first + offset)
+                self.kvm.pages.free_page(entries[offset] & -PAGE_SIZE)
+                entries[offset] = 0
+        self._forget_holes(number)
+
+    def _forget_holes(self, number: int) -> None:
+        if self.pages[number].tobytes() == _HOLES:
+            del self.pages[number]
+
+    def go_on(self, kept: None) -> None:
+        """Read bytes as numbers: a snapshot brings tables that were not there."""
+        tables: dict[int, Any] = self.pages
+        for number, entries in tables.items():
+            if not isinstance(entries, array):
+                if len(entries) != len(_HOLES):
+                    raise TypeError("512 pages are not 4 KiB")
+                tables[number] = array("Q", entries)
 
     def kvm_gmem_release(self) -> None:
         """Close the file: take its pages from the guest, end its bindings and drop the reference to the VM."""

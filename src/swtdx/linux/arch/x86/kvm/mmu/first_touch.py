@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import EXITS, PAGES_4K, PF_FIXED, PF_TAKEN
+from swtdx.linux.virt.kvm.guest_memfd import PREPARED
 from swtdx.uapi.kvm import KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 if TYPE_CHECKING:
+    from array import array
+
     from swtdx.linux.arch.x86.kvm.mmu.mirror import MirrorRoot
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
@@ -42,7 +45,7 @@ class FirstTouch:
         self._range = self._slots = self._attributes = -1
         self._gmem: GuestMemfd
         self._mirror: MirrorRoot
-        self._leaves: dict[int, int]
+        self._leaves: array[int]
         self._shift = 0
 
     def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int:
@@ -73,17 +76,17 @@ class FirstTouch:
                 return 0
             gmem, leaves = self._gmem, self._leaves
             index, number = gfn - self._shift, gfn & 511
-            page = gmem.pages.get(index)
-            if page is None:
-                try:
-                    page = gmem.kvm_gmem_get_folio(index) if gmem.huge else gmem.kvm_gmem_add_folio(index)
-                except OSError:  # ENOMEM: the long way reports it
-                    return 0
-            if number in leaves or not aug(page):
+            try:
+                page = gmem.kvm_gmem_get_folio(index)
+            except OSError:  # ENOMEM: the long way reports it
+                return 0
+            if leaves[number] or not aug(page):
                 return 0
             leaves[number] = page
             self._mirror.mapped += 1
-            gmem.prepared.add(index)
+            entries = gmem.pages.get(index >> 9)
+            if entries is not None:  # of a huge page all are prepared
+                entries[index & 511] |= PREPARED
             values = vcpu.stat.values
             values[EXITS] += 1
             values[PF_TAKEN] += 1

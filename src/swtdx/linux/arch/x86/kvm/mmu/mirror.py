@@ -14,17 +14,23 @@ take a part of a large leaf away it is split first (split_external_spte), which 
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import TYPE_CHECKING
+from array import array
+from typing import TYPE_CHECKING, Any
 
 from swtdx.linux.arch.x86.kvm.mmu.spte import PG_LEVEL_2M, PG_LEVEL_4K, pages_per_level
+from swtdx.linux.mm import HUGE_PAGE_SIZE, PAGE_SIZE
 
 if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
+_NO_LEAVES = bytes(512 * 8)
+
 
 class KvmMmuPage:
-    """A table of the mirror (struct kvm_mmu_page). ``leaves``: index to HPA (levels 1, 2); ``tables``: to the next."""
+    """A table of the mirror (struct kvm_mmu_page). ``leaves``: HPAs (levels 1, 2) or 0; ``tables``: index to the next.
+
+    As in Linux a table takes 4 KiB, which is little beside the 2 MiB that it maps.
+    """
 
     __slots__ = ("external_spt", "gfn", "leaves", "level", "tables")
 
@@ -32,19 +38,25 @@ class KvmMmuPage:
         self.level = level
         self.gfn = gfn
         self.external_spt = external_spt
-        self.leaves: dict[int, int] = {}
+        self.leaves = array("Q", _NO_LEAVES)
         self.tables: dict[int, KvmMmuPage] = {}
 
     def tables_within(self, start: int, end: int) -> list[KvmMmuPage]:
         """Return the tables below that hold a part of [start, end)."""
         shift = 9 * (self.level - 1)
         first, last = start - self.gfn >> shift, end - self.gfn - 1 >> shift
-        return [self.tables[index] for index in _within(self.tables, first, last + 1)]
+        return [self.tables[index] for index in range(max(first, 0), min(last + 1, 512)) if index in self.tables]
 
+    def leaves_within(self, first: int, end: int) -> list[int]:
+        """Return the indices of [first, end) that have a leaf: what a guest converts is mostly a page or two."""
+        leaves = self.leaves
+        return [index for index in range(max(first, 0), min(end, 512)) if leaves[index]]
 
-def _within(entries: Container[int], first: int, end: int) -> list[int]:
-    """Return the indices of [first, end) that a table has: what a guest converts is mostly a page or two of it."""
-    return [index for index in range(max(first, 0), min(end, 512)) if index in entries]
+    def take_leaf(self, index: int) -> int:
+        """Return the HPA of a leaf, which is none any more."""
+        hpa = self.leaves[index]
+        self.leaves[index] = 0
+        return hpa
 
 
 class MirrorRoot:
@@ -65,11 +77,11 @@ class MirrorRoot:
             index = gfn >> 9 * (level - 1) & 511
             below = page.tables.get(index)
             if below is None:
-                huge = page.leaves.get(index)
-                return None if huge is None else huge + ((gfn & 511) << 12)
+                huge = page.leaves[index]
+                return huge + ((gfn & 511) << 12) if huge else None
             page = below
             level -= 1
-        return page.leaves.get(gfn & 511)
+        return page.leaves[gfn & 511] or None
 
     def table_of(self, gfn: int) -> KvmMmuPage | None:
         """The table that has the 4 KiB leaf of ``gfn``, if it is linked."""
@@ -101,12 +113,12 @@ class MirrorRoot:
             index = gfn >> 9 * (level - 1) & 511
             below = page.tables.get(index)
             if below is None:
-                if index in page.leaves:
+                if page.leaves[index]:
                     return
                 below = self.tdp_mmu_link_sp(page, index, gfn & -pages_per_level(level), level)
             page = below
         index = gfn >> 9 * (target - 1) & 511
-        if index in page.leaves or index in page.tables:
+        if page.leaves[index] or index in page.tables:
             return
         kvm.ops.set_external_spte(kvm, gfn, target, hpa)
         page.leaves[index] = hpa
@@ -124,8 +136,8 @@ class MirrorRoot:
         self.tdp_mmu_split_huge_page(page, gfn >> 9 & 511)
 
     def tdp_mmu_split_huge_page(self, page: KvmMmuPage, index: int) -> None:
-        huge = page.leaves.get(index)
-        if huge is None:
+        huge = page.leaves[index]
+        if not huge:
             return
         kvm, gfn = self._kvm, page.gfn + (index << 9)
         external_spt = kvm.pages.alloc_page("sept")
@@ -135,8 +147,8 @@ class MirrorRoot:
             kvm.pages.free_page(external_spt)
             raise
         below = KvmMmuPage(PG_LEVEL_4K, gfn, external_spt)
-        below.leaves = {number: huge + (number << 12) for number in range(512)}
-        del page.leaves[index]
+        below.leaves = array("Q", range(huge, huge + HUGE_PAGE_SIZE, PAGE_SIZE))
+        page.leaves[index] = 0
         self.huge -= 1
         page.tables[index] = below
 
@@ -158,8 +170,8 @@ class MirrorRoot:
         if self.huge:
             self._zap_huge(self.root, start, end)
         for table in self._tables(self.root, start, end):
-            for index in _within(table.leaves, start - table.gfn, end - table.gfn):
-                hpa = table.leaves.pop(index)
+            for index in table.leaves_within(start - table.gfn, end - table.gfn):
+                hpa = table.take_leaf(index)
                 self.mapped -= 1
                 kvm.ops.remove_external_spte(kvm, table.gfn + index, PG_LEVEL_4K, hpa)
 
@@ -170,10 +182,10 @@ class MirrorRoot:
                 self._zap_huge(below, start, end)
             return
         kvm = self._kvm
-        for index in _within(page.leaves, start - page.gfn >> 9, end - page.gfn + 511 >> 9):
+        for index in page.leaves_within(start - page.gfn >> 9, end - page.gfn + 511 >> 9):
             gfn = page.gfn + (index << 9)
             if start <= gfn and gfn + 512 <= end:
-                hpa = page.leaves.pop(index)
+                hpa = page.take_leaf(index)
                 self.mapped -= 512
                 self.huge -= 1
                 kvm.ops.remove_external_spte(kvm, gfn, PG_LEVEL_2M, hpa)
@@ -200,4 +212,16 @@ class MirrorRoot:
                 self._free(below)
             kvm.ops.free_external_spt(kvm, below.gfn, below.level, below.external_spt)
         page.tables.clear()
-        page.leaves.clear()
+        page.leaves = array("Q", _NO_LEAVES)
+
+    def go_on(self, kept: None) -> None:
+        """Read bytes as numbers: a snapshot brings tables that were not there."""
+        tables = [self.root]
+        while tables:
+            page = tables.pop()
+            tables += page.tables.values()
+            leaves: Any = page.leaves
+            if not isinstance(leaves, array):
+                if len(leaves) != len(_NO_LEAVES):
+                    raise TypeError("512 leaves are not 4 KiB")
+                page.leaves = array("Q", leaves)
