@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import asdict
 
-from bench import boots, front_ends, qemu_boots
+from bench import boots, distribution, front_ends, qemu_boots, sizes
 from bench.figures import FULL, LEAST, SHORT, Figure, all_figures
 
 
@@ -33,16 +33,18 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["boot", "exec"],
-        help="boot: boots beside QEMU's TCG; exec: its front ends, QEMU's boots",
+        choices=["boot", "distribution", "exec", "size"],
+        help="boot: boots beside QEMU's TCG; distribution: Debian to its login prompt; exec: its front ends, QEMU's "
+        "boots; size: boots with 512 MiB to 64 GiB",
     )
-    parser.add_argument("--runs", type=int, default=3, help="of each, in `boot` and `exec` (default 3)")
+    parser.add_argument("--runs", type=int, default=3, help="of each boot (default 3)")
     parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
     parser.add_argument("--least", action="store_true", help="each figure once, to see that it can be measured")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run, in place of the table")
     options = parser.parse_args()
-    if options.what == "boot":
-        return boots.main(max(1, options.runs))
+    of_boots = {"boot": boots.main, "distribution": distribution.main, "size": sizes.main}
+    if options.what in of_boots:
+        return of_boots[options.what](max(1, options.runs))
     if options.what == "exec":
         return front_ends.main(max(1, options.runs)) or qemu_boots.main(max(1, options.runs))
     effort = LEAST if options.least else SHORT if options.short else FULL

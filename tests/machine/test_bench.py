@@ -6,7 +6,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from bench import distribution, sizes
+from bench.taken import Taken, taken_until
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
@@ -36,3 +41,37 @@ def test_every_figure_can_be_measured() -> None:
     figures = json.loads(done.stdout)["figures"]
     assert len(figures) > 10
     assert all(min(figure["runs"]) > 0 for figure in figures)
+
+
+def test_what_a_command_takes_until_its_text() -> None:
+    program = "import sys, time; held = bytearray(64 << 20); sys.stdout.write('.' * 200_000 + 'rea'); "
+    program += "sys.stdout.flush(); time.sleep(.1); print('dy', flush=True); time.sleep(600)"
+    taken = taken_until([sys.executable, "-c", program], "ready", 60)
+    assert taken.ended
+    assert 0.1 <= taken.wall < 60
+    assert taken.cpu > 0
+    assert 64 << 10 <= taken.resident < 256 << 10
+
+
+def test_a_command_that_does_not_come_so_far_has_not_ended() -> None:
+    assert not taken_until([sys.executable, "-c", "print('no')"], "ready", 60).ended
+    assert not taken_until([sys.executable, "-c", "import time; time.sleep(600)"], "ready", 0.5).ended
+
+
+def test_sizes_are_compared_with_the_smallest_of_the_same_way(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sizes.rows(tmp_path)
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot/vmlinuz-6").touch()
+    little, much = sizes.rows(tmp_path, ["512M", "64G"])[:2]
+    little.runs, much.runs = [Taken(True, 2.0, 2.0, 1 << 20)], [Taken(True, 3.0, 5.0, 2 << 20), Taken(False, 0, 0, 0)]
+    assert "times" not in little.line(little)
+    assert "2.50 times" in much.line(little)
+    assert "2048 MiB" in much.line(little)
+
+
+def test_a_distribution_is_started_from_a_copy_of_its_disk(tmp_path: Path) -> None:
+    disk, copy = tmp_path / "debian.img", tmp_path / "copy.img"
+    for who, command in distribution.contenders(tmp_path / "OVMF.fd", disk, copy, 2).items():
+        used = [word for word in command if ".img" in word]
+        assert used == ([f"file={disk},format=raw,if=virtio,snapshot=on"] if "QEMU" in who else [str(copy)])
