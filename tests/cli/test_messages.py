@@ -41,6 +41,20 @@ STATUSES = [
     ("tdh_mem_range_block() returned TLB_TRACKING_NOT_DONE", "TDH.MEM.RANGE.BLOCK", "TLB_TRACKING_NOT_DONE", None),
     ("tdh_mng_key_freeid failed with TDX_TDCX_NUM_INCORRECT", "TDH.MNG.KEY.FREEID", "TDCX_NUM_INCORRECT", None),
     ("virt/tdx: SEAMCALL failed: CPU 3 is not in VMX operation", None, "UD", None),
+    # The names of arch/x86/include/asm/tdx.h and shared/tdx.h, and the GHCI's own for the results of a TDVMCALL.
+    ("TDX_SEAMCALL_VMFAILINVALID", None, "VMFAILINVALID", None),
+    ("virt/tdx: first SEAMCALL: TDX_SEAMCALL_GP", None, "GP", None),
+    ("TDX_SEAMCALL_UD", None, "UD", None),
+    ("TDVMCALL_STATUS_RETRY", None, "RETRY", None),
+    ("tdx: MapGPA ended with TDVMCALL_STATUS_RETRY", None, "RETRY", None),
+    ("tdx: MapGPA: TDVMCALL_STATUS_INVALID_OPERAND", None, "INVALID_OPERAND", None),
+    ("TDG.VP.VMCALL_ALIGN_ERROR", None, "ALIGN_ERROR", None),
+    ("tdx: TDG.VP.VMCALL_RETRY", None, "RETRY", None),
+    # Without 0x.
+    ("8000020000000001", None, "OPERAND_BUSY", "RCX"),
+    ("C000060400000000", None, "TD_FATAL", None),
+    ("Nov 30 07:00:01 host kernel: tdh_sys_init: c000050500000000", "TDH.SYS.INIT", "SYS_NOT_READY", None),
+    ("KVM internal error. Suberror: 4, extra data[0]: 0x6000000200000000", "TDH.VP.ENTER", "NON_RECOVERABLE_TD", None),
 ]  # fmt: skip
 
 
@@ -49,6 +63,25 @@ def test_a_status_in_a_line(line: str, leaf: str | None, name: str, operand: str
     found = json.loads(command("explain", line, "--json").out)
     status = found["status"] if isinstance(found.get("status"), dict) else found
     assert (status.get("leaf"), status["name"], status.get("operand")) == (leaf, name, operand)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "foo rcx 0x123 bar",
+        "entry 0x5",
+        "R8=0x0 R9=0x10",
+        "read 0x0000000012345678 bar",
+        "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+        "kvm: vcpu0 RIP 0xffffffff8107a2d4",
+        "general protection fault, probably for non-canonical address 0xdead000000000100: 0000 [#1]",
+    ],
+)
+def test_a_line_without_a_status_is_not_given_one(line: str, command: Command) -> None:
+    """Registers and addresses alone were taken for SUCCESS, or for a TD exit."""
+    result = command("explain", line)
+    assert (result.status, result.out) == (1, "")
+    assert "no line that has one" in result.err
 
 
 def test_an_operand_that_is_not_known_is_not_made_up(command: Command) -> None:
@@ -150,6 +183,23 @@ MESSAGES = [
     ("Kernel panic - not syncing: Attempted to kill init!", ["panicked"]),
     ("virt/tdx: RCX 0x0000000000000000 RDX 0x0000000000000000 R08 0x0000000000000000", ["line before"]),
     ("[    2.5] virt/tdx: R09 0x0000000000000000 R10 0x0000000000000000 R11 0x0000000000000000", ["line before"]),
+    ("Nov 30 07:00:00 host kernel: virt/tdx: RCX 0x0000000012345002 RDX 0x0000000000000400 R08 0x0000000000000000",
+     ["line before"]),
+    ("<3>[    1.0] virt/tdx: R09 0x0000000000000000 R10 0x0000000000000000 R11 0x0000000000000000", ["line before"]),
+    ("virt/tdx: SEAMCALL failed: TDX Module not loaded.", ["none is loaded"]),
+    ("kvm: enabling virtualization on CPU0 failed", ["another hypervisor"]),
+    ("ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy", ["another hypervisor"]),
+    ("kvm: disabled by bios", ["VT-x"]),
+    ("kvm_intel: VMX not supported by CPU 0", ["VT-x"]),
+    ("kvm_intel: VMX (outside TXT) disabled by BIOS on CPU 1", ["VT-x"]),
+    ("qemu-system-x86_64: Convert non guest_memfd backed memory region (0x80000000 ,+ 0x1000) to private",
+     ["guest_memfd"]),
+    ("qemu-system-x86_64: -object tdx-guest,id=tdx0: invalid object type: tdx-guest", ["QEMU 10.1"]),
+    ("error: unsupported configuration: domain configuration does not support 'tdx' launch security", ["libvirt"]),
+    ("error: unsupported configuration: launch security type 'tdx' is not supported with this QEMU binary",
+     ["libvirt"]),
+    ("KVM: exception 6 exit (error code 0x0)", ["exception"]),
+    ("TDX: Failed to connect to QGS: No such file or directory", ["quote generation service"]),
     ("TDMR [0x0, 0x40000000): unable to find local NUMA node for PAMT allocation, fallback to use", ["No failure"]),
     ("kvm_intel: APICv is required for TDX", ["enable_apicv"]),
     ("kvm_intel: All packages need to have online CPU to create TD. Online CPU and retry.", ["online"]),

@@ -16,7 +16,14 @@ import typer
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.explain import known_ioctls, refusals, words
 from swtdx.explain.failure import Failed, complete_ioctl, explain_failure, parse_errno, parse_ioctl, parse_line
-from swtdx.explain.status import complete_leaf, explain_status, is_name_alone, parse_leaf, parse_status
+from swtdx.explain.status import (
+    complete_leaf,
+    explain_status,
+    is_name_alone,
+    leaf_of_status,
+    parse_leaf,
+    parse_status,
+)
 from swtdx.uapi.dialect import Dialect
 
 EPILOG = """
@@ -160,11 +167,11 @@ def _told(what: str) -> Failed:
     if status is not None:
         if not 0 <= status < 1 << 64:
             raise Failure(f"{what}: a status has 64 bits", Verdict.USAGE)
-        return Failed(hw_error=status, any_operand=is_name_alone(what))
+        return Failed(hw_error=status, leaf=leaf_of_status(what), any_operand=is_name_alone(what))
     if name := parse_errno(what):
         return Failed(name)
     line = parse_line(what)
-    if line == Failed() or (line == Failed(leaf=line.leaf)):
+    if line == Failed(leaf=line.leaf, outputs=line.outputs):
         raise Failure(f"{what!r} is neither a status nor an errno, and no line that has one", Verdict.USAGE)
     return line
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from swtdx.explain import Refusal, known_ioctls, refusals
 from swtdx.explain.message import Message, find_message
-from swtdx.explain.status import explain_status, is_known, is_name_alone, parse_leaf, parse_status
+from swtdx.explain.status import explain_status, is_known, is_name_alone, leaf_of_status, parse_leaf, parse_status
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
 from swtdx.uapi.client.error import errno_name
@@ -25,9 +25,10 @@ from swtdx.uapi.kvm import REQUESTS
 from swtdx.uapi.reason import NO_REASON, Reason
 
 _STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
+_STATUS_WITHOUT_0X = re.compile(r"\b[0-9a-fA-F]{16}\b")
 # The number behind one of these words is the status, whatever other numbers the line has.
 _CALLED_STATUS = re.compile(
-    r"(?:hw_errors?|status|failed|error|returned|ret|err)\b[ :=(]*(?:with |code |status )*(0x[0-9a-fA-F]{9,16})\b",
+    r"(?:(?:hw_errors?|status|failed|error|returned|ret|err)\b|extra data\[0\])[ :=(]*(?:with |code |status )*(0x[0-9a-fA-F]{9,16})\b",
     re.IGNORECASE,
 )
 _IOCTL = re.compile(r"\bKVM_[A-Z0-9_]+\b")
@@ -134,10 +135,12 @@ def _status_in(text: str) -> tuple[int, bool]:
     for pattern in (each for _, each in _OUTPUTS):
         rest = pattern.sub("", rest)
     rest = _REGISTER_DUMP.sub("", rest)
-    known = (number for word in _STATUS.findall(rest) if is_known(number := int(word, 16)))
-    if found := next(known, 0):
-        return found, False
-    for word in _NAME.findall(text):
+    for pattern in (_STATUS, _STATUS_WITHOUT_0X):
+        # With an upper half of 0 it is a TD exit by its number, or an address below 4 GiB: only its name could tell.
+        known = (n for word in pattern.findall(rest) if (n := int(word, 16)) >> 32 and is_known(n))
+        if found := next(known, 0):
+            return found, False
+    for word in (*_NAME.findall(text), *_LEAF.findall(text)):
         if found := parse_status(word) or 0:
             return found, is_name_alone(word)
     return 0, False
@@ -146,6 +149,7 @@ def _status_in(text: str) -> tuple[int, bool]:
 def _leaf_in(text: str) -> str:
     """The leaf function in a line, by name or by number; empty if there is none."""
     named = [name for word in _LEAF.findall(text) if (name := parse_leaf(word.rstrip(".")))]
+    named += [name for word in (*_LEAF.findall(text), *_NAME.findall(text)) if (name := leaf_of_status(word))]
     if named:
         return named[0]
     for pattern, numbers in ((_LEAF_NUMBER, SEAMCALL_NUMBERS), (_TDCALL_NUMBER, TDCALL_NUMBERS)):

@@ -24,6 +24,7 @@ VP_ENTER = "TDH.VP.ENTER"
 VP_VMCALL = "TDG.VP.VMCALL"
 _CLASSES_WITH_OPERAND = (1, 2, 3, 11)
 UNKNOWN = "unknown"
+_OF_VMCALL = "TDVMCALL_STATUS_"
 _ENTRY_SIZES = ("4 KiB", "2 MiB", "1 GiB", "512 GiB", "256 TiB")
 _PAGE_SIZES = ("4 KiB", "2 MiB", "1 GiB")
 
@@ -36,11 +37,14 @@ def parse_status(text: str) -> int | None:
     >>> hex(parse_status("TDX_EPT_WALK_FAILED")), parse_status("EINVAL")
     ('0xc0000b0000000000', None)
     """
+    # A log can have it without 0x. Decimal statuses of errors have 19 digits, never 16.
+    if re.fullmatch(r"[0-9a-fA-F]{16}", text) and is_known(int(text, 16)):
+        return int(text, 16)
     try:
         return int(text, 0)
     except ValueError:
         pass
-    name, _, operand = text.upper().removeprefix("TDX_").partition("|")
+    name, _, operand = (part.strip() for part in _plain(text).partition("|"))
     if name not in _codes() or (operand and operand not in Operand.__members__):
         return None
     return _codes()[name] | (Operand[operand] if operand else 0)
@@ -48,14 +52,27 @@ def parse_status(text: str) -> int | None:
 
 def is_name_alone(text: str) -> bool:
     """Whether a status was written as a name without its operand, as ``OPERAND_BUSY``."""
-    return text.upper().removeprefix("TDX_") in _codes()
+    return _plain(text) in _codes()
+
+
+def leaf_of_status(text: str) -> str:
+    """TDG.VP.VMCALL for the name of a TDVMCALL's result, which is no status of the module; else nothing."""
+    return VP_VMCALL if _plain(text).startswith(_OF_VMCALL) and _plain(text) in _codes() else ""
+
+
+def _plain(text: str) -> str:
+    """A status's name without what Linux puts before it; the result of a TDVMCALL as Linux names it."""
+    return text.upper().removeprefix("TDX_").replace("TDG.VP.VMCALL_", _OF_VMCALL)
 
 
 @cache
 def _codes() -> dict[str, int]:
     """Every status by name, of other versions of the module where 1.5.06 has none of that name."""
     others = {row[0]: int(code, 16) for code, row in table("statuses")["other_versions"].items()}
-    return others | {code.name: code.value for code in StatusCode}
+    linux = {f"SEAMCALL_{row[0]}": int(code, 16) for code, row in table("statuses")["linux"].items()}
+    rows = table("statuses")["tdvmcall"].items()
+    vmcalls = {_OF_VMCALL + row[0]: int(code, 16) for code, row in rows if code != "columns"}
+    return others | linux | vmcalls | {code.name: code.value for code in StatusCode}
 
 
 def parse_leaf(text: str) -> str | None:
