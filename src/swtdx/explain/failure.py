@@ -28,7 +28,8 @@ _STATUS = re.compile(r"\b0x[0-9a-fA-F]{9,16}\b")
 _STATUS_WITHOUT_0X = re.compile(r"\b[0-9a-fA-F]{16}\b")
 # The number behind one of these words is the status, whatever other numbers the line has.
 _CALLED_STATUS = re.compile(
-    r"(?:(?:hw_errors?|status|failed|error|returned|ret|err)\b|extra data\[0\])[ :=(]*(?:with |code |status )*(0x[0-9a-fA-F]{9,16})\b",
+    r"(?:(?:hw_errors?|status|failed|error|returned|ret|err)\b|extra data\[0\])"
+    r"[ :=(]*(?:with |code |status )*(0x[0-9a-fA-F]{9,16})\b",
     re.IGNORECASE,
 )
 _IOCTL = re.compile(r"\bKVM_[A-Z0-9_]+\b")

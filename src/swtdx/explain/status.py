@@ -56,7 +56,7 @@ def is_name_alone(text: str) -> bool:
 
 
 def leaf_of_status(text: str) -> str:
-    """TDG.VP.VMCALL for the name of a TDVMCALL's result, which is no status of the module; else nothing."""
+    """TDG.VP.VMCALL for the name of a TDVMCALL's result, which the VMM gives and not the module; else nothing."""
     return VP_VMCALL if _plain(text).startswith(_OF_VMCALL) and _plain(text) in _codes() else ""
 
 
