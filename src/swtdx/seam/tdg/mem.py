@@ -79,7 +79,7 @@ def _touched(module: TdxModule, vcpu: Vcpu, gpa: int) -> int:
     """Let the host add the page that the guest accepts, without a TD exit.
 
     Return its HPA, or 0. What is left of TDH.MEM.PAGE.AUG then is the entry, pending, which is the caller's: with the
-    module's lock held no other call sees it before it is accepted. The TDH.VP.ENTER that would follow the exit must find
+    module's lock held no call sees it before it is accepted. The TDH.VP.ENTER that would follow the exit must find
     nothing to do: no NMI to inject, no new TLB epoch.
     """
     touches = module.processor.first_touches
