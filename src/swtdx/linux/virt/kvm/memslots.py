@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right, insort
+import threading
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -76,6 +77,9 @@ class Memslots:
     def __init__(self) -> None:
         self.by_id: dict[int, Memslot] = {}
         self._entries: list[tuple[int, int, Memslot]] = []  # first gfn, id (which decides nothing: no two overlap)
+        self._hvas: list[tuple[int, int, Memslot]] = []  # first user address, id; they may overlap
+        self._sizes: list[int] = []  # of the slots in bytes, ascending: how far before a range a slot in it can begin
+        self._hva_lock = threading.Lock()  # munmap(2) comes without slots_lock
         self.generation = 0
 
     def gfn_to_memslot(self, gfn: int) -> Memslot | None:
@@ -111,9 +115,24 @@ class Memslots:
                 yield slot
             position += 1
 
+    def behind(self, start: int, end: int) -> list[Memslot]:
+        """Return the slots that show user addresses of [start, end), by address, without a look at those far from it.
+
+        Linux has an interval tree (kvm_for_each_memslot_in_hva_range). Under slots_lock or mmu_lock.
+        """
+        with self._hva_lock:
+            longest = self._sizes[-1] if self._sizes else 0
+            low = bisect_left(self._hvas, (start - longest + 1,))
+            high = bisect_left(self._hvas, (end,), low)
+            near = self._hvas[low:high]
+        return [slot for address, _, slot in near if address + (slot.npages << PAGE_SHIFT) > start]
+
     def insert(self, slot: Memslot) -> None:
         """Make ``slot`` visible; its id and its frames are free."""
         self.by_id[slot.slot_id] = slot
+        with self._hva_lock:
+            insort(self._hvas, (slot.userspace_addr, slot.slot_id, slot))
+            insort(self._sizes, slot.npages << PAGE_SHIFT)
         self.generation += 1
         insort(self._entries, (slot.base_gfn, slot.slot_id, slot))
         self.generation += 1
@@ -125,6 +144,9 @@ class Memslots:
         self.generation += 1
         del self._entries[position]
         self.generation += 1
+        with self._hva_lock:
+            del self._hvas[bisect_left(self._hvas, (slot.userspace_addr, slot_id))]
+            del self._sizes[bisect_left(self._sizes, slot.npages << PAGE_SHIFT)]
 
     def move(self, slot: Memslot, base_gfn: int) -> None:
         """Let ``slot`` begin at another frame."""

@@ -29,9 +29,7 @@ def _vms(kernel: EmulatedKernel, mm: Mm) -> list[Kvm]:
 
 def _slots(kvm: Kvm, start: int, end: int) -> Iterator[Memslot]:
     """kvm_for_each_memslot_in_hva_range."""
-    for slot in kvm.memslots:
-        if slot.userspace_addr < end and start < slot.userspace_addr + (slot.npages << PAGE_SHIFT):
-            yield slot
+    return iter(kvm.memslots.behind(start, end))
 
 
 def _zap(kvm: Kvm, slot: Memslot, start: int, end: int) -> None:
