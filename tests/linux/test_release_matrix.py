@@ -68,6 +68,14 @@ def terminate_vm(release: str) -> Any:
     return answered(lambda: bench.command(vm, up.KVM_TDX_TERMINATE_VM))
 
 
+def tsc_frequency(release: str) -> Any:
+    bench = boot(release=release)
+    vm = bench.vm(0)
+    before = answered(lambda: bench.ioctl(vm, k.KVM_SET_TSC_KHZ, 2_000_000))
+    bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    return before, answered(lambda: bench.ioctl(vm, k.KVM_SET_TSC_KHZ, 1_000_000))
+
+
 def capability_of_terminate_vm(release: str) -> Any:
     bench = boot(release=release)
     vm = bench.vm()
@@ -373,6 +381,9 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     ),
     "KVM_GET_ONE_REG and KVM_GET_REG_LIST": (
         one_reg, since("6.18", (0, E.EINVAL, E.EINVAL), (1, 0, 0)), ("absent_ioctls", "absent_capabilities"),
+    ),
+    "KVM_SET_TSC_KHZ of a VM before and after its first vCPU": (
+        tsc_frequency, since("6.18", (0, 0), (0, E.EINVAL)), ("fixes_tsc_frequency",),
     ),
     "x2APIC API: suppress EOI broadcasts": (
         lambda name: x2apic_api(name, 4), since("6.19", (0b11, E.EINVAL), (0b1111, 0)), ("directed_eoi_is_chosen",),

@@ -59,6 +59,8 @@ class Release:
     shows_module_in_sysfs: bool
     """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
+    fixes_tsc_frequency: bool
+    """KVM_SET_TSC_KHZ of a VM that has vCPUs fails with EINVAL; else it is for the vCPUs to come."""
     shows_apic_bus_cycles: bool
     """KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM answers what is set; else the default."""
     emulates_avx: bool
@@ -144,6 +146,7 @@ _6_16 = Release(
     tds_take_irqchips=True,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
+    fixes_tsc_frequency=False,
     shows_apic_bus_cycles=False,
     emulates_avx=False,
     directed_eoi_is_chosen=False,
@@ -177,6 +180,7 @@ _6_18 = replace(
     absent_capabilities=frozenset(),
     guest_memfd_for_all=True,
     irqfds_share_eventfds=False,
+    fixes_tsc_frequency=True,
     tds_take_irqchips=False,
 )
 _6_19 = replace(
@@ -257,7 +261,11 @@ NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
             "KVM_CREATE_VCPU: KVM_CREATE_VCPU is one step here, so that no thread can see it half done",
         ),
         KernelRelease.V7_1: ("the kernel initialises the TDX module when it boots, not when kvm_intel is loaded",),
-        KernelRelease.V7_2: ("updates of the TDX module at run time (seamldr)",),
+        KernelRelease.V7_2: (
+            "updates of the TDX module at run time (P-SEAMLDR): the modules here do not offer TDX_FEATURES0 bit 1 "
+            "(TD preserving). For such a module Linux has neither seamldr_version nor num_remaining_updates in "
+            "/sys/devices/faux/tdx_host, and no /sys/class/firmware/tdx_module for an image; nor has swtdx exec",
+        ),
     }
 )
 """What a release brought that is not here, for the documentation. A VMM finds it absent, as on the release before."""

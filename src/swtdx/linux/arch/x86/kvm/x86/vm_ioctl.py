@@ -309,7 +309,10 @@ def _set_tsc_khz(kvm: Kvm, arg: int) -> int:
     khz = arg & 0xFFFFFFFF
     if khz >= MAX_TSC_KHZ:
         raise err(errno.EINVAL, f"{khz} kHz")
-    kvm.default_tsc_khz = khz or kvm.processor.platform.tsc_hz // 1000
+    with kvm.lock:
+        if kvm.created_vcpus and kvm.kernel.release.fixes_tsc_frequency:
+            raise err(errno.EINVAL, "vCPUs exist, whose TSC has its frequency")
+        kvm.default_tsc_khz = khz or kvm.processor.platform.tsc_hz // 1000
     return 0
 
 
