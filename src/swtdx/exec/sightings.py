@@ -24,7 +24,7 @@ def files(*, tdx: bool, release: KernelRelease = NEWEST_RELEASE, module_version:
     """Return the contents by path."""
     found = {f"{_PARAMETERS}/tdx": "Y\n" if tdx else "N\n", f"{_PARAMETERS}/nested": "N\n"}
     if tdx and RELEASES[release].shows_module_in_sysfs:
-        major, minor, update = (int(part) for part in module_version.split("."))
+        major, minor, update = (*(int(part) for part in module_version.split(".")), 0)[:3]  # "1.0" has no update
         found[_MODULE] = f"{major}.{minor}.{update:02}\n"
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
