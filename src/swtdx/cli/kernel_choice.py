@@ -42,8 +42,9 @@ class ModuleVersionChoice(StrEnum):
 KernelReleaseOption = Annotated[
     KernelRelease | None,
     typer.Option(
-        help="The kernel that is emulated: a release of Linux, v10 (the series of Nov 2022) or next (what is under "
-        f"review: KVM_TDX_TERMINATE_VM, 2 MiB pages). Not given: {NEWEST_RELEASE.value}, the newest released one.",
+        help="The host's kernel to emulate: a release of Linux, v10 (the patch series of November 2022), or next "
+        "(7.3-rc with patches under review: KVM_TDX_TERMINATE_VM, private pages of 2 MiB). "
+        f"Not given: {NEWEST_RELEASE.value}, the newest released one.",
         show_default=False,
     ),
 ]
@@ -57,8 +58,9 @@ DialectOption = Annotated[
 ModuleVersionOption = Annotated[
     ModuleVersionChoice,
     typer.Option(
-        help="The TDX module of the emulated machine. 1.5.06 and 1.0 (of the time of v10) are reproduced; the "
-        "others have their number and TDX_FEATURES0, and act as 1.5.06."
+        help="The TDX module of the emulated machine. 1.5.06 and 1.0 (which goes with v10) are reproduced. Of the "
+        "others the number and TDX_FEATURES0 are, and from 1.5.08 on the guest's address width (MAXGPA); in all else "
+        "they act as 1.5.06."
     ),
 ]
 
