@@ -52,6 +52,15 @@ COMMANDS: dict[str, str] = {
 
 RUN = "swtdx.cli.run"
 
+PANELS = {
+    "Run a guest": ("run", "exec", "qemu"),
+    "Measurements and evidence": ("inspect", "measure", "diff", "replay", "quote", "report"),
+    "Quoting services with test keys": ("pki", "qgs", "pccs", "collateral"),
+    "Find out why": ("explain", "seamcall", "trace", "lint"),
+    "This installation": ("selftest", "probe", "completion"),
+}
+"""Panel of ``swtdx --help`` -> its commands."""
+
 USAGE_STATUS = {"exec": 125, "qemu": 125}
 """Wrong usage, where it must not look like the status of the command that was to be run."""
 
@@ -76,6 +85,8 @@ EPILOG = """
 [cyan]swtdx explain EINVAL --command KVM_TDX_INIT_VM --hw-error 0xc000010000000041[/cyan] - why a launch failed
 
 [cyan]swtdx COMMAND --help[/cyan] - options and examples of each
+
+[cyan]man swtdx[/cyan] - the manual, which a wheel brings; [cyan]script/docs[/cyan] of a checkout makes all pages
 """
 
 app = typer.Typer(
@@ -108,15 +119,25 @@ def swtdx_command(
 @cache
 def _declare(command: str) -> None:
     """Make a command known to the app, once. Each costs time even when another is run: typer compiles its options."""
+    commands, groups = len(app.registered_commands), len(app.registered_groups)
     import_module(RUN if command == "run" else COMMANDS[command]).register(app)
     dress(app)
+    panel = next(panel for panel, members in PANELS.items() if command in members)
+    for alone in app.registered_commands[commands:]:
+        alone.rich_help_panel = panel
+    for group in app.registered_groups[groups:]:
+        group.rich_help_panel = panel
 
 
 def whole_app() -> typer.Typer:
     """Return the app with every command declared: what the documentation, the manual page and shell completion read."""
-    for command in ("run", *COMMANDS):
+    for command in _in_panels():
         _declare(command)
     return app
+
+
+def _in_panels() -> list[str]:
+    return [command for commands in PANELS.values() for command in commands]
 
 
 def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]:
@@ -130,7 +151,7 @@ def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]
 
     def action() -> int:
         try:
-            for command in ("run", *COMMANDS):
+            for command in _in_panels():
                 if typed == command or not known:
                     _declare(command)
             return int(app(_as_declared(typed, arguments), standalone_mode=False) or 0)
