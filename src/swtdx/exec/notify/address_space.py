@@ -181,8 +181,14 @@ class ProgramMm(Mm):
             number = ctypes.get_errno()
         finally:
             os.close(process)
+        if copy < 0 and number in (errno.EPERM, errno.ENOSYS):  # a container's seccomp profile, as docker's default
+            raise err(
+                errno.EBADF,
+                f"fd {fd} of the program cannot be taken over: pidfd_getfd(2) is refused here. In a container, give it "
+                "--cap-add SYS_PTRACE, or link the program dynamically",
+            )
         if copy < 0:
-            raise err(errno.EMFILE if number in (errno.EMFILE, errno.ENFILE) else errno.EBADF, f"fd {fd}")
+            raise err(errno.EMFILE if number in (errno.EMFILE, errno.ENFILE) else errno.EBADF, f"fd {fd} is not open")
         return copy
 
     def pending_signals(self) -> set[int]:

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from swtdx.linux.err import err
+from swtdx.linux.err import err, reason_of
 from swtdx.linux.uaccess import current_mm
 from swtdx.linux.virt.kvm.coalesced_mmio import CoalescedRing, Zone
 from swtdx.uapi.kvm import (
@@ -54,7 +54,7 @@ class Eventfd:
         try:
             copy = current_mm().dup(fd)
         except OSError as error:
-            raise err(errno.EBADF, f"fd {fd} is not open") from error
+            raise err(errno.EBADF, reason_of(error).text or f"fd {fd} is not open") from error
         try:
             with open(f"/proc/self/fdinfo/{copy}", "rb") as info:
                 fields = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
