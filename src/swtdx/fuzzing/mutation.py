@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""New lies of old ones, by Hypothesis' engine: it draws which earlier case is changed, how, and with which values.
+"""Lies that vary those of before, by Hypothesis' engine: it draws which case is changed, how, and with which values.
 
 Hypothesis is told how many new blocks each case reached (`hypothesis.target`), and varies what did best. What it draws
 is numbers, always in the same ranges: they stand for calls and registers by what is known of the guest at that moment,
