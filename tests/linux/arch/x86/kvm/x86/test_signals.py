@@ -24,7 +24,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi.client import Kvm, KvmError, Vcpu
 from testing.vm import SPIN
-from tests.linux.conftest import Bench, refused, signals
+from tests.linux.conftest import Bench, ept_violation, exits, refused, signals, tdvmcall
 
 pytestmark = pytest.mark.usefixtures("watchdog")
 
@@ -224,3 +224,109 @@ def test_a_signal_does(bench: Bench) -> None:
     assert region.nr_pages == 3
     bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region)
     assert region.nr_pages == 0
+
+
+# In the middle of a call: the module's answer to one SEAMCALL is when the signal comes, so that no clock decides.
+
+
+def at_the(bench: Bench, leaf: str, number: int, arrive: Callable[[], None]) -> None:
+    """Let the signal come while the module serves the call ``number`` of ``leaf``, which succeeds."""
+
+    def served(args: object) -> int:
+        arrive()
+        return 0
+
+    bench.module.answers[leaf] = [*[0] * (number - 1), served]
+
+
+@pytest.mark.parametrize("leaf", ["MEM_PAGE_ADD", "MR_EXTEND"])
+@pytest.mark.parametrize("page", [1, 2, 5])
+def test_a_signal_in_the_middle_of_adding_memory_ends_it_after_that_page(bench: Bench, leaf: str, page: int) -> None:
+    """tdx_vcpu_init_mem_region asks before each page, and tells how far it came."""
+    vm = bench.td()
+    vcpu = bench.vcpu(vm)
+    source = bench.memory(vm)
+    region = bench.region(source, 0, 8)
+    calls_of_a_page = 16 if leaf == "MR_EXTEND" else 1
+    with signals(bench) as arrive, refused(errno.EINTR):
+        at_the(bench, leaf, calls_of_a_page * (page - 1) + 1, arrive)
+        bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region, flags=1)
+    assert (region.nr_pages, region.gpa, region.source_addr) == (8 - page, page << 12, source + (page << 12))
+    bench.command(vcpu, up.KVM_TDX_INIT_MEM_REGION, region, flags=1)
+    assert region.nr_pages == 0
+    assert bench.module.names().count("MEM_PAGE_ADD") == 8
+
+
+@pytest.mark.parametrize("page", [1, 2, 5])
+def test_a_signal_in_the_middle_of_prefaulting_ends_it_after_that_page(
+    bench: Bench, runnable: tuple[int, int], page: int
+) -> None:
+    """kvm_vcpu_pre_fault_memory returns 0 once a page is mapped, and EINTR if none is."""
+    request = k.kvm_pre_fault_memory(gpa=0, size=0x8000)
+    with signals(bench) as arrive:
+        at_the(bench, "MEM_PAGE_AUG", page, arrive)
+        bench.ioctl(runnable[1], k.KVM_PRE_FAULT_MEMORY, request)
+        assert (request.gpa, request.size) == (page << 12, 0x8000 - (page << 12))
+        with refused(errno.EINTR):
+            bench.ioctl(runnable[1], k.KVM_PRE_FAULT_MEMORY, request)
+    bench.ioctl(runnable[1], k.KVM_PRE_FAULT_MEMORY, request)
+    assert request.size == 0
+
+
+def test_a_signal_ends_a_fault_that_finds_the_module_busy_for_ever(bench: Bench, runnable: tuple[int, int]) -> None:
+    """tdx_handle_ept_violation: RET_PF_RETRY is repeated until an event or a signal comes."""
+    with signals(bench) as arrive:
+        tries = 0
+
+        def busy(args: object) -> int:
+            nonlocal tries
+            tries += 1
+            if tries == 5:
+                arrive()
+            bench.module.answers["MEM_PAGE_AUG"] = [busy]
+            return 0x8000020000000092  # OPERAND_BUSY, SEPT_TREE
+
+        bench.module.answers["MEM_PAGE_AUG"] = [busy]
+        bench.module.answers["VP_ENTER"] = exits(ept_violation(0))
+        with refused(errno.EINTR):
+            bench.ioctl(runnable[1], k.KVM_RUN)
+    assert tries >= 5
+    assert bench.module.names().count("VP_ENTER") == 1
+
+
+def test_a_signal_comes_between_the_exits_of_a_guest_that_only_exits(bench: Bench, runnable: tuple[int, int]) -> None:
+    """vcpu_run looks after each exit that needs no user space."""
+    with signals(bench) as arrive:
+
+        def third(args: object) -> int:
+            arrive()
+            return 1  # external interrupt
+
+        bench.module.answers["VP_ENTER"] = exits(1, 1, third, 1, 1)
+        with refused(errno.EINTR):
+            bench.ioctl(runnable[1], k.KVM_RUN)
+    assert bench.module.names().count("VP_ENTER") == 3
+
+
+def test_a_signal_while_map_gpa_converts_comes_after_the_last_piece(bench: Bench, runnable: tuple[int, int]) -> None:
+    """tdx_complete_vmcall_map_gpa goes to the next piece without asking for signals; vcpu_run asks."""
+    vm, vcpu = runnable
+    bench.enable(vm, k.Cap.EXIT_HYPERCALL, 1 << k.KVM_HC_MAP_GPA_RANGE)
+    bench.module.answers["VP_ENTER"] = exits(
+        tdvmcall(r11=0x10001, r12=1 << 47, r13=0x600000),
+        1,  # with a signal pending the processor leaves the guest at once: external interrupt
+    )
+    run = bench.run_page(vcpu)
+    bench.ioctl(vcpu, k.KVM_RUN)
+    assert (run.exit_reason, run.hypercall.args[0]) == (k.KVM_EXIT_HYPERCALL, 0)
+    with signals(bench) as arrive:  # one for each call: what is pending when a call returns is delivered then
+        for gpa in (0x200000, 0x400000):
+            arrive()
+            bench.ioctl(vcpu, k.KVM_RUN)
+            assert (run.exit_reason, run.hypercall.args[0]) == (k.KVM_EXIT_HYPERCALL, gpa)
+        arrive()
+        with refused(errno.EINTR):
+            bench.ioctl(vcpu, k.KVM_RUN)
+    assert bench.module.names().count("VP_ENTER") == 2
+    bench.ioctl(vcpu, k.KVM_RUN)
+    assert run.exit_reason == k.KVM_EXIT_SHUTDOWN
