@@ -20,11 +20,18 @@ from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 from testing.bare_processor import assemble
 from tests.image.test_linux_image import bzimage
+from tests.machine.counting_guest import COM1
 
 PRESENT, LENGTH = 0x700, 0x704
 """Ports that no board has: an honest host answers with ones."""
 MEMORY = 64 << 20
 ROOM = 16
+BEGUN = "!"
+"""What the guest prints when its memory is accepted, and before it asks for anything."""
+
+
+def _out(port: int, size: int) -> str:
+    return ".byte " + ",".join(map(str, tdvmcall_io(size, 1, port)))
 
 
 def _in(port: int, size: int) -> str:
@@ -35,6 +42,8 @@ def code() -> bytes:
     """The machine code. A length of more than `ROOM` bytes overwrites the return address."""
     return assemble(f"""
         lea rsp, [rip + top]
+        mov r15d, {ord(BEGUN)}
+        {_out(COM1, 1)}
     again:
         call look
         jmp again
@@ -66,7 +75,7 @@ def planted(limits: Limits | None = None) -> Iterator[Guest]:
     """The guest, to be fuzzed from its first instruction."""
     host = Host()
     kernel = boot(platform=Platform(memory_size=1 << 30, report_key=bytes(32)), lies=host)
-    linux = LinuxBoot(parse(bzimage(kernel=bytes(0x200) + code()), "a guest with a fault"), b"", "")
+    linux = LinuxBoot(parse(image(), "a guest with a fault"), b"", "")
     direct, firmware = direct_boot(linux, MEMORY, 1, td=True)
     guest = Guest(host, kernel.processor, limits or Limits(calls=30, seconds=5))
     try:
@@ -78,6 +87,11 @@ def planted(limits: Limits | None = None) -> Iterator[Guest]:
             yield guest
     finally:
         kernel.shutdown()
+
+
+def image() -> bytes:
+    """The guest as a kernel, for the command."""
+    return bzimage(kernel=bytes(0x200) + code())
 
 
 def _at_its_first_call(host: Host, machine: Machine) -> object:

@@ -19,7 +19,8 @@ FAULT = [parse(f"IO {PRESENT:#x}: R11=1 @1"), parse(f"IO {LENGTH:#x}: R11=0x40 @
 def test_each_run_begins_at_the_same_place_with_other_lies() -> None:
     with planted() as guest:
         assert guest.run([]).calls == 30
-        assert set(guest.host.sites) == {("Instruction.IO", PRESENT)}
+        assert ("Instruction.IO", PRESENT) in guest.host.sites
+        assert ("Instruction.IO", LENGTH) not in guest.host.sites
         for _ in range(2):
             honest = guest.run([])
             assert (honest.outcome.kind, honest.told) == ("enough", [])

@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "probe": "swtdx.cli.probe",
     "trace": "swtdx.cli.trace",
     "lint": "swtdx.cli.lint",
+    "fuzz": "swtdx.cli.fuzz",
     "inspect": "swtdx.cli.inspect",
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",

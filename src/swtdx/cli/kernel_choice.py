@@ -98,7 +98,7 @@ def checked_injections(texts: list[str] | None) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def checked_lies(texts: list[str] | None, file: Path | None) -> tuple[Lie, ...]:
+def checked_lies(texts: list[str] | None, file: Path | None, option: str = "--lies-from") -> tuple[Lie, ...]:
     """Return what ``--lie`` and ``--lies-from`` ask for. Raises InputError for what is not a valid lie."""
     if not texts and file is None:
         return ()
@@ -117,13 +117,13 @@ def checked_lies(texts: list[str] | None, file: Path | None) -> tuple[Lie, ...]:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"--lies-from {file} cannot be read: {why}") from None
+        raise InputError(f"{option} {file} cannot be read: {why}") from None
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.startswith("#"):
             try:
                 found.append(parse(line))
             except LieError as error:
-                raise InputError(f"--lies-from {file}: line {number}: {error}") from None
+                raise InputError(f"{option} {file}: line {number}: {error}") from None
     return tuple(found)
 
 

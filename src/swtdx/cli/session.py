@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -65,6 +65,7 @@ from swtdx.vmm.run import Run, StuckVcpu
 
 if TYPE_CHECKING:
     from swtdx.lying.lie import Lie
+    from swtdx.lying.live import Answers
     from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
 
@@ -208,7 +209,7 @@ def run(options: Options) -> int:
         files.enter_context(kernel_log(voice.say))
         lies = _teller(options, kept.get("--lies-to"))
         trace = recording.emit if recording.wanted else None
-        kernel = _kernel(options, keys.report_key, trace, None if lint is None else lint.findings, lies)
+        kernel = kernel_for(options, keys.report_key, trace, None if lint is None else lint.findings, lies)
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
@@ -318,7 +319,7 @@ def kernel_named(
     trace: Emit | None = None,
     inject: tuple[str, ...] = (),
     lint: Findings | None = None,
-    lies: Teller | None = None,
+    lies: Answers | None = None,
 ) -> Kernel:
     """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
@@ -372,9 +373,14 @@ def _teller(options: Options, output: Output | None) -> Teller | None:
     return Teller(options.lies, lambda text: output.write(f"{text}\n".encode()))
 
 
-def _kernel(
-    options: Options, report_key: bytes | None, trace: Emit | None, lint: Findings | None, lies: Teller | None
+def kernel_for(
+    options: Options,
+    report_key: bytes | None,
+    trace: Emit | None = None,
+    lint: Findings | None = None,
+    lies: Answers | None = None,
 ) -> Kernel:
+    """Return the kernel that the options ask for. Raises InputError."""
     return kernel_named(
         options.kvm,
         options.dialect or Dialect.UPSTREAM,
@@ -418,6 +424,24 @@ def _open_device(options: Options, kernel: Kernel) -> Kvm:
 
 
 _EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (omit --kvm)"
+
+
+def devices(
+    options: Options,
+    disks: Sequence[DiskImage],
+    put: Callable[[bytes], object],
+    size: tuple[int, int] | None = None,
+) -> Iterator[VirtioDevice]:
+    """Yield what was asked for, in the order of the PCI slots: disks first, so that they keep their places.
+
+    ``put`` gets what a virtio console shows, ``size`` is that of its terminal.
+    """
+    for disk in disks:
+        yield VirtioBlk(disk)
+    if options.virtio_console:
+        yield VirtioConsole(put, size)
+    if options.rng:
+        yield VirtioRng()
 
 
 class _Session:
@@ -475,6 +499,7 @@ class _Session:
         if keeps is not None:
             self.output.watch(TextWatch(keeps), self._stop_to_keep)
         debug = outputs.get("--debugcon")
+        terminal = os.get_terminal_size(sys.stdout.fileno()) if self.interactive else None
         self.plan = replace(
             plan,
             serial=self.output.put,
@@ -482,19 +507,11 @@ class _Session:
             debug_exit=options.debug_exit,
             progress=voice.step if saved is None else lambda step: None,
             panicked=self._panic_reported,
-            devices=tuple(self._devices(disks)),
+            devices=tuple(
+                devices(options, disks, self.output.put, (terminal.columns, terminal.lines) if terminal else None)
+            ),
             say=self._say_from_device,
         )
-
-    def _devices(self, disks: Sequence[DiskImage]) -> Iterator[VirtioDevice]:
-        """Yield what was asked for, in the order of the PCI slots: disks first, so that they keep their places."""
-        for disk in disks:
-            yield VirtioBlk(disk)
-        if self.options.virtio_console:
-            terminal = os.get_terminal_size(sys.stdout.fileno()) if self.interactive else None
-            yield VirtioConsole(self.output.put, (terminal.columns, terminal.lines) if terminal else None)
-        if self.options.rng:
-            yield VirtioRng()
 
     def _say_from_device(self, text: str) -> None:
         self.output.flush()

@@ -58,6 +58,7 @@ class Slice:
 
     runs: int = 0
     seconds: float = 0.0
+    interrupted: bool = False
     calls: int = 0
     lies: int = 0
     sites: int = 0
@@ -94,23 +95,31 @@ class _Work:
         self.began = time.monotonic()
 
     def done(self) -> Slice:
+        """Do it."""
         found = self.found
         if not self.guest.runs:
-            for _ in range(HONEST_RUNS):
-                result = self.run(())
-                self._note((), result)
+            self._know_the_guest()
         seed = self.seed
         while time.monotonic() < self.began + self.seconds and self.guest.host.sites:
             try:
                 explore(seed, _EXAMPLES, self.guest.host, self.corpus, self.attempt)
             except Over:
                 break
+            except KeyboardInterrupt:
+                found.interrupted = True
+                break
             seed += 1 << 32
         found.seconds = time.monotonic() - self.began
         found.sites = len(self.guest.host.sites)
         return found
 
+    def _know_the_guest(self) -> None:
+        """Run it as it is, and what is known of it: then what is new is new."""
+        for case in ((),) * HONEST_RUNS + tuple(self.corpus):
+            self._note(case, self.run(case))
+
     def run(self, case: Sequence[str]) -> Result:
+        """Run a case, and count it."""
         result = self.guest.run([parse(text) for text in case])
         self.found.runs += 1
         self.found.calls += result.calls
@@ -118,6 +127,7 @@ class _Work:
         return result
 
     def attempt(self, case: Case) -> int:
+        """Run a case for Hypothesis, while there is time."""
         if time.monotonic() >= self.began + self.seconds:
             raise Over
         return self._note(case, self.run(case))
@@ -133,11 +143,13 @@ class _Work:
                 self.found.entered[function] += len(new)
         if result.outcome.is_crash and result.outcome.signature not in self.known_crashes:
             self.known_crashes.add(result.outcome.signature)
-            self.found.crashes.append(self._shortened(case, result))
+            crash = Crash(result.outcome, tuple(result.told) or case)
+            self.found.crashes.append(crash)
+            self._shorten(crash, case, result)
         return len(new)
 
-    def _shortened(self, case: Case, result: Result) -> Crash:
-        signature = result.outcome.signature
+    def _shorten(self, crash: Crash, case: Case, result: Result) -> None:
+        signature = crash.outcome.signature
 
         def crashes(lies: Sequence[str]) -> bool:
             return self.run(lies).outcome.signature == signature
@@ -145,12 +157,10 @@ class _Work:
         # What was told says which call it was; what was asked for may be shorter: "from this call on".
         for lies in (tuple(result.told), case):
             if lies and crashes(lies):
-                short = minimised(lies, crashes)
+                crash.case = minimised(lies, crashes)
                 break
-        else:
-            short = case
-        replayed = sum(crashes(short) for _ in range(_REPLAYS))
-        return Crash(result.outcome, short, replayed, _REPLAYS)
+        crash.replayed = sum(crashes(crash.case) for _ in range(_REPLAYS))
+        crash.replays = _REPLAYS
 
 
 class Campaign:

@@ -22,6 +22,8 @@ _TIME = Ended(End.TIMEOUT, "time was up")
 _UNTIL = Ended(End.UNTIL, "the text was seen")
 _DOOMED = Ended(End.PANIC, "the kernel said what is wrong")
 _LAST_WORDS_SECONDS = 0.5
+"""So long a kernel prints nothing after it has said what is wrong, then that was all; but not longer than the next."""
+_LONGEST_WORDS_SECONDS = 8.0
 _LOOK_SECONDS = 0.1
 _LONGEST_CONSOLE = 1 << 20
 _BUSY = 0.25
@@ -99,7 +101,7 @@ class Guest:
         self._run: Run | None = None
         self._until = (limits.until or "").encode()
         self._looked_at = 0
-        self._doomed_at = 0.0
+        self._doomed_at = self._spoke_at = 0.0
         self.machine: Machine | None = None
         self._snapshot: object = None
 
@@ -107,6 +109,8 @@ class Guest:
         """Take what the guest prints."""
         if len(self.console) < _LONGEST_CONSOLE:
             self.console += data
+        if self._doomed_at:
+            self._spoke_at = time.monotonic()
         run = self._run
         if run is None:
             return
@@ -114,11 +118,12 @@ class Guest:
         if until and until in self.console[-len(until) - len(data) :]:
             run.finish(_UNTIL)
         if b"\n" in data:
-            lines, self._looked_at = bytes(self.console[self._looked_at :]), len(self.console)
+            end = self.console.rfind(b"\n") + 1
+            lines, self._looked_at = bytes(self.console[self._looked_at : end]), end
             if outcome.is_over(lines):
                 run.finish(_DOOMED)
             elif not self._doomed_at and (found := outcome.said(lines)) is not None and found.is_crash:
-                self._doomed_at = time.monotonic()
+                self._doomed_at = self._spoke_at = time.monotonic()
 
     def attach(self, machine: Machine, snapshot: object) -> None:
         """Take the machine, and what it is restored from."""
@@ -133,7 +138,7 @@ class Guest:
         self.console.clear()
         self._doomed_at, self._looked_at = 0.0, 0
         run = self._run = Run(machine)
-        self.host.begin(lies, self.limits.calls, lambda: run.finish(_ENOUGH))
+        self.host.begin(lies, self.limits.calls, lambda: self._doomed_at or run.finish(_ENOUGH))
         computed = time.process_time()
         run.start()
         try:
@@ -162,11 +167,13 @@ class Guest:
             now = time.monotonic()
             if now < middle:
                 at_middle = time.process_time()
-            if run.wait(max(min(deadline - now, _LOOK_SECONDS), 0.0)) is not None:
+            if run.wait(max(min(deadline - now, _LOOK_SECONDS), 0.01)) is not None:
                 return False
-            if self._doomed_at and time.monotonic() >= self._doomed_at + _LAST_WORDS_SECONDS:
-                run.finish(_DOOMED)
-            elif time.monotonic() >= deadline:
+            now = time.monotonic()
+            if self._doomed_at:
+                if now >= min(self._spoke_at + _LAST_WORDS_SECONDS, self._doomed_at + _LONGEST_WORDS_SECONDS):
+                    run.finish(_DOOMED)
+            elif now >= deadline:
                 busy = time.process_time() - at_middle
                 run.finish(_TIME)
                 return self.host.called_at < middle and busy >= _BUSY * self.limits.seconds / 2

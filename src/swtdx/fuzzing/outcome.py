@@ -29,7 +29,7 @@ _SAID = [
     )
 ]
 _RIP = re.compile(_PREFIX + rb"RIP: 0010:([\w.]+)\+0x")
-_OVER = b"---[ end Kernel panic"
+_OVER = re.compile(rb"---\[ end (?:Kernel panic|trace)")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{8,16}\b|\d+", re.IGNORECASE)
 _SHOWN = 4096
 
@@ -66,7 +66,7 @@ class Outcome:
 def said(console: bytes) -> Outcome | None:
     """Return the first of what a kernel says when something is wrong; a warning only if there is nothing else."""
     warning: Outcome | None = None
-    lines = console.split(b"\n")
+    lines = console.split(b"\n")[:-1]  # the last one may not be all there
     for number, line in enumerate(lines):
         for kind, pattern in _SAID:
             match = pattern.match(line.strip(b"\r "))
@@ -83,7 +83,7 @@ def said(console: bytes) -> Outcome | None:
 
 def is_over(console: bytes) -> bool:
     """Whether the kernel has printed the last line that it will."""
-    return _OVER in console
+    return _OVER.search(console) is not None
 
 
 def ended(end: Ended, console: bytes, rip: int) -> Outcome | None:

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx fuzz guest``: what does a guest do wrong when its host lies?"""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import typer
+
+from swtdx.cli.option_groups import grouped
+
+if TYPE_CHECKING:
+    from swtdx.cli.fuzzed_guest import Settings
+    from swtdx.fuzzing.campaign import Campaign, Crash
+
+EPILOG = """
+[bold]Examples[/bold]
+
+[cyan]swtdx run --kernel vmlinuz --append console=ttyS0 --snapshot-at 'Run /init' --snapshot linux.snapshot[/cyan]
+
+[cyan]swtdx fuzz guest --from linux.snapshot --until '# ' --timeout 600[/cyan] - ten minutes from there
+
+[cyan]swtdx fuzz guest --from linux.snapshot --type 'cat /proc/interrupts\\n'[/cyan] - a shell that does something
+
+[cyan]swtdx fuzz guest --from linux.snapshot --code 0xffffffff81000000-0xffffffff82000000[/cyan] - what counts as new
+
+[cyan]swtdx fuzz guest --from linux.snapshot --check my_checks:looks_right[/cyan] - what is wrong without a crash
+
+[cyan]swtdx fuzz guest --from linux.snapshot --workers 8[/cyan] - on eight processors
+
+[cyan]swtdx fuzz guest --from /shared/linux.snapshot --cluster tcp://head:8786[/cyan] - on Dask's workers
+
+[cyan]swtdx fuzz guest --from linux.snapshot --replay swtdx-fuzz/crashes/oops-1a2b3c4d.lies[/cyan] - once more
+
+[cyan]swtdx run --from linux.snapshot --lies-from swtdx-fuzz/crashes/oops-1a2b3c4d.lies[/cyan] - and watch it
+
+[bold]Exit status[/bold]
+
+0 nothing found; 1 wrong usage; 2 bad input; 3 something that crashes the guest was found, or replayed
+"""
+
+STATUS_FOUND = 3
+_SLICE_SECONDS = 5.0
+_LARGEST = 1 << 64
+
+
+@dataclass(frozen=True)
+class What:
+    """What to run."""
+
+    PANEL: ClassVar[str] = "Guest"
+
+    restored: Annotated[
+        Path, typer.Option("--from", metavar="FILE", help="The snapshot of a Trust Domain (swtdx run --snapshot).")
+    ]
+    typed: Annotated[
+        str | None, typer.Option("--type", metavar="TEXT", help=r"What is typed after each restore; \n is Enter.")
+    ] = None
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE,ro", help="A disk that the machine in the snapshot has; may be repeated."),
+    ] = None
+    code: Annotated[
+        list[str] | None,
+        typer.Option(metavar="START-END", help="Only blocks at these addresses count as new; may be repeated."),
+    ] = None
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Called with the guest after each run without a crash; what is wrong with it, or None.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a run ends, and all of it."""
+
+    PANEL: ClassVar[str] = "End of a run, and of the campaign"
+
+    calls: Annotated[int, typer.Option(min=1, metavar="N", help="End a run after so many TDVMCALLs.")] = 2000
+    run_seconds: Annotated[str, typer.Option(metavar="SECONDS", help="End a run after this time.")] = "2"
+    until: Annotated[str | None, typer.Option(metavar="TEXT", help="End a run when the console shows TEXT.")] = None
+    timeout: Annotated[
+        str, typer.Option(metavar="SECONDS", help="End the campaign after this time; 0: when it is interrupted.")
+    ] = "0"
+
+
+@dataclass(frozen=True)
+class How:
+    """How it is done, and what comes of it."""
+
+    PANEL: ClassVar[str] = "Campaign"
+
+    corpus: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where cases and crashes are kept, and continued from.")
+    ] = Path("swtdx-fuzz")
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Of all choices.")] = 1
+    workers: Annotated[int, typer.Option(metavar="N", help="So many processes (more than 1: swtdx[cluster]).")] = 1
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="A scheduler of Dask's, whose workers have the snapshot at the same path."
+        ),
+    ] = None
+    replay: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run once with the lies of FILE, and say what comes of it.")
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="The results as JSON, in place of the text.")] = False
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="One page: coverage over time, crashes, where lies entered.")
+    ] = None
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result, and errors.")] = False
+
+
+def register(app: typer.Typer) -> None:
+    """Declare the commands."""
+    group = typer.Typer(help="Look for faults with inputs that nobody thought of.")
+    group.callback()(_fuzz)
+    group.command(name="guest", epilog=EPILOG)(guest)
+    app.add_typer(group, name="fuzz")
+
+
+def _fuzz() -> None:
+    """Look for what goes wrong with inputs that are drawn."""
+
+
+@grouped
+def guest(what: What, ending: Ending, how: How) -> None:
+    """Find what a Trust Domain does wrong when its host lies.
+
+    Each run starts at the snapshot, and the host answers some TDVMCALLs otherwise (see --lie of swtdx run). Cases that
+    reach new code are changed further. What crashes the guest is reduced to the lies that are needed and kept in a
+    file.
+    """
+    from swtdx.cli.fuzzed_guest import check, digest_of
+    from swtdx.cli.parameters import InputError
+    from swtdx.fuzzing.campaign import Campaign
+    from swtdx.fuzzing.folder import Folder, FolderError
+
+    settings = _settings(what, ending)
+    if how.replay is not None:
+        raise typer.Exit(_replay(settings, how))
+    if how.workers < 1:
+        raise InputError(f"--workers {how.workers}: at least one is needed")
+    if how.html is not None and not how.html.absolute().parent.is_dir():
+        raise InputError(f"--html {how.html} cannot be written: there is no such folder")
+    _needs_hypothesis()
+    check(settings, here=how.workers == 1 and how.cluster is None)
+    digest = digest_of(settings.snapshot)
+    try:
+        campaign = Campaign(Folder(how.corpus), digest)
+    except FolderError as error:
+        raise InputError(str(error)) from None
+    progress = _Progress(campaign, quiet=how.quiet)
+    with progress:
+        _carry_out(settings, how, campaign, progress, _seconds("--timeout", ending.timeout))
+    if how.html is not None:
+        from swtdx.fuzzing.page import page
+
+        how.html.write_text(page(campaign.as_json(), str(what.restored)), "utf-8")
+    _show(campaign, how)
+    raise typer.Exit(STATUS_FOUND if campaign.crashes else 0)
+
+
+def _needs_hypothesis() -> None:
+    from importlib.util import find_spec
+
+    from swtdx.cli.parameters import InputError
+
+    if find_spec("hypothesis") is None:
+        raise InputError("fuzz guest needs Hypothesis: pip install 'swtdx[fuzz]'")
+
+
+def _seconds(option: str, text: str) -> float:
+    from swtdx.cli.parameters import seconds
+
+    return seconds(option, text)
+
+
+def _settings(what: What, ending: Ending) -> Settings:
+    """Return what a worker must know. Raises InputError."""
+    from swtdx.cli.fuzzed_guest import Settings, checker_named
+    from swtdx.cli.parameters import InputError
+    from swtdx.fuzzing.guest import Limits
+
+    run_seconds = _seconds("--run-seconds", ending.run_seconds)
+    if not run_seconds:
+        raise InputError("--run-seconds 0: a run needs time")
+    if ending.until == "":
+        raise InputError("--until needs a text to wait for")
+    checker_named(what.check)
+    limits = Limits(ending.calls, run_seconds, ending.until)
+    typed = (what.typed or "").replace("\\n", "\r").encode()
+    code = tuple(_range(each) for each in what.code or ())
+    return Settings(what.restored.absolute(), limits, typed, code, what.check, tuple(what.disk or ()))
+
+
+def _range(text: str) -> tuple[int, int]:
+    from swtdx.cli.parameters import InputError
+
+    first, dash, last = text.partition("-")
+    try:
+        start, end = int(first, 0), int(last, 0)
+    except ValueError:
+        start = end = 0
+    if not dash or not 0 <= start < end <= _LARGEST:
+        raise InputError(f"--code {text}: write START-END, as in 0xffffffff81000000-0xffffffff82000000")
+    return start, end
+
+
+def _replay(settings: Settings, how: How) -> int:
+    """Run one case. Raises InputError."""
+    from swtdx.cli.fuzzed_guest import open_guest
+    from swtdx.cli.kernel_choice import checked_lies
+
+    assert how.replay is not None
+    lies = checked_lies(None, how.replay, "--replay")
+    with ExitStack() as files:
+        result = open_guest(settings, files).run(lies)
+    if how.json:
+        outcome = result.outcome
+        print(json_format.dumps({"kind": outcome.kind, "text": str(outcome), "told": result.told}, indent=2))
+    else:
+        print(f"{len(result.told)} lies told in {result.calls} calls: {result.outcome}")
+    return STATUS_FOUND if result.outcome.is_crash else 0
+
+
+def _carry_out(settings: Settings, how: How, campaign: Campaign, progress: _Progress, seconds: float) -> None:
+    """Work until it is over. Raises InputError."""
+    from swtdx.cli.fuzzed_guest import slice_of
+    from swtdx.cli.parameters import InputError
+
+    def goes_on() -> bool:
+        return not seconds or campaign.seconds < seconds
+
+    def slice_seconds() -> float:
+        return min(_SLICE_SECONDS, max(seconds - campaign.seconds, 0.1)) if seconds else _SLICE_SECONDS
+
+    if how.workers > 1 or how.cluster is not None:
+        from swtdx.fuzzing import cluster
+
+        try:
+            with cluster.workers(how.workers, how.cluster) as client:
+                cluster.run(
+                    client,
+                    partial(slice_of, settings),
+                    campaign,
+                    seed=how.seed,
+                    slice_seconds=slice_seconds(),
+                    goes_on=goes_on,
+                    tell=progress.tell,
+                )
+        except cluster.ClusterError as error:
+            raise InputError(str(error)) from None
+        except KeyboardInterrupt:
+            return
+        return
+    seed, interrupted = how.seed, False
+    while goes_on() and not interrupted:
+        found = slice_of(settings, campaign.known(), seed, slice_seconds())
+        progress.tell(campaign.add(found))
+        _check_possible(settings, campaign)
+        seed, interrupted = seed + 1, found.interrupted
+
+
+def _check_possible(settings: Settings, campaign: Campaign) -> None:
+    """Refuse a guest about which nothing can be found. Raises InputError."""
+    from swtdx.cli.parameters import InputError
+
+    if not campaign.sites:
+        raise InputError(
+            f"the guest in {settings.snapshot.name} asks its host for nothing in {settings.limits.seconds:g} s, so it "
+            "cannot be lied to: give --type, --run-seconds, or an earlier snapshot"
+        )
+    if settings.code and not campaign.blocks:
+        raise InputError("no coverage is possible: the guest executes nothing new in the range of --code")
+
+
+class _Progress:
+    """One line on a terminal; elsewhere a line for each crash."""
+
+    def __init__(self, campaign: Campaign, *, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.campaign = campaign
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False)
+        self._status = self.console.status("starting") if self.console.is_terminal and not quiet else None
+
+    def __enter__(self) -> None:
+        if self._status is not None:
+            self._status.start()
+
+    def __exit__(self, *exception: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def tell(self, crashes: list[Crash]) -> None:
+        """A slice has come back."""
+        campaign = self.campaign
+        if self.quiet:
+            return
+        for crash in crashes:
+            at = time.strftime("%H:%M:%S")
+            text = f"{at} {crash.outcome} ({len(crash.case)} lies, replayed {crash.replayed} of {crash.replays})"
+            self.console.print(text, markup=False, soft_wrap=True)
+        if self._status is not None:
+            self._status.update(_figures(campaign))
+
+
+def _figures(campaign: Campaign) -> str:
+    seconds = campaign.seconds
+    return (
+        f"{seconds:,.0f} s, {campaign.runs:,} runs ({campaign.runs / seconds if seconds else 0:.1f}/s), "
+        f"{len(campaign.blocks):,} blocks, {len(campaign.corpus):,} cases, {len(campaign.crashes)} kinds of crash"
+    )
+
+
+def _show(campaign: Campaign, how: How) -> None:
+    """Print what was found."""
+    if how.json:
+        print(json_format.dumps(campaign.as_json(), indent=2))
+        return
+    print(_figures(campaign))
+    for crash in campaign.crashes.values():
+        print(f"{crash.outcome}\n    {how.corpus}/crashes/{crash.outcome.name}.lies", end="")
+        print(f": {len(crash.case)} lies, replayed {crash.replayed} of {crash.replays}")
+    if not campaign.crashes:
+        print("nothing that crashes the guest was found", file=sys.stderr)

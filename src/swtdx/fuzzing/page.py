@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The page of a campaign: figures, coverage over time, crashes, and where lies entered. One file, without scripts."""
+
+from __future__ import annotations
+
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+_WIDTH, _HEIGHT = 720, 180
+_STYLE = """
+:root{color-scheme:light dark;--line:#8886;--new:#2b6cb0;--crash:#d1495b}
+body{font:15px/1.5 system-ui,"DejaVu Sans",sans-serif;margin:2em auto;max-width:52em;padding:0 1em}
+table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid var(--line);padding:.3em .6em;text-align:left;
+vertical-align:top}td.n,th.n{text-align:right}pre{overflow-x:auto;margin:.3em 0}svg{width:100%;height:auto}
+polyline{fill:none;stroke:var(--new);stroke-width:2}line{stroke:var(--line)}text{font-size:12px;fill:currentColor}
+.bar{fill:var(--new)}.crash{stroke:var(--crash)}
+"""
+
+
+def page(record: dict[str, Any], guest: str) -> str:
+    """Return the page of what `Campaign.as_json` gives."""
+    rate = f"{record['runs_per_second']:g}"
+    figures = (
+        f"{record['runs']:,} runs in {record['seconds']:,.0f} s ({rate} a second), {record['lies']:,} lies in "
+        f"{record['calls']:,} calls, {record['blocks']:,} blocks of code, "
+        f"{record['corpus']:,} cases that reached new code"
+    )
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>swtdx fuzz guest: {escape(guest)}</title>",
+        f"<style>{_STYLE}</style><h1>A guest whose host lies</h1><p>{escape(guest)}: {figures}</p>",
+        "<h2>Coverage over time</h2>",
+        _coverage(record["over_time"]),
+        "<h2>Crashes</h2>",
+        "".join(_crash(each) for each in record["crashes"]) or "<p>None was found.</p>",
+        "<h2>Where lies entered</h2><p>Blocks that cases with a lie about this call reached first</p>",
+        _counts("call", "blocks", record["entered"]),
+        "<h2>How runs ended</h2>",
+        _counts("outcome", "runs", record["outcomes"]),
+        "</html>\n",
+    ]
+    return "\n".join(parts)
+
+
+def _coverage(points: list[list[float]]) -> str:
+    """Draw blocks over seconds, and a line where a crash was first seen."""
+    seconds = max(points[-1][0], 1e-9)
+    blocks = max(*(int(point[2]) for point in points), 1)
+
+    def x(at: float) -> float:
+        return round(50 + (_WIDTH - 60) * at / seconds, 1)
+
+    def y(count: float) -> float:
+        return round(_HEIGHT - 20 - (_HEIGHT - 40) * count / blocks, 1)
+
+    path = " ".join(f"{x(at)},{y(count)}" for at, _, count, _ in points)
+    crashes = [
+        f"<line class=crash x1={x(now[0])} y1=20 x2={x(now[0])} y2={y(0)}><title>a new crash</title></line>"
+        for before, now in pairwise(points)
+        if now[3] > before[3]
+    ]
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role=img aria-label="blocks of code over seconds">'
+        f"<line x1=50 y1={y(0)} x2={_WIDTH - 10} y2={y(0)} /><text x=50 y={_HEIGHT - 5}>0 s</text>"
+        f"<text x={_WIDTH - 10} y={_HEIGHT - 5} text-anchor=end>{seconds:,.0f} s</text>"
+        f"<text x=45 y={y(blocks) + 4} text-anchor=end>{blocks:,}</text>{''.join(crashes)}"
+        f'<polyline points="{path}" /></svg>'
+    )
+
+
+def _crash(crash: dict[str, Any]) -> str:
+    lies = "\n".join(crash["lies"])
+    return (
+        f"<h3>{escape(crash['text'])}</h3><p>{len(crash['lies'])} lies, replayed {escape(crash['replayed'])}: "
+        f"<code>{escape(crash['file'])}</code></p><pre>{escape(lies)}</pre>"
+    )
+
+
+def _counts(name: str, what: str, counts: dict[str, int]) -> str:
+    most = max(counts.values(), default=1)
+    rows = (_row(each, count, most) for each, count in counts.items())
+    return f"<table><tr><th>{name}<th class=n>{what}<th>{''.join(rows)}</table>"
+
+
+def _row(name: str, count: int, most: int) -> str:
+    bar = f'<svg viewBox="0 0 100 8"><rect class=bar width={100 * count / most:.1f} height=8 /></svg>'
+    return f"<tr><td>{escape(name)}<td class=n>{count:,}<td>{bar}"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx fuzz guest``: a fault is found and replays by the command, and each wrong use is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.fuzzing.planted import BEGUN, LENGTH, PRESENT, image
+from tests.image.test_linux_image import bzimage
+from tests.machine.counting_guest import code as counting
+
+
+def snapshot_of(kernel: bytes, folder: Path, command: Command, *more: str) -> Path:
+    file, made = folder / "bzImage", folder / "snapshot"
+    file.write_bytes(kernel)
+    result = command(
+        "run", "--firmware", "none", "--kernel", file, "--memory", "64M", "--snapshot", made, "--snapshot-at", *more
+    )
+    assert result.status == 0, result.err
+    return made
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, command: Command) -> Path:
+    return snapshot_of(image(), tmp_path, command, BEGUN)
+
+
+@pytest.mark.slow
+def test_a_crash_is_found_and_replays(snapshot: Path, tmp_path: Path, command: Command) -> None:
+    folder, page = tmp_path / "campaign", tmp_path / "page.html"
+    crashes = tmp_path / "crash.lies"
+    fuzz = ("fuzz", "guest", "--from", snapshot, "--calls", "30")
+    result = command(*fuzz, "--corpus", folder, "--timeout", "8", "--json", "--html", page)
+    assert result.status in (0, 3), result.err
+    record = json.loads(result.out)
+    assert record["runs"] > 3
+    assert record["blocks"] > 3
+    assert record["sites"] >= 1
+    assert "<svg" in page.read_text()
+    assert (folder / "swtdx-fuzz.json").is_file()
+    crashes.write_text(f"# by hand\nInstruction.IO {PRESENT:#x}: R11=0x1\nInstruction.IO {LENGTH:#x}: R11=0x40\n")
+    result = command(*fuzz, "--replay", crashes, "--json")
+    assert result.status == 3
+    assert json.loads(result.out)["kind"] == "triple fault"
+    again = command("run", "--from", snapshot, "--lies-from", crashes)
+    assert again.status == 3
+    assert "triple fault" in again.err
+    other = tmp_path / "other"
+    other.mkdir()
+    result = command("fuzz", "guest", "--from", crashes, "--corpus", folder)
+    assert result.status == 2
+
+
+def test_wrong_uses_are_one_sentence_each(snapshot: Path, tmp_path: Path, command: Command) -> None:
+    cut = tmp_path / "cut"
+    cut.write_bytes(snapshot.read_bytes()[:-100])
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "letter.txt").write_text("not a campaign")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "swtdx-fuzz.json").write_text('{"format": 1, "snapshot": "another"}')
+    of = ("--from", snapshot)
+    cases: list[tuple[tuple[str | Path, ...], str]] = [
+        (("--from", cut), "is cut short"),
+        (("--from", tmp_path / "nothing"), "cannot be read: No such file or directory"),
+        ((*of, "--corpus", full), "is not the folder of a campaign"),
+        ((*of, "--corpus", cut), "is not a folder"),
+        ((*of, "--corpus", other), "belongs to another snapshot"),
+        ((*of, "--workers", "0"), "--workers 0: at least one is needed"),
+        ((*of, "--code", "0x20-0x10"), "--code 0x20-0x10: write START-END"),
+        ((*of, "--check", "nothing"), "--check nothing: write MODULE:FUNCTION"),
+        ((*of, "--check", "no_such_module_at_all:f"), "--check no_such_module_at_all:f: No module named"),
+        ((*of, "--run-seconds", "0"), "--run-seconds 0: a run needs time"),
+        ((*of, "--replay", tmp_path / "nothing"), "cannot be read: No such file or directory"),
+        ((*of, "--html", tmp_path / "no" / "page"), "there is no such folder"),
+        ((*of, "--code", "0x10-0x20", "--timeout", "1", "--calls", "5"), "no coverage is possible"),
+    ]
+    for arguments, sentence in cases:
+        if "--corpus" not in arguments:
+            arguments = (*arguments, "--corpus", tmp_path / "new")
+        result = command("fuzz", "guest", *arguments)
+        assert result.status == 2, (arguments, result.err)
+        assert sentence in result.err, result.err
+        assert result.err.startswith("swtdx: "), result.err
+        assert result.err.count("\n") == 1, result.err
+
+
+def test_an_ordinary_vm_has_no_host_to_distrust(tmp_path: Path, command: Command) -> None:
+    made = snapshot_of(
+        bzimage(kernel=bytes(0x200) + counting(td=False)), tmp_path, command, "B", "--vm-type", "default"
+    )
+    result = command("fuzz", "guest", "--from", made, "--corpus", tmp_path / "new")
+    assert result.status == 2
+    assert "is an ordinary VM" in result.err
