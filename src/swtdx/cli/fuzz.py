@@ -123,7 +123,7 @@ class How:
 
 def register(app: typer.Typer) -> None:
     """Declare the commands."""
-    group = typer.Typer(help="Look for faults with inputs that nobody thought of.")
+    group = typer.Typer(help="Find faults by inputs that are drawn.")
     group.callback()(_fuzz)
     group.command(name="guest", epilog=EPILOG)(guest)
     app.add_typer(group, name="fuzz")
