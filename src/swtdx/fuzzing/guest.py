@@ -138,7 +138,12 @@ class Guest:
         self.console.clear()
         self._doomed_at, self._looked_at = 0.0, 0
         run = self._run = Run(machine)
-        self.host.begin(lies, self.limits.calls, lambda: self._doomed_at or run.finish(_ENOUGH))
+
+        def enough() -> None:
+            if not self._doomed_at:
+                run.finish(_ENOUGH)
+
+        self.host.begin(lies, self.limits.calls, enough)
         computed = time.process_time()
         run.start()
         try:
