@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,19 @@ def test_another_python_is_served_by_notification(swtdx_exec: Run) -> None:
         skip(available() or "no Python of another version")
     assert swtdx_exec(pythons[-1], "-c", VERSION).stdout == "12\n"
     assert swtdx_exec("sh", "-c", f'{pythons[-1]} -c "{VERSION}"; true').stdout == "12\n"
+
+
+def test_without_a_shared_library_the_other_front_end_serves(
+    compiled: Callable[..., Path], swtdx_exec: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's python3 alone has none, and a user without root cannot add it."""
+
+    def absent() -> str:
+        raise ExecError("there is no shared library of Python")
+
+    monkeypatch.setattr("swtdx.exec.settings.libpython", absent)
+    done = swtdx_exec(compiled("irqfd"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "taken\n", "")
+    asked_for = swtdx_exec(compiled("irqfd"), options=["--front-end", "preload"])
+    assert asked_for.returncode == 125
+    assert "no shared library of Python" in asked_for.stderr

@@ -202,6 +202,7 @@ def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) ->
     from swtdx.exec.notify import available
     from swtdx.exec.notify import run as run_notified
     from swtdx.exec.program import choose, find, refusal
+    from swtdx.exec.settings import has_libpython
 
     path = find(command[0])
     try:
@@ -210,6 +211,9 @@ def _execute(command: list[str], settings: Settings, wanted: FrontEnd | None) ->
         if not settings.host:
             raise
         return run(path, command, None)
+    if wanted is None and front_end is FrontEnd.preload and not settings.host and not has_libpython():
+        if not available():  # it can be used: Debian's python3 alone brings no shared library, which takes root to add
+            front_end = wanted = FrontEnd.notify
     if front_end is FrontEnd.notify and wanted is not FrontEnd.notify:
         cannot = available() if wanted is None else "--front-end preload was asked for"
         if settings.host and (cannot or wanted is None):

@@ -163,6 +163,15 @@ def libpython() -> str:
     )
 
 
+def has_libpython() -> bool:
+    """Whether programs can load this Python."""
+    try:
+        libpython()
+    except ExecError:
+        return False
+    return True
+
+
 def _paths() -> list[str]:
     """Where swtdx and what it needs are imported from, for a program that is Python itself."""
     import cryptography
