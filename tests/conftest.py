@@ -159,8 +159,17 @@ def seconds(path: str) -> int:
     return SLOW.get(place(path), SLOW.get(place(path).partition("/")[0], 0))
 
 
+TOGETHER = {
+    "docs/test_howto.py": ("[tutorial]", "[inside]", "[first-touch]"),
+    "cli/test_linux.py": ("_report_is_verified", "_the_same_report_and_time", "_an_rtmr_through_sysfs"),
+}
+"""Tests of such files that share what takes long, a traced run or a boot: ends of their names."""
+
+
 def unit(nodeid: str) -> str:
     """What pytest-xdist gives to a worker at once: tests with the same answer run in one process."""
+    if nodeid.endswith(TOGETHER.get(place(nodeid), ())):
+        return f"{place(nodeid)}, together"
     return nodeid if place(nodeid) in ONE_BY_ONE else nodeid.partition("::")[0]
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -125,6 +126,40 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
             run.stop()
 
 
+OWNER = bytes(range(48))
+"""MROWNER of the TD that several tests share."""
+
+
+@dataclass
+class Booted:
+    """A TD at its first prompt, for tests that each begin there."""
+
+    first: Console
+    snapshot: object
+    pki: Pki
+
+    @contextmanager
+    def console(self) -> Iterator[Console]:
+        """Continue from the prompt."""
+        machine = self.first.run.machine
+        machine.restore(self.snapshot)
+        console = Console(self.first.kernel, Run(machine), self.first._printed)
+        console.run.start()
+        try:
+            yield console
+        finally:
+            console.run.stop()
+
+
+@pytest.fixture(scope="module")
+def booted(linux_guest: Path) -> Iterator[Booted]:
+    """One boot for all tests that ask an ordinary TD something. `tests/conftest.py` keeps them in one process."""
+    pki = Pki.new("a Linux guest")
+    with linux(linux_guest, td=TdParameters(mrowner=OWNER), quotes=lambda kernel: quotes(kernel, pki)) as first:
+        first.run.stop()
+        yield Booted(first, first.run.machine.snapshot(), pki)
+
+
 def quotes(kernel: MachineKernel, pki: Pki) -> QuoteSource:
     return EnclaveQuotes(QuotingEnclave(pki, kernel.everifyreport2))
 
@@ -143,9 +178,8 @@ def check_quote(console: Console, pki: Pki, report: TdReport) -> None:
         verify_quote(quote, collateral, int(time.time()))
 
 
-def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_guest: Path) -> None:
-    owner, pki = bytes(range(48)), Pki.new("a Linux guest")
-    with linux(linux_guest, td=TdParameters(mrowner=owner), quotes=lambda kernel: quotes(kernel, pki)) as console:
+def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(booted: Booted) -> None:
+    with booted.console() as console:
         assert "tdx: Guest detected" in console.command("dmesg | grep -i tdx")
         assert "Intel TDX" in console.command("dmesg | grep -i 'memory encryption'")
         assert int(console.command("ls /sys/firmware/acpi/tables | grep -c -E 'FACP|APIC|DSDT|MCFG'")) == 4
@@ -156,36 +190,30 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(linux_
         td = next(iter(console.kernel.module.tds.values()))
         assert parsed.reportdata == b"0123456789abcdef".ljust(64, b"\0")
         assert parsed.mrtd.hex() == td.mrtd.hex()
-        assert parsed.mrowner == owner
+        assert parsed.mrowner == OWNER
         assert parsed.consistent
         assert verify(console.kernel.module.identity, tdreport[:256])
         assert [value.hex() for value in parsed.rtmrs] == [value.hex() for value in td.rtmr]
-        check_quote(console, pki, parsed)
+        check_quote(console, booted.pki, parsed)
         console.run.machine.board.type(b"exit\n")
         outcome = console.run.wait(PATIENCE_SECONDS)
         assert outcome is not None
         assert outcome.end is End.POWER_OFF
 
 
-def test_linux_continues_from_a_snapshot_with_the_same_report_and_time(linux_guest: Path) -> None:
-    with linux(linux_guest, td=TdParameters()) as first:
+def test_linux_continues_from_a_snapshot_with_the_same_report_and_time(booted: Booted) -> None:
+    with booted.console() as first:
         before = first.bytes_of("printf snapshot | tdreport")
         uptime = float(first.command("cut -d' ' -f1 /proc/uptime"))
         first.run.stop()
-        machine, printed = first.run.machine, first._printed
-        snapshot = machine.snapshot()
-        for _ in range(2):
-            console = Console(first.kernel, Run(machine), printed)
-            console.run.start()
-            try:
-                later = float(console.command("cut -d' ' -f1 /proc/uptime"))
-                assert console.bytes_of("printf snapshot | tdreport") == before
-                assert "tsc" in console.command("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
-                assert "snapshot" not in console.command("cat /tmp/written 2>&1; echo snapshot > /tmp/written")
-            finally:
-                console.run.stop()
-            assert uptime <= later < uptime + 30  # what passed in between is not the guest's time
-            machine.restore(snapshot)
+        again = Booted(first, first.run.machine.snapshot(), booted.pki)
+    for _ in range(2):
+        with again.console() as console:
+            later = float(console.command("cut -d' ' -f1 /proc/uptime"))
+            assert console.bytes_of("printf snapshot | tdreport") == before
+            assert "tsc" in console.command("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+            assert "snapshot" not in console.command("cat /tmp/written 2>&1; echo snapshot > /tmp/written")
+        assert uptime <= later < uptime + 30  # what passed in between is not the guest's time
 
 
 def test_swtdx_run_gives_its_guest_quotes_of_the_run(linux_guest: Path, tmp_path: Path) -> None:
@@ -226,9 +254,9 @@ def test_the_event_log_that_linux_shows_leads_to_the_rtmrs(linux_guest: Path, me
         assert tuple(replay(events)) == quote.body.rtmrs
 
 
-def test_linux_extends_an_rtmr_through_sysfs(linux_guest: Path, skip_loudly: Callable[[str], NoReturn]) -> None:
+def test_linux_extends_an_rtmr_through_sysfs(booted: Booted, skip_loudly: Callable[[str], NoReturn]) -> None:
     """Documentation/ABI/testing/sysfs-devices-virtual-misc-tdx_guest: what is written to rtmr3 extends it."""
-    with linux(linux_guest, td=TdParameters()) as console:
+    with booted.console() as console:
         registers = "/sys/class/misc/tdx_guest/measurements"
         if "rtmr3" not in console.command(f"ls {registers}"):
             skip_loudly("$SWTDX_LINUX is older than Linux 6.16; not shown: its guest extends RTMR3 through sysfs")
@@ -284,7 +312,8 @@ def test_how_it_ends_is_said_and_told_apart(append: str, status: int, words: lis
     limit = ["--timeout", "10"] if status == 4 else ["--timeout", "170"]
     result = subprocess.run(
         [sys.executable, "-c", "from swtdx.cli import main; main()", "run", "--kernel", image, "--memory", "512M",
-         "--initrd", linux_guest / "initrd.img", "--append", append, "--vm-type", "default", *limit],
+         "--initrd", linux_guest / "initrd.img", "--append", append, "--vm-type", "default",
+         "--firmware", "none", *limit],
         capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert result.returncode == status, result.stderr

@@ -4,7 +4,8 @@
 In a ``console`` block a line that begins with ``$`` is run by bash, in a folder of the page's own with swtdx on the
 PATH; the lines after it are what it prints, ``[...]`` standing for anything.  A Python block after the words "Save this
 as" or under a comment "save the block above as" becomes that file.  A comment before the block may say ``status N``
-(how the last command of the block ends), ``run in the checkout``, or ``needs FILE``; what ``needs $SWTDX_LINUX`` (a
+(how the last command of the block ends), ``run in the checkout``, ``needs FILE``, or ``once for all pages``: pages that
+say so with the same words get the files and the output of one run, which takes long. What ``needs $SWTDX_LINUX`` (a
 Linux guest, which script/linux fetches) is left out where that is not set, and the test then counts as skipped.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import pytest
 
 from swtdx.image.firmware import FirmwareError, find_firmware
 from testing.places import REPOSITORY
+from tests.conftest import unit
 
 PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]
 PAGES += [REPOSITORY / "docs/explanation/first-touch.md"]
@@ -40,6 +43,19 @@ class Step:
     in_checkout: bool = False
     file: str = ""
     needs_linux: bool = False
+    once: bool = False
+
+
+@dataclass
+class Made:
+    """What a command did that is carried out once for all pages."""
+
+    done: subprocess.CompletedProcess[str]
+    files: list[Path]
+
+
+_MADE: dict[str, Made] = {}
+"""By the command's words. `tests/conftest.py` gives the pages that share commands to one process."""
 
 
 def steps(page: str) -> Iterator[Step]:
@@ -56,12 +72,39 @@ def steps(page: str) -> Iterator[Step]:
             status = re.search(r"status (\d+)", note)
             last = number == len(commands)
             linux = "needs $SWTDX_LINUX" in note
-            yield Step(text, output, int(status[1]) if status and last else 0, "in the checkout" in note, "", linux)
+            yield Step(
+                text, output, int(status[1]) if status and last else 0, "in the checkout" in note, "", linux,
+                once="once for all pages" in note,
+            )  # fmt: skip
 
 
 def matches(expected: str, printed: str) -> bool:
     pattern = re.escape(expected.strip()).replace(re.escape("[...]"), ".*")
     return re.fullmatch(pattern, printed.strip(), re.DOTALL) is not None
+
+
+def carried_out(step: Step, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person would, or give its files to the page if another page has run it with the same words."""
+    made = _MADE.get(step.text)
+    if step.once and made is not None and all(file.is_file() for file in made.files):
+        for file in made.files:
+            shutil.copy(file, folder)
+        return made.done
+    before = set(folder.iterdir())
+    done = subprocess.run(
+        ["bash", "-c", step.text],
+        cwd=REPOSITORY if step.in_checkout else folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=250,
+        check=False,
+    )
+    if step.once:
+        _MADE[step.text] = Made(done, [file for file in folder.iterdir() if file not in before])
+    return done
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -86,17 +129,7 @@ def test_its_commands_run_as_written(page: Path, tmp_path: Path) -> None:
         if step.file:
             (tmp_path / step.file).write_text(step.text)
             continue
-        done = subprocess.run(
-            ["bash", "-c", step.text],
-            cwd=REPOSITORY if step.in_checkout else tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=250,
-            check=False,
-        )
+        done = carried_out(step, tmp_path, environment)
         said = done.stdout + done.stderr
         assert done.returncode == step.status, f"{step.text}\n{said}"
         if step.output.strip():
@@ -112,3 +145,21 @@ def test_its_commands_run_as_written(page: Path, tmp_path: Path) -> None:
 )
 def test_how_output_is_compared(expected: str, printed: str, same: bool) -> None:
     assert matches(expected, printed) is same
+
+
+def test_a_command_for_all_pages_is_run_once(tmp_path: Path) -> None:
+    note = "<!-- once for all pages -->\n```console\n$ date +%N | tee made\n```\n"
+    (step,) = steps(note)
+    folders = [tmp_path / "one", tmp_path / "other"]
+    printed = []
+    for folder in folders:
+        folder.mkdir()
+        printed.append(carried_out(step, folder, dict(os.environ)).stdout)
+        assert (folder / "made").read_text() == printed[-1]
+    assert printed[0] == printed[1]
+
+
+def test_pages_that_share_a_command_run_in_one_process() -> None:
+    sharing = [page.stem for page in PAGES if any(step.once for step in steps(page.read_text(encoding="utf-8")))]
+    assert len(sharing) > 1
+    assert len({unit(f"tests/docs/test_howto.py::test_its_commands_run_as_written[{stem}]") for stem in sharing}) == 1
