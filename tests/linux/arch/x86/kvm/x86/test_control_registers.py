@@ -7,14 +7,16 @@ kvm_set_cr0, kvm_set_cr4, set_efer, __kvm_set_xcr). The features that the proces
 
 from __future__ import annotations
 
+import ctypes
 import errno
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm
+from swtdx.uapi.client import Kvm, KvmError
 from testing.long_mode import DATA, GDT, GP, LongModeVm, move, rdmsr, write_cr, wrmsr
 from tests.linux.conftest import refused
 
@@ -272,3 +274,25 @@ def test_debug_registers(kvm: Kvm) -> None:
             assert guest.run(write_cr(4, 1 << PAE | 1 << 3) + b"\x31\xc0" + move_to) == expected
         guest.reset()
         assert guest.run(move(0, 1 << 63) + bytes.fromhex("0f23c0")) is None, "DR0 takes any address"
+
+
+def test_debug_registers_from_user_space(kvm: Kvm) -> None:
+    """kvm_vcpu_ioctl_x86_set_debugregs: no flags, 32 bits of DR6 and DR7; DR0 to DR3 take anything."""
+    with LongModeVm(kvm) as guest:
+        for bit in range(64):
+            for name, taken in (("flags", False), ("dr6", bit < 32), ("dr7", bit < 32)):
+                assert debugregs_taken(guest, **{name: 1 << bit}) == taken, f"{name} bit {bit}"
+            for number in range(4):
+                db = [0, 0, 0, 0]
+                db[number] = 1 << bit
+                assert debugregs_taken(guest, db=(ctypes.c_uint64 * 4)(*db)), f"DR{number} bit {bit}"
+
+
+def debugregs_taken(guest: LongModeVm, **members: Any) -> bool:
+    """Whether KVM_SET_DEBUGREGS takes these members."""
+    request = k.kvm_debugregs(**members)
+    try:
+        guest.vcpu.set_debugregs(request)
+    except KvmError:
+        return False
+    return True

@@ -63,6 +63,26 @@ def test_reserved_bits(guest: LongModeVm, msr: int) -> None:
             assert outcome(guest, code) == (GP if bit in reserved else None), f"{msr:#x} bit {bit}"
 
 
+@pytest.mark.parametrize("msr", sorted(WRITABLE), ids=hex)
+def test_reserved_bits_from_user_space(guest: LongModeVm, msr: int) -> None:
+    """KVM_SET_MSRS has no processor in front of it: kvm_lapic_reg_write takes TPR's low byte, and any value of EOI."""
+    reserved = {ICR: {13, 16, 17, *range(20, 32)}, ESR: {*range(64)}, SELF_IPI: {*range(8, 64)}}
+    base = 0x40 if msr == SELF_IPI else 0xC0000 if msr == ICR else 0
+    for bit in range(64):
+        taken = set_by_user_space(guest, msr, base | 1 << bit)
+        assert taken == (bit not in reserved.get(msr, {*range(32, 64)})), f"{msr:#x} bit {bit}"
+
+
+def test_which_user_space_can_write(guest: LongModeVm) -> None:
+    for msr in range(0x800, 0x900):
+        assert set_by_user_space(guest, msr, 0x40 if msr == SELF_IPI else 0) == (msr in WRITABLE), hex(msr)
+
+
+def set_by_user_space(guest: LongModeVm, msr: int, value: int) -> bool:
+    """Whether KVM_SET_MSRS takes the value: it returns how many registers it has set."""
+    return guest.vcpu.set_msrs({msr: value}) == 1
+
+
 def test_the_delivery_status_of_the_icr_is_ignored(guest: LongModeVm) -> None:
     assert outcome(guest, wrmsr(ICR, 0xC0000 | 1 << 12) + rdmsr(ICR)) is None
     assert guest.vcpu.get_regs().rax & 1 << 12 == 0
