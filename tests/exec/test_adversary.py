@@ -59,7 +59,14 @@ a third again: 1
 a vCPU too many: -24
 a VM too many: -24
 """
+REOPENS = """\
+by /proc/self/fd: 12
+by /dev/fd: 12
+its VM: 1
+and no more: -9
+"""
 CASES = {
+    "reopens": REOPENS,
     "keeps-one": KEEPS_ONE,
     "closes-all": GOES_ON,
     "closes-ranges": "in order: 1\nclosed: 0\n" + GOES_ON,

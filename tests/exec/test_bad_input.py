@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import skip
 from tests.exec.conftest import Run
 
 OPENED = "12\n"
@@ -261,3 +262,20 @@ def test_another_python_is_refused(swtdx_exec: Run, tmp_path: Path) -> None:
     fake = tmp_path / "python3.2"
     shutil.copy(shutil.which("true") or "/bin/true", fake)
     refused(swtdx_exec(fake, options=PRELOAD), 126, "Python 3.2")
+
+
+@pytest.mark.parametrize("flags", [(), ("-static",)], ids=["dynamic", "static"])
+@pytest.mark.parametrize(("options", "proc"), [("-pf", False), ("-pfm --mount-proc", True)], ids=["stale", "own"])
+def test_a_sandbox_with_the_proc_of_another_pid_namespace(
+    swtdx_exec: Run, compiled: Callable[..., Path], options: str, flags: tuple[str, ...], proc: bool
+) -> None:
+    """What serves a program finds it by /proc. Without it the static one silently had the machine's own device."""
+    if subprocess.run(["unshare", *options.split(), "true"], check=False).returncode:
+        skip("no PID namespace can be made here")
+    done = swtdx_exec("unshare", *options.split(), compiled("adversary", *flags), "whose")
+    if proc:
+        assert (done.returncode, done.stderr) == (9, ""), "9: the emulated device"
+    else:
+        assert done.returncode in (1, 126), "7 would be the machine's own"
+        assert "/proc here is that of another PID namespace: mount one" in done.stderr
+        assert done.stderr.count("\n") == 1

@@ -93,6 +93,8 @@ a page of it unmapped: refused
 }
 GUARDED = ("", "guarded: refused\nnot any more: 0\n")
 """On a kernel without guard regions (before Linux 6.13) and on one with them."""
+BROUGHT = ("", "brought: 33\n")
+"""Where userfaultfd is not allowed, and where it is."""
 
 
 @pytest.mark.parametrize("front_end", FLAGS)
@@ -105,14 +107,31 @@ def test_the_guest_sees_what_is_there(compiled: Build, swtdx_exec: Run, case: st
 
 
 def test_a_guard_region_stops_the_guest(compiled: Build, swtdx_exec: Run) -> None:
-    """With the preloaded library; the other front end does not follow guard regions, as its documentation says."""
     done = swtdx_exec(compiled("changes"), "guarded", options=["--quiet"])
     assert done.stdout in GUARDED
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(bool(available()), reason="the other front end needs seccomp user notification")
+def test_the_other_front_end_refuses_a_guard_region(compiled: Build, swtdx_exec: Run) -> None:
+    """The guest would not meet it: as on a kernel that has none, with a sentence."""
+    done = swtdx_exec(compiled("changes", "-static"), "guarded")
+    assert (done.stdout, done.returncode) == (GUARDED[0], 0)
+    assert "MADV_GUARD_INSTALL of a guest's memory fails" in done.stderr
+
+
+@pytest.mark.skipif(bool(available()), reason="the other front end needs seccomp user notification")
+def test_the_other_front_end_says_that_it_does_not_follow_userfaultfd(compiled: Build, swtdx_exec: Run) -> None:
+    assert "userfaultfd sees no fault of a guest" in swtdx_exec(compiled("changes", "-static"), "userfaultfd").stderr
+
+
+def test_a_page_is_brought_by_userfaultfd(compiled: Build, swtdx_exec: Run) -> None:
+    done = swtdx_exec(compiled("changes"), "userfaultfd", options=["--quiet"])
+    assert (done.stdout, done.returncode, done.stderr) in [(text, 0, "") for text in BROUGHT]
+
+
 @pytest.mark.skipif(not real_kvm(), reason="this machine has no /dev/kvm of its own to compare with")
-@pytest.mark.parametrize("case", [*CASES, "guarded"])
+@pytest.mark.parametrize("case", [*CASES, "guarded", "userfaultfd"])
 def test_the_expectations_are_what_the_machines_own_kvm_does(compiled: Build, case: str) -> None:
     done = subprocess.run([compiled("changes"), case], check=False, capture_output=True, text=True, timeout=60)
-    assert done.stdout in (CASES.get(case), *(GUARDED if case == "guarded" else ()))
+    assert done.stdout in (CASES.get(case), *{"guarded": GUARDED, "userfaultfd": BROUGHT}.get(case, ()))

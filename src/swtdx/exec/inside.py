@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu import _engine
 from swtdx.exec import _bridge
+from swtdx.exec.procfs import without_proc
 from swtdx.exec.record import Record
 from swtdx.exec.settings import Settings
 from swtdx.exec.telling import Telling
@@ -105,6 +106,9 @@ class Process:
 
     def open(self, flags: int, _b: int, _c: int, _d: int) -> int:
         """/dev/kvm."""
+        if self.kernel is None and (cannot := without_proc()):
+            self.telling.say(f"process {os.getpid()}: open of /dev/kvm: {cannot}", always=True)
+            return -errno.EIO
         try:
             fd = self.boot().open("/dev/kvm", flags)
             if not flags & os.O_CLOEXEC:

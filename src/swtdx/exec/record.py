@@ -179,5 +179,6 @@ class Record:
 
 
 def _command_line() -> list[str]:
-    with open("/proc/self/cmdline", "rb") as file:
+    with suppress(OSError), open("/proc/self/cmdline", "rb") as file:
         return [word.decode("utf-8", "replace") for word in file.read().split(b"\0")[:-1]]
+    return []

@@ -382,6 +382,36 @@ static void no_streams(void)
     write(out, text, strlen(text));
 }
 
+static int again(const char *folder, int fd)
+{
+    char path[64];
+
+    snprintf(path, sizeof(path), "%s/%d", folder, fd);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
+/* An open /dev/kvm has a name, which opens it once more; the first then is closed, and others come and go. */
+static void reopens(void)
+{
+    int first = open("/dev/kvm", O_RDWR | O_CLOEXEC), second = again("/proc/self/fd", first), third, vm, i;
+
+    close(first);
+    close(open("/dev/kvm", O_RDWR));
+    SHOW("by /proc/self/fd", usable(second));
+    third = again("/dev/fd", second);
+    close(second);
+    for (i = 0; i < 20; i++) {
+        close(open("/dev/kvm", O_RDWR));
+    }
+    SHOW("by /dev/fd", usable(third));
+    vm = ioctl(third, KVM_CREATE_VM, 0L);
+    close(third);
+    close(open("/dev/kvm", O_RDWR));
+    SHOW("its VM", vm >= 0 && ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_USER_MEMORY) == 1);
+    close(vm);
+    SHOW("and no more", usable(third));
+}
+
 /* The last of several descriptors for a thing keeps it, whichever was the first. */
 static void keeps_one(void)
 {
@@ -446,6 +476,8 @@ int main(int argc, char **argv)
         namespaces();
     } else if (!strcmp(what, "keeps-one")) {
         keeps_one();
+    } else if (!strcmp(what, "reopens")) {
+        reopens();
     } else if (!strcmp(what, "streams")) {
         no_streams();
     }

@@ -2,6 +2,7 @@
 /* Memory that changes under a live slot, in every way in which a program can change it. A line for each: what the guest
  * reads at its first byte afterwards, or why KVM_RUN fails. */
 #include "kvm.h"
+#include <linux/userfaultfd.h>
 #include <sys/syscall.h>
 
 #define PAGE 4096
@@ -152,6 +153,38 @@ static void guarded(void)
     }
 }
 
+static int faults;
+
+static void *answer_a_fault(void *page)
+{
+    struct uffdio_copy copy = { .src = (uintptr_t)page, .len = PAGE };
+    struct uffd_msg event;
+
+    if (read(faults, &event, sizeof(event)) == sizeof(event)) {
+        copy.dst = event.arg.pagefault.address & -PAGE;
+        ioctl(faults, UFFDIO_COPY, &copy);
+    }
+    return NULL;
+}
+
+/* A page that user space brings when the guest touches it. A kernel that does not allow it prints nothing. */
+static void faulted(void)
+{
+    struct uffdio_api api = { .api = UFFD_API };
+    uint8_t *memory = PRIVATE_MEMORY, *page = malloc(PAGE);
+    struct uffdio_register range = { { (uintptr_t)memory + MOVED, PAGE }, UFFDIO_REGISTER_MODE_MISSING };
+    pthread_t thread;
+
+    memset(page, 33, PAGE);
+    madvise(memory + MOVED, PAGE, MADV_DONTNEED);
+    faults = syscall(SYS_userfaultfd, O_CLOEXEC);
+    if (faults < 0 || ioctl(faults, UFFDIO_API, &api) || ioctl(faults, UFFDIO_REGISTER, &range)) {
+        return;
+    }
+    pthread_create(&thread, NULL, answer_a_fault, page);
+    reads("brought");
+}
+
 static void protected(void)
 {
     uint8_t *memory = PRIVATE_MEMORY;
@@ -284,6 +317,8 @@ int main(int argc, char **argv)
         advised();
     } else if (!strcmp(what, "guarded")) {
         guarded();
+    } else if (!strcmp(what, "userfaultfd")) {
+        faulted();
     } else if (!strcmp(what, "protected")) {
         protected();
     } else if (!strcmp(what, "moved")) {

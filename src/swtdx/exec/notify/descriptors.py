@@ -6,14 +6,19 @@ file is recognised by that memfd's inode, whatever number it has and however it 
 SCM_RIGHTS. The program's open file description holds a shared lock (flock(2)). The last close, the last munmap(2) and
 the end of the last process release that lock, as they call ``fput`` in Linux. The server sees the close by inotify(7)
 and then gets the exclusive lock.
+
+A program that opens such a descriptor again by its name below /proc/PID/fd makes a description without a lock. Where
+there is one the server gets no write lease (fcntl(2), F_SETLEASE): Linux grants it for the only description of a file.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
+import signal
 import struct
 import threading
 from collections.abc import Callable
@@ -131,11 +136,31 @@ class Descriptors:
         except BlockingIOError:
             return
         fcntl.flock(held.fd, fcntl.LOCK_UN)
+        if self._is_open_again(held):
+            return
         with self._lock:
             if held.calls:
                 self._closed.add(held)
                 return
         self._release(held)
+
+    @staticmethod
+    def _is_open_again(held: Held) -> bool:
+        """Whether there is a description that holds no lock."""
+        if held.more:
+            return False  # the kernel's own descriptions
+        try:
+            ours = os.open(f"/proc/self/fd/{held.fd}", os.O_RDWR | os.O_CLOEXEC)  # memfd_create's own does not count
+        except OSError:
+            return False
+        try:
+            fcntl.fcntl(ours, fcntl.F_SETSIG, signal.SIGURG)  # an open in this instant: SIGIO would end the server
+            fcntl.fcntl(ours, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        finally:
+            os.close(ours)
+        return False
 
     def _release(self, held: Held) -> None:
         with self._lock:

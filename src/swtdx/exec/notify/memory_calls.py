@@ -13,7 +13,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from swtdx.exec.notify.seccomp import Notification, Sys
+from swtdx.exec.notify.seccomp import MADV_GUARD_INSTALL, Notification, Sys
 from swtdx.exec.notify.server import Act, Answered, Server
 from swtdx.exec.notify.tasks import Task
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
@@ -55,6 +55,7 @@ class MemoryCalls:
             Sys.PKEY_MPROTECT: lambda n: self._changes(n, [(n.args[0], n.args[1])]),
             Sys.MREMAP: self._mremap,
             Sys.MADVISE: self._madvise,
+            Sys.USERFAULTFD: self._userfaultfd,
             Sys.MMAP: self._mmap,
         }
 
@@ -110,19 +111,31 @@ class MemoryCalls:
         ranges = [(old, max(old_size, new_size)), *([(new, new_size)] if flags & _MREMAP_FIXED else [])]
         self._changes(notification, ranges)
 
-    def _madvise(self, notification: Notification) -> None:
+    def _userfaultfd(self, notification: Notification) -> None:
+        """Guests touch memory by mappings of the server's, whose faults are not the program's."""
+        self._server.teller.say(
+            f"process {notification.pid}: userfaultfd sees no fault of a guest with '--front-end notify', and the "
+            "guest reads zeros: use 'preload'"
+        )
+
+    def _madvise(self, notification: Notification) -> int | None:
         """Contents alone change."""
         start, length, advice = notification.args[:3]
         task = self._used(notification, [(start, length)])
         machine = self._server.machine
         if task is None or machine is None or start % _PAGE:
-            return
+            return None
+        if advice == MADV_GUARD_INSTALL:
+            self._server.teller.say(
+                f"process {notification.pid}: MADV_GUARD_INSTALL of a guest's memory fails: use '--front-end preload'"
+            )
+            return -errno.EINVAL
         end = start + (length + _PAGE - 1 & -_PAGE)
         use_mm(task.mm)
         if advice != _MADV_REMOVE:
             task.mm.discard(start, end)
             machine.mmu_notifier_contents_changed(start, end)
-            return
+            return None
 
         def remove(its: Borrowed, _: int) -> None:
             use_mm(task.mm)
@@ -132,7 +145,7 @@ class MemoryCalls:
         try:
             answered = self._server.in_its_name(notification, task, -1, remove, alone=False)
         except OSError:
-            return
+            return None
         raise answered
 
     # --- mmap ---------------------------------------------------------------------------------------------------------

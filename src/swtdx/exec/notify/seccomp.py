@@ -18,6 +18,8 @@ import struct
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from swtdx.exec.procfs import without_proc
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -48,7 +50,7 @@ class Sys:
     IOCTL, ACCESS, MREMAP, MADVISE, MLOCK2, EXECVE = 16, 21, 25, 28, 325, 59
     CREAT, OPENAT, NEWFSTATAT, FACCESSAT, FALLOCATE, EXECVEAT = 85, 257, 262, 269, 285, 322
     PKEY_MPROTECT, STATX, OPENAT2, FACCESSAT2 = 329, 332, 437, 439
-    CLONE, FORK, CLONE3 = 56, 57, 435
+    CLONE, FORK, CLONE3, USERFAULTFD = 56, 57, 435, 323
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ _AT_EMPTY_PATH = 0x1000
 _NO_DEVICE = 0x10000  # O_DIRECTORY
 _SHARED, _FIXED, _ANONYMOUS = 0x01, 0x10, 0x20  # MAP_*
 _MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED = 4, 8, 9, 24
+MADV_GUARD_INSTALL = 102
 _CLONE_VM, _CLONE_VFORK = 0x100, 0x4000  # a thread or a child that shares the memory; one that has it until execve()
 
 RULES: tuple[Rule, ...] = (
@@ -89,10 +92,16 @@ RULES: tuple[Rule, ...] = (
         _SHARED | _FIXED | _ANONYMOUS,
         (_FIXED, _FIXED | _SHARED, _FIXED | _ANONYMOUS, _FIXED | _SHARED | _ANONYMOUS, _SHARED),
     ),
-    Rule(Sys.MADVISE, 2, 0xFFFFFFFF, (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED)),
+    Rule(
+        Sys.MADVISE,
+        2,
+        0xFFFFFFFF,
+        (_MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL),
+    ),
     Rule(Sys.CLONE, 0, _CLONE_VM | _CLONE_VFORK, (0,)),  # as the receiver does for clone3(), whose flags are in memory
     Rule(Sys.CLONE3),
     Rule(Sys.FORK),
+    Rule(Sys.USERFAULTFD),
 )
 """What is always stopped."""
 
@@ -209,6 +218,8 @@ def available() -> str:
     """Empty, or why it cannot be done here, as a sentence."""
     if find_spec("swtdx.exec.notify._receiver") is None:
         return "swtdx.exec.notify._receiver is missing: install swtdx again (from a checkout: script/setup)"
+    if cannot := without_proc():
+        return cannot
     action = ctypes.c_uint32(_RET_USER_NOTIF)
     if _syscall(_SYS_SECCOMP, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) < 0:
         return "this kernel has no seccomp user notification (CONFIG_SECCOMP_FILTER, Linux 5.0)"

@@ -36,6 +36,8 @@ F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 
 F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
 F6_EAX_ARAT = 1 << 2
 F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
+F1_EDX_DROPPED = 1 << 18 | 1 << 21 | 1 << 22 | 1 << 28 | 1 << 29 | 1 << 31
+"""PSN, DS, ACPI, HTT, TM and PBE (kvm_set_cpu_caps)."""
 F1_EDX_APIC, F7_ECX_OSPKE = 1 << 9, 1 << 4
 F7_EBX_TSC_ADJUST, F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 1, 1 << 4, 1 << 11, 1 << 5
 F7_EDX_SPEC_CTRL, F7_EDX_STIBP, F7_EDX_FLUSH_L1D = 1 << 26, 1 << 27, 1 << 28
@@ -85,7 +87,7 @@ def supported_cpuid(processor: Processor, *, guest_phys_bits: bool = True) -> li
             add(0, 0, (max_basic, ebx, ecx, edx))
         elif leaf == 1:
             ecx = ecx & ~F1_ECX_DROPPED | F1_ECX_X2APIC | F1_ECX_TSC_DEADLINE | F1_ECX_HYPERVISOR
-            add(1, 0, (eax, ebx & 0xFFFF, ecx, edx))
+            add(1, 0, (eax, ebx & 0xFFFF, ecx, edx & ~F1_EDX_DROPPED))
         elif leaf == 4:
             index = 0
             while True:

@@ -127,3 +127,13 @@ def test_what_was_got_can_be_set_again_after_a_run(kvm: Kvm) -> None:
         now = guest.vcpu.get_cpuid2()
         guest.vcpu.set_cpuid2(now)
         guest.vcpu.set_cpuid2(original)  # the bits that KVM owns are not compared
+
+
+def test_what_of_leaf_1_is_never_offered(kvm: Kvm) -> None:
+    """kvm_set_cpu_caps leaves PSN, DS, ACPI, HTT, TM and PBE out of EDX: topology and power are user space's to say.
+
+    HTT with a count of no logical processors in EBX, passed on as it is, ended kvmtool's Linux in its topology code.
+    """
+    (entry,) = (e for e in kvm.supported_cpuid() if e.function == 1)
+    assert not entry.edx & (1 << 18 | 1 << 21 | 1 << 22 | 1 << 28 | 1 << 29 | 1 << 31)
+    assert entry.edx & (1 << 27), "SELFSNOOP stays"
