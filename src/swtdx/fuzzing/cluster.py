@@ -38,7 +38,7 @@ def workers(count: int | None, address: str | None) -> Iterator[Any]:
         else _nothing() as cluster
     ):
         try:
-            client = distributed.Client(address or cluster, timeout=10, set_as_default=False)
+            client = distributed.Client(address or cluster, timeout=10)
         except (OSError, ValueError, TimeoutError) as error:
             raise ClusterError(f"--cluster {address}: no scheduler of Dask's answers there ({error})") from None
         with client:
