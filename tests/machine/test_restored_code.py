@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Machines whose code changes itself, side by side with equal layouts: what is restored is run, not what was translated."""
+"""Machines whose code changes itself, side by side with equal layouts: what is restored is what runs."""
 
 from __future__ import annotations
 
