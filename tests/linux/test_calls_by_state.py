@@ -2,7 +2,7 @@
 """Every release by every state of a TD by every call whose answer depends on that state.
 
 `CALLS` is data: for each call the states in which it fails, with errno and condition of the kernel's source that
-says so (arch/x86/kvm/vmx/tdx.c, x86.c, regs.c and mmu/mmu.c of Linux 6.16, 6.19, 7.1 and 7.2). In every other state the
+has it (arch/x86/kvm/vmx/tdx.c, x86.c, regs.c and mmu/mmu.c of Linux 6.16, 6.19, 7.1 and 7.2). In every other state the
 call succeeds, and on a VM that is dead every call is EIO (``kvm->vm_dead``, virt/kvm/kvm_main.c). Nothing here was
 taken from what the emulated kernel answers.
 """

@@ -235,7 +235,7 @@ class PhysicalMemory:
         if self.fresh[page]:
             self.fresh[page] = 0
             if not self._poisoned:
-                self._keyid[page] = hkid  # nobody has had it yet: no guest has executed in it
+                self._keyid[page] = hkid  # it had no owner yet: no guest has executed in it
                 return
         else:
             self._discard(hpa, PAGE_SIZE)

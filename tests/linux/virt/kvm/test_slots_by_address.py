@@ -14,7 +14,7 @@ looks: list[str] = []
 
 
 class Watched(Memslot):
-    """Counts the looks at a slot's size, without which nobody knows whether it reaches into a range."""
+    """Counts the looks at a slot's size, without which it is not known whether it reaches into a range."""
 
     def __getattribute__(self, name: str) -> object:
         if name == "npages":
