@@ -6,7 +6,8 @@ PATH; the lines after it are what it prints, ``[...]`` standing for anything.  A
 as" or under a comment "save the block above as" becomes that file.  A comment before the block may say ``status N``
 (how the last command of the block ends), ``run in the checkout``, ``needs FILE``, or ``once for all pages``: pages that
 have such a comment in the same words get the files and the output of one run, which takes long. What
-``needs $SWTDX_LINUX`` (a Linux guest, which script/linux fetches) is left out where that is not set, and the test then counts as skipped.
+``needs $SWTDX_LINUX`` (a Linux guest, which script/linux fetches) is left out where that is not set, and the test then
+counts as skipped.
 """
 
 from __future__ import annotations
