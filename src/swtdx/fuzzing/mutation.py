@@ -85,7 +85,7 @@ def _lie(site: Site, call: Call, turn: int, register: int, value: tuple[str, int
     name = names[register % len(names)]
     where = f" {operand:#x}" if operand or function not in ("Instruction.HLT",) else ""
     if name == "r10":
-        of = list(statuses())
+        of = [name for name, number in statuses().items() if number != call.honest.get("r10")]
         answer = of[value[1] % len(of)]
     else:
         answer = f"{name.upper()}={_value(value, call.honest.get(name, 0), call.bits[name]):#x}"
