@@ -8,12 +8,27 @@ it was away, and stay so.
 from __future__ import annotations
 
 import time
+from typing import Protocol
+
+
+class Alarm(Protocol):
+    """What happens at a time of a `Clock`, for one that has its alarms rung by itself."""
+
+    def due_ns(self) -> int | None:
+        """Return when, in terms of `Clock.monotonic_ns`; None: it is not set."""
+        ...
+
+    def ring(self) -> None:
+        """Do what is due."""
+        ...
 
 
 class Clock:
     """What a machine's timers and devices take for time."""
 
     __slots__ = ("_behind_monotonic", "_behind_real")
+    rings_alarms = False
+    """Whether `serve` takes alarms."""
 
     def __init__(self) -> None:
         self._behind_monotonic = self._behind_real = 0
@@ -29,6 +44,14 @@ class Clock:
     def time(self) -> float:
         """Return seconds since 1970, UTC."""
         return (time.time_ns() - self._behind_real) / 1e9
+
+    def real_ns(self) -> int:
+        """Return nanoseconds since 1970, UTC, as the host has them."""
+        return time.time_ns()
+
+    def serve(self, alarm: Alarm) -> bool:
+        """Ring ``alarm`` from now on whenever it is due; False: whoever has it must wait on a thread of its own."""
+        return False
 
     def kept(self) -> list[int]:
         """Return what `go_on` needs."""

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from swtdx.clock import Clock
@@ -26,6 +27,7 @@ from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.config import KernelConfig, KernelSwitches
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
+from swtdx.linux.sched import CountedWait
 from swtdx.linux.traced_ops import told
 from swtdx.linux.uaccess import get_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import Kvm
@@ -44,6 +46,7 @@ from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.x86 import PAGE_SHIFT
 
 if TYPE_CHECKING:
+    from swtdx.cpu.counted import Chance, CountedClock
     from swtdx.lint.report import Findings
     from swtdx.lying.live import Answers
     from swtdx.snapshot.taken import Snapshot, Times
@@ -233,6 +236,7 @@ def boot(
     inject: Sequence[str] = (),
     lint: Findings | None = None,
     lies: Answers | None = None,
+    counted: tuple[CountedClock, Chance] | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> MachineKernel:
     """Power on an emulated machine: load the TDX module, boot a kernel.
@@ -242,17 +246,19 @@ def boot(
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
     ``inject`` are faults on demand, as `swtdx.inject.parse` reads them: ``inject=["TDH.MEM.PAGE.AUG: OPERAND_BUSY
     @3"]``; ``kernel.faults.armed`` says how often each has struck. ``lint`` takes what TDs hand to their host beyond
-    what each call needs (`swtdx.lint`); ``lies`` answers their TDVMCALLs otherwise (`swtdx.lying`). Raises ValueError
+    what each call needs (`swtdx.lint`); ``lies`` answers their TDVMCALLs otherwise (`swtdx.lying`). ``counted``: time
+    and random numbers of a machine with one vCPU whose run can be repeated (`swtdx.cpu.counted`). Raises ValueError
     for a platform, a release or an injection that is not valid.
     """
     config = replace(config, **switches)
-    processor = Processor(platform)
+    processor = Processor(platform) if counted is None else _counted(platform or Platform(), *counted)
     module = TdxModule(processor, _identity(processor.platform))
     faults = _faults(inject)
     loaded = faults.module(module)
     flush: Callable[[], None] | None = None
-    if trace is not None or faults.seamcalls:
-        processor.first_touches = None  # each exit and each SEAMCALL is to be seen
+    if trace is not None or faults.seamcalls or counted is not None:
+        # Each exit and each SEAMCALL is to be seen; and a run that is traced executes the same instructions.
+        processor.first_touches = None
     if trace is not None:
         tracer = SeamTracer(trace)
         flush = watch(processor, tracer)
@@ -269,6 +275,8 @@ def boot(
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
     kernel.faults = faults
+    if counted is not None:
+        kernel.new_wait_queue = partial(CountedWait, counted[0])
     if trace is not None:
         kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
     if flush is not None:
@@ -282,6 +290,12 @@ def _faults(texts: Sequence[str]) -> Faults:
     from swtdx.inject.parse import parse_all  # with the tables of `explain`, for those who ask for faults only
 
     return Faults(parse_all(texts))
+
+
+def _counted(platform: Platform, clock: CountedClock, chance: Chance) -> Processor:
+    from swtdx.cpu.counted import CountedProcessor
+
+    return CountedProcessor(platform, clock, chance)
 
 
 def _identity(platform: Platform) -> Identity:
@@ -300,6 +314,7 @@ def open_kernel(
     inject: Sequence[str] = (),
     lint: Findings | None = None,
     lies: Answers | None = None,
+    counted: tuple[CountedClock, Chance] | None = None,
     **switches: Unpack[KernelSwitches],
 ) -> Kernel:
     """Open the kernel called ``name``: ``"emulated"`` boots a machine of its own, ``"host"`` is the running one.
@@ -313,7 +328,9 @@ def open_kernel(
     if name == "host":
         kernel = HostKernel()
     elif name == "emulated":
-        kernel = boot(dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies, **switches)
+        kernel = boot(
+            dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies, counted=counted, **switches
+        )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
     return kernel if trace is None else TracedKernel(kernel, trace)

@@ -7,6 +7,7 @@ Memory, keys and native CPUID are the real ones of `swtdx.cpu` (plain Python); `
 
 from __future__ import annotations
 
+import secrets
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,10 @@ class FakeProcessor:
     @property
     def msrs_changed(self) -> bool:
         return self.msrs != POWER_ON_MSRS
+
+    @property
+    def random(self) -> Callable[[int], bytes]:
+        return secrets.token_bytes
 
     def rdtsc(self) -> int:
         self.tsc += 1

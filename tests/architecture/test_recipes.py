@@ -53,7 +53,7 @@ def leaves() -> list[str]:
 
 
 def commands() -> list[str]:
-    readme = set(re.findall(r"`swtdx ([a-z]+)", (ROOT / "README.md").read_text()))
+    readme = set(re.findall(r"`swtdx ([a-z-]+)", (ROOT / "README.md").read_text()))
     return missing(COMMANDS, "the tables of README.md", readme)
 
 

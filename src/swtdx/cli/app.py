@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "measure": "swtdx.cli.measure",
     "diff": "swtdx.cli.diff",
     "replay": "swtdx.cli.replay",
+    "replay-run": "swtdx.cli.replay_run",
     "quote": "swtdx.cli.quote",
     "pki": "swtdx.cli.pki",
     "qgs": "swtdx.cli.qgs",

@@ -59,6 +59,8 @@ EPILOG = """
 
 [cyan]swtdx run --from linux.snapshot --until '# '[/cyan] - and go on from there, as often as wanted
 
+[cyan]swtdx run --firmware none --kernel vmlinuz --append console=ttyS0 --record run.record[/cyan] - for replay-run
+
 [cyan]swtdx run --quote-generation-socket unix:/run/tdx-qgs/qgs.socket[/cyan] - quotes by another process
 
 [cyan]swtdx run --html boot.html[/cyan] - the run as one HTML page
@@ -500,6 +502,10 @@ class Keeping:
     ] = None
     snapshot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where --snapshot-at keeps it. Holds all of the guest's memory.")
+    ] = None
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record the run, for swtdx replay-run. One vCPU, --firmware none."),
     ] = None
     restored: Annotated[
         Path | None,

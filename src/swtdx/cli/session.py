@@ -64,6 +64,7 @@ from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
 
 if TYPE_CHECKING:
+    from swtdx.cli.recorded_run import Repeatable
     from swtdx.lying.lie import Lie
     from swtdx.lying.live import Answers
     from swtdx.lying.teller import Teller
@@ -133,6 +134,8 @@ class Options:
     snapshot_at: str | None = None
     snapshot: Path | None = None
     restored: Path | None = None
+    record: Path | None = None
+    replayed: Path | None = None  # a record
     quiet: bool = False
     verbose: bool = False
 
@@ -182,6 +185,7 @@ def run(options: Options) -> int:
 
         saved = saved_machine.load(options.restored)
         options, plan = saved_machine.planned(options.restored, saved, options)
+    options, counted = _repeatable(options)
     debugger.check(options.gdb, options.gdb_wait, options.td, options.kvm)
     lint = Lint.of(options)
     keys = machine_keys(options, voice.say)
@@ -209,18 +213,31 @@ def run(options: Options) -> int:
         files.enter_context(kernel_log(voice.say))
         lies = _teller(options, kept.get("--lies-to"))
         trace = recording.emit if recording.wanted else None
-        kernel = kernel_for(options, keys.report_key, trace, None if lint is None else lint.findings, lies)
+        report_key = keys.report_key if counted is None else counted.report_key
+        kernel = kernel_for(options, report_key, trace, None if lint is None else lint.findings, lies, counted)
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
         device = files.enter_context(_open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
-        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, lies, saved)
+        session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, lies, saved, counted)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
         return STATUS_BAD_INPUT
     return status
+
+
+def _repeatable(options: Options) -> tuple[Options, Repeatable | None]:
+    """Return what records the run or repeats one, with the options that follow. Raises InputError."""
+    if options.record is None and options.replayed is None:
+        return options, None
+    from swtdx.cli.recorded_run import recorder, replayer
+
+    if options.replayed is not None:
+        counted, options = replayer(options.replayed, options)
+        return options, counted
+    return replace(options, quotes=False), recorder(options)
 
 
 def _has_console(options: Options) -> bool:
@@ -245,6 +262,7 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--kernel", options.kernel),
         ("--initrd", options.initrd),
         ("--from", options.restored),
+        ("the record", options.replayed),
     ):
         if read is not None:
             outputs.reads(f"{option} {read}", read)
@@ -256,6 +274,7 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--html", options.html),
         ("--snapshot", options.snapshot),
         ("--lies-to", options.lies_to),
+        ("--record", options.record),
     )
     opened = {option: outputs.open(option, path) for option, path in wanted if path is not None}
     if "--snapshot" in opened:
@@ -320,6 +339,7 @@ def kernel_named(
     inject: tuple[str, ...] = (),
     lint: Findings | None = None,
     lies: Answers | None = None,
+    counted: Repeatable | None = None,
 ) -> Kernel:
     """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
 
@@ -351,7 +371,17 @@ def kernel_named(
     if module_version is not None:
         platform = replace(platform, module_version=module_version)
     try:
-        return open_kernel("emulated", dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies)
+        return open_kernel(
+            "emulated",
+            dialect,
+            platform,
+            config,
+            trace=trace,
+            inject=inject,
+            lint=lint,
+            lies=lies,
+            counted=None if counted is None else (counted.clock, counted.chance),
+        )
     except (MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
@@ -379,6 +409,7 @@ def kernel_for(
     trace: Emit | None = None,
     lint: Findings | None = None,
     lies: Answers | None = None,
+    counted: Repeatable | None = None,
 ) -> Kernel:
     """Return the kernel that the options ask for. Raises InputError."""
     return kernel_named(
@@ -400,6 +431,7 @@ def kernel_for(
         inject=options.inject,
         lint=lint,
         lies=lies,
+        counted=counted,
     )
 
 
@@ -431,17 +463,18 @@ def devices(
     disks: Sequence[DiskImage],
     put: Callable[[bytes], object],
     size: tuple[int, int] | None = None,
+    random: Callable[[int], bytes] = os.urandom,
 ) -> Iterator[VirtioDevice]:
     """Yield what was asked for, in the order of the PCI slots: disks first, so that they keep their places.
 
-    ``put`` gets what a virtio console shows, ``size`` is that of its terminal.
+    ``put`` gets what a virtio console shows, ``size`` is that of its terminal; ``random`` is virtio-rng's source.
     """
     for disk in disks:
         yield VirtioBlk(disk)
     if options.virtio_console:
         yield VirtioConsole(put, size)
     if options.rng:
-        yield VirtioRng()
+        yield VirtioRng(random)
 
 
 class _Session:
@@ -460,11 +493,13 @@ class _Session:
         lint: Lint | None,
         lies: Teller | None,
         saved: Saved | None,
+        counted: Repeatable | None = None,
     ) -> None:
         self.options = options
         self.lint = lint
         self.lies = lies
         self._saved = saved
+        self._counted = counted
         self._keep_now = False
         self._execution: Execution | None = None
         self.interruption = interruption
@@ -498,17 +533,25 @@ class _Session:
         )
         if keeps is not None:
             self.output.watch(TextWatch(keeps), self._stop_to_keep)
+        self._put = self.output.put if counted is None else counted.serial(self.output.put)
         debug = outputs.get("--debugcon")
         terminal = os.get_terminal_size(sys.stdout.fileno()) if self.interactive else None
         self.plan = replace(
             plan,
-            serial=self.output.put,
+            serial=self._put,
+            clock=counted.clock if counted is not None else None,
             debug=debug.write if debug is not None else plan.debug,
             debug_exit=options.debug_exit,
             progress=voice.step if saved is None else lambda step: None,
             panicked=self._panic_reported,
             devices=tuple(
-                devices(options, disks, self.output.put, (terminal.columns, terminal.lines) if terminal else None)
+                devices(
+                    options,
+                    disks,
+                    self._put,
+                    (terminal.columns, terminal.lines) if terminal else None,
+                    os.urandom if counted is None else counted.chance,
+                )
             ),
             say=self._say_from_device,
         )
@@ -543,7 +586,13 @@ class _Session:
                 debugger.serve(self.gdb, machine, run, execution)
                 stands = ", the machine waits for it" if self.options.gdb_wait else ""
                 self.voice.say(f"for a debugger: target remote {self.gdb.where}{stands}")
+            if self._counted is not None:
+                self._counted.attach(machine, run)
             outcome = self._attend(run, machine)
+            if self._counted is not None:
+                outcome = self._counted.judged(outcome)
+                if (output := self.outputs.get("--record")) is not None:
+                    self._counted.write(output, outcome)
             if self.gdb is not None:
                 self.gdb.close()
             seconds = {"build": built - started, "run": run.seconds, "total": time.monotonic() - started}
@@ -634,7 +683,7 @@ class _Session:
 
         return Keyboard(
             sys.stdin.fileno(),
-            machine.board.type,
+            machine.board.type if self._counted is None else self._counted.clock.post,
             lambda: run.finish(Outcome(End.LEFT, "you left with Ctrl-A X")),
             say,
             lambda: f"{run.seconds:.1f} s, {sum(run.exits.values()):,} exits",

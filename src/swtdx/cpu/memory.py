@@ -81,6 +81,7 @@ class PhysicalMemory:
         self.on_broken: Callable[[int], None] | None = None
         """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
         self._keys: dict[int, bytes] = {}
+        self.random: Callable[[int], bytes] = secrets.token_bytes
         self._windows: dict[int, tuple[int, int]] = {}
         self._window_bases: list[int] = []
         """Ascending."""
@@ -99,7 +100,7 @@ class PhysicalMemory:
 
     def create_key(self, hkid: int) -> None:
         """Program a fresh random key for a KeyID (PCONFIG, KEYID_SET_KEY_RANDOM)."""
-        self._keys[hkid] = secrets.token_bytes(64)
+        self._keys[hkid] = self.random(64)
 
     def drop_key(self, hkid: int) -> None:
         """Forget a KeyID's key. What was stored under it reads as noise from now on."""

@@ -10,6 +10,7 @@ virtual CPU that is inside a SEAMCALL the kernel sends an interrupt to the logic
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -94,6 +95,8 @@ class Processor:
         self.platform = platform or Platform()
         self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
         self.clock = Clock()
+        self.random: Callable[[int], bytes] = secrets.token_bytes
+        """Where random numbers come from."""
         self._tsc_ratio = self.platform.tsc_ratio
         self._tsc_bias = 0  # ticks
         self._module: SeamModule | None = None

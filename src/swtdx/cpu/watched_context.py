@@ -78,12 +78,8 @@ def watch(processor: Processor, watcher: Watcher) -> Callable[[], None]:
     """
     contexts: list[_Watched] = []
 
-    class Watched(_Watched):
-        """The class that this processor makes its virtual CPUs from."""
-
-    Watched.watcher = watcher
-    Watched.contexts = contexts
-    processor.context_class = Watched
+    members = {"watcher": watcher, "contexts": contexts}
+    processor.context_class = type("Watched", (_Watched, processor.context_class), members)
 
     def flush() -> None:
         for context in contexts:

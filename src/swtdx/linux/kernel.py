@@ -13,7 +13,7 @@ import errno
 import logging
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from swtdx.linux.arch.x86.kvm.vmx.main import vt_x86_ops
@@ -26,7 +26,7 @@ from swtdx.linux.err import err, reason_of
 from swtdx.linux.files import FileTable
 from swtdx.linux.mm import PageAllocator
 from swtdx.linux.release import release_for
-from swtdx.linux.sched import HostCpus, TimerQueue
+from swtdx.linux.sched import HostCpus, TimerQueue, WaitQueue
 from swtdx.linux.uaccess import current_mm
 from swtdx.linux.virt.kvm import mmu_notifier
 from swtdx.linux.virt.kvm.device import KvmDevice
@@ -78,6 +78,8 @@ class EmulatedKernel:
         self.files = FileTable()
         self.cpus = HostCpus(processor)
         self.timers = TimerQueue(processor.clock)
+        self.new_wait_queue: Callable[[], WaitQueue] = WaitQueue
+        """What a vCPU sleeps in."""
         self.irqfd_thread = IrqfdThread()
         self.user_windows = UserWindows(processor.memory)
         self.vms: set[Kvm] = set()

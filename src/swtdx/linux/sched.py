@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 from swtdx.clock import Clock
 
 if TYPE_CHECKING:
+    from swtdx.cpu.counted import CountedClock
     from swtdx.cpu.processor import Processor
 
 TICK_SECONDS = 0.010
@@ -73,6 +74,8 @@ class HostCpus:
 
     def _start_tick(self) -> None:
         self._ticking = True
+        if self.processor.clock.rings_alarms:  # it has the guest leave as often, at a count
+            return
         self._work.set()
         if self._tick is None:
             self._tick = threading.Thread(target=self._tick_loop, name="swtdx-tick", daemon=True)
@@ -163,6 +166,18 @@ class WaitQueue:
         if _syscall(_SYS_FUTEX, self._address, _FUTEX_WAIT_PRIVATE, ticket, self._timeout_address) == 0:
             return False
         return ctypes.get_errno() == errno.EINTR
+
+
+class CountedWait(WaitQueue):
+    """The same where time follows from what the guest executes: it passes in the sleep by being set forward."""
+
+    def __init__(self, clock: CountedClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def wait(self, ticket: int, seconds: float) -> bool:
+        """As `WaitQueue.wait`."""
+        return self._clock.idle(lambda left: super(CountedWait, self).wait(ticket, left), seconds, self.wake_up)
 
 
 _NEVER_HELD = {
@@ -284,8 +299,26 @@ class TimerQueue:
                 self._changed.notify()
 
     def _start(self) -> None:
+        if self._clock.serve(self):
+            return
         self._thread = threading.Thread(target=self._loop, name="swtdx-hrtimer", daemon=True)
         self._thread.start()
+
+    def due_ns(self) -> int | None:
+        """As `swtdx.clock.Alarm`."""
+        with self._changed:
+            while self._heap and self._heap[0][1] not in self._armed:
+                heapq.heappop(self._heap)
+            return self._heap[0][0] if self._heap and not self._off else None
+
+    def ring(self) -> None:
+        """As `swtdx.clock.Alarm`: call the function of the timer that is first."""
+        with self._changed:
+            timer = self._armed.pop(heapq.heappop(self._heap)[1], None)
+            if timer is not None:
+                timer._ticket = 0
+        if timer is not None:
+            timer.function()
 
     def remove(self, timer: Timer) -> None:
         """Disarm ``timer``; the queue knows it no longer."""

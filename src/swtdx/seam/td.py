@@ -9,7 +9,6 @@ pages outlive the key, as they do in the real TDR, which is written with the mod
 from __future__ import annotations
 
 import hashlib
-import secrets
 from typing import TYPE_CHECKING
 
 from swtdx.seam.lifecycle import (
@@ -70,7 +69,7 @@ CTLS_VIRT_CPUID2 = 1 << 2
 class Td:
     """One TD, from TDH.MNG.CREATE until its TDR is reclaimed."""
 
-    def __init__(self, hpa: int, hkid: int, pamt_index: int, version: ModuleVersion) -> None:
+    def __init__(self, hpa: int, hkid: int, pamt_index: int, version: ModuleVersion, uuid: bytes) -> None:
         self.version = version
         """That of the module which made it."""
         # TDR
@@ -78,7 +77,7 @@ class Td:
         self.hkid = hkid
         self.pamt_index = pamt_index
         """Index of the TDR page's metadata entry, for its lock."""
-        self.uuid = secrets.token_bytes(32)
+        self.uuid = uuid
         self.child_count = 0
         self.tdcx: list[int] = []
         self.packages_configured = 0

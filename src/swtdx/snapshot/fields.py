@@ -51,12 +51,13 @@ _CPU = {
     "swtdx.cpu._engine.GuestContext": _fields(),
     "swtdx.cpu.memory.PhysicalMemory": _fields(
         "_keys _poisoned",
-        "size keyid_shift _address_mask _map raw qwords _keyid poison fresh uses on_broken _windows _window_bases "
-        "_next_window _free_windows _windows_lock _engine regions",
+        "size random keyid_shift _address_mask _map raw qwords _keyid poison fresh uses on_broken _windows "
+        "_window_bases _next_window _free_windows _windows_lock _engine regions",
     ),
     "swtdx.cpu.processor.Processor": _fields(
         "memory _interrupted _msrs msrs_changed",
-        "platform clock _tsc_ratio _tsc_bias _module _engine _engine_lock _on_lp _left_lp first_touches context_class",
+        "platform clock random _tsc_ratio _tsc_bias _module _engine _engine_lock _on_lp _left_lp first_touches "
+        "context_class",
     ),
     "swtdx.cpu.processor.SeamArgs": _fields("r8 r9 r10 r11 r12 r13 r14 r15 rbx rcx rdi rdx rsi"),
 }
@@ -195,7 +196,7 @@ _KERNEL = {
         "processor pages module tdx vms user_windows",
         "config release release_name dialect tdx_huge_page last_refusal sees_signals files cpus timers irqfd_thread "
         "max_vcpu_ids supported_xcr0 supported_xfam arch_capabilities kvm_x86_ops supported_vm_types capabilities "
-        "flush_trace faults",
+        "flush_trace faults new_wait_queue",
     ),
     "swtdx.uapi.reason.Reason": _fields("text leaf status rcx rdx by_guest", frozen=True),
 }
@@ -243,7 +244,7 @@ _VMM = {
     "swtdx.vmm.board.virtio.ring.Virtqueue": _fields(
         "size enabled vector descriptors driver_area device_area _next_available _used", "_memory maximum_size"
     ),
-    "swtdx.vmm.board.virtio.rng.VirtioRng": _fields("", "features config transport stopping"),
+    "swtdx.vmm.board.virtio.rng.VirtioRng": _fields("", "_random features config transport stopping"),
     "swtdx.vmm.launch.Machine": _fields(
         "slots board event_notification", "plan vm vcpus capabilities mrtd added _undo"
     ),

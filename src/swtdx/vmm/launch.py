@@ -25,6 +25,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from swtdx.clock import Clock
 from swtdx.image import shim
 from swtdx.image.boot_protocol import DirectBoot, lay_out
 from swtdx.image.firmware import Firmware
@@ -100,6 +101,7 @@ class Plan:
     ``panicked`` gets what the guest's kernel reports by pvpanic, under the board's lock. ``quotes`` answers GetQuote;
     without it the guest reads that there is no service.
     ``empty``: nothing is loaded into memory, for a machine that continues from a snapshot (`Machine.restore`).
+    ``clock`` is the board's, where it is not the host's.
     """
 
     firmware: Firmware
@@ -118,6 +120,7 @@ class Plan:
     panicked: Callable[[PanicEvent], object] = lambda event: None
     quotes: QuoteSource | None = None
     empty: bool = False
+    clock: Clock | None = None
 
     @property
     def layout(self) -> MemoryMap:
@@ -406,6 +409,7 @@ def _board(vm: Vm, slots: MemorySlots, plan: Plan) -> Board:
             linux=plan.linux,
             smbios=plan.smbios,
             level_interrupts=plan.td is None,
+            clock=plan.clock,
             signal_msi=lambda message: vm.signal_msi(*message),
             route_msis=route,
         )

@@ -57,7 +57,7 @@ def tdh_mng_create(module: TdxModule, args: Args, lp: int) -> int:
     module.take_page(hpa, module.global_hkid, ZERO_PAGE)
     module.kot.advance(hkid, Event.MNG_CREATE)
     module.pamt.assign(index, PageType.TDR, 0)
-    module.tds[hpa] = Td(hpa, hkid, index, module.version)
+    module.tds[hpa] = Td(hpa, hkid, index, module.version, module.processor.random(32))
     return SUCCESS
 
 

@@ -78,6 +78,7 @@ class Board:
         linux: LinuxBoot | None = None,
         smbios: SmbiosFields | None = None,
         level_interrupts: bool = True,
+        clock: Clock | None = None,
         debug_exit: int | None = None,
         panicked: Callable[[PanicEvent], object] = lambda event: None,
         signal_msi: Callable[[Msi], object],
@@ -93,11 +94,13 @@ class Board:
         self.ioapic = IoApic(self.signal_msi, partial(self._route, route_msis))
         self.mmio.attach(IOAPIC_BASE, IOAPIC_LENGTH, self.ioapic)
         self.pic = I8259Pair(self.ports)
-        self.clock = Clock()
+        self.clock = clock or Clock()
         self.timer = I8254(self.ports, self.clock.monotonic_ns)
         self.pm = AcpiPm(
             self.ports, self._request, set_sci=lambda level: self._set_isa_irq(acpi_tables.SCI_LINE, level)
         )
+        if clock is not None:
+            self.pm.use_clock(clock.monotonic)
         self._rtc_timer = BoardTimer(self.lock, self.clock)
         self.rtc = Rtc(
             self.ports,

@@ -28,12 +28,22 @@ class BoardTimer:
             self._deadline = None if delay is None else self._clock.monotonic() + max(0.0, delay)
             if self._thread is not None:
                 self._changed.notify_all()
-            elif self._deadline is not None and not self._off:
+            elif self._deadline is not None and not self._off and not self._clock.serve(self):
                 self._generation += 1
                 self._thread = threading.Thread(
                     target=self._loop, args=(self._generation,), name="board-timer", daemon=True
                 )
                 self._thread.start()
+
+    def due_ns(self) -> int | None:
+        """As `swtdx.clock.Alarm`."""
+        return None if self._deadline is None or self._off else int(self._deadline * 1e9)
+
+    def ring(self) -> None:
+        """As `swtdx.clock.Alarm`."""
+        self._deadline = None
+        with self._lock:
+            self.function()
 
     def kept(self) -> float | None:
         """Return when the function is to be called."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import ClassVar
 
 from swtdx.vmm.board.virtio.device import VirtioDevice
@@ -21,12 +22,16 @@ class VirtioRng(VirtioDevice):
     class_code: ClassVar[int] = 0x00FF00  # QEMU's: a device of no class
     queue_count: ClassVar[int] = 1
 
+    def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
+        super().__init__()
+        self._random = random
+
     def handle(self, number: int, chain: Chain) -> int:
         if chain.readable or not chain.writable:
             raise RingError("a request for random bytes must have only buffers to be written")
         written = 0
         for buffer in chain.writable:
             piece = buffer[: MAXIMUM_PER_CHAIN - written]
-            piece[:] = os.urandom(len(piece))
+            piece[:] = self._random(len(piece))
             written += len(piece)
         return written

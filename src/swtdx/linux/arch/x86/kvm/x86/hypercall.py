@@ -7,7 +7,6 @@ By VMCALL from a normal VM, by TDVMCALL with R10 != 0 from a TD. Results are neg
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -67,7 +66,7 @@ def kvm_pv_clock_pairing(vcpu: Vcpu, address: int, kind: int) -> int:
     """Wall-clock time and the guest's TSC of one moment, to guest memory (of a TD: to shared memory)."""
     if kind != KVM_CLOCK_PAIRING_WALLCLOCK:
         return -KVM_EOPNOTSUPP
-    now, host_tsc = time.time_ns(), vcpu.kvm.processor.rdtsc()
+    now, host_tsc = vcpu.kvm.processor.clock.real_ns(), vcpu.kvm.processor.rdtsc()
     seconds, nanoseconds = divmod(now, NSEC_PER_SEC)
     try:
         vcpu.kvm.write_guest(address, _PAIRING.pack(seconds, nanoseconds, vcpu.ops.read_l1_tsc(vcpu, host_tsc), 0))

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from swtdx.uapi.kvm import KVM_CLOCK_HOST_TSC, KVM_CLOCK_REALTIME, KVM_CLOCK_TSC_STABLE, kvm_clock_data
@@ -84,7 +83,7 @@ class KvmClock:
     def read(self) -> kvm_clock_data:
         """KVM_GET_CLOCK."""
         with self._lock:
-            realtime, host_tsc = time.time_ns(), self._kvm.processor.rdtsc()
+            realtime, host_tsc = self._kvm.processor.clock.real_ns(), self._kvm.processor.rdtsc()
             if not self.use_master_clock:
                 return kvm_clock_data(clock=self._at(host_tsc) & _MASK64)
             return kvm_clock_data(
@@ -98,7 +97,7 @@ class KvmClock:
         """KVM_SET_CLOCK, its flags checked. With KVM_CLOCK_REALTIME the time since then is added."""
         value = data.clock
         if data.flags & KVM_CLOCK_REALTIME:
-            value += max(0, time.time_ns() - data.realtime)
+            value += max(0, self._kvm.processor.clock.real_ns() - data.realtime)
         with self._lock:
             self.update_master()
             self._offset += value - self._at(self._master_tsc)
@@ -124,7 +123,7 @@ class KvmClock:
         try:
             version = int.from_bytes(kvm.read_guest(address, 4), "little")
             version += 1 + (version & 1)
-            epoch = time.time_ns() - self.read().clock
+            epoch = kvm.processor.clock.real_ns() - self.read().clock
             seconds, nanoseconds = divmod(max(0, epoch), NSEC_PER_SEC)
             kvm.write_guest(address, struct.pack("<I", version & 0xFFFFFFFF))
             kvm.write_guest(address + 4, struct.pack("<II", seconds & 0xFFFFFFFF, nanoseconds))

@@ -27,7 +27,7 @@ from swtdx.linux.arch.x86.kvm.x86.msrs import EmulatedMsrs
 from swtdx.linux.arch.x86.kvm.x86.pvclock import PvTime
 from swtdx.linux.arch.x86.kvm.x86.steal_time import StealTime
 from swtdx.linux.err import err
-from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, HeldSignals, WaitQueue
+from swtdx.linux.sched import SIGNAL_POLL_SECONDS, TICK_SECONDS, HeldSignals
 from swtdx.linux.virt.kvm import binary_stats as stats
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import EXITS, HOST_STATE_RELOAD, VCPU_STATISTICS, Statistics
@@ -88,7 +88,7 @@ class Vcpu:
         self.entries = 0
         self.blocking = False
         self.kicked = False
-        self._wait = WaitQueue()
+        self._wait = kvm.kernel.new_wait_queue()
         self._signals = HeldSignals()
         self.interrupted = False  # a signal that was held back waits
         self.run_flags = 0  # of this KVM_RUN's exit (KVM_RUN_X86_*)

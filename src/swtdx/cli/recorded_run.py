@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx run --record FILE`` and ``swtdx replay-run FILE``: the file, and what makes a run repeatable.
+
+A record is lines of JSON: what the machine is and from which files it was started, what came from outside and at which
+count of instructions, and what the run is compared with. The last line is a SHA-256 of all others. The files are not in
+it; a replay opens them again, and refuses others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swtdx import __version__
+from swtdx.cli.output import Output
+from swtdx.cli.parameters import InputError
+from swtdx.cpu.counted import Chance, CountedClock, Happening, Moment
+from swtdx.cpu.platform import Platform, host_features
+from swtdx.image.shim import NAME as NO_FIRMWARE
+from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.launch import Machine, TdParameters
+from swtdx.vmm.outcome import End, Outcome
+from swtdx.vmm.run import Run
+
+if TYPE_CHECKING:
+    from swtdx.cli.session import Options
+
+_KIND = "swtdx record"
+_ALIKE = (
+    "memory", "kernel_release", "module_version", "no_rbp_mod", "huge_pages", "debug_exit", "virtio_console", "rng",
+    "module_updated", "append",
+)  # fmt: skip
+"""Options that decide what the machine is, and are JSON as they are."""
+_DIGESTS = ("mrconfigid", "mrowner", "mrownerconfig")
+_FILES = ("kernel", "initrd")
+_PIECE = 1 << 20
+_LARGEST = 1 << 30
+
+
+def check(options: Options) -> None:
+    """Refuse what cannot be repeated. Raises InputError."""
+    for wrong, sentence in (
+        (options.kvm == "host", "is for the embedded kernel: runs of the host's cannot be repeated"),
+        (options.cpus > 1, "records machines with one vCPU only, so far: omit --cpus"),
+        (str(options.firmware) != NO_FIRMWARE, "records machines without firmware only, so far: --firmware none"),
+        (bool(options.disks), "records no disks, so far: omit --disk"),
+        (bool(options.inject), "and --inject cannot be used together, so far"),
+        (bool(options.lies), "and --lie cannot be used together, so far"),
+        (options.quote_socket is not None, "and --quote-generation-socket cannot be used together: quotes differ"),
+        (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
+        (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
+        (options.gdb is not None, "and --gdb cannot be used together: debug the replay (swtdx replay-run --gdb)"),
+        (options.kernel is None, "needs a kernel: give --kernel"),
+        (Platform().parallel, "needs vCPUs that take turns: unset SWTDX_TCG_THREAD"),
+    ):
+        if wrong:
+            raise InputError(f"--record {sentence}")
+
+
+class Repeatable:
+    """What a run needs to be recorded or to be a replay: its clock, its random numbers, and the ends of both."""
+
+    def __init__(self, recipe: dict[str, Any], script: list[Happening] | None, ending: str = "") -> None:
+        seed = bytes.fromhex(recipe["seed"])
+        self.recipe = recipe
+        self.clock = CountedClock(recipe["real_ns"], script)
+        self.chance = Chance(seed)
+        self.report_key = Chance(seed + b"report")(32)
+        self._ending = ending
+        self._happenings: list[Happening] = []
+        self._diverged: str | None = None
+
+    def serial(self, put: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        """Return ``put`` such that what the guest prints is compared, too."""
+
+        def both(data: bytes) -> None:
+            self.clock.printed(data)
+            put(data)
+
+        return both
+
+    def attach(self, machine: Machine, run: Run) -> None:
+        """Connect the machine that was built with its script."""
+        clock = self.clock
+        clock.deliver = machine.board.type
+        clock.note = self._happenings.append
+        clock.ended = lambda: run.finish(Outcome(End.UNTIL, f"the recorded run ended here: {self._ending}"))
+        clock.diverged = lambda text: self._lost(run, text)
+
+    def _lost(self, run: Run, text: str) -> None:
+        self._diverged = text
+        run.finish(Outcome(End.INTERNAL_ERROR, text))
+
+    def judged(self, outcome: Outcome) -> Outcome:
+        """Return the outcome of a run that is over: that of a replay which ended otherwise is an error."""
+        self.clock.finish()
+        own = outcome.end in (End.LEFT, End.INTERRUPTED, End.TIMEOUT)
+        left = None if own or self._diverged else self.clock.left
+        return outcome if left is None else Outcome(End.INTERNAL_ERROR, f"{left} ({outcome.text})")
+
+    def write(self, output: Output, outcome: Outcome) -> None:
+        """Write the record."""
+        lines = [json.dumps({**self.recipe, "ending": outcome.text})]
+        lines += [json.dumps([item.kind, *asdict(item.moment).values(), item.data]) for item in self._happenings]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        end = json.dumps({"sha256": hashlib.sha256(text).hexdigest()})
+        output.replace(text + f"{end}\n".encode(), private=True)
+
+
+def recorder(options: Options) -> Repeatable:
+    """Return what records a run. Raises InputError."""
+    check(options)
+    td = None
+    if options.td is not None:
+        td = {**asdict(options.td), **{name: getattr(options.td, name).hex() for name in _DIGESTS}}
+    files = {name: _identity(f"--{name}", path) for name in _FILES if (path := getattr(options, name)) is not None}
+    recipe = {
+        "kind": _KIND,
+        "maker": _maker(),
+        **{name: getattr(options, name) for name in _ALIKE},
+        "dialect": (options.dialect or Dialect.UPSTREAM).value,
+        "cpu_features": sorted(host_features() if options.cpu_features is None else options.cpu_features),
+        "tsc_hz": Platform().tsc_hz,
+        "td": td,
+        "files": files,
+        "seed": secrets.token_hex(32),
+        "real_ns": time.time_ns(),
+    }
+    return Repeatable(recipe, None)
+
+
+def replayer(path: Path, options: Options) -> tuple[Repeatable, Options]:
+    """Return what repeats the run of a record, and its options. Raises InputError."""
+    recipe, script = _read(path)
+    try:
+        return Repeatable(recipe, script, str(recipe["ending"])), _options(path, recipe, options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: it does not say what the machine is ({error})") from None
+
+
+def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
+    here = Platform().tsc_hz
+    if recipe["tsc_hz"] != here:
+        raise InputError(
+            f"{path} was made where the time-stamp counter runs at {recipe['tsc_hz'] / 1e9:g} GHz; here it runs at "
+            f"{here / 1e9:g} GHz"
+        )
+    td = recipe["td"]
+    if td is not None:
+        td = TdParameters(**{**td, **{name: bytes.fromhex(td[name]) for name in _DIGESTS}})
+    given: dict[str, Any] = {}
+    for name, (recorded, size, digest) in recipe["files"].items():
+        given[name] = getattr(options, name) or Path(recorded)
+        if _identity(f"--{name}", given[name])[1:] != [size, digest]:
+            raise InputError(f"--{name} {given[name]} is not the file that was recorded in {path}")
+    for name in _FILES:
+        if name not in given and getattr(options, name) is not None:
+            raise InputError(f"--{name}: the run in {path} had none")
+    return replace(
+        options,
+        **{name: recipe[name] for name in _ALIKE},
+        **given,
+        firmware=Path(NO_FIRMWARE),
+        dialect=Dialect(recipe["dialect"]),
+        cpu_features=frozenset(recipe["cpu_features"]),
+        td=td,
+        quotes=False,
+        timeout=0.0,
+    )
+
+
+def _maker() -> list[str]:
+    from swtdx.cpu import _engine
+
+    return [__version__, _engine.state_layout()]
+
+
+def _identity(option: str, path: Path) -> list[Any]:
+    """Return what a file is known by: path, size, SHA-256. Raises InputError."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{option} {path} is not a regular file")
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+    except OSError as error:
+        raise InputError(f"{option} {path} cannot be read: {error.strerror or error}") from None
+    return [str(path.absolute()), size, digest.hexdigest()]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Happening]]:
+    """Read a record. Raises InputError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise InputError(f"{path} is not a record of a run")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    first, _, _ = data.partition(b"\n")
+    try:
+        recipe = json.loads(first)
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict) or recipe.get("kind") != _KIND:
+        raise InputError(f"{path} is not a record of a run")
+    if recipe.get("maker") != _maker():
+        made = recipe.get("maker")
+        version = made[0] if isinstance(made, list) and made else "another version"
+        build = " of another build" if version == __version__ else ""
+        raise InputError(f"{path} was made by swtdx {version}{build}: this is {__version__}")
+    body, last = _last_line(data)
+    try:
+        told = json.loads(last)["sha256"]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise InputError(f"{path} is cut short: its last line is not there") from None
+    if told != hashlib.sha256(body).hexdigest():
+        raise InputError(f"{path} is damaged: its SHA-256 is another")
+    try:
+        return recipe, [_happening(*json.loads(line)) for line in body.splitlines()[1:]]
+    except (ValueError, RecursionError, TypeError) as error:
+        raise InputError(f"{path} is damaged: a line of it is not readable ({error})") from None
+
+
+def _last_line(data: bytes) -> tuple[bytes, bytes]:
+    start = data.rfind(b"\n", 0, len(data) - 1) + 1
+    return data[:start], data[start:]
+
+
+def _happening(kind: str, count: int, visit: int, halted: bool, ns: int, data: str) -> Happening:
+    if kind not in ("typed", "check", "end") or any(type(item) is not int for item in (count, visit, ns)):
+        raise ValueError(kind)
+    if kind == "typed":
+        bytes.fromhex(data)
+    return Happening(Moment(count, visit, bool(halted), ns), kind, str(data))

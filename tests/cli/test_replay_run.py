@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``swtdx run --record`` and ``swtdx replay-run``: what they do, and each wrong use in one sentence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.image.test_linux_image import bzimage
+from tests.machine.counting_guest import LETTERS, code
+
+ALPHABET = LETTERS.decode()
+
+
+@pytest.fixture(params=[pytest.param("td", marks=pytest.mark.slow), "vm"])
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def kernel_of(folder: Path, shape: str) -> Path:
+    file = folder / f"bzImage-{shape}"
+    file.write_bytes(bzimage(kernel=bytes(0x200) + code(td=shape == "td")))
+    return file
+
+
+def machine(kernel: Path, shape: str, *more: str | Path) -> list[str | Path]:
+    kind = "tdx" if shape == "td" else "default"
+    return ["run", "--firmware", "none", "--kernel", kernel, "--vm-type", kind, "--memory", "64M", *more]
+
+
+@pytest.fixture
+def record(tmp_path: Path, command: Command) -> Path:
+    file = tmp_path / "record"
+    result = command(*machine(kernel_of(tmp_path, "vm"), "vm", "--until", ALPHABET * 3, "--record", file))
+    assert result.status == 0, result.err
+    return file
+
+
+def executed(trace: Path) -> list[Any]:
+    """What happened in a run, without times and threads."""
+    kept = []
+    for line in trace.read_text().splitlines():
+        event = json.loads(line)
+        if event.get("kind") in ("seamcall", "tdcall", "exit", "injected"):
+            kept.append(
+                {name: value for name, value in event.items() if name not in ("t", "dur", "tid", "seq", "guest")}
+            )
+    return kept
+
+
+def test_two_replays_and_the_recording_are_the_same(shape: str, tmp_path: Path, command: Command) -> None:
+    kernel, file = kernel_of(tmp_path, shape), tmp_path / "record"
+    traces = [tmp_path / name for name in ("recorded", "first", "second")]
+    result = command(*machine(kernel, shape, "--until", ALPHABET * 2, "--record", file, "--trace", traces[0]))
+    assert result.status == 0, result.err
+    assert stat.S_IMODE(file.stat().st_mode) & 0o077 == 0
+    for trace in traces[1:]:
+        again = command("replay-run", file, "--trace", trace)
+        assert again.status == 0, again.err
+        assert "the recorded run ended here" in again.err
+        assert again.out == result.out
+    recorded, first, second = (executed(trace) for trace in traces)
+    assert len(first) > 10
+    assert first == second
+    assert first[: len(recorded) - 3] == recorded[:-3]  # of how it was ended
+
+
+def test_a_kernel_that_was_moved_is_named_and_another_is_refused(
+    record: Path, tmp_path: Path, command: Command
+) -> None:
+    moved = (tmp_path / "bzImage-vm").rename(tmp_path / "elsewhere")
+    result = command("replay-run", record)
+    assert result.status == 2
+    assert "bzImage-vm cannot be read: No such file" in result.err
+    assert command("replay-run", record, "--kernel", moved).status == 0
+    moved.write_bytes(moved.read_bytes() + b"\0")
+    result = command("replay-run", record, "--kernel", moved)
+    assert result.status == 2
+    assert "elsewhere is not the file that was recorded" in result.err
+    result = command("replay-run", record, "--kernel", moved, "--initrd", moved)
+    assert result.status == 2
+
+
+def resealed(lines: list[str]) -> str:
+    text = "".join(f"{line}\n" for line in lines)
+    return text + json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest()}) + "\n"
+
+
+def test_a_replay_that_goes_another_way_is_told(record: Path, command: Command) -> None:
+    lines = record.read_text().splitlines()[:-1]
+    at = next(number for number, line in enumerate(lines) if line.startswith('["check"'))
+    check = json.loads(lines[at])
+    rip, registers, _ = check[-1].split()
+    lines[at] = json.dumps([*check[:-1], f"{rip} {registers} 00000000"])
+    record.write_text(resealed(lines))
+    result = command("replay-run", record)
+    assert result.status == 1
+    assert f"the replay diverged: at instruction {check[1]:,} it has other contents: console" in result.err
+
+
+def test_a_record_that_was_cut_short_or_changed_is_refused_in_a_sentence(record: Path, command: Command) -> None:
+    whole = record.read_bytes()
+    lines = whole.decode().splitlines()
+    first = json.loads(lines[0])
+    other = json.dumps({**first, "maker": ["0.0.1", "x"]})
+    strange = json.dumps({**first, "td": 5})
+    damaged = {
+        b"": "is not a record of a run",
+        b"\xff\xfe": "is not a record of a run",
+        b"{}\n": "is not a record of a run",
+        whole[:-40]: "is cut short",
+        b"\n".join(whole.splitlines()[:-1]) + b"\n": "is cut short",
+        whole.replace(b'"check"', b'"chick"', 1): "is damaged: its SHA-256 is another",
+        resealed([other, *lines[1:-1]]).encode(): "was made by swtdx 0.0.1: this is",
+        resealed([strange, *lines[1:-1]]).encode(): "is damaged: it does not say what the machine is",
+        resealed([lines[0], "[1]"]).encode(): "is damaged: a line of it is not readable",
+    }
+    for data, sentence in damaged.items():
+        record.write_bytes(data)
+        result = command("replay-run", record)
+        assert (result.status, len(result.err.strip().splitlines())) == (2, 1), (sentence, result.err)
+        assert sentence in result.err
+    record.unlink()
+    assert "cannot be read: No such file" in command("replay-run", record).err
+    assert "is not a record of a run" in command("replay-run", record.parent).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cpus", "2"], "--record records machines with one vCPU only"),
+        (["--disk", "x"], "--record records no disks"),
+        (["--inject", "KVM_RUN: EINTR @3"], "--record and --inject cannot be used together"),
+        (["--lie", "any: random 1% seed 7"], "--record and --lie cannot be used together"),
+        (["--gdb", ":0"], "debug the replay"),
+        (["--snapshot-at", "x", "--snapshot", "{tmp}/x"], "--record and --snapshot cannot be used together"),
+    ],
+)
+def test_what_cannot_be_recorded_is_refused(
+    arguments: list[str], sentence: str, tmp_path: Path, command: Command
+) -> None:
+    file = tmp_path / "record"
+    given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    result = command(*machine(kernel_of(tmp_path, "vm"), "vm", "--record", file, *given))
+    assert result.status == 2
+    assert sentence in result.err
+    assert not file.exists()
+
+
+def test_a_machine_with_firmware_is_refused(tmp_path: Path, command: Command) -> None:
+    result = command("run", "--kernel", kernel_of(tmp_path, "vm"), "--record", tmp_path / "record")
+    assert result.status == 2
+    assert "--record records machines without firmware only" in result.err
