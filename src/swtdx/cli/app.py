@@ -58,7 +58,7 @@ PANELS = {
     "Run a guest": ("run", "exec", "qemu"),
     "Measurements and evidence": ("inspect", "measure", "diff", "replay", "quote", "report"),
     "Quoting services with test keys": ("pki", "qgs", "pccs", "collateral"),
-    "Find out why": ("explain", "seamcall", "trace", "lint"),
+    "Find out why": ("explain", "seamcall", "trace", "lint", "fuzz"),
     "This installation": ("selftest", "probe", "completion"),
 }
 """Panel of ``swtdx --help`` -> its commands."""
