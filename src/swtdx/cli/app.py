@@ -55,7 +55,7 @@ COMMANDS: dict[str, str] = {
 RUN = "swtdx.cli.run"
 
 PANELS = {
-    "Run a guest": ("run", "exec", "qemu"),
+    "Run a guest": ("run", "replay-run", "exec", "qemu"),
     "Measurements and evidence": ("inspect", "measure", "diff", "replay", "quote", "report"),
     "Quoting services with test keys": ("pki", "qgs", "pccs", "collateral"),
     "Find out why": ("explain", "seamcall", "trace", "lint", "fuzz"),
