@@ -50,7 +50,7 @@ class Clock:
         return time.time_ns()
 
     def serve(self, alarm: Alarm) -> bool:
-        """Ring ``alarm`` from now on whenever it is due; False: whoever has it must wait on a thread of its own."""
+        """Ring ``alarm`` from now on whenever it is due; False: its holder must wait on a thread of its own."""
         return False
 
     def kept(self) -> list[int]:
