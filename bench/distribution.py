@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.taken import Taken, taken_until
+from testing.taken import Taken, taken_until
 
 TEXT = "debian login:"
 TIME_AIM = 1.0

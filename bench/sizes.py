@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.taken import Taken, taken_until
+from testing.taken import Taken, taken_until
 
 SIZES = "512M", "8G", "64G"
 TEXT = "in user space after"

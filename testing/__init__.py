@@ -9,6 +9,7 @@
 ``fuzzing``                the campaigns of ``script/fuzz``, which the tests run in short
 ``tdvf_image``             TDVF images, rule by rule
 ``uefi_image``             firmware volumes, variables and EFI programs
+``taken``                  seconds and memory of a command until it has printed a text
 ``places``                 where the repository, firmware and reference material are
 =========================  =========================================================================
 """

@@ -107,7 +107,7 @@ def test_the_examples_in_the_pages_run(built: Path) -> None:
 
 
 def test_the_manual_page_comes_from_the_same_source(built: Path, site: Path) -> None:
-    page = (sphinx("man", built) / "swtdx.1").read_text(encoding="utf-8")
+    page = (sphinx("man", built) / "swtdx.1").read_text(encoding="utf-8").replace("\\-", "-")
     for command in ("run", *COMMANDS):
         assert f"swtdx {command}" in page
     assert "firmware" in page

@@ -2,8 +2,9 @@
 """In a container without further rights: under the calls that docker's and podman's default profiles refuse.
 
 Both are lists of what is allowed; this is the rest, as far as x86-64 has it, for a process without capabilities
-(moby's profiles/seccomp/default.json, containers/common's pkg/seccomp/seccomp.json). io_uring is on newer lists of
-docker no more, so it is refused here too.
+(moby's profiles/seccomp/default.json, containers/common's pkg/seccomp/seccomp.json). Of what swtdx uses, podman's has
+what docker's has, and pidfd_getfd and clone3 besides. io_uring is on newer lists of docker no more, so it is refused
+here too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.image.test_linux_image import bzimage
+from tests.machine.counting_guest import code
 
 _EPERM, _ENOSYS, _AF_VSOCK = 1, 38, 40
 _CLONE_NEW = 0x7E020000
@@ -88,6 +92,16 @@ def test_the_profile_is_in_force() -> None:
 def test_the_installation_is_whole() -> None:
     done = contained("selftest")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_run_is_kept_and_continues(tmp_path: Path) -> None:
+    kernel, kept = tmp_path / "bzImage", tmp_path / "kept"
+    kernel.write_bytes(bzimage(kernel=bytes(0x200) + code(td=False)))
+    machine: list[str | Path] = ["--firmware", "none", "--kernel", kernel, "--vm-type", "default", "--memory", "64M"]
+    done = contained("run", *machine, "--snapshot-at", "FGH", "--snapshot", kept)
+    assert (done.stdout, done.returncode) == ("BCDEFGH\n", 0), done.stderr
+    done = contained("run", "--from", kept, "--until", "NOP")
+    assert (done.stdout[:8], done.returncode) == ("IJKLMNOP", 0), done.stderr
 
 
 @pytest.mark.parametrize("front_end", ["preload", "notify"])

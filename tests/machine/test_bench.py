@@ -8,15 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from bench import distribution, sizes
-from bench.taken import Taken, taken_until
 from swtdx.cpu.platform import Platform
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from testing import seamcalls
 from testing.places import REPOSITORY
+from testing.taken import taken_until
 
 
 def test_the_benchmark_of_seamcalls_leaves_nothing_behind() -> None:
@@ -58,20 +55,42 @@ def test_a_command_that_does_not_come_so_far_has_not_ended() -> None:
     assert not taken_until([sys.executable, "-c", "import time; time.sleep(600)"], "ready", 0.5).ended
 
 
+def printed_by(program: str, *arguments: str | Path) -> str:
+    """Of a process: tests do not import `bench` (test_shared_code.py)."""
+    line = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(line, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+
+
+_TWO_SIZES = """
+import sys
+from pathlib import Path
+from bench import sizes
+from testing.taken import Taken
+little, much = sizes.rows(Path(sys.argv[1]), ["512M", "64G"])[:2]
+little.runs, much.runs = [Taken(True, 2.0, 2.0, 1 << 20)], [Taken(True, 3.0, 5.0, 2 << 20), Taken(False, 0, 0, 0)]
+print(little.line(little))
+print(much.line(little))
+"""
+_CONTENDERS = """
+import json, sys
+from pathlib import Path
+from bench import distribution
+firmware, disk, copy = map(Path, sys.argv[1:])
+print(json.dumps({who: command for who, command in distribution.contenders(firmware, disk, copy, 2).items()}))
+"""
+
+
 def test_sizes_are_compared_with_the_smallest_of_the_same_way(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        sizes.rows(tmp_path)
     (tmp_path / "boot").mkdir()
     (tmp_path / "boot/vmlinuz-6").touch()
-    little, much = sizes.rows(tmp_path, ["512M", "64G"])[:2]
-    little.runs, much.runs = [Taken(True, 2.0, 2.0, 1 << 20)], [Taken(True, 3.0, 5.0, 2 << 20), Taken(False, 0, 0, 0)]
-    assert "times" not in little.line(little)
-    assert "2.50 times" in much.line(little)
-    assert "2048 MiB" in much.line(little)
+    little, much = printed_by(_TWO_SIZES, tmp_path).splitlines()
+    assert "times" not in little
+    assert "2.50 times" in much
+    assert "2048 MiB" in much
 
 
 def test_a_distribution_is_started_from_a_copy_of_its_disk(tmp_path: Path) -> None:
     disk, copy = tmp_path / "debian.img", tmp_path / "copy.img"
-    for who, command in distribution.contenders(tmp_path / "OVMF.fd", disk, copy, 2).items():
+    for who, command in json.loads(printed_by(_CONTENDERS, tmp_path / "OVMF.fd", disk, copy)).items():
         used = [word for word in command if ".img" in word]
         assert used == ([f"file={disk},format=raw,if=virtio,snapshot=on"] if "QEMU" in who else [str(copy)])

@@ -226,7 +226,7 @@ def test_a_signal_does(bench: Bench) -> None:
     assert region.nr_pages == 0
 
 
-# In the middle of a call: the module's answer to one SEAMCALL is when the signal comes, so that no clock decides.
+# --- in the middle of a call: the module's answer to one SEAMCALL is when the signal comes, so that no clock decides --
 
 
 def at_the(bench: Bench, leaf: str, number: int, arrive: Callable[[], None]) -> None:
