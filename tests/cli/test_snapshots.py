@@ -59,9 +59,10 @@ def test_a_run_that_ends_otherwise_goes_beyond_its_snapshot_and_another_is_made_
     result = command(*machine(kernel, "--snapshot-at", "BC", "--snapshot", first, "--until", "JK"))
     assert letters(result.out) == b"BCDEFGHIJK"
     result = command("run", "--from", first, "--snapshot-at", "EF", "--snapshot", second, "--json", record)
-    assert letters(result.out) == b"DEF"
+    assert (letters(result.out), result.status) == (b"DEF", 0), result.err
     assert json.loads(record.read_text())["memory"] == 64 << 20
-    assert letters(command("run", "--from", second, "--until", "GH").out) == b"GH"
+    last = command("run", "--from", second, "--until", "GH")
+    assert letters(last.out) == b"GH", last.err
 
 
 def test_the_run_that_continues_is_traced_and_logged_as_any(kept: Path, tmp_path: Path, command: Command) -> None:

@@ -191,7 +191,7 @@ _KERNEL = {
     "swtdx.linux.virt.kvm.memslots.Memslot": _fields(
         "flags base_gfn hva gmem gmem_pgoff dirty_bitmap", "slot_id as_id npages userspace_addr gmem_only gmem_window"
     ),
-    "swtdx.linux.virt.kvm.memslots.Memslots": _fields("by_id _entries _hvas _sizes generation", "_hva_lock"),
+    "swtdx.linux.virt.kvm.memslots.Memslots": _fields("by_id _entries generation", "_hvas _sizes _indexed _hva_lock"),
     "swtdx.machine.MachineKernel": _fields(
         "processor pages module tdx vms user_windows",
         "config release release_name dialect tdx_huge_page last_refusal sees_signals files cpus timers irqfd_thread "

@@ -131,11 +131,18 @@ class Descriptors:
                 self._look(held)
 
     def _look(self, held: Held) -> None:
+        if self.by_inode.get(held.inode) is not held:
+            return
         try:
             fcntl.flock(held.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
-        fcntl.flock(held.fd, fcntl.LOCK_UN)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            return  # the end of a call has released it in this instant
+        with contextlib.suppress(OSError):
+            fcntl.flock(held.fd, fcntl.LOCK_UN)
         if self._is_open_again(held):
             return
         with self._lock:

@@ -53,6 +53,27 @@ def test_the_same_slots_are_found_as_by_looking_at_all(seed: int) -> None:
         assert len(found) == len({each.slot_id for each in found})
 
 
+def test_slots_of_a_machine_that_continues_elsewhere_are_found_where_they_are_there() -> None:
+    """A snapshot keeps the slots, and the generation; where they are in user memory is the other process's business."""
+    slots = Memslots()
+    slots.insert(slot(1, 4 * PAGE, 4))
+    slots.insert(slot(2, 16 * PAGE, 4))
+    slots.remove(2)
+    kept = dict(slots.by_id), list(slots._entries), slots.generation
+    there = Memslots()
+    there.insert(slot(1, 100 * PAGE, 4))
+    there.generation = kept[2]
+    assert [each.slot_id for each in there.behind(101 * PAGE, 102 * PAGE)] == [1]
+    there.insert(slot(3, 200 * PAGE, 1))
+    assert [each.slot_id for each in there.behind(0, 1000 * PAGE)] == [1, 3]
+    slots.insert(slot(2, 16 * PAGE, 4))  # and in the same process, after more was changed
+    slots.by_id, slots._entries, slots.generation = kept
+    slots.insert(slot(5, 40 * PAGE, 1))
+    assert [each.slot_id for each in slots.behind(0, 1000 * PAGE)] == [1, 5]
+    slots.remove(1)
+    assert [each.slot_id for each in slots.behind(0, 1000 * PAGE)] == [5]
+
+
 def test_a_page_of_many_slots_is_found_without_a_look_at_the_others() -> None:
     slots = Memslots()
     for number in range(KVM_USER_MEM_SLOTS - 1):

@@ -81,6 +81,8 @@ class Memslots:
         self._sizes: list[int] = []  # of the slots in bytes, ascending: how far before a range a slot in it can begin
         self._hva_lock = threading.Lock()  # munmap(2) comes without slots_lock
         self.generation = 0
+        self._indexed = 0
+        """The generation of which `_hvas` and `_sizes` tell. No snapshot keeps them: user addresses are a process's."""
 
     def gfn_to_memslot(self, gfn: int) -> Memslot | None:
         """Return the slot that holds ``gfn``."""
@@ -121,6 +123,8 @@ class Memslots:
         Linux has an interval tree (kvm_for_each_memslot_in_hva_range). Under slots_lock or mmu_lock.
         """
         with self._hva_lock:
+            if self._indexed != self.generation:
+                self._index()
             longest = self._sizes[-1] if self._sizes else 0
             low = bisect_left(self._hvas, (start - longest + 1,))
             high = bisect_left(self._hvas, (end,), low)
@@ -130,12 +134,13 @@ class Memslots:
     def insert(self, slot: Memslot) -> None:
         """Make ``slot`` visible; its id and its frames are free."""
         self.by_id[slot.slot_id] = slot
-        with self._hva_lock:
-            insort(self._hvas, (slot.userspace_addr, slot.slot_id, slot))
-            insort(self._sizes, slot.npages << PAGE_SHIFT)
         self.generation += 1
         insort(self._entries, (slot.base_gfn, slot.slot_id, slot))
         self.generation += 1
+        with self._hva_lock:
+            if self._is_next():
+                insort(self._hvas, (slot.userspace_addr, slot.slot_id, slot))
+                insort(self._sizes, slot.npages << PAGE_SHIFT)
 
     def remove(self, slot_id: int) -> None:
         """Take the slot out."""
@@ -145,8 +150,21 @@ class Memslots:
         del self._entries[position]
         self.generation += 1
         with self._hva_lock:
-            del self._hvas[bisect_left(self._hvas, (slot.userspace_addr, slot_id))]
-            del self._sizes[bisect_left(self._sizes, slot.npages << PAGE_SHIFT)]
+            if self._is_next():
+                del self._hvas[bisect_left(self._hvas, (slot.userspace_addr, slot_id))]
+                del self._sizes[bisect_left(self._sizes, slot.npages << PAGE_SHIFT)]
+
+    def _is_next(self) -> bool:
+        """Whether the index lacks only the change that was just made; if not, `behind` makes it again."""
+        is_next = self._indexed == self.generation - 2
+        self._indexed = self.generation if is_next else -1
+        return is_next
+
+    def _index(self) -> None:
+        generation, slots = self.generation, list(self.by_id.values())
+        self._hvas = sorted((slot.userspace_addr, slot.slot_id, slot) for slot in slots)
+        self._sizes = sorted(slot.npages << PAGE_SHIFT for slot in slots)
+        self._indexed = generation
 
     def move(self, slot: Memslot, base_gfn: int) -> None:
         """Let ``slot`` begin at another frame."""
