@@ -95,5 +95,9 @@ def test_it_sees_what_linux_shows(compiled: Build, swtdx_exec: Run, case: str, f
 @pytest.mark.skipif(not real_kvm(), reason="this machine has no /dev/kvm of its own to compare with")
 @pytest.mark.parametrize("case", CASES)
 def test_the_expectations_are_what_the_machines_own_kvm_does(compiled: Build, case: str) -> None:
-    done = subprocess.run([compiled("kicks"), case], check=False, capture_output=True, text=True, timeout=60)
+    program = compiled("kicks")
+    for _ in range(3):  # another load of the machine may come between two steps of a case
+        done = subprocess.run([program, case], check=False, capture_output=True, text=True, timeout=60)
+        if done.stdout == CASES[case]:
+            return
     assert done.stdout == CASES[case]

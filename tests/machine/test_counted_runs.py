@@ -24,7 +24,7 @@ from tests.image.test_linux_image import bzimage
 from tests.machine.counting_guest import MEMORY, plan
 
 SHAPES = {"td": TdParameters(), "vm": None}
-PATIENCE = 180
+PATIENCE = 240
 
 pytestmark = pytest.mark.slow
 

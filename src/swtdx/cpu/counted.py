@@ -180,7 +180,7 @@ class CountedClock(Clock):
             return False
         due, now = self._due(), engine.counted_ns
         if self.replays:
-            if self._script and self._is_here(halted=True) and (due is None or self._script[0].moment.ns < due):
+            if self._script and self._is_here(halted=True) and self._comes_before(due):
                 engine.jump(max(0, self._script[0].moment.ns - now))
                 self._inputs(halted=True)
             elif due is not None:
@@ -221,9 +221,14 @@ class CountedClock(Clock):
         """Whether the next happening of the script is at this place. A debugger may have come by more often."""
         happening = self._script[0]
         count, visit, in_halt = happening.key
-        if happening.kind == "end" and not in_halt:
-            return count == self.count
+        if happening.kind == "end":  # what ended the recorded run may have come by as well
+            return count == self.count and (halted or not in_halt)
         return count == self.count and visit <= self._visits and in_halt == halted
+
+    def _comes_before(self, due: int | None) -> bool:
+        """Whether the script's next is before an alarm. A recorded run may end at the moment when one was rung."""
+        happening = self._script[0]
+        return due is None or happening.moment.ns < due + (happening.kind == "end")
 
     def _inputs(self, *, halted: bool) -> bool:
         """Take what comes from outside now; whether there was something."""
@@ -260,6 +265,8 @@ class CountedClock(Clock):
         if not self._script:
             return
         noted = self._script[0]
+        if noted.kind == "end" and noted.moment.count == self.count:
+            return  # it ended before it came to this
         if noted.kind != kind or noted.moment.count != happening.moment.count:
             self._lost(f"is at a {kind}; the recorded run had a {noted.kind} at {noted.moment.count:,} next")
             return
