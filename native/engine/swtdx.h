@@ -163,11 +163,12 @@ uint64_t swtdx_walks(const swtdx_package *package);
 uint64_t swtdx_host_tsc(void);
 /* What is added to the processor's time-stamp counter, in its own ticks: the time of a machine that was restored goes
  * on from where it was. Not while a virtual CPU runs. */
+void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
+
 /* Coverage (swtdx_coverage.c). swtdx_cover(): from now on the blocks that are translated are noted; false: no memory.
  * swtdx_covered() takes the addresses of up to `most`; it returns how many these are. */
 bool swtdx_cover(swtdx_package *package);
 size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most);
-void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);
 
 /* Count instructions from now on, and have time follow from the count: SWTDX_INSTRUCTION_NS for each. For one virtual
  * CPU, before it runs. tsc_ratio: ticks of the time-stamp counter for each nanosecond, in units of 2^-48.

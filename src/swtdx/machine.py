@@ -270,7 +270,7 @@ def boot(
     if lies is not None:
         from swtdx.lying.live import listen
 
-        listen(processor, lies, getattr(lies, "left", None))
+        listen(processor, lies)
     processor.load_seam_module(loaded)
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)

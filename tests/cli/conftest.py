@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import swtdx.cli.session
+import swtdx.cli.machine_parts
 from swtdx.cli import main
 from swtdx.uapi.dialect import Dialect
 from testing.tdvf_image import image_with
@@ -60,7 +60,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeKernel], FakeKern
             kernel.dialect = dialect
             return kernel
 
-        monkeypatch.setattr(swtdx.cli.session, "kernel_named", chosen)
+        monkeypatch.setattr(swtdx.cli.machine_parts, "kernel_named", chosen)
         return kernel
 
     return use

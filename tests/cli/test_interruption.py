@@ -44,9 +44,9 @@ while True:
 """
 COMMAND = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-import swtdx.cli.session
+import swtdx.cli.machine_parts
 from tests.vmm.fake_kernel import FakeKernel, typed
-swtdx.cli.session.kernel_named = lambda *a, **k: FakeKernel(plays={{0: typed("up\\n")}})
+swtdx.cli.machine_parts.kernel_named = lambda *a, **k: FakeKernel(plays={{0: typed("up\\n")}})
 from swtdx.cli import main; main()
 """
 PATIENCE = 60.0
@@ -154,6 +154,7 @@ def test_a_signal_while_it_builds_leaves_no_files(name: str, firmware: Path, tmp
     slow = COMMAND.replace(
         "from swtdx.cli import main; main()",
         "import time\n"
+        "import swtdx.cli.session\n"
         "def launch(*a):\n    print('building', flush=True)\n    time.sleep(60)\n"
         "swtdx.cli.session.launch = launch\n"
         "from swtdx.cli import main; main()",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import swtdx.cli.session
+import swtdx.cli.machine_parts
 from swtdx.cli.kernel_choice import DialectChoice, ModuleVersionChoice, chosen_release
 from swtdx.cli.parameters import InputError
 from swtdx.cpu.platform import MODULE_VERSIONS, PUBLISHED_MODULE_VERSIONS
@@ -88,7 +88,7 @@ def test_run_leaves_the_size_of_pages_to_the_release(
         seen.append(config)
         raise InputError("seen enough")
 
-    monkeypatch.setattr(swtdx.cli.session, "kernel_named", refuse)
+    monkeypatch.setattr(swtdx.cli.machine_parts, "kernel_named", refuse)
     command("run", "--firmware", firmware, *arguments)
     assert [config.tdx_huge_page for config in seen] == [huge_pages]
 

@@ -27,7 +27,7 @@ from swtdx.attest.quote import parse_quote
 from swtdx.attest.replay import replay
 from swtdx.attest.report import TdReport, parse_report
 from swtdx.attest.verify import VerificationError, verify_quote
-from swtdx.cli.session import kernel_named
+from swtdx.cli.machine_parts import kernel_named
 from swtdx.image.firmware import Firmware, find_firmware
 from swtdx.image.linux_image import load
 from swtdx.image.smbios import SmbiosFields, parse_smbios

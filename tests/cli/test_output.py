@@ -223,11 +223,11 @@ def test_a_file_size_limit_is_a_full_disk(option: str, firmware: Path, tmp_path:
     report_key(Path(os.environ["SWTDX_PKI"]))  # the limit counts for the machine's key, too, where there is none yet
     script = (
         f"import resource, sys; sys.path.insert(0, {str(root)!r})\n"
-        "import swtdx.cli.session, struct\n"
+        "import swtdx.cli.machine_parts, struct\n"
         "from tests.vmm.fake_kernel import FakeKernel, port_out, typed\n"
         "plays = [*(port_out(0x402, b'D') for _ in range(20)), *typed('0123456789\\n' * 4), "
         "port_out(0x604, struct.pack('<H', 0x2000), 2)]\n"
-        "swtdx.cli.session.kernel_named = lambda *a, **k: FakeKernel(plays={0: plays})\n"
+        "swtdx.cli.machine_parts.kernel_named = lambda *a, **k: FakeKernel(plays={0: plays})\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
         "from swtdx.cli import main; main()"
     )

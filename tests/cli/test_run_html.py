@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from swtdx.cpu.platform import Platform
-from swtdx.machine import open_kernel
+from swtdx.machine import boot
 from swtdx.trace.event import from_json
 from swtdx.trace.history import PageState, RunHistory
 from swtdx.trace.html import page
@@ -111,11 +111,12 @@ def test_measured_and_unmeasured_runs_of_pages() -> None:
 def test_the_secure_ept_is_the_one_that_the_module_has() -> None:
     """Tables and leaves against the machine's own memory: pages that the module holds as PT_EPT and PT_REG."""
     found = RunHistory()
-    kernel = open_kernel("emulated", platform=Platform(memory_size=2 << 30), trace=found.add)
+    kernel = boot(platform=Platform(memory_size=2 << 30), trace=found.add)
     with Kvm(kernel) as device, MeasuredTd(device) as td:
         td.seconds(guest.Workload.TOUCH, 1)
-        mapped = kernel.files.by_fd[td.vm.fd].kvm.mmu.mirror.mapped  # type: ignore[attr-defined]
-        tables = list(kernel.pages.booked().values()).count("sept")  # type: ignore[attr-defined]
+        (kvm,) = kernel.vms
+        assert kvm.mmu.mirror is not None
+        mapped, tables = kvm.mmu.mirror.mapped, kernel.pages.in_use["sept"]
     assert sum(found.tables.values()) == mapped > guest.DATA_PAGES
     assert len(found.tables) == tables
     assert states(found)[PageState.PRIVATE] == mapped - 1  # the reset page has a slot of its own

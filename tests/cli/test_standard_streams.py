@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 SWTDX = f"{sys.executable} -c 'from swtdx.cli import main; main()'"
 FAKE = f"""
 import struct, sys; sys.path.insert(0, {str(ROOT)!r})
-import swtdx.cli.session
+import swtdx.cli.machine_parts
 from tests.vmm.fake_kernel import FakeKernel, port_in, port_out, typed
 plays = [*typed("one\\ntwo\\n" * 4), port_out(0x604, struct.pack("<H", 0x2000), 2)]
-swtdx.cli.session.kernel_named = lambda *a, **k: FakeKernel(plays={{0: plays}})
+swtdx.cli.machine_parts.kernel_named = lambda *a, **k: FakeKernel(plays={{0: plays}})
 from swtdx.cli import main; main()
 """
 

@@ -57,7 +57,7 @@ def test_no_lie_is_told_without_one() -> None:
 
 def test_coverage_gets_the_address_of_each_exit() -> None:
     kernel, seen = boot(platform=Platform(memory_size=1 << 30)), set[int]()
-    listen(kernel.processor, Teller([]), seen.add)
+    listen(kernel.processor, Teller([], left=seen.add))
     try:
         with Kvm(kernel) as device, BareTd(device, ECHO) as td:
             for _ in range(4):

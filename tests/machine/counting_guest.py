@@ -84,6 +84,14 @@ class Running:
             time.sleep(0.002)
 
 
+def go(machine: Machine, printed: bytearray, letters: int) -> bytes:
+    """Run for some letters: all that were printed."""
+    start = len(printed)
+    with Running(machine, printed) as running:
+        running.prints(letters)
+    return bytes(printed[start:])
+
+
 def after(printed: bytes, count: int) -> bytes:
     """What the guest prints next."""
     first = LETTERS.index(printed[-1]) + 1

@@ -13,7 +13,7 @@ from swtdx.vmm.bare_guest import tdvmcall_io
 from swtdx.vmm.launch import Machine, Plan, TdParameters, direct_boot, launch
 from testing.bare_processor import assemble
 from tests.image.test_linux_image import bzimage
-from tests.machine.counting_guest import COM1, LETTERS, MEMORY, Running, after
+from tests.machine.counting_guest import COM1, LETTERS, MEMORY, after, go
 
 
 def _code(*, td: bool) -> bytes:
@@ -61,10 +61,7 @@ class Patching:
 
     def go(self, letters: int) -> bytes:
         """Run for some letters: all that were printed."""
-        start = len(self.printed)
-        with Running(self.machine, self.printed) as running:
-            running.prints(letters)
-        return bytes(self.printed[start:])
+        return go(self.machine, self.printed, letters)
 
     def close(self) -> None:
         self.machine.close()

@@ -24,7 +24,7 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.launch import Machine, TdParameters, launch
-from tests.machine.counting_guest import Running, after, plan
+from tests.machine.counting_guest import Running, after, go, plan
 
 MAKER = Maker("0.1.0", _engine.state_layout())
 SHAPES = {"td": TdParameters(), "vm": None}
@@ -58,10 +58,7 @@ class Counting:
 
     def go(self, letters: int) -> bytes:
         """Run for some letters: all that were printed."""
-        start = len(self.printed)
-        with Running(self.machine, self.printed) as running:
-            running.prints(letters)
-        return bytes(self.printed[start:])
+        return go(self.machine, self.printed, letters)
 
     def close(self) -> None:
         self.machine.close()

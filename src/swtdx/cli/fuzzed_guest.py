@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swtdx.cli.machine_parts import devices, kernel_for
 from swtdx.cli.parameters import InputError
-from swtdx.cli.session import Options, devices, kernel_for
+from swtdx.cli.saved_machine import give_back
+from swtdx.cli.session import Options
 from swtdx.fuzzing.campaign import Known, Slice, work
 from swtdx.fuzzing.guest import Checker, Code, Guest, Limits
 from swtdx.fuzzing.host import Host
-from swtdx.uapi.abilities import KeepError, powers_off
-from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.abilities import powers_off
+from swtdx.uapi.client import Kvm
 from swtdx.vmm.disk_image import open_disk, parse_disk
 from swtdx.vmm.launch import Plan, launch
 
@@ -74,13 +76,9 @@ def open_guest(settings: Settings, files: ExitStack) -> Guest:
     plan = replace(plan, serial=guest.feed, devices=tuple(devices(options, disks, guest.feed)))
     device = files.enter_context(Kvm(kernel, options.dialect))
     machine = files.enter_context(launch(device, plan))
-    switch = powers_off(kernel)
-    if switch is not None:
+    if (switch := powers_off(kernel)) is not None:
         files.callback(switch.power_off)
-    try:
-        machine.restore(saved.snapshot)
-    except (KeepError, KvmError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"--from {path} does not fit the machine that it describes: {error}") from None
+    give_back(path, machine, saved)
     guest.attach(machine, saved.snapshot)
     return guest
 

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from swtdx import __version__
 from swtdx.cli.output import Output
 from swtdx.cli.parameters import InputError
+from swtdx.cli.saved_machine import ALIKE, td_as_json, td_from_json
 from swtdx.cpu.counted import Chance, CountedClock, Happening, Moment
 from swtdx.cpu.platform import Platform, host_features
 from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.uapi.dialect import Dialect
-from swtdx.vmm.launch import Machine, TdParameters
+from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 
@@ -33,14 +34,8 @@ if TYPE_CHECKING:
     from swtdx.cli.session import Options
 
 _KIND = "swtdx record"
-_ALIKE = (
-    "memory", "kernel_release", "module_version", "no_rbp_mod", "huge_pages", "debug_exit", "virtio_console", "rng",
-    "module_updated", "append",
-)  # fmt: skip
-"""Options that decide what the machine is, and are JSON as they are."""
-_DIGESTS = ("mrconfigid", "mrowner", "mrownerconfig")
+_ALIKE = (*ALIKE, "append")
 _FILES = ("kernel", "initrd")
-_PIECE = 1 << 20
 _LARGEST = 1 << 30
 
 
@@ -117,9 +112,6 @@ class Repeatable:
 def recorder(options: Options) -> Repeatable:
     """Return what records a run. Raises InputError."""
     check(options)
-    td = None
-    if options.td is not None:
-        td = {**asdict(options.td), **{name: getattr(options.td, name).hex() for name in _DIGESTS}}
     files = {name: _identity(f"--{name}", path) for name in _FILES if (path := getattr(options, name)) is not None}
     recipe = {
         "kind": _KIND,
@@ -128,7 +120,7 @@ def recorder(options: Options) -> Repeatable:
         "dialect": (options.dialect or Dialect.UPSTREAM).value,
         "cpu_features": sorted(host_features() if options.cpu_features is None else options.cpu_features),
         "tsc_hz": Platform().tsc_hz,
-        "td": td,
+        "td": td_as_json(options.td),
         "files": files,
         "seed": secrets.token_hex(32),
         "real_ns": time.time_ns(),
@@ -152,9 +144,6 @@ def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
             f"{path} was made where the time-stamp counter runs at {recipe['tsc_hz'] / 1e9:g} GHz; here it runs at "
             f"{here / 1e9:g} GHz"
         )
-    td = recipe["td"]
-    if td is not None:
-        td = TdParameters(**{**td, **{name: bytes.fromhex(td[name]) for name in _DIGESTS}})
     given: dict[str, Any] = {}
     for name, (recorded, size, digest) in recipe["files"].items():
         given[name] = getattr(options, name) or Path(recorded)
@@ -170,7 +159,7 @@ def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
         firmware=Path(NO_FIRMWARE),
         dialect=Dialect(recipe["dialect"]),
         cpu_features=frozenset(recipe["cpu_features"]),
-        td=td,
+        td=td_from_json(recipe["td"]),
         quotes=False,
         timeout=0.0,
     )
@@ -184,17 +173,14 @@ def _maker() -> list[str]:
 
 def _identity(option: str, path: Path) -> list[Any]:
     """Return what a file is known by: path, size, SHA-256. Raises InputError."""
-    digest, size = hashlib.sha256(), 0
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{option} {path} is not a regular file")
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-                size += len(piece)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return [str(path.absolute()), file.tell(), digest]
     except OSError as error:
         raise InputError(f"{option} {path} cannot be read: {error.strerror or error}") from None
-    return [str(path.absolute()), size, digest.hexdigest()]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Happening]]:

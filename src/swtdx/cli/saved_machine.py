@@ -21,6 +21,8 @@ from swtdx.image.mrtd import Order
 from swtdx.image.smbios import parse_smbios
 from swtdx.snapshot.file import Maker, Saved, SnapshotError, pieces, read
 from swtdx.snapshot.taken import Snapshot
+from swtdx.uapi.abilities import KeepError, powers_off
+from swtdx.uapi.client import KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.disk_image import parse_disk
@@ -30,7 +32,7 @@ from swtdx.x86 import PAGE_SIZE
 if TYPE_CHECKING:
     from swtdx.cli.session import Options
 
-_ALIKE = (
+ALIKE = (
     "memory", "cpus", "kernel_release", "module_version", "no_rbp_mod", "huge_pages", "debug_exit", "virtio_console",
     "rng", "module_updated",
 )  # fmt: skip
@@ -45,15 +47,12 @@ def contents(options: Options, machine: Machine) -> Iterator[bytes]:
     assert isinstance(snapshot, Snapshot)
     plan = machine.plan
     linux = plan.linux or (plan.direct.linux if plan.direct is not None else None)
-    td = None
-    if plan.td is not None:
-        td = {**asdict(plan.td), **{name: getattr(plan.td, name).hex() for name in _DIGESTS}}
     recipe: dict[str, Any] = {
-        **{name: getattr(options, name) for name in _ALIKE},
+        **{name: getattr(options, name) for name in ALIKE},
         "dialect": machine.vm.dialect.value,
         "cpu_features": sorted(_platform(machine).features),
         "tsc_hz": _platform(machine).tsc_hz,
-        "td": td,
+        "td": td_as_json(plan.td),
         "debugcon": plan.debug is not None,
         "mrtd": {order.name: digest.hex() for order, digest in machine.mrtd.items()},
         "disks": [disk_label(device) for device in plan.devices if isinstance(device, VirtioBlk)],
@@ -69,13 +68,38 @@ def contents(options: Options, machine: Machine) -> Iterator[bytes]:
     return pieces(Saved(recipe, blobs, snapshot), _maker())
 
 
+def td_as_json(td: TdParameters | None) -> dict[str, Any] | None:
+    """Return the parameters of a TD for a file; None: an ordinary VM."""
+    if td is None:
+        return None
+    return {**asdict(td), **{name: getattr(td, name).hex() for name in _DIGESTS}}
+
+
+def td_from_json(td: dict[str, Any] | None) -> TdParameters | None:
+    """Return what `td_as_json` was given. Raises KeyError, TypeError, ValueError for what it did not make."""
+    if td is None:
+        return None
+    return TdParameters(**{**td, **{name: bytes.fromhex(td[name]) for name in _DIGESTS}})
+
+
 def disk_label(device: VirtioBlk) -> list[Any]:
     """Return what a disk is recognised by: the name of its file, and its size. Its path is for the user to give."""
     known = device.as_json()
     return [Path(str(known["image"])).name, known["size"]]
 
 
-def predicted_mrtd(saved: Saved) -> dict[Order, bytes]:
+def give_back(path: Path, machine: Machine, saved: Saved) -> None:
+    """Have the machine that was built be the one that was kept. Raises InputError."""
+    try:
+        machine.restore(saved.snapshot)
+        machine.mrtd = _predicted_mrtd(saved)
+    except (KeepError, KvmError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if (kernel := powers_off(machine.vm.kernel)) is not None:
+            kernel.power_off()  # what it consists of is of no use to anybody
+        raise InputError(f"--from {path} does not fit the machine that it describes: {error}") from None
+
+
+def _predicted_mrtd(saved: Saved) -> dict[Order, bytes]:
     """Return what was predicted when the machine was first built."""
     return {
         order: bytes.fromhex(saved.recipe["mrtd"][order.name]) for order in Order if order.name in saved.recipe["mrtd"]
@@ -160,12 +184,10 @@ def _planned(path: Path, saved: Saved, options: Options) -> tuple[Options, Plan]
         )
     if options.debugcon is not None and not recipe["debugcon"]:
         raise InputError(f"--debugcon: the machine in {path} has no debug port")
-    td = recipe["td"]
-    if td is not None:
-        td = TdParameters(**{**td, **{name: bytes.fromhex(td[name]) for name in _DIGESTS}})
+    td = td_from_json(recipe["td"])
     options = replace(
         options,
-        **{name: recipe[name] for name in _ALIKE},
+        **{name: recipe[name] for name in ALIKE},
         dialect=Dialect(recipe["dialect"]),
         cpu_features=frozenset(recipe["cpu_features"]),
         td=td,
@@ -182,7 +204,9 @@ def _planned(path: Path, saved: Saved, options: Options) -> tuple[Options, Plan]
     if recipe["direct"]:
         if linux is None:
             raise ValueError("no kernel")
-        boot, firmware = direct_boot(linux, options.memory, options.cpus, td=td is not None)
-        return options, Plan(firmware, options.memory, options.cpus, td, direct=boot, debug=nowhere, empty=True)
-    plan = Plan(firmware, options.memory, options.cpus, td, linux=linux, smbios=smbios, debug=nowhere, empty=True)
+        boot, firmware = direct_boot(linux, options.memory, options.cpus, td=options.td is not None)
+        return options, Plan(firmware, options.memory, options.cpus, options.td, direct=boot, debug=nowhere, empty=True)
+    plan = Plan(
+        firmware, options.memory, options.cpus, options.td, linux=linux, smbios=smbios, debug=nowhere, empty=True
+    )
     return options, plan

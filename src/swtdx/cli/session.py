@@ -8,11 +8,10 @@ the run cannot be ended by hand, so it ends: at ``--until``, at the UEFI shell's
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -28,8 +27,9 @@ from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.lint import STATUS_LEAK, Lint
 from swtdx.cli.machine_keys import machine_keys
+from swtdx.cli.machine_parts import devices, kernel_for, open_device
 from swtdx.cli.output import Output, OutputError, Outputs
-from swtdx.cli.parameters import InputError, address_space_limit
+from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.explain.notes import explained, outcome_explained, unread_ve
@@ -38,27 +38,17 @@ from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
-from swtdx.lint.report import Findings
-from swtdx.linux.config import KernelConfig
-from swtdx.trace.event import Emit
 from swtdx.trace.file import TraceFormat
 from swtdx.uapi.abilities import KeepError, powers_off
-from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.client import Kvm
 from swtdx.uapi.dialect import Dialect
-from swtdx.uapi.host import HostKernel
-from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.vmm.board.pvpanic import PanicEvent
-from swtdx.vmm.board.virtio.blk import VirtioBlk
-from swtdx.vmm.board.virtio.console import VirtioConsole
-from swtdx.vmm.board.virtio.device import VirtioDevice
-from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.halts import HaltCounter
-from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, check_tdx, direct_boot, launch
+from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, direct_boot, launch
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
 from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
@@ -66,18 +56,14 @@ from swtdx.vmm.run import Run, StuckVcpu
 if TYPE_CHECKING:
     from swtdx.cli.recorded_run import Repeatable
     from swtdx.lying.lie import Lie
-    from swtdx.lying.live import Answers
     from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.0  # for what a kernel prints after it has reported its panic
-_LEAST_PLATFORM_GIB = 8
 _TOLD_SECONDS = 0.5
 _CONSOLE = "ttyS0"
-EASY_GOING = KernelConfig(no_rbp_mod=False)
-"""What ``swtdx run`` boots by default: TDs may pass RBP in a TDVMCALL, as older firmware does."""
 
 
 class OnPanic(Enum):
@@ -217,7 +203,7 @@ def run(options: Options) -> int:
         kernel = kernel_for(options, report_key, trace, None if lint is None else lint.findings, lies, counted)
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
-        device = files.enter_context(_open_device(options, kernel))
+        device = files.enter_context(open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
@@ -324,72 +310,6 @@ def _linux(options: Options) -> LinuxBoot | None:
     return load(options.kernel, options.initrd, options.append or "", options.memory)
 
 
-def kernel_named(
-    name: str,
-    dialect: Dialect,
-    *,
-    cpus: int,
-    memory: int,
-    module_version: str | None = None,
-    cpu_features: frozenset[str] | None = None,
-    module_updated: bool = False,
-    report_key: bytes | None = None,
-    config: KernelConfig = EASY_GOING,
-    trace: Emit | None = None,
-    inject: tuple[str, ...] = (),
-    lint: Findings | None = None,
-    lies: Answers | None = None,
-    counted: Repeatable | None = None,
-) -> Kernel:
-    """Return the kernel of that name. The embedded one brings its engine along, loaded only here, when wanted.
-
-    Its machine is made to measure for a guest of ``cpus`` vCPUs and ``memory`` bytes. The number of processors shows
-    in the guest: Linux gives a TD MAX_VCPUS = that number, and firmware from before edk2-stable202405 waits for so
-    many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
-
-    ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
-    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`), ``lint`` takes
-    what TDs leak (`swtdx.lint`), ``lies`` are other answers to their calls (`swtdx.lying`).
-    """
-    if name == "host":
-        return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
-    from swtdx.cpu.platform import Platform
-    from swtdx.machine import open_kernel
-
-    # Beside the guest: Secure EPT, PAMT (1/256) and control structures, in whole GiB.
-    gib = max(_LEAST_PLATFORM_GIB, -(-(memory + memory // 32) >> 30) + 2)
-    try:
-        platform = Platform(
-            memory_size=gib << 30,
-            logical_processors=cpus,
-            report_key=report_key,
-            module_updated=module_updated,
-            cpu_features=cpu_features,
-        )
-    except ValueError as error:  # of the environment
-        raise InputError(str(error)) from None
-    if module_version is not None:
-        platform = replace(platform, module_version=module_version)
-    try:
-        return open_kernel(
-            "emulated",
-            dialect,
-            platform,
-            config,
-            trace=trace,
-            inject=inject,
-            lint=lint,
-            lies=lies,
-            counted=None if counted is None else (counted.clock, counted.chance),
-        )
-    except (MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
-            raise
-        raise InputError(
-            f"no {gib} GiB of address space can be reserved for the machine{address_space_limit()}"
-        ) from None
-
-
 def _teller(options: Options, output: Output | None) -> Teller | None:
     """Return the policy of lies. Raises InputError where there is none to write."""
     if not options.lies:
@@ -401,80 +321,6 @@ def _teller(options: Options, output: Output | None) -> Teller | None:
     if output is None:
         return Teller(options.lies)
     return Teller(options.lies, lambda text: output.write(f"{text}\n".encode()))
-
-
-def kernel_for(
-    options: Options,
-    report_key: bytes | None,
-    trace: Emit | None = None,
-    lint: Findings | None = None,
-    lies: Answers | None = None,
-    counted: Repeatable | None = None,
-) -> Kernel:
-    """Return the kernel that the options ask for. Raises InputError."""
-    return kernel_named(
-        options.kvm,
-        options.dialect or Dialect.UPSTREAM,
-        cpus=options.cpus,
-        memory=options.memory,
-        module_version=options.module_version,
-        cpu_features=options.cpu_features,
-        module_updated=options.module_updated,
-        report_key=report_key,
-        config=KernelConfig(
-            kernel_release=options.kernel_release,
-            no_rbp_mod=options.no_rbp_mod,
-            tdx_huge_page=None if options.huge_pages else False,
-            debug_tds=options.td is not None and options.td.is_debug,
-        ),
-        trace=trace,
-        inject=options.inject,
-        lint=lint,
-        lies=lies,
-        counted=counted,
-    )
-
-
-def _open_device(options: Options, kernel: Kernel) -> Kvm:
-    """/dev/kvm of the chosen kernel, which can make what was asked for."""
-    try:
-        device = Kvm(kernel, options.dialect)
-    except KvmError as error:
-        if options.kvm == "host":
-            raise InputError(f"--kvm host: /dev/kvm cannot be used: {error.strerror}{_EMBEDDED}") from error
-        raise
-    try:
-        if options.td is not None:
-            check_tdx(device)
-    except LaunchError as error:
-        device.close()
-        raise InputError(f"--kvm {options.kvm}: {error}{_EMBEDDED}") from None
-    except KvmError:
-        device.close()
-        raise
-    return device
-
-
-_EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (omit --kvm)"
-
-
-def devices(
-    options: Options,
-    disks: Sequence[DiskImage],
-    put: Callable[[bytes], object],
-    size: tuple[int, int] | None = None,
-    random: Callable[[int], bytes] = os.urandom,
-) -> Iterator[VirtioDevice]:
-    """Yield what was asked for, in the order of the PCI slots: disks first, so that they keep their places.
-
-    ``put`` gets what a virtio console shows, ``size`` is that of its terminal; ``random`` is virtio-rng's source.
-    """
-    for disk in disks:
-        yield VirtioBlk(disk)
-    if options.virtio_console:
-        yield VirtioConsole(put, size)
-    if options.rng:
-        yield VirtioRng(random)
 
 
 class _Session:
@@ -569,7 +415,10 @@ class _Session:
             self.voice.steps_end()
         with machine:
             if self._saved is not None:
-                self._give_back(machine, self._saved)
+                from swtdx.cli.saved_machine import give_back
+
+                assert self.options.restored is not None
+                give_back(self.options.restored, machine, self._saved)
             built = time.monotonic()
             self.voice.say(_announcement(machine, built - started, self.options.restored))
             if self._saved is None and (slow := _accepts_slowly(self.plan, self.options)) is not None:
@@ -692,20 +541,6 @@ class _Session:
     def _text_found(self) -> None:
         if self._run is not None:
             self._run.finish(self._found)
-
-    def _give_back(self, machine: Machine, saved: Saved) -> None:
-        """Have the machine that was built be the one that was kept. Raises InputError."""
-        from swtdx.cli.saved_machine import predicted_mrtd
-
-        try:
-            machine.restore(saved.snapshot)
-            machine.mrtd = predicted_mrtd(saved)
-        except (KeepError, KvmError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            if (kernel := powers_off(machine.vm.kernel)) is not None:
-                kernel.power_off()  # what it consists of is of no use to anybody
-            raise InputError(
-                f"--from {self.options.restored} does not fit the machine that it describes: {error}"
-            ) from None
 
     def _stop_to_keep(self) -> None:
         """The console shows the text of --snapshot-at: the machine stands still until it is kept."""

@@ -9,7 +9,7 @@ is to hand out slices that know what was found, and to take what comes back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -35,7 +35,7 @@ def workers(count: int | None, address: str | None) -> Iterator[Any]:
             n_workers=count or 1, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
         )
         if address is None
-        else _nothing() as cluster
+        else nullcontext() as cluster
     ):
         try:
             client = distributed.Client(address or cluster, timeout=10)
@@ -44,11 +44,6 @@ def workers(count: int | None, address: str | None) -> Iterator[Any]:
         with client:
             client.register_plugin(_plugin(distributed))
             yield client
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
 
 
 def _plugin(distributed: Any) -> Any:

@@ -5,7 +5,6 @@
 swtdx-fuzz.json           what this is, and of which snapshot (SHA-256)
 corpus/DIGEST.lies        a case that reached new code
 crashes/KIND-DIGEST.lies  what crashes the guest; comments say how, and how often
-guest.snapshot            the snapshot, where the command made it
 ========================  ============================================================
 """
 

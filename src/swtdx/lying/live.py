@@ -28,20 +28,25 @@ _TDCALL = int(ExitReason.TDCALL)
 class Answers(Protocol):
     """Who decides what the host answers: a `swtdx.lying.teller.Teller`, or what stands in its place."""
 
+    @property
+    def left(self) -> Coverage | None:
+        """Who is told where the guest has left, each time."""
+        ...
+
     def lie(self, function: str, registers: dict[str, int], honest: dict[str, int]) -> dict[str, int]:
         """Return registers of the answer that become others."""
         ...
 
 
-def listen(processor: Processor, teller: Answers, coverage: Coverage | None = None) -> None:
+def listen(processor: Processor, teller: Answers) -> None:
     """Let every TD's virtual CPU that ``processor`` creates from now on have its answers by ``teller``."""
-    members = {"teller": teller, "coverage": staticmethod(coverage) if coverage is not None else None}
+    members = {"teller": teller, "left": None if teller.left is None else staticmethod(teller.left)}
     processor.context_class = type("LiedTo", (_LiedTo, processor.context_class), members)
 
 
 class _LiedTo(GuestContext):
     teller: Answers
-    coverage: Coverage | None
+    left: Coverage | None
 
     def attach_views(self) -> None:
         self.asked: tuple[str, dict[str, int]] | None = None
@@ -51,8 +56,8 @@ class _LiedTo(GuestContext):
         if self.asked is not None:
             self._answer(*self.asked)
         reason = super().run()
-        if self.coverage is not None:
-            self.coverage(self.rip)
+        if self.left is not None:
+            self.left(self.rip)
         if reason == _TDCALL and not self.gpr[0] and not self.gpr[10]:
             function = _FUNCTIONS.get(self.gpr[11])
             if function is not None:

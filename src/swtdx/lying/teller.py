@@ -21,9 +21,15 @@ _MOST_OPERANDS = 65536
 
 
 class Teller:
-    """The policy of one machine. ``told`` is called with the text of each lie."""
+    """The policy of one machine. ``told`` is called with the text of each lie, ``left`` with each RIP at an exit."""
 
-    def __init__(self, lies: Iterable[Lie], told: Callable[[str], object] = lambda text: None) -> None:
+    def __init__(
+        self,
+        lies: Iterable[Lie],
+        told: Callable[[str], object] = lambda text: None,
+        left: Callable[[int], object] | None = None,
+    ) -> None:
+        self.left = left
         self.told = 0
         self._exact: dict[tuple[str, int, int], Lie] = {}
         """Those about one call, as a record of a run has many of."""

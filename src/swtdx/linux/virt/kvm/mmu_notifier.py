@@ -11,7 +11,6 @@ translated from them has to be forgotten. So it is with copy-on-write after fork
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
@@ -25,11 +24,6 @@ if TYPE_CHECKING:
 
 def _vms(kernel: EmulatedKernel, mm: Mm) -> list[Kvm]:
     return [kvm for kvm in list(kernel.vms) if kvm.mm is mm]
-
-
-def _slots(kvm: Kvm, start: int, end: int) -> Iterator[Memslot]:
-    """kvm_for_each_memslot_in_hva_range."""
-    return iter(kvm.memslots.behind(start, end))
 
 
 def _zap(kvm: Kvm, slot: Memslot, start: int, end: int) -> None:
@@ -46,7 +40,7 @@ def invalidate_range_start(kernel: EmulatedKernel, mm: Mm, start: int, end: int)
     for kvm in _vms(kernel, mm):
         with kvm.mmu.lock:
             kvm.mmu.invalidating.append((start, end))
-            slots = list(_slots(kvm, start, end))
+            slots = kvm.memslots.behind(start, end)
             for slot in slots:
                 _zap(kvm, slot, start, end)
         if slots:
@@ -69,7 +63,7 @@ def contents_changed(kernel: EmulatedKernel, mm: Mm, start: int, end: int) -> No
     """Forget code that was translated from [start, end)."""
     for kvm in _vms(kernel, mm):
         with kvm.mmu.lock:
-            for slot in _slots(kvm, start, end):
+            for slot in kvm.memslots.behind(start, end):
                 for window in slot.hva.touched(start, end):
                     low, high = max(start, window.start), min(end, window.end)
                     kernel.processor.memory.forget_code(window.hpa + low - window.start, high - low)

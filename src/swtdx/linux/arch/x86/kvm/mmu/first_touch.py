@@ -62,7 +62,7 @@ class FirstTouch:
             or tdx is None
             or tdx.wait_for_sept_zap
             or vcpu.tdx.pi_desc.requests
-            or ((kvm.kernel.sees_signals or vcpu.sigset is not None) and vcpu.signal_pending())
+            or (vcpu.watches_signals and vcpu.signal_pending())
             or not mmu.lock.acquire(blocking=False)
         ):
             return 0
