@@ -23,6 +23,7 @@ from swtdx.trace.event import from_json
 from swtdx.trace.history import PageState, RunHistory
 from swtdx.trace.html import page
 from swtdx.uapi.client import Kvm
+from swtdx.uapi.traced_kernel import TracedKernel
 from testing import guest
 from testing.td import MeasuredTd
 from tests.cli.conftest import Command
@@ -112,7 +113,7 @@ def test_the_secure_ept_is_the_one_that_the_module_has() -> None:
     """Tables and leaves against the machine's own memory: pages that the module holds as PT_EPT and PT_REG."""
     found = RunHistory()
     kernel = boot(platform=Platform(memory_size=2 << 30), trace=found.add)
-    with Kvm(kernel) as device, MeasuredTd(device) as td:
+    with Kvm(TracedKernel(kernel, found.add)) as device, MeasuredTd(device) as td:
         td.seconds(guest.Workload.TOUCH, 1)
         (kvm,) = kernel.vms
         assert kvm.mmu.mirror is not None
