@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,7 +83,7 @@ def test_what_a_policy_accepts(policy: str, unmet: str) -> None:
     ],
 )
 def test_what_must_be_allowed(change: dict[str, Any], allowed: str) -> None:
-    quote = replace(QUOTE, body=replace(BODY, **change))
+    quote = QUOTE._replace(body=BODY._replace(**change))
     assert len(judged("", quote).unmet) == 1
     assert judged(f"[td]\nallow = ['{allowed}']", quote).accepted
 
@@ -141,7 +140,7 @@ EVENTS = [
 def logged(policy: str, events: list[Event] | None = None) -> list[str]:
     """What a quote with this log breaks."""
     events = EVENTS if events is None else events
-    quote = replace(QUOTE, body=replace(BODY, rtmrs=replay(events)))
+    quote = QUOTE._replace(body=BODY._replace(rtmrs=replay(events)))
     return [each.text for each in judged(policy, quote, events).unmet]
 
 

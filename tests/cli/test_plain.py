@@ -125,6 +125,21 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
     assert not too_much & loaded
 
 
+@pytest.mark.parametrize("rest", [[], ["--policy"]], ids=["options", "policy"])
+def test_a_quote_is_verified_without_dataclasses(rest: list[str], tmp_path: Path) -> None:
+    """With `inspect`, which they import, they take two thirds of what Python itself takes to start."""
+    quote, facts, root, policy = (tmp_path / name for name in ("quote.bin", "collateral.json", "root.pem", "td.toml"))
+    quote.write_bytes(quote_of(TdReportFields().pack()))
+    facts.write_text(collateral())
+    root.write_text(ssl.DER_cert_to_PEM_cert(pki().root))
+    policy.write_text('[tcb]\nstatuses = ["UpToDate"]\n')
+    policy_given = [policy] if rest else []
+    loaded = modules_of("quote", "verify", quote, "--collateral", facts, "--root", root, *rest, *policy_given)
+    assert "swtdx.attest.verify" in loaded
+    assert not {"dataclasses", "inspect", "ast"} & loaded
+    assert not {"dataclasses", "inspect", "ast"} & modules_of("quote", "parse", quote)
+
+
 def test_dcap_qvl_is_used_without_what_its_package_loads() -> None:
     script = (
         "import sys\nfrom swtdx.attest.qvl import library\nfound = library()\n"

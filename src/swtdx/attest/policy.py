@@ -9,8 +9,7 @@ memory, reserved attributes, and a platform that is not up to date are refused u
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from swtdx.attest.quote import QuoteBody, attribute_names
 
@@ -29,14 +28,8 @@ _DIGESTS = ("mrtd", "mrconfigid", "mrowner", "mrownerconfig", "mrseam", "mrsigne
 SIZES = {**dict.fromkeys(_DIGESTS, 48), "reportdata": 64, "minimum_tee_tcb_svn": 16}
 
 
-@dataclass(frozen=True)
-class Policy:
-    """What must hold; None accepts anything. Raises ValueError for a value of the wrong size.
-
-    >>> Policy(minimum_tee_tcb_svn=bytes(2))
-    Traceback (most recent call last):
-    ValueError: minimum_tee_tcb_svn has 2 bytes, it must have 16
-    """
+class _Accepted(NamedTuple):
+    """The members of `Policy`."""
 
     mrtd: Values = None
     rtmrs: tuple[Values, Values, Values, Values] = (None, None, None, None)
@@ -58,8 +51,26 @@ class Policy:
     """16 bytes; no component of the quote's may be smaller."""
     tcb_statuses: frozenset[str] = frozenset({"UpToDate"})
 
-    def __post_init__(self) -> None:
-        named = [(field.name, getattr(self, field.name)) for field in fields(self) if field.name in SIZES]
+
+class Policy(_Accepted):
+    """What must hold; None accepts anything. Raises ValueError for a value of the wrong size.
+
+    >>> Policy(minimum_tee_tcb_svn=bytes(2))
+    Traceback (most recent call last):
+    ValueError: minimum_tee_tcb_svn has 2 bytes, it must have 16
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # a type checker sees the members
+
+        def __new__(cls, *given: Any, **named: Any) -> Policy:
+            policy = super().__new__(cls, *given, **named)
+            policy._check_sizes()
+            return policy
+
+    def _check_sizes(self) -> None:
+        named = [(name, getattr(self, name)) for name in self._fields if name in SIZES]
         for name, values in (*named, *((f"rtmrs[{index}]", each) for index, each in enumerate(self.rtmrs))):
             size = SIZES.get(name, 48)
             for value in _byte_strings(values):

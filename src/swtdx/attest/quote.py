@@ -12,7 +12,6 @@ specification for TDX.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from swtdx.attest.evidence_kind import SGX_QUOTE, TD_QUOTE, is_td_quote, kind_of, misplaced
@@ -55,8 +54,7 @@ class QuoteHeader(NamedTuple):
     user_data: bytes
 
 
-@dataclass(frozen=True)
-class QuoteBody:
+class QuoteBody(NamedTuple):
     """What is vouched for: the TD, and the module it runs under."""
 
     tee_tcb_svn: bytes
@@ -140,8 +138,7 @@ class QuoteSignature(NamedTuple):
     certification_data: bytes
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(NamedTuple):
     """A quote of a TD."""
 
     header: QuoteHeader
@@ -179,8 +176,7 @@ class Quote:
 
 
 def _members(record: Any) -> dict[str, Any]:
-    names = getattr(record, "_fields", None) or [field.name for field in fields(record)]
-    return {name: json_value(name, getattr(record, name)) for name in names}
+    return {name: json_value(name, getattr(record, name)) for name in record._fields}
 
 
 class _Reader:

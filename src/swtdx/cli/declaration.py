@@ -8,11 +8,9 @@ and for mistakes, `for_typer` makes its own declarations of these.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from typer import Argument as Argument
@@ -21,8 +19,7 @@ if TYPE_CHECKING:
     from typer import Typer as Typer
 
 
-@dataclass(frozen=True)
-class Declared:
+class Declared(NamedTuple):
     """One option or argument: what `typer.Option` or `typer.Argument` would be called with."""
 
     kind: str
@@ -56,20 +53,44 @@ PkiFolder = Annotated[
 ]
 
 
-def parameters_of(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return a command's parameters, their annotations evaluated."""
-    signature = inspect.signature(function)
-    if all(not isinstance(each.annotation, str) for each in signature.parameters.values()):
-        return list(signature.parameters.values())
+REQUIRED = object()
+"""The default of a parameter without one."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a command: what `inspect.Parameter` says, without importing inspect, which takes long."""
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+def parameters_of(function: Callable[..., Any]) -> list[Parameter]:
+    """Return a command's parameters in order, their annotations evaluated."""
+    signature = getattr(function, "__signature__", None)
+    if signature is not None:  # of swtdx.cli.option_groups
+        return [
+            Parameter(each.name, each.annotation, REQUIRED if each.default is each.empty else each.default)
+            for each in signature.parameters.values()
+        ]
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    positional = function.__defaults__ or ()
+    first = code.co_argcount - len(positional)
+    defaults = {**dict(zip(names[first:], positional, strict=False)), **(function.__kwdefaults__ or {})}
     hints = get_type_hints(function, include_extras=True)
-    return [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
+    return [Parameter(name, hints[name], defaults.get(name, REQUIRED)) for name in names]
 
 
 def for_typer(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the same command with the declarations that typer reads; ``function`` itself if it has them already."""
+    import inspect
+
     import typer
 
-    parameters = parameters_of(function)
+    signature = inspect.signature(function)
+    hints = get_type_hints(function, include_extras=True)
+    parameters = [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
     if not any(_declared(each.annotation) for each in parameters):
         return function
 

@@ -8,7 +8,6 @@ choice.  For all else `plain_call` returns None, and typer reads the command lin
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from swtdx.cli.declaration import Declared, parameters_of
+from swtdx.cli.declaration import REQUIRED, Declared, Parameter, parameters_of
 
 COMMANDS = {
     ("measure",): ("swtdx.cli.measure", "measure"),
@@ -85,20 +84,20 @@ def read(command: Callable[..., Any], arguments: list[str]) -> dict[str, Any]:
             given[parameter.name] = _value(parameter, text)
     for parameter in (*options.values(), *positional):
         if parameter.name not in given:
-            if parameter.default is inspect.Parameter.empty:
+            if parameter.default is REQUIRED:
                 raise _NotPlainError
             given[parameter.name] = parameter.default
     return given
 
 
 def _declarations(
-    parameters: list[inspect.Parameter],
-) -> tuple[dict[str, inspect.Parameter], list[inspect.Parameter]]:
+    parameters: list[Parameter],
+) -> tuple[dict[str, Parameter], list[Parameter]]:
     """Return options by each of their names, and arguments in order.
 
     Raises `_NotPlainError` for what is not known here.
     """
-    options: dict[str, inspect.Parameter] = {}
+    options: dict[str, Parameter] = {}
     positional = []
     for parameter in parameters:
         declared = _declared(parameter)
@@ -114,7 +113,7 @@ def _declarations(
     return options, positional
 
 
-def _declared(parameter: inspect.Parameter) -> Declared:
+def _declared(parameter: Parameter) -> Declared:
     metadata = getattr(parameter.annotation, "__metadata__", ())
     declared = next((each for each in metadata if isinstance(each, Declared)), None)
     if declared is None:
@@ -122,7 +121,7 @@ def _declared(parameter: inspect.Parameter) -> Declared:
     return declared
 
 
-def _kind(parameter: inspect.Parameter) -> Any:
+def _kind(parameter: Parameter) -> Any:
     """Return the type of a parameter, without None."""
     kind = get_args(parameter.annotation)[0]
     if get_origin(kind) in (Union, UnionType):
@@ -131,7 +130,7 @@ def _kind(parameter: inspect.Parameter) -> Any:
     return kind
 
 
-def _value(parameter: inspect.Parameter, text: str) -> Any:
+def _value(parameter: Parameter, text: str) -> Any:
     """Convert what was typed. Raises `_NotPlainError` for what is wrong, and for types not known here."""
     kind, limits = _kind(parameter), _declared(parameter).named
     if get_origin(kind) is list:
