@@ -25,7 +25,7 @@ from swtdx.linux.release import RELEASES, Release
 from swtdx.uapi import kvm as k
 from swtdx.uapi import tdx_upstream as up
 from swtdx.uapi.dialect import Dialect
-from swtdx.uapi.layout import with_entries
+from swtdx.uapi.layout import filled, with_entries
 from swtdx.uapi.release import KernelRelease
 from tests.linux.conftest import Bench, boot, ept_violation, exits
 
@@ -74,6 +74,28 @@ def tsc_frequency(release: str) -> Any:
     before = answered(lambda: bench.ioctl(vm, k.KVM_SET_TSC_KHZ, 2_000_000))
     bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
     return before, answered(lambda: bench.ioctl(vm, k.KVM_SET_TSC_KHZ, 1_000_000))
+
+
+def set_msr(bench: Bench, vcpu: int, index: int) -> int:
+    """Set an MSR to 0: how many were set."""
+    entries = [k.kvm_msr_entry(index=index, data=0)]
+    return bench.ioctl(vcpu, k.KVM_SET_MSRS, filled(k.kvm_msrs, entries, nmsrs=1))
+
+
+def msrs_without_their_feature(release: str) -> Any:
+    """KVM_STEAL_TIME where paravirtual features are enforced and the vCPU's CPUID has none, and IA32_XSS."""
+    bench = boot(release=release)
+    vcpu = bench.ioctl(bench.vm(0), k.KVM_CREATE_VCPU, 0)
+    bench.ioctl(vcpu, k.KVM_SET_CPUID2, filled(k.kvm_cpuid2, [k.kvm_cpuid_entry2(function=1)], nent=1))
+    bench.enable(vcpu, k.Cap.ENFORCE_PV_FEATURE_CPUID, 1)
+    return set_msr(bench, vcpu, 0x4B564D03), set_msr(bench, vcpu, 0xDA0)
+
+
+def debugctl_is_listed(release: str) -> Any:
+    bench = boot(release=release)
+    room = filled(k.kvm_msr_list, [ctypes.c_uint32()] * 500, nmsrs=500)
+    bench.ioctl(bench.device(), k.KVM_GET_MSR_INDEX_LIST, room)
+    return 0x1D9 in [int.from_bytes(bytes(room)[at : at + 4], "little") for at in range(4, 4 + 4 * room.nmsrs, 4)]
 
 
 def capability_of_terminate_vm(release: str) -> Any:
@@ -385,6 +407,12 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
     "KVM_SET_TSC_KHZ of a VM before and after its first vCPU": (
         tsc_frequency, since("6.18", (0, 0), (0, E.EINVAL)), ("fixes_tsc_frequency",),
     ),
+    "KVM_SET_MSRS of an MSR that the vCPU's CPUID lacks": (
+        msrs_without_their_feature,
+        since("6.18", (0, 1), (1, 0)),
+        ("advertised_pv_msrs_read_as_0", "xss_needs_xsaves"),
+    ),
+    "IA32_DEBUGCTL in KVM_GET_MSR_INDEX_LIST": (debugctl_is_listed, since("7.1", False, True), ("lists_debugctl",)),
     "x2APIC API: suppress EOI broadcasts": (
         lambda name: x2apic_api(name, 4), since("6.19", (0b11, E.EINVAL), (0b1111, 0)), ("directed_eoi_is_chosen",),
     ),

@@ -87,6 +87,7 @@ class EmulatedKernel:
 
         self.supported_xcr0 = self._xcr0()
         self.supported_xfam = self.supported_xcr0  # no supervisor states
+        self.msr_index_list = msrs.MSR_INDEX_LIST + (msrs.DEBUGCTL_LIST if self.release.lists_debugctl else ())
         self.arch_capabilities = self.feature_msr(msrs.IA32_ARCH_CAPABILITIES) or 0
 
         self.tdx: TdxHost | None = None
@@ -155,6 +156,8 @@ class EmulatedKernel:
             return 1 << 32
         if index == msrs.PLATFORM_INFO:
             return 1 << 31
+        if index == msrs.IA32_PERF_CAPABILITIES:
+            return 0  # there is no PMU
         return None
 
     # --- System calls -------------------------------------------------------------------------------------------------

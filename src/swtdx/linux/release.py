@@ -6,8 +6,9 @@ it. Code reads a behaviour of ``kernel.release`` and never asks which release it
 record. `RELEASES` states each release by what it changes against the one before. The documentation makes a page of it,
 "What changes from release to release", from the docstrings below.
 
-Sources: Linux 6.16.1, 6.18.15, 6.19.11, 7.1.13, 7.2.8, 7.2.13 and 7.3-rc7, arch/x86/kvm and virt/kvm; the series "KVM
-TDX basic feature support" of November 2022 (v10); for ``next`` the series that are posted and not merged.
+Sources: Linux 6.16.1, 6.18.15, 6.18.44 (as it answers), 6.19.11, 7.1.13, 7.2.8, 7.2.13 and 7.3-rc7, arch/x86/kvm and
+virt/kvm; the series "KVM TDX basic feature support" of November 2022 (v10); for ``next`` the series that are posted and
+not merged.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ class Release:
     """KVM_SET_TSC_KHZ of a VM that has vCPUs fails with EINVAL; else it is for the vCPUs to come."""
     shows_apic_bus_cycles: bool
     """KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM answers what is set; else the default."""
+    advertised_pv_msrs_read_as_0: bool
+    """Under KVM_CAP_ENFORCE_PV_FEATURE_CPUID user space can read, and set to 0, the paravirtual MSRs of a vCPU whose
+    CPUID lacks them; else KVM_GET_MSRS and KVM_SET_MSRS stop there. (In 6.18 since one of its stable updates.)"""
+    xss_needs_xsaves: bool
+    """KVM_SET_MSRS sets IA32_XSS only where the vCPU's CPUID has XSAVES; else it can be set to 0 on any vCPU."""
+    lists_debugctl: bool
+    """KVM_GET_MSR_INDEX_LIST has IA32_DEBUGCTL and the addresses of the last interrupt."""
     emulates_avx: bool
     """On device memory the emulator executes VMOVUPS, VMOVDQA and the like; else KVM_EXIT_INTERNAL_ERROR."""
     directed_eoi_is_chosen: bool
@@ -148,6 +156,9 @@ _6_16 = Release(
     shows_module_in_sysfs=False,
     fixes_tsc_frequency=False,
     shows_apic_bus_cycles=False,
+    advertised_pv_msrs_read_as_0=False,
+    xss_needs_xsaves=False,
+    lists_debugctl=False,
     emulates_avx=False,
     directed_eoi_is_chosen=False,
     tds_have_attributes=True,
@@ -181,6 +192,8 @@ _6_18 = replace(
     guest_memfd_for_all=True,
     irqfds_share_eventfds=False,
     fixes_tsc_frequency=True,
+    advertised_pv_msrs_read_as_0=True,
+    xss_needs_xsaves=True,
     tds_take_irqchips=False,
 )
 _6_19 = replace(
@@ -197,6 +210,7 @@ _7_1 = replace(
     _6_19,
     name=KernelRelease.V7_1,
     shows_apic_bus_cycles=True,
+    lists_debugctl=True,
     init_vm_checks_nent_again=True,
     null_source=errno.EOPNOTSUPP,
     pins_source_first=True,

@@ -55,7 +55,7 @@ class KvmDevice(File):
             int(KVM_GET_VCPU_MMAP_SIZE): self._get_vcpu_mmap_size,
             int(KVM_GET_SUPPORTED_CPUID): self._get_supported_cpuid,
             int(KVM_GET_EMULATED_CPUID): self._get_emulated_cpuid,
-            int(KVM_GET_MSR_INDEX_LIST): lambda arg: self._msr_list(arg, msrs.MSR_INDEX_LIST),
+            int(KVM_GET_MSR_INDEX_LIST): lambda arg: self._msr_list(arg, self.kernel.msr_index_list),
             int(KVM_GET_MSR_FEATURE_INDEX_LIST): lambda arg: self._msr_list(arg, msrs.FEATURE_MSRS),
             int(KVM_GET_MSRS): self._get_feature_msrs,
             int(KVM_X86_GET_MCE_CAP_SUPPORTED): self._get_mce_cap,
@@ -128,7 +128,7 @@ class KvmDevice(File):
         for entry in entries:
             value = self.kernel.feature_msr(entry.index)
             entry.data = value or 0
-            if value is None and entry.index not in msrs.MSR_INDEX_LIST:
+            if value is None and entry.index not in self.kernel.msr_index_list:
                 break
             done += 1
         copy_to_user(arg + 8, b"".join(bytes(entry) for entry in entries))

@@ -46,6 +46,11 @@ FD1_EAX_XSAVEC, FD1_EAX_XSAVES = 1 << 1, 1 << 3
 XSAVE_LEGACY_AND_HEADER = 512 + 64
 CR4_OSXSAVE, CR4_PKE, APICBASE_ENABLE = int(Cr4.OSXSAVE), int(Cr4.PKE), 1 << 11
 KVM_CPUID_SIGNATURE, KVM_CPUID_FEATURES = 0x40000000, 0x40000001
+AMD_COMPATIBLE = tuple(
+    (int.from_bytes(name[:4], "little"), int.from_bytes(name[8:], "little"), int.from_bytes(name[4:8], "little"))
+    for name in (b"AuthenticAMD", b"HygonGenuine")
+)
+"""EBX, ECX, EDX of CPUID leaf 0 (guest_cpuid_is_amd_compatible)."""
 KVM_SIGNATURE = 0x4B4D564B, 0x564B4D56, 0x4D  # "KVMKVMKVM"
 _HYPERVISOR_BASES = range(0x40000000, 0x40010000, 0x100)
 KVM_FEATURE_PV_UNHALT = 7
@@ -168,6 +173,7 @@ class CpuidTable:
                 self._any.setdefault(entry.function, registers)
         basic = self.find(0)
         self._max_basic = basic[0] if basic else 0
+        self.is_amd_compatible = basic is not None and basic[1:] in AMD_COMPATIBLE
         extended = self.find(0x80000000)
         self._max_extended = extended[0] if extended else 0
         self._features7 = self.find(7) or (0, 0, 0, 0)

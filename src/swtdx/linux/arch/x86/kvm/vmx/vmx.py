@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
-from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL, F7_EDX_SSBD, F7_EDX_STIBP
+from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL
 from swtdx.linux.arch.x86.kvm.lapic import Lapic
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import PostedInterruptDescriptor
 from swtdx.linux.arch.x86.kvm.x86 import msrs
@@ -24,8 +24,8 @@ from swtdx.linux.arch.x86.kvm.x86.control_registers import (
     guest_has,
     kvm_valid_efer,
 )
-from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry
-from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry, guest_set_dr
+from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid, Unsupported
 from swtdx.linux.err import err
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
@@ -52,11 +52,10 @@ IN_CONTEXT = (
     Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE, Msr.TSC_AUX,
     Msr.SYSENTER_CS, Msr.SYSENTER_ESP, Msr.SYSENTER_EIP, Msr.PAT,
 )  # fmt: skip
-CHECKED_BY_KVM = frozenset((Msr.EFER, Msr.TSC_AUX, Msr.PAT))
-"""Of these a write exits, for which values there are depends on the guest's CPUID or on a list that KVM has."""
+CHECKED_BY_KVM = frozenset((Msr.EFER, Msr.TSC_AUX, Msr.PAT, Msr.LSTAR, Msr.CSTAR))
+"""Of these a write exits: what may be written depends on the guest's CPUID, or user space is told of a bad value."""
 _CANONICAL = frozenset([msrs.FS_BASE, msrs.GS_BASE, msrs.KERNEL_GS_BASE, msrs.LSTAR, msrs.CSTAR])
 CORE_RESIDENCY = (0x3FC, 0x3FD, 0x3FE)  # MSR_CORE_C3_RESIDENCY, C6, C7; C1 is of other processors
-_SPEC_CTRL_FEATURES = F7_EDX_SPEC_CTRL | F7_EDX_STIBP | F7_EDX_SSBD
 _SPEC_CTRL_BITS = 0x4FF  # IBRS, STIBP, SSBD, IPRED_DIS_U and _S, RRSBA_DIS_U and _S, PSFD, BHI_DIS_S
 _DEBUGCTL_DROPPED = 0b11  # LBR, BTF: taken and not done, as KVM does
 _MASK64 = (1 << 64) - 1
@@ -162,7 +161,8 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     context = vcpu.vmx.context
     for register in range(16):
         context.gpr[register] = 0
-    context.gpr[2] = vcpu.kvm.processor.cpuid(1)[0]
+    model = vcpu.cpuid.find(1)
+    context.gpr[2] = model[0] if model else 0x600
     context.rflags = 2
     context.efer = 0
     context.cr0 = context.cr0 & 0x60000000 | 0x10
@@ -176,8 +176,14 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
     context.set_segment(Segment.IDTR, 0, 0, 0xFFFF, 0)
     context.rip = 0xFFF0
+    for number in (*range(4), 7):
+        guest_set_dr(vcpu, number, 0)
     context.set_dr(6, 0xFFFF0FF0)
-    context.set_dr(7, 0x400)
+    for index in (msrs.SYSENTER_CS, msrs.SYSENTER_ESP, msrs.SYSENTER_EIP):
+        context.wrmsr(index, 0)
+    vcpu.vmx.spec_ctrl = 0
+    vcpu.msrs.reset()
+    vcpu.pv_time.msr = vcpu.steal_time.msr = 0
     context.interruptibility = 0
     context.activity_state = 0
     context.cancel_event()
@@ -309,7 +315,7 @@ def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
             raise Invalid
         return vcpu.vmx.context.rdmsr(index)
     if index == msrs.IA32_SPEC_CTRL:
-        if not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES):
+        if not host and not vcpu.cpuid.has_7_edx(F7_EDX_SPEC_CTRL):
             raise Invalid
         return vcpu.vmx.spec_ctrl
     if index == msrs.IA32_TSC:
@@ -330,7 +336,7 @@ def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     if index in IN_CONTEXT:
         _set_context_msr(vcpu, index, value, host)
     elif index == msrs.IA32_SPEC_CTRL:
-        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(_SPEC_CTRL_FEATURES)):
+        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(F7_EDX_SPEC_CTRL)):
             raise Invalid
         vcpu.vmx.spec_ctrl = value
     elif index == msrs.IA32_TSC and host:
@@ -349,6 +355,8 @@ def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
         if value & ~_DEBUGCTL_DROPPED:
             raise Invalid
     elif index == msrs.IA32_XSS:
+        if not vcpu.cpuid.has_xsaves and vcpu.kvm.kernel.release.xss_needs_xsaves:
+            raise Unsupported
         if value or (not host and not vcpu.cpuid.has_xsaves):
             raise Invalid
     else:
@@ -368,8 +376,11 @@ def _set_context_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     elif index in (msrs.SYSENTER_ESP, msrs.SYSENTER_EIP):
         value = _made_canonical(vcpu, value)  # not refused
     elif index == msrs.TSC_AUX:
-        if value >> 32 or (not host and not _has_tsc_aux(vcpu)):
+        if not host and not _has_tsc_aux(vcpu):
             raise Invalid
+        if value >> 32 and not vcpu.cpuid.is_amd_compatible:
+            raise Invalid
+        value &= 0xFFFFFFFF
     elif index == msrs.IA32_PAT:
         vcpu.msrs.set(index, value, host=True)
     elif index == msrs.IA32_EFER:

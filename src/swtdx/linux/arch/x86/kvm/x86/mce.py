@@ -41,6 +41,8 @@ MSRS = frozenset(
         *range(IA32_MC0_CTL2, IA32_MC0_CTL2 + KVM_MAX_MCE_BANKS),
     ]
 )  # fmt: skip
+READ_ONLY = frozenset([IA32_P5_MC_ADDR, IA32_P5_MC_TYPE, IA32_MCG_CAP])
+"""To write one is to write an MSR that KVM does not know."""
 
 
 class MachineCheck:
@@ -90,8 +92,8 @@ class MachineCheck:
         bank = index - IA32_MC0_CTL2
         return self.ctl2[bank] if bank < self.mcg_cap & 0xFF and (self.cmci or host) else None
 
-    def write(self, index: int, value: int, *, host: bool) -> bool:
-        """``host``: user space writes, not the guest."""
+    def write(self, index: int, value: int, *, any_status: bool, host: bool) -> bool:
+        """``host``: user space writes, not the guest. ``any_status``: a bank's status can be set, not only cleared."""
         if index == IA32_MCG_STATUS:
             self.mcg_status = value
         elif index == IA32_MCG_CTL:
@@ -99,7 +101,7 @@ class MachineCheck:
                 return False
             self.mcg_ctl = value
         elif index >= IA32_MC0_CTL:
-            return self._write_bank(index - IA32_MC0_CTL, value, host=host)
+            return self._write_bank(index - IA32_MC0_CTL, value, any_status=any_status)
         elif index >= IA32_MC0_CTL2:
             return self._write_ctl2(index - IA32_MC0_CTL2, value, host=host)
         else:
@@ -114,13 +116,13 @@ class MachineCheck:
         self.ctl2[bank] = value
         return True
 
-    def _write_bank(self, number: int, value: int, *, host: bool) -> bool:
+    def _write_bank(self, number: int, value: int, *, any_status: bool) -> bool:
         register = number & 3
         if number >= 4 * (self.mcg_cap & 0xFF):
             return False
         if register == _CTL and value and value | 1 << 10 | 1 != _ALL_ONES:  # bits 0 and 10 some guests leave out
             return False
-        if register == _STATUS and value and not host:
+        if register == _STATUS and value and not any_status:
             return False
         self.banks[number] = value
         return True

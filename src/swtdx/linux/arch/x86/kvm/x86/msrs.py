@@ -5,8 +5,9 @@ What the guest processor holds (segment bases, SYSCALL, SYSENTER, ...) is VMX's;
 kernel. `Unsupported` says that there is no such MSR (user space may be asked), `Invalid` that the access is refused.
 ``host``: user space asks, by KVM_GET_MSRS or KVM_SET_MSRS; it may do more than the guest.
 
-Left out, and unknown to the guest's CPUID: performance counters, Hyper-V's and Xen's MSRs, asynchronous page faults
-and paravirtual EOI. Their MSRs do not exist here.
+Left out, and unknown to the guest's CPUID: performance counters, Hyper-V's and Xen's MSRs. The MSRs of asynchronous
+page faults and of paravirtual EOI keep what is written: no page is ever away, and with virtual interrupt delivery KVM
+does not use the second. MSRs of features that the processor lacks are refused as by KVM (`_REFUSED`, `HOST_ONLY`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,12 @@ from typing import TYPE_CHECKING
 from swtdx.linux.arch.x86.kvm.cpuid import F7_EDX_ARCH_CAPABILITIES, F7_EDX_FLUSH_L1D, F7_EDX_SPEC_CTRL
 from swtdx.linux.arch.x86.kvm.x86 import mce
 from swtdx.linux.arch.x86.kvm.x86.steal_time import KVM_STEAL_RESERVED_MASK
-from swtdx.uapi.kvm import KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT, KVM_X86_QUIRK_STUFF_FEATURE_MSRS
+from swtdx.linux.mm import PAGE_SHIFT
+from swtdx.uapi.kvm import (
+    KVM_MEM_READONLY,
+    KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT,
+    KVM_X86_QUIRK_STUFF_FEATURE_MSRS,
+)
 from swtdx.x86 import PAT_RESET as PAT_RESET
 from swtdx.x86 import Msr
 
@@ -35,6 +41,8 @@ IA32_FLUSH_CMD, BBL_CR_CTL3, MISC_FEATURES_ENABLES = map(
 )
 IA32_MISC_ENABLE, IA32_DEBUGCTL, IA32_POWER_CTL = map(int, (Msr.MISC_ENABLE, Msr.DEBUGCTL, Msr.POWER_CTL))
 IA32_PAT, MTRR_DEF_TYPE, IA32_TSC_DEADLINE, IA32_XSS = map(int, (Msr.PAT, Msr.MTRR_DEF_TYPE, Msr.TSC_DEADLINE, Msr.XSS))
+UMWAIT_CONTROL, TSX_CTRL, IA32_PERF_CAPABILITIES = map(int, (Msr.UMWAIT_CONTROL, Msr.TSX_CTRL, Msr.PERF_CAPABILITIES))
+XFD, XFD_ERR, SGXLEPUBKEYHASH0 = map(int, (Msr.XFD, Msr.XFD_ERR, Msr.SGXLEPUBKEYHASH0))
 IA32_EFER, TSC_AUX, K7_HWCR = map(int, (Msr.EFER, Msr.TSC_AUX, Msr.HWCR))
 FS_BASE, GS_BASE, KERNEL_GS_BASE = map(int, (Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE))
 LSTAR, CSTAR, STAR, FMASK = map(int, (Msr.LSTAR, Msr.CSTAR, Msr.STAR, Msr.FMASK))
@@ -43,6 +51,10 @@ MTRR_PHYS, MTRR_FIXED = range(0x200, 0x210), (0x250, 0x258, 0x259, *range(0x268,
 MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME = 0x11, 0x12
 MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_SYSTEM_TIME_NEW = 0x4B564D00, 0x4B564D01
 MSR_KVM_STEAL_TIME, MSR_KVM_POLL_CONTROL = 0x4B564D03, 0x4B564D05
+MSR_KVM_ASYNC_PF_EN, MSR_KVM_PV_EOI_EN = 0x4B564D02, 0x4B564D04
+MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK = 0x4B564D06, 0x4B564D07
+KVM_FEATURE_ASYNC_PF_VMEXIT, KVM_FEATURE_ASYNC_PF_INT = 10, 14
+ASYNC_PF_ENABLED, ASYNC_PF_AS_PF_VMEXIT, ASYNC_PF_AS_INT, ASYNC_PF_RESERVED = 1 << 0, 1 << 2, 1 << 3, 0x30
 WALL_CLOCKS = (MSR_KVM_WALL_CLOCK, MSR_KVM_WALL_CLOCK_NEW)
 SYSTEM_TIMES = (MSR_KVM_SYSTEM_TIME, MSR_KVM_SYSTEM_TIME_NEW)
 _PV_FEATURES = {  # the bit of CPUID 0x40000001 EAX that each paravirtual MSR needs, where that is enforced
@@ -50,33 +62,61 @@ _PV_FEATURES = {  # the bit of CPUID 0x40000001 EAX that each paravirtual MSR ne
     MSR_KVM_SYSTEM_TIME: 0,
     MSR_KVM_WALL_CLOCK_NEW: 3,
     MSR_KVM_SYSTEM_TIME_NEW: 3,
-    0x4B564D02: 4,  # ASYNC_PF_EN
+    MSR_KVM_ASYNC_PF_EN: 4,
     MSR_KVM_STEAL_TIME: 5,
-    0x4B564D04: 6,  # PV_EOI_EN
+    MSR_KVM_PV_EOI_EN: 6,
     MSR_KVM_POLL_CONTROL: 12,
-    0x4B564D06: 14,  # ASYNC_PF_INT
-    0x4B564D07: 14,  # ASYNC_PF_ACK
+    MSR_KVM_ASYNC_PF_INT: KVM_FEATURE_ASYNC_PF_INT,
+    MSR_KVM_ASYNC_PF_ACK: KVM_FEATURE_ASYNC_PF_INT,
 }
 FEAT_CTL_LOCKED, FEAT_CTL_VMX, FEAT_CTL_SGX, FEAT_CTL_LMCE = 1 << 0, 0x6, 1 << 17 | 1 << 18, 1 << 20
 PLATFORM_INFO_CPUID_FAULT, CPUID_FAULT_ENABLE = 1 << 31, 1 << 0
 MISC_ENABLE_MWAIT, F1_ECX_SSE3 = 1 << 18, 1 << 0
 MISC_ENABLE_EMON, MISC_ENABLE_PMU = 1 << 7, 1 << 11 | 1 << 12  # the PMU's two: BTS and PEBS unavailable
+HWCR_MC_STATUS_WR_EN = 1 << 18
 HWCR_IGNORED, HWCR_WRITABLE = 1 << 3 | 1 << 6 | 1 << 8, 1 << 18 | 1 << 24
 MCG_CAP_SUPPORTED, KVM_MAX_MCE_BANKS = mce.MCG_CAP_SUPPORTED, mce.KVM_MAX_MCE_BANKS
 
-FEATURE_MSRS = (IA32_ARCH_CAPABILITIES, IA32_UCODE_REV, PLATFORM_INFO)
-IMMUTABLE = (IA32_ARCH_CAPABILITIES, PLATFORM_INFO)
+FEATURE_MSRS = (IA32_UCODE_REV, IA32_ARCH_CAPABILITIES, IA32_PERF_CAPABILITIES, PLATFORM_INFO)
+IMMUTABLE = (IA32_ARCH_CAPABILITIES, IA32_PERF_CAPABILITIES, PLATFORM_INFO)
 """Feature MSRs that user space cannot change once the vCPU has run (kvm_is_immutable_feature_msr)."""
 
 MSR_INDEX_LIST = (
     SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP, STAR, CSTAR, KERNEL_GS_BASE, FMASK, LSTAR,
     IA32_TSC, IA32_PAT, IA32_FEAT_CTL, TSC_AUX, IA32_SPEC_CTRL,
-    MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_STEAL_TIME,
-    IA32_TSC_ADJUST, IA32_TSC_DEADLINE, IA32_ARCH_CAPABILITIES, IA32_MISC_ENABLE, mce.IA32_MCG_STATUS, mce.IA32_MCG_CTL,
-    mce.IA32_MCG_EXT_CTL, SMI_COUNT, PLATFORM_INFO, MISC_FEATURES_ENABLES, IA32_POWER_CTL, IA32_UCODE_REV, K7_HWCR,
-    MSR_KVM_POLL_CONTROL,
+    MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK, MSR_KVM_SYSTEM_TIME_NEW, MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_ASYNC_PF_EN,
+    MSR_KVM_STEAL_TIME, MSR_KVM_PV_EOI_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_ASYNC_PF_ACK, IA32_TSC_ADJUST,
+    IA32_TSC_DEADLINE, IA32_ARCH_CAPABILITIES, IA32_PERF_CAPABILITIES, IA32_MISC_ENABLE, mce.IA32_MCG_STATUS,
+    mce.IA32_MCG_CTL, mce.IA32_MCG_EXT_CTL, SMI_COUNT, PLATFORM_INFO, MISC_FEATURES_ENABLES, IA32_POWER_CTL,
+    IA32_UCODE_REV, K7_HWCR, MSR_KVM_POLL_CONTROL,
 )  # fmt: skip
 """KVM_GET_MSR_INDEX_LIST: what there is here of msrs_to_save and emulated_msrs_all. MTRRs are there and not listed."""
+DEBUGCTL_LIST = (IA32_DEBUGCTL, 0x1DD, 0x1DE)
+"""What newer kernels list, too: of the last branches and interrupts an Intel processor has the last two alone."""
+
+HOST_ONLY = {
+    UMWAIT_CONTROL: 0xFFFF_FFFD,  # WAITPKG
+    XFD: 0,
+    XFD_ERR: 0,
+    **dict.fromkeys(range(SGXLEPUBKEYHASH0, SGXLEPUBKEYHASH0 + 4), (1 << 64) - 1),  # SGX_LC
+}
+"""MSRs of features that no guest has here, but that user space can save and restore: the bits that it may set."""
+_REFUSED = frozenset(
+    [
+        IA32_SMBASE,  # CONFIG_KVM_SMM
+        *range(Msr.VMX_BASIC, Msr.VMX_VMFUNC + 1),  # VMX
+        *range(Msr.RTIT_OUTPUT_BASE, Msr.RTIT_OUTPUT_BASE + 2),  # Intel PT
+        *range(Msr.RTIT_CTL, Msr.RTIT_CTL + 3),
+        *range(Msr.RTIT_ADDR0_A, Msr.RTIT_ADDR0_A + 8),
+        int(Msr.BNDCFGS),  # MPX
+        0xC0010140,  # OSVW_ID_LENGTH of AMD
+        0xC0010141,  # OSVW_STATUS
+        *range(MTRR_PHYS.stop, MTRR_FIXED[-1] + 1),  # the gaps: those that exist are found before
+    ]
+)
+"""MSRs that KVM knows, and refuses as invalid to the guest and to user space without the feature."""
+ARCH_CAP_TSX_CTRL_MSR, TSX_CTRL_BITS = 1 << 7, 0b11
+PERF_CAP_LBR_FMT, PERF_CAP_PEBS_FORMAT = 0x3F, 0xF00
 
 _PLAIN_DEFAULTS = {
     IA32_UCODE_REV: 1 << 32,
@@ -86,6 +126,8 @@ _PLAIN_DEFAULTS = {
     PLATFORM_INFO: PLATFORM_INFO_CPUID_FAULT,
     SMI_COUNT: 0,
     K7_HWCR: 0,
+    **dict.fromkeys((MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN), 0),
+    **dict.fromkeys(HOST_ONLY, 0),
     MSR_KVM_POLL_CONTROL: 1,
     MTRR_DEF_TYPE: 0,
     IA32_PAT: PAT_RESET,
@@ -103,11 +145,12 @@ READ_AS_CONSTANT = {
     **dict.fromkeys((0x606, 0x611, 0x619, 0x639, 0x641), 0),  # RAPL: no energy to report
     **dict.fromkeys((0xC0010010, 0xC001001F, 0xC0010055, 0xC0010058, 0xC0010112, 0xC0010113, 0xC0010117), 0),  # AMD's
     **dict.fromkeys((0xC001102A, 0xC0011022, 0xC0011023, 0xC001102C), 0),
+    MSR_KVM_ASYNC_PF_ACK: 0,
 }
 """MSRs that a guest may read on any host, as kvm_get_msr_common answers them."""
 WRITE_IGNORED = frozenset(
     [IA32_BIOS_UPDT_TRIG, BBL_CR_CTL3, 0xC1, 0xC2, 0x186, 0x187, *range(0xC0010000, 0xC0010008), 0xC001001B, 0xC001001F,
-     0xC0010020, 0xC0010117, 0xC001102A, 0xC0011022, 0xC0011023, 0xC001102C]
+     0xC0010020, 0xC0010117, 0xC001102A, 0xC0011022, 0xC0011023, 0xC001102C, MSR_KVM_ASYNC_PF_ACK]
 )  # fmt: skip
 FAM10H_MMIO_CONF_BASE = 0xC0010058
 
@@ -123,11 +166,6 @@ class Invalid(Exception):
 def _memory_types(value: int, types: int) -> bool:
     """Return whether each of the eight bytes is a memory type of the bit mask."""
     return all(value >> shift & 0xFF < 8 and types >> (value >> shift & 0xFF) & 1 for shift in range(0, 64, 8))
-
-
-def _is_refused(index: int) -> bool:
-    """Return whether KVM knows the MSR and has none of it: SMM, and the gaps between the MTRRs."""
-    return index == IA32_SMBASE or MTRR_PHYS.start <= index <= MTRR_FIXED[-1]
 
 
 class EmulatedMsrs:
@@ -157,7 +195,7 @@ class EmulatedMsrs:
         """Raises Unsupported or Invalid."""
         vcpu = self.vcpu
         self._check_pv_feature(index)
-        if index == PLATFORM_INFO and not host and not vcpu.kvm.guest_can_read_platform_info:
+        if not host and self._is_hidden(index):
             raise Invalid
         value: int | None = self.values.get(index)
         if value is not None:
@@ -192,13 +230,19 @@ class EmulatedMsrs:
         value = READ_AS_CONSTANT.get(index)
         if value is not None:
             return value
-        raise Invalid if _is_refused(index) else Unsupported
+        raise Invalid if index in _REFUSED else Unsupported
+
+    def _is_hidden(self, index: int) -> bool:
+        """Return whether the guest must not read an MSR that user space can."""
+        if index == PLATFORM_INFO:
+            return not self.vcpu.kvm.guest_can_read_platform_info
+        return index in HOST_ONLY or (index == TSX_CTRL and not self.arch_capabilities & ARCH_CAP_TSX_CTRL_MSR)
 
     def _check_pv_feature(self, index: int) -> None:
-        """Raises Invalid for a paravirtual MSR that the guest's CPUID lacks, where that is enforced."""
+        """Raises an error for a paravirtual MSR that the guest's CPUID lacks, where that is enforced."""
         feature = _PV_FEATURES.get(index)
         if feature is not None and not self.vcpu.guest_pv_has(feature):
-            raise Invalid
+            raise Unsupported if self.vcpu.kvm.kernel.release.advertised_pv_msrs_read_as_0 else Invalid
 
     def _get_mce(self, index: int, host: bool) -> int:
         if index == mce.IA32_MCG_EXT_CTL:
@@ -268,11 +312,53 @@ class EmulatedMsrs:
             value &= ~HWCR_IGNORED
             if value & ~HWCR_WRITABLE:
                 raise Invalid
+        elif index in (MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN):
+            self._check_pv_value(index, value)
         elif not self._plain_is_valid(index, value, host=host):
             raise Invalid
         self.values[index] = value
 
+    def _is_command(self, value: int, feature: int, *, host: bool, needed_for_0: bool) -> bool:
+        """Return whether bit 0 may be written: the processor has the feature of leaf 7, EDX, and so has the guest."""
+        if value & ~1 or (not host and not self.vcpu.cpuid.has_7_edx(feature)):
+            return False
+        return bool(self.vcpu.kvm.processor.cpuid(7)[3] & feature) or not (value or needed_for_0)
+
+    def _check_pv_value(self, index: int, value: int) -> None:
+        """kvm_pv_enable_async_pf, kvm_pv_enable_async_pf_int, kvm_lapic_set_pv_eoi. Raises Invalid."""
+        vcpu = self.vcpu
+        if index == MSR_KVM_PV_EOI_EN:
+            if value & 0b10 or (value & 1 and not self._is_writable(value)):
+                raise Invalid
+        elif index == MSR_KVM_ASYNC_PF_INT:
+            if value >> 8 or vcpu.apic is None:
+                raise Invalid
+        else:
+            refused = ASYNC_PF_RESERVED
+            if not vcpu.guest_pv_has(KVM_FEATURE_ASYNC_PF_VMEXIT):
+                refused |= ASYNC_PF_AS_PF_VMEXIT
+            if not vcpu.guest_pv_has(KVM_FEATURE_ASYNC_PF_INT):
+                refused |= ASYNC_PF_AS_INT
+            if value & refused or (value and vcpu.apic is None):
+                raise Invalid
+            on = ASYNC_PF_ENABLED | ASYNC_PF_AS_INT
+            if value & on == on and not self._is_writable(value):
+                self.values[index] = value  # kept, although refused, as KVM does
+                raise Invalid
+
+    def _is_writable(self, address: int) -> bool:
+        """Return whether a slot has the guest-physical address, and not for reading only."""
+        slot = self.vcpu.kvm.memslots.gfn_to_memslot(address >> PAGE_SHIFT)
+        return slot is not None and not slot.flags & KVM_MEM_READONLY
+
+    def reset(self) -> None:
+        """INIT (kvm_vcpu_reset)."""
+        for index in (SMI_COUNT, UMWAIT_CONTROL, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN):
+            self.values[index] = 0
+
     def _plain_is_valid(self, index: int, value: int, *, host: bool) -> bool:
+        if index in HOST_ONLY:
+            return host and not value & ~HOST_ONLY[index]
         if index in (PLATFORM_INFO, SMI_COUNT):
             return host
         if index == MISC_FEATURES_ENABLES:
@@ -297,8 +383,14 @@ class EmulatedMsrs:
             if (not host and not self._lmce_enabled()) or value & ~mce.MCG_EXT_CTL_LMCE_EN:
                 raise Invalid
             self.mce.mcg_ext_ctl = value
-        elif not self.mce.write(index, value, host=host):
+        elif index in mce.READ_ONLY:
+            raise Unsupported
+        elif not self.mce.write(index, value, any_status=host or self._can_set_mci_status(), host=host):
             raise Invalid
+
+    def _can_set_mci_status(self) -> bool:
+        """Return whether the guest's processor is AMD's, and HWCR lets it write what a bank reports."""
+        return self.vcpu.cpuid.is_amd_compatible and bool(self.values[K7_HWCR] & HWCR_MC_STATUS_WR_EN)
 
     def _set_feature(self, index: int, value: int, *, host: bool) -> None:
         """What the guest's CPUID has a say in, and what is ignored."""
@@ -314,13 +406,17 @@ class EmulatedMsrs:
                 raise Invalid
             self.feat_ctl = value
         elif index == IA32_PRED_CMD:
-            if value & ~1 or (not host and not cpuid.has_7_edx(F7_EDX_SPEC_CTRL)):
+            if not self._is_command(value, F7_EDX_SPEC_CTRL, host=host, needed_for_0=False):
                 raise Invalid  # otherwise: a command that means nothing to an emulated processor
         elif index == IA32_FLUSH_CMD:
-            if value & ~1 or (not host and not cpuid.has_7_edx(F7_EDX_FLUSH_L1D)):
+            if not self._is_command(value, F7_EDX_FLUSH_L1D, host=host, needed_for_0=True):
                 raise Invalid
         elif index == FAM10H_MMIO_CONF_BASE:
             if value:
                 raise Invalid
+        elif index == TSX_CTRL:  # the processor has none
+            raise Invalid if value & ~TSX_CTRL_BITS or (not host and self._is_hidden(index)) else Unsupported
+        elif index == IA32_PERF_CAPABILITIES:  # without a PMU there is none
+            raise Invalid if value & (PERF_CAP_LBR_FMT | PERF_CAP_PEBS_FORMAT) else Unsupported
         elif index not in WRITE_IGNORED:
-            raise Invalid if _is_refused(index) else Unsupported
+            raise Invalid if index in _REFUSED else Unsupported

@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 
 VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 SYSCALL = b"\x0f\x05"
-AMD_COMPATIBLE = tuple(
-    (int.from_bytes(name[:4], "little"), int.from_bytes(name[8:], "little"), int.from_bytes(name[4:8], "little"))
-    for name in (b"AuthenticAMD", b"HygonGenuine")
-)
-"""EBX, ECX, EDX of CPUID leaf 0 (guest_cpuid_is_amd_compatible)."""
 _PF_PRESENT_WRITE = 0b11
 _LONG = 1 << 13
 _FLAT_CODE_64, _FLAT_CODE_32, _FLAT_DATA = 0xA09B, 0xC09B, 0xC093  # setup_syscalls_segments
@@ -55,8 +50,7 @@ def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
 
 def _em_syscall(vcpu: Vcpu, context: GuestContext) -> bool:
     """SYSCALL outside 64-bit mode, as on AMD's processors; False where it is #UD there, too."""
-    vendor = vcpu.cpuid.find(0)
-    if vendor is None or vendor[1:] not in AMD_COMPATIBLE:
+    if not vcpu.cpuid.is_amd_compatible:
         return False
     if not context.cr0 & Cr0.PE or context.rflags & Rflags.VM or not context.efer & Efer.SCE:
         return False

@@ -260,7 +260,7 @@ def do_get_msr(vcpu: Vcpu, index: int) -> int:
     try:
         return vcpu.ops.get_msr(vcpu, index, True)
     except Unsupported:
-        if index in msrs.MSR_INDEX_LIST:
+        if index in vcpu.kvm.kernel.msr_index_list:
             return 0
         raise
 
@@ -286,7 +286,7 @@ def do_set_msr(vcpu: Vcpu, index: int, value: int) -> None:
     try:
         vcpu.ops.set_msr(vcpu, index, value, True)
     except Unsupported:
-        if value or index not in msrs.MSR_INDEX_LIST:
+        if value or index not in vcpu.kvm.kernel.msr_index_list:
             raise
 
 
