@@ -153,6 +153,35 @@ static void guarded(void)
     }
 }
 
+/* A guard region that is there before its slot is: the program keeps it, and the guest meets it. */
+static void guarded_before(void)
+{
+    const int kinds[] = { MAP_PRIVATE | MAP_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS };
+    int i, pipes[2];
+
+    must(pipe(pipes), "pipe");
+    for (i = 0; i < 2; i++) {
+        uint8_t *memory = mmap(NULL, SLOT, PROT_READ | PROT_WRITE, kinds[i], -1, 0);
+
+        memset(memory, 5, SLOT);
+        if (madvise(memory + MOVED, PAGE, 102)) { /* shared memory: since Linux 6.15 */
+            continue;
+        }
+        slot(1, 0x10000, memory, SLOT);
+        printf("kind %d\n", i);
+        reads("guarded");
+        SHOW("by a system call", write(pipes[1], memory + MOVED, 1) < 0 ? -errno : 0);
+        SHOW("before it", memory[MOVED - 1]);
+        SHOW("behind it", memory[MOVED + PAGE]);
+        memory[0] = 6;
+        reads("guarded still");
+        madvise(memory + MOVED, PAGE, 103);
+        reads("not any more");
+        writes("written by the guest", memory);
+        slot(1, 0x10000, NULL, 0);
+    }
+}
+
 static int faults;
 
 static void *answer_a_fault(void *page)
@@ -317,6 +346,8 @@ int main(int argc, char **argv)
         advised();
     } else if (!strcmp(what, "guarded")) {
         guarded();
+    } else if (!strcmp(what, "guarded-before")) {
+        guarded_before();
     } else if (!strcmp(what, "userfaultfd")) {
         faulted();
     } else if (!strcmp(what, "protected")) {

@@ -19,9 +19,10 @@ import fcntl
 import mmap
 import os
 import stat
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from swtdx.exec.notify.seccomp import Sys
 from swtdx.linux.err import err
@@ -50,6 +51,10 @@ _PRESENT = 3 << 62  # in memory or in swap
 _ADVICE = {"dc": 10, "dd": 16, "hg": 14, "nh": 15, "mg": 12, "wf": 18}
 _LOCKED, _SPECIAL = "lo", {"io", "pf"}
 _MLOCK_ONFAULT = 1
+_PM_SCAN = struct.Struct("=12Q")  # struct pm_scan_arg
+_WALK_END = struct.Struct("=Q")
+_PAGEMAP_SCAN, _PAGE_IS_SWAPPED = 0xC0606610, 1 << 4
+_REGIONS = 64
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ class NotShared(OSError):
     """EFAULT for now: the range must be shared first."""
 
     def __init__(self, start: int, end: int) -> None:
-        super().__init__(errno.EFAULT, f"user memory at {start:#x} is not shared with the server yet")
+        super().__init__(errno.EFAULT, f"user memory at {start:#x} is not the server's too: a guard region, a device's")
         self.range = start, end
 
 
@@ -273,7 +278,21 @@ class ProgramMm(Mm):
             return
 
     def unshared(self, start: int, end: int) -> list[Vma]:
-        """Parts of the range, cut to it, that the program has and that are not ours yet."""
+        """Parts of the range, cut to it, that the program has and that are not ours yet.
+
+        Guard regions (MADV_GUARD_INSTALL) are not among them: the program keeps them, and they are EFAULT to a guest.
+        """
+        return [part for vma in self._without_window(start, end) for part in self._touchable(vma)]
+
+    def _touchable(self, vma: Vma) -> Iterator[Vma]:
+        """Yield the parts of it that are no guard regions."""
+        start = vma.start
+        for low, high in [*guard_regions(self.pid, self._memory, vma.start, vma.end), (vma.end, vma.end)]:
+            if start < low:
+                yield replace(vma, start=start, end=low, offset=vma.offset + start - vma.start)
+            start = high
+
+    def _without_window(self, start: int, end: int) -> list[Vma]:
         with self.lock:
             found: list[Vma] = []
             for vma in self.vmas(start, end):
@@ -465,6 +484,36 @@ class ProgramMm(Mm):
                     while position < count and entries[position] & _PRESENT:
                         position += 1
                     yield chunk + first * _PAGE, chunk + position * _PAGE
+
+
+def guard_regions(pid: int, memory: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the guard regions of a range of ``pid``, whose /proc/PID/mem is ``memory``.
+
+    Their pages are said to be swapped out, and cannot be read. Before Linux 6.7 there is no PAGEMAP_SCAN, and before
+    6.13 there are no guard regions.
+    """
+    regions = (ctypes.c_uint64 * (3 * _REGIONS))()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+        while start < end:
+            request = bytearray(
+                _PM_SCAN.pack(
+                    *(_PM_SCAN.size, 0, start, end, 0, ctypes.addressof(regions), _REGIONS, 0),
+                    *(0, _PAGE_IS_SWAPPED, 0, _PAGE_IS_SWAPPED),
+                )
+            )
+            count = fcntl.ioctl(pagemap.fileno(), _PAGEMAP_SCAN, request)
+            for at in range(0, 3 * count, 3):
+                for page in range(regions[at], regions[at + 1], _PAGE):
+                    if not _can_be_read(memory, page):
+                        yield page, page + _PAGE
+            (start,) = _WALK_END.unpack_from(request, 32)
+
+
+def _can_be_read(memory: int, address: int) -> bool:
+    try:
+        return bool(os.pread(memory, 1, address))
+    except OSError:
+        return False
 
 
 def copy_out(fd: int, low: int, high: int, memory: int, shift: int) -> None:

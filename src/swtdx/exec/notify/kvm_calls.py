@@ -136,7 +136,7 @@ class KvmCalls:
             return kernel.ioctl(held.fd, _KVM_RUN, argument)
         vcpu, us = held.file.vcpu, threading.get_ident()
         run = Run(task.status, lambda: vcpu.sigset, lambda: signal.pthread_kill(us, _KICK))
-        for _ in range(_MOST_TRIES):
+        for left in reversed(range(_MOST_TRIES)):
             _engine.clear_signal()
             if vcpu.sigset is not None and run.interrupted():
                 run.kick()
@@ -144,7 +144,7 @@ class KvmCalls:
                 self._watch.begin(run)
                 return kernel.ioctl(held.fd, _KVM_RUN, argument)
             except OSError as error:
-                if error.errno != errno.EFAULT or task.mm.wanted is None:
+                if error.errno != errno.EFAULT or task.mm.wanted is None or not left:
                     raise
             finally:
                 self._watch.end(run)

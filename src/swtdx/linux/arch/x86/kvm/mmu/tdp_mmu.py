@@ -40,6 +40,7 @@ from swtdx.linux.arch.x86.kvm.mmu.spte import (
     eptp,
     pages_per_level,
 )
+from swtdx.linux.err import reason_of
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm.binary_stats import PAGES_2M, PAGES_4K, PF_EMULATE, PF_FIXED, PF_TAKEN
 from swtdx.linux.virt.kvm.guest_memfd import kvm_gmem_get_index
@@ -244,7 +245,8 @@ class TdpMmu:
         try:
             hpa, start, end, writable = slot.hva.hpa(address, write)
         except OSError as error:
-            raise vcpu.memory_fault(gfn, False, str(error)) from error
+            why = f"access to guest memory at {gfn << PAGE_SHIFT:#x}: {reason_of(error).text or error.strerror}"
+            raise vcpu.memory_fault(gfn, False, why) from error
         writable &= not slot.flags & _READONLY
         with self.lock:
             level = self.kvm_mmu_hugepage_adjust(slot, gfn, hpa, address - start, end - address)

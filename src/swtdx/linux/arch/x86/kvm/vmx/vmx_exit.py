@@ -234,8 +234,8 @@ def _ept_misconfig(vcpu: Vcpu, context: GuestContext) -> int:
 
 
 def _host_fault(vcpu: Vcpu, context: GuestContext) -> int:
-    gpa = context.guest_physical_address
-    raise vcpu.memory_fault(gpa >> PAGE_SHIFT, False, f"user memory behind {gpa:#x} is gone", errno.EFAULT)
+    reason = "the guest touched memory that the program itself cannot touch: a file that was truncated, a guard region"
+    raise vcpu.memory_fault(context.guest_physical_address >> PAGE_SHIFT, False, reason, errno.EFAULT)
 
 
 def _rdmsr(vcpu: Vcpu, context: GuestContext) -> int:
