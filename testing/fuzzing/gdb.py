@@ -19,7 +19,7 @@ from typing import Any, cast
 from swtdx.vmm.execution import Execution, Hit
 from swtdx.vmm.gdb.breakpoints import Breakpoints
 from swtdx.vmm.gdb.packet import PACKET_SIZE, Packet, PacketReader, framed
-from swtdx.vmm.gdb.registers import REGISTERS
+from swtdx.vmm.gdb.registers import EXTENSIONS, REGISTERS
 from swtdx.vmm.gdb.server import Conversation
 from swtdx.vmm.gdb.stub import Stub
 from swtdx.vmm.gdb.target import AccessError
@@ -56,6 +56,7 @@ class StandIn:
     """A `Target`: `MEMORY` bytes at `BASE`, linear addresses that are physical, registers that keep their values."""
 
     gives_back = frozenset((1, 3))
+    extensions = frozenset(EXTENSIONS)
 
     def __init__(self, chance: Random) -> None:
         self._chance = chance

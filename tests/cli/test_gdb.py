@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.cpu.platform import host_features
 from tests.cli.conftest import Command
-from tests.vmm.gdb_guest import COUNTER, STOP, build
+from tests.vmm.gdb_guest import COUNTER, STOP, VECTOR, build
 
 KINDS = {"VM": ("--vm-type", "default"), "debug TD": ("--debug-td",)}
 GDB = shutil.which("gdb")
@@ -151,6 +152,39 @@ def test_gdb_breaks_steps_watches_and_changes(kind: str, tmp_path: Path) -> None
     assert kind in said
     assert "exited normally" in said
     assert not (tmp_path / "socket").exists()
+
+
+@needs_gdb
+@pytest.mark.skipif("avx2" not in host_features(), reason="this processor has no AVX2: no YMM registers")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gdb_joins_the_halves_of_ymm_registers(kind: str, tmp_path: Path) -> None:
+    """`$ymm0` is gdb's own, of xmm0 and of what org.gnu.gdb.i386.avx describes (gdb manual, G.5.5)."""
+    with running(kind, str(tmp_path / "socket"), tmp_path, "--gdb-wait") as (_, where):
+        said = gdb(
+            tmp_path,
+            f"target remote {where}",
+            "hbreak loop",
+            "continue",
+            "set var $rip = (long)&vectors",
+            "delete",
+            "hbreak loaded",
+            "continue",
+            "print $ymm0.v8_int32",
+            "set var $ymm1.v8_int32 = {10, 20, 30, 40, 50, 60, 70, 80}",
+            "set var $ymm2.v4_int64[3] = 0x100000002",
+            "print $ymm2.v8_int32",
+            "hbreak stored",
+            "continue",
+            f"print *(int*){VECTOR:#x}@8",
+            "print $mxcsr",
+            "print $xcr0",
+            "kill",
+        )
+    assert "$1 = {1, 2, 3, 4, 5, 6, 7, 8}\n" in said, said
+    assert "$2 = {0, 0, 0, 0, 0, 0, 2, 1}\n" in said
+    assert "$3 = {10, 20, 30, 40, 50, 60, 72, 81}\n" in said
+    assert re.search(r"\$4 = \[ IM DM ZM OM UM PM \]", said)
+    assert re.search(r"\$5 = \[ X87 SSE AVX \]", said)
 
 
 @needs_gdb

@@ -42,6 +42,7 @@ def at_first_halt() -> Guest:
 
 def test_state_comes_back_bit_for_bit() -> None:
     guest = at_first_halt()
+    guest.context.set_ymm_high(bytes(range(256)))
     guest.context.inject(0x30, EventType.EXTERNAL)
     guest.context.activity_state = 1
     kept = guest.context.kept()
@@ -49,6 +50,7 @@ def test_state_comes_back_bit_for_bit() -> None:
     other.go_on(kept)
     assert other.kept() == kept
     assert other.get_fpu() == guest.context.get_fpu()
+    assert other.get_ymm_high() == bytes(range(256))
     assert other.rdmsr(0xC0000102) == 0x1234
     assert other.get_dr(1) == 0x0123456789ABCDEF
     assert other.idt_vectoring_info == guest.context.idt_vectoring_info != 0

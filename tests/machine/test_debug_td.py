@@ -49,6 +49,27 @@ def test_the_door_of_a_debug_td_reads_and_writes_memory_and_registers(kernel: Ma
         assert refused.value.errno == errno.EIO
 
 
+def test_the_saved_state_of_a_debug_td_is_writable_but_for_its_header(kernel: MachineKernel) -> None:
+    """md_vp_element_tdvps_wr_handle: XBUFF is, in 8-byte elements; the XSAVE header is not the host's."""
+    xbuff = 0x1220_0003_0000_0000
+    full = (1 << 64) - 1
+    with td(kernel, debug=True) as machine:
+        door, fd = kernel.debug_td(machine.vm.fd), machine.vcpus[0].fd
+        avx = door.vp_rd(fd, xbuff + 65) & 4  # XCOMP_BV
+        for element in (4, 6, 18, 20, 51, *((72, 103) if avx else ())):
+            door.vp_wr(fd, xbuff + element, 0x1111_2222_0000_3333 + element, 0xFFFF_FFFF_FFFF)
+            assert door.vp_rd(fd, xbuff + element) == 0x2222_0000_3333 + element
+        header = [door.vp_rd(fd, xbuff + element) for element in range(64, 72)]
+        for element in range(64, 72):
+            with pytest.raises(OSError, match=f"{StatusCode.METADATA_FIELD_NOT_WRITABLE:#x}"):
+                door.vp_wr(fd, xbuff + element, 0, full)
+        assert [door.vp_rd(fd, xbuff + element) for element in range(64, 72)] == header
+        with pytest.raises(OSError, match=f"{StatusCode.METADATA_FIELD_VALUE_NOT_VALID:#x}"):
+            door.vp_wr(fd, xbuff + 3, 0x10000, 0xFFFF_FFFF)  # MXCSR
+        door.vp_wr(fd, xbuff + 3, 0x1FA0, 0xFFFF_FFFF)
+        assert door.vp_rd(fd, xbuff + 3) & 0xFFFF_FFFF == 0x1FA0
+
+
 def test_of_a_production_td_the_module_refuses_everything(kernel: MachineKernel) -> None:
     with td(kernel, debug=False) as machine:
         door, fd = kernel.debug_td(machine.vm.fd), machine.vcpus[0].fd

@@ -2,7 +2,8 @@
 """A guest to be debugged, and a client of gdb's protocol that is not gdb.
 
 The guest is a firmware that goes to 64-bit mode and calls ``work`` again and again, which counts at `COUNTER`, until
-`STOP` is set; then it powers off.  It runs as an ordinary VM and, with the descriptor of a TDVF, as a TD.
+`STOP` is set; then it powers off.  It runs as an ordinary VM and, with the descriptor of a TDVF, as a TD.  A debugger
+that sets RIP to ``vectors`` has it enable AVX, load YMM0, add YMM2 to YMM1 and store that at `VECTOR`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import functools
 import socket
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from swtdx.cpu.platform import Platform
 from swtdx.image.firmware import Firmware
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi.client import Kvm
@@ -30,13 +33,13 @@ from testing.tdvf_image import SIZE, Image
 
 BASE = (1 << 32) - SIZE
 DATA = 0x80_0000
-COUNTER, STOP, STACK, TABLES = DATA, DATA + 8, DATA + 0x3000, DATA + 0x3000
+COUNTER, STOP, VECTOR, STACK, TABLES = DATA, DATA + 8, DATA + 0x40, DATA + 0x3000, DATA + 0x3000
 MEMORY = 16 << 20
 _CODE_AT, _RESET_AT = 0x4000, SIZE - 16
 
 SOURCE = f"""
 .intel_syntax noprefix
-.globl loop, work, count, counted, out80, own_int3, power_off
+.globl loop, work, count, counted, out80, own_int3, power_off, vectors, enabled, loaded, stored
 base: .org {_CODE_AT:#x}
 .ifndef TD
 .code16
@@ -122,10 +125,26 @@ out80: out 0x80, al
 .endif
 own_int3: nop
     ret
+vectors:
+    mov rax, cr4
+    or eax, 0x40000
+    mov cr4, rax
+    xor ecx, ecx
+    xor edx, edx
+    mov eax, 7
+    xsetbv
+enabled:
+    vmovdqu ymm0, [rip + numbers]
+loaded:
+    vpaddd ymm1, ymm1, ymm2
+    vmovdqu [{VECTOR:#x}], ymm1
+stored:
+    jmp loop
 handler:
     inc rbx
     iretq
 .balign 8
+numbers: .long 1, 2, 3, 4, 5, 6, 7, 8
 gdt: .quad 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00AF9B000000FFFF
 gdtr: .word 31
     .long gdt
@@ -253,15 +272,32 @@ class Client:
         assert not reply.startswith(b"E"), reply
         return int.from_bytes(bytes.fromhex(reply.decode()), "little")
 
+    def description(self) -> bytes:
+        """target.xml, piece by piece."""
+        xml, piece = b"", b"m"
+        while piece[:1] == b"m":
+            piece = self.ask(b"qXfer:features:read:target.xml:%x,%x" % (len(xml), 0x7FF))
+            xml += piece[1:]
+        return xml
+
+    def described(self) -> list[tuple[str, int]]:
+        """The registers of target.xml with their bytes."""
+        found = ET.fromstring(self.description()).findall("feature/reg")
+        return [(register.get("name", ""), int(register.get("bitsize", "0")) // 8) for register in found]
+
+    def set_register(self, name: str, value: int) -> bytes:
+        """By `P`; the reply."""
+        described = self.described()
+        number = [each for each, _ in described].index(name)
+        return self.ask(b"P%x=%s" % (number, value.to_bytes(described[number][1], "little").hex().encode()))
+
     def registers(self) -> dict[str, int]:
         """All registers by name, as target.xml numbers them."""
-        from swtdx.vmm.gdb.registers import REGISTERS  # the description itself is tested elsewhere
-
         data = bytes.fromhex(self.ask(b"g").decode())
         values = {}
-        for register in REGISTERS:
-            values[register.name] = int.from_bytes(data[: register.size], "little")
-            data = data[register.size :]
+        for name, size in self.described():
+            values[name] = int.from_bytes(data[:size], "little")
+            data = data[size:]
         assert not data
         return values
 
@@ -285,10 +321,12 @@ def target_of(machine: Machine) -> Target:
 
 
 @contextmanager
-def debugged(*, td: bool = False, cpus: int = 1, wait: bool = True, host: bool = False) -> Iterator[Session]:
+def debugged(
+    *, td: bool = False, cpus: int = 1, wait: bool = True, host: bool = False, platform: Platform | None = None
+) -> Iterator[Session]:
     """The guest on an emulated machine, or on this one's own KVM, with a debug server."""
     built = build(td=td)
-    kernel = open_kernel("host") if host else boot(debug_tds=True)
+    kernel = open_kernel("host") if host else boot(platform=platform, debug_tds=True)
     plan = Plan(
         Firmware(Path("debugged.fd"), "a test made it", built.image),
         MEMORY,

@@ -10,8 +10,10 @@ import pytest
 from swtdx.vmm.gdb.breakpoints import Breakpoints, Kind, NoRoom, Planted
 from swtdx.vmm.gdb.packet import PACKET_SIZE, Again, Broken, Interrupt, Packet, PacketReader, framed
 from swtdx.vmm.gdb.registers import full_tag_word
+from swtdx.vmm.gdb.save_area import SaveArea, compacted_offsets
 from swtdx.vmm.gdb.server import Address, AddressError, parse_address
 from swtdx.vmm.gdb.td_target import vmcs
+from swtdx.x86 import XFeature
 
 
 def read(data: bytes, piece: int = 1 << 20) -> list[object]:
@@ -117,6 +119,27 @@ def test_the_full_tag_word() -> None:
     one, infinity, zero = 0x3FFF << 64 | 1 << 63, 0x7FFF << 64 | 1 << 63, 0
     assert full_tag_word(0, 0, (0,) * 8) == 0xFFFF
     assert full_tag_word(0b1110_0000, 5 << 11, (one, infinity, zero, 0, 0, 0, 0, 0)) == 0b01_10_00_11_11_11_11_11
+
+
+def test_components_lie_without_gaps_in_the_compacted_form() -> None:
+    """SDM volume 1, 13.4.3: in the order of their numbers behind byte 576, those that XCOMP_BV has."""
+    avx, pkru = XFeature.AVX, XFeature.PKRU
+    assert compacted_offsets(1 << 63 | 3) == {}
+    assert compacted_offsets(1 << 63 | 7) == {avx: 576}
+    assert compacted_offsets(1 << 63 | 0x207) == {avx: 576, pkru: 832}
+    assert compacted_offsets(1 << 63 | 0x203) == {pkru: 576}
+    assert compacted_offsets(1 << 63 | 0x2E7) == {avx: 576, pkru: 832 + 64 + 512 + 1024}
+
+
+def test_a_component_that_is_not_in_use_has_its_initial_value() -> None:
+    """XSAVEOPT, XSAVEC and XSAVES leave what they do not write as it was (SDM volume 1, 13.8)."""
+    image = bytearray(b"\xee" * 832)
+    image[512:576] = (3).to_bytes(8, "little") + bytes(56)
+    area = SaveArea(image, {XFeature.AVX: 576})
+    assert area.registers()["ymm15h"] == 0
+    assert list(area.set_register("ymm1h", 5)) == [74, 75]
+    assert image[512] == 7
+    assert area.registers()["ymm1h"] == 5
 
 
 def test_field_ids_of_the_vmcs() -> None:

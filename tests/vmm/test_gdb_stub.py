@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import socket
+import struct
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 import pytest
 
+from swtdx.cpu.platform import Platform, host_features
 from swtdx.vmm.gdb.packet import PACKET_SIZE
 from swtdx.vmm.outcome import End
-from tests.vmm.gdb_guest import BASE, COUNTER, DATA, MEMORY, STACK, STOP, Client, Session, debugged
+from tests.vmm.gdb_guest import BASE, COUNTER, DATA, MEMORY, STACK, STOP, VECTOR, Client, Session, debugged
 
 TRAP = b"T05thread:01;"
 # gdb numbers registers as the description lists them; QEMU's begins so, and has these system registers.
@@ -37,7 +39,11 @@ SYSTEM = (
     "st7",
     "xmm15",
     "mxcsr",
+    "xcr0",
 )
+
+
+needs_avx = pytest.mark.skipif("avx2" not in host_features(), reason="this processor has no AVX2: no YMM registers")
 
 
 class Debugged(NamedTuple):
@@ -91,14 +97,7 @@ def test_target_xml_describes_what_g_sends(vm: Debugged) -> None:
     client = vm.client
     supported = client.ask(b"qSupported:multiprocess+;swbreak+;hwbreak+;xmlRegisters=i386").split(b";")
     assert {b"qXfer:features:read+", b"swbreak+", b"hwbreak+", b"vContSupported+"} <= set(supported)
-    xml, offset = b"", 0
-    while True:
-        piece = client.ask(b"qXfer:features:read:target.xml:%x,%x" % (offset, 0x7FF))
-        xml += piece[1:]
-        offset += len(piece) - 1
-        if piece[:1] == b"l":
-            break
-    target = ET.fromstring(xml)
+    target = ET.fromstring(client.description())
     assert target.findtext("architecture") == "i386:x86-64"
     registers = target.findall("feature/reg")
     assert len(client.ask(b"g")) == sum(int(register.get("bitsize", "0")) for register in registers) // 4
@@ -170,6 +169,63 @@ def test_registers_and_memory_can_be_set(both: Debugged) -> None:
     everything = client.ask(b"g")
     assert client.ask(b"G" + everything) == b"OK"
     assert client.ask(b"g") == everything
+
+
+def lanes(*values: int) -> tuple[int, int]:
+    """The lower and the upper half of a YMM register of eight integers."""
+    whole = struct.pack("<8I", *values)
+    return int.from_bytes(whole[:16], "little"), int.from_bytes(whole[16:], "little")
+
+
+@needs_avx
+def test_whole_vector_registers_are_read_and_written(both: Debugged) -> None:
+    """What the guest loads is seen, and what is written is what it computes with (SDM volume 1, 13.5.2)."""
+    run_to(both, "loop")
+    client, at = both.client, both.at
+    assert client.registers()["xcr0"] == 1
+    assert client.set_register("ymm2h", 5) == b"OK", "held whatever XCR0 enables"
+    assert client.registers()["ymm2h"] == 5
+    assert client.set_register("rip", at["vectors"]) == b"OK"
+    run_to(both, "loaded")
+    registers = client.registers()
+    assert registers["xcr0"] == 7
+    assert (registers["xmm0"], registers["ymm0h"]) == lanes(1, 2, 3, 4, 5, 6, 7, 8)
+    assert registers["ymm2h"] == 5
+    for name, values in (("1", range(10, 90, 10)), ("2", range(100, 900, 100)), ("15", range(8))):
+        low, high = lanes(*values)
+        assert client.set_register(f"ymm{name}h", high) == b"OK"
+        assert client.set_register(f"xmm{name}", low) == b"OK"
+        registers = client.registers()
+        assert (registers[f"xmm{name}"], registers[f"ymm{name}h"]) == (low, high), "one half leaves the other"
+    everything = client.ask(b"g")
+    assert client.ask(b"G" + everything) == b"OK"
+    assert client.ask(b"g") == everything
+    run_to(both, "stored")
+    assert client.memory(VECTOR, 32) == int.from_bytes(struct.pack("<8I", *range(110, 990, 110)), "little")
+
+
+def test_x87_and_sse_registers_are_written(both: Debugged) -> None:
+    client = both.client
+    run_to(both, "loop")
+    one = 0x3FFF_8000_0000_0000_0000
+    written = {"st0": one, "st7": 3, "xmm0": 1 << 127 | 5, "xmm15": 7, "mxcsr": 0x1F81, "fctrl": 0x27F, "fstat": 0x3800}
+    for name, value in written.items():
+        assert client.set_register(name, value) == b"OK"
+    assert {name: client.registers()[name] for name in written} == written
+    assert client.set_register("mxcsr", 0x10000)[:1] == b"E", "a reserved bit: XRSTOR would fault"
+    assert client.set_register("ftag", 0)[:1] == b"E"
+    assert {name: client.registers()[name] for name in written} == written
+
+
+@pytest.mark.parametrize("td", [False, True], ids=["VM", "debug TD"])
+def test_registers_that_the_processor_lacks_are_not_described(td: bool) -> None:
+    with debugged(td=td, platform=Platform(cpu_features=frozenset())) as session:
+        client = session.connect()
+        names = {name for name, _ in client.described()}
+        assert {"xmm15", "mxcsr", "xcr0"} <= names
+        assert not any(name.startswith("ymm") for name in names)
+        assert b"org.gnu.gdb.i386.avx" not in client.description()
+        assert set(client.registers()) == names
 
 
 def test_the_guest_ends_when_told_to_and_the_client_hears_how(both: Debugged) -> None:

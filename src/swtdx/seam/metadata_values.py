@@ -32,6 +32,7 @@ HP_LOCK_TIMEOUTS = range(10_000, 100_000_001)
 """Microseconds."""
 MASK64 = (1 << 64) - 1
 COMPACTED = 1 << 63
+XSAVE_LEGACY, XSAVE_EXTENDED, MXCSR_OFFSET = 512, 576, 24
 NO_LEAF = MASK64
 
 
@@ -45,6 +46,28 @@ def _saved_state(vcpu: Vcpu) -> bytes:
     header = struct.pack("<QQ48x", xfam, COMPACTED | xfam)
     high = context.get_ymm_high() if xfam & XFeature.AVX else b""
     return context.get_fpu() + header + high + (struct.pack("<Q", context.pkru) if xfam & XFeature.PKRU else b"")
+
+
+def _write_xbuff(vcpu: Vcpu, element: int, value: int) -> None:
+    """Change 8 bytes of a virtual CPU's saved state, as XRSTORS would load them.
+
+    The module keeps the XSAVE header to itself (metadata_vp.c). It lets the host write an MXCSR over which the next TD
+    entry fails, and bytes behind the last component: there is no memory here that could keep them.
+    """
+    context, image = vcpu.context, bytearray(_saved_state(vcpu))
+    if XSAVE_LEGACY <= 8 * element < XSAVE_EXTENDED or 8 * element >= len(image):
+        raise Status(StatusCode.METADATA_FIELD_NOT_WRITABLE)
+    struct.pack_into("<Q", image, 8 * element, value)
+    if struct.unpack_from("<I", image, MXCSR_OFFSET)[0] >> 16:
+        raise Status(StatusCode.METADATA_FIELD_VALUE_NOT_VALID)
+    if 8 * element < XSAVE_LEGACY:
+        context.set_fpu(bytes(image[:XSAVE_LEGACY]))
+        return
+    pkru = len(image) - 8 if vcpu.td.xfam & XFeature.PKRU else len(image)
+    if 8 * element >= pkru:
+        context.pkru = value & 0xFFFF_FFFF
+    else:
+        context.set_ymm_high(bytes(image[XSAVE_EXTENDED:pkru]))
 
 
 # --- module -----------------------------------------------------------------------------------------------------------
@@ -313,6 +336,8 @@ def write_vcpu(module: TdxModule, vcpu: Vcpu, field: Field, element: int, value:
         vcpu.context.set_dr(_DR[name], value)
     elif name == "CR2":
         vcpu.context.cr2 = value
+    elif name == "XBUFF":
+        _write_xbuff(vcpu, element, value)
     elif name in _MSRS:
         vcpu.context.wrmsr(_MSRS[name], value)
     elif field.class_code == 0x13:

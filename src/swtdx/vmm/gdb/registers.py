@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The registers that gdb is told of: i386:x86-64 with the system registers, named and ordered as QEMU does it.
 
-A register's number is its place in the table.  gdb itself knows the features ``core``, ``sse`` and ``segments``
-(gdb manual, G.5.5); any other is shown as it is described.
+A register's number is its place in the table of a machine.  gdb itself knows all features but ``system`` (gdb manual,
+G.5.5), which is shown as it is described; it joins ``xmm0`` and ``ymm0h`` to ``ymm0``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from functools import cache
 
 _ORG = "org.gnu.gdb.i386"
 CORE, SSE, SEGMENTS, SYSTEM = f"{_ORG}.core", f"{_ORG}.sse", f"{_ORG}.segments", "org.swtdx.i386.system"
+AVX, PKEYS = f"{_ORG}.avx", f"{_ORG}.pkeys"
+EXTENSIONS = (AVX, PKEYS)
+"""Features that only some machines have."""
 
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
 SELECTORS = ("cs", "ss", "ds", "es", "fs", "gs")
-CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
+CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "xcr0")
 X87_STACK = tuple(f"st{n}" for n in range(8))
 X87_CONTROL = ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")
 XMM = tuple(f"xmm{n}" for n in range(16))
+YMM_HIGH = tuple(f"ymm{n}h" for n in range(16))
 
 _FLAGS: dict[str, tuple[int, tuple[tuple[str, int], ...]]] = {
     "i386_eflags": (4, (
@@ -39,8 +43,9 @@ _FLAGS: dict[str, tuple[int, tuple[tuple[str, int], ...]]] = {
         ("IE", 0), ("DE", 1), ("ZE", 2), ("OE", 3), ("UE", 4), ("PE", 5), ("DAZ", 6), ("IM", 7), ("DM", 8), ("ZM", 9),
         ("OM", 10), ("UM", 11), ("PM", 12), ("FZ", 15),
     )),
+    "i386_xcr0": (8, (("X87", 0), ("SSE", 1), ("AVX", 2), ("PKRU", 9))),
 }  # fmt: skip
-_FLAGS_OF = {CORE: ("i386_eflags",), SSE: ("i386_mxcsr",), SYSTEM: ("i386_cr0", "i386_cr4", "i386_efer")}
+_FLAGS_OF = {CORE: ("i386_eflags",), SSE: ("i386_mxcsr",), SYSTEM: ("i386_cr0", "i386_cr4", "i386_efer", "i386_xcr0")}
 _VECTORS = (  # id, element, count; the members of vec128, named as gdb names them
     ("v4f", "ieee_single", 4, "v4_float"), ("v2d", "ieee_double", 2, "v2_double"), ("v16i8", "int8", 16, "v16_int8"),
     ("v8i16", "int16", 8, "v8_int16"), ("v4i32", "int32", 4, "v4_int32"), ("v2i64", "int64", 2, "v2_int64"),
@@ -74,17 +79,25 @@ REGISTERS: tuple[Register, ...] = (
     Register("fs_base", 64, "int64", SEGMENTS),
     Register("gs_base", 64, "int64", SEGMENTS),
     Register("k_gs_base", 64, "int64", SYSTEM),
-    *(Register(name, 64, f"i386_{name}" if name in ("cr0", "cr4", "efer") else "int64", SYSTEM) for name in CONTROL),
+    *(Register(name, 64, f"i386_{name}" if f"i386_{name}" in _FLAGS else "int64", SYSTEM) for name in CONTROL),
+    *(Register(name, 128, "uint128", AVX) for name in YMM_HIGH),
+    Register("pkru", 32, "uint32", PKEYS),
 )
 RIP = next(number for number, register in enumerate(REGISTERS) if register.name == "rip")
 
 
 @cache
-def target_xml() -> bytes:
-    """The target description."""
+def registers_with(extensions: frozenset[str]) -> tuple[Register, ...]:
+    """Those of a machine with some of `EXTENSIONS`."""
+    return tuple(each for each in REGISTERS if each.feature not in EXTENSIONS or each.feature in extensions)
+
+
+@cache
+def target_xml(extensions: frozenset[str]) -> bytes:
+    """The target description of a machine with some of `EXTENSIONS`."""
     lines = ['<?xml version="1.0"?>', '<!DOCTYPE target SYSTEM "gdb-target.dtd">', "<target>"]
     lines.append("  <architecture>i386:x86-64</architecture>")
-    for feature in (CORE, SSE, SEGMENTS, SYSTEM):
+    for feature in (CORE, SSE, SEGMENTS, SYSTEM, *(each for each in EXTENSIONS if each in extensions)):
         lines.append(f'  <feature name="{feature}">')
         if feature == SSE:
             lines += [f'    <vector id="{name}" type="{kind}" count="{count}"/>' for name, kind, count, _ in _VECTORS]

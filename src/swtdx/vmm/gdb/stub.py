@@ -19,7 +19,7 @@ from swtdx.vmm.execution import CRASHED, Execution, Hit
 from swtdx.vmm.gdb import monitor
 from swtdx.vmm.gdb.breakpoints import INT3, Breakpoints, Hardware, Kind, NoRoom, Planted
 from swtdx.vmm.gdb.packet import PACKET_SIZE
-from swtdx.vmm.gdb.registers import REGISTERS, RIP, target_xml
+from swtdx.vmm.gdb.registers import REGISTERS, RIP, Register, registers_with, target_xml
 from swtdx.vmm.gdb.target import AccessError, Target
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
@@ -59,6 +59,7 @@ class Stub:
         self.run = run
         self.execution = execution
         self.target = target
+        self.described = registers_with(target.extensions)
         self.breakpoints = Breakpoints()
         self.thread = 0
         self.no_acknowledgement = False
@@ -284,18 +285,22 @@ class Stub:
 
     def _read_all(self, rest: bytes) -> Reply:
         values = self.target.registers(self.thread)
-        return [b"".join(_register_bytes(number, values) for number in range(len(REGISTERS)))]
+        return [b"".join(_register_bytes(register, values) for register in self.described)]
 
     def _read_one(self, rest: bytes) -> Reply:
-        number = _number(rest)
-        if number >= len(REGISTERS):
-            raise BadPacket
-        return [_register_bytes(number, self.target.registers(self.thread))]
+        return [_register_bytes(self._described(rest), self.target.registers(self.thread))]
+
+    def _described(self, number: bytes) -> Register:
+        """Raises BadPacket."""
+        try:
+            return self.described[_number(number)]
+        except IndexError:
+            raise BadPacket from None
 
     def _write_all(self, rest: bytes) -> Reply:
         data = _bytes(rest)
         values, offset = self.target.registers(self.thread), 0
-        for register in REGISTERS:
+        for register in self.described:
             piece = data[offset : offset + register.size]
             offset += register.size
             if len(piece) == register.size and values.get(register.name) != int.from_bytes(piece, "little"):
@@ -304,10 +309,10 @@ class Stub:
 
     def _write_one(self, rest: bytes) -> Reply:
         name, equals, text = rest.partition(b"=")
-        number, data = _number(name), _bytes(text)
-        if not equals or number >= len(REGISTERS) or len(data) != REGISTERS[number].size:
+        register, data = self._described(name), _bytes(text)
+        if not equals or len(data) != register.size:
             raise BadPacket
-        self.target.set_register(self.thread, REGISTERS[number].name, int.from_bytes(data, "little"))
+        self.target.set_register(self.thread, register.name, int.from_bytes(data, "little"))
         return [b"OK"]
 
     # --- Memory -------------------------------------------------------------------------------------------------------
@@ -414,8 +419,9 @@ class Stub:
             return [b"E00"]
         offset, length = _pair(window)
         length = min(length, PACKET_SIZE // 2)
-        piece = target_xml()[offset : offset + length]
-        more = offset + len(piece) < len(target_xml())
+        description = target_xml(self.target.extensions)
+        piece = description[offset : offset + length]
+        more = offset + len(piece) < len(description)
         return [(b"m" if more else b"l") + piece]
 
     def _without_acknowledgement(self, rest: bytes) -> Reply:
@@ -458,8 +464,7 @@ def _error(code: int) -> bytes:
     return b"E%02x" % (code & 0xFF)
 
 
-def _register_bytes(number: int, values: dict[str, int]) -> bytes:
-    register = REGISTERS[number]
+def _register_bytes(register: Register, values: dict[str, int]) -> bytes:
     value = values.get(register.name)
     if value is None:
         return b"x" * 2 * register.size  # cannot be had

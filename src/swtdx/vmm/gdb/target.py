@@ -17,6 +17,8 @@ class Target(Protocol):
 
     gives_back: frozenset[int]
     """Vectors of exceptions that the guest can be given although they exited."""
+    extensions: frozenset[str]
+    """Of `registers.EXTENSIONS`: which registers the processor of this machine has beside those that all have."""
 
     def registers(self, vcpu: int) -> dict[str, int]:
         """All registers by the names of `registers.REGISTERS`; one that cannot be had is left out."""

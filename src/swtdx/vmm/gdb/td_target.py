@@ -20,7 +20,8 @@ from __future__ import annotations
 
 from swtdx.uapi.abilities import DebugTd
 from swtdx.vmm.gdb.breakpoints import Breakpoints
-from swtdx.vmm.gdb.registers import SELECTORS, X87_CONTROL, X87_STACK, XMM, full_tag_word
+from swtdx.vmm.gdb.registers import SELECTORS
+from swtdx.vmm.gdb.save_area import HEADER, SaveArea, compacted_offsets, end, offered
 from swtdx.vmm.gdb.target import AccessError
 from swtdx.vmm.launch import Machine
 from swtdx.x86 import Cr0, Cr4, Gpr, Rflags, Vector
@@ -56,13 +57,14 @@ _FIELDS: dict[str, int] = {
     "cr3": vmcs(0x6802),
     "cr4": vmcs(0x6804),
     "efer": vmcs(0x2806),
+    "xcr0": _TDVPS_STATE + 0x20,
 }
 _TPR = _VAPIC + 0x80 // 8
 _DR0, _DR7 = _TDVPS_STATE, vmcs(0x681A)
 _CS_BASE, _EXCEPTION_BITMAP, _QUALIFICATION = vmcs(0x6808), vmcs(0x4004), vmcs(0x6400)
 _INTERRUPTIBILITY, _STI_SHADOW = vmcs(0x4824), 1
 _DB, _BP = 1 << Vector.DB, 1 << Vector.BP
-_FXSAVE_WORDS = 52  # 416 bytes: up to XMM15
+_XCOMP_BV = _XBUFF + HEADER // 8 + 1
 _PRESENT, _LARGE = 1, 1 << 7
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 
@@ -80,20 +82,31 @@ class TdTarget:
         self._door = door
         self._guest_dr: dict[int, dict[int, int]] = {}  # what DR0-3 and DR7 held before the debugger's
         self._stepping: dict[int, int] = {}  # TF as the guest had it
+        self._offsets = compacted_offsets(self._rd(0, _XCOMP_BV))
+        self.extensions = offered(self._offsets)
 
     def registers(self, vcpu: int) -> dict[str, int]:
         """Raises AccessError."""
         values = {name: self._rd(vcpu, field) for name, field in _FIELDS.items()}
         values["cr8"] = self._rd(vcpu, _TPR) >> 4 & 0xF
-        area = b"".join(self._rd(vcpu, _XBUFF + word).to_bytes(8, "little") for word in range(_FXSAVE_WORDS))
-        return values | _fxsave(area)
+        return values | self._save_area(vcpu).registers()
 
     def set_register(self, vcpu: int, name: str, value: int) -> None:
-        """Raises AccessError: XMM and x87 registers lie in XBUFF, which this module does not let be written."""
+        """Raises AccessError: the module does not let all be written."""
         field = _FIELDS.get(name)
-        if field is None:
-            raise AccessError(f"{name} of a TD cannot be set")
-        self._wr(vcpu, field, value)
+        if field is not None:
+            self._wr(vcpu, field, value)
+            return
+        area = self._save_area(vcpu)
+        for word in area.set_register(name, value):
+            self._wr(vcpu, _XBUFF + word, area.word(word))
+
+    def _save_area(self, vcpu: int) -> SaveArea:
+        """What XBUFF holds of the registers."""
+        words = range(end(self._offsets) // 8)
+        return SaveArea(
+            bytearray(b"".join(self._rd(vcpu, _XBUFF + n).to_bytes(8, "little") for n in words)), self._offsets
+        )
 
     def translate(self, vcpu: int, address: int) -> int:
         """A walk of the guest's tables, which lie in private memory. Raises AccessError where they map nothing.
@@ -206,18 +219,3 @@ class TdTarget:
             self._door.vp_wr(self._vcpus[vcpu], field, value, mask)
         except OSError as error:
             raise AccessError(error.strerror or str(error)) from None
-
-
-def _fxsave(area: bytes) -> dict[str, int]:
-    """x87 and SSE registers out of the legacy region of XBUFF (SDM volume 1, 10.5.1)."""
-
-    def number(offset: int, size: int) -> int:
-        return int.from_bytes(area[offset : offset + size], "little")
-
-    stack = tuple(number(32 + 16 * n, 10) for n in range(8))
-    control = (
-        number(0, 2), number(2, 2), full_tag_word(area[4], number(2, 2), stack), number(12, 2), number(8, 4),
-        number(20, 2), number(16, 4), number(6, 2),
-    )  # fmt: skip
-    values = dict(zip(X87_STACK, stack, strict=True)) | dict(zip(X87_CONTROL, control, strict=True))
-    return values | {name: number(160 + 16 * n, 16) for n, name in enumerate(XMM)} | {"mxcsr": number(24, 4)}

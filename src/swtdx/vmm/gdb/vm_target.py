@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""An ordinary VM under the debugger: registers by KVM_GET/SET_REGS, SREGS, FPU and MSRS, addresses by KVM_TRANSLATE,
-breakpoints by KVM_SET_GUEST_DEBUG. Works on any KVM.
+"""An ordinary VM under the debugger: registers by KVM_GET/SET_REGS, SREGS, XSAVE, XCRS and MSRS, addresses by
+KVM_TRANSLATE, breakpoints by KVM_SET_GUEST_DEBUG. Works on any KVM.
 """
 
 from __future__ import annotations
-
-import ctypes
 
 from swtdx.uapi import kvm
 from swtdx.uapi.capability import Cap
 from swtdx.uapi.client import KvmError, Vcpu
 from swtdx.vmm.gdb.breakpoints import Breakpoints
-from swtdx.vmm.gdb.registers import GENERAL, SELECTORS, X87_CONTROL, X87_STACK, XMM, full_tag_word
+from swtdx.vmm.gdb.registers import GENERAL, SELECTORS
+from swtdx.vmm.gdb.save_area import OFFERED, SaveArea, offered
 from swtdx.vmm.gdb.target import AccessError
 from swtdx.vmm.launch import Machine
+from swtdx.x86 import XFeature
 
 _KERNEL_GS_BASE = 0xC0000102
 _INJECT = {1: kvm.KVM_GUESTDBG_INJECT_DB, 3: kvm.KVM_GUESTDBG_INJECT_BP}
 _SREGS = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")
-_FPU_WRITABLE = {"fctrl": "fcw", "fstat": "fsw", "fop": "last_opcode"}
-_ST_BYTES, _XMM_BYTES = 10, 16
+_XSAVE_LEAF = 0xD
 
 
 class VmTarget:
@@ -32,18 +31,20 @@ class VmTarget:
         self._memory = machine.slots.memory
         controls = machine.vm.check_extension(Cap.SET_GUEST_DEBUG2)
         self._block_interrupts = kvm.KVM_GUESTDBG_BLOCKIRQ & controls
+        self._offsets = _offsets(machine.vcpus[0])
+        self.extensions = offered(self._offsets)
 
     def registers(self, vcpu: int) -> dict[str, int]:
         """Raises AccessError."""
         try:
-            return _registers(self._vcpus[vcpu])
+            return _registers(self._vcpus[vcpu], self._offsets)
         except KvmError as error:
             raise AccessError(str(error)) from error
 
     def set_register(self, vcpu: int, name: str, value: int) -> None:
         """Raises AccessError; KVM refuses impossible values."""
         try:
-            _set_register(self._vcpus[vcpu], name, value)
+            _set_register(self._vcpus[vcpu], name, value, self._offsets)
         except KvmError as error:
             raise AccessError(str(error)) from error
 
@@ -107,32 +108,25 @@ class VmTarget:
             raise AccessError(str(error)) from error
 
 
-def _registers(vcpu: Vcpu) -> dict[str, int]:
-    regs, sregs, fpu = vcpu.get_regs(), vcpu.get_sregs(), vcpu.get_fpu()
+def _offsets(vcpu: Vcpu) -> dict[XFeature, int]:
+    """Where the processor's components lie in the standard form of the XSAVE area."""
+    leaf = {entry.index: entry for entry in vcpu.get_cpuid2() if entry.function == _XSAVE_LEAF}
+    return {each: int(leaf[each.bit_length() - 1].ebx) for each in OFFERED if 0 in leaf and leaf[0].eax & each}
+
+
+def _registers(vcpu: Vcpu, offsets: dict[XFeature, int]) -> dict[str, int]:
+    regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     values = {name: int(getattr(regs, name)) for name in (*GENERAL, "rip")}
     values["eflags"] = regs.rflags & 0xFFFF_FFFF
     values |= {name: int(getattr(sregs, name).selector) for name in SELECTORS}
     values |= {name: int(getattr(sregs, name)) for name in _SREGS}
+    values["xcr0"] = vcpu.get_xcrs().xcrs[0].value
     values["fs_base"], values["gs_base"] = sregs.fs.base, sregs.gs.base
     values["k_gs_base"] = vcpu.get_msrs([_KERNEL_GS_BASE]).get(_KERNEL_GS_BASE, 0)
-    stack = tuple(int.from_bytes(bytes(fpu.fpr[n])[:_ST_BYTES], "little") for n in range(len(X87_STACK)))
-    values |= dict(zip(X87_STACK, stack, strict=True))
-    values |= {name: int.from_bytes(bytes(fpu.xmm[n]), "little") for n, name in enumerate(XMM)}
-    values |= {
-        "fctrl": fpu.fcw,
-        "fstat": fpu.fsw,
-        "ftag": full_tag_word(fpu.ftwx, fpu.fsw, stack),
-        "fiseg": fpu.last_ip >> 32 & 0xFFFF,
-        "fioff": fpu.last_ip & 0xFFFF_FFFF,
-        "foseg": fpu.last_dp >> 32 & 0xFFFF,
-        "fooff": fpu.last_dp & 0xFFFF_FFFF,
-        "fop": fpu.last_opcode,
-        "mxcsr": fpu.mxcsr,
-    }
-    return values
+    return values | SaveArea(bytearray(vcpu.get_xsave()), offsets).registers()
 
 
-def _set_register(vcpu: Vcpu, name: str, value: int) -> None:
+def _set_register(vcpu: Vcpu, name: str, value: int, offsets: dict[XFeature, int]) -> None:
     if name in GENERAL or name in ("rip", "eflags"):
         regs = vcpu.get_regs()
         setattr(regs, "rflags" if name == "eflags" else name, value)
@@ -148,18 +142,11 @@ def _set_register(vcpu: Vcpu, name: str, value: int) -> None:
         vcpu.set_sregs(sregs)
     elif name == "k_gs_base":
         vcpu.set_msrs({_KERNEL_GS_BASE: value})
-    elif name in X87_CONTROL and name not in _FPU_WRITABLE:
-        raise AccessError(f"{name} cannot be set")
+    elif name == "xcr0":
+        xcrs = vcpu.get_xcrs()
+        xcrs.xcrs[0].value = value
+        vcpu.set_xcrs(xcrs)
     else:
-        fpu = vcpu.get_fpu()
-        if name in X87_STACK:
-            _fill(fpu.fpr[X87_STACK.index(name)], value.to_bytes(_ST_BYTES, "little"))
-        elif name in XMM:
-            _fill(fpu.xmm[XMM.index(name)], value.to_bytes(_XMM_BYTES, "little"))
-        else:
-            setattr(fpu, _FPU_WRITABLE.get(name, name), value)
-        vcpu.set_fpu(fpu)
-
-
-def _fill(array: ctypes.Array[ctypes.c_uint8], data: bytes) -> None:
-    array[: len(data)] = list(data)
+        area = SaveArea(bytearray(vcpu.get_xsave()), offsets)
+        area.set_register(name, value)
+        vcpu.set_xsave(kvm.kvm_xsave.from_buffer(area.image))
