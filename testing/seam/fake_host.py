@@ -91,6 +91,7 @@ class FakeContext:
         self.closed = False
         self.flushes = 0
         self.msrs: dict[int, int] = {}
+        self.fpu, self.ymm_high = bytes(range(256)) * 2, bytes(range(100, 116)) * 16
         self.segments: dict[int, tuple[int, int, int, int]] = {}
         self.dr: dict[int, int] = {}
         self.pkru = 0
@@ -149,10 +150,16 @@ class FakeContext:
         self.msrs[index] = value
 
     def get_fpu(self) -> bytes:
-        return bytes(range(256)) * 2
+        return self.fpu
+
+    def set_fpu(self, image: bytes) -> None:
+        self.fpu = image
 
     def get_ymm_high(self) -> bytes:
-        return bytes(range(100, 116)) * 16
+        return self.ymm_high
+
+    def set_ymm_high(self, image: bytes) -> None:
+        self.ymm_high = image
 
     def get_dr(self, index: int) -> int:
         return self.dr.get(index, 0)
