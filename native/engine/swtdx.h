@@ -182,6 +182,14 @@ void swtdx_set_count_end(swtdx_package *package, uint64_t end);
 /* The time by the count, with what it was set forward by. */
 uint64_t swtdx_counted_ns(const swtdx_package *package);
 void swtdx_jump(swtdx_package *package, uint64_t ns);
+/* A debugger's stops, of which the guest sees nothing: the virtual CPU leaves as if kicked before it begins an
+ * instruction at one of these linear addresses, once for each count. false: no memory. Not while it runs. */
+bool swtdx_set_stops(swtdx_package *package, const uint64_t *addresses, size_t count);
+/* Whether there was such a stop since the last question. */
+bool swtdx_take_stop(swtdx_package *package);
+/* Count, time set forward, state of the random numbers: to go back to. Not while it runs. */
+void swtdx_counted_state(const swtdx_package *package, uint64_t state[3]);
+void swtdx_set_counted_state(swtdx_package *package, const uint64_t state[3]);
 
 swtdx_cpu *swtdx_cpu_new(swtdx_package *package);
 void swtdx_cpu_free(swtdx_cpu *cpu);

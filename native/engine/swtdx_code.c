@@ -129,7 +129,7 @@ void swtdx_check_code(swtdx_cpu *cpu, bool all)
         hpa = 0;
     }
     clock_gettime(CLOCK_MONOTONIC, &now);
-    ns = now.tv_sec * 1000000000ull + now.tv_nsec;
+    ns = engine->package->counting ? swtdx_counted_ns(engine->package) : now.tv_sec * 1000000000ull + now.tv_nsec;
     swtdx_acquire(engine);
     if (!swtdx_guard(engine)) { /* the owner may have unmapped what we compare */
         uint8_t *host = swtdx_host_pointer(engine, hpa & ~4095ull, 4096);

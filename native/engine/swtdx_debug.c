@@ -88,8 +88,7 @@ void swtdx_data_access(CPUState *cs, vaddr addr, vaddr len, int flags, uintptr_t
     }
     block = retaddr ? tcg_tb_lookup(cs->uc->tcg_ctx, retaddr) : NULL;
     if (block && block->icount != 1) {
-        cs->cflags_next_tb = 1 | curr_cflags();
-        cpu_loop_exit_restore(cs, retaddr);
+        swtdx_alone(cs, retaddr);
     }
     engine->data_hits |= hits;
     cs->interrupt_request |= CPU_INTERRUPT_DEBUG; /* #DB before the next block */

@@ -115,8 +115,7 @@ void helper_swtdx_bus_lock(CPUX86State *env, target_ulong address, uint32_t byte
     }
     block = tcg_tb_lookup(cs->uc->tcg_ctx, GETPC());
     if (block && block->icount != 1) {
-        cs->cflags_next_tb = 1 | curr_cflags();
-        cpu_loop_exit_restore(cs, GETPC());
+        swtdx_alone(cs, GETPC());
     }
     env->uc->swtdx->bus_locked = true;
     cpu_exit(cs);

@@ -96,6 +96,10 @@ struct swtdx_engine {
     volatile uint32_t flush_wanted, flush_done;
     uint64_t access_gla, walks;
     uint64_t count_end; /* where the count is when CPUState.icount_budget is used up */
+    uint64_t *stops;    /* linear addresses of instructions to stop before */
+    size_t nstops;
+    uint64_t passed; /* the count at the last such stop, which is not met again */
+    bool stopped;
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
     bool bus_locked;        /* the instruction in progress locks two cache lines: an exit follows it */
@@ -142,6 +146,9 @@ target_ulong swtdx_write_cr(CPUX86State *env, int reg, target_ulong value, uintp
 uint64_t swtdx_guest_tsc(CPUX86State *env, uint64_t host);
 bool swtdx_count_is_over(const swtdx_engine *engine);
 bool swtdx_counted_random(CPUX86State *env, target_ulong *number);
+int64_t swtdx_tlb_time(struct uc_struct *uc);
+bool swtdx_stops_at(struct uc_struct *uc, target_ulong address);
+void swtdx_alone(CPUState *cs, uintptr_t retaddr) QEMU_NORETURN;
 hwaddr swtdx_translate(CPUState *cs, hwaddr gpa, int access, int *prot);
 bool swtdx_refers_to_stack(CPUX86State *env, target_ulong address, uintptr_t retaddr);
 void swtdx_note_access(CPUState *cs, target_ulong gla);

@@ -155,6 +155,7 @@ void swtdx_engine_free(swtdx_engine *engine)
         swtdx_drop_snapshots(engine);
         free(engine->snapshots);
         free(engine->regions);
+        free(engine->stops);
         pthread_cond_destroy(&engine->turn);
         pthread_mutex_destroy(&engine->mutex);
         pthread_rwlock_destroy(&engine->regions_lock);

@@ -165,3 +165,108 @@ def test_random_numbers_follow_from_the_seed() -> None:
     assert len(set(first)) == 3
     assert numbers(7) == first
     assert not set(numbers(8)) & set(first)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("inc rbx\n div rcx\n hlt", 2 + 2),  # and the two of the handler
+        ("inc rbx\n inc rbx\n mov eax, [rdi]\n inc rbx\n hlt", 3 + 2),
+        ("inc rbx\n mov [rdi], eax\n hlt", 2 + 2),
+        ("inc rbx\n lock inc dword ptr [rdi]\n hlt", 2 + 2),
+        ("inc rbx\n ud2\n hlt", 2 + 2),
+        ("inc rbx\n int3\n hlt", 2 + 2),
+        ("inc rbx\n fld qword ptr [rdi]\n hlt", 2 + 2),
+        ("inc rbx\n movups xmm0, [rdi]\n hlt", 2 + 2),
+        ("inc rbx\n jmp rdi\n hlt", 2 + 2),
+    ],
+)
+def test_what_faults_in_the_middle_of_a_block_has_begun_and_nothing_behind_it(source: str, expected: int) -> None:
+    guest = counting(f"xor ecx, ecx\n mov rdi, {1 << 40:#x}\n {source}")
+    for vector in (0, 3, 6, 13, 14):
+        guest.handler(vector, "nop\n hlt", 0x110000)
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.rip == 0x110001
+    assert count(guest) == 2 + expected
+
+
+def test_a_watched_access_counts_once() -> None:
+    # it is begun again in a block of its own: SDM volume 3, 18.2: the #DB follows the instruction
+    guest = counting("inc rbx\n inc rbx\n mov byte ptr [0x80000], 1\n inc rbx\n hlt")
+    guest.context.exception_bitmap = 1 << 1
+    guest.context.set_dr(0, 0x80000)
+    guest.context.set_dr(7, 2 | 1 << 16)
+    assert guest.run() == ExitReason.EXCEPTION_NMI
+    assert count(guest) == 3
+    assert guest.run() == ExitReason.HLT
+    assert count(guest) == 5
+
+
+def test_a_split_lock_counts_once() -> None:
+    guest = counting("inc rbx\n inc rbx\n lock inc dword ptr [0x8003e]\n inc rbx\n hlt")
+    guest.context.bus_lock_exiting = True
+    assert guest.run() == ExitReason.BUS_LOCK
+    assert count(guest) == 3
+    assert guest.run() == ExitReason.HLT
+    assert count(guest) == 5
+
+
+def test_a_debuggers_stop_is_before_the_instruction_and_once_for_each_count() -> None:
+    guest = counting("mov ecx, 5\n inc rbx\n again: inc rbx\n rdtsc\n dec ecx\n jnz again\n hlt")
+    engine = guest.processor._get_engine()
+    at = CODE + 5 + 3  # again
+    engine.set_stops([at, CODE + 0x1000])
+    met = []
+    while guest.run() != ExitReason.HLT:
+        assert engine.take_stop()
+        assert not engine.take_stop()
+        assert guest.context.rip == at
+        met.append((count(guest), guest.context.gpr[RBX]))
+    assert met == [(2 + 4 * times, 1 + times) for times in range(5)]
+    assert count(guest) == 2 + 4 * 5 + 1
+    assert guest.memory.read(at, 1) == assemble("inc rbx")[:1]
+    engine.set_stops([])
+    guest.load("inc rbx\n inc rbx\n inc rbx\n hlt")
+    assert guest.run() == ExitReason.HLT
+    assert not engine.take_stop()
+
+
+def test_stops_and_instruction_breakpoints_in_the_middle_of_a_block_change_no_count() -> None:
+    source = ".rept 20\n inc rbx\n .endr\n rdtsc\n hlt"
+    guest = counting(source)
+    guest.context.exception_bitmap = 1 << 1
+    guest.context.set_dr(0, CODE + 30)
+    guest.context.set_dr(7, 2)
+    guest.processor._get_engine().set_stops([CODE + 3 * number for number in (0, 4, 10, 11, 17)])
+    counts = []
+    while (reason := guest.run()) != ExitReason.HLT:
+        counts.append((reason, count(guest)))
+        if reason == ExitReason.EXCEPTION_NMI:
+            guest.context.rflags |= 1 << 16
+    stop = ExitReason.EXTERNAL_INTERRUPT
+    assert counts == [(stop, 0), (stop, 4), (stop, 10), (ExitReason.EXCEPTION_NMI, 10), (stop, 11), (stop, 17)]
+    assert (count(guest), guest.context.gpr[RAX]) == (22, 21 * NS)
+
+
+def test_the_count_goes_back_with_time_and_random_numbers() -> None:
+    guest = counting("rdrand rbx\n rdtsc\n hlt")
+    engine = guest.processor._get_engine()
+    engine.jump(100)
+    engine.set_stops([CODE])
+    assert guest.run() == ExitReason.EXTERNAL_INTERRUPT
+    assert engine.take_stop()
+    then = engine.counted_state
+    assert then[:2] == (0, 100)
+    results = []
+    for _ in range(2):
+        engine.set_count_end(NEVER)
+        assert guest.run() == ExitReason.HLT
+        results.append((guest.context.gpr[RBX], guest.context.gpr[RAX], count(guest)))
+        guest.context.rip = CODE
+        engine.counted_state = then
+        assert engine.counted_state == then
+        engine.set_count_end(NEVER)
+        assert guest.run() == ExitReason.EXTERNAL_INTERRUPT  # what was met then is met again
+        assert engine.take_stop()
+    assert results[0] == results[1]
+    assert results[0][1:] == (100 + 2 * NS, 3)

@@ -11,6 +11,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy
 
+from array import array
 from zlib import crc32
 
 cdef extern from *:
@@ -73,6 +74,10 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_count_end(swtdx_package *package, uint64_t end)
     uint64_t swtdx_counted_ns(const swtdx_package *package)
     void swtdx_jump(swtdx_package *package, uint64_t ns)
+    bint swtdx_set_stops(swtdx_package *package, const uint64_t *addresses, size_t count)
+    bint swtdx_take_stop(swtdx_package *package)
+    void swtdx_counted_state(const swtdx_package *package, uint64_t *state)
+    void swtdx_set_counted_state(swtdx_package *package, const uint64_t *state)
     void swtdx_signal()
     int swtdx_signal_pending()
     void swtdx_clear_signal()
@@ -260,6 +265,29 @@ cdef class Engine:
     def jump(self, ns: int) -> None:
         """Set that time forward."""
         swtdx_jump(self.package, ns)
+
+    def set_stops(self, addresses) -> None:
+        """Stop before each instruction at these linear addresses, once for each count. Not while a guest runs."""
+        cdef uint64_t[::1] stops = array("Q", addresses)
+        if not swtdx_set_stops(self.package, &stops[0] if len(stops) else NULL, len(stops)):
+            raise MemoryError("no memory for breakpoints")
+
+    def take_stop(self) -> bool:
+        """Whether there was such a stop since the last question."""
+        return swtdx_take_stop(self.package)
+
+    @property
+    def counted_state(self) -> tuple[int, int, int]:
+        """Count, time set forward, and where the random numbers are: what a machine goes back to."""
+        cdef uint64_t state[3]
+        swtdx_counted_state(self.package, state)
+        return state[0], state[1], state[2]
+
+    @counted_state.setter
+    def counted_state(self, state: tuple[int, int, int]) -> None:
+        cdef uint64_t values[3]
+        values[0], values[1], values[2] = state
+        swtdx_set_counted_state(self.package, values)
 
     @property
     def walks(self) -> int:
