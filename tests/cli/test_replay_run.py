@@ -31,7 +31,7 @@ def kernel_of(folder: Path, shape: str) -> Path:
 
 def machine(kernel: Path, shape: str, *more: str | Path) -> list[str | Path]:
     kind = "tdx" if shape == "td" else "default"
-    return ["run", "--firmware", "none", "--kernel", kernel, "--vm-type", kind, "--memory", "64M", *more]
+    return ["run", "--firmware", "none", "--kernel", kernel, "--vm-type", kind, "--memory", "16M", *more]
 
 
 @pytest.fixture
@@ -112,6 +112,10 @@ def test_a_record_that_was_cut_short_or_changed_is_refused_in_a_sentence(record:
     lines = whole.decode().splitlines()
     first = json.loads(lines[0])
     other = json.dumps({**first, "maker": ["0.0.1", "x"]})
+    builds = [
+        json.dumps({**first, "maker": [*first["maker"][:at], "other", *first["maker"][at + 1 :]]})
+        for at in range(1, len(first["maker"]))
+    ]
     strange = json.dumps({**first, "td": 5})
     damaged = {
         b"": "is not a record of a run",
@@ -121,6 +125,10 @@ def test_a_record_that_was_cut_short_or_changed_is_refused_in_a_sentence(record:
         b"\n".join(whole.splitlines()[:-1]) + b"\n": "is cut short",
         whole.replace(b'"check"', b'"chick"', 1): "is damaged: its SHA-256 is another",
         resealed([other, *lines[1:-1]]).encode(): "was made by swtdx 0.0.1: this is",
+        **{
+            resealed([build, *lines[1:-1]]).encode(): f"was made by another build of swtdx {first['maker'][0]}: a run"
+            for build in builds
+        },
         resealed([strange, *lines[1:-1]]).encode(): "is damaged: it does not say what the machine is",
         resealed([lines[0], "[1]"]).encode(): "is damaged: a line of it is not readable",
     }
@@ -132,6 +140,25 @@ def test_a_record_that_was_cut_short_or_changed_is_refused_in_a_sentence(record:
     record.unlink()
     assert "cannot be read: No such file" in command("replay-run", record).err
     assert "is not a record of a run" in command("replay-run", record.parent).err
+
+
+def test_a_record_knows_the_sources_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import swtdx
+    from swtdx.cli.recorded_run import _source
+
+    package = tmp_path / "swtdx"
+    (package / "cpu").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "cpu" / "counted.py").write_text("a = 1\n")
+    monkeypatch.setattr(swtdx, "__file__", str(package / "__init__.py"))
+    first = _source()
+    assert _source() == first
+    (package / "cpu" / "counted.pyc").write_text("not a source")
+    assert _source() == first
+    (package / "cpu" / "counted.py").write_text("a = 2\n")
+    second = _source()
+    (package / "cpu" / "counted.py").rename(package / "cpu" / "other.py")
+    assert len({first, second, _source()}) == 3
 
 
 @pytest.mark.parametrize(

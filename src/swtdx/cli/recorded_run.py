@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import swtdx
 from swtdx import __version__
 from swtdx.cli.output import Output
 from swtdx.cli.parameters import InputError
@@ -168,7 +169,16 @@ def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
 def _maker() -> list[str]:
     from swtdx.cpu import _engine
 
-    return [__version__, _engine.state_layout()]
+    return [__version__, _engine.state_layout(), _source()]
+
+
+def _source() -> str:
+    """Return a checksum of the package's Python files: each may change what a guest sees at which instruction."""
+    package, digest = Path(swtdx.__file__).parent, hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0{file.stat().st_size}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _identity(option: str, path: Path) -> list[Any]:
@@ -202,8 +212,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Happening]]:
     if recipe.get("maker") != _maker():
         made = recipe.get("maker")
         version = made[0] if isinstance(made, list) and made else "another version"
-        build = " of another build" if version == __version__ else ""
-        raise InputError(f"{path} was made by swtdx {version}{build}: this is {__version__}")
+        if version == __version__:
+            raise InputError(f"{path} was made by another build of swtdx {version}: a run is repeated by its own only")
+        raise InputError(f"{path} was made by swtdx {version}: this is {__version__}")
     body, last = _last_line(data)
     try:
         told = json.loads(last)["sha256"]
