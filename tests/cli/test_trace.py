@@ -18,7 +18,7 @@ from swtdx.cli.output import Outputs
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.trace.event import CLASSES, Event, Ioctl
-from swtdx.trace.file import End, Head, TraceError, TraceFormat, TraceWriter, _thread_name, read_events
+from swtdx.trace.file import CutOff, End, Head, TraceError, TraceFormat, TraceWriter, _thread_name, read_events
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd
@@ -73,7 +73,9 @@ def test_in_a_file_times_are_microseconds_and_operands_are_hexadecimal(tmp_path:
 def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / name)
     path.write_bytes(path.read_bytes()[:-30])
-    assert len(list(read_events(path))) <= len(EVENTS) + 1
+    found = list(read_events(path))
+    assert [type(found[0]), type(found[-1])] == [Head, CutOff]
+    assert len(found) <= len(EVENTS) + 2
 
 
 @pytest.mark.parametrize("text", [b"", b"not json\n", b'{"kind": "other"}\n', b'{"kind":"trace","version":99}\n'])
@@ -156,6 +158,52 @@ def test_summary_table_and_kinds(command: Command, tmp_path: Path) -> None:
     assert "TDH.MEM.PAGE.AUG" in result.out
     assert "KVM_RUN" not in result.out
     assert "\x1b" not in result.out + result.err
+
+
+def cut(path: Path, lines: int, more: int) -> Path:
+    """Leave so many whole lines of a trace, and so many bytes of the next one."""
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[:lines]) + whole[lines][:more])
+    return path
+
+
+@pytest.mark.parametrize("form", list(TraceFormat))
+@pytest.mark.parametrize("which", [["trace", "summary"], ["lint"]])
+@pytest.mark.parametrize(("more", "why"), [(20, "is cut off in its last line"), (0, "has no end")])
+def test_a_trace_without_an_end_is_said(
+    command: Command, tmp_path: Path, form: TraceFormat, which: list[str], more: int, why: str
+) -> None:
+    """A run that was killed, or a full disk: what is there counts, and the reader learns that it is not all."""
+    path = cut(written(tmp_path / "t", form), 5, more)
+    result = command(*which, path)
+    assert result.status == 0
+    assert why in result.err
+    assert "whole events are read" in result.err
+
+
+@pytest.mark.parametrize("form", list(TraceFormat))
+@pytest.mark.parametrize("which", [["trace", "summary"], ["lint"], ["report", "html"]])
+@pytest.mark.parametrize("more", [0, 20])
+def test_a_trace_without_a_whole_event_is_refused(
+    command: Command, tmp_path: Path, form: TraceFormat, which: list[str], more: int
+) -> None:
+    path = cut(written(tmp_path / "t", form), 1, more)
+    result = command(*which, path)
+    assert result.status == 2
+    assert "has no whole event" in result.err
+
+
+@pytest.mark.parametrize("form", list(TraceFormat))
+def test_nothing_is_said_of_a_whole_trace(command: Command, tmp_path: Path, form: TraceFormat) -> None:
+    assert command("trace", "summary", written(tmp_path / "t", form)).err == ""
+
+
+def test_a_run_without_events_is_a_whole_trace(command: Command, tmp_path: Path) -> None:
+    """As of a program that never opens /dev/kvm."""
+    path = tmp_path / "t"
+    TraceWriter(Outputs().open("--trace", path), TraceFormat.jsonl, []).close()
+    result = command("trace", "summary", path)
+    assert (result.status, result.err) == (0, "")
 
 
 def test_summary_of_what_is_no_trace(command: Command, tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.cli.writing import complain
 from swtdx.trace.event import KINDS, Event, Exit
+from swtdx.trace.file import CutOff, TraceError, read_events
 from swtdx.trace.file import Line as TraceLine
-from swtdx.trace.file import TraceError, read_events
 
 EPILOG = """
 [bold]Examples[/bold]
@@ -170,7 +171,11 @@ def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False
 
 
 def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[TraceLine]:
-    """Yield the events of a trace; on a terminal a line tells how many have come. Raises as `read_events`."""
+    """Yield the lines of a trace; on a terminal a line tells how many have come.
+
+    A trace that does not end is reported on stderr; without a whole event it is an error. Raises as `read_events`.
+    """
+    events = 0
     console = Console(stderr=True)
     with Progress(
         TextColumn(f"{doing} {path.name}"), BarColumn(), TextColumn("{task.completed:,} events"),
@@ -180,6 +185,11 @@ def with_progress(path: Path, doing: str, *, quiet: bool = False) -> Iterator[Tr
         for number, event in enumerate(read_events(path), 1):
             if number % 10000 == 0:
                 progress.update(task, completed=number)
+            if isinstance(event, CutOff):
+                if not events:
+                    raise TraceError(f"{path} has no whole event: it {event.why}")
+                complain(f"{path} {event.why}; {events:,} whole events are read")
+            events += isinstance(event, Event)
             yield event
 
 

@@ -74,7 +74,16 @@ class End:
     record: dict[str, Any] | None = None
 
 
-Line = Head | Event | End
+@dataclass(frozen=True)
+class CutOff:
+    """What stands for the last line of a trace that does not end. ``why`` follows the file's name in a sentence."""
+
+    why: str
+
+
+_CUT_LINE = CutOff("is cut off in its last line")
+_NO_END = CutOff("has no end: the run was killed, or is not over")
+Line = Head | Event | End | CutOff
 
 
 class TraceWriter:
@@ -183,8 +192,8 @@ def _metadata(name: str, process: int, track: int, text: str) -> dict[str, Any]:
 def read_events(path: Path) -> Iterator[Line]:
     """Read a trace in either format, with the first and the last line of JSON lines; Chrome's has no details of them.
 
-    Raises OSError; `TraceError` for what is not a valid trace. A last line that is cut off, of a run that was killed,
-    ends it.
+    Raises OSError; `TraceError` for what is not a valid trace. One that does not end, of a run that was killed or whose
+    disk was full, has `CutOff` as its last.
     """
     with cast(BinaryIO, gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
         lines = _lines(path, file)
@@ -204,10 +213,15 @@ def read_events(path: Path) -> Iterator[Line]:
         if version != VERSION:
             raise TraceError(f"{path} is a trace of version {version}, this swtdx reads {VERSION}")
         yield Head(str(head.get("swtdx", "")), command)
+        last: Line = Head()
         for number, line in enumerate(lines, 2):
             if not line.endswith(b"\n"):
+                yield _CUT_LINE
                 return
-            yield _line(path, number, line)
+            last = _line(path, number, line)
+            yield last
+        if not isinstance(last, End):
+            yield _NO_END
 
 
 def _lines(path: Path, file: BinaryIO) -> Iterator[bytes]:
@@ -238,10 +252,12 @@ def _line(path: Path, number: int, line: bytes) -> Event | End:
         raise TraceError(f"{path}: line {number} is not a valid event") from None
 
 
-def _chrome_events(path: Path, lines: Iterator[bytes]) -> Iterator[Event]:
+def _chrome_events(path: Path, lines: Iterator[bytes]) -> Iterator[Event | CutOff]:
     guest = 0.0
+    line, ended = b"\n", False
     for number, line in enumerate(lines, 2):
         text = line.strip().strip(b",")
+        ended = ended or text == b"]"
         if not text or text == b"]" or not line.endswith(b"\n"):
             continue
         try:
@@ -259,3 +275,5 @@ def _chrome_events(path: Path, lines: Iterator[bytes]) -> Iterator[Event]:
         except _NOT_VALID:
             raise TraceError(f"{path}: line {number} is not a slice of a trace") from None
         yield event
+    if not ended:
+        yield _NO_END if line.endswith(b"\n") else _CUT_LINE
