@@ -5,8 +5,8 @@
 ``tdx_kernel``    a kernel that makes TDs: a freshly booted embedded one, or this machine's (``--tdx-kernel=host``)
 ``kvm``           its /dev/kvm, open, as the typed client (`swtdx.uapi.client.Kvm`)
 ``td``            a TD that is built and measured, taken down afterwards: `BareTd` around a few bytes of code, or with
-                  ``@pytest.mark.td(firmware=...)`` a `FirmwareTd`
-``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``
+                  ``@pytest.mark.td(firmware=...)`` or ``(kernel=...)`` a `BootedTd`
+``make_td``       as many more as one likes: ``make_td(code)``, ``make_td(firmware=path)``, ``make_td(kernel=path)``
 ``tdx_quote``     ``tdx_quote(reportdata)``: a quote of a TD that ran, under a test root
 ``tdx_pki``       the test root and the keys below it, one for the session (``--tdx-pki=FOLDER``: kept there)
 ``tdx_pccs``      a service of collateral for such quotes: ``tdx_pccs.url``, ``tdx_pccs.service.status = "OutOfDate"``
@@ -15,12 +15,14 @@
 A test that fails with a refused ioctl shows the kernel's reason, the rule that was broken, and what to do about it.
 
 Markers: ``@pytest.mark.td(code=b"...", memory=2 << 20)`` or ``@pytest.mark.td(firmware="OVMF.fd", memory=256 << 20,
-cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take); ``@pytest.mark.tdx(
+cpus=1)`` choose what ``td`` is (``firmware=True``: the one that ``swtdx run`` would take), and ``@pytest.mark.td(
+kernel="bzImage", initrd="initrd.img", append="console=ttyS0")`` has it boot Linux: without firmware, or through the one
+that ``firmware`` names. ``@pytest.mark.tdx(
 kernel_release="v10", no_rbp_mod=False, processors=4, module_version="1.0", module_updated=False)`` says which kernel,
 on a machine with how many processors and which TDX module, updated since the TD's launch or not; its ``inject`` makes
 SEAMCALLs and ioctls fail (``inject="TDH.MEM.PAGE.AUG: OPERAND_BUSY @3"``, or a list). A firmware wants as
 many processors as it gets vCPUs (one from before edk2-stable202405 waits for the others), so with
-``td(firmware=...)`` that is the default.
+``td(firmware=...)`` and ``td(kernel=...)`` that is the default.
 
 Nothing is imported before a fixture is asked for, so that the plugin costs a session without TDs nothing.
 """
@@ -39,11 +41,13 @@ import pytest
 
 if TYPE_CHECKING:
     from swtdx.image.firmware import Firmware
+    from swtdx.image.linux_image import LinuxBoot
     from swtdx.quoting.pccs import PccsServer
     from swtdx.quoting.pki import Pki
     from swtdx.uapi.client import Kvm
     from swtdx.uapi.kernel import Kernel
     from swtdx.vmm.bare_td import BareTd
+    from swtdx.vmm.launch import Plan
     from swtdx.vmm.outcome import Outcome
 
 DEFAULT_TIMEOUT = 120.0
@@ -53,7 +57,9 @@ _TDX_PARAMETERS = (
     *("kernel_release", "dialect", "no_rbp_mod", "processors", "module_version", "module_updated"),
     "inject",
 )
-_TD_PARAMETERS = ("code", "firmware", "memory", "cpus")
+_TD_PARAMETERS = ("code", "firmware", "memory", "cpus", "kernel", "initrd", "append")
+DEFAULT_APPEND = "console=ttyS0"
+"""The command line of a kernel that is given without one: what it prints, `BootedTd.console` has."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,7 +96,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
-    config.addinivalue_line("markers", "td(code, firmware, memory, cpus): what the fixture td is made of (swtdx)")
+    config.addinivalue_line("markers", f"td({', '.join(_TD_PARAMETERS)}): what the fixture td is made of (swtdx)")
     kernel = f"tdx({', '.join(_TDX_PARAMETERS)}): which kernel the fixture tdx_kernel boots (swtdx)"
     config.addinivalue_line("markers", kernel)
 
@@ -135,7 +141,8 @@ def tdx_kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     from swtdx.machine import boot
 
     planned = _marker(request, "td", _TD_PARAMETERS)
-    processors = options.get("processors") or (planned.get("cpus", 1) if planned.get("firmware") else 4)
+    boots = planned.get("firmware") or planned.get("kernel")
+    processors = options.get("processors") or (planned.get("cpus", 1) if boots else 4)
     platform = Platform(logical_processors=processors)
     if "module_version" in options:
         platform = replace(platform, module_version=options["module_version"])
@@ -191,27 +198,36 @@ def kvm(tdx_kernel: Kernel) -> Iterator[Kvm]:
 
 @pytest.fixture
 def make_td(kvm: Kvm) -> Iterator[Callable[..., Any]]:
-    """``make_td(code)`` or ``make_td(firmware=path)``: a TD, taken down when the test is over."""
+    """``make_td(code)``, ``make_td(firmware=path)`` or ``make_td(kernel=path)``: a TD, taken down after the test."""
     with ExitStack() as undo:
 
         def make(
             code: bytes | None = None,
             *,
             firmware: str | Path | bool | None = None,
+            kernel: str | Path | None = None,
+            initrd: str | Path | None = None,
+            append: str | None = None,
             memory: int | None = None,
             cpus: int = 1,
-        ) -> BareTd | FirmwareTd:
+        ) -> BareTd | BootedTd:
             from swtdx.vmm.bare_td import DEFAULT_CODE, DEFAULT_MEMORY, BareTd
 
-            if firmware is None or firmware is False:
+            if kernel is None and (initrd is not None or append is not None):
+                raise pytest.UsageError("initrd and append go with a kernel: give kernel=")
+            if kernel is None and not firmware:
                 if cpus != 1:
-                    raise pytest.UsageError("a TD of a few bytes of code has one vCPU: cpus goes with firmware")
+                    raise pytest.UsageError(
+                        "a TD of a few bytes of code has one vCPU: cpus goes with firmware or kernel"
+                    )
                 bare = BareTd(kvm, DEFAULT_CODE if code is None else code, memory or DEFAULT_MEMORY)
                 return undo.enter_context(bare)
             if code is not None:
-                raise pytest.UsageError("a TD is made of code or of a firmware, not of both")
+                raise pytest.UsageError("a TD is made of code or of a firmware or kernel, not of both")
             _check_processors(kvm.kernel, cpus)
-            return undo.enter_context(FirmwareTd(kvm, _firmware(firmware), memory or 256 << 20, cpus))
+            size = memory or (256 << 20 if kernel is None else 512 << 20)
+            linux = None if kernel is None else _linux(kernel, initrd, append, size)
+            return undo.enter_context(BootedTd(kvm, _plan(firmware, linux, size, cpus)))
 
         yield make
 
@@ -287,6 +303,27 @@ def _firmware(named: str | Path | bool) -> Firmware:
         pytest.skip(str(error))
 
 
+def _linux(kernel: str | Path, initrd: str | Path | None, append: str | None, memory: int) -> LinuxBoot:
+    """Raises UsageError for files that are no Linux kernel and initrd, or do not fit."""
+    from swtdx.image.linux_image import LinuxImageError, load
+
+    files = Path(kernel), None if initrd is None else Path(initrd)
+    try:
+        return load(*files, DEFAULT_APPEND if append is None else append, memory)
+    except LinuxImageError as error:
+        raise pytest.UsageError(f"kernel: {error}") from None
+
+
+def _plan(firmware: str | Path | bool | None, linux: LinuxBoot | None, memory: int, cpus: int) -> Plan:
+    from swtdx.vmm.launch import Plan, direct_boot
+
+    if firmware:
+        return Plan(_firmware(firmware), memory, cpus, linux=linux)
+    assert linux is not None
+    direct, shim = direct_boot(linux, memory, cpus, td=True)
+    return Plan(shim, memory, cpus, direct=direct)
+
+
 def _marker(request: pytest.FixtureRequest, name: str, parameters: tuple[str, ...]) -> dict[str, Any]:
     """The marker's arguments by name, the first one also by position. Raises UsageError for what it does not know."""
     marker = request.node.get_closest_marker(name)
@@ -301,15 +338,14 @@ def _marker(request: pytest.FixtureRequest, name: str, parameters: tuple[str, ..
     return given
 
 
-class FirmwareTd:
-    """A TD that boots a firmware on the q35 board. ``machine`` is the whole of it, `run` starts it, once."""
+class BootedTd:
+    """A TD that boots a firmware, or Linux, on the q35 board. ``machine`` is the whole of it, `run` starts it, once."""
 
-    def __init__(self, device: Kvm, firmware: Firmware, memory: int, cpus: int) -> None:
-        from swtdx.vmm.launch import Plan, launch
+    def __init__(self, device: Kvm, plan: Plan) -> None:
+        from swtdx.vmm.launch import launch
 
         self._console = bytearray()
-        plan = Plan(firmware=firmware, memory_size=memory, cpus=cpus, serial=self._console.extend)
-        self.machine = launch(device, plan)
+        self.machine = launch(device, replace(plan, serial=self._console.extend))
 
     @property
     def console(self) -> str:
@@ -349,7 +385,7 @@ class FirmwareTd:
             raise TimeoutError(f"{run.outcome.text}; the console ends with {self.console[-200:]!r}")
         return run.outcome
 
-    def __enter__(self) -> FirmwareTd:
+    def __enter__(self) -> BootedTd:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from swtdx.uapi.host import survey
+from swtdx.vmm.bare_guest import io_out
+from tests.image.test_linux_image import bzimage
 
 
 def run(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunResult:
@@ -161,10 +163,46 @@ def test_markers_that_say_nonsense_are_errors(pytester: pytest.Pytester) -> None
 
         def test_processors(make_td):
             make_td(firmware=True)
+
+        @pytest.mark.td(append="quiet")
+        def test_no_kernel(td): ...
+
+        @pytest.mark.td(code=b"1", kernel="bzImage")
+        def test_code_and_kernel(td): ...
+
+        @pytest.mark.td(kernel="absent")
+        def test_no_file(td): ...
         """,
     )
-    result.assert_outcomes(errors=2, failed=1)
-    result.stdout.fnmatch_lines(["*takes code, firmware, memory, cpus, not size*", "*not of both*", "*processors=1*"])
+    result.assert_outcomes(errors=5, failed=1)
+    words = ["*takes code, firmware, memory, cpus, kernel, initrd, append, not size*", "*not of both*"]
+    words += ["*append go with a kernel*", "*not of both*", "*kernel: *absent*", "*processors=1*"]
+    result.stdout.fnmatch_lines(words)
+
+
+def test_a_kernel_is_booted_without_firmware(pytester: pytest.Pytester) -> None:
+    code = b"".join(io_out(0x3F8, each) for each in b"up\n") + b"\xeb\xfe"
+    pytester.path.joinpath("bzImage").write_bytes(bzimage(kernel=bytes(0x200) + code))
+    result = run(
+        pytester,
+        """
+        import pytest
+
+        @pytest.mark.td(kernel="bzImage", memory=96 << 20)
+        def test_it_prints(td, tdx_kernel):
+            assert td.run(until="up").end.label == "until"
+            assert td.console == "up\\n"
+            assert tdx_kernel.inspect_td(td.machine.vm.fd)["mrtd"] == td.mrtd
+
+        @pytest.mark.tdx(processors=2)
+        def test_each_its_own_parameters(make_td):
+            one, other = (
+                make_td(kernel="bzImage", initrd="bzImage", append=line, memory=96 << 20, cpus=2) for line in ("a", "b")
+            )
+            assert one.mrtd != other.mrtd
+        """,
+    )
+    result.assert_outcomes(passed=2)
 
 
 def test_a_refused_ioctl_is_explained_beside_the_test(pytester: pytest.Pytester) -> None:
