@@ -31,7 +31,7 @@ def kernel_of(folder: Path, shape: str) -> Path:
 
 def machine(kernel: Path, shape: str, *more: str | Path) -> list[str | Path]:
     kind = "tdx" if shape == "td" else "default"
-    return ["run", "--firmware", "none", "--kernel", kernel, "--vm-type", kind, "--memory", "48M", *more]
+    return ["run", "--firmware", "none", "--kernel", kernel, "--vm-type", kind, "--memory", "64M", *more]
 
 
 @pytest.fixture
