@@ -91,6 +91,11 @@ def msrs_without_their_feature(release: str) -> Any:
     return set_msr(bench, vcpu, 0x4B564D03), set_msr(bench, vcpu, 0xDA0)
 
 
+def boot_capability(release: str, capability: int) -> int:
+    bench = boot(release=release)
+    return bench.ioctl(bench.device(), k.KVM_CHECK_EXTENSION, capability)
+
+
 def debugctl_is_listed(release: str) -> Any:
     bench = boot(release=release)
     room = filled(k.kvm_msr_list, [ctypes.c_uint32()] * 500, nmsrs=500)
@@ -411,6 +416,11 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         msrs_without_their_feature,
         since("6.18", (0, 1), (1, 0)),
         ("advertised_pv_msrs_read_as_0", "xss_needs_xsaves"),
+    ),
+    "quirks of KVM_CAP_DISABLE_QUIRKS2": (
+        lambda name: boot_capability(name, k.Cap.DISABLE_QUIRKS2),
+        since("7.2", 0x7FF, 0xFFF) | {"6.16": 0x3FF},
+        ("quirks",),
     ),
     "IA32_DEBUGCTL in KVM_GET_MSR_INDEX_LIST": (debugctl_is_listed, since("7.1", False, True), ("lists_debugctl",)),
     "x2APIC API: suppress EOI broadcasts": (

@@ -64,6 +64,8 @@ class Release:
     """KVM_SET_TSC_KHZ of a VM that has vCPUs fails with EINVAL; else it is for the vCPUs to come."""
     shows_apic_bus_cycles: bool
     """KVM_CAP_X86_APIC_BUS_CYCLES_NS of a VM answers what is set; else the default."""
+    quirks: int
+    """What KVM_CAP_DISABLE_QUIRKS2 offers to disable. Those beyond 0x3ff concern nested guests, which there are not."""
     advertised_pv_msrs_read_as_0: bool
     """Under KVM_CAP_ENFORCE_PV_FEATURE_CPUID user space can read, and set to 0, the paravirtual MSRs of a vCPU whose
     CPUID lacks them; else KVM_GET_MSRS and KVM_SET_MSRS stop there. (In 6.18 since one of its stable updates.)"""
@@ -156,6 +158,7 @@ _6_16 = Release(
     shows_module_in_sysfs=False,
     fixes_tsc_frequency=False,
     shows_apic_bus_cycles=False,
+    quirks=0x3FF,
     advertised_pv_msrs_read_as_0=False,
     xss_needs_xsaves=False,
     lists_debugctl=False,
@@ -192,6 +195,7 @@ _6_18 = replace(
     guest_memfd_for_all=True,
     irqfds_share_eventfds=False,
     fixes_tsc_frequency=True,
+    quirks=0x7FF,
     advertised_pv_msrs_read_as_0=True,
     xss_needs_xsaves=True,
     tds_take_irqchips=False,
@@ -220,6 +224,7 @@ _7_2 = replace(
     _7_1,
     name=KernelRelease.V7_2,
     bound_twice=errno.EEXIST,
+    quirks=0xFFF,
     shows_module_in_sysfs=True,
     map_gpa_knows_errnos=True,
     x2apic_by_register=True,
@@ -255,6 +260,7 @@ _V10 = replace(
     ),
     makes_sw_protected_vms=False,
     max_vcpus_can_be_enabled=True,
+    quirks=0x7F,
     tds_have_attributes=False,
     reserved_members=("unused",),
     init_reports_operands=False,

@@ -404,6 +404,8 @@ KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS = 1 << 6
 KVM_X86_QUIRK_SLOT_ZAP_ALL = 1 << 7
 KVM_X86_QUIRK_STUFF_FEATURE_MSRS = 1 << 8
 KVM_X86_QUIRK_IGNORE_GUEST_PAT = 1 << 9
+KVM_X86_QUIRK_VMCS12_ALLOW_FREEZE_IN_SMM = 1 << 10
+KVM_X86_QUIRK_NESTED_SVM_SHARED_PAT = 1 << 11
 
 
 # --- Nested state (header only: the VMCS images behind it are opaque here) --------------------------------------------

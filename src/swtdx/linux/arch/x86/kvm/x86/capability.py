@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 XSAVE_SIZE = 4096
 KVM_DIRTY_LOG_MANUAL_CAPS = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET
-VALID_QUIRKS = 0x3FF
 _BUS_LOCK_MODES = KVM_BUS_LOCK_DETECTION_OFF | KVM_BUS_LOCK_DETECTION_EXIT
 X2APIC_API_VALID = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 _SUPPRESS_EOI = KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
@@ -123,7 +122,7 @@ def system_capabilities(kernel: EmulatedKernel) -> dict[int, int]:
         Cap.ONE_REG: 1,
         Cap.EXIT_HYPERCALL: 1 << KVM_HC_MAP_GPA_RANGE,
         Cap.SET_GUEST_DEBUG2: KVM_GUESTDBG_VALID_MASK,
-        Cap.DISABLE_QUIRKS2: VALID_QUIRKS,
+        Cap.DISABLE_QUIRKS2: kernel.release.quirks,
         Cap.XSAVE2: XSAVE_SIZE,
         Cap.NESTED_STATE: NESTED_STATE_SIZE,
         Cap.MANUAL_DIRTY_LOG_PROTECT2: KVM_DIRTY_LOG_MANUAL_CAPS,
@@ -214,11 +213,11 @@ def _user_space_msr(kvm: Kvm, args: Any) -> None:
 
 
 def _disable_quirks(kvm: Kvm, args: Any) -> None:
-    kvm.disabled_quirks |= args[0] & VALID_QUIRKS
+    kvm.disabled_quirks |= args[0] & kvm.kernel.release.quirks
 
 
 def _disable_quirks2(kvm: Kvm, args: Any) -> None:
-    if args[0] & ~VALID_QUIRKS:
+    if args[0] & ~kvm.kernel.release.quirks:
         raise err(errno.EINVAL, f"quirks {args[0]:#x}")
     kvm.disabled_quirks |= args[0]
 

@@ -176,7 +176,7 @@ class EmulatedMsrs:
         self.values = dict(_PLAIN_DEFAULTS)
         self.arch_capabilities: int = vcpu.kvm.kernel.arch_capabilities
         if vcpu.kvm.disabled_quirks & KVM_X86_QUIRK_STUFF_FEATURE_MSRS:
-            self.arch_capabilities = self.values[PLATFORM_INFO] = 0
+            self.arch_capabilities = self.values[PLATFORM_INFO] = self.values[IA32_UCODE_REV] = 0
         self.feat_ctl = 0
         self.mce = mce.MachineCheck()
         self.tsc_adjust = 0
