@@ -21,10 +21,11 @@ KINDS = {
     "arithmetic": "SSE, MMX and x87 instructions beside the host's processor",
     "gdb": "what a debugger's stub may be sent",
     "quoting": "messages to the quote generation service, TDREPORTs, quotes, requests for collateral, damaged",
+    "signals": "signals at random moments for a VMM's threads under swtdx exec",
     "seam": "random SEAMCALLs and TDCALLs, good and bad; the TDX module is looked at whole after each",
 }
 SEAM_CALLS = 200_000
-DEFAULTS = {"quoting": 20_000, "board": 1_000_000, "cpu": 200_000, "seam": SEAM_CALLS}
+DEFAULTS = {"quoting": 20_000, "signals": 20_000, "board": 1_000_000, "cpu": 200_000, "seam": SEAM_CALLS}
 _EVERY_SECONDS = 5.0
 
 

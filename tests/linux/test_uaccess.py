@@ -6,12 +6,16 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
+import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swtdx.linux.uaccess import copy_from_user, copy_to_user, get_user, put_user
+from swtdx.linux.kept_file import KeptFile
+from swtdx.linux.uaccess import Mm, copy_from_user, copy_to_user, get_user, put_user
 
 
 @pytest.mark.parametrize("length", [1, 24, 4096, 4097, 100_000])
@@ -68,3 +72,40 @@ def test_any_address_answers_with_bytes_or_efault(address: int, length: int) -> 
     except OSError as error:
         outcome = -(error.errno or 0)
     assert outcome in (length, -errno.EFAULT)
+
+
+def test_a_mapping_is_found_while_another_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is read in pieces, by a descriptor that is kept: what others unmap and look for hides nothing."""
+    mm = Mm()
+    mm.kept_maps = KeptFile(f"/proc/{os.getpid()}/maps", os.O_RDONLY)
+    areas = [mmap.mmap(-1, 4096, prot=prot) for _ in range(100) for prot in (3, 1)]  # neighbours do not merge
+    addresses = [ctypes.addressof(ctypes.c_char.from_buffer(area)) for area in areas[::2]]
+    goes: list[mmap.mmap] = []
+    threads: list[threading.Thread] = []
+
+    def watched(read: Callable[..., bytes]) -> Callable[..., bytes]:
+        def then_unmap(*arguments: int) -> bytes:
+            piece = read(*arguments)
+            if goes:
+                goes.pop().close()  # the lowest mapping, which was in the first piece
+                threads.append(threading.Thread(target=mm.find_vma, args=(addresses[-1],)))
+                threads[-1].start()
+                threads[-1].join(0.02)
+            return piece
+
+        return then_unmap
+
+    for name in ("read", "pread"):
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+    found = []
+    for address in addresses:
+        goes.append(mmap.mmap(-1, 4096))
+        found.append(mm.find_vma(address))
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    os.close(mm.kept_maps.fd())
+    assert not goes, "the list was read in pieces"
+    assert [vma and vma[0] <= at < vma[1] and vma[2:] for at, vma in zip(addresses, found, strict=True)] == [
+        (True, True)
+    ] * len(addresses)

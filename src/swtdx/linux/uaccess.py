@@ -61,10 +61,19 @@ class Mm:
     def __init__(self, pid: int | None = None) -> None:
         self.pid = os.getpid() if pid is None else pid
         self.kept_maps: KeptFile | None = None
+        self._maps_lock = threading.Lock()
 
     def find_vma(self, address: int) -> tuple[int, int, bool, bool] | None:
         """Return (start, end, readable, writable) of the mapping that holds ``address``."""
-        for line in self._maps():
+        if self.kept_maps is None:
+            with open(f"/proc/{self.pid}/maps", "rb") as maps:
+                return self._find_in(maps, address)
+        with self._maps_lock:
+            return self._find_in(self._kept_lines(self.kept_maps.fd()), address)
+
+    @staticmethod
+    def _find_in(lines: Iterable[bytes], address: int) -> tuple[int, int, bool, bool] | None:
+        for line in lines:
             extent, permissions = line.split(b" ", 2)[:2]
             start, _, end = extent.partition(b"-")
             if int(end, 16) > address:
@@ -73,15 +82,16 @@ class Mm:
                 return int(start, 16), int(end, 16), permissions[:1] == b"r", permissions[1:2] == b"w"
         return None
 
-    def _maps(self) -> Iterator[bytes]:
-        """Yield the lines of /proc/PID/maps."""
-        if self.kept_maps is None:
-            with open(f"/proc/{self.pid}/maps", "rb") as maps:
-                yield from maps
-            return
-        fd, at, rest = self.kept_maps.fd(), 0, b""
-        while piece := os.pread(fd, 1 << 16, at):
-            at += len(piece)
+    @staticmethod
+    def _kept_lines(fd: int) -> Iterator[bytes]:
+        """Yield the lines of /proc/PID/maps, from its begin.
+
+        By the position that the open file has, so that each piece continues after the mapping before. A read at an
+        offset would count bytes again in a list that other threads change, and find half a line, or miss one.
+        """
+        os.lseek(fd, 0, os.SEEK_SET)
+        rest = b""
+        while piece := os.read(fd, 1 << 16):
             *lines, rest = (rest + piece).split(b"\n")
             yield from lines
 

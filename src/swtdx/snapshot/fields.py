@@ -158,7 +158,7 @@ _KERNEL = {
     "swtdx.linux.sched.TimerQueue": _fields(
         "", "_clock _heap _armed _tickets _changed _thread _running _returned _off"
     ),
-    "swtdx.linux.uaccess.Mm": _fields("", "pid kept_maps"),
+    "swtdx.linux.uaccess.Mm": _fields("", "pid kept_maps _maps_lock"),
     "swtdx.linux.virt.kvm.binary_stats.Statistics": _fields("values", "_id _statistics _count _file"),
     "swtdx.linux.virt.kvm.coalesced_mmio.CoalescedRing": _fields("", "page descriptor _lock"),
     "swtdx.linux.virt.kvm.coalesced_mmio.Zone": _fields("address size pio", frozen=True),

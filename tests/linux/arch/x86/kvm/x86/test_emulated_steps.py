@@ -16,7 +16,7 @@ from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm
 from testing.long_mode import DONE, FAULT_PORT, MMIO, LongModeVm, move
 
-DB, BS, BD, GD, TF = 1, 1 << 14, 1 << 13, 1 << 13, 1 << 8
+DB, BS, BD, GD, TF, RF = 1, 1 << 14, 1 << 13, 1 << 13, 1 << 8, 1 << 16
 READ_DR0 = "0f21c0"
 EMULATED = {
     "cpuid": ("0fa2", 0), "rdmsr": ("b91b0000000f32", 5), "wrmsr": ("0f30", 0), "hlt": (None, 0), "out": ("e610", 0),
@@ -44,10 +44,42 @@ def finish(guest: LongModeVm) -> int | None:
 @pytest.mark.parametrize("name", [name for name, (code, _) in EMULATED.items() if code])
 def test_a_guests_own_step_over_an_instruction_that_exits(guest: LongModeVm, name: str) -> None:
     """#DB comes after that instruction, RIP behind it, DR6.BS set."""
+    last = prepare(guest, name, TF)
+    assert finish(guest) == DB
+    assert saved(guest, 40) == 0x1000 + len(last)
+    assert guest.vcpu.get_debugregs().dr6 & BS
+
+
+@pytest.mark.parametrize("name", [name for name, (code, _) in EMULATED.items() if code])
+def test_a_code_breakpoint_on_an_instruction_that_exits(guest: LongModeVm, name: str) -> None:
+    """#DB is a fault before it, with RF in the flags that it saves; RF lets it execute (SDM volume 3, 18.3.1.1)."""
+    debugregs = guest.vcpu.get_debugregs()
+    debugregs.db[0], debugregs.dr7 = 0x1000, 0x402
+    guest.vcpu.set_debugregs(debugregs)
+    prepare(guest, name)
+    assert finish(guest) == DB
+    assert saved(guest, 40) == 0x1000
+    assert saved(guest, 24) & RF
+    assert guest.vcpu.get_debugregs().dr6 & 0xF == 1
+    guest.reset()
+    prepare(guest, name, RF)
+    assert finish(guest) is None
+    guest.reset()
+    prepare(guest, name)
+    assert finish(guest) == DB, "the breakpoint is still there"
+
+
+def saved(guest: LongModeVm, below: int) -> int:
+    """Return a word of the frame that the exception pushed, by its place below RSP."""
+    return int.from_bytes(guest.memory[0xF000 - below : 0xF000 - below + 8], "little")
+
+
+def prepare(guest: LongModeVm, name: str, flags: int = 0) -> bytes:
+    """Load the instruction, give its registers values, and return its code."""
     code = bytes.fromhex(EMULATED[name][0] or "")
     last = code[5:] if name == "rdmsr" else code
     guest.load(last + b"\x90\x90" + DONE)
-    regs = k.kvm_regs(rip=0x1000, rflags=2 | TF, rsp=0xF000, rcx=0x1B, rax=1, rsi=MMIO, rdx=0x10)
+    regs = k.kvm_regs(rip=0x1000, rflags=2 | flags, rsp=0xF000, rcx=0x1B, rax=1, rsi=MMIO, rdx=0x10)
     if name == "wrmsr":
         regs.rcx, regs.rdx = 0x8B, 0
     if name == "xsetbv":
@@ -58,10 +90,7 @@ def test_a_guests_own_step_over_an_instruction_that_exits(guest: LongModeVm, nam
     if name == "outs":
         regs.rsi = 0x9000
     guest.vcpu.set_regs(regs)
-    assert finish(guest) == DB
-    saved_rip = int.from_bytes(guest.memory[0xF000 - 40 : 0xF000 - 32], "little")
-    assert saved_rip == 0x1000 + len(last)
-    assert guest.vcpu.get_debugregs().dr6 & BS
+    return last
 
 
 def test_general_detect_is_a_fault_before_mov_dr(guest: LongModeVm) -> None:
