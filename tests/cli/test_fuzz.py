@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from swtdx.lying.lie import kinds
 from tests.cli.conftest import Command
 from tests.fuzzing.planted import BEGUN, LENGTH, PRESENT, image
 from tests.image.test_linux_image import bzimage
@@ -75,10 +76,18 @@ def test_wrong_uses_are_one_sentence_each(snapshot: Path, tmp_path: Path, comman
         ((*of, "--code", "0x20-0x10"), "--code 0x20-0x10: write START-END"),
         ((*of, "--check", "nothing"), "--check nothing: write MODULE:FUNCTION"),
         ((*of, "--check", "no_such_module_at_all:f"), "--check no_such_module_at_all:f: No module named"),
+        ((*of, "--lies", "calls,weather"), f"there is no such kind; the kinds are {', '.join(kinds())}"),
+        ((*of, "--lies", ","), "there is no such kind"),
+        ((*of, "--lies", "ve"), "--lies ve: the TD has the attribute SEPT_VE_DISABLE"),
+        ((), "either --from SNAPSHOT, or --kernel FILE with --snapshot-at TEXT"),
+        ((*of, "--kernel", cut, "--snapshot-at", "!"), "either --from SNAPSHOT, or --kernel FILE"),
+        ((*of, "--snapshot-at", "!"), "go with --kernel"),
+        (("--kernel", cut), "--kernel needs --snapshot-at TEXT"),
+        (("--kernel", tmp_path / "nothing", "--snapshot-at", "!"), "cannot be read: No such file or directory"),
+        (("--kernel", cut, "--snapshot-at", "!", "--quiet"), f"{cut}"),
         ((*of, "--run-seconds", "0"), "--run-seconds 0: a run needs time"),
         ((*of, "--replay", tmp_path / "nothing"), "cannot be read: No such file or directory"),
         ((*of, "--html", tmp_path / "no" / "page"), "there is no such folder"),
-        ((*of, "--code", "0x10-0x20", "--timeout", "1", "--calls", "5"), "no coverage is possible"),
     ]
     for arguments, sentence in cases:
         if "--corpus" not in arguments:
@@ -87,7 +96,36 @@ def test_wrong_uses_are_one_sentence_each(snapshot: Path, tmp_path: Path, comman
         assert result.status == 2, (arguments, result.err)
         assert sentence in result.err, result.err
         assert result.err.startswith("swtdx: "), result.err
-        assert result.err.count("\n") == 1, result.err
+        assert result.err.count("\n") == 1 + ("the guest is started" in result.err), result.err
+        assert not (tmp_path / "new").exists(), arguments
+    nothing_new = ("--code", "0x10-0x20", "--timeout", "1", "--calls", "5", "--corpus", tmp_path / "new")
+    result = command("fuzz", "guest", *of, *nothing_new)
+    assert result.status == 2
+    assert "no coverage is possible" in result.err
+
+
+@pytest.mark.slow
+def test_one_command_starts_the_guest_and_goes_on_with_it(tmp_path: Path, command: Command) -> None:
+    kernel, folder = tmp_path / "bzImage", tmp_path / "campaign"
+    kernel.write_bytes(image("time"))
+    fuzz = ("fuzz", "guest", "--kernel", kernel, "--memory", "64M", "--snapshot-at", BEGUN, "--corpus", folder)
+    more = ("--calls", "20", "--lies", "time")
+    result = command(*fuzz, *more, "--timeout", "4")
+    assert result.status in (0, 3), result.err
+    made = (folder / "guest.snapshot").stat().st_mtime_ns
+    fatal = tmp_path / "fatal.lies"
+    fatal.write_text("Clock: SKIP=0x7fffffffffffffff @5\n")
+    result = command(*fuzz, *more, "--replay", fatal, "--json")
+    assert result.status == 3, result.err
+    assert json.loads(result.out)["kind"] == "triple fault"
+    assert (folder / "guest.snapshot").stat().st_mtime_ns == made
+    again = command("run", "--from", folder / "guest.snapshot", "--lies-from", fatal)
+    assert again.status == 3
+    assert "triple fault" in again.err
+    kernel.write_bytes(image("acpi"))
+    result = command(*fuzz, *more, "--timeout", "4")
+    assert result.status == 2
+    assert "is of a guest that was started otherwise" in result.err
 
 
 def test_an_ordinary_vm_has_no_host_to_distrust(tmp_path: Path, command: Command) -> None:

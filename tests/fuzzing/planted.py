@@ -11,14 +11,17 @@ from swtdx.cpu.platform import Platform
 from swtdx.fuzzing.guest import Guest, Limits
 from swtdx.fuzzing.host import Host
 from swtdx.image.linux_image import LinuxBoot, parse
+from swtdx.lying.lie import CALLS
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.bare_guest import tdvmcall_io
+from swtdx.vmm.board.virtio.rng import VirtioRng
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.launch import Machine, Plan, TdParameters, direct_boot, launch
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 from testing.bare_processor import assemble
+from tests.fuzzing.sources import SOURCES
 from tests.image.test_linux_image import bzimage
 from tests.machine.counting_guest import COM1
 
@@ -71,27 +74,27 @@ def code() -> bytes:
 
 
 @contextmanager
-def planted(limits: Limits | None = None) -> Iterator[Guest]:
-    """The guest, to be fuzzed from its first instruction."""
-    host = Host()
+def planted(limits: Limits | None = None, kind: str = CALLS) -> Iterator[Guest]:
+    """The guest whose fault lies of that kind reach, to be fuzzed from its first instruction."""
+    host = Host({kind})
     kernel = boot(platform=Platform(memory_size=1 << 30, report_key=bytes(32)), lies=host)
-    linux = LinuxBoot(parse(image(), "a guest with a fault"), b"", "")
+    linux = LinuxBoot(parse(image(kind), "a guest with a fault"), b"", "")
     direct, firmware = direct_boot(linux, MEMORY, 1, td=True)
     guest = Guest(host, kernel.processor, limits or Limits(calls=30, seconds=5))
+    td = TdParameters(attributes=0 if kind == "ve" else None)
+    devices = (VirtioRng(),) if kind == "virtio" else ()
+    plan = Plan(firmware, MEMORY, 1, td, direct=direct, serial=guest.feed, devices=devices)
     try:
-        with (
-            Kvm(kernel) as device,
-            launch(device, Plan(firmware, MEMORY, 1, TdParameters(), direct=direct, serial=guest.feed)) as machine,
-        ):
+        with Kvm(kernel) as device, launch(device, plan) as machine:
             guest.attach(machine, _at_its_first_call(host, machine))
             yield guest
     finally:
         kernel.shutdown()
 
 
-def image() -> bytes:
+def image(kind: str = CALLS) -> bytes:
     """The guest as a kernel, for the command."""
-    return bzimage(kernel=bytes(0x200) + code())
+    return bzimage(kernel=bytes(0x200) + (code() if kind == CALLS else assemble(SOURCES[kind])))
 
 
 def _at_its_first_call(host: Host, machine: Machine) -> object:

@@ -25,6 +25,12 @@ def test_the_examples_of_the_docstring() -> None:
         ("MapGPA: RETRY every 2", ("MapGPA", None, "r10", 1, When(every=2))),
         ("wrmsr: INVALID_OPERAND", ("Instruction.WRMSR", None, "r10", 1 << 63, When())),
         ("any: random 1% seed 7", ("any", None, None, None, When(chance=0.01, seed=7))),
+        ("Virtqueue 0x100: LENGTH=0xffff @2", ("Virtqueue", 0x100, "length", 0xFFFF, When(2, 2))),
+        ("interrupt: vector=0x80 @3+", ("Interrupt", None, "vector", 0x80, When(3, None))),
+        ("Clock: SKIP=0xffffffffffffffff", ("Clock", None, "skip", (1 << 64) - 1, When())),
+        ("Page: TAKE=0x1000 @1", ("Page", None, "take", 0x1000, When(1, 1))),
+        ("Acpi 0x24: BYTE=255", ("Acpi", 0x24, "byte", 255, When())),
+        ("Virtqueue: random 10%", ("Virtqueue", None, None, None, When(chance=0.1))),
         ("HLT: random", ("Instruction.HLT", None, None, None, When())),
     ],
 )
@@ -51,6 +57,10 @@ def test_a_lie(text: str, expected: tuple[object, ...]) -> None:
         ("RDMSR: R11=99999999999999999999", ["more than 64 bits"]),
         ("RDMSR: R11=1 sometimes", ["sometimes does not say when"]),
         ("RDMSR: R11=1 gpa 0x1000", ["gpa does not say when"]),
+        ("Virtqueue: RETRY", ["RETRY is not an answer: ID=0x61, random"]),
+        ("Virtqueue: R10=1", ["answered in ID, LENGTH", "not in R10"]),
+        ("Clock 1: SKIP=1", ["Clock has no operand"]),
+        ("Interrupt: VECTOR=1 gpa 0x1000", ["gpa does not say when"]),
         ("RDMSR: R11=1 @0", ["counted from 1"]),
     ],
 )

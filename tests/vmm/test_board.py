@@ -289,6 +289,15 @@ def test_rtc_tells_the_time_in_bcd() -> None:
     assert not cmos(ports, 0xA) & 0x80
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("years", [-30_000, -292, 292, 20_000, 600_000])
+def test_rtc_tells_any_time_that_a_host_can_have_it_at(years: int, binary: bool) -> None:
+    ports = PortBus()
+    Rtc(ports, LAYOUT, now=lambda: 1_700_000_000 + years * 31_556_952)
+    set_cmos(ports, 0xB, 0x06 if binary else 0x02)
+    assert all(0 <= cmos(ports, register) < 0x100 for register in (0x32, 9, 8, 7, 6, 4, 2, 0))
+
+
 def test_rtc_in_binary_and_12_hours() -> None:
     ports = PortBus()
     Rtc(ports, LAYOUT, now=lambda: 1_700_000_000)

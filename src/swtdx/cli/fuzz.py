@@ -7,7 +7,7 @@ import json as json_format
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 EPILOG = """
 [bold]Examples[/bold]
 
+[cyan]swtdx fuzz guest --kernel vmlinuz --initrd initrd.img --rng --snapshot-at 'Run /init' --timeout 600[/cyan]
+
 [cyan]swtdx run --kernel vmlinuz --append console=ttyS0 --snapshot-at 'Run /init' --snapshot linux.snapshot[/cyan]
 
 [cyan]swtdx fuzz guest --from linux.snapshot --until '# ' --timeout 600[/cyan] - ten minutes from there
 
 [cyan]swtdx fuzz guest --from linux.snapshot --type 'cat /proc/interrupts\\n'[/cyan] - a shell that does something
+
+[cyan]swtdx fuzz guest --from linux.snapshot --lies virtio,interrupts[/cyan] - what its devices say, and vectors
 
 [cyan]swtdx fuzz guest --from linux.snapshot --code 0xffffffff81000000-0xffffffff82000000[/cyan] - what counts as new
 
@@ -47,6 +51,8 @@ EPILOG = """
 """
 
 STATUS_FOUND = 3
+USUAL_KINDS = ("calls", "virtio", "interrupts", "time")
+"""The others reach only some guests: those that have not read their tables yet, or let a page be taken."""
 _SLICE_SECONDS = 5.0
 _LARGEST = 1 << 64
 
@@ -58,8 +64,9 @@ class What:
     PANEL: ClassVar[str] = "Guest"
 
     restored: Annotated[
-        Path, typer.Option("--from", metavar="FILE", help="The snapshot of a Trust Domain (swtdx run --snapshot).")
-    ]
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="The snapshot of a Trust Domain (swtdx run --snapshot)."),
+    ] = None
     typed: Annotated[
         str | None, typer.Option("--type", metavar="TEXT", help=r"What is typed after each restore; \n is Enter.")
     ] = None
@@ -67,6 +74,13 @@ class What:
         list[str] | None,
         typer.Option(metavar="FILE,ro", help="A disk that the machine in the snapshot has; may be repeated."),
     ] = None
+    lies: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND[,KIND]",
+            help="What the host lies about: calls, virtio, acpi, interrupts, ve, time, or all of them.",
+        ),
+    ] = ",".join(USUAL_KINDS)
     code: Annotated[
         list[str] | None,
         typer.Option(metavar="START-END", help="Only blocks at these addresses count as new; may be repeated."),
@@ -77,6 +91,29 @@ class What:
             metavar="MODULE:FUNCTION",
             help="Called with the guest after each run without a crash; what is wrong with it, or None.",
         ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """A guest that is started once, in place of a snapshot."""
+
+    PANEL: ClassVar[str] = "A guest that is started here, in place of --from"
+
+    kernel: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Start this Linux kernel once, and keep it at --snapshot-at.")
+    ] = None
+    snapshot_at: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Each run begins where the console showed TEXT.")
+    ] = None
+    initrd: Annotated[Path | None, typer.Option(metavar="FILE", help="Its initrd.")] = None
+    append: Annotated[str, typer.Option(metavar="TEXT", help="Its command line.")] = "console=ttyS0 oops=panic panic=-1"
+    firmware: Annotated[str, typer.Option(metavar="FILE", help="A firmware that starts it; none: without.")] = "none"
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="Its memory.")] = "512M"
+    cpus: Annotated[int, typer.Option(min=1, metavar="N", help="Its virtual CPUs.")] = 1
+    rng: Annotated[bool, typer.Option("--rng", help="With a virtio-rng device.")] = False
+    attributes: Annotated[
+        str | None, typer.Option(metavar="MASK", help="TD attributes. Not given: SEPT_VE_DISABLE (0x10000000).")
     ] = None
 
 
@@ -134,30 +171,29 @@ def _fuzz() -> None:
 
 
 @grouped
-def guest(what: What, ending: Ending, how: How) -> None:
+def guest(what: What, start: Start, ending: Ending, how: How) -> None:
     """Find what a Trust Domain does wrong when its host lies.
 
-    Each run starts at the snapshot, and the host answers some TDVMCALLs otherwise (see --lie of swtdx run). Cases that
-    reach new code are changed further. What crashes the guest is reduced to the lies that are needed and kept in a
-    file.
+    Each run starts at the snapshot, and the host answers some TDVMCALLs otherwise, writes other things into shared
+    memory, interrupts, or sets clocks (see --lie of swtdx run). Cases that reach new code are changed further. What
+    crashes the guest is reduced to the lies that are needed and kept in a file.
     """
     from swtdx.cli.fuzzed_guest import check, digest_of
     from swtdx.cli.parameters import InputError
     from swtdx.fuzzing.campaign import Campaign
     from swtdx.fuzzing.folder import Folder, FolderError
 
+    _check(what, start, how)
     settings = _settings(what, ending)
-    if how.replay is not None:
-        raise typer.Exit(_replay(settings, how))
-    if how.workers < 1:
-        raise InputError(f"--workers {how.workers}: at least one is needed")
-    if how.html is not None and not how.html.absolute().parent.is_dir():
-        raise InputError(f"--html {how.html} cannot be written: there is no such folder")
-    _needs_hypothesis()
-    check(settings, here=how.workers == 1 and how.cluster is None)
-    digest = digest_of(settings.snapshot)
     try:
-        campaign = Campaign(Folder(how.corpus), digest)
+        folder = None if start.kernel is None else Folder(how.corpus)
+        if start.kernel is not None:
+            settings = replace(settings, snapshot=_booted(start, what, how))
+        if how.replay is not None:
+            raise typer.Exit(_replay(settings, how))
+        _needs_hypothesis()
+        check(settings, here=how.workers == 1 and how.cluster is None)
+        campaign = Campaign(folder or Folder(how.corpus), digest_of(settings.snapshot))
     except FolderError as error:
         raise InputError(str(error)) from None
     progress = _Progress(campaign, quiet=how.quiet)
@@ -166,9 +202,38 @@ def guest(what: What, ending: Ending, how: How) -> None:
     if how.html is not None:
         from swtdx.fuzzing.page import page
 
-        how.html.write_text(page(campaign.as_json(), str(what.restored)), "utf-8")
+        how.html.write_text(page(campaign.as_json(), str(start.kernel or what.restored)), "utf-8")
     _show(campaign, how)
     raise typer.Exit(STATUS_FOUND if campaign.crashes else 0)
+
+
+def _check(what: What, start: Start, how: How) -> None:
+    """Refuse what cannot go together, before anything is made. Raises InputError."""
+    from swtdx.cli.parameters import InputError
+
+    if (what.restored is None) == (start.kernel is None):
+        raise InputError("give a guest: either --from SNAPSHOT, or --kernel FILE with --snapshot-at TEXT")
+    if start.kernel is not None and not start.snapshot_at:
+        raise InputError("--kernel needs --snapshot-at TEXT: what its console shows where each run is to begin")
+    if start.kernel is None and (start.snapshot_at or start.initrd):
+        raise InputError("--snapshot-at and --initrd go with --kernel; the guest of --from is started already")
+    if how.workers < 1:
+        raise InputError(f"--workers {how.workers}: at least one is needed")
+    if how.html is not None and not how.html.absolute().parent.is_dir():
+        raise InputError(f"--html {how.html} cannot be written: there is no such folder")
+
+
+def _booted(start: Start, what: What, how: How) -> Path:
+    """Return the snapshot of the guest that is to be started. Raises InputError."""
+    from swtdx.cli.fuzzed_boot import Boot, booted
+
+    assert start.kernel is not None
+    assert start.snapshot_at is not None
+    options = {field.name: getattr(start, field.name) for field in fields(start)}
+    boot = Boot(**options, disks=tuple(what.disk or ()))
+    if not how.quiet:
+        print(f"swtdx: the guest is started, and kept where it shows {start.snapshot_at!r}", file=sys.stderr)
+    return booted(how.corpus.absolute(), boot)
 
 
 def _needs_hypothesis() -> None:
@@ -201,7 +266,23 @@ def _settings(what: What, ending: Ending) -> Settings:
     limits = Limits(ending.calls, run_seconds, ending.until)
     typed = (what.typed or "").replace("\\n", "\r").encode()
     code = tuple(_range(each) for each in what.code or ())
-    return Settings(what.restored.absolute(), limits, typed, code, what.check, tuple(what.disk or ()))
+    return Settings(
+        (what.restored or Path()).absolute(), limits, typed, code, what.check, tuple(what.disk or ()), _kinds(what.lies)
+    )
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    """Return the kinds of lies that are named. Raises InputError."""
+    from swtdx.cli.parameters import InputError
+    from swtdx.lying.lie import kinds
+
+    named = tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if named == ("all",):
+        return tuple(kinds())
+    unknown = [word for word in named if word not in kinds()]
+    if unknown or not named:
+        raise InputError(f"--lies {text}: there is no such kind; the kinds are {', '.join(kinds())}")
+    return named
 
 
 def _range(text: str) -> tuple[int, int]:

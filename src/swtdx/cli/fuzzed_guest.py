@@ -20,8 +20,10 @@ from swtdx.cli.session import Options
 from swtdx.fuzzing.campaign import Known, Slice, work
 from swtdx.fuzzing.guest import Checker, Code, Guest, Limits
 from swtdx.fuzzing.host import Host
+from swtdx.lying.lie import kinds
 from swtdx.uapi.abilities import powers_off
 from swtdx.uapi.client import Kvm
+from swtdx.uapi.tdx_upstream import TDX_TD_ATTR_SEPT_VE_DISABLE
 from swtdx.vmm.disk_image import open_disk, parse_disk
 from swtdx.vmm.launch import Plan, launch
 
@@ -39,6 +41,8 @@ class Settings:
     code: tuple[tuple[int, int], ...] = ()
     check: str | None = None
     disks: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ("calls",)
+    """Of lies."""
 
 
 def checker_named(name: str | None) -> Checker | None:
@@ -62,7 +66,7 @@ def open_guest(settings: Settings, files: ExitStack) -> Guest:
     """Build the machine of the snapshot. Raises InputError."""
     path = settings.snapshot
     saved, options, plan = _read(settings)
-    host = Host()
+    host = Host(set(settings.kinds) - (set() if _lets_pages_be_taken(plan) else {"ve"}))
     kernel: Any = kernel_for(options, None, lies=host)
     guest = Guest(
         host,
@@ -92,7 +96,18 @@ def _read(settings: Settings) -> tuple[Saved, Options, Plan]:
     options, plan = saved_machine.planned(path, saved, Options(restored=path, disks=settings.disks))
     if plan.td is None:
         raise InputError(f"--from {path}: the machine in it is an ordinary VM; a host lies to Trust Domains")
+    if "ve" in settings.kinds and set(settings.kinds) != set(kinds()) and not _lets_pages_be_taken(plan):
+        raise InputError(
+            "--lies ve: the TD has the attribute SEPT_VE_DISABLE, so that a page which its host takes is never a #VE: "
+            "run it with other --attributes, or name other kinds"
+        )
     return saved, options, plan
+
+
+def _lets_pages_be_taken(plan: Plan) -> bool:
+    """Whether the guest goes on, by #VE, when it comes to a page that its host took."""
+    attributes = plan.td.attributes if plan.td is not None else None
+    return attributes is not None and not attributes & TDX_TD_ATTR_SEPT_VE_DISABLE
 
 
 def check(settings: Settings, *, here: bool) -> None:

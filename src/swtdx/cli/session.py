@@ -426,10 +426,8 @@ class _Session:
             if self.interactive:
                 self.voice.say(HELP)
             execution = None
-            if self.options.snapshot_at is not None:
-                execution = self._execution = Execution(len(machine.vcpus))
-            if self.gdb is not None:
-                execution = Execution(len(machine.vcpus), stopped=self.options.gdb_wait)
+            if self.options.snapshot_at is not None or self.gdb is not None or self.lies is not None:
+                execution = self._execution = self._execution_of(machine)
             run = self._run = Run(machine, execution)
             if self.gdb is not None and execution is not None:
                 debugger.serve(self.gdb, machine, run, execution)
@@ -461,6 +459,15 @@ class _Session:
                 kernel.power_off()
         self._report(kept, outcome)
         return outcome.status or (STATUS_LEAK if self.lint is not None and self.lint.findings.leaks else 0)
+
+    def _execution_of(self, machine: Machine) -> Execution:
+        """Return who says when vCPUs run: what the host does at a call is done there, too."""
+        stopped = self.gdb is not None and self.options.gdb_wait
+        if self.lies is None:
+            return Execution(len(machine.vcpus), stopped=stopped)
+        from swtdx.fuzzing.hostile import Hostile
+
+        return Hostile(machine, self.lies, stopped=stopped)
 
     def _attend(self, run: Run, machine: Machine) -> Outcome:
         """Stay with the run until it is over, whatever ends it."""

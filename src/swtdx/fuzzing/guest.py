@@ -10,12 +10,14 @@ from typing import Protocol
 
 from swtdx.fuzzing import outcome
 from swtdx.fuzzing.host import Host
+from swtdx.fuzzing.hostile import ACPI, CLOCK, INTERRUPT, PAGE, Hostile
 from swtdx.fuzzing.outcome import Outcome
 from swtdx.lying.lie import Lie
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End
 from swtdx.vmm.outcome import Outcome as Ended
 from swtdx.vmm.run import Run
+from swtdx.x86 import PAGE_SIZE
 
 _ENOUGH = Ended(End.INTERRUPTED, "enough calls")
 _TIME = Ended(End.TIMEOUT, "time was up")
@@ -133,6 +135,16 @@ class Guest:
     def attach(self, machine: Machine, snapshot: object) -> None:
         """Take the machine, and what it is restored from."""
         self.machine, self._snapshot = machine, snapshot
+        for vcpu in range(len(machine.vcpus)):
+            self.host.offer(INTERRUPT, vcpu, {"vector": 0})
+        self.host.offer(CLOCK, 0, {"skip": 0})
+        plan = machine.plan
+        memory = [(at, len(held)) for at, held in plan.direct.pieces()] if plan.direct is not None else plan.layout.ram
+        pages = [page for at, length in memory for page in range(at, at + length, PAGE_SIZE)]
+        self.host.offer(PAGE, 0, {"take": 0}, pages)
+        tables = plan.direct.acpi if plan.direct is not None else machine.board.acpi
+        for offset, byte in enumerate(tables.tables):
+            self.host.offer(ACPI, offset, {"byte": byte})
         self._processor.cover()
 
     def run(self, lies: Iterable[Lie]) -> Result:
@@ -142,13 +154,13 @@ class Guest:
         machine.restore(self._snapshot)
         self.console.clear()
         self._doomed_at, self._looked_at = 0.0, 0
-        run = self._run = Run(machine)
 
         def enough() -> None:
             if not self._doomed_at:
                 run.finish(_ENOUGH)
 
         self.host.begin(lies, self.limits.calls, enough)
+        run = self._run = Run(machine, Hostile(machine, self.host))
         computed = time.process_time()
         run.start()
         try:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from swtdx.fuzzing.host import Call, Host, Site
-from swtdx.lying.lie import statuses
+from swtdx.lying.lie import kind_of, statuses, table
 
 Case = tuple[str, ...]
 """Lies, as text."""
@@ -65,7 +65,10 @@ def explore(seed: int, examples: int, host: Host, corpus: Sequence[Case], attemp
 def changed(case: Case, edits: Sequence[Draw], host: Host, corpus: Sequence[Case]) -> Case:
     """Return a case with the edits made."""
     lies = list(case)
-    sites = list(host.sites.items())
+    functions: dict[str, list[tuple[Site, Call]]] = {}
+    for each in host.sites.items():
+        functions.setdefault(kind_of(each[0][0]), []).append(each)
+    kinds = list(functions.values())
     for what, place, site, turn, register, value in edits:
         if what == "splice" and corpus:
             lies += corpus[site % len(corpus)]
@@ -74,7 +77,8 @@ def changed(case: Case, edits: Sequence[Draw], host: Host, corpus: Sequence[Case
         else:
             if what == "value" and lies:
                 del lies[place % len(lies)]
-            lies.append(_lie(*sites[site % len(sites)], turn, register, value))
+            sites = kinds[site % len(kinds)]
+            lies.append(_lie(*sites[site // len(kinds) % len(sites)], turn, register, value))
     unique = dict.fromkeys(lies)
     return tuple(unique)[-_MOST_LIES:]
 
@@ -83,12 +87,15 @@ def _lie(site: Site, call: Call, turn: int, register: int, value: tuple[str, int
     function, operand = site
     names = list(call.bits) or ["r10"]
     name = names[register % len(names)]
-    where = f" {operand:#x}" if operand or function not in ("Instruction.HLT",) else ""
+    where = f" {operand:#x}" if "operand" in table()["functions"][function] else ""
     if name == "r10":
         of = [name for name, number in statuses().items() if number != call.honest.get("r10")]
         answer = of[value[1] % len(of)]
     else:
-        answer = f"{name.upper()}={_value(value, call.honest.get(name, 0), call.bits[name]):#x}"
+        drawn = _value(value, call.honest.get(name, 0), call.bits[name])
+        if call.values and value[0] != "any":
+            drawn = call.values[value[1] % len(call.values)]
+        answer = f"{name.upper()}={drawn:#x}"
     # One time in four it is lied about from that call on: what a guest polls for must not come the next time.
     when = f"@{turn // 4 % call.count + 1}" + ("" if turn % 4 else "+")
     return f"{function}{where}: {answer} {when}"

@@ -58,6 +58,7 @@ _E820_TABLE = 0x2D0
 _E820_ENTRY = struct.Struct("<QQI")
 _UNDEFINED_LOADER = 0xFF
 _ENTRY_64 = 0x200
+_RSDP_ROOM = 64
 
 
 class Piece(NamedTuple):
@@ -75,6 +76,10 @@ class DirectBoot:
     kernel: Piece
     parameters: Piece
     initrd: Piece | None
+    acpi: acpi_tables.AcpiTables
+    """As they are before they are placed, at ``acpi_at`` and ``rsdp_at``."""
+    rsdp_at: int
+    acpi_at: int
 
     @property
     def entry(self) -> int:
@@ -124,6 +129,8 @@ def lay_out(linux: LinuxBoot, layout: MemoryMap, cpus: int, *, td: bool) -> Dire
         Piece(image.preferred_address, image.kernel),
         Piece(PARAMETERS, _parameters(linux, layout, tables, initrd)),
         initrd,
+        tables,
+        *_tables_at(linux),
     )
 
 
@@ -145,8 +152,7 @@ def _parameters(linux: LinuxBoot, layout: MemoryMap, tables: acpi_tables.AcpiTab
     """Zero page, command line, ACPI tables, each from a page's start on."""
     command_line = linux.command_line.encode() + b"\0"
     command_line_at = BOOT_PARAMS + PAGE_SIZE
-    rsdp_at = command_line_at + _page_up(len(command_line))
-    tables_at = rsdp_at + 64
+    rsdp_at, tables_at = _tables_at(linux)
     acpi, rsdp = tables.place(tables_at, rsdp_at)
     end = _page_up(tables_at + len(acpi))
 
@@ -164,8 +170,15 @@ def _parameters(linux: LinuxBoot, layout: MemoryMap, tables: acpi_tables.AcpiTab
     for number, entry in enumerate(entries):
         _E820_ENTRY.pack_into(zero_page, _E820_TABLE + number * _E820_ENTRY.size, *entry)
 
-    contents = bytes(zero_page) + command_line.ljust(rsdp_at - command_line_at, b"\0") + rsdp.ljust(64, b"\0") + acpi
+    contents = bytes(zero_page) + command_line.ljust(rsdp_at - command_line_at, b"\0")
+    contents += rsdp.ljust(_RSDP_ROOM, b"\0") + acpi
     return contents.ljust(end - PARAMETERS, b"\0")
+
+
+def _tables_at(linux: LinuxBoot) -> tuple[int, int]:
+    """Return where the RSDP and the other tables are, which follow the command line."""
+    rsdp_at = BOOT_PARAMS + PAGE_SIZE + _page_up(len(linux.command_line.encode()) + 1)
+    return rsdp_at, rsdp_at + _RSDP_ROOM
 
 
 def _setup_header(kernel: BzImage) -> bytes:

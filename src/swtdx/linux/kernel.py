@@ -31,6 +31,7 @@ from swtdx.linux.uaccess import current_mm
 from swtdx.linux.virt.kvm import mmu_notifier
 from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.eventfd import IrqfdThread
+from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 from swtdx.linux.virt.kvm.hva import UserWindows
 from swtdx.linux.virt.kvm.kvm_main import KVM_MAX_VCPU_IDS, Kvm
 from swtdx.uapi.asm_kvm import KVM_X86_DEFAULT_VM, KVM_X86_SW_PROTECTED_VM
@@ -281,6 +282,13 @@ class EmulatedKernel:
         each page that it ever touched, which takes seconds, on the real kernel too.
         """
         self.files.powered_off = True
+
+    def overwrite(self, guest_memfd: int, offset: int, data: bytes) -> None:
+        """As `swtdx.uapi.abilities.Overwriting`."""
+        file = self.files.get(guest_memfd)
+        if not isinstance(file, GuestMemfd):
+            raise err(errno.EBADF, f"fd {guest_memfd} is not a guest_memfd")
+        file.overwrite(offset, data)
 
     def eventfd(self, initval: int = 0, flags: int = os.EFD_CLOEXEC | os.EFD_NONBLOCK) -> int:
         """Make a real one. Raises OSError(EINVAL, EMFILE)."""

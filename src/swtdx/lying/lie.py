@@ -7,10 +7,13 @@ A lie is ``CALL [OPERAND]: ANSWER [WHEN]...``, in which WHEN is that of an injec
     RDMSR 0x1b: R11=0                      this MSR, always
     MapGPA: RETRY every 2                  a status, in R10
     any: random 1% seed 7                  one call in a hundred, with a value by chance
+    Virtqueue 0x100: LENGTH=0xffff @2      what a device says in memory that it shares with the guest
+    Interrupt: VECTOR=0x80 @40             what the host does at the guest's 40th call
 
-CALL is a function of TDG.VP.VMCALL, its prefix omitted or not, or ``any``. OPERAND is the port, MSR, CPUID leaf or
-address; with it, the calls are counted that have this operand.
-ANSWER is a register with a value, a status by name, or ``random``: a value of the kind that finds faults.
+CALL is a function of TDG.VP.VMCALL, its prefix omitted or not, ``any`` of these, or another way for a lie (`kinds`).
+OPERAND is the port, MSR, CPUID leaf or address; with it, the calls are counted that have this operand.
+ANSWER is a register or another part with a value, a status by name, or ``random``: a value of the kind that finds
+faults.
 
 >>> lie = parse("rdmsr 0x1b: R11=0xfee00900 @2")
 >>> lie.function, hex(lie.operand), lie.register, hex(lie.value), lie.when.first
@@ -34,7 +37,9 @@ from swtdx.inject.parse import parse_when
 
 FORM = "write CALL: ANSWER, as in Instruction.IO 0x3fd: R11=0x61 @3, MapGPA: RETRY, or any: random 1% seed 7"
 ANY = "any"
-_VALUE = re.compile(r"(R1[0-5])=(0[xX][0-9a-fA-F]{1,16}|\d{1,20})", re.IGNORECASE | re.ASCII)
+CALLS = "calls"
+"""The kind of lies that are answers to TDVMCALLs."""
+_VALUE = re.compile(r"([A-Z]\w*)=(0[xX][0-9a-fA-F]{1,16}|\d{1,20})", re.IGNORECASE | re.ASCII)
 
 
 class LieError(ValueError):
@@ -58,6 +63,20 @@ def table() -> dict[str, Any]:
     """Return answers.json."""
     parsed: dict[str, Any] = json.loads(files(__package__).joinpath("answers.json").read_text("ascii"))
     return parsed
+
+
+def kind_of(function: str) -> str:
+    """Return of which kind lies about a function are: `CALLS`, or by another way into the guest."""
+    return str(table()["functions"].get(function, {}).get("kind", CALLS))
+
+
+@cache
+def kinds() -> dict[str, tuple[str, ...]]:
+    """Return the functions of each kind."""
+    found: dict[str, tuple[str, ...]] = {}
+    for function in table()["functions"]:
+        found[kind_of(function)] = (*found.get(kind_of(function), ()), function)
+    return found
 
 
 @cache
@@ -114,13 +133,15 @@ def _operand(text: str, function: str, word: str) -> int:
 def _answer(text: str, function: str, word: str) -> tuple[str | None, int | None]:
     if word.lower() == "random":
         return None, None
-    if word.upper() in statuses():
+    is_call = kind_of(function) == CALLS
+    if is_call and word.upper() in statuses():
         return "r10", statuses()[word.upper()]
     match = _VALUE.fullmatch(word)
+    answers = [*(["r10"] if is_call else []), *table()["functions"].get(function, {"answers": {"r11": 64}})["answers"]]
     if match is None:
-        raise _error(text, f"{word} is not an answer: R11=0x61, random, {', '.join(statuses())}")
+        examples = ["R11=0x61", "random", *statuses()] if is_call else [f"{answers[0].upper()}=0x61", "random"]
+        raise _error(text, f"{word} is not an answer: {', '.join(examples)}")
     register, value = match[1].lower(), int(match[2], 0)
-    answers = ["r10", *table()["functions"].get(function, {"answers": {"r11": 64}})["answers"]]
     if register not in answers:
         raise _error(text, f"{function} is answered in {', '.join(answers).upper()}, not in {register.upper()}")
     if value >= 1 << 64:

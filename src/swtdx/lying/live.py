@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Coverage = Callable[[int], object]
 """Takes the address of each instruction at which a guest left: the nearest to coverage without the translator."""
 _ANSWERS = tuple(f"r{number}" for number in range(10, 16))
-_FUNCTIONS = {row["number"]: name for name, row in table()["functions"].items()}
+_FUNCTIONS = {row["number"]: name for name, row in table()["functions"].items() if "number" in row}
 _TDCALL = int(ExitReason.TDCALL)
 
 
@@ -31,6 +31,11 @@ class Answers(Protocol):
     @property
     def left(self) -> Coverage | None:
         """Who is told where the guest has left, each time."""
+        ...
+
+    @property
+    def asked(self) -> Callable[[], object] | None:
+        """Who is told of each call when it comes, on the thread of the virtual CPU."""
         ...
 
     def lie(self, function: str, registers: dict[str, int], honest: dict[str, int]) -> dict[str, int]:
@@ -61,6 +66,8 @@ class _LiedTo(GuestContext):
         if reason == _TDCALL and not self.gpr[0] and not self.gpr[10]:
             function = _FUNCTIONS.get(self.gpr[11])
             if function is not None:
+                if self.teller.asked is not None:
+                    self.teller.asked()
                 self.asked = function, {name: self.gpr[10 + number] for number, name in enumerate(_ANSWERS)}
         return reason
 

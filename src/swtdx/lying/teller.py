@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any
 
-from swtdx.lying.lie import ANY, Lie, statuses, table
+from swtdx.lying.lie import ANY, CALLS, Lie, kind_of, statuses, table
 
 _MOST_OPERANDS = 65536
 """Operands that are counted one by one: a guest chooses them."""
@@ -30,6 +30,8 @@ class Teller:
         left: Callable[[int], object] | None = None,
     ) -> None:
         self.left = left
+        self.asked: Callable[[], object] | None = None
+        """As `swtdx.lying.live.Answers`."""
         self.told = 0
         self._exact: dict[tuple[str, int, int], Lie] = {}
         """Those about one call, as a record of a run has many of."""
@@ -40,15 +42,21 @@ class Teller:
                 self._exact[lie.function, lie.operand, when.first] = lie
             else:
                 self._others.append(lie)
+        self._about = {each.function for each in (*self._exact.values(), *self._others)}
         self._tell = told
         self._calls = Counter[int]()
         self._nth = Counter[tuple[str, int]]()
         self._lock = threading.Lock()
 
+    def is_about(self, function: str) -> bool:
+        """Whether there is any lie about it."""
+        return function in self._about
+
     def lie(self, function: str, registers: dict[str, int], honest: dict[str, int]) -> dict[str, int]:
         """Return registers of the answer that become others.
 
-        ``registers`` are those of the call, ``honest`` those of the answer that reach the guest.
+        ``registers`` are those of the call, ``honest`` those of the answer that reach the guest. For lies of another
+        kind they are what the table calls the operand, and the parts that can be others.
         """
         row = table()["functions"][function]
         operand = registers.get(row.get("operand", ""), 0)
@@ -73,7 +81,9 @@ class Teller:
         """Count the call for every lie that may be about it; return the first that is due."""
         due: tuple[Lie, Random] | None = None
         for number, lie in enumerate(self._others):
-            if lie.function not in (ANY, function) or lie.operand not in (None, operand):
+            if lie.function != function and (lie.function != ANY or kind_of(function) != CALLS):
+                continue
+            if lie.operand not in (None, operand):
                 continue
             self._calls[number] += 1
             if due is None:

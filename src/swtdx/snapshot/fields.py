@@ -221,7 +221,7 @@ _VMM = {
     "swtdx.vmm.board.pci_function.PciFunction": _fields(_PCI_FUNCTION, _PCI_FIXED),
     "swtdx.vmm.board.q35.Board": _fields(
         "mmio power_event debug_exit_value ioapic pic timer pm _rtc_timer rtc fw_cfg com1 pci _virtio _asserted_intx",
-        "lock ports clock acpi _build_acpi _other_files debug_console reset_line pvpanic _signal_msi",
+        "lock ports clock acpi _build_acpi _other_files _alter_acpi debug_console reset_line pvpanic _signal_msi",
     ),
     "swtdx.vmm.board.rtc.Rtc": _fields("_offset _flags _irq _seen _index _memory", "_now _set_irq _alarm _set_timer"),
     "swtdx.vmm.board.timer.BoardTimer": _fields(
@@ -242,7 +242,7 @@ _VMM = {
         _PCI_FIXED + " _window _say",
     ),
     "swtdx.vmm.board.virtio.ring.Virtqueue": _fields(
-        "size enabled vector descriptors driver_area device_area _next_available _used", "_memory maximum_size"
+        "size enabled vector descriptors driver_area device_area _next_available _used", "_memory maximum_size altered"
     ),
     "swtdx.vmm.board.virtio.rng.VirtioRng": _fields("", "_random features config transport stopping"),
     "swtdx.vmm.launch.Machine": _fields(

@@ -132,6 +132,15 @@ class Keeping(Protocol):
 
 
 @runtime_checkable
+class Overwriting(Protocol):
+    """A kernel that can change what a guest has in private memory, as no real one can."""
+
+    def overwrite(self, guest_memfd: int, offset: int, data: bytes) -> None:
+        """Change it, as if the guest had been launched with it; its measurement stays. Raises OSError."""
+        ...
+
+
+@runtime_checkable
 class HasRelease(Protocol):
     """A kernel that states which release of Linux it is."""
 
@@ -196,6 +205,12 @@ def keeping(kernel: Kernel) -> Keeping | None:
     """Return the kernel as one whose machine can be kept."""
     inner = _unwrapped(kernel)
     return inner if isinstance(inner, Keeping) else None
+
+
+def overwriting(kernel: Kernel) -> Overwriting | None:
+    """Return the kernel as one that can change private memory."""
+    inner = _unwrapped(kernel)
+    return inner if isinstance(inner, Overwriting) else None
 
 
 def powers_off(kernel: Kernel) -> PowersOff | None:

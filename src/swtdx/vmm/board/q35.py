@@ -113,6 +113,7 @@ class Board:
         self._rtc_timer.function = self.rtc.tick
         self._build_acpi = partial(acpi_tables.build, layout, cpus, level_interrupts=level_interrupts)
         self.acpi = self._build_acpi()
+        self._alter_acpi: Callable[[acpi_tables.AcpiTables], acpi_tables.AcpiTables] = lambda tables: tables
         self._other_files = standard_files(layout)
         if smbios is not None:
             self._other_files |= smbios.files(layout, cpus)
@@ -173,6 +174,14 @@ class Board:
         for device in self._virtio:
             device.stopping = True
 
+    def alter_acpi(self, alter: Callable[[acpi_tables.AcpiTables], acpi_tables.AcpiTables]) -> None:
+        """Give the firmware other tables from now on, for a host that is not to be trusted."""
+        self._alter_acpi = alter
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        self.fw_cfg.set_files({**self._other_files, **self._alter_acpi(self.acpi).files()})
+
     def go_on(self, kept: None) -> None:
         """The board was given the state of a snapshot: it works again, by a clock that is behind the host's."""
         self.pm.use_clock(self.clock.monotonic)
@@ -192,7 +201,7 @@ class Board:
         """Builds of OVMF differ in where they put it, and read the tables that say where it is only afterwards."""
         if ECAM_LOWEST <= base <= ECAM_HIGHEST and self.pci.ecam.length == ECAM_SIZE:
             self.acpi = self._build_acpi(ecam_base=base)
-            self.fw_cfg.set_files({**self._other_files, **self.acpi.files()})
+            self._hand_over()
 
     def _set_isa_irq(self, line: int, level: bool) -> None:
         self.pic.set_irq(line, level)

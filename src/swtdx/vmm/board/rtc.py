@@ -272,7 +272,8 @@ class Rtc:
         return self._decode(value & ~_PM) % 12 + (12 if value & _PM else 0)
 
     def _encode(self, value: int) -> int:
-        return value if self._memory[Register.B] & _B_BINARY else value // 10 << 4 | value % 10
+        # A host can have the clock at any year; the chip has two digits for the century.
+        return (value if self._memory[Register.B] & _B_BINARY else value // 10 << 4 | value % 10) & 0xFF
 
     def _decode(self, value: int) -> int:
         return value if self._memory[Register.B] & _B_BINARY else (value >> 4) * 10 + (value & 15)

@@ -119,6 +119,19 @@ class GuestMemfd(File):
         entries[offset] = page
         return page
 
+    def overwrite(self, offset: int, data: bytes) -> None:
+        """Change what is stored, under whichever KeyID. Raises OSError(EINVAL, ENOMEM)."""
+        if offset < 0 or offset + len(data) > self.length:
+            raise err(errno.EINVAL, f"{len(data)} bytes at {offset:#x} are not in the file")
+        memory = self.kvm.pages.memory
+        while data:
+            start = offset % PAGE_SIZE
+            piece, data = data[: PAGE_SIZE - start], data[PAGE_SIZE - start :]
+            address = self.kvm_gmem_get_folio(offset >> PAGE_SHIFT) + start
+            memory.raw[address : address + len(piece)] = piece
+            memory.forget_code(address, len(piece))
+            offset += len(piece)
+
     def get_shared(self, slot: Memslot, index: int) -> int:
         """HPA of a page that guests have as shared memory, by way of ``slot``. Raises OSError(ENOMEM)."""
         if slot.gmem_window is not None:

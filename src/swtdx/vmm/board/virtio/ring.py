@@ -13,6 +13,7 @@ VIRTIO_F_EVENT_IDX, which saves notifications between two that do run at the sam
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,12 +49,18 @@ class Chain:
     writable: list[memoryview]
 
 
+Altered = Callable[["Virtqueue", Chain, int, int], tuple[int, int, int]]
+"""Takes a chain that was used, the bytes written, the new index; returns the id, length and index that are told."""
+
+
 class Virtqueue:
     """One queue. The driver sets ``size``, the addresses and ``vector``; then ``enabled``."""
 
     def __init__(self, memory: DmaMemory, maximum_size: int = MAXIMUM_QUEUE_SIZE) -> None:
         self._memory = memory
         self.maximum_size = maximum_size
+        self.altered: Altered | None = None
+        """Who says otherwise, of a device that is not to be trusted."""
         self.reset()
 
     def reset(self) -> None:
@@ -88,9 +95,16 @@ class Virtqueue:
     def push(self, chain: Chain, written: int) -> None:
         """Give a chain back, ``written`` bytes of it having been written. Raises RingError."""
         slot = self.device_area + _RING_HEADER + _USED_ELEMENT.size * (self._used % self.size)
-        self._at(slot, _USED_ELEMENT.size)[:] = _USED_ELEMENT.pack(chain.head, written & 0xFFFF_FFFF)
         self._used = self._used + 1 & 0xFFFF
-        self._at(self.device_area + 2, 2)[:] = self._used.to_bytes(2, "little")
+        head, index = chain.head, self._used
+        if self.altered is not None:
+            head, written, index = self.altered(self, chain, written, index)
+        self._at(slot, _USED_ELEMENT.size)[:] = _USED_ELEMENT.pack(head, written & 0xFFFF_FFFF)
+        self._at(self.device_area + 2, 2)[:] = index.to_bytes(2, "little")
+
+    def descriptor(self, number: int) -> memoryview:
+        """Where a descriptor is that the driver has offered. Raises RingError."""
+        return self._at(self.descriptors + _DESCRIPTOR.size * number, _DESCRIPTOR.size)
 
     def _follow(self, head: int) -> Chain:
         chain = Chain(head, [], [])
