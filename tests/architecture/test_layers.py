@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "inject": {"cpu", "explain", "seam", "uapi"},
     "lint": {"cpu", "seam.tables", "trace"},
     "lying": {"cpu", "inject"},
-    "fuzzing": {"lying", "vmm"},
+    "fuzzing": {"lying", "vmm", "image", "uapi", "x86"},
     "machine": {
         "cpu",
         "inject",

@@ -9,7 +9,7 @@ ve         a page that is not there is accepted, whatever was in it
 time       the year is the same as a moment ago
 ========== =============================================================================================
 
-Each prints `BEGUN`, then makes a call in each round. Without a lie it goes on without end.
+Each prints `BEGUN`, then makes a call in each round. Without a lie it runs without end.
 """
 
 from __future__ import annotations
@@ -65,6 +65,38 @@ def _window() -> int:
         at = function.value(at + 1, 1)
         assert at
     return at
+
+
+def _registers(window: int) -> str:
+    """Write to the device's registers, by way of configuration space."""
+    return f"""
+set:
+    push rsi
+    push rdi
+    mov edi, {window + 4}
+    mov esi, 4
+    call configure
+    pop rsi
+    mov edi, {window + 8}
+    call configure
+    mov esi, edx
+    mov edi, {window + 12}
+    call configure
+    pop rsi
+    mov edi, {window + 16}
+configure:
+    mov r12d, 4
+    mov r13d, 1
+    mov r14d, 0xcf8
+    mov r15d, 0x80000800
+    or r15d, edi
+    call io
+    mov r14d, 0xcfc
+    mov r12d, 4
+    mov r13d, 1
+    mov r15d, esi
+    jmp io
+"""
 
 
 def _virtio() -> str:
@@ -131,32 +163,7 @@ look:
     rep stosb
     add rsp, {_ROOM}
     ret
-set:
-    push rsi
-    push rdi
-    mov edi, {window + 4}
-    mov esi, 4
-    call configure
-    pop rsi
-    mov edi, {window + 8}
-    call configure
-    mov esi, edx
-    mov edi, {window + 12}
-    call configure
-    pop rsi
-    mov edi, {window + 16}
-configure:
-    mov r12d, 4
-    mov r13d, 1
-    mov r14d, 0xcf8
-    mov r15d, 0x80000800
-    or r15d, edi
-    call io
-    mov r14d, 0xcfc
-    mov r12d, 4
-    mov r13d, 1
-    mov r15d, esi
-    jmp io
+{_registers(window)}
 offered:
     .quad 0
 directory:

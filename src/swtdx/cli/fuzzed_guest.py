@@ -105,7 +105,7 @@ def _read(settings: Settings) -> tuple[Saved, Options, Plan]:
 
 
 def _lets_pages_be_taken(plan: Plan) -> bool:
-    """Whether the guest goes on, by #VE, when it comes to a page that its host took."""
+    """Whether the guest continues, by #VE, when it comes to a page that its host took."""
     attributes = plan.td.attributes if plan.td is not None else None
     return attributes is not None and not attributes & TDX_TD_ATTR_SEPT_VE_DISABLE
 
