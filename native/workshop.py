@@ -25,11 +25,19 @@ TREE = WORKSHOP / "tree"
 CORE = Path("swtdx/cpu")
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 AUTHOR = ("-c", "user.name=swtdx maintainers", "-c", "user.email=maintainers@swtdx.invalid")
-SANITIZER = {
+SANITIZERS = {
     # Python frees nothing at its end, and guests' memory is mapped and unmapped behind malloc's back.
-    "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:allow_user_segv_handler=1:use_sigaltstack=0",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "asan": {
+        "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:allow_user_segv_handler=1:use_sigaltstack=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    },
+    # Of Python itself and of translated code it sees nothing: what remains are races between our C functions.
+    "tsan": {
+        "TSAN_OPTIONS": f"handle_segv=0:allow_user_segv_handler=1:report_signal_unsafe=0:second_deadlock_stack=1:"
+        f"history_size=4:suppressions={unicorn.HERE / 'tsan.supp'}",
+    },
 }
+RUNTIMES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
 
 
 def run(*command: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
@@ -136,7 +144,7 @@ def build(mode: str) -> Path:
     code, thing = WORKSHOP / "_engine.c", WORKSHOP / mode / "_engine.o"
     if not newer(code, pyx):
         run(sys.executable, "-m", "cython", "-3", pyx, "-o", code)
-    flags = ["-fsanitize=address,undefined"] if mode == "asan" else []
+    flags = [unicorn.SANITIZERS[mode]] if mode in SANITIZERS else []
     if not newer(thing, code, header):
         include = [f"-I{unicorn.ENGINE}", f"-I{sysconfig.get_path('include')}"]
         source = f"-DSWTDX_SOURCE={unicorn.source_checksum()}"
@@ -156,9 +164,9 @@ def library(name: str) -> str:
 def environment(mode: str) -> dict[str, str]:
     """The environment in which Python programs use this mode's engine."""
     env = {**os.environ, "PYTHONPATH": str(WORKSHOP / mode / "site")}
-    if mode == "asan":
-        env |= {**SANITIZER, "PYTHONMALLOC": "malloc"}
-        env["LD_PRELOAD"] = ":".join(library(name) for name in ("libasan.so", "libubsan.so"))
+    if mode in SANITIZERS:
+        env |= {**SANITIZERS[mode], "PYTHONMALLOC": "malloc"}
+        env["LD_PRELOAD"] = ":".join(library(name) for name in RUNTIMES[mode])
     return env
 
 
