@@ -53,10 +53,7 @@ MODES = {
     "release": ("-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_C_FLAGS={_DIALECT}"),
     "asserts": ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O2 {_CHECKS} -DCODE_BUFFER_BYTES=0x400000"),
     "debug": ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O1 {_CHECKS}"),
-    **{
-        mode: ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O1 {_CHECKS} {flag}")
-        for mode, flag in SANITIZERS.items()
-    },
+    **{mode: ("-DCMAKE_BUILD_TYPE=None", f"-DCMAKE_C_FLAGS=-O1 {_CHECKS} {flag}") for mode, flag in SANITIZERS.items()},
 }
 """How the engine can be compiled. All but ``release`` check the translator's assertions. In ``asserts`` the buffer of
 translated code is small, so that it runs full."""

@@ -33,8 +33,8 @@ SANITIZERS = {
     },
     # Of Python itself and of translated code it sees nothing: what remains are races between our C functions.
     "tsan": {
-        "TSAN_OPTIONS": f"handle_segv=0:allow_user_segv_handler=1:report_signal_unsafe=0:second_deadlock_stack=1:"
-        f"history_size=4:suppressions={unicorn.HERE / 'tsan.supp'}",
+        "TSAN_OPTIONS": "handle_segv=0:allow_user_segv_handler=1:report_signal_unsafe=0:history_size=4:"
+        f"suppressions={unicorn.HERE / 'tsan.supp'}",
     },
 }
 RUNTIMES = {"asan": ("libasan.so", "libubsan.so"), "tsan": ("libtsan.so",)}
@@ -181,6 +181,7 @@ def main() -> int:
   script/engine refresh                    write the tree's commits back to native/patches
   script/engine build asan                 a build with sanitizers, beside the installed one
   script/engine run asan -- python -m pytest tests/cpu
+  script/engine run tsan -- python -m pytest tests/cpu/test_shared_memory.py tests/cpu/test_memory_order.py
 """,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
