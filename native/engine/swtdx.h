@@ -187,6 +187,10 @@ void swtdx_jump(swtdx_package *package, uint64_t ns);
 bool swtdx_set_stops(swtdx_package *package, const uint64_t *addresses, size_t count);
 /* Whether there was such a stop since the last question. */
 bool swtdx_take_stop(swtdx_package *package);
+/* Only note the stops, as one who looks for the last of them wants, or stop again. Not while it runs. */
+void swtdx_pass_stops(swtdx_package *package, bool pass);
+/* The count at the last stop that was made or noted; all ones: none. */
+uint64_t swtdx_last_stop(const swtdx_package *package);
 /* Count, time set forward, state of the random numbers: to go back to. Not while it runs. */
 void swtdx_counted_state(const swtdx_package *package, uint64_t state[3]);
 void swtdx_set_counted_state(swtdx_package *package, const uint64_t state[3]);

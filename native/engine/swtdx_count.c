@@ -146,6 +146,9 @@ void helper_swtdx_stop(CPUX86State *env)
 
     if (engine->passed != count) {
         engine->passed = count;
+        if (engine->passes_stops) {
+            return;
+        }
         engine->stopped = true;
         swtdx_exit_now(env, SWTDX_EXIT_EXTERNAL_INTERRUPT, GETPC());
     }
@@ -157,6 +160,16 @@ bool swtdx_take_stop(swtdx_package *package)
 
     package->engines[0]->stopped = false;
     return stopped;
+}
+
+void swtdx_pass_stops(swtdx_package *package, bool pass)
+{
+    package->engines[0]->passes_stops = pass;
+}
+
+uint64_t swtdx_last_stop(const swtdx_package *package)
+{
+    return package->engines[0]->passed;
 }
 
 void swtdx_counted_state(const swtdx_package *package, uint64_t state[3])

@@ -98,8 +98,8 @@ struct swtdx_engine {
     uint64_t count_end; /* where the count is when CPUState.icount_budget is used up */
     uint64_t *stops;    /* linear addresses of instructions to stop before */
     size_t nstops;
-    uint64_t passed; /* the count at the last such stop, which is not met again */
-    bool stopped;
+    uint64_t passed; /* the count at the last of them, which is not met again */
+    bool stopped, passes_stops;
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
     bool bus_locked;        /* the instruction in progress locks two cache lines: an exit follows it */

@@ -231,6 +231,23 @@ def test_a_debuggers_stop_is_before_the_instruction_and_once_for_each_count() ->
     assert not engine.take_stop()
 
 
+def test_stops_that_are_passed_are_noted() -> None:
+    guest = counting("mov ecx, 5\n again: inc rbx\n dec ecx\n jnz again\n hlt")
+    engine = guest.processor._get_engine()
+    engine.set_stops([CODE + 5])
+    engine.pass_stops(True)
+    last = [engine.last_stop]
+    assert guest.run() == ExitReason.HLT
+    last.append(engine.last_stop)
+    assert last == [None, 1 + 3 * 4]
+    assert (engine.take_stop(), count(guest)) == (False, 1 + 3 * 5 + 1)
+    engine.pass_stops(False)
+    guest.context.rip = CODE
+    assert guest.run() == ExitReason.EXTERNAL_INTERRUPT
+    last.append(engine.last_stop)
+    assert (last[-1], engine.take_stop()) == (count(guest), True)
+
+
 def test_stops_and_instruction_breakpoints_in_the_middle_of_a_block_change_no_count() -> None:
     source = ".rept 20\n inc rbx\n .endr\n rdtsc\n hlt"
     guest = counting(source)

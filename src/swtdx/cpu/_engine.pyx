@@ -76,6 +76,8 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_jump(swtdx_package *package, uint64_t ns)
     bint swtdx_set_stops(swtdx_package *package, const uint64_t *addresses, size_t count)
     bint swtdx_take_stop(swtdx_package *package)
+    void swtdx_pass_stops(swtdx_package *package, bint passes)
+    uint64_t swtdx_last_stop(const swtdx_package *package)
     void swtdx_counted_state(const swtdx_package *package, uint64_t *state)
     void swtdx_set_counted_state(swtdx_package *package, const uint64_t *state)
     void swtdx_signal()
@@ -275,6 +277,16 @@ cdef class Engine:
     def take_stop(self) -> bool:
         """Whether there was such a stop since the last question."""
         return swtdx_take_stop(self.package)
+
+    def pass_stops(self, passes: bool) -> None:
+        """Only note stops from now on (see `last_stop`), or stop again. Not while a guest runs."""
+        swtdx_pass_stops(self.package, passes)
+
+    @property
+    def last_stop(self) -> int | None:
+        """The count at the last stop that was made or noted since the count was set back."""
+        cdef uint64_t count = swtdx_last_stop(self.package)
+        return None if count == 0xFFFFFFFFFFFFFFFF else count
 
     @property
     def counted_state(self) -> tuple[int, int, int]:
