@@ -144,7 +144,7 @@ def unusual(kernel: MachineKernel, what: str) -> Callable[[], None]:
         return release.set
     target, name, value = {
         "another vCPU waits for the CPU": (kvm.cpus, "waiters", 1),
-        "an NMI waits": (vcpu, "nmi_pending", 1),
+        "an NMI waits": (vcpu, "nmi_queued", 1),
         "a signal was seen": (vcpu, "interrupted", True),
         "the VM is dead": (kvm, "dead", True),
         "a zap keeps vCPUs out": (kvm.tdx, "wait_for_sept_zap", True),

@@ -139,9 +139,9 @@ _KVM = {
     "swtdx.linux.arch.x86.kvm.x86.steal_time.StealTime": _fields("msr waited_ns _last _preempted", "_vcpu"),
     "swtdx.linux.arch.x86.kvm.x86.tsc.TscGeneration": _fields("user_set offset multiplier", "lock"),
     "swtdx.linux.arch.x86.kvm.x86.vcpu.Vcpu": _fields(
-        "run run_flags mp_state cpu entries spin_seconds _spin_backoff sigset has_run nmi_pending triple_fault_pending "
-        "pv_features_enforced pv_unhalted pending_external_vector apic _apic_base cpuid cr4_guest_rsvd_bits "
-        "virtual_tsc_khz msrs pv_time steal_time stat vmx tdx",
+        "run run_flags mp_state cpu entries spin_seconds _spin_backoff sigset has_run nmi_queued nmi_pending "
+        "triple_fault_pending pv_features_enforced pv_unhalted pending_external_vector apic _apic_base cpuid "
+        "cr4_guest_rsvd_bits virtual_tsc_khz msrs pv_time steal_time stat vmx tdx",
         "kvm ops is_td vcpu_id vcpu_idx mutex is_bsp in_guest blocking kicked _wait _signals interrupted "
         "complete_userspace_io",
         ("complete_userspace_io", "a vCPU has an exit that is not completed: KVM_RUN with immediate_exit completes it"),

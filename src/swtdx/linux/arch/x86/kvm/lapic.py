@@ -334,6 +334,8 @@ class Lapic:
             self.lapic_timer.cancel()
             self._set(TMICT, 0)
             self.tsc_deadline = self._period = 0
+        elif value & TIMER_PERIODIC and self._period:
+            self._period = max(self._period, MIN_PERIOD_NS)
 
     def x2apic_read(self, msr: int) -> int | None:
         """RDMSR in 800H..8FFH; None is #GP."""
@@ -402,10 +404,9 @@ class Lapic:
         count = self.get(TMICT)
         if not count or not self._period or self.get(LVTT) & TIMER_MODE == TIMER_TSCDEADLINE:
             return 0
-        elapsed = self.vcpu.kvm.processor.clock.monotonic_ns() - self._tmict_start
-        if self.get(LVTT) & TIMER_PERIODIC:
-            elapsed %= self._period
-        return max(0, self._period - elapsed) // (self.vcpu.kvm.apic_bus_cycle_ns * self._divisor())
+        # A count that is over stays at 0 when its timer becomes periodic: only TMICT starts it again.
+        left = self._tmict_start + self._period - self.vcpu.kvm.processor.clock.monotonic_ns()
+        return max(0, left) // (self.vcpu.kvm.apic_bus_cycle_ns * self._divisor())
 
     def set_tsc_deadline(self, deadline: int) -> None:
         """WRMSR IA32_TSC_DEADLINE (guest TSC); 0 disarms. Ignored in the other timer modes."""

@@ -55,6 +55,7 @@ class FirstTouch:
         # What `vcpu_run` and `tdx_vcpu_run` look at between an exit and the next entry.
         if (
             vcpu.run[_IMMEDIATE_EXIT]
+            or vcpu.nmi_queued
             or vcpu.nmi_pending
             or vcpu.interrupted
             or kvm.dead

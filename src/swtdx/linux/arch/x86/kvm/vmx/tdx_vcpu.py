@@ -330,7 +330,7 @@ def tdx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     if not tdx.shared_eptp_written:
         _vp_write(vcpu, MD_VMCS_SHARED_EPT_POINTER, kvm.mmu.direct.root, 0x000FFFFFFFFFF000, cpu)
         tdx.shared_eptp_written = True
-    if vcpu.nmi_pending:
+    if vcpu.process_nmi():
         tdx_inject_nmi(vcpu, cpu)
     tdx_vcpu_enter_exit(vcpu, cpu)
 

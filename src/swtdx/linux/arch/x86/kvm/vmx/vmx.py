@@ -188,7 +188,7 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     context.activity_state = 0
     context.cancel_event()
     vcpu.pending_external_vector = -1
-    vcpu.nmi_pending = 0
+    vcpu.nmi_pending = vcpu.nmi_queued = 0
 
 
 def vmx_vcpu_deliver_sipi_vector(vcpu: Vcpu, vector: int) -> None:
@@ -220,7 +220,7 @@ def vmx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
     """One VM entry and exit, on ``cpu``."""
     vmx = vcpu.vmx
     context = vmx.context
-    if vcpu.nmi_pending:
+    if (vcpu.nmi_queued or vcpu.nmi_pending) and vcpu.process_nmi():
         _inject_nmi(vcpu, context)
     if vcpu.pending_external_vector >= 0 or _pic_output(vcpu):
         _inject_external(vcpu, context)
@@ -492,8 +492,9 @@ def vmx_msr_filter_changed(vcpu: Vcpu) -> None:
 def vmx_deliver_interrupt(vcpu: Vcpu, vector: int) -> None:
     """Post the interrupt."""
     notify = vcpu.vmx.pi_desc.post(vector)
-    # In the guest the notification delivers it without an exit. Elsewhere the vCPU may sleep in HLT, and has to look.
-    if vcpu.in_guest and notify:
+    # In the guest the notification delivers it without an exit, unless an NMI came before: that makes the guest exit.
+    # Elsewhere the vCPU may sleep in HLT, and has to look.
+    if vcpu.in_guest and notify and not vcpu.nmi_queued:
         vcpu.vmx.context.notify()
     else:
         vcpu.kick()

@@ -98,7 +98,7 @@ class Vcpu:
         self.has_run = False
 
         self.complete_userspace_io: Callable[[], int | None] | None = None
-        self.nmi_pending = 0
+        self.nmi_queued = self.nmi_pending = 0
         self.triple_fault_pending = False
         self.pv_features_enforced = False
         self.pv_unhalted = False  # another vCPU asks by hypercall that a HLT end
@@ -172,9 +172,16 @@ class Vcpu:
         return self.in_guest and self.entries == entries
 
     def queue_nmi(self) -> None:
-        """kvm_inject_nmi."""
-        self.nmi_pending = min(self.nmi_pending + 1, 2)  # as hardware: one in service, one latched; more are lost
+        """kvm_inject_nmi, by any thread."""
+        self.nmi_queued += 1
         self.kick()
+
+    def process_nmi(self) -> int:
+        """Count what was queued as pending, and return how many are: one while NMIs are blocked, else two."""
+        if self.nmi_queued:
+            queued, self.nmi_queued = self.nmi_queued, 0
+            self.nmi_pending = min(self.nmi_pending + queued, 2 if self.ops.nmi_allowed(self) else 1)
+        return self.nmi_pending
 
     # --- Exits --------------------------------------------------------------------------------------------------------
 
@@ -419,7 +426,7 @@ class Vcpu:
 
     def kvm_vcpu_has_events(self) -> bool:
         """Return whether there is something that ends a HLT."""
-        if self.nmi_pending and self.ops.nmi_allowed(self):
+        if (self.nmi_pending or self.nmi_queued) and self.ops.nmi_allowed(self):
             return True
         if self.apic is not None and self.apic.pending_init:
             return True

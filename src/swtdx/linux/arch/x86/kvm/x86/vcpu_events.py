@@ -57,7 +57,7 @@ def x86_get_vcpu_events(vcpu: Vcpu) -> kvm_vcpu_events:
     )
     if vcpu.kvm.exception_payload_enabled:
         events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD
-    events.nmi.pending = min(vcpu.nmi_pending, 255)
+    events.nmi.pending = vcpu.process_nmi()
     if vcpu.kvm.triple_fault_event:
         events.flags |= KVM_VCPUEVENT_VALID_TRIPLE_FAULT
         events.triple_fault.pending = vcpu.triple_fault_pending
@@ -112,7 +112,7 @@ def x86_set_vcpu_events(vcpu: Vcpu, events: kvm_vcpu_events) -> None:
     if not vcpu.is_td:
         _set_in_processor(vcpu, events)
     if flags & KVM_VCPUEVENT_VALID_NMI_PENDING:
-        vcpu.nmi_pending = events.nmi.pending
+        vcpu.nmi_pending, vcpu.nmi_queued = 0, events.nmi.pending
     if flags & KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
         vcpu.triple_fault_pending = bool(events.triple_fault.pending)
     if flags & KVM_VCPUEVENT_VALID_SMM and vcpu.apic is not None:
