@@ -96,7 +96,8 @@ _SEAM = {
 
 _KVM = {
     "swtdx.linux.arch.x86.kvm.cpuid.CpuidTable": _fields(
-        "entries _exact _any _max_basic _max_extended _features7 pv_features has_xsaves reserved_gpa_bits"
+        "entries _exact _any _max_basic _max_extended _features7 pv_features has_xsaves reserved_gpa_bits "
+        "is_amd_compatible"
     ),
     "swtdx.linux.arch.x86.kvm.i8254.Pit": _fields("_timer _expires speaker state", "_kvm _lock _clock"),
     "swtdx.linux.arch.x86.kvm.i8259.Pic": _fields("chips output", "_kvm _lock"),
@@ -196,7 +197,7 @@ _KERNEL = {
         "processor pages module tdx vms user_windows",
         "config release release_name dialect tdx_huge_page last_refusal sees_signals files cpus timers irqfd_thread "
         "max_vcpu_ids supported_xcr0 supported_xfam arch_capabilities kvm_x86_ops supported_vm_types capabilities "
-        "flush_trace faults new_wait_queue",
+        "flush_trace faults new_wait_queue msr_index_list",
     ),
     "swtdx.uapi.reason.Reason": _fields("text leaf status rcx rdx by_guest", frozen=True),
 }
