@@ -196,7 +196,7 @@ def _td(qemu: Qemu) -> Guest:
 
 
 def _a_vm_beside_a_td(older: Qemu, newer: Qemu, folder: Path) -> None:
-    """Both to their prompts, at once; the VM is killed, and the TD goes on; then the other way round."""
+    """Both to their prompts, at once; the VM is killed, and the TD continues; then the other way round."""
     for kill_the_td in (False, True):
         with _vm(older, "q35", "on", 1, folder, *_linux()) as vm, _td(newer) as td:
             for guest, kind in ((vm, "an ordinary VM"), (td, "a Trust Domain")):
