@@ -105,7 +105,7 @@ def check_ownership(kernel: MachineKernel, what: str) -> None:
     """No page that the module holds is free to the kernel, and no KeyID that it uses is. Raises Violation."""
     assert kernel.tdx is not None
     pamt = kernel.module.pamt
-    for page in kernel.pages._free:
+    for page in kernel.pages.given_back:
         index, _ = pamt.index_of(page)
         if pamt.type_at(index) not in (PageType.NDA, PageType.RSVD):
             raise Violation(f"{what}: the kernel may use {page:#x}, which the module holds")

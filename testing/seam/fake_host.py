@@ -17,6 +17,7 @@ from swtdx.cpu import cpuid
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.seam.dispatch import SEAMCALL_NUMBERS
+from swtdx.seam.hardware import FirstTouch
 from swtdx.seam.module import TdxModule
 from swtdx.seam.status import describe
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
@@ -83,6 +84,7 @@ class FakeContext:
 
     def __init__(self, counts: bool = True) -> None:
         self.counts = counts
+        self.page_run: Any = None
         self._gpr = memoryview(bytearray(128)).cast("Q")
         self._vapic = memoryview(bytearray(4096))
         self.script: list[Step] = []
@@ -198,7 +200,7 @@ class FakeProcessor:
         self.tsc = 1_000_000
         self.contexts: list[FakeContext] = []
         self.on_lp: dict[int, FakeContext] = {}
-        self.first_touches: dict[int, Callable[[int, Callable[[int], bool]], bool]] | None = None
+        self.first_touches: dict[int, FirstTouch] | None = None
 
     def cpuid(self, leaf: int, subleaf: int = 0) -> cpuid.Registers:
         return self.cpuid_overrides.get((leaf, subleaf)) or cpuid.native(self.platform, leaf, subleaf)

@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
+from swtdx.cpu._engine import PageRun
 from swtdx.cpu.memory import PhysicalMemory
 from swtdx.cpu.platform import Platform
 from swtdx.linux.arch.x86.kvm.mmu import first_touch
+from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import TdpMmu
+from swtdx.linux.virt.kvm import run_struct
 from swtdx.machine import MachineKernel, boot
 from swtdx.trace.event import Event
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.kvm import Exit
+from swtdx.x86 import Gpr
 from testing.guest import FRESH, FRESH_PAGES, PAGE_SIZE, Workload
 from testing.td import MeasuredTd
 
@@ -27,10 +31,15 @@ WAYS = [pytest.param(True, id="one step"), pytest.param(False, id="exit")]
 
 
 @contextmanager
-def running(quick: bool, **options: Any) -> Iterator[tuple[MachineKernel, MeasuredTd]]:
+def running(quick: bool, *, used: int = 0, **options: Any) -> Iterator[tuple[MachineKernel, MeasuredTd]]:
+    """``used``: so many pages, with bytes in them, are given back before the TD is made."""
     kernel = boot(platform=Platform(memory_size=1 << 30), **options)
     if not quick:
         kernel.processor.first_touches = None
+    pages = [kernel.pages.alloc_page("test") for _ in range(used)]
+    for page in pages:
+        kernel.processor.memory.raw[page : page + 8] = b"\xff" * 8
+        kernel.pages.free_page(page)
     with Kvm(kernel) as device, MeasuredTd(device) as td:
         yield kernel, td
 
@@ -57,13 +66,34 @@ def state(kernel: MachineKernel, td: MeasuredTd) -> dict[str, Any]:
     return found
 
 
-def test_both_ways_leave_the_same() -> None:
-    left = []
-    for quick in (True, False):
-        with running(quick) as (kernel, td):
+@pytest.mark.parametrize("used", [0, 10 * PAGES + 3000], ids=["fresh pages", "used pages"])
+def test_all_ways_leave_the_same(used: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, taken, steps = [], taken_by_the_processor(monkeypatch), count(monkeypatch)
+    for way in ("run", "step", "exit"):
+        if way == "step":
+            monkeypatch.setattr(first_touch.FirstTouch, "rest", lambda self: None)
+        with running(way != "exit", used=used) as (kernel, td):
             td.seconds(Workload.ACCEPT, PAGES)
             left.append(state(kernel, td))
-    assert left[0] == left[1]
+        # The first page of 2 MiB needs a table, and takes the long way. An interrupt of the host ends a run.
+        assert sum(taken) + len(steps) == (0 if way == "exit" else PAGES - 1)
+        assert (sum(taken) > PAGES // 2) is (way == "run")
+        taken.clear()
+        steps.clear()
+    assert left[0] == left[1] == left[2]
+
+
+def taken_by_the_processor(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pages each run of the processor has taken."""
+    taken: list[int] = []
+    settle = first_touch.FirstTouch._settle
+
+    def counted(self: first_touch.FirstTouch, pages: int) -> None:
+        taken.append(pages)
+        settle(self, pages)
+
+    monkeypatch.setattr(first_touch.FirstTouch, "_settle", counted)
+    return taken
 
 
 def test_a_page_takes_little_of_the_host() -> None:
@@ -82,11 +112,116 @@ def test_a_page_takes_little_of_the_host() -> None:
     assert taken < 40 * FRESH_PAGES
 
 
-def test_the_step_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = count(monkeypatch)
+def test_a_run_ends_with_its_2_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = taken_by_the_processor(monkeypatch)
     with running(True) as (_, td):
+        td.seconds(Workload.ACCEPT, 512 + PAGES)
+    assert sum(taken) > 512
+    assert max(taken) <= 510
+
+
+AFTER = 7
+AT_ONCE = ("mmu_lock is held", "the allocator is locked", "the module is locked", "the page has an owner")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        *AT_ONCE,
+        *("another vCPU waits for the CPU", "an NMI waits", "a signal was seen", "a mask of signals is set"),
+        *("the VM is dead", "a zap keeps vCPUs out", "an interrupt is requested", "immediate_exit"),
+        *("the TD's epoch moved", "the module has an NMI", "TLBs are to be flushed", "the TD's limit changes"),
+        *("other leaf functions are allowed", "the walk was forgotten", "a page is poisoned", "the leaf is set"),
+        *("slots change", "attributes change"),
+    ],
+)
+def test_what_is_unusual_ends_a_run(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the processor takes a page, and goes again before that or the next is taken in another way."""
+    undone: list[Callable[[], None]] = []
+    left: list[int] = []
+    expected = asked = 0
+
+    def undo_first(call: Callable[..., Any], position: int) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            while undone:
+                undone.pop()()
+                left.append(args[position])
+            return call(*args)
+
+        return called
+
+    with running(True) as (kernel, td):
+
+        class Watched(PageRun):
+            def __init__(self, *args: Any, locked: Callable[[], bool], **names: Any) -> None:
+                super().__init__(*args, locked=lambda: comes() or locked(), **names)
+
+        def comes() -> bool:
+            nonlocal asked, expected
+            asked += 1
+            if asked == AFTER:  # not a number of pages: an interrupt of the host may have ended a run before
+                (module_vcpu,) = kernel.module.vcpus.values()
+                gpa = module_vcpu.context.gpr[Gpr.RCX]
+                expected = gpa if what in AT_ONCE else gpa - PAGE_SIZE
+                undone.append(disturb(kernel, what, expected))
+            return False
+
+        monkeypatch.setattr(first_touch, "PageRun", Watched)
+        monkeypatch.setattr(first_touch.FirstTouch, "__call__", undo_first(first_touch.FirstTouch.__call__, 1))
+        monkeypatch.setattr(TdpMmu, "kvm_tdp_page_fault", undo_first(TdpMmu.kvm_tdp_page_fault, 2))
         td.seconds(Workload.ACCEPT, PAGES)
-    assert taken == [True] * (PAGES - 1)  # the first page of 2 MiB needs a table, and takes the long way
+        assert left == [expected]
+        monkeypatch.undo()
+        result = state(kernel, td)
+    with running(False) as (kernel, td):
+        td.seconds(Workload.ACCEPT, PAGES)
+        plain = state(kernel, td)
+    for name in ("mapped", "children", "prepared"):
+        assert result[name] == plain[name]
+
+
+def disturb(kernel: MachineKernel, what: str, gpa: int) -> Callable[[], None]:
+    """Bring that about while a page is taken, before that at ``gpa`` is; returns what undoes it."""
+    (kvm,), (module_td,) = kernel.vms, kernel.module.tds.values()
+    (module_vcpu,), mirror = module_td.vcpus, next(iter(kernel.vms)).mmu.mirror
+    vcpu, memory, module = kvm.vcpus[0], kernel.processor.memory, kernel.module
+    table = mirror and mirror.table_of(gpa >> 12)
+    assert table
+    if what in ("mmu_lock is held", *UNUSUAL):
+        return unusual(kernel, what)
+    if what == "the allocator is locked":
+        kernel.pages.lock.acquire()
+        return kernel.pages.lock.release
+    if what == "the module is locked":  # the vCPU waits for it after the exit
+        module.lock.acquire()
+        threading.Timer(0.05, module.lock.release).start()
+        return lambda: None
+    items: dict[str, tuple[Any, int, int]] = {
+        "the page has an owner": (memory.qwords, module.pamt.index_of(kernel.pages.next_page)[0], 3 << 16),
+        "the leaf is set": (table.leaves, gpa >> 12 & 511, PAGE_SIZE),
+        "immediate_exit": (vcpu.run, run_struct.IMMEDIATE_EXIT, 1),
+    }
+    if what in items:
+        place, index, value = items[what]
+        before, place[index] = place[index], value
+        return lambda: place.__setitem__(index, before)
+    attributes: dict[str, tuple[Any, str, Any]] = {
+        "a mask of signals is set": (vcpu, "sigset", (1 << 64) - 1),
+        "an interrupt is requested": (vcpu.tdx.pi_desc, "requests", 1 << 255),
+        "the TD's epoch moved": (module_td, "epoch", module_td.epoch + 2),
+        "the module has an NMI": (module_vcpu, "pending_nmi", True),
+        "TLBs are to be flushed": (module_vcpu, "flush_needed", True),
+        "the TD's limit changes": (module_td, "gpa_limit", module_td.gpa_limit - PAGE_SIZE),
+        "other leaf functions are allowed": (module_td, "allowed", module_td.allowed | {-1}),
+        "the walk was forgotten": (module_td.sept, "range", -1),
+        "a page is poisoned": (memory, "poisoned", 1),
+        "slots change": (kvm.memslots, "generation", kvm.memslots.generation + 1),
+        "attributes change": (kvm.attributes, "generation", kvm.attributes.generation + 1),
+    }
+    target, name, value = attributes[what]
+    before = getattr(target, name)
+    setattr(target, name, value)
+    return lambda: setattr(target, name, before)
 
 
 def count(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
@@ -127,6 +262,12 @@ def test_a_page_that_is_shared_ends_in_the_same_memory_fault(quick: bool) -> Non
         assert (run.memory_fault.gpa, run.memory_fault.size) == (FRESH + (PAGES - 1) * PAGE_SIZE, PAGE_SIZE)
 
 
+UNUSUAL = (
+    *("another vCPU waits for the CPU", "an NMI waits", "a signal was seen", "the VM is dead"),
+    "a zap keeps vCPUs out",
+)
+
+
 def unusual(kernel: MachineKernel, what: str) -> Callable[[], None]:
     """Bring that about; returns what undoes it."""
     (kvm,) = kernel.vms
@@ -154,17 +295,7 @@ def unusual(kernel: MachineKernel, what: str) -> Callable[[], None]:
     return lambda: setattr(target, name, before)
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "mmu_lock is held",
-        "another vCPU waits for the CPU",
-        "an NMI waits",
-        "a signal was seen",
-        "the VM is dead",
-        "a zap keeps vCPUs out",
-    ],
-)
+@pytest.mark.parametrize("what", ["mmu_lock is held", *UNUSUAL])
 def test_the_long_way_is_left_what_is_unusual(what: str) -> None:
     with running(True) as (kernel, td):
         td.seconds(Workload.ACCEPT, PAGES)

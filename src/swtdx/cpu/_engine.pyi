@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Types of the native core; the documentation is in ``_engine.pyx``."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+
+from swtdx.cpu.memory import PhysicalMemory
 
 def host_cpuid(leaf: int, subleaf: int = ...) -> tuple[int, int, int, int]: ...
 def host_features() -> int: ...
@@ -44,7 +47,43 @@ class Engine:
     @property
     def walks(self) -> int: ...
 
+class PageRun:
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        number: int,
+        *,
+        leaves: array[int],
+        books: array[int],
+        prepared: int,
+        source: object,
+        given_back: list[int],
+        use: int,
+        mutex: object,
+        locked: Callable[[], bool],
+        same: tuple[tuple[object, str, object], ...],
+        zero: tuple[tuple[Sequence[int] | memoryview, int], ...],
+        settle: Callable[[int], None],
+    ) -> None: ...
+    def arm(
+        self,
+        *,
+        call: int,
+        table: int,
+        free: int,
+        made: int,
+        blocks: Mapping[int, tuple[int, int, int]],
+        busy: int,
+        typed: int,
+        used: int,
+        keyid: int,
+        locked: Callable[[], bool],
+        same: tuple[tuple[object, str, object], ...],
+        settle: Callable[[int], None],
+    ) -> None: ...
+
 class GuestContext:
+    page_run: PageRun | None
     gpr: memoryview[int]
     vapic: memoryview[int]
     rip: int

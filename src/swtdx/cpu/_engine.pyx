@@ -9,7 +9,7 @@ the floors above. ``run`` releases the GIL, so that other threads (timers, devic
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from array import array
 from zlib import crc32
@@ -52,6 +52,7 @@ cdef extern from "swtdx.h" nogil:
         uint32_t limit, access_rights
         uint16_t selector
 
+    uint32_t SWTDX_EXIT_TDCALL
     int SWTDX_RFLAGS, SWTDX_CR0, SWTDX_DR0, SWTDX_XCR0, SWTDX_PKRU, SWTDX_INTERRUPTIBILITY
 
     swtdx_package *swtdx_package_new(void *ram, uint64_t size, uint64_t tsc_ratio, uint32_t pkru_offset, bint parallel)
@@ -105,6 +106,11 @@ cdef extern from "swtdx.h" nogil:
     int swtdx_translate_physical(swtdx_cpu *cpu, uint64_t gpa, uint64_t *hpa, uint32_t *prot)
     bint swtdx_read(swtdx_package *package, uint64_t hpa, void *buffer, uint64_t length)
     int swtdx_pending_interrupt(swtdx_cpu *cpu)
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    int madvise(void *address, size_t length, int advice)
+    int MADV_DONTNEED
 
 
 cdef extern from "<cpuid.h>" nogil:
@@ -325,6 +331,153 @@ cdef _window(owner, void *base, Py_ssize_t size):
 
 
 @cython.no_gc_clear
+cdef class PageRun:
+    """2 MiB of which a guest takes one page after another by the same TDCALL, each for the first time.
+
+    Host and TDX module both have their part in that, and both are Python. What they do for each page is to change the
+    same few words, as long as nothing else has happened meanwhile. Here they say which words, and what must be as it
+    is; `GuestContext.run` then does it for the pages that follow, without an exit. It holds the GIL all the time and
+    executes no Python code, so that no other thread sees a half of it. Where anything is otherwise it changes nothing,
+    and the exit is as if it had never been tried.
+    """
+
+    cdef uint64_t number, table, free, made, used, busy, typed, prepared, giant, bias_4k, bias_2m, bias_1g
+    cdef uint32_t call
+    cdef uint16_t keyid
+    cdef uint8_t use
+    cdef bint armed
+    cdef long taken
+    cdef object memory, region, mutex, source, settle, blocks
+    cdef list given_back
+    cdef object locked, module_locked, module_settle
+    cdef tuple host_same, host_zero, module_same
+    cdef uint64_t[::1] qwords, leaves, books
+    cdef uint16_t[::1] keyids
+    cdef uint8_t[::1] fresh, uses
+
+    def __init__(
+        self, memory, number, *, leaves, books, prepared, source, given_back, use, mutex, locked, same, zero, settle
+    ):
+        """The host's half.
+
+        ``number``: which 2 MiB (GPA / 2 MiB). ``leaves`` and ``books``: 512 words each, which become the page, and the
+        page with ``prepared``. ``source``: the allocator, with the pages that were given back (last in, first out) and
+        the use that its book is to name. ``mutex`` must be free, and ``locked`` answer false. ``same``: (object,
+        attribute, value). ``zero``: (sequence, index). ``settle``: told how many pages it were when the run ends.
+        """
+        self.memory, self.region, self.number = memory, memory.regions["ram"], number
+        self.qwords, self.keyids, self.fresh, self.uses = memory.qwords, memory.keyids, memory.fresh, memory.uses
+        self.leaves, self.books, self.prepared = leaves, books, prepared
+        self.source, self.given_back, self.use = source, given_back, use
+        self.mutex, self.locked, self.host_same, self.host_zero, self.settle = mutex, locked, same, zero, settle
+        self.armed, self.giant, self.taken = False, <uint64_t>-1, 0
+        if self.leaves.shape[0] != 512 or self.books.shape[0] != 512:
+            raise ValueError("2 MiB are 512 pages")
+
+    def arm(self, *, call, table, free, made, blocks, busy, typed, used, keyid, locked, same, settle):
+        """The module's half, for the time until the virtual CPU leaves its guest.
+
+        ``call``: RAX. ``table``: where the 512 words are that must be ``free``, and become the page with ``made``.
+        ``blocks``: by GiB the positions of a page's metadata, of each size; none may have a bit of ``typed``, the
+        smallest none of ``busy``, and that becomes ``used``, 0. ``locked``, ``same`` and ``settle`` are as for the host.
+        """
+        self.call, self.table, self.free, self.made, self.blocks = call, table, free, made, blocks
+        self.busy, self.typed, self.used, self.keyid = busy, typed, used, keyid
+        self.module_same, self.module_locked, self.module_settle = same, locked, settle
+        self.giant, self.armed = <uint64_t>-1, self.table + 512 <= <uint64_t>self.qwords.shape[0]
+
+    cdef bint undisturbed(self) except -1:
+        """Whether all is as host and module said."""
+        for thing, name, value in self.host_same:
+            found = getattr(thing, name)
+            if found is not value and found != value:
+                return False
+        for thing, name, value in self.module_same:
+            found = getattr(thing, name)
+            if found is not value and found != value:
+                return False
+        for sequence, index in self.host_zero:
+            if sequence[index]:
+                return False
+        if self.locked() or self.module_locked() or not self.mutex.acquire(False):
+            return False
+        self.mutex.release()  # no other thread gets to it before the GIL is released
+        return True
+
+    cdef bint takes_metadata(self, uint64_t page) except -1:
+        """Take the page as the module would; False if it would refuse it."""
+        cdef uint64_t index
+        if page >> 30 != self.giant:
+            block = self.blocks.get(page >> 30)
+            if block is None:
+                return False
+            self.bias_4k, self.bias_2m, self.bias_1g = block
+            self.giant = page >> 30
+        index = self.bias_4k + (page >> 11)
+        if (
+            self.qwords[index] & self.busy
+            or self.qwords[self.bias_2m + (page >> 21) * 2] & self.typed
+            or self.qwords[self.bias_1g + (page >> 30) * 2] & self.typed
+        ):
+            return False
+        self.qwords[index] = self.used
+        self.qwords[index + 1] = 0
+        return True
+
+    cdef void clear(self, uint64_t page, Engine engine):
+        """Make a page zero that was used before."""
+        cdef void *host = &engine.view[page]
+        if self.region.shown is not None or madvise(host, 4096, MADV_DONTNEED):
+            memset(host, 0, 4096)
+        swtdx_forget_code(engine.package, page, 4096)
+
+    cdef bint take(self, swtdx_cpu *cpu, Engine engine) except -1:
+        """Do what the TDCALL asks for, if it is the one that is expected."""
+        cdef uint64_t gpa = cpu.gpr[1], book, page
+        cdef uint32_t index = gpa >> 12 & 511
+        cdef bint known = False
+        if (
+            cpu.gpr[0] != self.call
+            or gpa >> 21 != self.number
+            or gpa & 4095
+            or self.qwords[self.table + index] != self.free
+            or self.leaves[index]
+            or not self.undisturbed()
+        ):
+            return False
+        book = self.books[index]
+        if book:
+            page = book & ~<uint64_t>4095
+        elif self.given_back:
+            page = self.given_back[len(self.given_back) - 1]
+        else:
+            page = self.source.next_page
+            known = True
+            if page >= <uint64_t>self.source.end:
+                return False
+        if not self.takes_metadata(page):
+            return False
+        if not book:
+            self.uses[page >> 12] = self.use
+            if known:
+                self.source.next_page = page + 4096
+            else:
+                self.given_back.pop()
+        if not known:
+            if not self.fresh[page >> 12]:
+                self.clear(page, engine)
+            self.fresh[page >> 12] = 0
+        self.books[index] = page | self.prepared
+        self.leaves[index] = page
+        self.keyids[page >> 12] = self.keyid
+        self.qwords[self.table + index] = self.made | page
+        self.taken += 1
+        cpu.gpr[0] = 0
+        cpu.rip += cpu.exit.instruction_length
+        return True
+
+
+@cython.no_gc_clear
 cdef class GuestContext:
     """One virtual CPU in VMX non-root operation: registers, VM-execution controls, exit information.
 
@@ -334,6 +487,8 @@ cdef class GuestContext:
 
     cdef swtdx_cpu *cpu
     cdef Engine engine
+    cdef public PageRun page_run
+    """What :meth:`run` may do without an exit, the next time only: set by whoever handled the exit before."""
     cdef readonly object gpr
     """16 x u64: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
     cdef readonly object vapic
@@ -344,7 +499,7 @@ cdef class GuestContext:
         self.cpu = swtdx_cpu_new(engine.package)
         if self.cpu is NULL:
             raise MemoryError("no memory for a virtual CPU")
-        self.gpr = None
+        self.gpr = self.page_run = None
 
     def __init__(self, engine):
         pass
@@ -367,9 +522,24 @@ cdef class GuestContext:
         """Enter the guest. Returns the VMX basic exit reason, with the details in the exit properties."""
         cdef uint32_t reason
         cdef swtdx_cpu *cpu = self.cpu
-        with nogil:
-            reason = swtdx_run(cpu)
-        return reason
+        cdef PageRun pages = self.page_run
+        if pages is None or type(self) is not GuestContext:  # a subclass looks at each exit
+            with nogil:
+                reason = swtdx_run(cpu)
+            return reason
+        self.page_run = None
+        try:
+            while True:
+                with nogil:
+                    reason = swtdx_run(cpu)
+                if reason != SWTDX_EXIT_TDCALL or not pages.armed or not pages.take(cpu, self.engine):
+                    return reason
+        finally:
+            pages.armed = False
+            taken, pages.taken = pages.taken, 0
+            if taken:
+                pages.module_settle(taken)
+                pages.settle(taken)
 
     def kick(self) -> None:
         """From any thread: make :meth:`run` (this one or the next) return with EXTERNAL_INTERRUPT soon."""

@@ -69,7 +69,7 @@ class PhysicalMemory:
         # Mappings, of which only what is touched takes memory: a machine may be larger than its host.
         self.regions = {"ram": Region(address_of(self._map), size)}
         """What a snapshot keeps page by page."""
-        self._keyid = self._sparse("keyids", 2 * (size // PAGE_SIZE)).cast("H")
+        self.keyids = self._sparse("keyids", 2 * (size // PAGE_SIZE)).cast("H")
         self.poison = self._sparse("poison", size // PAGE_SIZE)
         """A byte for each page, non-zero while its integrity is broken."""
         self.fresh = self._sparse("fresh", size // PAGE_SIZE)
@@ -77,7 +77,8 @@ class PhysicalMemory:
         `discard_page` then has nothing to do: most pages that a guest accepts are of this kind."""
         self.uses = self._sparse("uses", size // PAGE_SIZE)
         """A byte for each page, for the allocator: what the page is used for, 0 while it is free."""
-        self._poisoned = 0
+        self.poisoned = 0
+        """How many these are."""
         self.on_broken: Callable[[int], None] | None = None
         """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
         self._keys: dict[int, bytes] = {}
@@ -109,8 +110,8 @@ class PhysicalMemory:
     def set_key(self, hpa: int, hkid: int) -> None:
         """Note that the page at ``hpa`` is completely written under ``hkid``: no poison, no stale guest code."""
         page = hpa >> 12
-        self._keyid[page] = hkid
-        if self._poisoned and self.poison[page]:
+        self.keyids[page] = hkid
+        if self.poisoned and self.poison[page]:
             self.poison[page] = 0
             self._tell_poison(-1)
         if self._engine is not None:
@@ -118,12 +119,12 @@ class PhysicalMemory:
 
     def key_of(self, hpa: int) -> int:
         """Return the KeyID under which the page at ``hpa`` is stored."""
-        return self._keyid[hpa >> 12]
+        return self.keyids[hpa >> 12]
 
     def _tell_poison(self, change: int) -> None:
-        self._poisoned += change
+        self.poisoned += change
         if self._engine is not None:
-            self._engine.poisoned(self._poisoned)
+            self._engine.poisoned(self.poisoned)
 
     def _crypt(self, data: bytes, hkid: int, page: int, *, encrypt: bool) -> bytes:
         """Encrypt or decrypt a page: AES-256-XTS under a KeyID's key, tweaked by position. No key: no change."""
@@ -138,7 +139,7 @@ class PhysicalMemory:
 
     def _dram(self, page: int) -> bytes:
         """Return the page as it lies in the DIMMs."""
-        return self._crypt(bytes(self.raw[page << 12 : (page + 1) << 12]), self._keyid[page], page, encrypt=True)
+        return self._crypt(bytes(self.raw[page << 12 : (page + 1) << 12]), self.keyids[page], page, encrypt=True)
 
     # --- access as software does it, with a KeyID in the address ------------------------------------------------------
 
@@ -154,13 +155,13 @@ class PhysicalMemory:
         Raises ValueError outside RAM (a kernel bug, not something that a guest or a user can cause).
         """
         hpa, hkid = self._split(pa, length)
-        if 0 < length <= PAGE_SIZE - (hpa & 4095) and self._keyid[hpa >> 12] == hkid:
+        if 0 < length <= PAGE_SIZE - (hpa & 4095) and self.keyids[hpa >> 12] == hkid:
             return self.raw[hpa : hpa + length].tobytes()
         pieces = []
         while length:
             page, offset = hpa >> 12, hpa & 4095
             take = min(length, PAGE_SIZE - offset)
-            if self._keyid[page] == hkid:
+            if self.keyids[page] == hkid:
                 pieces.append(bytes(self.raw[hpa : hpa + take]))
             else:
                 pieces.append(self._crypt(self._dram(page), hkid, page, encrypt=False)[offset : offset + take])
@@ -177,11 +178,11 @@ class PhysicalMemory:
             page, offset = hpa >> 12, hpa & 4095
             take = min(len(data) - done, PAGE_SIZE - offset)
             chunk = data[done : done + take]
-            if self._keyid[page] == hkid:
+            if self.keyids[page] == hkid:
                 self.raw[hpa : hpa + take] = chunk
                 if self._engine is not None:
                     self._engine.forget_code(hpa, take)
-            elif take == PAGE_SIZE and self._keyid[page] not in self._keys:
+            elif take == PAGE_SIZE and self.keyids[page] not in self._keys:
                 self.raw[hpa : hpa + take] = chunk
                 self.set_key(hpa, hkid)
             else:
@@ -189,7 +190,7 @@ class PhysicalMemory:
             hpa, done = hpa + take, done + take
 
     def _foreign_write(self, page: int, offset: int, data: bytes, hkid: int) -> None:
-        owner = self._keyid[page]
+        owner = self.keyids[page]
         seen = bytearray(self._crypt(self._dram(page), hkid, page, encrypt=False))
         seen[offset : offset + len(data)] = data
         dram = self._crypt(bytes(seen), hkid, page, encrypt=True)
@@ -221,8 +222,8 @@ class PhysicalMemory:
         """Do `clear_page` for whole pages under ``hkid``. Host memory behind them is released, not written."""
         self._discard(hpa, length)
         first, last = hpa >> 12, hpa + length >> 12
-        self._keyid[first:last] = array.array("H", [hkid]) * (last - first)
-        if self._poisoned:
+        self.keyids[first:last] = array.array("H", [hkid]) * (last - first)
+        if self.poisoned:
             poisoned = sum(map(bool, self.poison[first:last]))
             if poisoned:
                 self.poison[first:last] = bytes(last - first)
@@ -235,8 +236,8 @@ class PhysicalMemory:
         page = hpa >> 12
         if self.fresh[page]:
             self.fresh[page] = 0
-            if not self._poisoned:
-                self._keyid[page] = hkid  # it had no owner yet: no guest has executed in it
+            if not self.poisoned:
+                self.keyids[page] = hkid  # it had no owner yet: no guest has executed in it
                 return
         else:
             self._discard(hpa, PAGE_SIZE)
@@ -376,7 +377,7 @@ class PhysicalMemory:
             self._next_window = next_window
             self._free_windows = {size: list(places) for size, places in free.items()}
         if self._engine is not None:
-            self._engine.poisoned(self._poisoned)
+            self._engine.poisoned(self.poisoned)
 
     def changed(self, name: str, extents: list[tuple[int, int]] | None) -> None:
         """Note that a region was given back: code that guests have translated from these parts is stale."""
@@ -399,7 +400,7 @@ class PhysicalMemory:
             self._engine = engine
             for hpa, (address, length) in self._windows.items():
                 engine.map(hpa, address, length)
-        engine.poisoned(self._poisoned)
+        engine.poisoned(self.poisoned)
 
     def detach(self) -> None:
         """Forget the engine, which is gone."""

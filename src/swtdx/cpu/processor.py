@@ -75,6 +75,10 @@ class FirstTouch(Protocol):
         """Map the page by ``aug`` and return its HPA; 0: the long way is to be taken."""
         ...
 
+    def rest(self) -> _engine.PageRun | None:
+        """Return the pages about it, of which the processor may do the same."""
+        ...
+
     def forget(self) -> None:
         """Forget what was found for earlier pages."""
         ...

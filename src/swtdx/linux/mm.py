@@ -32,33 +32,35 @@ class PageAllocator:
 
     def __init__(self, memory: PhysicalMemory) -> None:
         self.memory = memory
-        self._next = LOW_MEMORY
-        self._end = memory.size & PAGE_MASK
-        self._free: list[int] = []
+        self.next_page = LOW_MEMORY
+        """From here on no page was given out yet."""
+        self.end = memory.size & PAGE_MASK
+        self.given_back: list[int] = []
+        """Come first, the last first."""
         self._free_huge: list[int] = []
         self._numbers: dict[str, int] = {}
         """Of the uses, in the book, from 1 on."""
         self._used_huge: dict[int, str] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def alloc_page(self, use: str) -> int:
         """Return the HPA of a page, contents undefined, booked under ``use``. Raises OSError(ENOMEM)."""
-        with self._lock:
-            if self._free:
-                page = self._free.pop()
-            elif self._next < self._end:
-                page = self._next
-                self._next += PAGE_SIZE
+        with self.lock:
+            if self.given_back:
+                page = self.given_back.pop()
+            elif self.next_page < self.end:
+                page = self.next_page
+                self.next_page += PAGE_SIZE
                 self.memory.fresh[page >> PAGE_SHIFT] = 1
             elif self._free_huge:
                 page = self._free_huge.pop()
-                self._free.extend(range(page + HUGE_PAGE_SIZE - PAGE_SIZE, page, -PAGE_SIZE))
+                self.given_back.extend(range(page + HUGE_PAGE_SIZE - PAGE_SIZE, page, -PAGE_SIZE))
             else:
                 raise err(errno.ENOMEM, "the emulated host is out of memory (Platform.memory_size)")
-            self.memory.uses[page >> PAGE_SHIFT] = self._numbers.get(use) or self._number(use)
+            self.memory.uses[page >> PAGE_SHIFT] = self._numbers.get(use) or self.number_of(use)
             return page
 
-    def _number(self, use: str) -> int:
+    def number_of(self, use: str) -> int:
         """Return the number of a use, which may be new."""
         return self._numbers.setdefault(use, len(self._numbers) + 1)
 
@@ -70,53 +72,53 @@ class PageAllocator:
 
     def free_page(self, page: int) -> None:
         """Give a page back. Its contents must no longer be under a private key. A page that is free is a kernel bug."""
-        with self._lock:
+        with self.lock:
             number = page >> PAGE_SHIFT
             if not self.memory.uses[number]:
                 raise KeyError(page)
             self.memory.uses[number] = self.memory.fresh[number] = 0
-            self._free.append(page)
+            self.given_back.append(page)
 
     def alloc_huge_page(self, use: str) -> int | None:
         """2 MiB, aligned, contents undefined, booked as 512 pages under ``use``; None where there are none."""
-        with self._lock:
+        with self.lock:
             if self._free_huge:
                 page = self._free_huge.pop()
             else:
-                page = self._next + HUGE_PAGE_SIZE - 1 & -HUGE_PAGE_SIZE
-                if page + HUGE_PAGE_SIZE > self._end:
+                page = self.next_page + HUGE_PAGE_SIZE - 1 & -HUGE_PAGE_SIZE
+                if page + HUGE_PAGE_SIZE > self.end:
                     return None
-                self._free.extend(range(self._next, page, PAGE_SIZE))
-                self._next = page + HUGE_PAGE_SIZE
+                self.given_back.extend(range(self.next_page, page, PAGE_SIZE))
+                self.next_page = page + HUGE_PAGE_SIZE
             self._used_huge[page] = use
             return page
 
     def free_huge_page(self, page: int) -> None:
         """Give 2 MiB back that were not split."""
-        with self._lock:
+        with self.lock:
             del self._used_huge[page]
             self._free_huge.append(page)
 
     def split_huge_page(self, page: int) -> None:
         """From now on these are 512 pages, to be freed one by one."""
-        with self._lock:
+        with self.lock:
             use = self._used_huge.pop(page)
             first = page >> PAGE_SHIFT
-            self.memory.uses[first : first + HUGE_PAGE_PAGES] = bytes([self._number(use)]) * HUGE_PAGE_PAGES
+            self.memory.uses[first : first + HUGE_PAGE_PAGES] = bytes([self.number_of(use)]) * HUGE_PAGE_PAGES
 
     def alloc_contig_pages(self, count: int) -> int:
         """Return a physically contiguous area of ``count`` pages that is never freed. Raises OSError(ENOMEM)."""
-        with self._lock:
-            base = self._end - count * PAGE_SIZE
-            if base < self._next:
+        with self.lock:
+            base = self.end - count * PAGE_SIZE
+            if base < self.next_page:
                 raise err(errno.ENOMEM, f"no {count} contiguous pages")
-            self._end = base
+            self.end = base
             return base
 
     @property
     def in_use(self) -> Counter[str]:
         """Pages in use, counted by what they were allocated for."""
-        with self._lock:
+        with self.lock:
             book = self._book()
             counts = {use: book.count(number) for use, number in self._numbers.items()}
             used = Counter({use: count for use, count in counts.items() if count})
@@ -126,9 +128,9 @@ class PageAllocator:
 
     def booked(self) -> dict[int, str]:
         """Return each small page in use, and what for."""
-        with self._lock:
+        with self.lock:
             names = {number: use for use, number in self._numbers.items()}
             return {index << PAGE_SHIFT: names[number] for index, number in enumerate(self._book()) if number}
 
     def _book(self) -> bytes:
-        return bytes(self.memory.uses[: self._next >> PAGE_SHIFT])
+        return bytes(self.memory.uses[: self.next_page >> PAGE_SHIFT])

@@ -17,7 +17,9 @@ __all__ = [
     "Context",
     "EventType",
     "ExitReason",
+    "FirstTouch",
     "Memory",
+    "PageRun",
     "Platform",
     "Processor",
     "SeamModule",
@@ -101,6 +103,8 @@ class Context(Protocol):
     apicv: bool
     posted_interrupt_descriptor: int
 
+    page_run: Any
+
     @property
     def gpr(self) -> memoryview: ...
     @property
@@ -167,6 +171,34 @@ class Platform(Protocol):
     def module_version(self) -> str: ...
 
 
+class PageRun(Protocol):
+    """Pages that a guest accepts one after another, and that the processor can take by itself."""
+
+    def arm(
+        self,
+        *,
+        call: int,
+        table: int,
+        free: int,
+        made: int,
+        blocks: Mapping[int, tuple[int, int, int]],
+        busy: int,
+        typed: int,
+        used: int,
+        keyid: int,
+        locked: Callable[[], bool],
+        same: tuple[tuple[object, str, object], ...],
+        settle: Callable[[int], None],
+    ) -> None: ...
+
+
+class FirstTouch(Protocol):
+    """What the host does about a page that the guest accepts and that is not there, as one step."""
+
+    def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int: ...
+    def rest(self) -> PageRun | None: ...
+
+
 class Processor(Protocol):
     """The processor: memory, native CPUID and MSRs, and the maker of virtual CPU contexts."""
 
@@ -182,8 +214,8 @@ class Processor(Protocol):
         ...
 
     @property
-    def first_touches(self) -> Mapping[int, Callable[[int, Callable[[int], bool]], int]] | None:
-        """By TDVPR: what the host does about a page that the guest accepts and that is not there, as one step."""
+    def first_touches(self) -> Mapping[int, FirstTouch] | None:
+        """By TDVPR."""
         ...
 
     @property

@@ -217,24 +217,24 @@ def locked(entry: int, level: int) -> Status:
 class SecureEpt:
     """One TD's Secure EPT: a root page and the number of levels (4 or 5)."""
 
-    __slots__ = ("_range", "_table", "levels", "qwords", "root")
+    __slots__ = ("levels", "qwords", "range", "root", "table")
 
     def __init__(self, qwords: memoryview, root: int, levels: int) -> None:
         self.qwords = qwords
         self.root = root
         self.levels = levels
-        self._range, self._table = NOWHERE, 0
+        self.range, self.table = NOWHERE, 0
 
     def forget(self) -> None:
         """Forget the last table that a walk reached: a table is about to leave the tree.
 
         The counterpart of the processor's paging-structure cache, for walks that go to the same 2 MiB again and again.
         """
-        self._range = NOWHERE
+        self.range = NOWHERE
 
     def go_on(self, kept: None) -> None:
         """Walk from the root again: the tree is another one."""
-        self._range = NOWHERE
+        self.range = NOWHERE
 
     @property
     def eptp(self) -> int:
@@ -247,8 +247,8 @@ class SecureEpt:
         The walk goes down through present non-leaf entries and stops early at anything else.
         """
         qwords = self.qwords
-        if gpa >> 21 == self._range and not level:
-            known = self._table + (gpa >> 12 & 511)
+        if gpa >> 21 == self.range and not level:
+            known = self.table + (gpa >> 12 & 511)
             return known, qwords[known], 0
         reached = self.levels - 1
         shift = 12 + 9 * reached
@@ -260,5 +260,5 @@ class SecureEpt:
             index = (entry & HPA_MASK) >> 3 | gpa >> shift & 511
             entry = qwords[index]
         if not reached:
-            self._range, self._table = gpa >> 21, index & ~511
+            self.range, self.table = gpa >> 21, index & ~511
         return index, entry, reached

@@ -50,8 +50,8 @@ _PCI_FIXED = "_observers _mmio _bars _last_capability _next_capability set_intx"
 _CPU = {
     "swtdx.cpu._engine.GuestContext": _fields(),
     "swtdx.cpu.memory.PhysicalMemory": _fields(
-        "_keys _poisoned",
-        "size random keyid_shift _address_mask _map raw qwords _keyid poison fresh uses on_broken _windows "
+        "_keys poisoned",
+        "size random keyid_shift _address_mask _map raw qwords keyids poison fresh uses on_broken _windows "
         "_window_bases _next_window _free_windows _windows_lock _engine regions",
     ),
     "swtdx.cpu.processor.Processor": _fields(
@@ -75,7 +75,7 @@ _SEAM = {
         "version leaves tdcalls processor memory platform lock _open _presented host td_rules",
     ),
     "swtdx.seam.pamt.Pamt": _fields("_progress", "_memory _hkid_shift _qwords tdmrs blocks"),
-    "swtdx.seam.sept.SecureEpt": _fields("levels root", "_range _table qwords"),
+    "swtdx.seam.sept.SecureEpt": _fields("levels root", "range table qwords"),
     "swtdx.seam.td.Td": _fields(
         "hpa hkid pamt_index uuid child_count tdcx packages_configured _lifecycle fatal _op_state tlb_tracking sept "
         "cpuid vcpus num_vcpus x2apic_ids num_associated epoch refcount attributes xfam max_vcpus num_l2_vms "
@@ -154,7 +154,7 @@ _KERNEL = {
         "_free_hkids leaked_hkids",
         "processor pages seamcall packages package_cpus hkid_shift global_keyid _hkid_lock lock sysinfo tdmrs",
     ),
-    "swtdx.linux.mm.PageAllocator": _fields("_next _end _free _free_huge _numbers _used_huge", "memory _lock"),
+    "swtdx.linux.mm.PageAllocator": _fields("next_page end given_back _free_huge _numbers _used_huge", "memory lock"),
     "swtdx.linux.sched.Timer": _fields("shut_down", "_queue function expires _ticket"),
     "swtdx.linux.sched.TimerQueue": _fields(
         "", "_clock _heap _armed _tickets _changed _thread _running _returned _off"

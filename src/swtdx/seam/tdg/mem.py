@@ -9,16 +9,17 @@ from swtdx.seam import sept
 from swtdx.seam.hardware import Args, ExitReason
 from swtdx.seam.lifecycle import LastTdExit
 from swtdx.seam.operands import GPA_RESERVED, LEVEL_MASK
-from swtdx.seam.pamt import OWNER_SHIFT
+from swtdx.seam.pamt import BUSY_OR_USED, OWNER_SHIFT, TYPE_MASK
 from swtdx.seam.sept import ACCEPT_COUNTER, FREE, HPA_MASK, LEAF, STATE_MASK, SeptState
 from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td_exit import ExtendedType, Interrupted, asynchronous
 from swtdx.seam.tdg.guest_memory import WRITE
-from swtdx.seam.tdg.tdcall import RCX, tdcall_leaf
+from swtdx.seam.tdg.tdcall import RCX, TDCALL_NUMBERS, tdcall_leaf
 from swtdx.seam.tdh.mem_build import PAGE_AUG, PAGE_AUGMENTED, R8, REG_TYPE
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
+    from swtdx.seam.hardware import PageRun
     from swtdx.seam.module import TdxModule
     from swtdx.seam.vcpu import Vcpu
 
@@ -26,6 +27,8 @@ STATE_OR_LOCK = STATE_MASK | sept.ENTRY_LOCK | sept.HOST_PRIORITY
 PENDING = int(SeptState.PENDING)
 BECOME_MAPPED = sept.PENDING_LEAF ^ sept.after("TDG_MEM_PAGE_ACCEPT", sept.PENDING_LEAF)
 """Bits that differ between a pending page and an accepted one: the transition of every 4 KiB page, computed once."""
+ACCEPTED = PAGE_AUGMENTED ^ BECOME_MAPPED
+PAGE_ACCEPT = TDCALL_NUMBERS["TDG.MEM.PAGE.ACCEPT"]
 MAX_LEVEL = 1
 _ASYNC_FAULT = LastTdExit.ASYNC_FAULT
 
@@ -100,7 +103,44 @@ def _touched(module: TdxModule, vcpu: Vcpu, gpa: int) -> int:
     if page:
         td.child_count += 1
         vcpu.last_td_exit = _ASYNC_FAULT
+        rest = touch.rest()
+        if rest is not None and not td.debug and not module.version.has_own_statuses:
+            _arm(module, vcpu, rest, used)
     return page
+
+
+def _arm(module: TdxModule, vcpu: Vcpu, rest: PageRun, used: int) -> None:
+    """Let the processor accept the pages that follow, until the next exit that comes here."""
+    td, tree = vcpu.td, vcpu.td.sept
+
+    def settle(pages: int) -> None:
+        with module.lock:
+            td.child_count += pages
+
+    rest.arm(
+        call=PAGE_ACCEPT,
+        table=tree.table,
+        free=FREE,
+        made=ACCEPTED,
+        blocks=module.pamt.blocks,
+        busy=BUSY_OR_USED,
+        typed=TYPE_MASK,
+        used=used,
+        keyid=td.hkid,
+        locked=module.lock.locked,
+        same=(
+            (td, "allowed", td.allowed),
+            (td, "epoch", vcpu.epoch),
+            (td, "gpa_limit", td.gpa_limit),
+            (vcpu, "pending_nmi", vcpu.pending_nmi),
+            (vcpu, "flush_needed", False),
+            (tree, "range", tree.range),
+            (tree, "table", tree.table),
+            (module.memory, "poisoned", 0),
+        ),
+        settle=settle,
+    )
+    vcpu.context.page_run = rest
 
 
 def check_guest_lock(entry: int) -> None:

@@ -325,6 +325,7 @@ class GuestMemfd(File):
     def _forget_holes(self, number: int) -> None:
         if self.pages[number].tobytes() == _HOLES:
             del self.pages[number]
+            self.kvm.memslots.generation += 1  # a run of first touches has the table
 
     def go_on(self, kept: None) -> None:
         """Read bytes as numbers: a snapshot brings tables that were not there."""

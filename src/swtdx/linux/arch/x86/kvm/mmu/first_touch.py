@@ -7,6 +7,8 @@ depends on anything but KVM's tables. `FirstTouch` is what KVM does then, for th
 processor calls it in place of the exit (`Processor.first_touches`). It counts what the long way counts. Where anything
 is unusual it changes nothing and answers no, and the long way is taken, which alone raises errors and exits.
 
+The pages after it are taken by the processor (`PageRun`), which repeats what the step did for the first one.
+
 A machine that is traced has no such step, so that a trace shows every exit and every SEAMCALL.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from swtdx.cpu._engine import PageRun
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import EXITS, PAGES_4K, PF_FIXED, PF_TAKEN
 from swtdx.linux.virt.kvm.guest_memfd import PREPARED
@@ -38,7 +41,7 @@ class FirstTouch:
     kept for the others, as long as neither slots nor attributes change.
     """
 
-    __slots__ = ("_attributes", "_gmem", "_kvm", "_leaves", "_mirror", "_range", "_shift", "_slots", "_vcpu")
+    __slots__ = ("_attributes", "_gmem", "_kvm", "_leaves", "_mirror", "_range", "_rest", "_shift", "_slots", "_vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu, self._kvm = vcpu, vcpu.kvm
@@ -47,6 +50,7 @@ class FirstTouch:
         self._mirror: MirrorRoot
         self._leaves: array[int]
         self._shift = 0
+        self._rest: PageRun | None = None
 
     def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int:
         """Map the page at ``gpa`` by ``aug``, which adds an HPA unless the module refuses it. Its HPA; 0: not done."""
@@ -99,11 +103,61 @@ class FirstTouch:
 
     def forget(self) -> None:
         """Look everything up again: the machine was restored."""
-        self._range = -1
+        self._range, self._rest = -1, None
+
+    def rest(self) -> PageRun | None:
+        """Return what the processor may do for the other pages of the 2 MiB, if it can be said beforehand."""
+        gmem, first = self._gmem, (self._range << 9) - self._shift
+        # A signal that is blocked and let in by the vCPU's mask has to be asked for.
+        if self._range < 0 or first & 511 or self._vcpu.sigset is not None:
+            return None
+        if self._rest is None and first >> 9 in gmem.pages:
+            self._rest = self._made(gmem.pages[first >> 9])
+        return self._rest
+
+    def _made(self, books: array[int]) -> PageRun:
+        """Put into one table what `__call__` looks at, and what it changes."""
+        vcpu, kvm = self._vcpu, self._kvm
+        pages = kvm.pages
+        return PageRun(
+            kvm.processor.memory,
+            self._range,
+            leaves=self._leaves,
+            books=books,
+            prepared=PREPARED,
+            source=pages,
+            given_back=pages.given_back,
+            use=pages.number_of("guest_memfd"),
+            mutex=kvm.mmu.lock,
+            locked=pages.lock.locked,
+            same=(
+                (vcpu, "nmi_pending", 0),
+                (vcpu, "interrupted", False),
+                (vcpu, "sigset", None),
+                (kvm, "dead", False),
+                (kvm.cpus, "waiters", 0),
+                (kvm.tdx, "wait_for_sept_zap", False),
+                (vcpu.tdx.pi_desc, "requests", 0),
+                (kvm.memslots, "generation", self._slots),
+                (kvm.attributes, "generation", self._attributes),
+            ),
+            zero=((vcpu.run, _IMMEDIATE_EXIT),),
+            settle=self._settle,
+        )
+
+    def _settle(self, pages: int) -> None:
+        """Count what the processor has done."""
+        kvm, values = self._kvm, self._vcpu.stat.values
+        with kvm.mmu.lock:
+            self._mirror.mapped += pages
+            kvm.stat.values[PAGES_4K] += pages
+        for counter in (EXITS, PF_TAKEN, PF_FIXED):
+            values[counter] += pages
 
     def _find(self, gfn: int) -> bool:
         """Find what stands behind ``gfn``; False if that is not private memory with a table. Under mmu_lock."""
         kvm = self._kvm
+        self._rest = None
         mirror = kvm.mmu.mirror
         slots, attributes = kvm.memslots.generation, kvm.attributes.generation
         if mirror is None or gfn & kvm.mmu.direct_bits:
