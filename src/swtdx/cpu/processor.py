@@ -135,6 +135,15 @@ class Processor:
             return TDX_SEAMCALL_VMFAILINVALID
         return self._module.seamcall(fn, args, lp)
 
+    def remove_pages(self, tdr: int, gpa: int, indices: list[int], pages: list[int]) -> bool:
+        """Have the module do what BLOCK, TRACK and REMOVE do for each of these pages of a TD, or nothing: False.
+
+        They lie in the 2 MiB from ``gpa`` on, at ``indices``. A module that cannot, or whose calls are looked at, does
+        not: it has no ``remove_pages``.
+        """
+        step = getattr(self._module, "remove_pages", None)
+        return step is not None and bool(step(tdr, gpa, indices, pages))
+
     # --- inter-processor interrupts -----------------------------------------------------------------------------------
 
     def enter_lp(self, lp: int, context: GuestContext) -> None:

@@ -8,7 +8,7 @@ only for what a running virtual CPU holds: its TD and itself. `contention` produ
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from swtdx.seam import dispatch, tdh
 from swtdx.seam.contention import Contention
@@ -22,6 +22,7 @@ from swtdx.seam.status import Operand, Status, StatusCode
 from swtdx.seam.td import Td
 from swtdx.seam.td_params import Rules
 from swtdx.seam.tdg.tdcall import tdcalls_of
+from swtdx.seam.tdh.mem_removal import removed
 from swtdx.seam.vcpu import Vcpu
 from swtdx.seam.version import ModuleVersion, module_version
 from swtdx.x86 import PAGE_SIZE
@@ -93,6 +94,12 @@ class TdxModule:
                 if not shows:
                     args.rcx = args.rdx = 0
             return status
+
+    def remove_pages(self, tdr: int, gpa: int, indices: Sequence[int], pages: Sequence[int]) -> bool:
+        """Do in one step what the host would ask for page by page (`mem_removal`). False: nothing is done."""
+        with self.lock:
+            td = self.tds.get(tdr) if self._open else None
+            return td is not None and removed(self, td, gpa, indices, pages)
 
     @property
     def state(self) -> SysState:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any
 
+from swtdx.linux.arch.x86.kvm.mmu.removal import remove_at_once
 from swtdx.linux.arch.x86.kvm.mmu.spte import PG_LEVEL_2M, PG_LEVEL_4K, pages_per_level
 from swtdx.linux.mm import HUGE_PAGE_SIZE, PAGE_SIZE
 
@@ -166,14 +167,30 @@ class MirrorRoot:
 
     def tdp_mmu_zap_leafs(self, start: int, end: int) -> None:
         """Remove every leaf in [start, end). Tables stay until the TD is destroyed."""
-        kvm = self._kvm
         if self.huge:
             self._zap_huge(self.root, start, end)
         for table in self._tables(self.root, start, end):
-            for index in table.leaves_within(start - table.gfn, end - table.gfn):
-                hpa = table.take_leaf(index)
-                self.mapped -= 1
-                kvm.ops.remove_external_spte(kvm, table.gfn + index, PG_LEVEL_4K, hpa)
+            indices = table.leaves_within(start - table.gfn, end - table.gfn)
+            if not self._removed_at_once(table, indices):
+                # The first one has all vCPUs leave the guest, which may be what was in the way.
+                self._remove(table, indices[:1])
+                if not self._removed_at_once(table, indices[1:]):
+                    self._remove(table, indices[1:])
+
+    def _removed_at_once(self, table: KvmMmuPage, indices: list[int]) -> bool:
+        if not indices:
+            return True
+        done = remove_at_once(self._kvm, table, indices)
+        if done:
+            self.mapped -= len(indices)
+        return done
+
+    def _remove(self, table: KvmMmuPage, indices: list[int]) -> None:
+        kvm = self._kvm
+        for index in indices:
+            hpa = table.take_leaf(index)
+            self.mapped -= 1
+            kvm.ops.remove_external_spte(kvm, table.gfn + index, PG_LEVEL_4K, hpa)
 
     def _zap_huge(self, page: KvmMmuPage, start: int, end: int) -> None:
         """Remove 2 MiB leaves that lie in the range, split those of which a part does."""
