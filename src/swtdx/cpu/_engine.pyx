@@ -488,7 +488,7 @@ cdef class GuestContext:
     cdef swtdx_cpu *cpu
     cdef Engine engine
     cdef public PageRun page_run
-    """What :meth:`run` may do without an exit, the next time only: set by whoever handled the exit before."""
+    """What :meth:`run` may do without an exit, the next time only: set by the handler of the exit before."""
     cdef readonly object gpr
     """16 x u64: RAX RCX RDX RBX RSP RBP RSI RDI R8..R15."""
     cdef readonly object vapic
