@@ -368,7 +368,9 @@ def releases() -> str:
         changed = [each for each in texts if getattr(RELEASES[old], each) != getattr(RELEASES[new], each)]
         parts.append(f"## {new.value}, against {old.value}\n")
         if changed:
-            rows = [(texts[each], *(_value(getattr(RELEASES[name], each)) for name in (old, new))) for each in changed]
+            rows = [
+                (texts[each], *(_value(each, getattr(RELEASES[name], each)) for name in (old, new))) for each in changed
+            ]
             parts.append(table(("behaviour", old.value, new.value), rows))
         else:
             parts.append("Nothing that is emulated.\n")
@@ -376,7 +378,7 @@ def releases() -> str:
             absent = "\n".join(f"- {text}" for text in NOT_REPRODUCED[new])
             parts.append(f"Not reproduced (a VMM finds what {old.value} does):\n\n{absent}\n")
     differing = [each for each in texts if len({getattr(RELEASES[name], each) for name in RELEASES}) > 1]
-    rows = [(texts[each], *(_value(getattr(RELEASES[name], each)) for name in RELEASES)) for each in differing]
+    rows = [(texts[each], *(_value(each, getattr(RELEASES[name], each)) for name in RELEASES)) for each in differing]
     parts.append("## All behaviours by release\n")
     parts.append(table(("behaviour", *(name.value for name in RELEASES)), rows))
     return "\n".join(parts)
@@ -397,14 +399,18 @@ def _behaviours() -> dict[str, str]:
     return found
 
 
-def _value(value: Any) -> str:
+def _value(behaviour: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if behaviour in _MASKS:
+        return f"{value:#x}"
     if isinstance(value, int):
         return errno_name(value)
     return ", ".join(sorted(_NUMBERS.get(each, str(each)) for each in value)) or "none"
 
 
+_MASKS = {"quirks"}
+"""Behaviours whose number is a mask of bits. Other numbers are errnos."""
 _NUMBERS: dict[object, str] = {
     **{int(request): name for name, request in REQUESTS.items()},
     **{cap: f"KVM_CAP_{cap.name}" for cap in Cap},

@@ -72,7 +72,7 @@ class Release:
     xss_needs_xsaves: bool
     """KVM_SET_MSRS sets IA32_XSS only where the vCPU's CPUID has XSAVES; else it can be set to 0 on any vCPU."""
     lists_debugctl: bool
-    """KVM_GET_MSR_INDEX_LIST has IA32_DEBUGCTL and the addresses of the last interrupt."""
+    """KVM_GET_MSR_INDEX_LIST has IA32_DEBUGCTL and the addresses of the last interrupt. (So has 6.18.44.)"""
     emulates_avx: bool
     """On device memory the emulator executes VMOVUPS, VMOVDQA and the like; else KVM_EXIT_INTERNAL_ERROR."""
     directed_eoi_is_chosen: bool
