@@ -10,11 +10,17 @@ from typing import Any
 _WIDTH, _HEIGHT = 720, 180
 _STYLE = """
 :root{color-scheme:light dark;--line:#8886;--new:#2b6cb0;--crash:#d1495b}
-body{font:15px/1.5 system-ui,"DejaVu Sans",sans-serif;margin:2em auto;max-width:52em;padding:0 1em}
+@media(prefers-color-scheme:dark){:root{--new:#63a4e8;--crash:#f07c8c}}
+body{font:15px/1.5 system-ui,"DejaVu Sans",sans-serif;margin:1.5em auto;max-width:52em;padding:0 1em;
+overflow-wrap:anywhere}
+h1{font-size:1.6em}h2{font-size:1.25em;margin-top:1.6em}h3{font-size:1em}
 table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid var(--line);padding:.3em .6em;text-align:left;
-vertical-align:top}td.n,th.n{text-align:right}pre{overflow-x:auto;margin:.3em 0}svg{width:100%;height:auto}
-polyline{fill:none;stroke:var(--new);stroke-width:2}line{stroke:var(--line)}text{font-size:12px;fill:currentColor}
-.bar{fill:var(--new)}.crash{stroke:var(--crash)}
+vertical-align:top}td.n,th.n{text-align:right;overflow-wrap:normal}td.b,th.b{width:30%}pre{white-space:pre-wrap}
+svg{display:block;width:100%;height:10em;border-bottom:1px solid var(--line)}
+polyline,line{vector-effect:non-scaling-stroke}
+polyline{fill:none;stroke:var(--new);stroke-width:2}.crash{stroke:var(--crash)}
+figure{margin:0}figcaption{display:flex;justify-content:space-between;font-size:.85em}
+.bar{background:var(--new);height:.7em;margin-top:.4em}
 """
 
 
@@ -27,7 +33,8 @@ def page(record: dict[str, Any], guest: str) -> str:
         f"{record['corpus']:,} cases that reached new code"
     )
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>swtdx fuzz guest: {escape(guest)}</title>",
+        f"<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<meta name=viewport content='width=device-width'><title>swtdx fuzz guest: {escape(guest)}</title>",
         f"<style>{_STYLE}</style><h1>A guest whose host lies</h1><p>{escape(guest)}: {figures}</p>",
         "<h2>Coverage over time</h2>",
         _coverage(record["over_time"]),
@@ -48,40 +55,44 @@ def _coverage(points: list[list[float]]) -> str:
     blocks = max(*(int(point[2]) for point in points), 1)
 
     def x(at: float) -> float:
-        return round(50 + (_WIDTH - 60) * at / seconds, 1)
+        return round(_WIDTH * at / seconds, 1)
 
     def y(count: float) -> float:
-        return round(_HEIGHT - 20 - (_HEIGHT - 40) * count / blocks, 1)
+        return round(_HEIGHT - (_HEIGHT - 5) * count / blocks, 1)
 
     path = " ".join(f"{x(at)},{y(count)}" for at, _, count, _ in points)
     crashes = [
-        f"<line class=crash x1={x(now[0])} y1=20 x2={x(now[0])} y2={y(0)}><title>a new crash</title></line>"
+        f"<line class=crash x1={x(now[0])} y1=0 x2={x(now[0])} y2={_HEIGHT}><title>a new crash</title></line>"
         for before, now in pairwise(points)
         if now[3] > before[3]
     ]
+    new = "; a red line: a new kind of crash" if crashes else ""
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role=img aria-label="blocks of code over seconds">'
-        f"<line x1=50 y1={y(0)} x2={_WIDTH - 10} y2={y(0)} /><text x=50 y={_HEIGHT - 5}>0 s</text>"
-        f"<text x={_WIDTH - 10} y={_HEIGHT - 5} text-anchor=end>{seconds:,.0f} s</text>"
-        f"<text x=45 y={y(blocks) + 4} text-anchor=end>{blocks:,}</text>{''.join(crashes)}"
-        f'<polyline points="{path}" /></svg>'
+        f"<figure><figcaption><span>{blocks:,} blocks{new}</span></figcaption>"
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio=none role=img '
+        f'aria-label="blocks of code over seconds">{"".join(crashes)}<polyline points="{path}" /></svg>'
+        f"<figcaption><span>0 s</span><span>{seconds:,.0f} s</span></figcaption></figure>"
     )
 
 
 def _crash(crash: dict[str, Any]) -> str:
     lies = "\n".join(crash["lies"])
     return (
-        f"<h3>{escape(crash['text'])}</h3><p>{len(crash['lies'])} lies, replayed {escape(crash['replayed'])}: "
+        f"<h3>{escape(crash['text'])}</h3><p>{_number(len(crash['lies']))}, replayed {escape(crash['replayed'])}: "
         f"<code>{escape(crash['file'])}</code></p><pre>{escape(lies)}</pre>"
     )
+
+
+def _number(lies: int) -> str:
+    return "1 lie" if lies == 1 else f"{lies} lies"
 
 
 def _counts(name: str, what: str, counts: dict[str, int]) -> str:
     most = max(counts.values(), default=1)
     rows = (_row(each, count, most) for each, count in counts.items())
-    return f"<table><tr><th>{name}<th class=n>{what}<th>{''.join(rows)}</table>"
+    return f"<table><tr><th>{name}<th class=n>{what}<th class=b>{''.join(rows)}</table>"
 
 
 def _row(name: str, count: int, most: int) -> str:
-    bar = f'<svg viewBox="0 0 100 8"><rect class=bar width={100 * count / most:.1f} height=8 /></svg>'
-    return f"<tr><td>{escape(name)}<td class=n>{count:,}<td>{bar}"
+    bar = f'<div class=bar style="width:{100 * count / most:.1f}%"></div>'
+    return f"<tr><td>{escape(name)}<td class=n>{count:,}<td class=b>{bar}"
