@@ -95,6 +95,8 @@ def _lie(site: Site, call: Call, turn: int, register: int, value: tuple[str, int
         drawn = _value(value, call.honest.get(name, 0), call.bits[name])
         if call.values and value[0] != "any":
             drawn = call.values[value[1] % len(call.values)]
+        if drawn == call.honest.get(name):
+            drawn ^= 1  # the truth is not worth a run
         answer = f"{name.upper()}={drawn:#x}"
     # One time in four it is lied about from that call on: what a guest polls for must not come the next time.
     when = f"@{turn // 4 % call.count + 1}" + ("" if turn % 4 else "+")
