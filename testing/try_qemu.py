@@ -99,6 +99,17 @@ class Guest:
             raise Failed(f"{line}: {said}")
         return said
 
+    def runs(self) -> None:
+        """Wait until QEMU lets the guest run. Raises Failed."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            with contextlib.suppress(OSError):
+                if "running" in self.order("info status"):
+                    return
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise Failed("QEMU does not run the guest")
+            time.sleep(0.2)
+
     @staticmethod
     def _until_prompt(talk: socket.socket) -> str:
         answer = b""
@@ -176,6 +187,7 @@ def _boots_and_saves(qemu: Qemu, machine: str, chip: str, firmware: str, cpus: i
             time.sleep(0.1)
     for more, expected in ((["-incoming", f"exec:cat {state}"], "first"), (["-loadvm", "one"], "first")):
         with _vm(qemu, machine, chip, cpus, folder, *guest, *more) as vm:
+            vm.runs()  # what is typed while the state is loaded is lost, as the UART is
             vm.expect(f"word is {expected} on {cpus}.", "echo word is $word on $(nproc).")
             vm.expect("timer=0", "sleep 1; echo timer=$?")
             vm.expect("Power down", "dmesg -n 7; poweroff -f")

@@ -69,18 +69,22 @@ static bool host_kvm_is_in_reach(void)
            !(setting("host", allowed, sizeof(allowed)) && *allowed == '1');
 }
 
-/* The first bytes of a file, in `head`; their number, 0 if it cannot be read. */
-static size_t read_head(const char *path, unsigned char *head, size_t size)
+/* The first bytes of a file, in `head`; their number, -1 if it cannot be read. Of what cannot be executed there are none:
+ * a FIFO would wait for its writer. */
+static long read_head(const char *path, unsigned char *head, size_t size)
 {
-    long got, fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC);
+    long got = 0, fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    struct stat status;
 
     if (fd < 0) {
-        return 0;
+        return -1;
     }
-    got = RAW(SYS_read, fd, head, size - 1);
+    if (!RAW(SYS_newfstatat, fd, "", &status, AT_EMPTY_PATH) && S_ISREG(status.st_mode)) {
+        got = RAW(SYS_read, fd, head, size - 1);
+    }
     RAW(SYS_close, fd);
     head[got < 0 ? 0 : got] = 0;
-    return got < 0 ? 0 : got;
+    return got < 0 ? -1 : got;
 }
 
 /* Whether the file is a Python of a version that the kernel cannot share, by the name that its links lead to. */
@@ -175,14 +179,15 @@ static bool sanitized(const char *path, const unsigned char *head, const Elf64_P
 
 /* Whether an executable does not load us, or must not: a static one, one for another libc, Go's, a Python of another
  * version, one with a sanitizer. */
-static bool elf_out_of_reach(const char *path, const unsigned char *head, size_t got)
+static bool elf_out_of_reach(const char *path, const unsigned char *head, long read)
 {
+    size_t got = read;
     const Elf64_Ehdr *header = (const Elf64_Ehdr *)head;
     const Elf64_Phdr *dynamic = NULL;
     bool interpreted = false;
     int i;
 
-    if (!got) { /* it may be executed and not read */
+    if (read < 0) { /* it may be executed and not read */
         return host_kvm_is_in_reach();
     }
     if (got < sizeof(*header) || memcmp(head, ELFMAG, SELFMAG)) {
@@ -238,7 +243,8 @@ static bool out_of_reach(const char *path)
 {
     unsigned char head[HEAD] __attribute__((aligned(8)));
     char interpreter[PATH_MAX];
-    size_t got, from, length;
+    size_t from, length;
+    long got;
     int depth;
 
     for (depth = 0; depth <= MOST_SCRIPTS; depth++) {

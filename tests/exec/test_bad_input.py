@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -72,9 +73,33 @@ def test_no_command_at_all(swtdx_exec: Run) -> None:
 def test_a_file_that_is_not_executable(swtdx_exec: Run, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello\n")
     refused(swtdx_exec(tmp_path / "text"), 126, "not an executable file")
-    refused(swtdx_exec(tmp_path), 126, "not an executable file")
     (tmp_path / "text").chmod(0o755)
     refused(swtdx_exec(tmp_path / "text"), 126, "neither an ELF executable nor a script")
+
+
+def test_what_is_no_file(swtdx_exec: Run, tmp_path: Path) -> None:
+    """A FIFO was opened, and waited for somebody to write; a directory was to be made executable."""
+    os.mkfifo(tmp_path / "fifo", 0o777)
+    (tmp_path / "script").write_text(f"#!{tmp_path}\n")
+    (tmp_path / "script").chmod(0o755)
+    refused(swtdx_exec(tmp_path), 126, f"{tmp_path}: a directory, not a program")
+    refused(swtdx_exec(tmp_path / "script"), 126, f"{tmp_path}: a directory, not a program")
+    refused(swtdx_exec(tmp_path / "fifo", timeout=60), 126, "fifo: a device, a FIFO or a socket, not a program")
+
+
+@pytest.mark.parametrize("front_end", ["preload", "notify"])
+def test_a_program_that_executes_what_is_no_program_is_answered_as_by_linux(
+    swtdx_exec: Run, tmp_path: Path, front_end: str
+) -> None:
+    os.mkfifo(tmp_path / "fifo", 0o777)
+    (tmp_path / "empty").touch(0o755)
+    code = f"""import os
+for name in "fifo", "empty", "", "missing":
+    try: os.execv({str(tmp_path)!r} + "/" + name, ["x"])
+    except OSError as error: print(error.errno)"""
+    done = swtdx_exec(sys.executable, "-c", code, options=["--front-end", front_end], timeout=60)
+    numbers = [errno.EACCES, errno.ENOEXEC, errno.EACCES, errno.ENOENT]
+    assert (done.stdout.split(), done.returncode, done.stderr) == ([*map(str, numbers)], 0, "")
 
 
 def test_a_static_program_is_refused_by_the_preloaded_library(swtdx_exec: Run, opener: Callable[..., Path]) -> None:

@@ -77,7 +77,8 @@ def find(command: str) -> Path:
         raise ProgramError(f"{command or repr(command)}: no such program in PATH", NOT_FOUND)
     if not os.path.exists(path):
         raise ProgramError(f"{command}: no such file", NOT_FOUND)
-    if os.path.isdir(path) or not os.access(path, os.X_OK):
+    _check_kind(Path(path))
+    if not os.access(path, os.X_OK):
         raise ProgramError(f"{command}: not an executable file (chmod +x makes it one)")
     return Path(path)
 
@@ -87,6 +88,7 @@ def choose(path: Path, arguments: list[str], depth: int = 0) -> tuple[FrontEnd, 
 
     ``arguments``: those after the program's name. Raises `ProgramError` for what no front end can serve.
     """
+    _check_kind(path)
     _check_privileges(path)
     try:
         with path.open("rb") as file:
@@ -128,6 +130,14 @@ def refusal(path: Path, why: str, cannot: str) -> ProgramError:
 
 def _our_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _check_kind(path: Path) -> None:
+    """Raise `ProgramError` for what is no regular file; to open a FIFO would wait for its writer."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a device, a FIFO or a socket"
+        raise ProgramError(f"{path}: {kind}, not a program")
 
 
 def _check_privileges(path: Path) -> None:
