@@ -69,8 +69,8 @@ static bool host_kvm_is_in_reach(void)
            !(setting("host", allowed, sizeof(allowed)) && *allowed == '1');
 }
 
-/* The first bytes of a file, in `head`; their number, -1 if it cannot be read. Of what cannot be executed there are none:
- * a FIFO would wait for its writer. */
+/* The first bytes of a file, in `head`; their number, -1 if it cannot be read. Of what cannot be executed there are
+ * none: a FIFO would wait for its writer. */
 static long read_head(const char *path, unsigned char *head, size_t size)
 {
     long got = 0, fd = RAW(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
