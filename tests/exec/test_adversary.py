@@ -59,6 +59,10 @@ a third again: 1
 a vCPU too many: -24
 a VM too many: -24
 """
+ENDS_FIRST = """\
+the same VM: exit 2
+another one: exit 2
+"""
 REOPENS = """\
 by /proc/self/fd: 12
 by /dev/fd: 12
@@ -66,6 +70,7 @@ its VM: 1
 and no more: -9
 """
 CASES = {
+    "ends-first": ENDS_FIRST,
     "reopens": REOPENS,
     "keeps-one": KEEPS_ONE,
     "closes-all": GOES_ON,

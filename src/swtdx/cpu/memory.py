@@ -321,7 +321,7 @@ class PhysicalMemory:
         if address is None:
             return None
         try:
-            with open("/proc/self/mem", "rb", buffering=0) as process:
+            with open("/proc/thread-self/mem", "rb", buffering=0) as process:
                 data = os.pread(process.fileno(), length, address)
         except OSError:  # unmapped since
             return None
@@ -333,7 +333,7 @@ class PhysicalMemory:
         if address is None:
             return False
         try:
-            with open("/proc/self/mem", "r+b", buffering=0) as process:
+            with open("/proc/thread-self/mem", "r+b", buffering=0) as process:
                 return os.pwrite(process.fileno(), data, address) == len(data)
         except OSError:
             return False

@@ -288,7 +288,7 @@ class Process:
 
 def _is_device(fd: int) -> bool:
     """Whether it is /dev/kvm: the machine's, or that of an emulated kernel elsewhere."""
-    target = os.readlink(f"/proc/self/fd/{fd}")
+    target = os.readlink(f"/proc/thread-self/fd/{fd}")
     return target.startswith(_DEVICE_LINK) or not target.startswith("/memfd:")
 
 

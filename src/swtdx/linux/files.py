@@ -183,7 +183,7 @@ class FileTable:
             known = self.number_of(file)
             if known < 0:
                 return -1
-            fd = os.open(f"/proc/self/fd/{known}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/thread-self/fd/{known}", os.O_RDONLY | os.O_CLOEXEC)
             stale = self.by_fd.pop(fd, None)
             self.by_fd[fd] = file
             file.references += 1
@@ -270,7 +270,7 @@ class FileTable:
     def _count_others(self, file: File) -> None:
         """Count the descriptors that dup(2) has made of ``file`` and that no call has named yet."""
         inode = next((inode for inode, other in self._inodes.items() if other is file), None)
-        for name in os.listdir("/proc/self/fd"):
+        for name in os.listdir("/proc/thread-self/fd"):
             fd = int(name)
             if fd in self.by_fd:
                 continue

@@ -220,7 +220,10 @@ def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Str
 
 def _otherwise(mm: Mm, access: str, address: int, length: int, source: int, target: int) -> None:
     """A copy by process_vm_readv or process_vm_writev has failed: raise OSError(EFAULT), or copy in another way."""
-    if ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS):
+    number = ctypes.get_errno()
+    if number == errno.ESRCH and mm is _own_mm:
+        mm.pid = threading.get_native_id()  # the first thread has ended, and its number leads to no memory any more
+    elif number not in (errno.EPERM, errno.ENOSYS):
         raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
     if mm is not _own_mm:
         raise err(errno.EFAULT, f"process_vm_{access}v is forbidden here (a sandbox, or another user's process)")

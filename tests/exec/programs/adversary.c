@@ -41,7 +41,8 @@ static int untouched(void)
 
     for (i = 0; i < FILES; i++) {
         memset(text, 0, sizeof(text));
-        good += pread(files[i], text, sizeof(text), 0) == 5 && !strcmp(text, "mine") && lseek(files[i], 0, SEEK_CUR) == 5;
+        good +=
+            pread(files[i], text, sizeof(text), 0) == 5 && !strcmp(text, "mine") && lseek(files[i], 0, SEEK_CUR) == 5;
     }
     return good;
 }
@@ -252,7 +253,9 @@ static void handle_raw(int by_libc)
     if (by_libc) {
         syscall(SYS_rt_sigaction, SIGALRM, &action, NULL, 8L);
     } else {
-        __asm__ volatile("syscall" : "=a"(result) : "a"(SYS_rt_sigaction), "D"(SIGALRM), "S"(&action), "d"(0), "r"(size)
+        __asm__ volatile("syscall"
+                         : "=a"(result)
+                         : "a"(SYS_rt_sigaction), "D"(SIGALRM), "S"(&action), "d"(0), "r"(size)
                          : "rcx", "r11", "memory");
     }
 }
@@ -435,6 +438,33 @@ static void keeps_one(void)
     SHOW("and no more", usable(140));
 }
 
+static struct machine of_leader;
+
+static void *without_leader(void *leader)
+{
+    struct machine another;
+
+    pthread_join(*(pthread_t *)leader, NULL);
+    START(&of_leader, 0x1000, OUT_HLT);
+    printf("the same VM: %s\n", run(&of_leader));
+    another = new_machine(1);
+    START(&another, 0x2000, OUT_HLT);
+    printf("another one: %s\n", run(&another));
+    exit(0);
+}
+
+/* The first thread ends before the others: /proc/self and the process's number lead to nothing then. */
+static void ends_first(void)
+{
+    static pthread_t leader;
+    pthread_t other;
+
+    of_leader = new_machine(0);
+    leader = pthread_self();
+    pthread_create(&other, NULL, without_leader, &leader);
+    pthread_exit(NULL);
+}
+
 int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "";
@@ -478,6 +508,8 @@ int main(int argc, char **argv)
         keeps_one();
     } else if (!strcmp(what, "reopens")) {
         reopens();
+    } else if (!strcmp(what, "ends-first")) {
+        ends_first();
     } else if (!strcmp(what, "streams")) {
         no_streams();
     }

@@ -140,7 +140,7 @@ class Statistics:
         try:
             os.truncate(memory, len(head) + 8 * self._count)
             os.pwrite(memory, head, 0)
-            fd = files.install(file, os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC))
+            fd = files.install(file, os.open(f"/proc/thread-self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC))
             try:
                 mapping = mmap.mmap(-1, len(head) + 8 * self._count)
                 show_file(mapping, memory)

@@ -56,7 +56,7 @@ class Eventfd:
         except OSError as error:
             raise err(errno.EBADF, reason_of(error).text or f"fd {fd} is not open") from error
         try:
-            with open(f"/proc/self/fdinfo/{copy}", "rb") as info:
+            with open(f"/proc/thread-self/fdinfo/{copy}", "rb") as info:
                 fields = dict(line.split(b":", 1) for line in info.read().splitlines() if b":" in line)
             if b"eventfd-count" not in fields:
                 raise err(errno.EINVAL, f"fd {fd} is not an eventfd")
