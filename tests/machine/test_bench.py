@@ -94,3 +94,26 @@ def test_a_distribution_is_started_from_a_copy_of_its_disk(tmp_path: Path) -> No
     for who, command in json.loads(printed_by(_CONTENDERS, tmp_path / "OVMF.fd", disk, copy)).items():
         used = [word for word in command if ".img" in word]
         assert used == ([f"file={disk},format=raw,if=virtio,snapshot=on"] if "QEMU" in who else [str(copy)])
+
+
+_PARALLEL = """
+import json, sys
+from pathlib import Path
+from bench import parallel
+firmware, kernel, initrd, said = map(Path, sys.argv[1:])
+seen = parallel.contenders(firmware, kernel, initrd)
+print(json.dumps([seen, parallel.measure(["cat", str(said)])]))
+"""
+
+
+def test_parallel_loads_have_the_same_guest_and_all_are_read(tmp_path: Path) -> None:
+    said = tmp_path / "console"
+    said.write_text("measured sha256 1.25\nmeasured awk 2.5\nmeasured forks 0.5\nmeasured serial 3\nmeasured end 0\n")
+    files = tmp_path / "OVMF.fd", tmp_path / "vmlinuz", tmp_path / "initrd.img"
+    commands, measured = json.loads(printed_by(_PARALLEL, *files, said))
+    for who, command in commands.items():
+        assert all(str(file) in command for file in files)
+        assert command[command.index("-smp" if "QEMU" in who else "--cpus") + 1] == "2"
+        assert sum("swtdx.run=/bin/parallel" in word for word in command) == 1
+    assert measured.pop("cpu") >= 0
+    assert measured == {"sha256": 1.25, "awk": 2.5, "forks": 0.5, "serial": 3}
