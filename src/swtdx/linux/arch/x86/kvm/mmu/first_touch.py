@@ -131,6 +131,7 @@ class FirstTouch:
             mutex=kvm.mmu.lock,
             locked=pages.lock.locked,
             same=(
+                (vcpu, "nmi_queued", 0),
                 (vcpu, "nmi_pending", 0),
                 (vcpu, "interrupted", False),
                 (vcpu, "sigset", None),
