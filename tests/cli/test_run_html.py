@@ -248,6 +248,19 @@ def test_a_run_that_did_not_fail_has_no_such_part(status: int) -> None:
     assert "class=failed" not in text
 
 
+def test_all_charts_have_one_time_axis_with_labels_inside_the_picture() -> None:
+    """The exits end with the guest, SEAMCALLs go on while the TD is taken down."""
+    exits = [event("exit", "IO", at, vcpu=0, guest=1.0) for at in (1e6, 4e6)]
+    text = paged(*exits, seamcall("TDH.MNG.KEY.FREEID", 11e6))
+    charts = [
+        text.partition(f'aria-label="{what} over time"')[2].partition("</svg>")[0] for what in ("VM exits", "SEAMCALLs")
+    ]
+    axes = [re.findall(r'<text x="([\d.]+)" [^>]*>([\d.]+ s)</text>', chart) for chart in charts]
+    assert axes[0] == axes[1]
+    assert axes[0][-1][1] == "10 s"
+    assert all(float(x) <= 640 - 24 for x, _ in axes[0])
+
+
 def test_the_page_follows_the_readers_scheme_and_width() -> None:
     text = paged(SLOT, attributes(1, 0, 0x400000, 8))
     assert "color-scheme:light dark" in text

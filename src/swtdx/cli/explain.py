@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from swtdx.cli.colour import printed
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.explain import known_ioctls, refusals, words
 from swtdx.explain.failure import Failed, complete_ioctl, explain_failure, parse_errno, parse_ioctl, parse_line
@@ -123,7 +124,7 @@ def explain(
         print(json_format.dumps(found, indent=2))
         return
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n".join(words.text(found, columns)))
+    printed(words.text(found, columns))
     if what is not None and what.isdecimal() and (name := parse_errno(what)) is not None:
         print(f"errno    {what} is also {name}: swtdx explain {name}")
 

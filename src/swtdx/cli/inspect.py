@@ -12,6 +12,7 @@ import typer
 
 from swtdx.attest.inspection import Inspection, attribute_names, in_mrtd, inspect_image, type_name
 from swtdx.attest.memory_picture import svg_picture, text_picture
+from swtdx.cli.colour import printed
 from swtdx.cli.input import firmware_bytes, result_file
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
@@ -62,7 +63,7 @@ def inspect(
     if json:
         print(json_format.dumps(inspection.as_json(), indent=2))
     elif not quiet:
-        print("\n".join(_report(inspection, picture=svg is None)))
+        printed(_report(inspection, picture=svg is None))
     raise typer.Exit(Verdict.OK if inspection.can_start else Verdict.FAILED)
 
 

@@ -19,6 +19,7 @@ import typer
 
 import swtdx
 from swtdx.attest.inspection import inspect_image
+from swtdx.cli.colour import printed
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.image.firmware import candidates
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE
@@ -61,7 +62,7 @@ def probe(
     if json:
         print(json_format.dumps(found, indent=2))
     elif not quiet:
-        print("\n".join(f"{label:<9}{text}".rstrip() for label, text in _lines(found)))
+        printed(f"{label:<9}{text}".rstrip() for label, text in _lines(found))
     raise typer.Exit(Verdict.OK if found["td"]["kernel"] else Verdict.FAILED)
 
 

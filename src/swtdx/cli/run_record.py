@@ -137,7 +137,8 @@ def show(to: Console, kept: dict[str, Any]) -> None:
     """The table at the end, on stderr. Digests stay in one piece, so that they can be copied from any terminal."""
     for label, value in _rows(kept):
         for number, line in enumerate(_fitted(value, to.width if to.is_terminal else None)):
-            to.print(Text.assemble((f"{'' if number else label:<{_LABEL_WIDTH}}", "bold"), line), soft_wrap=True)
+            shown = (line, "red") if label == "outcome" and kept["status"] else line
+            to.print(Text.assemble((f"{'' if number else label:<{_LABEL_WIDTH}}", "bold"), shown), soft_wrap=True)
 
 
 def _fitted(value: str, width: int | None) -> list[str]:

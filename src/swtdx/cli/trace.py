@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from swtdx.cli.colour import printed
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.cli.writing import complain
 from swtdx.trace.event import KINDS, Event, Exit
@@ -153,7 +154,7 @@ def summary(
     if json:
         print(json_format.dumps(found.as_json(), indent=2))
     else:
-        print("\n".join(_table(found)))
+        printed(_table(found), table=True)
 
 
 def summarise(path: Path, kinds: tuple[str, ...] = KINDS, *, quiet: bool = False) -> Summary:

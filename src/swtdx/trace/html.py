@@ -296,7 +296,7 @@ def _time_axis(seconds: float, left: float, right: float, height: float) -> Iter
     while tick * step <= seconds:
         x = left + (right - left) * tick * step / seconds if seconds else left
         anchor = "start" if tick == 0 else "middle"
-        if x < right - 14:
+        if x < right - 24:
             yield f'<text x="{x:.1f}" y="{height - 6}" text-anchor="{anchor}">{tick * step:g} s</text>'
         tick += 1
 
@@ -320,7 +320,8 @@ def _chart(history: RunHistory, kinds: tuple[str, ...], what: str) -> str:
     if not names:
         return f'<p class="soft">No {what} are in this trace.</p>'
     top = [name for name, _ in names.most_common(len(_SERIES) - 1)]
-    last = max(max(counter) for counter in bins.values()) + 1
+    ended = int(history.last / 1e6 / _BIN_SECONDS)  # all charts of a page have one axis
+    last = max(ended, *(max(counter) for counter in bins.values())) + 1
     per_column = max(1, -(-last // _COLUMNS))
     columns = -(-last // per_column)
     heights = [[0] * columns for _ in range(len(top) + 1)]
