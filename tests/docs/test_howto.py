@@ -2,14 +2,14 @@
 """Every command in the tutorial and the how-to pages does what the page says.
 
 In a ``console`` block a line that begins with ``$`` is run by bash, in a folder of the page's own with swtdx on the
-PATH; the lines after it are what it prints.  Where that is long or differs from machine to machine, a comment stands
-before the block: under ``excerpt`` other lines may stand between those that are shown, under ``values differ`` numbers
-and hexadecimal digits are others. A line that ends with ``...`` has more after that. Readers see none of that.  A Python
-block after the words "Save this as" or under a comment "save the block above as" becomes that file.  A comment may say
-``status N`` (how the last command of the block ends), ``run in the checkout``, ``needs FILE``, or ``once for all pages``: pages that
-have such a comment in the same words get the files and the output of one run, which takes long. What
-``needs $SWTDX_LINUX`` (a Linux guest, which script/linux fetches) is left out where that is not set, and the test then
-counts as skipped.
+PATH; the lines after it are what it prints. Where that is long or differs from machine to machine, a comment stands
+before the block: under ``excerpt`` other lines may stand between those that are shown, under ``values differ``
+numbers and hexadecimal digits are others. A line that ends with ``...`` has more after that. Readers see none of
+that. A Python block after the words "Save this as" or under a comment "save the block above as" becomes that file. A
+comment may say ``status N`` (how the last command of the block ends), ``run in the checkout``, ``needs FILE``, or
+``once for all pages``: pages that have such a comment in the same words get the files and the output of one run,
+which takes long. What ``needs $SWTDX_LINUX`` (a Linux guest, which script/linux fetches) is left out where that is
+not set, and the test then counts as skipped.
 """
 
 from __future__ import annotations

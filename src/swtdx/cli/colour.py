@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Results on a terminal: keys bold, what is well green, what is not red, a table's head bold.
 
-Commands make plain lines, and `printed` adds colour on the way out. Where standard output is not a terminal, or $NO_COLOR
-is set (https://no-color.org), the lines are unchanged, so that a program reads what it always read.
+Commands make plain lines, and `printed` adds colour on the way out. Where standard output is not a terminal, or
+$NO_COLOR is set (https://no-color.org), the lines are unchanged, so that a program reads what it always read.
 """
 
 from __future__ import annotations
