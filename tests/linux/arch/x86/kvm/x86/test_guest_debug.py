@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,11 +16,13 @@ from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, Machine, flat
+from tests.linux.conftest import refused
 
 DB, BP, BS = 1, 3, 1 << 14
 ENABLE = k.KVM_GUESTDBG_ENABLE
 STEP, SOFTWARE, HARDWARE = k.KVM_GUESTDBG_SINGLESTEP, k.KVM_GUESTDBG_USE_SW_BP, k.KVM_GUESTDBG_USE_HW_BP
 DATA = 0x5000
+VECTOR = 0x55
 
 
 @pytest.fixture
@@ -181,3 +183,53 @@ def test_a_storm_of_debug_exceptions_can_be_interrupted(machine: Machine) -> Non
             machine.vcpu.run()
         timer.join()
         assert refused.value.errno == errno.EINTR
+
+
+def _nmi(machine: Machine) -> None:
+    machine.vcpu.nmi()
+
+
+def _interrupt(machine: Machine) -> None:
+    machine.vm.signal_msi(0xFEE00000, VECTOR)
+
+
+def _interrupt_below_tpr(machine: Machine) -> None:
+    machine.vcpu.kvm_run.cr8 = 15
+    state = machine.vcpu.get_lapic()
+    state.regs[0x80] = 0xF0
+    machine.vcpu.set_lapic(state)
+    machine.vm.signal_msi(0xFEE00000, VECTOR)
+
+
+def _smi(machine: Machine) -> None:
+    machine.vm.signal_msi(0xFEE00000, 0x200)  # as a message: this KVM has no CONFIG_KVM_SMM, and so no KVM_SMI
+
+
+def _guest_debug(machine: Machine) -> None:
+    machine.vcpu.set_guest_debug(ENABLE | SOFTWARE)
+
+
+@pytest.mark.parametrize("rflags", [0x002, 0x202, 0x302], ids=["off", "if", "tf"])
+@pytest.mark.parametrize("pending", [_nmi, _interrupt, _interrupt_below_tpr, _smi, _guest_debug])
+def test_a_storm_with_something_pending_can_be_interrupted(pending: Callable[[Machine], None], rflags: int) -> None:
+    """Nothing that waits for the guest keeps it in the guest."""
+    machine = Machine(open_kernel("emulated"), lambda vm: vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24))
+    try:
+        _own_breakpoint(machine, "cf")
+        for vector in (2, VECTOR):
+            machine.memory[4 * vector : 4 * vector + 4] = (0x3100).to_bytes(4, "little")
+        machine.load("cf", 0x3100)
+        state = machine.vcpu.get_lapic()
+        state.regs[0xF0:0xF2] = [0xFF, 1]
+        machine.vcpu.set_lapic(state)
+        machine.vcpu.set_regs(k.kvm_regs(rip=CODE, rsp=0xF000, rflags=rflags))
+        for _ in range(3):
+            pending(machine)
+            machine.vcpu.kvm_run.immediate_exit = 0
+            timer = threading.Timer(0.1, lambda: setattr(machine.vcpu.kvm_run, "immediate_exit", 1))
+            timer.start()
+            with refused(errno.EINTR):
+                machine.vcpu.run()
+            timer.join()
+    finally:
+        machine.close()
