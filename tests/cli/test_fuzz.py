@@ -87,7 +87,10 @@ def test_wrong_uses_are_one_sentence_each(snapshot: Path, tmp_path: Path, comman
         (("--kernel", cut, "--snapshot-at", "!", "--quiet"), f"{cut}"),
         ((*of, "--run-seconds", "0"), "--run-seconds 0: a run needs time"),
         ((*of, "--replay", tmp_path / "nothing"), "cannot be read: No such file or directory"),
-        ((*of, "--html", tmp_path / "no" / "page"), "there is no such folder"),
+        ((*of, "--html", tmp_path / "no" / "page"), f"there is no folder {tmp_path / 'no'}"),
+        ((*of, "--html", tmp_path), "is a folder"),
+        ((*of, "--html", snapshot), "which is read"),
+        (("--kernel", cut, "--snapshot-at", "!", "--html", cut), "which is read"),
     ]
     for arguments, sentence in cases:
         if "--corpus" not in arguments:
@@ -126,6 +129,16 @@ def test_one_command_starts_the_guest_and_goes_on_with_it(tmp_path: Path, comman
     result = command(*fuzz, *more, "--timeout", "4")
     assert result.status == 2
     assert "is of a guest that was started otherwise" in result.err
+
+
+def test_a_page_that_cannot_be_written_is_told_by_the_status(snapshot: Path, tmp_path: Path, command: Command) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("NOT SHOWN: a page on a full disk; there is no /dev/full")
+    result = command(
+        "fuzz", "guest", "--from", snapshot, "--corpus", tmp_path / "new", "--timeout", "1", "--html", "/dev/full"
+    )
+    assert result.status == 2
+    assert "--html /dev/full cannot be written: No space left on device" in result.err
 
 
 def test_an_ordinary_vm_has_no_host_to_distrust(tmp_path: Path, command: Command) -> None:

@@ -103,6 +103,46 @@ def test_no_output_goes_onto_an_input(
     assert files[read].read_bytes() == before
 
 
+@pytest.mark.parametrize("option", [*OUTPUTS, "--lies-to"])
+@pytest.mark.parametrize("read", ["--lies-from", "--symbols", "a test key"])
+def test_no_output_goes_onto_what_the_machine_is_given(
+    option: str, read: str, command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    """Lies, names of addresses, and the machine's test keys, which other verifiers may know already."""
+    scripted(FakeKernel(plays={0: PROMPT}))
+    pki = tmp_path / "pki"
+    report_key(pki)
+    lies, symbols = tmp_path / "lies", tmp_path / "System.map"
+    lies.write_text("RDMSR 0x1b: R11=0\n")
+    symbols.write_text("ffffffff81000000 T _text\n")
+    files = {"--lies-from": lies, "--symbols": symbols, "a test key": pki / "report.key"}
+    before = files[read].read_bytes()
+    given = {"--lies-from": ["--lies-from", lies], "--symbols": ["--lint", "--symbols", symbols], "a test key": []}
+    result = command(
+        "run", "--firmware", firmware, "--pki", pki, *given[read], option, _hard(files[read])
+    )  # fmt: skip
+    assert (result.status, files[read].read_bytes()) == (2, before)
+    assert f"swtdx: {option} " in result.err
+    assert "which is read" in result.err
+
+
+@pytest.mark.parametrize("option", ["--trace", "--json", "--html"])
+@pytest.mark.parametrize("named", ["./program", "./program {file}", "./program if=virtio,file={file},ro"])
+def test_no_output_of_exec_goes_onto_what_the_command_names(
+    option: str, named: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    (tmp_path / "program").chmod(0o755)
+    (tmp_path / "disk.img").write_text("precious")
+    target = tmp_path / ("disk.img" if "file" in named else "program")
+    before = target.read_bytes()
+    result = command("exec", option, _hard(target), "--", *named.format(file="disk.img").split())
+    assert result.status == 125  # exec's own, as of env(1)
+    assert "which COMMAND names" in result.err
+    assert target.read_bytes() == before
+
+
 def test_an_output_through_a_descriptor_of_the_disk(
     command: Command, firmware: Path, scripted: Scripted, tmp_path: Path, descriptor: Callable[[Path], Path]
 ) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +67,9 @@ class Keeper:
                 raise OutputError(f"{option} -: standard output is COMMAND's. Name a file")
             if path.is_dir() or path.is_char_device() or path.is_fifo():
                 continue  # a device may be named twice
+            for file in _named_by(self._command):
+                if path.exists() and path.samefile(file):
+                    raise OutputError(f"{option} {path} is the same file as {file}, which COMMAND names")
             other = named.setdefault(os.path.realpath(path), option)
             if other != option:
                 raise OutputError(f"{other} and {option} name the same file, {path}")
@@ -150,6 +155,17 @@ class Keeper:
 def _events(process: dict[str, Any]) -> int:
     """Return how many events a process has had."""
     return sum(sum(process.get(kind, {}).values()) for kind in KINDS)
+
+
+def _named_by(command: list[str]) -> Iterator[Path]:
+    """Yield the files that a command line names: its program, and arguments as in ``-drive if=virtio,file=d.img``."""
+    program = shutil.which(command[0]) if command else None
+    for text in [program or "", *(piece for argument in command[1:] for piece in re.split("[=,]", argument))]:
+        try:
+            if text and os.path.isfile(text):
+                yield Path(text)
+        except ValueError:  # a null byte
+            continue
 
 
 def _make_way(path: Path) -> None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json as json_format
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from swtdx.cli.option_groups import grouped
 
 if TYPE_CHECKING:
     from swtdx.cli.fuzzed_guest import Settings
+    from swtdx.cli.output import Output, Outputs
     from swtdx.fuzzing.campaign import Campaign, Crash
 
 EPILOG = """
@@ -51,6 +53,8 @@ EPILOG = """
 """
 
 STATUS_FOUND = 3
+STATUS_LOST = 2
+"""Exit status where a file could not be written, as of ``swtdx run``."""
 USUAL_KINDS = ("calls", "virtio", "interrupts", "time")
 """The others reach only some guests: those that have not read their tables yet, or let a page be taken."""
 _SLICE_SECONDS = 5.0
@@ -178,12 +182,26 @@ def guest(what: What, start: Start, ending: Ending, how: How) -> None:
     memory, interrupts, or sets clocks (see --lie of swtdx run). Cases that reach new code are changed further. What
     crashes the guest is reduced to the lies that are needed and kept in a file.
     """
+    _check(what, start, how)
+    with _outputs(what, start, how.html) as (outputs, html):
+        campaign = _campaign(what, start, ending, how)
+        if html is not None:
+            from swtdx.fuzzing.page import page
+
+            html.replace(page(campaign.as_json(), str(start.kernel or what.restored)).encode("utf-8", "replace"))
+    _show(campaign, how)
+    if outputs.failed:
+        raise typer.Exit(STATUS_LOST)
+    raise typer.Exit(STATUS_FOUND if campaign.crashes else 0)
+
+
+def _campaign(what: What, start: Start, ending: Ending, how: How) -> Campaign:
+    """Carry a campaign out, or replay one case and exit. Raises InputError."""
     from swtdx.cli.fuzzed_guest import check, digest_of
     from swtdx.cli.parameters import InputError
     from swtdx.fuzzing.campaign import Campaign
     from swtdx.fuzzing.folder import Folder, FolderError
 
-    _check(what, start, how)
     settings = _settings(what, ending)
     try:
         folder = None if start.kernel is None else Folder(how.corpus)
@@ -199,12 +217,30 @@ def guest(what: What, start: Start, ending: Ending, how: How) -> None:
     progress = _Progress(campaign, quiet=how.quiet)
     with progress:
         _carry_out(settings, how, campaign, progress, _seconds("--timeout", ending.timeout))
-    if how.html is not None:
-        from swtdx.fuzzing.page import page
+    return campaign
 
-        how.html.write_text(page(campaign.as_json(), str(start.kernel or what.restored)), "utf-8")
-    _show(campaign, how)
-    raise typer.Exit(STATUS_FOUND if campaign.crashes else 0)
+
+@contextmanager
+def _outputs(what: What, start: Start, html: Path | None) -> Iterator[tuple[Outputs, Output | None]]:
+    """Open the page before hours of work go into it, and not onto what is read. Raises InputError."""
+    from swtdx.cli.output import OutputError, Outputs
+    from swtdx.cli.parameters import InputError
+    from swtdx.vmm.disk_image import DiskError, parse_disk
+
+    try:
+        with Outputs() as outputs:
+            disks = [("--disk", parse_disk(text).path) for text in what.disk or ()]
+            for option, read in (
+                ("--from", what.restored),
+                ("--kernel", start.kernel),
+                ("--initrd", start.initrd),
+                *disks,
+            ):
+                if read is not None:
+                    outputs.reads(f"{option} {read}", read)
+            yield outputs, None if html is None else outputs.open("--html", html)
+    except (OutputError, DiskError) as error:
+        raise InputError(str(error)) from None
 
 
 def _check(what: What, start: Start, how: How) -> None:
@@ -219,8 +255,6 @@ def _check(what: What, start: Start, how: How) -> None:
         raise InputError("--snapshot-at and --initrd go with --kernel; the guest of --from is started already")
     if how.workers < 1:
         raise InputError(f"--workers {how.workers}: at least one is needed")
-    if how.html is not None and not how.html.absolute().parent.is_dir():
-        raise InputError(f"--html {how.html} cannot be written: there is no such folder")
 
 
 def _booted(start: Start, what: What, how: How) -> Path:

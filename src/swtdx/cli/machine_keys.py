@@ -40,6 +40,14 @@ class MachineKeys:
         return None if self.folder is None or machine is None else LocalQuotes(self.folder, machine.everifyreport2)
 
 
+def key_files(options: Options) -> list[Path]:
+    """Return the files of the folder of test keys, which no output may overwrite."""
+    try:
+        return sorted((options.pki or default_folder()).iterdir())
+    except OSError:  # there is none, or it cannot be read: `machine_keys` reports that
+        return []
+
+
 def machine_keys(options: Options, say: Callable[[str], object]) -> MachineKeys:
     """Return the keys for a run. A default folder that cannot be used costs the quotes only. Raises InputError."""
     socket = None

@@ -246,6 +246,7 @@ class Host:
             "huge_pages": not self.no_huge_pages,
             "inject": checked_injections(self.inject),
             "lies": checked_lies(self.lie, self.lies_from),
+            "lies_from": self.lies_from,
         }
 
     def _check_host(self) -> None:

@@ -26,7 +26,7 @@ from swtdx.cli import debugger, run_record
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.lint import STATUS_LEAK, Lint
-from swtdx.cli.machine_keys import machine_keys
+from swtdx.cli.machine_keys import key_files, machine_keys
 from swtdx.cli.machine_parts import devices, kernel_for, open_device
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
@@ -93,6 +93,7 @@ class Options:
     huge_pages: bool = True
     inject: tuple[str, ...] = ()
     lies: tuple[Lie, ...] = ()
+    lies_from: Path | None = None
     lies_to: Path | None = None
     gdb: str | None = None  # where to listen for a debugger
     gdb_wait: bool = False
@@ -249,6 +250,9 @@ def _open_outputs(outputs: Outputs, options: Options, plan: Plan, disks: Sequenc
         ("--initrd", options.initrd),
         ("--from", options.restored),
         ("the record", options.replayed),
+        ("--lies-from", options.lies_from),
+        ("--symbols", options.symbols),
+        *(("the test key", path) for path in key_files(options)),
     ):
         if read is not None:
             outputs.reads(f"{option} {read}", read)
