@@ -14,7 +14,7 @@ import pytest
 
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm, KvmError
+from swtdx.uapi.client import Kvm, KvmError, Vm
 from tests.linux.arch.x86.kvm.vmx.test_vmx import CODE, Machine, flat
 from tests.linux.conftest import refused
 
@@ -185,6 +185,10 @@ def test_a_storm_of_debug_exceptions_can_be_interrupted(machine: Machine) -> Non
         assert refused.value.errno == errno.EINTR
 
 
+def _with_apics(vm: Vm) -> None:
+    vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
+
+
 def _nmi(machine: Machine) -> None:
     machine.vcpu.nmi()
 
@@ -213,7 +217,7 @@ def _guest_debug(machine: Machine) -> None:
 @pytest.mark.parametrize("pending", [_nmi, _interrupt, _interrupt_below_tpr, _smi, _guest_debug])
 def test_a_storm_with_something_pending_can_be_interrupted(pending: Callable[[Machine], None], rflags: int) -> None:
     """Nothing that waits for the guest keeps it in the guest."""
-    machine = Machine(open_kernel("emulated"), lambda vm: vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24))
+    machine = Machine(open_kernel("emulated"), _with_apics)
     try:
         _own_breakpoint(machine, "cf")
         for vector in (2, VECTOR):
