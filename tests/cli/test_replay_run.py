@@ -169,6 +169,10 @@ def test_a_record_knows_the_sources_that_made_it(tmp_path: Path, monkeypatch: py
         (["--inject", "KVM_RUN: EINTR @3"], "--record and --inject cannot be used together"),
         (["--lie", "any: random 1% seed 7"], "--record and --lie cannot be used together"),
         (["--gdb", ":0"], "debug the replay"),
+        (["--smbios", "type=1,serial=1"], "--record and --smbios cannot be used together"),
+        (["--debugcon", "{tmp}/x"], "--record and --debugcon cannot be used together"),
+        (["--quote-generation-socket", "unix:x"], "--quote-generation-socket cannot be used together"),
+        (["--kvm", "host"], "--record is for the embedded kernel"),
         (["--snapshot-at", "x", "--snapshot", "{tmp}/x"], "--record and --snapshot cannot be used together"),
     ],
 )
@@ -180,6 +184,16 @@ def test_what_cannot_be_recorded_is_refused(
     result = command(*machine(kernel_of(tmp_path, "vm"), "vm", "--record", file, *given))
     assert result.status == 2
     assert sentence in result.err
+    assert not file.exists()
+
+
+def test_a_snapshot_that_continues_is_not_recorded(tmp_path: Path, command: Command) -> None:
+    kept, file = tmp_path / "kept", tmp_path / "record"
+    result = command(*machine(kernel_of(tmp_path, "vm"), "vm", "--snapshot-at", "BC", "--snapshot", kept))
+    assert result.status == 0, result.err
+    result = command("run", "--from", kept, "--record", file)
+    assert (result.status, len(result.err.strip().splitlines())) == (2, 1), result.err
+    assert "--from cannot be used together" in result.err
     assert not file.exists()
 
 

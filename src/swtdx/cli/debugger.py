@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from swtdx.cli.parameters import InputError
 from swtdx.uapi.abilities import debuggable
 from swtdx.vmm.execution import Execution
+from swtdx.vmm.gdb.replayed import Timeline
 from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
 from swtdx.vmm.gdb.target import Target
 from swtdx.vmm.gdb.td_target import TdTarget
@@ -57,9 +58,11 @@ def listening(address: str | None, say: Callable[[str], object]) -> Iterator[Gdb
         yield server
 
 
-def serve(server: GdbServer, machine: Machine, run: Run, execution: Execution) -> None:
-    """Let clients at the machine."""
-    server.serve(machine, run, execution, _target(machine))
+def serve(
+    server: GdbServer, machine: Machine, run: Run, execution: Execution, timeline: Timeline | None = None
+) -> None:
+    """Let clients at the machine; ``timeline``: at a replay."""
+    server.serve(machine, run, execution, _target(machine), timeline)
 
 
 def _target(machine: Machine) -> Target:

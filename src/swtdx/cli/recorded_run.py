@@ -49,6 +49,8 @@ def check(options: Options) -> None:
         (bool(options.disks), "records no disks, so far: omit --disk"),
         (bool(options.inject), "and --inject cannot be used together, so far"),
         (bool(options.lies), "and --lie cannot be used together, so far"),
+        (bool(options.smbios), "and --smbios cannot be used together, so far"),
+        (options.debugcon is not None, "and --debugcon cannot be used together, so far"),
         (options.quote_socket is not None, "and --quote-generation-socket cannot be used together: quotes differ"),
         (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
         (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
@@ -77,8 +79,8 @@ class Repeatable:
         """Return ``put`` such that what the guest prints is compared, too."""
 
         def both(data: bytes) -> None:
-            self.clock.printed(data)
-            put(data)
+            if new := self.clock.printed(data):
+                put(new)
 
         return both
 

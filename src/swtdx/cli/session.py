@@ -433,12 +433,13 @@ class _Session:
             if self.options.snapshot_at is not None or self.gdb is not None or self.lies is not None:
                 execution = self._execution = self._execution_of(machine)
             run = self._run = Run(machine, execution)
-            if self.gdb is not None and execution is not None:
-                debugger.serve(self.gdb, machine, run, execution)
-                stands = ", the machine waits for it" if self.options.gdb_wait else ""
-                self.voice.say(f"for a debugger: target remote {self.gdb.where}{stands}")
             if self._counted is not None:
                 self._counted.attach(machine, run)
+            if self.gdb is not None and execution is not None:
+                timeline = self._counted.clock if self._counted is not None else None
+                debugger.serve(self.gdb, machine, run, execution, timeline)
+                stands = ", the machine waits for it" if self.options.gdb_wait else ""
+                self.voice.say(f"for a debugger: target remote {self.gdb.where}{stands}")
             outcome = self._attend(run, machine)
             if self._counted is not None:
                 outcome = self._counted.judged(outcome)

@@ -12,7 +12,7 @@ import hashlib
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from swtdx.cpu import _engine
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.platform import TSC_RATIO_BITS, Platform
 from swtdx.cpu.processor import Processor
+from swtdx.cpu.vmx import ExitReason
 
 INSTRUCTION_NS: Final = 4
 """SWTDX_INSTRUCTION_NS: as much as TCG takes, about, so that a guest's time is not far from the host's."""
@@ -57,12 +58,13 @@ class Chance:
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
-        self._drawn = 0
+        self.drawn = 0
+        """How often bytes were taken: where it is."""
 
     def __call__(self, length: int) -> bytes:
         """Return the next ``length`` bytes."""
-        self._drawn += 1
-        return hashlib.shake_256(self._seed + self._drawn.to_bytes(8, "little")).digest(length)
+        self.drawn += 1
+        return hashlib.shake_256(self._seed + self.drawn.to_bytes(8, "little")).digest(length)
 
 
 class CountedClock(Clock):
@@ -71,12 +73,17 @@ class CountedClock(Clock):
     ``script`` is what happened in an earlier run, to happen again; without one, what comes by `post` is noted by
     ``note``. ``diverged`` is called with a sentence when the guest does not do what it did, ``ended`` at the end of the
     script. What the guest has `printed` is compared, too.
+
+    A debugger of a replay stops it without a trace in the guest: at a count (``stop_at``), or before instructions
+    (`set_stops`). ``stopped`` is called then, with ``step``, ``count`` or ``break``; nothing executes until `release`.
+    It goes back by a snapshot of the machine, of which this clock is a part (`kept`, `go_on`).
     """
 
     rings_alarms = True
     __slots__ = (
-        "_alarms", "_console", "_context", "_halted", "_last_count", "_next_check", "_posted", "_real_start", "_script",
-        "_sleeper", "_visits", "deliver", "diverged", "ended", "engine", "note", "replays",
+        "_alarms", "_at", "_console", "_context", "_halted", "_held", "_last_count", "_next_check", "_posted",
+        "_printed", "_real_start", "_script", "_shown", "_sleeper", "_visits", "chance", "debugged", "deliver",
+        "diverged", "ended", "engine", "note", "replays", "steps", "stop_at", "stopped",
     )  # fmt: skip
 
     def __init__(self, real_start: int, script: Iterable[Happening] | None = None) -> None:
@@ -86,16 +93,22 @@ class CountedClock(Clock):
         self._alarms: list[Alarm] = []
         self._posted: deque[bytes] = deque()
         self.replays = script is not None
-        self._script: deque[Happening] = deque(script or ())
+        self._script = list(script or ())
+        self._at = 0  # which of them is next
+        self.chance: Chance | None = None
         self._context: GuestContext | None = None
         self._sleeper: Callable[[], None] = lambda: None
         self._halted = False
         self._console = 0  # CRC of what it printed
+        self._printed = self._shown = 0  # bytes, by now and at most
         self._last_count, self._visits, self._next_check = -1, 0, _CHECK_EVERY
         self.deliver: Callable[[bytes], object] = lambda data: None
         self.note: Callable[[Happening], object] = lambda happening: None
         self.diverged: Callable[[str], object] = lambda text: None
         self.ended: Callable[[], object] = lambda: None
+        self.debugged = self._held = self.steps = False
+        self.stop_at: int | None = None
+        self.stopped: Callable[[str], object] = lambda why: None
 
     # --- a clock ------------------------------------------------------------------------------------------------------
 
@@ -121,6 +134,23 @@ class CountedClock(Clock):
             self._alarms.append(alarm)
         return True
 
+    def kept(self) -> list[int]:
+        """Return where it is: numbers only."""
+        assert self.engine is not None
+        drawn = 0 if self.chance is None else self.chance.drawn
+        own = [self._at, self._visits, self._last_count, self._next_check, self._console, self._printed, self._halted]
+        return [*self.engine.counted_state, drawn, *own]
+
+    def go_on(self, kept: list[int]) -> None:
+        """Be there again."""
+        assert self.engine is not None
+        count, jumped, random, drawn, *own = kept
+        self.engine.counted_state = count, jumped, random
+        if self.chance is not None:
+            self.chance.drawn = drawn
+        self._at, self._visits, self._last_count, self._next_check, self._console, self._printed, halted = own
+        self._halted = bool(halted)
+
     # --- from other threads -------------------------------------------------------------------------------------------
 
     def post(self, data: bytes) -> None:
@@ -131,16 +161,49 @@ class CountedClock(Clock):
                 self._context.kick()
             self._sleeper()
 
-    def printed(self, data: bytes) -> None:
-        """Take what the guest prints."""
+    def printed(self, data: bytes) -> bytes:
+        """Take what the guest prints, and return what of it is new: not what it printed before it went back."""
         self._console = zlib.crc32(data, self._console)
+        new = data[max(0, self._shown - self._printed) :]
+        self._printed += len(data)
+        self._shown = max(self._shown, self._printed)
+        return new
 
     @property
     def left(self) -> str | None:
         """Return what the recorded run had beyond this one, a sentence; None: nothing, or it has been told."""
-        if not self._script or self._script[0].moment.count == self.count:
+        happening = self._next
+        if happening is None or happening.moment.count == self.count:
             return None
         return f"the replay diverged: it ended at instruction {self.count:,}, the recorded run went on"
+
+    # --- for a debugger, while nothing executes -----------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a replay is where the recorded run ended, or diverged."""
+        return self.replays and self._at >= len(self._script)
+
+    @property
+    def last_stop(self) -> int | None:
+        """The count at the last stop that was made or passed since the machine went back."""
+        return self.engine.last_stop if self.engine is not None else None
+
+    def set_stops(self, addresses: Collection[int], *, passes: bool = False) -> None:
+        """Stop before each instruction there; ``passes``: only have `last_stop` say where it was."""
+        assert self.engine is not None
+        self.engine.set_stops(sorted(addresses))
+        self.engine.pass_stops(passes)
+
+    def hold(self, why: str) -> None:
+        """Let nothing execute until `release`."""
+        if not self._held:
+            self._held, self.stop_at, self.steps = True, None, False
+            self.stopped(why)
+
+    def release(self) -> None:
+        """Let the guest go on."""
+        self._held = False
 
     # --- on the thread of the virtual CPU -----------------------------------------------------------------------------
 
@@ -153,8 +216,11 @@ class CountedClock(Clock):
         """Do what is due, and say when to come back."""
         engine = self.engine
         assert engine is not None
-        self._context, self._halted = context, False
-        count = engine.count
+        self._context, count = context, engine.count
+        if self._held:
+            engine.set_count_end(count)
+            return
+        self._halted = False
         self._visits = self._visits + 1 if count == self._last_count else 0
         self._last_count = count
         self._ring()
@@ -162,26 +228,49 @@ class CountedClock(Clock):
             self._next_check += _CHECK_EVERY
             self._happen("check", self._state(context))
         self._inputs(halted=False)
+        engine.set_count_end(self._end(engine, count))
+
+    def _end(self, engine: _engine.Engine, count: int) -> int:
+        """Return at which count the guest comes back at the latest."""
+        if self._held:
+            return count
         end = self._next_check
         if (due := self._due()) is not None:
             end = min(end, count + max(1, -(-(due - engine.counted_ns) // INSTRUCTION_NS)))
-        if self._script:
-            end = min(end, max(count, self._script[0].moment.count))
+        if (happening := self._next) is not None:
+            end = min(end, max(count, happening.moment.count))
         elif self.replays:
             end = count  # not an instruction more
-        engine.set_count_end(end)
+        if self.stop_at is not None:
+            end = min(end, max(count, self.stop_at))
+        return end
+
+    def after_exit(self, reason: int) -> None:
+        """Stop for a debugger."""
+        engine = self.engine
+        assert engine is not None
+        if engine.take_stop():
+            self.hold("break")
+        elif self.stop_at is not None and engine.count >= self.stop_at:
+            if self.steps and reason == ExitReason.EPT_VIOLATION:
+                self.stop_at += 1  # the instruction begins again
+            else:
+                self.hold("step" if self.steps else "count")
 
     def idle(self, sleep: Callable[[float], bool], seconds: float, wake: Callable[[], None]) -> bool:
         """Pass the time of a HLT: until the next alarm or input, in a replay at once. True: a signal came."""
         engine = self.engine
         assert engine is not None
         self._sleeper, self._halted = wake, True
-        if self._inputs(halted=True):
-            return False
+        if self._held or (not self.is_over and self._inputs(halted=True)):
+            return self._held and sleep(seconds)
         due, now = self._due(), engine.counted_ns
         if self.replays:
-            if self._script and self._is_here(halted=True) and self._comes_before(due):
-                engine.jump(max(0, self._script[0].moment.ns - now))
+            happening = self._next
+            if happening is None:
+                return sleep(seconds)
+            if self._is_here(happening, halted=True) and self._comes_before(happening, due):
+                engine.jump(max(0, happening.moment.ns - now))
                 self._inputs(halted=True)
             elif due is not None:
                 engine.jump(max(0, due - now))
@@ -217,17 +306,20 @@ class CountedClock(Clock):
     def _moment(self, halted: bool) -> Moment:
         return Moment(self.count, self._visits, halted, self.monotonic_ns())
 
-    def _is_here(self, halted: bool) -> bool:
-        """Whether the next happening of the script is at this place. A debugger may have come by more often."""
-        happening = self._script[0]
+    @property
+    def _next(self) -> Happening | None:
+        return self._script[self._at] if self._at < len(self._script) else None
+
+    def _is_here(self, happening: Happening, halted: bool) -> bool:
+        """Whether a happening of the script is at this place. A debugger may have come by more often."""
         count, visit, in_halt = happening.key
         if happening.kind == "end":  # what ended the recorded run may have come by as well
             return count == self.count and (halted or not in_halt)
         return count == self.count and visit <= self._visits and in_halt == halted
 
-    def _comes_before(self, due: int | None) -> bool:
-        """Whether the script's next is before an alarm. A recorded run may end at the moment when one was rung."""
-        happening = self._script[0]
+    @staticmethod
+    def _comes_before(happening: Happening, due: int | None) -> bool:
+        """Whether it is before an alarm. A recorded run may end at the moment when one was rung."""
         return due is None or happening.moment.ns < due + (happening.kind == "end")
 
     def _inputs(self, *, halted: bool) -> bool:
@@ -240,13 +332,13 @@ class CountedClock(Clock):
                 self.deliver(data)
             return came
         came = False
-        while self._script and self._script[0].kind != "check":
-            if self._script[0].moment.count < self.count:
-                self._lost(f"is past {self._script[0].moment.count:,}, where the recorded run had its next event")
+        while (happening := self._next) is not None and happening.kind != "check":
+            if happening.moment.count < self.count:
+                self._lost(f"is past {happening.moment.count:,}, where the recorded run had its next event")
                 break
-            if not self._is_here(halted) or (halted and self._script[0].moment.ns > self.monotonic_ns()):
+            if not self._is_here(happening, halted) or (halted and happening.moment.ns > self.monotonic_ns()):
                 break
-            happening = self._script.popleft()
+            self._at += 1
             came = True
             if happening.moment.ns != self.monotonic_ns():
                 self._lost(f"has the time {self.monotonic_ns():,} ns; the recorded run had {happening.moment.ns:,} ns")
@@ -262,15 +354,15 @@ class CountedClock(Clock):
         if not self.replays:
             self.note(happening)
             return
-        if not self._script:
+        noted = self._next
+        if noted is None:
             return
-        noted = self._script[0]
         if noted.kind == "end" and noted.moment.count == self.count:
             return  # it ended before it came to this
         if noted.kind != kind or noted.moment.count != happening.moment.count:
             self._lost(f"is at a {kind}; the recorded run had a {noted.kind} at {noted.moment.count:,} next")
             return
-        self._script.popleft()
+        self._at += 1
         if noted.moment.ns != happening.moment.ns:
             self._lost(f"has the time {happening.moment.ns:,} ns; the recorded run had {noted.moment.ns:,} ns")
         elif noted.data != data:
@@ -279,7 +371,7 @@ class CountedClock(Clock):
             self._lost(f"has other contents: {'; '.join(differ) or 'it is not readable'}")
 
     def _lost(self, what: str) -> None:
-        self._script.clear()
+        self._at = len(self._script)
         self.diverged(f"the replay diverged: at instruction {self.count:,} it {what}")
 
     def _state(self, context: GuestContext) -> str:
@@ -292,6 +384,7 @@ class CountedProcessor(Processor):
     def __init__(self, platform: Platform, clock: CountedClock, chance: Chance) -> None:
         super().__init__(platform)
         self.clock: CountedClock = clock
+        clock.chance = chance
         self.memory.random = self.random = chance
         self._per_ns = (platform.tsc_hz << TSC_RATIO_BITS) // 1_000_000_000
         members: dict[str, Any] = {"clock": clock}
@@ -316,4 +409,7 @@ class _Counted(GuestContext):
 
     def run(self) -> int:
         self.clock.before_entry(self)
-        return super().run()
+        reason: int = super().run()
+        if self.clock.debugged:
+            self.clock.after_exit(reason)
+        return reason

@@ -18,6 +18,7 @@ from types import TracebackType
 
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.packet import Again, Broken, Interrupt, Packet, PacketReader, framed
+from swtdx.vmm.gdb.replayed import ReplayedStub, Timeline
 from swtdx.vmm.gdb.stub import Reply, Stub
 from swtdx.vmm.gdb.target import Target
 from swtdx.vmm.launch import Machine
@@ -86,9 +87,14 @@ class GdbServer:
         host, port = self._listener.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def serve(self, machine: Machine, run: Run, execution: Execution, target: Target) -> None:
-        """Accept clients, whose vCPUs ask ``execution``."""
-        self._make_stub = lambda: Stub(machine, run, execution, target)
+    def serve(
+        self, machine: Machine, run: Run, execution: Execution, target: Target, timeline: Timeline | None = None
+    ) -> None:
+        """Accept clients, whose vCPUs ask ``execution``. ``timeline``: of a replay, which can go back."""
+        if timeline is None:
+            self._make_stub = lambda: Stub(machine, run, execution, target)
+        else:
+            self._make_stub = lambda: ReplayedStub(machine, run, execution, target, timeline)
         self._execution = execution
         execution.wake = self._wake
         self._thread = threading.Thread(target=self._loop, name="gdb", daemon=True)

@@ -54,6 +54,9 @@ class Stop:
 class Stub:
     """One client's session with a machine. Used by one thread; ``thread`` is the vCPU that packets speak of."""
 
+    features = _FEATURES
+    """What it says that it can."""
+
     def __init__(self, machine: Machine, run: Run, execution: Execution, target: Target) -> None:
         self.machine = machine
         self.run = run
@@ -367,7 +370,7 @@ class Stub:
     # --- Breakpoints --------------------------------------------------------------------------------------------------
 
     def _insert(self, rest: bytes) -> Reply:
-        kind, address, length = _breakpoint(rest)
+        kind, address, length = breakpoint_of(rest)
         if kind is Kind.SOFTWARE:
             self._insert_software(address)
             return [b"OK"]
@@ -382,7 +385,7 @@ class Stub:
         return [b"OK"]
 
     def _remove(self, rest: bytes) -> Reply:
-        kind, address, length = _breakpoint(rest)
+        kind, address, length = breakpoint_of(rest)
         if kind is Kind.SOFTWARE:
             self._remove_software(address)
         elif kind is Kind.READ:
@@ -411,7 +414,7 @@ class Stub:
     # --- The rest -----------------------------------------------------------------------------------------------------
 
     def _supported(self, rest: bytes) -> Reply:
-        return [_FEATURES]
+        return [self.features]
 
     def _description(self, rest: bytes) -> Reply:
         annex, _, window = rest.partition(b":")
@@ -492,7 +495,7 @@ def _bytes(text: bytes) -> bytes:
         raise BadPacket from None
 
 
-def _breakpoint(text: bytes) -> tuple[Kind, int, int]:
+def breakpoint_of(text: bytes) -> tuple[Kind, int, int]:
     """`type,addr,kind`; conditions and commands, which no client was told of, are not looked at."""
     parts = text.partition(b";")[0].split(b",")
     if len(parts) != 3:
