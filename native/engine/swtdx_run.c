@@ -164,6 +164,10 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
         cs->halted = 0;
         cs->exit_request = trap; /* the #DB of the last instruction comes first, then back here */
         __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        /* Before the look at kicks: an interrupt that was posted after one (an NMI's) is not delivered before its exit.
+         */
+        cpu->notified = 0;
+        swtdx_sync_posted(cpu);
         if (!trap && __atomic_exchange_n(&cpu->kicked, 0, __ATOMIC_SEQ_CST)) {
             cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
             return EXITED;
@@ -188,8 +192,6 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             cpu->activity = 0;
             arm_event(cs, cpu);
         }
-        cpu->notified = 0;
-        swtdx_sync_posted(cpu);
         swtdx_evaluate_interrupts(cpu, cs);
         if (unlikely(cpu->activity)) {
             if (!trap && !swtdx_wakes(cpu, cs)) {

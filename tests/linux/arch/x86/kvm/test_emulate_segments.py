@@ -63,6 +63,9 @@ def seen(vcpu: Any, contents: bytes | bytearray, place: int) -> dict[str, Any]:
     for name in SEGMENTS:
         segment = getattr(sregs, name)
         found[name] = segment.selector, segment.base, segment.type if not segment.unusable else None, segment.dpl
+    for name in ("ldt", "tr"):
+        segment = getattr(sregs, name)
+        found[name] = segment.selector, segment.base, segment.limit, segment.type if not segment.unusable else None
     found["gdt"], found["idt"] = (sregs.gdt.base, sregs.gdt.limit), (sregs.idt.base, sregs.idt.limit)
     return found
 
@@ -144,6 +147,69 @@ def test_an_operand_in_mmio(kvm: Kvm, what: str) -> None:
     ours, theirs = (executed(kvm, code, place, operand, b"", stack) for place in (MMIO, RAM))
     assert ours == theirs
     assert theirs["port"] in (DONE_PORT, FAULT_PORT)
+
+
+SYSTEM_DESCRIPTORS = {
+    "TSS": (0x0000_8900_7100_0067, 0), "TSS of 16 bits": (0x0000_8100_7100_002B, 0),
+    "busy TSS": (0x0000_8B00_7100_0067, 0), "TSS that is not present": (0x0000_0900_7100_0067, 0),
+    "LDT": (0x0000_8200_8000_0FFF, 0),
+    "LDT that is not present": (0x0000_0200_8000_0FFF, 0), "high LDT": (0xFF00_8200_8000_0FFF, 0xFF00_0000),
+    "LDT without a canonical base": (0x0000_8200_8000_0FFF, 0x0100_0000), "data": (0x00CF_9300_0000_FFFF, 0),
+    "TSS without a canonical base": (0x0000_8900_7100_0067, 0xFE00_0000), "gate": (0x0000_8E00_0008_1000, 0),
+}  # fmt: skip
+SYSTEM_SELECTORS = {"null": 0, "null of another level": 3, "of the LDT": 0x44, "beyond": 0x100}
+
+
+def load_system_segment(kvm: Kvm, code: bytes, place: int, what: str) -> Any:
+    """Execute LLDT or LTR with its operand at ``place``: what the guest saw, and its GDT afterwards."""
+    with LongModeVm(kvm) as guest:
+        at = 0x40
+        selectors = dict(SYSTEM_SELECTORS)
+        for name, descriptor in SYSTEM_DESCRIPTORS.items():
+            struct.pack_into("<QQ", guest.memory, GDT + at, *descriptor)
+            selectors[name] = at
+            at += 16
+        sregs = guest.vcpu.get_sregs()
+        sregs.gdt.limit = at - 1
+        guest.vcpu.set_sregs(sregs)
+        guest.load(code + DONE)
+        operand = struct.pack("<H", selectors[what])
+        guest.memory[RAM : RAM + 2] = operand
+        guest.vcpu.set_regs(k.kvm_regs(rip=CODE, rflags=2, rsp=0xF000, rsi=place))
+        bus = Bus(operand)
+        bus.run(guest.vcpu, MMIO)
+        assert bool(bus.accesses) is (place == MMIO)
+        found = seen(guest.vcpu, operand, place)
+        del found["memory"]
+        return found | {"table": bytes(guest.memory[GDT : GDT + at])}
+
+
+@pytest.mark.parametrize("what", [*SYSTEM_DESCRIPTORS, *SYSTEM_SELECTORS])
+@pytest.mark.parametrize("code", [b"\x0f\x00\x16", b"\x0f\x00\x1e"], ids=["lldt", "ltr"])
+def test_system_segments_from_mmio(kvm: Kvm, code: bytes, what: str) -> None:
+    ours, theirs = (load_system_segment(kvm, code, place, what) for place in (MMIO, RAM))
+    assert ours == theirs
+    good = {b"\x16": {"LDT", "high LDT", "null", "null of another level"}, b"\x1e": {"TSS", "TSS of 16 bits"}}[code[2:]]
+    assert theirs["port"] == (DONE_PORT if what in good else FAULT_PORT), "SDM vol. 2, LLDT and LTR"
+
+
+@pytest.mark.parametrize("code", [b"\x0f\x00\x17", b"\x0f\x00\x1f"], ids=["lldt", "ltr"])
+def test_system_segments_are_unknown_in_real_mode(kvm: Kvm, code: bytes) -> None:
+    """SDM vol. 2: #UD, which a handler at 0x1900 tells."""
+    memory = mmap.mmap(-1, 0x2000)
+    memory[CODE : CODE + 5] = code + DONE
+    memory[0x18:0x1C] = struct.pack("<HH", 0x1900, 0)
+    memory[0x1900:0x1902] = b"\xe6" + bytes([FAULT_PORT])
+    with kvm.create_vm() as vm:
+        vm.set_user_memory_region(0, 0, 0x2000, memory)
+        vcpu = vm.create_vcpu(0)
+        sregs = vcpu.get_sregs()
+        sregs.cs.base, sregs.cs.selector = 0, 0
+        vcpu.set_sregs(sregs)
+        vcpu.set_regs(k.kvm_regs(rip=CODE, rflags=2, rsp=0x1000, rbx=0x8000))
+        vcpu.run()
+        assert (vcpu.exit_reason, vcpu.kvm_run.io.port) == (k.Exit.IO, FAULT_PORT)
+        vcpu.close()
 
 
 @pytest.mark.parametrize("selector", [1, 3])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The emulator's instructions that load or store segments and descriptor tables, far transfers among them
-(__load_segment_descriptor, em_call_far, em_jmp_far, em_ret_far, em_iret, em_mov_rm_sreg, em_lgdt, em_sgdt of
-arch/x86/kvm/emulate.c; SDM vol. 3, chapter 5).
+(__load_segment_descriptor, em_call_far, em_jmp_far, em_ret_far, em_iret, em_mov_rm_sreg, em_lgdt, em_sgdt, em_lldt,
+em_ltr of arch/x86/kvm/emulate.c; SDM vol. 3, chapter 5).
 
 Each is a generator as in `emulate`. As in Linux there are no call gates, task switches and changes of privilege: those
 are left to user space as instructions that the emulator does not know, and so is IRET outside real mode.
@@ -46,9 +46,19 @@ def _gp(selector: int = 0) -> GuestException:
     return GuestException(Vector.GP, selector & 0xFFFC)
 
 
-def _set(instruction: Instruction, number: int, selector: int, descriptor: int) -> None:
-    """Load a segment register from a descriptor of 8 bytes; system descriptors of 64-bit mode are not loaded here."""
-    base = descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000
+def _base(descriptor: int, upper: int = 0) -> int:
+    return descriptor >> 16 & 0xFFFFFF | descriptor >> 32 & 0xFF000000 | upper << 32
+
+
+def _is_canonical_base(instruction: Instruction, base: int) -> bool:
+    """Whether a table or system segment may lie there: the processor's width counts, whatever the guest's paging."""
+    width = instruction.vcpu.kvm.processor.cpuid(0x80000008)[0] >> 8 & 0xFF
+    return base >> width - 1 in (0, (1 << 65 - width) - 1)
+
+
+def _set(instruction: Instruction, number: int, selector: int, descriptor: int, upper: int = 0) -> None:
+    """Load a segment register from a descriptor of 8 bytes; ``upper``: the base's upper half in one of 16."""
+    base = _base(descriptor, upper)
     limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
     rights = descriptor >> 40 & 0xF0FF
     if rights & _GRANULAR:
@@ -261,11 +271,48 @@ def _table(number: int) -> Callable[[Instruction], Steps]:
         base = value >> 16
         if instruction.has_24_bit_base:
             base &= 0xFFFFFF
-        if instruction.wide and base >> 47 not in (0, (1 << 17) - 1):
+        if instruction.wide and not _is_canonical_base(instruction, base):
             raise _gp()
         instruction.context.set_segment(number, 0, base, value & 0xFFFF, 0)
 
     return load_table
+
+
+_SYSTEM_TYPES = {Segment.LDTR: (2,), Segment.TR: (1, 9)}  # an LDT; a TSS of 16 bits, of 32 or 64 bits, not busy
+_BUSY = 2
+
+
+def _load_system(segment: Segment) -> Callable[[Instruction], Steps]:
+    """LLDT and LTR. A null selector makes LDTR unusable, and is not for TR. LTR makes the TSS busy."""
+
+    def load_system(instruction: Instruction) -> Steps:
+        context = instruction.context
+        if not context.cr0 & Cr0.PE or context.rflags & _VM:
+            raise GuestException(Vector.UD, None)
+        if cpl(instruction):
+            raise _gp()
+        selector = (yield from instruction.get(0)) & 0xFFFF
+        if segment is Segment.TR and (selector & 4 or not selector & 0xFFFC):
+            raise _gp()
+        if not selector & 0xFFFC:
+            context.set_segment(segment, selector, 0, 0, _UNUSABLE)
+            return
+        address, descriptor = yield from _descriptor(instruction, selector)
+        if descriptor >> 40 & 0x1F not in _SYSTEM_TYPES[segment]:
+            raise _gp(selector)
+        if not descriptor >> 40 & _PRESENT:
+            raise GuestException(Vector.NP, selector & 0xFFFC)
+        upper = 0
+        if instruction.wide:
+            upper = yield from instruction.read(address + 8, 4)
+            if not _is_canonical_base(instruction, _base(descriptor, upper)):
+                raise _gp(selector)
+        if segment is Segment.TR:
+            descriptor |= _BUSY << 40
+            yield from instruction.write(address + 5, 1, descriptor >> 40 & 0xFF)
+        _set(instruction, segment, selector, descriptor, upper)
+
+    return load_system
 
 
 def _store_table(number: int) -> Callable[[Instruction], Steps]:
@@ -299,6 +346,8 @@ OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     **dict.fromkeys(("POPF", "POPFD", "POPFQ"), pop_flags),
     "LGDT": _table(Segment.GDTR),
     "LIDT": _table(Segment.IDTR),
+    "LLDT": _load_system(Segment.LDTR),
+    "LTR": _load_system(Segment.TR),
     "SLDT": _store_selector(Segment.LDTR),
     "STR": _store_selector(Segment.TR),
     "SGDT": _store_table(Segment.GDTR),
