@@ -19,7 +19,7 @@ from swtdx.uapi.client import Kvm, Vm
 from testing.long_mode import IDT, LongModeVm, rdmsr, wrmsr
 
 NMI, HANDLER, COUNT = 4 << 8, 0xA000, 0x9000
-X2APIC_ICR, X2APIC_LVTT, X2APIC_TMICT, X2APIC_TMCCT, X2APIC_TDCR = 0x830, 0x832, 0x838, 0x839, 0x83E
+X2APIC_SPIV, X2APIC_ICR, X2APIC_LVTT, X2APIC_TMICT, X2APIC_TMCCT, X2APIC_TDCR = 0x80F, 0x830, 0x832, 0x838, 0x839, 0x83E
 MASKED, PERIODIC = 1 << 16, 1 << 17
 INC_COUNT = bytes.fromhex("ff042500900000")  # inc dword [0x9000]
 IRETQ = bytes.fromhex("48cf")
@@ -90,6 +90,35 @@ def test_an_interrupt_does_not_overtake_an_nmi(monkeypatch: pytest.MonkeyPatch) 
         assert calls == ["kick", "kick"]
         monkeypatch.undo()
         vcpu.nmi_queued = 0
+
+
+@pytest.mark.parametrize("nmis", [1, 2])
+def test_what_comes_right_before_the_entry_is_seen(monkeypatch: pytest.MonkeyPatch, nmis: int) -> None:
+    """NMIs, then an interrupt, when the vCPU has looked for NMIs already and is not in the guest yet."""
+    kernel = open_kernel("emulated")
+    assert isinstance(kernel, EmulatedKernel)
+
+    def split(vm: Vm) -> None:
+        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
+
+    with Kvm(kernel) as kvm, LongModeVm(kvm, setup=split) as guest:
+        guest.vcpu.set_msrs({0x1B: 0xFEE00D00})
+        handler(guest, INC_COUNT + IRETQ)
+        (vm,) = kernel.vms
+        vcpu, looks = vm.vcpus[0], []
+
+        def look(seen: object) -> bool:
+            looks.append(seen)
+            if len(looks) == 1:
+                for _ in range(nmis):
+                    vcpu.queue_nmi()
+                vmx_deliver_interrupt(vcpu, 0x44)
+            return False
+
+        assert guest.run(wrmsr(X2APIC_SPIV, 0x1FF)) is None
+        monkeypatch.setattr("swtdx.linux.arch.x86.kvm.vmx.vmx._pic_output", look)
+        assert guest.run(bytes.fromhex("fb90ebfd")) == 0x44  # sti; nop; jmp back
+        assert counted(guest) == nmis
 
 
 def current_count(guest: LongModeVm) -> int:

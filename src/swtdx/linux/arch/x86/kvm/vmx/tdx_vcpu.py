@@ -352,13 +352,13 @@ def tdx_vcpu_enter_exit(vcpu: Vcpu, cpu: int) -> None:
     args = tdx.vp_enter_args
     args.rcx = tdx.tdvpr
     tdx.associated_cpu = cpu
-    # Before the last look at `_called_out`: a kick that comes later finds the vCPU inside and interrupts its CPU.
+    # Before the last look at `kicked`: a kick that comes later finds the vCPU inside and interrupts its CPU.
     vcpu.in_guest = True
     try:
         if tdx.pi_desc.requests:
             tdx.pi_desc.sync()
         tdx.halted = False
-        if not _called_out(kvm):
+        if not vcpu.kicked and not _called_out(kvm):
             tdx.vp_enter_ret = kvm.processor.seamcall(TDH_VP_ENTER, args, cpu)
         else:
             tdx.vp_enter_ret = _EXTERNAL  # as if the interrupt had arrived right after the entry

@@ -230,6 +230,8 @@ def vmx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
         before_entry(vcpu, context)
     processor = vcpu.kvm.processor
     vcpu.in_guest = True
+    if vcpu.kicked:  # since the looks above
+        context.kick()
     processor.enter_lp(cpu, context)  # so that an interrupt for this CPU, the tick's for one, finds the guest
     try:
         if vmx.pi_desc.requests:
@@ -251,6 +253,8 @@ def _inject_nmi(vcpu: Vcpu, context: GuestContext) -> None:
     vcpu.nmi_pending -= 1
     vcpu.stat.values[NMI_INJECTIONS] += 1
     context.inject(2, EventType.NMI)
+    if vcpu.nmi_pending:
+        context.nmi_window_exiting = True
 
 
 def _pic_output(vcpu: Vcpu) -> bool:

@@ -59,6 +59,7 @@ _UNKNOWN, _INTR, _IRQ_WINDOW_OPEN = int(KVM_EXIT_UNKNOWN), int(KVM_EXIT_INTR), i
 _IMMEDIATE_EXIT = run_struct.IMMEDIATE_EXIT
 _EXIT_REASON = run_struct.EXIT_REASON
 _RUNNABLE = KVM_MP_STATE_RUNNABLE
+_NMI_LOCK = threading.Lock()  # of nmi_queued, of all vCPUs: any thread counts one more, the vCPU's takes them all
 _SPIN_SECONDS, _SPIN_SECONDS_MAX = 0.0001, 0.1
 """How long a vCPU that polls is put to sleep at first and at most. Each sleep is twice the last, so that it has waited
 no more than twice as long as it had to; processors that firmware parks in a loop must not cost those that work."""
@@ -87,7 +88,7 @@ class Vcpu:
         self.in_guest = False
         self.entries = 0
         self.blocking = False
-        self.kicked = False
+        self.kicked = False  # since it last looked at what asks for a kick: it does not enter, or leaves at once
         self._wait = kvm.kernel.new_wait_queue()
         self._signals = HeldSignals()
         self.interrupted = False  # a signal that was held back waits
@@ -161,6 +162,7 @@ class Vcpu:
 
     def kick(self) -> None:
         """kvm_vcpu_kick: out of the guest, or awake, whichever applies."""
+        self.kicked = True  # before the look at `in_guest`: one that is about to enter sees it
         if self.in_guest:
             self.ops.vcpu_kick(self)
         elif self.blocking:
@@ -173,13 +175,15 @@ class Vcpu:
 
     def queue_nmi(self) -> None:
         """kvm_inject_nmi, by any thread."""
-        self.nmi_queued += 1
+        with _NMI_LOCK:
+            self.nmi_queued += 1
         self.kick()
 
     def process_nmi(self) -> int:
         """Count what was queued as pending, and return how many are: one while NMIs are blocked, else two."""
         if self.nmi_queued:
-            queued, self.nmi_queued = self.nmi_queued, 0
+            with _NMI_LOCK:
+                queued, self.nmi_queued = self.nmi_queued, 0
             self.nmi_pending = min(self.nmi_pending + queued, 2 if self.ops.nmi_allowed(self) else 1)
         return self.nmi_pending
 
@@ -278,6 +282,9 @@ class Vcpu:
         looks = not kvm.kernel.sees_signals
         cpu = self._load()
         self.has_run = True
+        self.kicked = False
+        if self.apic is not None and self.apic.pending_init and not self.is_td:
+            self.kvm_apic_accept_events()
         try:
             while True:
                 if self.mp_state == _RUNNABLE:
@@ -304,6 +311,7 @@ class Vcpu:
                     if interrupted:
                         raise self.kvm_handle_signal_exit()
                     cpu = self._load()
+                self.kicked = False  # what asked for it is looked at from here on
                 apic = self.apic
                 if apic is not None:
                     if apic.pending_ioapic_eoi is not None and self._ioapic_eoi_exit():
