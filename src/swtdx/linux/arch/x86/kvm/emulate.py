@@ -16,7 +16,7 @@ emulator drops them.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -76,6 +76,8 @@ class Access:
 
 
 Steps = Generator[Access, int, None]
+Part = Generator[Access, int, Callable[[], int]]
+"""A part of an instruction, and what is called after it: 1 or 0 as for an exit."""
 Read = Generator[Access, int, int]
 
 
@@ -474,6 +476,17 @@ def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     return _drive(vcpu, instruction, instruction.execute(), None)
 
 
+def emulate_by(vcpu: Vcpu, context: GuestContext, part: Callable[[Instruction], Part]) -> int:
+    """Carry out ``part`` of the instruction at RIP, and then what it returns."""
+    try:
+        instruction = Instruction(vcpu, context)
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault.address)
+    except Mmio:
+        return handle_emulation_failure(vcpu, b"")
+    return _drive(vcpu, instruction, part(instruction), None)
+
+
 def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     """Move RIP past the instruction without executing it. 1."""
     try:
@@ -483,14 +496,16 @@ def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     return 1
 
 
-def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps, answer: int | None) -> int:
+def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, answer: int | None) -> int:
     try:
         while True:
             access = next(steps) if answer is None else steps.send(answer)
             answer = _in_kernel(vcpu, access)
             if answer is None:
                 return _mmio_exit(vcpu, instruction, steps, access)
-    except StopIteration:
+    except StopIteration as end:
+        if end.value is not None:
+            return int(end.value())
         finished = instruction.context.rip == instruction.next_rip
         return do_singlestep(vcpu, instruction.context) if finished and instruction.trap_flag else 1
     except GuestPageFault as fault:
@@ -529,7 +544,7 @@ def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
     return None
 
 
-def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: Steps, access: Access) -> int:
+def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, access: Access) -> int:
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
     vcpu.stat.values[MMIO_EXITS] += 1

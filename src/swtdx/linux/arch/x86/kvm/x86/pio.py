@@ -3,13 +3,15 @@
 
 KVM_EXIT_IO carries as many items as fit into the PIO page and into RCX; after user space has answered, memory, RSI or
 RDI, and RCX are updated, and RIP moves on when RCX is used up (otherwise the instruction is simply executed again).
+Where the memory is MMIO, KVM_EXIT_MMIO follows the items of INS, and comes before each item of OUTS (em_in, em_out of
+arch/x86/kvm/emulate.c).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
+from swtdx.linux.arch.x86.kvm.emulate import emulate_by, inject_page_fault
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
 from swtdx.linux.virt.kvm import run_struct
@@ -18,6 +20,7 @@ from swtdx.x86 import PAGE_SIZE, Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.emulate import Instruction, Part
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 
 RCX, RSI, RDI = int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
@@ -30,80 +33,132 @@ def _in_order(data: bytes, size: int) -> bytes:
     return b"".join(data[at : at + size] for at in range(len(data) - size, -1, -size))
 
 
-def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
-    """0 (to user space), or 1 when there is nothing to do."""
-    size, port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
-    is_in = bool(qualification & 8)
-    address_size = 2 << (context.instruction_info >> 7 & 7)  # 2, 4 or 8 bytes
-    mask = (1 << 8 * address_size) - 1
-    gpr, rip = context.gpr, context.rip
-    left = gpr[RCX] & mask if qualification & _IO_REP else 1  # as it is now; see complete()
-    if not left:
-        return do_singlestep(vcpu, context) if context.skip_instruction() else 1
-    backwards = bool(context.rflags & RFLAGS_DF)
-    linear = context.guest_linear_address
-    in_page = (linear & PAGE_SIZE - 1) // size + 1 if backwards else (PAGE_SIZE - (linear & PAGE_SIZE - 1)) // size
-    # As many as fit into the page of pio_data and into this page of guest memory. The rest are further exits.
-    count = max(1, min(left, PAGE_SIZE // size, in_page))
-    start = linear - (count - 1) * size if backwards else linear
-    data_at = run_struct.PIO_DATA
+class StringIo:
+    """INS or OUTS at RIP: what one exit carries."""
 
-    def items_left() -> int:
-        return gpr[RCX] & mask if qualification & _IO_REP else 1
+    def __init__(self, vcpu: Vcpu, context: GuestContext, qualification: int) -> None:
+        self.vcpu, self.context, self.rip = vcpu, context, context.rip
+        self.size, self.port = (qualification & 7) + 1, qualification >> 16 & 0xFFFF
+        self.is_in, self.repeats = bool(qualification & 8), bool(qualification & _IO_REP)
+        address_size = 2 << (context.instruction_info >> 7 & 7)  # 2, 4 or 8 bytes
+        self.mask = (1 << 8 * address_size) - 1
+        self.backwards = bool(context.rflags & RFLAGS_DF)
+        self.linear = context.guest_linear_address
+        offset = self.linear & PAGE_SIZE - 1
+        in_page = offset // self.size + 1 if self.backwards else (PAGE_SIZE - offset) // self.size
+        # As many as fit into the page of pio_data and into this page of guest memory. The rest are further exits.
+        self.count = max(1, min(self.items_left(), PAGE_SIZE // self.size, in_page))
 
-    def advance(items: int) -> None:
-        register = RDI if is_in else RSI
-        step = -items * size if backwards else items * size
+    def items_left(self) -> int:
+        """RCX as it is now: user space may change it."""
+        return self.context.gpr[RCX] & self.mask if self.repeats else 1
+
+    def start(self, items: int) -> int:
+        """The lowest address of so many items."""
+        return self.linear - (items - 1) * self.size if self.backwards else self.linear
+
+    def skip(self) -> int:
+        """Go on behind the instruction. 1, or 0: a single step ends."""
+        return do_singlestep(self.vcpu, self.context) if self.context.skip_instruction() else 1
+
+    def advance(self, items: int) -> int:
+        """Count items that have been moved. 1."""
+        gpr, mask = self.context.gpr, self.mask
+        register = RDI if self.is_in else RSI
+        step = -items * self.size if self.backwards else items * self.size
         gpr[register] = gpr[register] & ~mask | gpr[register] + step & mask
-        remaining = items_left() - items
-        if qualification & _IO_REP:
+        remaining = self.items_left() - items
+        if self.repeats:
             gpr[RCX] = gpr[RCX] & ~mask | remaining & mask
-        if remaining <= 0 and context.skip_instruction():
-            do_singlestep(vcpu, context)
-
-    def complete() -> int:
-        if context.rip != rip:
-            return 1
-        items = min(count, items_left())  # user space may have changed RCX: no more than it says, and what came
-        if is_in and items:
-            data = bytes(vcpu.run[data_at : data_at + items * size])
-            data = _in_order(data, size) if backwards else data
-            try:
-                write_linear(vcpu, context, linear - (items - 1) * size if backwards else linear, data)
-            except GuestPageFault as fault:
-                return inject_page_fault(context, fault.address)
-            except Mmio:
-                return vcpu.internal_error(vcpu.vmx.exit_reason)
-        advance(items)
+        if remaining <= 0:
+            self.skip()
         return 1
 
-    buses = vcpu.kvm.buses
-    device = buses.ports.get(port)
-    if is_in and device is not None:
-        items = b"".join((device.read(port, size) & (1 << 8 * size) - 1).to_bytes(size, "little") for _ in range(count))
-        vcpu.run[data_at : data_at + count * size] = items
-        return complete()
-    if not is_in:
+    # --- INS ----------------------------------------------------------------------------------------------------------
+
+    def read_device(self) -> int:
+        """INS from a device of the kernel, or by user space."""
+        size, vcpu = self.size, self.vcpu
+        device = vcpu.kvm.buses.ports.get(self.port)
+        if device is None:
+            return self.exit()
+        mask = (1 << 8 * size) - 1
+        items = b"".join((device.read(self.port, size) & mask).to_bytes(size, "little") for _ in range(self.count))
+        vcpu.run[run_struct.PIO_DATA : run_struct.PIO_DATA + self.count * size] = items
+        return self.complete()
+
+    def complete(self) -> int:
+        """KVM_RUN after KVM_EXIT_IO."""
+        if self.context.rip != self.rip:
+            return 1
+        items = min(self.count, self.items_left())  # no more than RCX says now, and what came
+        if not self.is_in or not items:
+            return self.advance(items)
+        data = bytes(self.vcpu.run[run_struct.PIO_DATA : run_struct.PIO_DATA + items * self.size])
         try:
-            data = read_linear(vcpu, context, start, count * size)
+            in_order = _in_order(data, self.size) if self.backwards else data
+            write_linear(self.vcpu, self.context, self.start(items), in_order)
         except GuestPageFault as fault:
-            return inject_page_fault(context, fault.address)
+            return inject_page_fault(self.context, fault.address)
         except Mmio:
-            return vcpu.internal_error(vcpu.vmx.exit_reason)
-        data = _in_order(data, size) if backwards else data
+            return emulate_by(self.vcpu, self.context, lambda instruction: self._store(instruction, data))
+        return self.advance(items)
+
+    def _store(self, instruction: Instruction, data: bytes) -> Part:
+        """Write what INS has read to MMIO: all at once, in pieces of 8 bytes; item by item backwards."""
+        step = self.size if self.backwards else len(data)
+        for at in range(0, len(data), step):
+            yield from instruction.write(self.linear - at, step, int.from_bytes(data[at : at + step], "little"))
+        return lambda: self.advance(len(data) // self.size)
+
+    # --- OUTS ---------------------------------------------------------------------------------------------------------
+
+    def read_memory(self) -> int:
+        """OUTS from memory; from MMIO one item at a time."""
+        try:
+            data = read_linear(self.vcpu, self.context, self.start(self.count), self.count * self.size)
+        except GuestPageFault as fault:
+            return inject_page_fault(self.context, fault.address)
+        except Mmio:
+            self.count = 1
+            return emulate_by(self.vcpu, self.context, self._load)
+        return self.write_device(_in_order(data, self.size) if self.backwards else data)
+
+    def _load(self, instruction: Instruction) -> Part:
+        value = yield from instruction.read(self.linear, self.size)
+        return lambda: self.write_device(value.to_bytes(self.size, "little"))
+
+    def write_device(self, data: bytes) -> int:
+        """Give items to a device of the kernel, or to user space."""
+        size, port, buses = self.size, self.port, self.vcpu.kvm.buses
         values = [int.from_bytes(data[at : at + size], "little") for at in range(0, len(data), size)]
+        device = buses.ports.get(port)
         if device is not None:
             for value in values:
                 device.write(port, size, value)
-            advance(count)
-            return 1
+            return self.advance(self.count)
         if buses.pio.active and buses.pio.write(port, size, values[0]):
             for value in values[1:]:  # the device that took the first gets them all; one that it refuses is dropped
                 buses.pio.write(port, size, value)
-            advance(count)
-            return 1
-        vcpu.run[data_at : data_at + count * size] = data
-    vcpu.complete_userspace_io = complete
-    run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_IO))
-    run_struct.IO.pack_into(vcpu.run, run_struct.UNION, 0 if is_in else 1, size, port, count, data_at)
-    return 0
+            return self.advance(self.count)
+        self.vcpu.run[run_struct.PIO_DATA : run_struct.PIO_DATA + len(data)] = data
+        return self.exit()
+
+    def exit(self) -> int:
+        """KVM_EXIT_IO. 0."""
+        vcpu = self.vcpu
+        vcpu.complete_userspace_io = self.complete
+        run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_IO))
+        direction = 0 if self.is_in else 1
+        run_struct.IO.pack_into(
+            vcpu.run, run_struct.UNION, direction, self.size, self.port, self.count, run_struct.PIO_DATA
+        )
+        return 0
+
+
+def string_io(vcpu: Vcpu, context: GuestContext, qualification: int) -> int:
+    """0 (to user space), or 1 when there is nothing to do."""
+    instruction = StringIo(vcpu, context, qualification)
+    if not instruction.items_left():
+        return instruction.skip()
+    return instruction.read_device() if instruction.is_in else instruction.read_memory()
