@@ -227,7 +227,7 @@ def picture(world: Any) -> tuple[Any, ...]:
         qwords[block.bias_2m + (low >> 21) * 2 : block.bias_2m + ((high >> 21) + 1) * 2].tobytes(),
         raw[low:small_end].tobytes(),
         qwords[world.large[0] >> 3 : high >> 3 : 512].tobytes(),
-        memory._keyid[low >> 12 : high >> 12].tobytes(),
+        memory.keyids[low >> 12 : high >> 12].tobytes(),
     )
 
 

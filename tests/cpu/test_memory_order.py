@@ -136,13 +136,6 @@ CASES = {
         ("mov r8, -1; mov [rsi + 5], r8", "mov rax, [rsi + 5]; mov rdx, rax; shr rdx, 32"),
         lambda seen, x, y: seen[1][0] != seen[1][1],
     ),
-    "sixteen aligned bytes": Litmus(
-        (
-            "pcmpeqd xmm1, xmm1; movdqa [rsi], xmm1",
-            "movdqa xmm0, [rsi]; movd eax, xmm0; psrldq xmm0, 12; movd edx, xmm0",
-        ),
-        lambda seen, x, y: seen[1][0] != seen[1][1],
-    ),
 }
 
 

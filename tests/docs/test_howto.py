@@ -31,7 +31,7 @@ from tests.conftest import unit
 
 PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]
 PAGES += [REPOSITORY / "docs/explanation/first-touch.md"]
-_BLOCK = re.compile(r"(?:<!-- (?P<note>.*?) -->\n)?```(?P<kind>console|python)\n(?P<body>.*?)```", re.DOTALL)
+_BLOCK = re.compile(r"(?:<!-- (?P<note>(?:(?!-->).)*?) -->\n)?```(?P<kind>console|python)\n(?P<body>.*?)```", re.DOTALL)
 _SAVE_BEFORE = re.compile(r"Save this as `([^`]+)`:\s*$")
 _SAVE_AFTER = re.compile(r"\s*<!-- save the block above as (\S+) -->")
 

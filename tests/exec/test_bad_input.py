@@ -78,7 +78,7 @@ def test_a_file_that_is_not_executable(swtdx_exec: Run, tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(swtdx_exec: Run, tmp_path: Path) -> None:
-    """A FIFO was opened, and waited for somebody to write; a directory was to be made executable."""
+    """A FIFO was opened, which waited for a writer; a directory was to be made executable."""
     os.mkfifo(tmp_path / "fifo", 0o777)
     (tmp_path / "script").write_text(f"#!{tmp_path}\n")
     (tmp_path / "script").chmod(0o755)

@@ -355,8 +355,7 @@ def test_feature_msrs_of_the_device(both: Both) -> None:
 def test_paravirtual_msrs_only_if_cpuid_has_them(emulated: Both) -> None:
     """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
     vcpu = emulated.new_vcpu(emulated.new_vm())
-    one = filled(k.kvm_msrs, [k.kvm_msr_entry(index=0x4B564D01)], nmsrs=1)
-    assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 1
+    one = filled(k.kvm_msrs, [k.kvm_msr_entry(index=0x4B564D01, data=1)], nmsrs=1)
     emulated.enable(vcpu, k.Cap.ENFORCE_PV_FEATURE_CPUID, 1)
     assert emulated.ioctl(vcpu, k.KVM_SET_MSRS, one) == 0
     leaves = [

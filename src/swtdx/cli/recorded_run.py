@@ -45,6 +45,7 @@ def check(options: Options) -> None:
     for wrong, sentence in (
         (options.kvm == "host", "is for the embedded kernel: runs of the host's cannot be repeated"),
         (options.cpus > 1, "records machines with one vCPU only, so far: omit --cpus"),
+        (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
         (str(options.firmware) != NO_FIRMWARE, "records machines without firmware only, so far: --firmware none"),
         (bool(options.disks), "records no disks, so far: omit --disk"),
         (bool(options.inject), "and --inject cannot be used together, so far"),
@@ -52,7 +53,6 @@ def check(options: Options) -> None:
         (bool(options.smbios), "and --smbios cannot be used together, so far"),
         (options.debugcon is not None, "and --debugcon cannot be used together, so far"),
         (options.quote_socket is not None, "and --quote-generation-socket cannot be used together: quotes differ"),
-        (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
         (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
         (options.gdb is not None, "and --gdb cannot be used together: debug the replay (swtdx replay-run --gdb)"),
         (options.kernel is None, "needs a kernel: give --kernel"),

@@ -133,7 +133,7 @@ def _our_version() -> str:
 
 
 def _check_kind(path: Path) -> None:
-    """Raise `ProgramError` for what is no regular file; to open a FIFO would wait for its writer."""
+    """Raise `ProgramError` for what is not a regular file; to open a FIFO would wait for its writer."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a device, a FIFO or a socket"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many runs a mutator needs until the planted fault is found: ``python -m testing.mutators WAY KIND SEED``.
+"""How many runs a mutator needs until the planted fault is found: ``python -m tests.fuzzing.mutators WAY KIND SEED``.
 
 ========== ====================================================================================
 guided     Hypothesis draws edits of cases that reached new code (what ``swtdx fuzz guest`` does)
