@@ -268,6 +268,48 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
     return condition()
 
 
+_STOPPED_WHILE_REAPING = """
+import os, signal, threading
+from swtdx.exec.notify import launch, ptrace
+
+child = os.fork()
+if not child:
+    signal.pause()
+ended = os.fork()
+if not ended:
+    os._exit(0)
+traced, looked, seen = threading.Event(), threading.Event(), []
+
+def trace():
+    thread = ptrace.Thread(child)
+    while ptrace._state(child) != "t":
+        pass
+    traced.set()
+    looked.wait()
+    seen.append(thread.wait(patience=5))
+    thread.detach()
+
+tracer = threading.Thread(target=trace)
+tracer.start()
+traced.wait()
+launch._reap()
+looked.set()
+tracer.join()
+os.kill(child, signal.SIGKILL)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+while ptrace._state(child):
+    launch._reap()
+print(seen, ptrace._state(ended))
+"""
+
+
+def test_reaping_leaves_a_stop_to_the_thread_that_traces() -> None:
+    """A daemon whose parent had just ended was killed by the SIGTRAP of a step that no thread waited for."""
+    command = [sys.executable, "-c", _STOPPED_WHILE_REAPING]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[True] \n", "")
+
+
 def test_a_daemon_goes_on_when_the_command_has_ended(
     compiled: Callable[..., Path], swtdx_exec: Run, tmp_path: Path, marked: Callable[[], set[int]]
 ) -> None:

@@ -28,6 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PASSED_ON = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 _COLLECT_MS = 1000
+_WNOTHREAD = 0x20000000
+_ENDED = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 Serve = Callable[[Listener], "Background"]
 
 
@@ -159,10 +161,16 @@ def _go_to_background() -> None:
 
 
 def _reap() -> None:
-    """Programs whose parent has ended are our children now."""
+    """Programs whose parent has ended are our children now.
+
+    One of them that another thread of ours traces stops for that thread, and a plain wait here would take the news
+    away from it, whatever its options (ptrace(2): the tracer is of the parent's thread group). So look first.
+    """
     try:
-        while os.waitpid(-1, os.WNOHANG | 0x20000000)[0]:  # __WNOTHREAD: not those that another thread traces
-            pass
+        while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WNOTHREAD)) is not None:
+            if child.si_code not in _ENDED:
+                return  # stopped for its tracer: the others are reaped when we come by again
+            os.waitpid(child.si_pid, os.WNOHANG | _WNOTHREAD)
     except ChildProcessError:
         return
 
