@@ -135,6 +135,8 @@ STACKS: dict[str, tuple[bytes, bytes]] = {
     "push gs of 16 bits": (b"\x66\x0f\xa8", b"\xff" * 8),
     **{f"pop fs {each:#x}": (b"\x0f\xa1", struct.pack("<Q", each)) for each in SELECTORS},
     "leave": (b"\xc9", struct.pack("<5Q", 1, 2, 3, 4, 0x1234)),
+    "enter": (b"\xc8\x38\x02\x00", b""),
+    "enter of 16 bits": (b"\x66\xc8\x38\x00\x00", b""),
     "call": (b"\xe8\xfb\x01\x00\x00", b""),
     "push imm": (b"\x68\x78\x56\x34\xf2", b""),
 }
@@ -225,7 +227,8 @@ def test_a_stack_in_mmio(kvm: Kvm, what: str) -> None:
     faults = "retf" in what or "pop fs" in what
     if faults and executed(kvm, code, RAM, b"", stack, {})["port"] == FAULT_PORT:
         pytest.skip("the frame of the exception would go to the same stack")
-    ours, theirs = (executed(kvm, code, place, b"", stack, {}) for place in (MMIO, RAM))
+    pushed = {"rbp": 0x1234_5678} if what.startswith("enter") else {}
+    ours, theirs = (executed(kvm, code, place, b"", stack, pushed) for place in (MMIO, RAM))
     assert ours == theirs
 
 
@@ -239,7 +242,8 @@ REAL = {
     "retfd 4": (b"\x66\xca\x04\x00", struct.pack("<II", 0x20, 0x120)),
     "call far": (b"\x9a\x20\x00\x20\x01", b""), "call far 32": (b"\x66\x9a\x20\x00\x00\x00\x20\x01", b""),
     "push ds": (b"\x1e", b""), "pop ds": (b"\x1f", b"\x34\x12"), "pop es": (b"\x07", b"\x34\x12"),
-    "leave": (b"\xc9", bytes(range(1, 65))), "push imm": (b"\x68\x34\x12", b""), "ret": (b"\xc3", b"\x20\x02"),
+    "leave": (b"\xc9", bytes(range(1, 65))), "enter": (b"\xc8\x38\x01\x00", b""),
+    "enterd": (b"\x66\xc8\x38\x01\x00", b""), "push imm": (b"\x68\x34\x12", b""), "ret": (b"\xc3", b"\x20\x02"),
     "lds": (b"\x36\xc5\x1f", b"\x78\x56\x34\x12"), "les": (b"\x36\xc4\x1f", b"\x78\x56\x34\x12"),
     "lgdt, 24 bits": (b"\x36\x0f\x01\x17", b"\xff\x00\x78\x56\x34\x12"),
     "lidt, 32 bits": (b"\x36\x66\x0f\x01\x1f", b"\xff\x03\x00\x00\x00\x00"),
@@ -276,6 +280,15 @@ def test_in_real_mode(kvm: Kvm, what: str) -> None:
             vcpu.close()
     assert results[0] == results[1]
     assert results[1]["port"] == DONE_PORT
+
+
+def test_a_nested_enter_is_left_to_user_space(kvm: Kvm) -> None:
+    """em_enter of arch/x86/kvm/emulate.c."""
+    with LongModeVm(kvm) as guest:
+        guest.load(b"\xc8\x38\x02\x01" + DONE)
+        guest.vcpu.set_regs(k.kvm_regs(rip=CODE, rflags=2, rsp=MMIO + TOP, rbp=MMIO + TOP + 0x20))
+        Bus(bytes(SIZE)).run(guest.vcpu, MMIO)
+        assert guest.vcpu.exit_reason == k.Exit.INTERNAL_ERROR
 
 
 def test_a_gate_is_left_to_user_space(kvm: Kvm) -> None:

@@ -270,6 +270,12 @@ class Instruction:
         return {code.LEAVEW: 2, code.LEAVED: 4}.get(self.decoded.code, 8)
 
     @property
+    def enter_size(self) -> int:
+        """Bytes that ENTER pushes."""
+        code = _iced().Code
+        return {code.ENTERW_IMM16_IMM8: 2, code.ENTERD_IMM16_IMM8: 4}.get(self.decoded.code, 8)
+
+    @property
     def has_24_bit_base(self) -> bool:
         """Whether LGDT or LIDT has 16 bits of operand, and takes three bytes of the base."""
         code = _iced().Code

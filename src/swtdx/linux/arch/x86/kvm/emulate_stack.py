@@ -149,6 +149,17 @@ def pop_all(instruction: Instruction) -> Steps:
             instruction.gpr[number] = value if size == 4 else instruction.gpr[number] & ~0xFFFF | value
 
 
+def enter(instruction: Instruction) -> Steps:
+    """ENTER without nesting. As in Linux, a nested one is left to user space. Raises Unhandled."""
+    decoded, gpr = instruction.decoded, instruction.gpr
+    if decoded.immediate8_2nd & 31:
+        raise Unhandled
+    yield from push_value(instruction, instruction.enter_size, gpr[RBP])
+    mask = _mask(instruction)
+    gpr[RBP] = gpr[RBP] & ~mask | gpr[RSP] & mask
+    move_stack(instruction, -decoded.immediate16)
+
+
 def smsw(instruction: Instruction) -> Steps:
     """SMSW: the low 16 bits of CR0 to memory; a wider register gets more of it."""
     size = instruction.operand_size(0)
@@ -175,6 +186,7 @@ OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     "CALL": call,
     "JMP": jump,
     "RET": ret,
+    "ENTER": enter,
     "LEAVE": leave,
     **dict.fromkeys(("PUSHA", "PUSHAD"), push_all),
     **dict.fromkeys(("POPA", "POPAD"), pop_all),
