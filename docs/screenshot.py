@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-SIZE = (1100, 620)
+SIZE = (1440, 680)
 """In pixels: what README has room for."""
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

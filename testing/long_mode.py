@@ -55,6 +55,11 @@ def write_cr(number: int, value: int) -> bytes:
     return move(0, value) + prefix + bytes([0x0F, 0x22, 0xC0 | (number & 7) << 3])
 
 
+def split_irqchip(vm: Vm) -> None:
+    """A ``setup`` of `LongModeVm`: the local APIC in the kernel, the other interrupt controllers in user space."""
+    vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
+
+
 class LongModeVm:
     """``cpuid``: the entries of KVM_SET_CPUID2, those that KVM supports unless given; None for no such call."""
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def _boots_and_saves(qemu: Qemu, machine: str, chip: str, firmware: str, cpus: i
                 raise Failed(f"QEMU ended with status {vm.process.returncode} after a power-off")
 
 
-def _seabios_alone(qemu: Qemu, machine: str, chip: str) -> None:
+def _seabios_alone(qemu: Qemu, machine: str, chip: str, _: Path) -> None:
     command = [*qemu.words, "-accel", "kvm", "-machine", f"{machine},kernel-irqchip={chip}", "-nographic"]
     with Guest([*command, "-net", "none"]) as vm:
         vm.expect("No bootable device")
@@ -264,18 +265,12 @@ def _cases() -> Iterator[tuple[str, Case]]:
     ):
         cpus = (1, 2, 4)[at % 3]
 
-        def boots(folder: Path, what: tuple[Qemu, str, str, str, int] = (qemu, machine, chip, firmware, cpus)) -> None:
-            _boots_and_saves(*what, folder)
-
         name = f"{qemu.name}, {machine}, irqchip {chip}, {firmware}, Linux on {cpus}: savevm, loadvm, migrate to a file"
-        yield name, boots
+        yield name, partial(_boots_and_saves, qemu, machine, chip, firmware, cpus)
     for qemu, machine in product(qemus, ("pc", "q35")):
         if _major(qemu) >= 8:
             continue  # it takes no APIC in user space, on any KVM
-        yield (
-            f"{qemu.name}, {machine}, irqchip off, SeaBIOS",
-            lambda _, qemu=qemu, machine=machine: _seabios_alone(qemu, machine, "off"),  # type: ignore[misc]
-        )
+        yield f"{qemu.name}, {machine}, irqchip off, SeaBIOS", partial(_seabios_alone, qemu, machine, "off")
     if qemus and _major(qemus[-1]) > 10:
         name = f"a VM of {qemus[0].name} beside a TD of {qemus[-1].name}, one of them killed"
         yield name, lambda folder: _a_vm_beside_a_td(qemus[0], qemus[-1], folder)

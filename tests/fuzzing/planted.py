@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from swtdx.cpu.platform import Platform
+from swtdx.fuzzing.campaign import Campaign, Crash, Known, work
+from swtdx.fuzzing.folder import Folder, lies_of
 from swtdx.fuzzing.guest import Guest, Limits
 from swtdx.fuzzing.host import Host
 from swtdx.image.linux_image import LinuxBoot, parse
 from swtdx.lying.lie import CALLS
+from swtdx.lying.lie import parse as parse_lie
 from swtdx.machine import boot
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.bare_guest import tdvmcall_io
@@ -110,3 +115,24 @@ def _at_its_first_call(host: Host, machine: Machine) -> object:
     finally:
         run.finish(Outcome(End.INTERRUPTED, "it is kept"))
         run.stop()
+
+
+def until_found(guest: Guest, folder: Path) -> tuple[Campaign, Crash]:
+    """Work on a new campaign until the fault has made the guest triple-fault, for two minutes at most.
+
+    It may end otherwise, too, which is another crash: by a length that reaches beyond the guest's memory.
+    """
+    campaign, deadline, seed = Campaign(Folder(folder), "a digest"), time.monotonic() + 120, 1
+    while time.monotonic() < deadline:
+        campaign.add(work(guest, campaign.known() if seed > 1 else Known(), seed, 5.0))
+        for crash in campaign.crashes.values():
+            if crash.outcome.kind == "triple fault":
+                return campaign, crash
+        seed += 1
+    raise AssertionError("the fault was not found")
+
+
+def replayed(guest: Guest, folder: Path) -> list[str]:
+    """How the guest ends with the lies of each crash's file."""
+    files = (folder / "crashes").iterdir()
+    return [guest.run([parse_lie(text) for text in lies_of(file.read_text())]).outcome.kind for file in files]

@@ -13,7 +13,7 @@ import pytest
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, Vm
-from testing.long_mode import GP, UD, LongModeVm, write_cr, wrmsr
+from testing.long_mode import GP, UD, LongModeVm, split_irqchip, write_cr, wrmsr
 
 PAE, OSXSAVE, PKE = 1 << 5, 1 << 18, 1 << 22
 MWAIT_ENABLED = 1 << 18
@@ -60,10 +60,7 @@ def test_osxsave_and_ospke(kvm: Kvm) -> None:
 
 
 def test_the_apic_bit(kvm: Kvm) -> None:
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    for setup in (split, lambda vm: None):
+    for setup in (split_irqchip, lambda vm: None):
         with LongModeVm(kvm, setup=setup) as guest:
             for base in (0xFEE00900, 0xFEE00100, 0xFEE00900):
                 pair = seen(guest, wrmsr(0x1B, base), 1, 0, "edx")

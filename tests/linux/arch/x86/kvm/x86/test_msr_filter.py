@@ -16,7 +16,7 @@ from swtdx.linux.arch.x86.kvm.vmx.vmx import IN_CONTEXT
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, Vm
-from testing.long_mode import GP, LongModeVm, rdmsr, wrmsr
+from testing.long_mode import GP, LongModeVm, rdmsr, split_irqchip, wrmsr
 
 READ, WRITE = k.KVM_MSR_FILTER_READ, k.KVM_MSR_FILTER_WRITE
 VALUES = {0xC0000080: 0x500, 0x277: 0x0007040600070406, 0xC0000103: 1}  # what may be written; any address elsewhere
@@ -78,10 +78,7 @@ def test_user_space_answers(kvm: Kvm) -> None:
 
 
 def test_a_filter_that_denies_all_leaves_x2apic(kvm: Kvm) -> None:
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    with LongModeVm(kvm, setup=split) as guest:
+    with LongModeVm(kvm, setup=split_irqchip) as guest:
         bitmap = (ctypes.c_uint8 * 8)()
         request = k.kvm_msr_filter(flags=k.KVM_MSR_FILTER_DEFAULT_DENY)
         item = request.ranges[0]

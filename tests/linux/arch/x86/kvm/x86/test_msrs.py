@@ -12,10 +12,10 @@ import pytest
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm, Vm
+from swtdx.uapi.client import Kvm
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.layout import filled, u64
-from testing.long_mode import GP, LongModeVm, rdmsr, wrmsr
+from testing.long_mode import GP, LongModeVm, rdmsr, split_irqchip, wrmsr
 from tests.linux.conftest import Bench, ScriptedModule, refused
 
 VCPU_CPUID = [k.kvm_cpuid_entry2(function=1, ecx=1 << 21), k.kvm_cpuid_entry2(function=7, flags=1, ebx=1 << 1)]
@@ -221,11 +221,8 @@ def test_user_space_changes_the_count_of_an_ins(count: int, becomes: int, read: 
 def test_a_corrected_error_interrupts_through_lvt_cmci() -> None:
     """kvm_vcpu_x86_set_ucna: only with MCG_CMCI_P, and where the bank's CTL2 enables it."""
 
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
     ctl2, enabled, cmci_p = 0x280 + 3, 1 << 30, 1 << 10
-    with Kvm(open_kernel("emulated")) as device, LongModeVm(device, setup=split) as guest:
+    with Kvm(open_kernel("emulated")) as device, LongModeVm(device, setup=split_irqchip) as guest:
         vcpu = guest.vcpu
         assert vcpu.set_msrs({ctl2: enabled}) == 0
         vcpu.setup_mce(10 | cmci_p)

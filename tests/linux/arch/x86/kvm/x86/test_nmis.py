@@ -7,7 +7,6 @@ The same rules as kvm-unit-tests' "multiple nmi", "pending nmi" and "apic change
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,24 +14,14 @@ from swtdx.linux.arch.x86.kvm.vmx.vmx import vmx_deliver_interrupt
 from swtdx.linux.kernel import EmulatedKernel
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm, Vm
-from testing.long_mode import IDT, LongModeVm, rdmsr, wrmsr
+from swtdx.uapi.client import Kvm
+from testing.long_mode import IDT, LongModeVm, rdmsr, split_irqchip, wrmsr
 
 NMI, HANDLER, COUNT = 4 << 8, 0xA000, 0x9000
 X2APIC_SPIV, X2APIC_ICR, X2APIC_LVTT, X2APIC_TMICT, X2APIC_TMCCT, X2APIC_TDCR = 0x80F, 0x830, 0x832, 0x838, 0x839, 0x83E
 MASKED, PERIODIC = 1 << 16, 1 << 17
 INC_COUNT = bytes.fromhex("ff042500900000")  # inc dword [0x9000]
 IRETQ = bytes.fromhex("48cf")
-
-
-@pytest.fixture
-def guest() -> Iterator[LongModeVm]:
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    with Kvm(open_kernel("emulated")) as kvm, LongModeVm(kvm, setup=split) as made:
-        made.vcpu.set_msrs({0x1B: 0xFEE00D00})
-        yield made
 
 
 def handler(guest: LongModeVm, code: bytes) -> None:
@@ -76,10 +65,7 @@ def test_an_interrupt_does_not_overtake_an_nmi(monkeypatch: pytest.MonkeyPatch) 
     kernel = open_kernel("emulated")
     assert isinstance(kernel, EmulatedKernel)
 
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    with Kvm(kernel) as kvm, LongModeVm(kvm, setup=split):
+    with Kvm(kernel) as kvm, LongModeVm(kvm, setup=split_irqchip):
         (vm,) = kernel.vms
         vcpu = vm.vcpus[0]
         calls: list[str] = []
@@ -98,10 +84,7 @@ def test_what_comes_right_before_the_entry_is_seen(monkeypatch: pytest.MonkeyPat
     kernel = open_kernel("emulated")
     assert isinstance(kernel, EmulatedKernel)
 
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    with Kvm(kernel) as kvm, LongModeVm(kvm, setup=split) as guest:
+    with Kvm(kernel) as kvm, LongModeVm(kvm, setup=split_irqchip) as guest:
         guest.vcpu.set_msrs({0x1B: 0xFEE00D00})
         handler(guest, INC_COUNT + IRETQ)
         (vm,) = kernel.vms

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from swtdx.machine import open_kernel
@@ -19,16 +17,6 @@ BANKS = range(0x810, 0x828)  # ISR, TMR, IRR
 READABLE = {ID, VERSION, TPR, PPR, LDR, SPIV, ESR, ICR, TIMER_COUNT, CURRENT_COUNT, DIVIDE, *LVTS, *BANKS}
 WRITABLE = {TPR, EOI, SPIV, ESR, ICR, TIMER_COUNT, DIVIDE, SELF_IPI, *LVTS}
 MCG_CMCI_P = 1 << 10
-
-
-@pytest.fixture
-def guest() -> Iterator[LongModeVm]:
-    def split(vm: Vm) -> None:
-        vm.enable_cap(k.Cap.SPLIT_IRQCHIP, 24)
-
-    with Kvm(open_kernel("emulated")) as kvm, LongModeVm(kvm, setup=split) as made:
-        made.vcpu.set_msrs({0x1B: 0xFEE00D00})
-        yield made
 
 
 def outcome(guest: LongModeVm, code: bytes) -> int | None:

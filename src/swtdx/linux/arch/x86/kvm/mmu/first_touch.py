@@ -41,32 +41,36 @@ class FirstTouch:
     kept for the others, as long as neither slots nor attributes change.
     """
 
-    __slots__ = ("_attributes", "_gmem", "_kvm", "_leaves", "_mirror", "_range", "_rest", "_shift", "_slots", "_vcpu")
+    __slots__ = (
+        "_attributes",
+        "_gmem",
+        "_kvm",
+        "_leaves",
+        "_mirror",
+        "_range",
+        "_rest",
+        "_shift",
+        "_slots",
+        "_usual",
+        "_vcpu",
+    )
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu, self._kvm = vcpu, vcpu.kvm
-        self._range = self._slots = self._attributes = -1
+        self._slots = self._attributes = -1
         self._gmem: GuestMemfd
         self._mirror: MirrorRoot
         self._leaves: array[int]
         self._shift = 0
-        self._rest: PageRun | None = None
+        self.forget()
 
     def __call__(self, gpa: int, aug: Callable[[int], bool]) -> int:
         """Map the page at ``gpa`` by ``aug``, which adds an HPA unless the module refuses it. Its HPA; 0: not done."""
         vcpu, kvm = self._vcpu, self._kvm
-        mmu, tdx = kvm.mmu, kvm.tdx
-        # What `vcpu_run` and `tdx_vcpu_run` look at between an exit and the next entry.
+        mmu = kvm.mmu
         if (
             vcpu.run[_IMMEDIATE_EXIT]
-            or vcpu.nmi_queued
-            or vcpu.nmi_pending
-            or vcpu.interrupted
-            or kvm.dead
-            or kvm.cpus.waiters
-            or tdx is None
-            or tdx.wait_for_sept_zap
-            or vcpu.tdx.pi_desc.requests
+            or any(getattr(owner, name) != value for owner, name, value in self._usual)
             or (vcpu.watches_signals and vcpu.signal_pending())
             or not mmu.lock.acquire(blocking=False)
         ):
@@ -103,7 +107,19 @@ class FirstTouch:
 
     def forget(self) -> None:
         """Look everything up again: the machine was restored."""
-        self._range, self._rest = -1, None
+        vcpu = self._vcpu
+        self._range = -1
+        self._rest: PageRun | None = None
+        # What `vcpu_run` and `tdx_vcpu_run` look at between an exit and the next entry: here, and in the pages after.
+        self._usual: tuple[tuple[object, str, object], ...] = (
+            (vcpu, "nmi_queued", 0),
+            (vcpu, "nmi_pending", 0),
+            (vcpu, "interrupted", False),
+            (vcpu.kvm, "dead", False),
+            (vcpu.kvm.cpus, "waiters", 0),
+            (vcpu.kvm.tdx, "wait_for_sept_zap", False),
+            (vcpu.tdx.pi_desc, "requests", 0),
+        )
 
     def rest(self) -> PageRun | None:
         """Return what the processor may do for the other pages of the 2 MiB, if it can be said beforehand."""
@@ -131,14 +147,8 @@ class FirstTouch:
             mutex=kvm.mmu.lock,
             locked=pages.lock.locked,
             same=(
-                (vcpu, "nmi_queued", 0),
-                (vcpu, "nmi_pending", 0),
-                (vcpu, "interrupted", False),
+                *self._usual,
                 (vcpu, "sigset", None),
-                (kvm, "dead", False),
-                (kvm.cpus, "waiters", 0),
-                (kvm.tdx, "wait_for_sept_zap", False),
-                (vcpu.tdx.pi_desc, "requests", 0),
                 (kvm.memslots, "generation", self._slots),
                 (kvm.attributes, "generation", self._attributes),
             ),
