@@ -324,6 +324,8 @@ class Lapic:
         elif register == SPIV:
             mask = 0x3FF | (SPIV_DIRECTED_EOI if self.get(LVR) & LVR_DIRECTED_EOI else 0)
             self._set(SPIV, value & mask)
+            if value & SPIV_APIC_ENABLED and self.vcpu.async_pf.wakes_all:
+                self.vcpu.async_pf.check_completion()
             if not value & SPIV_APIC_ENABLED:
                 for lvt in self.lvts:
                     self._set(lvt, self.get(lvt) | LVT_MASKED)
