@@ -8,6 +8,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def used(source: str) -> Iterator[str]:
             yield node.module.partition(".")[0]
         elif isinstance(node, (ast.List, ast.Tuple)):
             words = [item.value for item in node.elts if isinstance(item, ast.Constant) and isinstance(item.value, str)]
-            yield from (after for before, after in zip(words, words[1:], strict=False) if before == "-m")
+            yield from (after for before, after in pairwise(words) if before == "-m")
 
 
 @pytest.mark.parametrize("path", BUILT_BY, ids=lambda path: path.name)
