@@ -29,11 +29,28 @@ _LONG = 1 << 13
 _FLAT_CODE_64, _FLAT_CODE_32, _FLAT_DATA = 0xA09B, 0xC09B, 0xC093  # setup_syscalls_segments
 
 
+def _address(context: GuestContext) -> int:
+    address = linear_rip(context)
+    return address if context.efer & EFER_LMA else address & 0xFFFFFFFF
+
+
+def is_vmmcall(vcpu: Vcpu, context: GuestContext) -> bool:
+    """Whether the instruction is VMMCALL, and the processor is one that has it.
+
+    The engine has VMCALL alone. A guest's kernel that is told of AMD executes VMMCALL in pages that it may not write:
+    to replace it there ends the guest, so a machine that names AMD needs the instruction.
+    """
+    if not vcpu.kvm.processor.platform.vmmcall:
+        return False
+    try:
+        return fetch(vcpu, context, _address(context), len(VMMCALL)) == VMMCALL
+    except (GuestPageFault, Mmio, OSError):
+        return False
+
+
 def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
     """1: enter the guest again, with the instruction replaced or the exception pending."""
-    address = linear_rip(context)
-    if not context.efer & EFER_LMA:
-        address &= 0xFFFFFFFF
+    address = _address(context)
     try:
         code = fetch(vcpu, context, address, len(VMMCALL))
         # VMCALL: another vCPU has replaced the instruction between this one's exception and here.
