@@ -79,7 +79,6 @@ typedef struct swtdx_engine swtdx_engine;
 typedef struct swtdx_package swtdx_package;
 
 #define SWTDX_SPIN_STATES 8
-#define SWTDX_SPIN_LIMIT 4 /* after so many spins it leaves with SWTDX_EXIT_EXTERNAL_INTERRUPT if others wait */
 
 typedef struct swtdx_cpu {
     uint64_t gpr[16]; /* RAX RCX RDX RBX RSP RBP RSI RDI R8..R15: current whenever swtdx_run() is not inside */
@@ -108,7 +107,11 @@ typedef struct swtdx_cpu {
     uint64_t spin_states[SWTDX_SPIN_STATES]; /* hashes of the registers at the ends of slices since the last exit */
     uint64_t waiting_since; /* ns; not 0 while it wants to run, even if it is called out of the queue in between */
     uint32_t next_spin_state;
-    uint32_t spins; /* ends of slices in a row at which it was where it had been before: it waits for another one */
+    uint32_t spins; /* ends of slices in a row at which it was where it had been before: it may wait for another one */
+    volatile uint32_t naps; /* it waits for another one, and sleeps on its bell just now (swtdx_spin.c) */
+    uint32_t nap_ns; /* how long the last nap was to be; 0: it does not wait */
+    bool pauses; /* it has executed nothing but PAUSE for a while */
+    uint64_t pause_rip, pause_since, paused_at;
 } swtdx_cpu;
 
 /* Register numbers for swtdx_get()/swtdx_set(). */

@@ -223,6 +223,9 @@ void swtdx_intercept(CPUX86State *env, uint32_t type, uint64_t param, uintptr_t 
             exit_instruction(env, SWTDX_EXIT_RDTSC, 2, 0, retaddr);
         }
         break;
+    case SVM_EXIT_PAUSE: /* it leaves TCG, not the guest */
+        env->uc->swtdx->paused = true;
+        break;
     case SWTDX_VMCALL:
         exit_instruction(env, SWTDX_EXIT_VMCALL, 3, 0, retaddr);
     case SWTDX_XSETBV:

@@ -11,11 +11,11 @@
 #include <sys/syscall.h>
 #include "swtdx_internal.h"
 
-/* Wake it if it is halted. May be called by a signal handler. */
+/* Wake it if it is halted, or naps. May be called by a signal handler. */
 void swtdx_ring(swtdx_cpu *cpu)
 {
     __atomic_fetch_add(&cpu->bell, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&cpu->activity, __ATOMIC_SEQ_CST)) {
+    if (__atomic_load_n(&cpu->activity, __ATOMIC_SEQ_CST) || __atomic_load_n(&cpu->naps, __ATOMIC_SEQ_CST)) {
         syscall(SYS_futex, &cpu->bell, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
     }
 }

@@ -53,7 +53,7 @@ struct swtdx_package {
     bool counting;
     pthread_mutex_t mutex; /* of what is mapped, and of who has which engine */
     swtdx_engine *engines[SWTDX_ENGINES];
-    unsigned nengines;
+    unsigned nengines, ncpus;
     void **marks;
     pthread_t ticker;
     pid_t ticker_process;
@@ -102,6 +102,10 @@ struct swtdx_engine {
     bool stopped, passes_stops;
     const uint8_t *poisoned_pages; /* a byte a page of RAM, NULL while there are none */
     bool exited;
+    bool paused; /* left TCG for a PAUSE */
+    volatile bool naps; /* its virtual CPU does; for the tick */
+    bool waits;  /* left TCG for a loop that only waits; see swtdx_spin.c */
+    struct swtdx_registers *looked_at;
     bool bus_locked;        /* the instruction in progress locks two cache lines: an exit follows it */
     uint32_t data_hits;     /* data breakpoints that the instruction in progress has met, one bit each */
     uint64_t debug_reasons; /* of the #DB in progress, as in DR6 */
@@ -186,6 +190,7 @@ void swtdx_fpu_pointers(CPUX86State *env, bool wide, uint32_t pointers[4]);
 void swtdx_set_fpu_pointers(CPUX86State *env, bool wide, const uint32_t pointers[4]);
 bool swtdx_canonical_base(uint64_t address);
 bool swtdx_may_lock(int b, uint8_t modrm);
+bool swtdx_in_parallel(struct uc_struct *uc);
 bool swtdx_is_near_branch(int b);
 bool swtdx_undefined(int b, int prefixes);
 
@@ -221,11 +226,15 @@ void swtdx_wait_for_flush(swtdx_engine *engine, uint32_t wanted);
 bool swtdx_make_marks(swtdx_package *package);
 void swtdx_drop_marks(swtdx_package *package);
 void swtdx_read_letters(swtdx_engine *engine);
+void swtdx_forget_all_code(swtdx_engine *engine);
 void swtdx_enter_translator(swtdx_engine *engine);
 void swtdx_leave_translator(swtdx_engine *engine);
 void swtdx_join(swtdx_engine *engine);
 void swtdx_part(swtdx_engine *engine);
 void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited);
+void swtdx_begin_look(swtdx_engine *engine, swtdx_cpu *cpu);
+bool swtdx_paused(swtdx_engine *engine, swtdx_cpu *cpu);
+void swtdx_nap(swtdx_cpu *cpu);
 void *swtdx_host_pointer(swtdx_engine *engine, uint64_t hpa, uint64_t length);
 int swtdx_walk(swtdx_engine *engine, swtdx_cpu *cpu, uint64_t gpa, uint64_t *entry, uint32_t *prot, bool *shared);
 void swtdx_evaluate_interrupts(swtdx_cpu *cpu, CPUState *cs);

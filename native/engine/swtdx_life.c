@@ -156,6 +156,7 @@ void swtdx_engine_free(swtdx_engine *engine)
         free(engine->snapshots);
         free(engine->regions);
         free(engine->stops);
+        free(engine->looked_at);
         pthread_cond_destroy(&engine->turn);
         pthread_mutex_destroy(&engine->mutex);
         pthread_rwlock_destroy(&engine->regions_lock);

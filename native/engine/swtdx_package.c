@@ -58,7 +58,7 @@ void swtdx_package_free(swtdx_package *package)
 }
 
 /* While more virtual CPUs execute than the host has processors, each stops for a moment every 10 ms: one that polls
- * for another one is found (swtdx_turn.c), and lets it run. */
+ * for another one is found (swtdx_spin.c), and lets it run. */
 static void *tick(void *opaque)
 {
     swtdx_package *package = opaque;
@@ -69,7 +69,7 @@ static void *tick(void *opaque)
     while (!__atomic_load_n(&package->closing, __ATOMIC_ACQUIRE)) {
         count = __atomic_load_n(&package->nengines, __ATOMIC_ACQUIRE);
         for (i = running = 0; i < count; i++) {
-            running += package->engines[i]->running != NULL;
+            running += package->engines[i]->running != NULL || package->engines[i]->naps;
         }
         package->crowded = sched_getaffinity(0, sizeof(available), &available) || running > CPU_COUNT(&available);
         for (i = 0; package->crowded && i < count; i++) {
@@ -81,6 +81,14 @@ static void *tick(void *opaque)
         nanosleep(&pause, NULL);
     }
     return NULL;
+}
+
+/* Called by the translator: whether other virtual CPUs may execute at the same time. */
+bool swtdx_in_parallel(struct uc_struct *uc)
+{
+    swtdx_engine *engine = uc->swtdx;
+
+    return engine && __atomic_load_n(&engine->package->nengines, __ATOMIC_RELAXED) > 1;
 }
 
 /* Called with the package's lock held. One more engine with all that is mapped; NULL if there is no memory. */
@@ -103,6 +111,9 @@ static swtdx_engine *add_engine(swtdx_package *package)
         engine->poisoned_pages = first->poisoned_pages;
         package->engines[package->nengines] = engine;
         __atomic_store_n(&package->nengines, package->nengines + 1, __ATOMIC_RELEASE);
+        if (package->nengines == 2) { /* the first one has code for one that is alone */
+            swtdx_forget_all_code(first);
+        }
         if (!package->has_ticker) {
             package->ticker_process = getpid();
             package->has_ticker = !pthread_create(&package->ticker, NULL, tick, package);
@@ -128,6 +139,7 @@ swtdx_engine *swtdx_take_engine(swtdx_package *package)
         best = engine;
     }
     best->users++;
+    package->ncpus++;
     pthread_mutex_unlock(&package->mutex);
     return best;
 }
@@ -136,6 +148,7 @@ void swtdx_leave_engine(swtdx_engine *engine)
 {
     pthread_mutex_lock(&engine->package->mutex);
     engine->users--;
+    engine->package->ncpus--;
     pthread_mutex_unlock(&engine->package->mutex);
 }
 

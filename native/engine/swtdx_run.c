@@ -143,7 +143,7 @@ static void arm_event(CPUState *cs, swtdx_cpu *cpu)
     event->valid = 0;
 }
 
-enum outcome { EXITED, PREEMPTED, YIELDED, HALTED };
+enum outcome { EXITED, PREEMPTED, YIELDED, HALTED, WAITS };
 
 /* Run TCG until the guest exits or another thread is to have the processor. */
 static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
@@ -202,9 +202,12 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
         cs->interrupt_request = pending | (cs->interrupt_request & CPU_INTERRUPT_VIRQ) |
                                 (cpu->interrupt_window ? CPU_INTERRUPT_HARD : 0) |
                                 (cpu->nmi_window ? CPU_INTERRUPT_NMI : 0);
+        engine->paused = false;
+        swtdx_begin_look(engine, cpu);
         swtdx_enter_translator(engine);
         cpu_exec(uc, cs);
         swtdx_leave_translator(engine);
+        cs->swtdx_look = 0;
         if (engine->exited) {
             return EXITED;
         }
@@ -222,6 +225,9 @@ static enum outcome pass(swtdx_engine *engine, swtdx_cpu *cpu)
             cpu->activity = 1;
             env->exception_is_int = 0;
             continue;
+        }
+        if (unlikely(engine->waits || (engine->paused && swtdx_paused(engine, cpu)))) {
+            return WAITS;
         }
         if (engine->package->crowded) {
             sched_yield();
@@ -306,12 +312,8 @@ uint32_t swtdx_run(swtdx_cpu *cpu)
         swtdx_end_turn(engine, outcome == EXITED || outcome == PREEMPTED);
         if (outcome == HALTED) {
             swtdx_sleep_halted(cpu);
-            continue;
-        }
-        if (outcome != EXITED && cpu->spins >= SWTDX_SPIN_LIMIT &&
-            (swtdx_others_wait(engine) || engine->package->crowded)) {
-            cpu->exit.reason = SWTDX_EXIT_EXTERNAL_INTERRUPT;
-            break;
+        } else if (outcome == WAITS) {
+            swtdx_nap(cpu);
         }
     } while (outcome != EXITED);
     entered = NULL;

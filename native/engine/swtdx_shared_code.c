@@ -88,6 +88,15 @@ static void send(swtdx_engine *engine, uint64_t letter)
     cpu_exit(engine->uc->cpu);
 }
 
+/* Let an engine translate everything anew, before its next block. */
+void swtdx_forget_all_code(swtdx_engine *engine)
+{
+    pthread_spin_lock(&engine->letters_lock);
+    engine->nletters = TOO_MANY;
+    pthread_spin_unlock(&engine->letters_lock);
+    cpu_exit(engine->uc->cpu);
+}
+
 /* The bytes at this address have been written: tell all engines that have code in their page, but for one. */
 static void tell(swtdx_package *package, uintptr_t host, const swtdx_engine *writer)
 {

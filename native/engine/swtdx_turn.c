@@ -7,16 +7,11 @@
  * slice: others leave the processor alone for LINGER_NS. It gives the slice up when it has used it, or on PAUSE, which
  * a guest executes while it waits for another one.
  *
- * Not all that waits executes PAUSE: TDVF parks its processors in a bare loop around a load. A virtual CPU whose
- * registers at the end of a slice are what they were at the end of an earlier one, without an exit or a block that
- * stores in between, is taken for such a one: until they differ it gets SPIN_SLICE_NS at a time, which is enough to
- * look, and soon leaves as if an interrupt had come for the host, which can let it sleep. (Real KVM has pause-loop
- * exiting for the same reason; with as many processors as virtual CPUs it does not matter there.)
+ * One that was found to wait for another one (swtdx_spin.c) gets SPIN_SLICE_NS at a time, which is enough to look.
  */
 #include "qemu/osdep.h"
 #include "cpu.h"
 #include "exec/exec-all.h"
-#include "exec/tb-hash.h"
 #include <time.h>
 #include "swtdx_internal.h"
 
@@ -135,38 +130,4 @@ void swtdx_end_turn(swtdx_engine *engine, bool keep_slice)
 void swtdx_release(swtdx_engine *engine)
 {
     swtdx_end_turn(engine, true);
-}
-
-/* Whether the block at which it stopped, and continues, stores nothing: the last one that TCG ran from there. */
-static bool is_read_only_block(CPUState *cs)
-{
-    CPUX86State *env = cs->env_ptr;
-    target_ulong pc = env->segs[R_CS].base + env->eip;
-    TranslationBlock *block = cs->tb_jmp_cache[tb_jmp_cache_hash_func(env->uc, pc)];
-
-    return block && block->pc == pc && !block->swtdx_stores;
-}
-
-/* At the end of a pass: count how often this virtual CPU was here before, without an exit or a store in between. */
-void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited)
-{
-    uint64_t place = cpu->rip;
-    unsigned i;
-
-    if (exited || !is_read_only_block(engine->uc->cpu)) {
-        cpu->spins = 0;
-        memset(cpu->spin_states, 0, sizeof(cpu->spin_states));
-        return;
-    }
-    for (i = 0; i < 16; i++) { /* FNV-1a over words */
-        place = (place ^ cpu->gpr[i]) * 0x100000001b3ull;
-    }
-    for (i = 0; i < SWTDX_SPIN_STATES; i++) {
-        if (cpu->spin_states[i] == place) {
-            cpu->spins++;
-            return;
-        }
-    }
-    cpu->spins = 0;
-    cpu->spin_states[cpu->next_spin_state++ % SWTDX_SPIN_STATES] = place;
 }

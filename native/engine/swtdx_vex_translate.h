@@ -67,6 +67,14 @@ static void swtdx_gen_vex_fetch(DisasContext *s, int reg, unsigned bytes, MemOp 
     TCGv_i64 parts[4];
     unsigned i;
 
+    if (bytes == 16 && swtdx_is_one_access(s, swtdx_vex_place(reg), alignment)) {
+        swtdx_gen_one_access(s, gen_helper_swtdx_load_16, swtdx_vex_place(reg));
+        tcg_gen_movi_i64(tcg_ctx, s->tmp1_i64, 0);
+        for (i = 16; i < 32; i += 8) {
+            tcg_gen_st_i64(tcg_ctx, s->tmp1_i64, tcg_ctx->cpu_env, swtdx_vex_place(reg) + i);
+        }
+        return;
+    }
     for (i = 0; i < 4; i++) {
         parts[i] = tcg_temp_new_i64(tcg_ctx);
         if (8 * i < bytes) {

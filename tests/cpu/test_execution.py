@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import threading
 import time
@@ -11,7 +10,6 @@ import time
 import pytest
 
 from swtdx.cpu.platform import Platform
-from swtdx.cpu.processor import Processor
 from swtdx.cpu.vmx import EventType, ExitReason, Segment
 from tests.cpu.guest import CODE, PAGE_TABLES, Guest, assemble
 
@@ -343,36 +341,6 @@ def test_power_on_state_is_the_reset_vector() -> None:
     )
 
 
-def neighbour(source: str, processor: Processor, address: int) -> Guest:
-    """A second virtual CPU with code of its own; the first one's stays where it is."""
-    kept = processor.memory.read(CODE, 256)
-    guest = Guest(processor=processor)
-    processor.memory.write(CODE, kept)
-    processor.memory.write(address, assemble(source, address))
-    guest.context.rip = address
-    return guest
-
-
-def test_a_virtual_cpu_that_polls_for_another_leaves_so_that_it_can_sleep() -> None:
-    poller = Guest("wait: cmp dword ptr [0x300000], 0; je wait; hlt")
-    worker = neighbour("again: inc rax; jmp again", poller.processor, 0x140000)
-    poller.memory.raw[0x300000:0x300004] = bytes(4)
-    thread = threading.Thread(target=worker.run)
-    thread.start()
-    try:
-        assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # no kick was sent
-        assert poller.context.spins
-        poller.memory.raw[0x300000] = 1
-        while (reason := poller.run()) == ExitReason.EXTERNAL_INTERRUPT:
-            pass
-        assert reason == ExitReason.HLT
-        assert poller.context.spins == 0
-    finally:
-        worker.context.kick()
-        thread.join(10)
-    assert worker.context.spins == 0  # its registers have changed from slice to slice
-
-
 def test_the_environment_says_whether_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SWTDX_TCG_THREAD", raising=False)
     assert not Platform().parallel
@@ -382,40 +350,6 @@ def test_the_environment_says_whether_they_take_turns(monkeypatch: pytest.Monkey
     monkeypatch.setenv("SWTDX_TCG_THREAD", "many")
     with pytest.raises(ValueError, match="SWTDX_TCG_THREAD is 'many': it can be single or multi"):
         Platform()
-
-
-def test_one_that_polls_leaves_where_more_run_at_once_than_there_are_processors() -> None:
-    available = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(available)})  # of this thread, and of those that it starts
-    try:
-        processor = Processor(Platform(memory_size=1 << 30, parallel=True))
-        poller = Guest("wait: cmp dword ptr [0x300000], 0; je wait; hlt", processor=processor)
-        worker = neighbour("again: inc rax; jmp again", processor, 0x140000)
-        thread = threading.Thread(target=worker.run)
-        thread.start()
-        try:
-            assert poller.run() == ExitReason.EXTERNAL_INTERRUPT  # no kick was sent
-            assert poller.context.spins
-        finally:
-            worker.context.kick()
-            thread.join(10)
-        assert worker.context.spins == 0
-    finally:
-        os.sched_setaffinity(0, available)
-
-
-def test_one_that_counts_in_memory_is_not_taken_for_polling() -> None:
-    first = Guest("again: inc dword ptr [0x300000]; cmp dword ptr [0x300008], 0; je again; hlt")
-    second = neighbour("again: inc dword ptr [0x300004]; jmp again", first.processor, 0x140000)
-    first.memory.raw[0x300000:0x30000C] = bytes(12)
-    thread = threading.Thread(target=second.run)
-    thread.start()
-    threading.Timer(0.15, lambda: first.memory.raw.__setitem__(0x300008, 1)).start()
-    assert first.run() == ExitReason.HLT
-    assert thread.is_alive()
-    second.context.kick()
-    thread.join(10)
-    assert (first.context.spins, second.context.spins) == (0, 0)
 
 
 def test_one_that_polls_alone_is_left_alone() -> None:

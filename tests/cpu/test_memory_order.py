@@ -137,21 +137,36 @@ CASES = {
         lambda seen, x, y: seen[1][0] != seen[1][1],
     ),
 }
+WHOLE_MOVES = ("movdqa", "movaps", "movapd", "vmovdqa", "vmovaps", "vmovapd")
+ALL_ONES = "pcmpeqd xmm0, xmm0"
+LOAD_HALVES = "{move} xmm1, [rsi]; movd eax, xmm1; psrldq xmm1, 8; movd edx, xmm1"
+SWAP_16 = """
+    push rcx; push rbx; xor eax, eax; xor edx, edx; mov rbx, -1; mov rcx, rbx
+    lock cmpxchg16b [rsi]; pop rbx; pop rcx
+"""
+"""9.1.1, of processors with AVX: these instructions, and CMPXCHG16B, move their 16 bytes at once."""
 
 
 class Crew:
-    """Four virtual CPUs of one machine, each with an engine of its own."""
+    """Virtual CPUs of one machine, each with an engine of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 4) -> None:
         self.map = mmap.mmap(-1, 2 * WINDOW_BYTES)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.offset = -start % WINDOW_BYTES
         self.processor = Processor(Platform(memory_size=1 << 30, parallel=True))
-        self.guests = [Guest(processor=self.processor) for _ in range(4)]
-        first = self.guests[0]
-        window = first.memory.map_user(start + self.offset, WINDOW_BYTES)
-        first.put64(PAGE_TABLES + 0x1008, PAGE_TABLES + 0x3003)
-        first.put64(PAGE_TABLES + 0x3000, window | 0xE3)
+        self.guests: list[Guest] = []
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        """Add a virtual CPU."""
+        self.guests.append(guest := Guest(processor=self.processor))
+        if len(self.guests) == 1:
+            start = ctypes.addressof(ctypes.c_char.from_buffer(self.map)) + self.offset
+            self.window = guest.memory.map_user(start, WINDOW_BYTES)
+        guest.put64(PAGE_TABLES + 0x1008, PAGE_TABLES + 0x3003)
+        guest.put64(PAGE_TABLES + 0x3000, self.window | 0xE3)
 
     def run(self, sources: Sequence[str]) -> None:
         """Run them at the same time, on memory that is 0, each to its HLT."""
@@ -215,6 +230,35 @@ def test_no_pair_shows_what_the_processor_rules_out(crew: Crew, name: str) -> No
     for _ in range(ROUNDS):
         bad = [outcome for outcome in crew.outcomes(litmus) if litmus.forbidden(*outcome)]
         assert not bad, f"{len(bad)} of {PAIRS} pairs, the first: {bad[0]}"
+
+
+@pytest.mark.parametrize("move", WHOLE_MOVES)
+@pytest.mark.parametrize("writer", ["itself", "cmpxchg16b"])
+def test_sixteen_aligned_bytes_are_one_access(crew: Crew, move: str, writer: str) -> None:
+    if move.startswith("v"):
+        if "avx" not in crew.processor.platform.features:
+            pytest.skip("this host has no AVX")
+        for guest in crew.guests:
+            guest.context.cr4 |= 1 << 18
+            guest.context.xcr0 = 7
+    store = SWAP_16 if writer == "cmpxchg16b" else f"{ALL_ONES}; {move} [rsi], xmm0"
+    litmus = Litmus((store, LOAD_HALVES.format(move=move)), lambda seen, x, y: seen[1][0] != seen[1][1])
+    for _ in range(ROUNDS):
+        bad = [outcome for outcome in crew.outcomes(litmus) if litmus.forbidden(*outcome)]
+        assert not bad, f"{len(bad)} of {PAIRS} pairs, the first: {bad[0]}"
+
+
+def test_code_of_one_that_was_alone_is_translated_anew() -> None:
+    """While there is one virtual CPU 16 bytes may be two accesses; then a second one comes."""
+    crew = Crew(1)
+    move = LOAD_HALVES.format(move="movdqa")
+    litmus = Litmus((move, f"{ALL_ONES}; movdqa [rsi], xmm0"), lambda seen, x, y: seen[0][0] != seen[0][1])
+    list(crew.outcomes(Litmus((move,), litmus.forbidden)))
+    crew.add()
+    for _ in range(ROUNDS):
+        bad = [outcome for outcome in crew.outcomes(litmus) if litmus.forbidden(*outcome)]
+        assert not bad, f"{len(bad)} of {PAIRS} pairs, the first: {bad[0]}"
+    crew.close()
 
 
 def test_they_do_execute_at_the_same_time(crew: Crew) -> None:

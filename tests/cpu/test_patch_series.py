@@ -42,7 +42,7 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_debug_registers.py::test_an_instruction_breakpoint_is_a_linear_address",
         "test_debug_registers.py::test_a_data_breakpoint_traps_after_the_store",
     ],
-    "stores": ["test_execution.py::test_one_that_counts_in_memory_is_not_taken_for_polling"],
+    "stores": ["test_spins.py::test_one_that_works_is_never_taken_for_it"],
     "compare-exchange": ["test_execution.py::test_comparing_wide_operands_changes_zf_alone"],
     "fast-system-calls": [
         "test_transfers.py::test_sysenter_enters_the_kernel",
@@ -86,6 +86,8 @@ NEEDED_BY: dict[str, list[str]] = {
     ],
     "page-bits": ["test_shared_memory.py::test_an_entry_that_is_taken_away_does_not_come_back"],
     "shared-code": ["test_shared_memory.py::test_code_that_another_one_writes_is_not_stale"],
+    "waiting-loops": ["test_spins.py::test_one_that_polls_sleeps_until_what_it_waits_for_is_there"],
+    "sixteen-bytes": ["test_memory_order.py::test_sixteen_aligned_bytes_are_one_access"],
     "counted": [
         "test_counting.py::test_each_instruction_counts_once",
         "test_counting.py::test_it_stops_at_the_instruction_asked_for",

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How help looks: a switch takes nothing, and says nothing of what it would take; an example is one line.
+"""How help looks: a switch takes nothing, and says nothing of what it would take.
 
-Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give. It also prints
-an empty line between any two lines of what stands below the options, so that examples fill screens.
+Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give.
 """
 
 from __future__ import annotations
@@ -22,40 +21,7 @@ def _plain(option: Any) -> Any:
     return option
 
 
-def _print_below(text: str) -> None:
-    """Print examples and exit statuses: an empty line before each heading, and what does not fit is indented."""
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    for paragraph in text.strip().split("\n\n"):
-        line = Text.from_markup(paragraph.replace("\n", " "))
-        if paragraph.startswith("[bold]"):
-            console.print()
-        for number, part in enumerate(line.wrap(console, max(console.width - 4, 20))):
-            part.rstrip()
-            console.print(Padding(part, (0, 0, 0, 3 if number else 1), expand=False))
-    console.print()
-
-
-class _Compact:
-    """What stands below the options in as few lines as it has."""
-
-    epilog: str | None
-
-    def format_help(self, context: Any, formatter: Any) -> None:
-        """Print the help."""
-        below, self.epilog = self.epilog, None
-        try:
-            super().format_help(context, formatter)  # type: ignore[misc]
-        finally:
-            self.epilog = below
-        if below:
-            _print_below(below)
-
-
-class Command(_Compact, TyperCommand):
+class Command(TyperCommand):
     """A command, its switches without a type."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
@@ -63,7 +29,7 @@ class Command(_Compact, TyperCommand):
         return [_plain(each) for each in super().get_params(*arguments, **named)]
 
 
-class Group(_Compact, TyperGroup):
+class Group(TyperGroup):
     """The same for a group of commands."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:

@@ -33,7 +33,7 @@ cdef extern from "swtdx.h" nogil:
     ctypedef struct swtdx_cpu:
         uint64_t gpr[16]
         uint64_t rip
-        uint32_t spins
+        uint32_t spins, naps, nap_ns
         uint64_t eptp, shared_eptp, shared_bit
         uint64_t cr0_mask, cr0_shadow, cr4_mask, cr4_shadow
         uint64_t tsc_offset, tsc_multiplier
@@ -909,9 +909,14 @@ cdef class GuestContext:
         self._set(SWTDX_PKRU, value)
 
     @property
-    def spins(self) -> int:
-        """At how many ends of slices in a row its registers were those of an earlier one: it polls for another one."""
-        return self.cpu.spins
+    def polls(self) -> bool:
+        """Whether it was found to do nothing but poll for another one, when it ran last."""
+        return self.cpu.nap_ns != 0
+
+    @property
+    def naps(self) -> bool:
+        """Whether it sleeps in its guest just now, as one that `polls`."""
+        return self.cpu.naps != 0
 
     @property
     def interruptibility(self) -> int:

@@ -159,10 +159,15 @@ class Processor:
         if context is not None:
             self._left_lp[lp] = context
 
-    def spins(self, lp: int) -> int:
-        """Return at how many ends of slices in a row the guest that left ``lp`` last was polling for another one."""
+    def polls(self, lp: int) -> bool:
+        """Return whether the guest that left ``lp`` last did nothing but poll for another one."""
         context = self._left_lp.get(lp)
-        return 0 if context is None else context.spins
+        return context is not None and context.polls
+
+    def naps(self, lp: int) -> bool:
+        """Return whether the guest on ``lp`` sleeps just now, since it only polls for another one."""
+        context = self._on_lp.get(lp)
+        return context is not None and context.naps
 
     def send_ipi(self, lp: int) -> None:
         """Interrupt ``lp`` for the host: the guest there exits. With no guest there, the next one exits at once."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
 
 TICK_SECONDS = 0.010
+_NAP_TICKS = 5
+"""A guest that naps, since it only polls for another vCPU, is interrupted at each tick of so many."""
 SIGNAL_POLL_SECONDS = 0.001
 """How often a sleeping vCPU looks for blocked signals, where KVM_SET_SIGNAL_MASK lets them end KVM_RUN."""
 
@@ -107,15 +109,18 @@ class HostCpus:
         self._work.set()
 
     def _tick_loop(self) -> None:
+        ticks = 0
         while not self._off:
             self._work.wait()
             time.sleep(TICK_SECONDS)
             busy = False
+            ticks += 1
+            lets_nap = ticks % _NAP_TICKS and not self.waiters
             for cpu, task in enumerate(list(self.running)):
                 if task is None:
                     continue
                 busy = True
-                if task.in_guest:
+                if task.in_guest and not (lets_nap and self.processor.naps(cpu)):
                     self.processor.send_ipi(cpu)
                 del task  # a vCPU that is closed while this thread waits must not stay alive for it
             if not busy:

@@ -23,7 +23,6 @@ from swtdx.linux.arch.x86.kvm.lapic import (
     APICBASE_X2APIC,
     Lapic,
 )
-from swtdx.linux.arch.x86.kvm.x86.async_pf import AsyncPf
 from swtdx.linux.arch.x86.kvm.x86.msrs import EmulatedMsrs
 from swtdx.linux.arch.x86.kvm.x86.pvclock import PvTime
 from swtdx.linux.arch.x86.kvm.x86.steal_time import StealTime
@@ -113,7 +112,6 @@ class Vcpu:
         self.msrs = EmulatedMsrs(self)
         self.pv_time = PvTime(self)
         self.steal_time = StealTime(self)
-        self.async_pf = AsyncPf(self)
         self.stat = Statistics(f"kvm-{os.getpid()}/vcpu-{vcpu_id}", VCPU_STATISTICS)
         self.ops.vcpu_create(self)
 
@@ -287,8 +285,6 @@ class Vcpu:
         self.kicked = False
         if self.apic is not None and self.apic.pending_init and not self.is_td:
             self.kvm_apic_accept_events()
-        if self.async_pf.requested:
-            self.async_pf.check_completion()
         try:
             while True:
                 if self.mp_state == _RUNNABLE:
@@ -440,7 +436,7 @@ class Vcpu:
         """Return whether there is something that ends a HLT."""
         if (self.nmi_pending or self.nmi_queued) and self.ops.nmi_allowed(self):
             return True
-        if (self.apic is not None and self.apic.pending_init) or self.async_pf.wakes_all:
+        if self.apic is not None and self.apic.pending_init:
             return True
         return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
 
@@ -474,11 +470,14 @@ class Vcpu:
         return interrupted
 
     def external_interrupt(self) -> int:
-        """The guest left for an interrupt of the host; one that polls for another vCPU is to sleep a little. 1."""
+        """The guest left for an interrupt of the host. 1.
+
+        The processor lets one that only polls for another vCPU nap; but one that waits for a CPU is to have this one's.
+        """
         self.stat.values[stats.IRQ_EXITS] += 1
         if not self.watches_signals:
             self.interrupted = self._signals.look()
-        if self.kvm.processor.spins(self.cpu):
+        if self.kvm.cpus.waiters and self.kvm.processor.polls(self.cpu):
             self._spin_backoff = self.spin_seconds = min(2 * self._spin_backoff or _SPIN_SECONDS, _SPIN_SECONDS_MAX)
         else:
             self._spin_backoff = 0.0
