@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import mrtd, quoting, tracing
+from bench import mrtd, quoting, starts, tracing
 from swtdx.machine import MachineKernel, boot, open_kernel
 from swtdx.uapi import kvm
 from swtdx.uapi.client import Kvm
@@ -87,6 +87,7 @@ def all_figures(effort: Effort) -> Iterator[Figure]:
     yield from quoting_figures(effort)
     yield from tracing_figures(effort)
     yield from mrtd_figures(effort)
+    yield from start_figures(effort)
     if effort.boots:
         yield firmware_boot(effort)
 
@@ -240,6 +241,18 @@ def mrtd_figures(effort: Effort) -> Iterator[Figure]:
     yield _figure("MRTD to that hash", "x", timed.ratios, 1.3)
     runs = _repeated(effort, lambda: mrtd.command(found.path))
     yield _figure("swtdx measure, the whole command", "ms", [seconds * 1e3 for seconds in runs], 250)
+
+
+def start_figures(effort: Effort) -> Iterator[Figure]:
+    """What a command takes in a fresh process, beside a Python that does nothing; the size of the wheel."""
+    timed = starts.ratios(3 * effort.repetitions)
+    yield _figure("python -c pass, CPU time", "ms", [seconds * 1e3 for seconds in timed.pop("")])
+    for what, runs in timed.items():
+        aim = starts.VERSION_AIM if what == "--version" else starts.COMMAND_AIM
+        yield _figure(f"  swtdx {what} to that", "x", runs, aim)
+    wheel = starts.wheel()
+    if wheel is not None:
+        yield _figure(f"wheel {wheel.name.split('-')[2]}", "MiB", [wheel.stat().st_size / (1 << 20)], starts.WHEEL_AIM)
 
 
 def firmware_boot(effort: Effort) -> Figure:
