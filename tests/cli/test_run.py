@@ -125,7 +125,7 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
     assert kept["rtmr"][3] == "3" * 96
     assert kept["module_version"] == "1.0"
     assert "3" * 96 in result.err
-    assert "NOT what the calls of this launch predict" in result.err
+    assert "does NOT match the prediction" in result.err
     assert "passes RBP in TDVMCALLs" in result.err
 
 

@@ -111,7 +111,8 @@ class Subject:
     memory: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Guest memory; with --kernel (not given: 256M), or if the TD HOB is measured."
+            metavar="SIZE",
+            help="Guest memory (default 256M). Needed only with --kernel, or if the image measures its TD HOB.",
         ),
     ] = None
 

@@ -110,7 +110,7 @@ class OtherMachine:
     ] = None
     event_log: Annotated[
         Path | None,
-        typer.Option(metavar="CCEL", help="With --kernel: for the machine that has written this event log."),
+        typer.Option(metavar="CCEL", help="With --kernel: predict for the machine that wrote this event log."),
     ] = None
     fw_cfg: Annotated[
         Path | None,

@@ -83,7 +83,7 @@ RootFile = Annotated[
 ]
 Hex = Annotated[
     list[str] | None,
-    typer.Option(metavar="HEX", help="Refuse any other value (may be repeated: one of these).", show_default=False),
+    typer.Option(metavar="HEX", help="Require this value (repeated: one of these).", show_default=False),
 ]
 
 

@@ -197,8 +197,8 @@ def _origin(kept: dict[str, Any]) -> str:
     if kept["mrtd_source"] == "predicted":
         return f"as predicted from what was added and measured, {kept['mrtd_order']}"
     if kept["mrtd_order"] is None:
-        return "from the TDX module; NOT what the calls of this launch predict"
-    return f"from the TDX module; as predicted for calls that come {kept['mrtd_order']}"
+        return "read from the TDX module; does NOT match the prediction from this launch's calls"
+    return f"read from the TDX module; matches the {kept['mrtd_order'].replace(' ', '-')} prediction"
 
 
 def as_bytes(kept: dict[str, Any]) -> bytes:

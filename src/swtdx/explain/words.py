@@ -89,7 +89,7 @@ def _nature(status: dict[str, Any]) -> Iterator[str]:
     if not status["error"]:
         yield "no error"
         return
-    yield "trying again can help" if status["recoverable"] else "trying again cannot help"
+    yield "retryable" if status["recoverable"] else "not retryable"
     if status["fatal"]:
         yield "the TD is dead"
     if status.get("host_can_recover"):

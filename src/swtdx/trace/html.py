@@ -373,7 +373,7 @@ def _measurement(history: RunHistory, record: dict[str, Any]) -> str:
     rows = []
     if record.get("mrtd"):
         order = record.get("mrtd_order")
-        verdict = f"; as predicted for calls that come {order}" if order else "; NOT as predicted"
+        verdict = f"; matches the {order.replace(' ', '-')} prediction" if order else "; does NOT match the prediction"
         source = f"{record.get('mrtd_source')}{verdict if 'mrtd_order' in record else ''}"
         rows.append(("MRTD", record["mrtd"], source))
     for number, digest in enumerate(record.get("rtmr") or []):
