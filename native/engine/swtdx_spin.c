@@ -78,14 +78,14 @@ static bool has_company(const swtdx_engine *engine)
     return __atomic_load_n(&engine->package->ncpus, __ATOMIC_RELAXED) > 1 && !engine->package->counting;
 }
 
-/* Whether the block at which it stopped, and continues, stores nothing: the last one that TCG ran from there. */
-static bool is_read_only_block(CPUState *cs)
+/* Whether the block at which it stopped, and continues, is known to store. After a flush of the TLB it is not known. */
+static bool is_storing_block(CPUState *cs)
 {
     CPUX86State *env = cs->env_ptr;
     target_ulong pc = env->segs[R_CS].base + env->eip;
     TranslationBlock *block = cs->tb_jmp_cache[tb_jmp_cache_hash_func(env->uc, pc)];
 
-    return block && block->pc == pc && !block->swtdx_stores;
+    return block && block->pc == pc && block->swtdx_stores;
 }
 
 static void does_not_wait(swtdx_cpu *cpu)
@@ -109,7 +109,7 @@ void swtdx_detect_spin(swtdx_engine *engine, swtdx_cpu *cpu, bool exited)
     if (engine->waits || (cpu->pauses && now_ns() - cpu->paused_at <= PAUSE_GAP_NS)) {
         return;
     }
-    if (cpu->pauses || !is_read_only_block(engine->uc->cpu)) {
+    if (cpu->pauses || is_storing_block(engine->uc->cpu)) {
         does_not_wait(cpu);
         return;
     }

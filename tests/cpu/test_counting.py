@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from swtdx.cpu.counted import Chance, CountedClock, CountedProcessor
+from swtdx.cpu.platform import Platform
 from swtdx.cpu.vmx import ExitReason
 from testing.bare_processor import CODE
 from tests.cpu.guest import Guest, assemble
@@ -287,3 +289,10 @@ def test_the_count_goes_back_with_time_and_random_numbers() -> None:
         assert engine.take_stop()
     assert results[0] == results[1]
     assert results[0][1:] == (100 + 2 * NS, 3)
+
+
+def test_a_counted_run_is_one_of_turns_whatever_the_platform_says() -> None:
+    """It is the one engine's count that repeats."""
+    processor = CountedProcessor(Platform(memory_size=1 << 30, parallel=True), CountedClock(0), Chance(b"seed"))
+    assert not processor.platform.parallel
+    processor.close()

@@ -56,7 +56,6 @@ def check(options: Options) -> None:
         (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
         (options.gdb is not None, "and --gdb cannot be used together: debug the replay (swtdx replay-run --gdb)"),
         (options.kernel is None, "needs a kernel: give --kernel"),
-        (Platform().parallel, "needs vCPUs that take turns: unset SWTDX_TCG_THREAD"),
     ):
         if wrong:
             raise InputError(f"--record {sentence}")

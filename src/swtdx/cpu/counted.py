@@ -13,7 +13,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from swtdx.clock import Alarm, Clock
@@ -382,7 +382,7 @@ class CountedProcessor(Processor):
     """A package with one virtual CPU, which is counted."""
 
     def __init__(self, platform: Platform, clock: CountedClock, chance: Chance) -> None:
-        super().__init__(platform)
+        super().__init__(replace(platform, parallel=False))
         self.clock: CountedClock = clock
         clock.chance = chance
         self.memory.random = self.random = chance
