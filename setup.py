@@ -20,6 +20,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+PRELOAD = ("preload", "ordinary", "settings", "paths", "signals", "spawn")
 PRELOAD_FLAGS = ["-O2", "-g0", "-std=gnu11", "-fvisibility=hidden", "-Wall", "-Wextra"]
 
 
@@ -72,7 +73,7 @@ setup(
         # In every process under `swtdx exec`: C and libc, nothing of Python.
         Extension(
             "swtdx.exec._preload",
-            sources=[f"native/preload/{name}.c" for name in ("preload", "settings", "paths", "signals", "spawn")],
+            sources=[f"native/preload/{name}.c" for name in PRELOAD],
             depends=["native/preload/preload.h", "native/preload/gate.h"],
             # Fortified headers define inline what is defined here.
             extra_compile_args=[*PRELOAD_FLAGS, "-U_FORTIFY_SOURCE"],

@@ -207,6 +207,12 @@ static bool is_ours(const struct seccomp_notif *n)
         return is_path(n, 1, true);
     case SYS_fstat:
     case SYS_fallocate:
+    case SYS_ftruncate:
+    case SYS_fsync:
+    case SYS_fdatasync:
+    case SYS_sync_file_range:
+    case SYS_readahead:
+    case SYS_fcntl:
         return is_descriptor(n->pid, args[0]);
     case SYS_munmap:
     case SYS_mprotect:

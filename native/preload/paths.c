@@ -320,10 +320,22 @@ EXPORT int lstat(const char *path, struct stat *status)
     LOOK(AT_FDCWD, path, false, NEXT(lstat)(path, status), device_status(status), NEXT(stat)(shadow, status));
 }
 
+/* KVM's other files have an inode without a type or a size; a guest_memfd has both. */
+static bool is_anonymous(int fd)
+{
+    return kind_of(fd) == OURS || kind_of(fd) == STATISTICS;
+}
+
+static void make_anonymous(struct stat *status)
+{
+    status->st_mode = S_IRUSR | S_IWUSR;
+    status->st_size = status->st_blocks = 0;
+}
+
 EXPORT int fstatat(int dirfd, const char *path, struct stat *status, int flags)
 {
-    if (unlikely(is_device(dirfd)) && !inside && !*path && flags & AT_EMPTY_PATH) {
-        return device_status(status);
+    if (unlikely(is_device(dirfd) || is_anonymous(dirfd)) && !inside && !*path && flags & AT_EMPTY_PATH) {
+        return fstat(dirfd, status);
     }
     LOOK(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW), NEXT(fstatat)(dirfd, path, status, flags), device_status(status),
          NEXT(fstatat)(AT_FDCWD, shadow, status, 0));
@@ -331,10 +343,16 @@ EXPORT int fstatat(int dirfd, const char *path, struct stat *status, int flags)
 
 EXPORT int fstat(int fd, struct stat *status)
 {
+    int result;
+
     if (unlikely(is_device(fd)) && !inside) {
         return device_status(status);
     }
-    return NEXT(fstat)(fd, status);
+    result = NEXT(fstat)(fd, status);
+    if (unlikely(is_anonymous(fd)) && !result) {
+        make_anonymous(status);
+    }
+    return result;
 }
 
 /* struct stat64 is struct stat on x86-64; the functions differ by name only. */
@@ -379,6 +397,15 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
 {
     if (unlikely(is_device(dirfd)) && !inside && !*path && flags & AT_EMPTY_PATH) {
         return device_statx(status);
+    }
+    if (unlikely(is_anonymous(dirfd)) && !*path && flags & AT_EMPTY_PATH) {
+        int result = NEXT(statx)(dirfd, path, flags, mask, status);
+
+        if (!result) {
+            status->stx_mode = S_IRUSR | S_IWUSR;
+            status->stx_size = status->stx_blocks = 0;
+        }
+        return result;
     }
     LOOK(dirfd, path, !(flags & AT_SYMLINK_NOFOLLOW), NEXT(statx)(dirfd, path, flags, mask, status),
          device_statx(status), NEXT(statx)(AT_FDCWD, shadow, flags, mask, status));
@@ -474,6 +501,24 @@ EXPORT long syscall(long number, ...)
             return madvise((void *)a, b, c);
         case SYS_fallocate:
             return fallocate(a, b, c, d);
+        case SYS_ftruncate:
+            return ftruncate(a, b);
+        case SYS_fsync:
+            return fsync(a);
+        case SYS_fdatasync:
+            return fdatasync(a);
+        case SYS_lseek:
+            return lseek(a, b, c);
+        case SYS_read:
+            if (kind_of(a) != NOT_OURS) {
+                return read(a, (void *)b, c);
+            }
+            break;
+        case SYS_write:
+            if (kind_of(a) != NOT_OURS) {
+                return write(a, (const void *)b, c);
+            }
+            break;
         }
     }
     result = !inside && copies(number, a, b) ? forked(number, a, b, c, d, e) : raw(number, a, b, c, d, e, f);

@@ -25,10 +25,8 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #ifndef KVM_CREATE_GUEST_MEMFD /* headers before Linux 6.8 */
@@ -40,14 +38,12 @@
 #ifndef MADV_DONTNEED_LOCKED /* headers before glibc 2.36 */
 #define MADV_DONTNEED_LOCKED 24
 #endif
-#define DESCRIPTORS (1 << 20)
 #define PAGE 4096ul
 #define KVM_DEVICE makedev(10, 232)
-enum kind { NOT_OURS, NAME, DEVICE, OURS, STATISTICS }; /* NAME: /dev/kvm by O_PATH, no more than its name */
 
 __thread bool inside __attribute__((tls_model("initial-exec")));
 static __thread uint64_t program_mask __attribute__((tls_model("initial-exec")));
-static uint8_t kinds[DESCRIPTORS];
+uint8_t kinds[DESCRIPTORS];
 static const struct swtdx_bridge *bridge;
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static bool failed;
@@ -166,7 +162,7 @@ static void from_inside(void (*function)(void *), void *argument)
     leave(outside);
 }
 
-static int answer(long result)
+int answer(long result)
 {
     if (result < 0) {
         errno = -result;
@@ -428,12 +424,12 @@ int name_kvm(int flags)
 }
 
 /* An ioctl of KVM's type on a descriptor that we have not given out: one of ours that came another way, the machine's,
- * or none of KVM's. The kernel's answer: 0 when it is ours from now on, ENOTTY to let the system answer. */
+ * or none of KVM's. The kernel's answer: 0 when it is ours from now on, and marked; ENOTTY to let the system answer. */
 static long adopt(int fd)
 {
-    char link[64], name[64], allowed[8];
+    char link[64], name[64] = "/memfd:/dev/kvm", allowed[8];
     struct stat status;
-    long length;
+    long length, result;
 
     if (RAW(SYS_fstat, fd, &status) || RAW(SYS_fcntl, fd, F_GETFL) & O_PATH) {
         return -ENOTTY;
@@ -450,7 +446,14 @@ static long adopt(int fd)
             return -ENOTTY;
         }
     }
-    return running() ? kernel(SWTDX_ADOPT, fd, 0, 0, 0) : -ENODEV;
+    if (!running()) {
+        return -ENODEV;
+    }
+    result = kernel(SWTDX_ADOPT, fd, 0, 0, 0);
+    if (result >= 0) {
+        mark(fd, strncmp(name, "/memfd:/dev/kvm", 15) ? OURS : DEVICE);
+    }
+    return result;
 }
 
 static bool creates_descriptor(unsigned long request)
@@ -459,7 +462,7 @@ static bool creates_descriptor(unsigned long request)
            request == KVM_GET_STATS_FD;
 }
 
-static int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
+int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
 {
     long result = 0;
 
@@ -471,14 +474,13 @@ static int kvm_ioctl(int fd, unsigned long request, unsigned long argument)
         if (result < 0) {
             return answer(result);
         }
-        mark(fd, OURS);
     }
     if (borrowed()) {
         return answer(-EIO);
     }
     result = kernel(SWTDX_IOCTL, fd, (uint32_t)request, argument, 0);
     if (result >= 0 && creates_descriptor(request)) {
-        mark(result, request == KVM_GET_STATS_FD ? STATISTICS : OURS);
+        mark(result, request == KVM_GET_STATS_FD ? STATISTICS : request == KVM_CREATE_GUEST_MEMFD ? MEMORY : OURS);
     }
     return answer(result);
 }
@@ -487,7 +489,6 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
 {
     unsigned long argument;
     va_list list;
-    long result;
 
     va_start(list, request);
     argument = va_arg(list, unsigned long);
@@ -495,12 +496,10 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
     if (!inside && _IOC_TYPE(request) == KVMIO) {
         return kvm_ioctl(fd, request, argument);
     }
-    result = RAW(SYS_ioctl, fd, request, argument);
-    /* Not one of the VFS's: KVM has its own way of refusing. */
-    if (result == -ENOTTY && unlikely(ours(fd)) && !inside) {
-        return kvm_ioctl(fd, request, argument);
+    if (unlikely(ours(fd)) && !inside) {
+        return vfs_ioctl(fd, request, argument);
     }
-    return answer(result);
+    return answer(RAW(SYS_ioctl, fd, request, argument));
 }
 
 /* Before the number of one of ours goes away, by whatever call. */
@@ -583,10 +582,14 @@ EXPORT int fcntl64(int fd, int command, ...)
 {
     va_list list;
     void *argument;
+    int error;
 
     va_start(list, command);
     argument = va_arg(list, void *);
     va_end(list);
+    if ((error = no_command(fd, command))) {
+        return answer(error);
+    }
     return duplicated_by(command, fd, NEXT(fcntl64)(fd, command, argument));
 }
 
@@ -594,10 +597,14 @@ EXPORT int fcntl(int fd, int command, ...)
 {
     va_list list;
     void *argument;
+    int error;
 
     va_start(list, command);
     argument = va_arg(list, void *);
     va_end(list);
+    if ((error = no_command(fd, command))) {
+        return answer(error);
+    }
     return duplicated_by(command, fd, NEXT(fcntl)(fd, command, argument));
 }
 
@@ -612,90 +619,6 @@ EXPORT int fallocate(int fd, int mode, off_t offset, off_t length)
 EXPORT int fallocate64(int fd, int mode, off64_t offset, off64_t length)
 {
     return fallocate(fd, mode, offset, length);
-}
-
-ssize_t __read_chk(int fd, void *to, size_t size, size_t room); /* what read() is with _FORTIFY_SOURCE */
-
-/* Of KVM's files only statistics can be read, and none can be written, whatever the size: the error, 0 for none. VMs
- * and vCPUs have no position either, where the device has one. */
-static int no_transfer(int fd, bool reads, bool at)
-{
-    if (!unlikely(ours(fd)) || inside || (reads && kinds[fd] == STATISTICS)) {
-        return 0;
-    }
-    if (kinds[fd] == STATISTICS && !at) {
-        return -EBADF; /* open for reading only */
-    }
-    return at && kinds[fd] != DEVICE ? -ESPIPE : -EINVAL;
-}
-
-#define TRANSFER(name, reads, positional, parameters, ...) \
-    EXPORT ssize_t name parameters \
-    { \
-        int error = no_transfer(fd, reads, positional); \
-        return error ? answer(error) : NEXT(name)(__VA_ARGS__); \
-    }
-
-TRANSFER(read, true, false, (int fd, void *to, size_t size), fd, to, size)
-TRANSFER(__read_chk, true, false, (int fd, void *to, size_t size, size_t room), fd, to, size, room)
-TRANSFER(readv, true, false, (int fd, const struct iovec *to, int count), fd, to, count)
-TRANSFER(pread, true, true, (int fd, void *to, size_t size, off_t at), fd, to, size, at)
-TRANSFER(pread64, true, true, (int fd, void *to, size_t size, off64_t at), fd, to, size, at)
-TRANSFER(write, false, false, (int fd, const void *from, size_t size), fd, from, size)
-TRANSFER(writev, false, false, (int fd, const struct iovec *from, int count), fd, from, count)
-TRANSFER(pwrite, false, true, (int fd, const void *from, size_t size, off_t at), fd, from, size, at)
-TRANSFER(pwrite64, false, true, (int fd, const void *from, size_t size, off64_t at), fd, from, size, at)
-TRANSFER(preadv, true, true, (int fd, const struct iovec *to, int count, off_t at), fd, to, count, at)
-TRANSFER(preadv64, true, true, (int fd, const struct iovec *to, int count, off64_t at), fd, to, count, at)
-TRANSFER(pwritev, false, true, (int fd, const struct iovec *from, int count, off_t at), fd, from, count, at)
-TRANSFER(pwritev64, false, true, (int fd, const struct iovec *from, int count, off64_t at), fd, from, count, at)
-
-/* These take -1 for the file's own position. */
-#define TRANSFER_ANYWHERE(name, reads, offset) \
-    TRANSFER(name, reads, at != -1, (int fd, const struct iovec *buffers, int count, offset at, int flags), fd, \
-             buffers, count, at, flags)
-
-TRANSFER_ANYWHERE(preadv2, true, off_t)
-TRANSFER_ANYWHERE(preadv64v2, true, off64_t)
-TRANSFER_ANYWHERE(pwritev2, false, off_t)
-TRANSFER_ANYWHERE(pwritev64v2, false, off64_t)
-
-/* From one file to another: KVM's have none of the operations that the kernel would use for it. */
-static int no_copy(int in, bool at, int out)
-{
-    if (inside || (!ours(in) && !ours(out))) {
-        return 0;
-    }
-    if (ours(out) && kinds[out] == STATISTICS) {
-        return -EBADF;
-    }
-    return at && ours(in) && (kinds[in] == OURS) ? -ESPIPE : -EINVAL;
-}
-
-EXPORT ssize_t sendfile(int out, int in, off_t *at, size_t size)
-{
-    int error = no_copy(in, at, out);
-
-    return error ? answer(error) : NEXT(sendfile)(out, in, at, size);
-}
-
-EXPORT ssize_t sendfile64(int out, int in, off64_t *at, size_t size)
-{
-    return sendfile(out, in, at, size);
-}
-
-EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
-{
-    int error = no_copy(in, false, out);
-
-    return error ? answer(error) : NEXT(splice)(in, in_at, out, out_at, size, flags);
-}
-
-EXPORT ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
-{
-    int error = no_copy(in, false, out);
-
-    return error ? answer(error) : NEXT(copy_file_range)(in, in_at, out, out_at, size, flags);
 }
 
 /* ---- mappings ---- */
@@ -862,9 +785,13 @@ static long map_kvm(uintptr_t address, size_t length, int protection, int flags,
     size_t size = (length + PAGE - 1) & -PAGE;
     uintptr_t start;
     long object, place = 0;
+    int error;
 
     if (borrowed()) {
         return -EIO;
+    }
+    if ((error = no_mapping(fd, protection, flags, offset))) {
+        return error;
     }
     object = kernel(SWTDX_MMAP, fd, size, offset, flags);
     if (object < 0) {

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
+#include <sys/types.h>
 #include "gate.h"
 
 /* Faults of the instruction that runs: they cannot wait, blocked they kill. */
@@ -58,6 +59,27 @@ void before_fork(void);
 void after_fork(bool child);
 long forked(long number, long a, long b, long c, long d, long e);
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+int kvm_ioctl(int fd, unsigned long request, unsigned long argument);
+int answer(long result);
+
+/* What a descriptor is. NAME: /dev/kvm by O_PATH, no more than its name; OURS: a VM or vCPU; MEMORY: a guest_memfd. */
+enum kind { NOT_OURS, NAME, DEVICE, OURS, MEMORY, STATISTICS };
+#define DESCRIPTORS (1 << 20)
+extern uint8_t kinds[DESCRIPTORS];
+
+/* As a call of the program's sees it: NOT_OURS is left to the system. */
+static inline enum kind kind_of(int fd)
+{
+    enum kind kind = (unsigned)fd < DESCRIPTORS ? __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) : NOT_OURS;
+
+    return unlikely(kind >= DEVICE) && !inside ? kind : NOT_OURS;
+}
+
+/* ordinary.c: -errno where Linux refuses the call, 0 to go on. */
+int no_command(int fd, int command);
+int no_mapping(int fd, int protection, int flags, off_t offset);
+int vfs_ioctl(int fd, unsigned long request, unsigned long argument);
 
 /* settings.c: where the library is, and what the command wrote beside it. */
 extern char settings[PATH_MAX]; /* the directory; empty if there is none */

@@ -195,10 +195,18 @@ def test_linux_knows_that_it_is_a_trust_domain_and_its_report_is_verified(booted
         assert verify(console.kernel.module.identity, tdreport[:256])
         assert [value.hex() for value in parsed.rtmrs] == [value.hex() for value in td.rtmr]
         check_quote(console, booted.pki, parsed)
-        console.run.machine.board.type(b"exit\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "end"), [("exit", End.POWER_OFF), ("poweroff", End.POWER_OFF), ("reboot", End.RESET)]
+)
+def test_what_the_guest_says_of_its_end_is_true(booted: Booted, typed: str, end: End) -> None:
+    """A shell of busybox runs its own poweroff whatever /bin has, and that asks the first process for it."""
+    with booted.console() as console:
+        console.run.machine.board.type(f"{typed}\n".encode())
         outcome = console.run.wait(PATIENCE_SECONDS)
         assert outcome is not None
-        assert outcome.end is End.POWER_OFF
+        assert outcome.end is end
 
 
 def test_linux_continues_from_a_snapshot_with_the_same_report_and_time(booted: Booted) -> None:

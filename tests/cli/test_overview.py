@@ -5,8 +5,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from swtdx.cli.app import COMMANDS, PANELS
+import pytest
+import typer.main
+
+from swtdx.cli.app import COMMANDS, PANELS, whole_app
 
 
 def test_every_command_is_in_one_panel() -> None:
@@ -25,3 +30,31 @@ def test_the_help_shows_each_panel_with_its_commands_and_the_manual() -> None:
         for command in commands:
             assert f"│ {command} " in named[name]
     assert "man swtdx" in shown
+
+
+def _leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The words of each command."""
+    if not hasattr(command, "commands"):
+        yield path
+        return
+    for name, each in command.commands.items():
+        yield from _leaves(each, (*path, name))
+
+
+def test_examples_fill_no_screens(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line each, what is longer indented below it; nothing wider than the terminal, no empty line among them."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = typer.main.get_command(whole_app())
+    seen = 0
+    for words in _leaves(command):
+        with pytest.raises(SystemExit):
+            command([*words, "--help"], prog_name="swtdx")
+        help_ = capsys.readouterr().out
+        assert all(len(line) <= 80 for line in help_.splitlines()), words
+        below = help_.rpartition("╯")[2].strip().split("\n\n")
+        headings = [part.strip().splitlines()[0].strip() for part in below]
+        assert {"Examples", "Exit status"} <= set(headings), (words, headings)
+        examples = next(part for part in below if part.strip().startswith("Examples"))
+        assert all(line.startswith((" swtdx ", "   ")) or "swtdx" in line for line in examples.splitlines()[1:]), words
+        seen += 1
+    assert seen > 20

@@ -30,7 +30,7 @@ from testing.places import REPOSITORY
 from tests.conftest import unit
 
 PAGES = [REPOSITORY / "docs/tutorial.md", *sorted((REPOSITORY / "docs/howto").glob("*.md"))]
-PAGES += [REPOSITORY / "docs/explanation/first-touch.md"]
+PAGES += [REPOSITORY / f"docs/explanation/{name}.md" for name in ("first-touch", "one-page-measured")]
 _BLOCK = re.compile(r"(?:<!-- (?P<note>(?:(?!-->).)*?) -->\n)?```(?P<kind>console|python)\n(?P<body>.*?)```", re.DOTALL)
 _SAVE_BEFORE = re.compile(r"Save this as `([^`]+)`:\s*$")
 _SAVE_AFTER = re.compile(r"\s*<!-- save the block above as (\S+) -->")
@@ -194,7 +194,10 @@ def test_how_output_is_compared(expected: str, printed: str, excerpt: bool, valu
     assert matches(expected, printed, excerpt=excerpt, values_differ=values_differ) is same
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+READ = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", READ, ids=lambda path: path.stem)
 def test_readers_see_no_patterns(page: Path) -> None:
     assert "[...]" not in page.read_text(encoding="utf-8")
 

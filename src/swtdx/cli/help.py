@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How help looks: a switch takes nothing, and says nothing of what it would take.
+"""How help looks: a switch takes nothing, and says nothing of what it would take; an example is one line.
 
-Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give.
+Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give. It also prints
+an empty line between any two lines of what stands below the options, so that examples fill screens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,40 @@ def _plain(option: Any) -> Any:
     return option
 
 
-class Command(TyperCommand):
+def _print_below(text: str) -> None:
+    """Print examples and exit statuses: an empty line before each heading, and what does not fit is indented."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for paragraph in text.strip().split("\n\n"):
+        line = Text.from_markup(paragraph.replace("\n", " "))
+        if paragraph.startswith("[bold]"):
+            console.print()
+        for number, part in enumerate(line.wrap(console, max(console.width - 4, 20))):
+            part.rstrip()
+            console.print(Padding(part, (0, 0, 0, 3 if number else 1), expand=False))
+    console.print()
+
+
+class _Compact:
+    """What stands below the options in as few lines as it has."""
+
+    epilog: str | None
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Print the help."""
+        below, self.epilog = self.epilog, None
+        try:
+            super().format_help(context, formatter)  # type: ignore[misc]
+        finally:
+            self.epilog = below
+        if below:
+            _print_below(below)
+
+
+class Command(_Compact, TyperCommand):
     """A command, its switches without a type."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
@@ -29,7 +63,7 @@ class Command(TyperCommand):
         return [_plain(each) for each in super().get_params(*arguments, **named)]
 
 
-class Group(TyperGroup):
+class Group(_Compact, TyperGroup):
     """The same for a group of commands."""
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:

@@ -148,6 +148,8 @@ class Platform:
     module_version: str = MODULE_VERSIONS[0]
     signature: int = WESTMERE
     """What CPUID leaf 1 says in EAX: stepping, model, family."""
+    vmmcall: bool = False
+    """VMMCALL exits as VMCALL does, as on AMD's processors: guests execute it where CPUID names AMD."""
     pkru_offset: int = PKRU_OFFSET
     """Offset of PKRU in the standard form of the XSAVE area."""
     pku: bool = True

@@ -9,6 +9,7 @@ its logical processors are many, since it is the VMM that says how much of them 
 from __future__ import annotations
 
 import mmap
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from swtdx.uapi.kernel import Kernel
 
 _SIGNATURE_MASK = 0x0FFF3FFF
+_AMD = (b"AuthenticAMD", b"HygonGenuine")
 _PKRU_COMPONENT, _PKRU_SIZE = 9, 8
 
 
@@ -38,6 +40,7 @@ def platform(settings: Settings) -> Platform:
         module_version=settings.module_version,
         cpu_features=None if settings.cpu_features is None else frozenset(settings.cpu_features),
         signature=_engine.host_cpuid(1)[0] & _SIGNATURE_MASK,
+        vmmcall=_host_vendor() in _AMD,
         pkru_offset=pkru_offset or PKRU_OFFSET,
         pku=pkru_offset is not None,  # a VMM that finds no offset for it would offer it to guests at offset 0
         report_key=_report_key(settings.pki),
@@ -54,6 +57,12 @@ def _report_key(folder: str) -> bytes | None:
         return report_key(Path(folder))
     except FolderError:
         return None
+
+
+def _host_vendor() -> bytes:
+    """The vendor that a VMM gives its guests (``-cpu host``). They choose between VMCALL and VMMCALL by it."""
+    _, ebx, ecx, edx = _engine.host_cpuid(0)
+    return struct.pack("<III", ebx, edx, ecx)
 
 
 def _host_pkru_offset() -> int | None:

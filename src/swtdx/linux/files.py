@@ -15,8 +15,10 @@ reference away first and then looks for calls. So one of them sees the other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import threading
@@ -32,6 +34,7 @@ _MAP_FIXED = 0x10
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_size_t
 _mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
 def show_file(mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = None, offset: int = 0) -> None:
@@ -88,14 +91,27 @@ class File:
         raise err(errno.ENODEV, f"{self.name} cannot be mapped")
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
-        """fallocate(2). Raises OSError."""
-        raise err(errno.EOPNOTSUPP, f"{self.name} has no fallocate")
+        """fallocate(2), after `vfs_fallocate`. Raises OSError."""
+        raise err(errno.ENODEV, f"{self.name} is not a regular file")
 
     def bug(self, reason: str) -> None:
         """Mark what is behind the file as dead, if it can be: an internal error happened in a call on it."""
 
     def release(self) -> None:
         """The last reference is gone."""
+
+
+_FALLOCATE_MODES = frozenset((0x00, 0x01, 0x03, 0x08, 0x10, 0x11, 0x20, 0x40, 0x41))
+"""FALLOC_FL_*: ALLOCATE, ZERO, UNSHARE_RANGE, each also with KEEP_SIZE; PUNCH_HOLE with it; COLLAPSE, INSERT_RANGE."""
+
+
+def vfs_fallocate(file: File, mode: int, offset: int, length: int) -> None:
+    """What Linux looks at before the file is asked. Raises OSError."""
+    if offset < 0 or length <= 0:
+        raise err(errno.EINVAL, "negative offset or empty range")
+    if mode not in _FALLOCATE_MODES:
+        raise err(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
+    file.fallocate(mode, offset, length)
 
 
 class Mapping(Protocol):
@@ -149,6 +165,8 @@ class FileTable:
         if fd is None:
             fd = self.reserve(file)
         stat = os.fstat(fd)
+        with contextlib.suppress(OSError):  # a read-only one has no writer
+            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)  # a client that shortened it would take mapped memory from under us
         with self._lock:
             stale = self.by_fd.pop(fd, None)
             file.references = 1
@@ -163,6 +181,7 @@ class FileTable:
     def reserve(file: File) -> int:
         """Return a number and memory for ``file``, not yet installed (get_unused_fd_flags). Raises OSError(EMFILE)."""
         fd = os.memfd_create(file.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.fchmod(fd, 0o666)  # not a program
         if file.size:
             try:
                 os.ftruncate(fd, file.size)

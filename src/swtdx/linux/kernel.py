@@ -23,7 +23,7 @@ from swtdx.linux.arch.x86.kvm.x86.capability import system_capabilities
 from swtdx.linux.arch.x86.virt.vmx.tdx.tdx import FEATURE_NO_RBP_MOD, FEATURE_TOPOLOGY_ENUM, TdxHost, TdxUnavailable
 from swtdx.linux.config import KernelConfig
 from swtdx.linux.err import err, reason_of
-from swtdx.linux.files import FileTable
+from swtdx.linux.files import FileTable, vfs_fallocate
 from swtdx.linux.mm import PageAllocator
 from swtdx.linux.release import release_for
 from swtdx.linux.sched import HostCpus, TimerQueue, WaitQueue
@@ -305,7 +305,7 @@ class EmulatedKernel:
             raise err(errno.EOPNOTSUPP, f"fd {fd} does not belong to the emulated kernel")
         file.enter()
         try:
-            file.fallocate(mode, offset, length)
+            vfs_fallocate(file, mode, offset, length)
         finally:
             file.leave()
 

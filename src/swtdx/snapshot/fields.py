@@ -128,6 +128,7 @@ _KVM = {
         "context pi_desc exit_reason tsc_offset tsc_multiplier spec_ctrl entry_fails guest_debug singlestep_rip "
         "guest_dr"
     ),
+    "swtdx.linux.arch.x86.kvm.x86.async_pf.AsyncPf": _fields("wakes_all requested", "_vcpu"),
     "swtdx.linux.arch.x86.kvm.x86.mce.MachineCheck": _fields("mcg_cap mcg_status mcg_ctl mcg_ext_ctl banks ctl2"),
     "swtdx.linux.arch.x86.kvm.x86.msr_filter.MsrFilter": _fields("default_allow ranges", frozen=True),
     "swtdx.linux.arch.x86.kvm.x86.msrs.EmulatedMsrs": _fields(
@@ -142,7 +143,7 @@ _KVM = {
     "swtdx.linux.arch.x86.kvm.x86.vcpu.Vcpu": _fields(
         "run run_flags mp_state cpu entries spin_seconds _spin_backoff sigset has_run nmi_queued nmi_pending "
         "triple_fault_pending pv_features_enforced pv_unhalted pending_external_vector apic _apic_base cpuid "
-        "cr4_guest_rsvd_bits virtual_tsc_khz msrs pv_time steal_time stat vmx tdx",
+        "cr4_guest_rsvd_bits virtual_tsc_khz msrs pv_time steal_time async_pf stat vmx tdx",
         "kvm ops is_td vcpu_id vcpu_idx mutex is_bsp in_guest blocking kicked _wait _signals interrupted "
         "complete_userspace_io",
         ("complete_userspace_io", "a vCPU has an exit that is not completed: KVM_RUN with immediate_exit completes it"),

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _libc = ctypes.CDLL(None, use_errno=True)
 _IN_CLOSE = 0x08 | 0x10
 _EVENT = struct.Struct("=iIII")
-_F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
 @dataclass(eq=False)
@@ -71,8 +70,6 @@ class Descriptors:
         inode = stat.st_dev, stat.st_ino
         file = self.machine.files.by_fd[fd]
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-        with contextlib.suppress(OSError):  # a read-only one has no writer who could shrink it under us
-            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
         theirs = os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC)
         try:
             fcntl.flock(theirs, fcntl.LOCK_SH | fcntl.LOCK_NB)

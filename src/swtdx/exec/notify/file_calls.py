@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Calls that name files: open(2), and stat(2) and access(2) with their kin."""
+"""Calls on files: open(2), stat(2) and access(2) with their kin, and what KVM's files refuse."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import TYPE_CHECKING
 
 from swtdx.exec.notify import _receiver
 from swtdx.exec.notify.paths import DEV_KVM, Paths, stat_bytes, statx_bytes
-from swtdx.exec.notify.seccomp import Notification, Sys
+from swtdx.exec.notify.seccomp import F_ADD_SEALS, F_SETLEASE, Notification, Sys
 from swtdx.exec.notify.server import Handler, Server, signed
 from swtdx.exec.notify.tasks import Task
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
+from swtdx.linux.virt.kvm.binary_stats import StatsFile
 from swtdx.linux.virt.kvm.device import KvmDevice
+from swtdx.linux.virt.kvm.guest_memfd import GuestMemfd
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.address_space import ProgramMm
+    from swtdx.linux.files import File
 
 _AT_FDCWD = -100
 _PATH_MAX = 4096
 _W_OK, _X_OK = 2, 1
 _AT_SYMLINK_NOFOLLOW = 0x100
 _O_PATH = 0x200000
+_ANONYMOUS = 0o600
+"""The mode of KVM's inodes, which have no type."""
 
 
 class FileCalls:
@@ -48,6 +53,9 @@ class FileCalls:
             Sys.ACCESS: lambda n: self._access(n, _AT_FDCWD, n.args[0], n.args[1]),
             Sys.FACCESSAT: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
             Sys.FACCESSAT2: lambda n: self._access(n, signed(n.args[0]), n.args[1], n.args[2]),
+            **dict.fromkeys((Sys.FTRUNCATE, Sys.FSYNC, Sys.FDATASYNC, Sys.READAHEAD), self._invalid),
+            Sys.SYNC_FILE_RANGE: self._sync_file_range,
+            Sys.FCNTL: self._fcntl,
         }
 
     def _find(
@@ -120,24 +128,33 @@ class FileCalls:
         except OSError:
             return False
 
-    def _fstat(self, notification: Notification, buffer: int) -> int | None:
-        if self._server.descriptors is None:
-            return None
+    def _file(self, notification: Notification) -> tuple[Task, os.stat_result, File] | None:
+        """The thread, and the kernel's file that its descriptor refers to; None if that is not ours."""
         found = self._server.find(notification)
         if found is None or found[2] is None:
             return None
-        task, _, held = found
+        task, status, held = found
         assert held is not None
-        try:
-            if not isinstance(held.file, KvmDevice):
-                return None
+        assert self._server.descriptors is not None
+        self._server.descriptors.end(held)
+        return task, status, held.file
+
+    def _fstat(self, notification: Notification, buffer: int) -> int | None:
+        found = self._file(notification)
+        if found is None or isinstance(found[2], GuestMemfd):
+            return None
+        task, status, file = found
+        if isinstance(file, KvmDevice):
             return self._tell(notification, task, DEV_KVM, buffer)
-        finally:
-            self._server.descriptors.end(held)
+        return self._write(notification, task, (_ANONYMOUS, 0, 0), status.st_ino, buffer)
 
     def _tell(self, notification: Notification, task: Task, name: str, buffer: int) -> int:
+        return self._write(notification, task, self._paths.stat(name), hash(name) & 0xFFFFFFFF, buffer)
+
+    @staticmethod
+    def _write(notification: Notification, task: Task, about: tuple[int, int, int], number: int, buffer: int) -> int:
         make = statx_bytes if notification.nr == Sys.STATX else stat_bytes
-        copy_to_user(buffer, make(*self._paths.stat(name), hash(name) & 0xFFFFFFFF), task.mm)
+        copy_to_user(buffer, make(*about, number), task.mm)
         return 0
 
     def _access(self, notification: Notification, directory: int, path: int, mode: int) -> int | None:
@@ -146,6 +163,22 @@ class FileCalls:
             return None
         refused = _X_OK if found[1] == DEV_KVM else _X_OK | _W_OK
         return -errno.EACCES if mode & refused else 0
+
+    # --- what KVM's files refuse (native/preload/ordinary.c has the rest) ---------------------------------------------
+
+    def _invalid(self, notification: Notification) -> int | None:
+        return None if self._file(notification) is None else -errno.EINVAL
+
+    def _sync_file_range(self, notification: Notification) -> int | None:
+        found = self._file(notification)
+        return None if found is None or isinstance(found[2], GuestMemfd) else -errno.ESPIPE
+
+    def _fcntl(self, notification: Notification) -> int | None:
+        """Leases and seals, which are the server's own business; a guest_memfd counts as a regular file for leases."""
+        found, command = self._file(notification), notification.args[1] & 0xFFFFFFFF
+        if found is None or (command == F_SETLEASE and isinstance(found[2], GuestMemfd)):
+            return None
+        return -errno.EPERM if command == F_ADD_SEALS and isinstance(found[2], StatsFile) else -errno.EINVAL
 
 
 def string_from_user(mm: ProgramMm, address: int) -> bytes | None:

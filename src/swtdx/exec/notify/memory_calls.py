@@ -18,13 +18,16 @@ from swtdx.exec.notify.server import Act, Answered, Server
 from swtdx.exec.notify.tasks import Task
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.uaccess import use_mm
+from swtdx.linux.virt.kvm.binary_stats import StatsFile
 from swtdx.linux.virt.kvm.coalesced_mmio import RING_OFFSET
+from swtdx.linux.virt.kvm.device import KvmDevice
 from swtdx.linux.virt.kvm.guest_memfd import BEYOND_THE_END, GuestMemfd
 
 if TYPE_CHECKING:
     from swtdx.exec.notify.ptrace import Borrowed
 
 _PAGE = 4096
+_PROT_WRITE, _PROT_EXEC = 2, 4
 _MAP_SHARED, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x10, 0x20
 _MREMAP_FIXED = 2
 _MADV_REMOVE = 9
@@ -151,7 +154,7 @@ class MemoryCalls:
     # --- mmap ---------------------------------------------------------------------------------------------------------
 
     def _mmap(self, notification: Notification) -> int | None:
-        address, length, _, flags, _, offset = notification.args
+        address, length, protection, flags, _, offset = notification.args
         replaced = [(address, length)] if flags & _MAP_FIXED else []
         descriptors = self._server.descriptors
         found = None
@@ -163,6 +166,10 @@ class MemoryCalls:
         task, _, held = found
         assert held is not None
         try:
+            if isinstance(held.file, StatsFile) and protection & _PROT_WRITE:
+                return -errno.EACCES
+            if protection & _PROT_EXEC and not isinstance(held.file, KvmDevice):
+                return -errno.EPERM  # anonymous inodes hold no code
             if isinstance(held.file, GuestMemfd) and held.file.supports_mmap:
                 self._map_guest_memfd(notification, task, replaced, held.file)
                 return None

@@ -51,6 +51,7 @@ class Sys:
     CREAT, OPENAT, NEWFSTATAT, FACCESSAT, FALLOCATE, EXECVEAT = 85, 257, 262, 269, 285, 322
     PKEY_MPROTECT, STATX, OPENAT2, FACCESSAT2 = 329, 332, 437, 439
     CLONE, FORK, CLONE3, USERFAULTFD = 56, 57, 435, 323
+    FCNTL, FSYNC, FDATASYNC, FTRUNCATE, READAHEAD, SYNC_FILE_RANGE = 72, 74, 75, 77, 187, 277
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ _NO_DEVICE = 0x10000  # O_DIRECTORY
 _SHARED, _FIXED, _ANONYMOUS = 0x01, 0x10, 0x20  # MAP_*
 _MADV_DONTNEED, _MADV_FREE, _MADV_REMOVE, _MADV_DONTNEED_LOCKED = 4, 8, 9, 24
 MADV_GUARD_INSTALL = 102
+F_SETLEASE, F_ADD_SEALS, F_GET_SEALS = 1024, 1033, 1034
 _CLONE_VM, _CLONE_VFORK = 0x100, 0x4000  # a thread or a child that shares the memory; one that has it until execve()
 
 RULES: tuple[Rule, ...] = (
@@ -82,6 +84,12 @@ RULES: tuple[Rule, ...] = (
     Rule(Sys.EXECVE),
     Rule(Sys.EXECVEAT),
     Rule(Sys.FALLOCATE),
+    Rule(Sys.FTRUNCATE),
+    Rule(Sys.FSYNC),
+    Rule(Sys.FDATASYNC),
+    Rule(Sys.SYNC_FILE_RANGE),
+    Rule(Sys.READAHEAD),
+    Rule(Sys.FCNTL, 1, 0xFFFFFFFF, (F_SETLEASE, F_ADD_SEALS, F_GET_SEALS)),
     Rule(Sys.MUNMAP),
     Rule(Sys.MREMAP),
     Rule(Sys.MPROTECT),

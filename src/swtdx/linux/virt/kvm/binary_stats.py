@@ -10,6 +10,7 @@ descriptor sees them as they are.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import struct
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from swtdx.linux.err import err
 from swtdx.linux.files import File, show_file
 from swtdx.uapi.kvm import (
     KVM_STATS_TYPE_CUMULATIVE,
@@ -137,6 +139,7 @@ class Statistics:
         head = self._head()
         file = StatsFile(self, name, put)
         memory = os.memfd_create(name, os.MFD_CLOEXEC)
+        os.fchmod(memory, 0o666)  # not a program
         try:
             os.truncate(memory, len(head) + 8 * self._count)
             os.pwrite(memory, head, 0)
@@ -172,6 +175,9 @@ class StatsFile(File):
         self.name = name
         self.put = put
         self._statistics = statistics
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        raise err(errno.EBADF, f"{self.name} is open for reading only")
 
     def release(self) -> None:
         self._statistics.closed(self)

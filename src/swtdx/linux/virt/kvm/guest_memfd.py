@@ -236,8 +236,6 @@ class GuestMemfd(File):
 
     def kvm_gmem_fallocate(self, mode: int, offset: int, length: int) -> None:
         """Punch a hole or allocate. Raises OSError(EOPNOTSUPP, EINVAL, ENOMEM)."""
-        if offset < 0 or length <= 0:
-            raise err(errno.EINVAL, "negative offset or empty range")
         if not mode & FALLOC_FL_KEEP_SIZE or mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE):
             raise err(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
         if offset % PAGE_SIZE or length % PAGE_SIZE:

@@ -58,14 +58,19 @@ KVM_FEATURES = (
     1 << 0  # CLOCKSOURCE
     | 1 << 1  # NOP_IO_DELAY
     | 1 << 3  # CLOCKSOURCE2
+    | 1 << 4  # ASYNC_PF
     | 1 << 5  # STEAL_TIME
+    | 1 << 6  # PV_EOI
     | 1 << KVM_FEATURE_PV_UNHALT
+    | 1 << 9  # PV_TLB_FLUSH
+    | 1 << 10  # ASYNC_PF_VMEXIT
     | 1 << 11  # PV_SEND_IPI
     | 1 << 12  # POLL_CONTROL
     | 1 << 13  # PV_SCHED_YIELD
+    | 1 << 14  # ASYNC_PF_INT
     | 1 << 24  # CLOCKSOURCE_STABLE_BIT
 )
-"""What KVM's paravirtual leaf offers: what is implemented (Documentation/virt/kvm/x86/cpuid.rst)."""
+"""What KVM's paravirtual leaf offers (Documentation/virt/kvm/x86/cpuid.rst)."""
 _MAXPHYADDR_UNTOLD = 36
 
 Registers = tuple[int, int, int, int]

@@ -54,7 +54,7 @@ from swtdx.uapi.kvm import (
     KVM_X86_QUIRK_LAPIC_MMIO_HOLE,
     Vector,
 )
-from swtdx.x86 import PAGE_SIZE, Gpr, Rflags
+from swtdx.x86 import PAGE_SIZE, Cr0, Cr4, Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -64,6 +64,7 @@ RAX, RCX, RSI, RDI = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
 _MAX_INSTRUCTION = 15
 RFLAGS_DF = Rflags.DF
 _BLOCKED_BY_MOV_SS = 1 << 1
+_EXECUTABLE, _EXPANDS_DOWN, _READ_OR_WRITE, _BIG, _UNUSABLE = 1 << 3, 1 << 2, 1 << 1, 1 << 14, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,21 @@ def _segments() -> dict[int, int]:
     return {getattr(register, name): int(Segment[name]) for name in ("ES", "CS", "SS", "DS", "FS", "GS")}
 
 
+def _is_in_segment(limit: int, rights: int, offset: int, size: int) -> bool:
+    if rights & (_EXECUTABLE | _EXPANDS_DOWN) == _EXPANDS_DOWN:
+        return limit < offset and offset + size - 1 <= (0xFFFFFFFF if rights & _BIG else 0xFFFF)
+    return offset + size - 1 <= limit
+
+
+def _may_access(rights: int, *, write: bool, protected: bool) -> bool:
+    """Whether a segment of this type may be read or written."""
+    if rights & _UNUSABLE:
+        return False
+    if rights & _EXECUTABLE:
+        return bool(rights & _READ_OR_WRITE) and not (write and protected)
+    return not write or bool(rights & _READ_OR_WRITE)
+
+
 class Instruction:
     """One instruction being carried out on one vCPU."""
 
@@ -150,18 +166,48 @@ class Instruction:
             mask = (1 << 8 * size) - 1 << shift
             self.gpr[number] = self.gpr[number] & ~mask | value << shift & mask
 
-    def linear(self, segment_register: int, offset: int) -> int:
-        number = _segments()[segment_register]
-        if self.wide and number < Segment.FS:
-            return offset
-        base = self.context.segment(number)[1]
-        return base + offset & ((1 << 64) - 1 if self.wide else 0xFFFFFFFF)
+    def linear(self, segment_register: int, offset: int, size: int, *, write: bool = False) -> int:
+        """Linear address of ``size`` bytes in a segment. Raises GuestException."""
+        return self.in_segment(_segments()[segment_register], offset, size, write=write)
 
-    def address(self) -> int:
-        """Linear address of the memory operand."""
+    def in_segment(self, number: int, offset: int, size: int, *, write: bool = False) -> int:
+        """The same by the number of the segment (__linearize)."""
+        error = GuestException(Vector.SS if number == Segment.SS else Vector.GP, 0)
+        if self.wide:
+            base = self.context.segment(number)[1] if number >= Segment.FS else 0
+            linear = base + offset & (1 << 64) - 1
+            if not (self.is_canonical(linear) and self.is_canonical(linear + size - 1)):
+                raise error
+            return linear
+        _, base, limit, rights = self.context.segment(number)
+        if not _is_in_segment(limit, rights, offset, size):
+            raise error
+        if not _may_access(rights, write=write, protected=bool(self.context.cr0 & Cr0.PE)):
+            raise error
+        return base + offset & 0xFFFFFFFF
+
+    def is_canonical(self, address: int) -> bool:
+        """Whether a linear address is canonical at the width of the guest's paging."""
+        shift = 56 if self.context.cr4 & Cr4.LA57 else 47
+        return address >> shift in (0, (1 << 64 - shift) - 1)
+
+    def go_near(self, target: int, size: int) -> None:
+        """Let RIP be ``target`` in the same code segment (assign_eip_near). Raises GuestException."""
+        target &= (1 << 8 * size) - 1
+        if not self.is_canonical(target) if self.wide else target > self.context.segment(Segment.CS)[2]:
+            raise GuestException(Vector.GP, 0)
+        self.next_rip = target
+
+    def address(self, length: int, *, write: bool = False) -> int:
+        """Linear address of the memory operand. Raises GuestException."""
+        segment, offset = self._offset()
+        return self.linear(segment, offset, length, write=write)
+
+    def _offset(self) -> tuple[int, int]:
+        """Return (segment register, offset) of the memory operand."""
         instruction, none = self.decoded, _iced().Register.NONE
         if instruction.is_ip_rel_memory_operand:
-            return self.linear(instruction.memory_segment, instruction.ip_rel_memory_address + self.moved)
+            return instruction.memory_segment, instruction.ip_rel_memory_address + self.moved & (1 << 64) - 1
         offset = instruction.memory_displacement + self.moved
         base, index = instruction.memory_base, instruction.memory_index
         size = self.bits // 8
@@ -173,12 +219,12 @@ class Instruction:
             offset += self.get_register(index) * instruction.memory_index_scale
         elif base == none and instruction.memory_displ_size:
             size = instruction.memory_displ_size
-        return self.linear(instruction.memory_segment, offset & (1 << 8 * size) - 1)
+        return instruction.memory_segment, offset & (1 << 8 * size) - 1
 
     def table_address(self, base: int, index: int) -> int:
         """Linear address of a byte of a table (XLAT)."""
         size = _registers()[self.decoded.memory_base][1]
-        return self.linear(self.decoded.memory_segment, base + index & (1 << 8 * size) - 1)
+        return self.linear(self.decoded.memory_segment, base + index & (1 << 8 * size) - 1, 1)
 
     def op_is_register(self, number: int) -> bool:
         return bool(self.decoded.op_kind(number) == _iced().OpKind.REGISTER)
@@ -202,20 +248,20 @@ class Instruction:
 
     # --- Memory: a slot's if there is one, else MMIO, in pieces of at most 8 bytes ------------------------------------
 
-    def read(self, linear: int, size: int) -> Read:
+    def read(self, linear: int, size: int, *, implicit: bool = False) -> Read:
         value, done = 0, 0
         while done < size:
-            gpa = translate(self.vcpu, self.context, linear + done)
+            gpa = translate(self.vcpu, self.context, linear + done, implicit=implicit)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             here = self._read_slot(gpa, take)
             value |= ((yield Access(gpa, take)) if here is None else here) << 8 * done
             done += take
         return value
 
-    def write(self, linear: int, size: int, value: int) -> Steps:
+    def write(self, linear: int, size: int, value: int, *, implicit: bool = False) -> Steps:
         done = 0
         while done < size:
-            gpa = translate(self.vcpu, self.context, linear + done)
+            gpa = translate(self.vcpu, self.context, linear + done, write=True, implicit=implicit)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             piece = value >> 8 * done & (1 << 8 * take) - 1
             if not self._write_slot(gpa, piece.to_bytes(take, "little")):
@@ -281,6 +327,12 @@ class Instruction:
         code = _iced().Code
         return self.decoded.code in (code.LGDT_M1632_16, code.LIDT_M1632_16)
 
+    @property
+    def branch_size(self) -> int:
+        """Bytes of RIP that a near JMP keeps."""
+        code = _iced().Code
+        return {code.JMP_RM16: 2, code.JMP_RM32: 4}.get(self.decoded.code, 8)
+
     def branch_target(self) -> Read:
         """Where a near CALL or JMP goes."""
         decoded, kinds = self.decoded, _iced().OpKind
@@ -301,7 +353,8 @@ class Instruction:
                 return self._xmm(register)
             return self.get_register(register)
         if kind == kinds.MEMORY:
-            return (yield from self.read(self.address(), self.operand_size(number)))
+            size = self.operand_size(number)
+            return (yield from self.read(self.address(size), size))
         if not number:  # PUSH
             return int(self.decoded.immediate(0)) & (1 << 64) - 1
         return int(self.decoded.immediate(number)) & (1 << 8 * self.operand_size(0)) - 1
@@ -319,7 +372,8 @@ class Instruction:
             else:
                 self.set_register(register, value)
         else:
-            yield from self.write(self.address(), self.operand_size(number), value)
+            size = self.operand_size(number)
+            yield from self.write(self.address(size, write=True), size, value)
 
     def _xmm_number(self, register: int) -> int:
         number = register - _iced().Register.XMM0
@@ -421,12 +475,11 @@ class Instruction:
         step = -size if context.rflags & RFLAGS_DF else size
         value = self.gpr[RAX] & (1 << 8 * size) - 1
         if name in ("MOVS", "LODS", "CMPS"):
-            value = yield from self.read(self.linear(instruction.memory_segment, self.gpr[RSI] & mask), size)
-        destination = self.linear(register.ES, self.gpr[RDI] & mask)
+            value = yield from self.read(self.linear(instruction.memory_segment, self.gpr[RSI] & mask, size), size)
         if name in ("MOVS", "STOS"):
-            yield from self.write(destination, size, value)
+            yield from self.write(self.linear(register.ES, self.gpr[RDI] & mask, size, write=True), size, value)
         elif name in ("CMPS", "SCAS"):
-            other = yield from self.read(destination, size)
+            other = yield from self.read(self.linear(register.ES, self.gpr[RDI] & mask, size), size)
             _, context.rflags = arithmetic.binary("CMP", value, other, size, context.rflags)
         else:
             self.gpr[RAX] = value if size >= 4 else self.gpr[RAX] & ~((1 << 8 * size) - 1) | value
@@ -476,7 +529,7 @@ def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     try:
         instruction = Instruction(vcpu, context)
     except GuestPageFault as fault:
-        return inject_page_fault(context, fault.address)
+        return inject_page_fault(context, fault)
     except Mmio:
         return handle_emulation_failure(vcpu, b"")  # code runs from where no memory is
     return _drive(vcpu, instruction, instruction.execute(), None)
@@ -487,7 +540,7 @@ def emulate_by(vcpu: Vcpu, context: GuestContext, part: Callable[[Instruction], 
     try:
         instruction = Instruction(vcpu, context)
     except GuestPageFault as fault:
-        return inject_page_fault(context, fault.address)
+        return inject_page_fault(context, fault)
     except Mmio:
         return handle_emulation_failure(vcpu, b"")
     return _drive(vcpu, instruction, part(instruction), None)
@@ -498,7 +551,7 @@ def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     try:
         context.rip = Instruction(vcpu, context).next_rip
     except GuestPageFault as fault:
-        return inject_page_fault(context, fault.address)
+        return inject_page_fault(context, fault)
     return 1
 
 
@@ -515,7 +568,7 @@ def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, answer: in
         finished = instruction.context.rip == instruction.next_rip
         return do_singlestep(vcpu, instruction.context) if finished and instruction.trap_flag else 1
     except GuestPageFault as fault:
-        return inject_page_fault(instruction.context, fault.address)
+        return inject_page_fault(instruction.context, fault)
     except GuestException as exception:
         instruction.context.inject(exception.vector, EventType.HARDWARE_EXCEPTION, exception.error_code)
         return 1
@@ -566,11 +619,10 @@ def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, access
     return 0
 
 
-def inject_page_fault(context: GuestContext, address: int, error_code: int = 0) -> int:
-    """The guest takes #PF for an address that its tables do not map; ``error_code`` without the user bit. 1."""
-    user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
-    context.cr2 = address
-    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, error_code | (4 if user else 0))
+def inject_page_fault(context: GuestContext, fault: GuestPageFault) -> int:
+    """Let the guest take the #PF. 1."""
+    context.cr2 = fault.address
+    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, fault.error_code)
     return 1
 
 

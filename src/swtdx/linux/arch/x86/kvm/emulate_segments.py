@@ -73,7 +73,7 @@ def _descriptor(instruction: Instruction, selector: int) -> Generator[Access, in
     if (table is Segment.LDTR and rights & _UNUSABLE) or (selector | 7) > limit:
         raise _gp(selector)
     address = base + (selector & 0xFFF8)
-    return address, (yield from instruction.read(address, 8))
+    return address, (yield from instruction.read(address, 8, implicit=True))
 
 
 def _check(instruction: Instruction, number: int, selector: int, descriptor: int, transfer: Transfer) -> None:
@@ -124,7 +124,7 @@ def load(instruction: Instruction, number: int, selector: int, transfer: Transfe
         selector = selector & 0xFFFC | cpl(instruction)
     if not descriptor >> 40 & _ACCESSED:
         descriptor |= _ACCESSED << 40
-        yield from instruction.write(address + 5, 1, descriptor >> 40 & 0xFF)
+        yield from instruction.write(address + 5, 1, descriptor >> 40 & 0xFF, implicit=True)
     _set(instruction, number, selector, descriptor)
 
 
@@ -163,7 +163,7 @@ def _far_pointer(instruction: Instruction) -> Generator[Access, int, tuple[int, 
     if decoded.is_call_far or decoded.is_jmp_far:
         return instruction.far_branch()
     size = instruction.operand_size(0) - 2
-    pointer = yield from instruction.read(instruction.address(), size + 2)
+    pointer = yield from instruction.read(instruction.address(size + 2), size + 2)
     return pointer >> 8 * size, pointer & (1 << 8 * size) - 1, size
 
 
@@ -229,7 +229,7 @@ def load_far_pointer(number: int) -> Callable[[Instruction], Steps]:
 
     def load_both(instruction: Instruction) -> Steps:
         size = instruction.operand_size(1) - 2
-        pointer = yield from instruction.read(instruction.address(), size + 2)
+        pointer = yield from instruction.read(instruction.address(size + 2), size + 2)
         yield from load(instruction, number, pointer >> 8 * size)
         instruction.set_register(instruction.decoded.op0_register, pointer & (1 << 8 * size) - 1)
 
@@ -266,8 +266,8 @@ def _table(number: int) -> Callable[[Instruction], Steps]:
     def load_table(instruction: Instruction) -> Steps:
         if cpl(instruction) and instruction.context.cr0 & Cr0.PE:
             raise _gp()
-        address, size = instruction.address(), 8 if instruction.wide else 4
-        value = yield from instruction.read(address, 2 + size)
+        size = 8 if instruction.wide else 4
+        value = yield from instruction.read(instruction.address(2 + size), 2 + size)
         base = value >> 16
         if instruction.has_24_bit_base:
             base &= 0xFFFFFF
@@ -304,12 +304,12 @@ def _load_system(segment: Segment) -> Callable[[Instruction], Steps]:
             raise GuestException(Vector.NP, selector & 0xFFFC)
         upper = 0
         if instruction.wide:
-            upper = yield from instruction.read(address + 8, 4)
+            upper = yield from instruction.read(address + 8, 4, implicit=True)
             if not _is_canonical_base(instruction, _base(descriptor, upper)):
                 raise _gp(selector)
         if segment is Segment.TR:
             descriptor |= _BUSY << 40
-            yield from instruction.write(address + 5, 1, descriptor >> 40 & 0xFF)
+            yield from instruction.write(address + 5, 1, descriptor >> 40 & 0xFF, implicit=True)
         _set(instruction, segment, selector, descriptor, upper)
 
     return load_system
@@ -319,7 +319,8 @@ def _store_table(number: int) -> Callable[[Instruction], Steps]:
     def store_table(instruction: Instruction) -> Steps:
         _, base, limit, _ = instruction.context.segment(number)
         size = 8 if instruction.wide else 4
-        yield from instruction.write(instruction.address(), 2 + size, limit & 0xFFFF | base << 16)
+        address = instruction.address(2 + size, write=True)
+        yield from instruction.write(address, 2 + size, limit & 0xFFFF | base << 16)
 
     return store_table
 

@@ -39,11 +39,6 @@ def _mask(instruction: Instruction) -> int:
     return 0xFFFFFFFF if instruction.context.segment(Segment.SS)[3] & _SS_BIG else 0xFFFF
 
 
-def _address(instruction: Instruction, pointer: int) -> int:
-    base = 0 if instruction.wide else instruction.context.segment(Segment.SS)[1]
-    return base + pointer & ((1 << 64) - 1 if instruction.wide else 0xFFFFFFFF)
-
-
 def move_stack(instruction: Instruction, by: int) -> None:
     """Add to RSP, SP or ESP."""
     mask, pointer = _mask(instruction), instruction.gpr[RSP]
@@ -53,13 +48,14 @@ def move_stack(instruction: Instruction, by: int) -> None:
 def push_value(instruction: Instruction, size: int, value: int) -> Steps:
     """Push ``size`` bytes."""
     pointer = instruction.gpr[RSP] - size & _mask(instruction)
-    yield from instruction.write(_address(instruction, pointer), size, value & (1 << 8 * size) - 1)
+    linear = instruction.in_segment(Segment.SS, pointer, size, write=True)
+    yield from instruction.write(linear, size, value & (1 << 8 * size) - 1)
     move_stack(instruction, -size)
 
 
 def _top(instruction: Instruction, size: int) -> Read:
     pointer = instruction.gpr[RSP] & _mask(instruction)
-    return (yield from instruction.read(_address(instruction, pointer), size))
+    return (yield from instruction.read(instruction.in_segment(Segment.SS, pointer, size), size))
 
 
 def pop_value(instruction: Instruction, size: int) -> Read:
@@ -90,24 +86,23 @@ def pop(instruction: Instruction) -> Steps:
 
 def call(instruction: Instruction) -> Steps:
     """CALL within the segment."""
-    size = -instruction.decoded.stack_pointer_increment
-    target = yield from instruction.branch_target()
-    yield from push_value(instruction, size, instruction.next_rip)
-    instruction.next_rip = target
+    size, behind = -instruction.decoded.stack_pointer_increment, instruction.next_rip
+    instruction.go_near((yield from instruction.branch_target()), size)
+    yield from push_value(instruction, size, behind)
 
 
 def jump(instruction: Instruction) -> Steps:
     """JMP within the segment, by way of memory or not."""
-    instruction.next_rip = yield from instruction.branch_target()
+    instruction.go_near((yield from instruction.branch_target()), instruction.branch_size)
 
 
 def ret(instruction: Instruction) -> Steps:
     """RET within the segment, with or without dropping arguments."""
     decoded = instruction.decoded
     dropped = int(decoded.immediate(0)) if decoded.op_count else 0
-    target = yield from _top(instruction, decoded.stack_pointer_increment - dropped)
+    size = decoded.stack_pointer_increment - dropped
+    instruction.go_near((yield from _top(instruction, size)), size)
     move_stack(instruction, decoded.stack_pointer_increment)
-    instruction.next_rip = target
 
 
 def leave(instruction: Instruction) -> Steps:

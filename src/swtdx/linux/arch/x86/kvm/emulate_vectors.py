@@ -32,7 +32,7 @@ def move_avx(instruction: Instruction) -> Steps:
     context, loads = instruction.context, instruction.op_is_register(0)
     number, size = instruction.vector_register(0 if loads else 1)
     if loads:
-        value = yield from instruction.read(instruction.address(), size)
+        value = yield from instruction.read(instruction.address(size), size)
         _set_upper(instruction, number, value >> 128)
         context.set_xmm(number, value % _HALF)
         return
@@ -40,7 +40,7 @@ def move_avx(instruction: Instruction) -> Steps:
     if size == 2 * _ST_SIZE:
         at = _ST_SIZE * number
         value |= int.from_bytes(context.get_ymm_high()[at : at + _ST_SIZE], "little") << 128
-    yield from instruction.write(instruction.address(), size, value)
+    yield from instruction.write(instruction.address(size, write=True), size, value)
 
 
 def _set_upper(instruction: Instruction, number: int, value: int) -> None:
@@ -54,7 +54,7 @@ def move_mmx(instruction: Instruction) -> Steps:
     context, loads = instruction.context, instruction.op_is_register(0)
     number = instruction.mmx_register(0 if loads else 1)
     if loads:
-        value = yield from instruction.read(instruction.address(), 8)
+        value = yield from instruction.read(instruction.address(8), 8)
     image = bytearray(context.get_fpu())
     (status,) = struct.unpack_from("<H", image, 2)
     top = status >> 11 & 7
@@ -69,7 +69,7 @@ def move_mmx(instruction: Instruction) -> Steps:
         struct.pack_into("<QH", image, at, value, 0xFFFF)
     else:
         (value,) = struct.unpack_from("<Q", image, at)
-        yield from instruction.write(instruction.address(), 8, value)
+        yield from instruction.write(instruction.address(8, write=True), 8, value)
     context.set_fpu(bytes(image))
 
 

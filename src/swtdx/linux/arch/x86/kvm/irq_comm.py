@@ -29,9 +29,19 @@ if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 KVM_MAX_IRQ_ROUTES = 4096
-APIC_DM_FIXED, APIC_DM_LOWEST, APIC_DM_SMI, APIC_DM_NMI, APIC_DM_INIT, APIC_DM_STARTUP, APIC_DM_EXTINT = (
-    0, 1, 2, 4, 5, 6, 7,
-)  # fmt: skip
+BROADCAST, X2APIC_BROADCAST = 0xFF, 0xFFFFFFFF
+SELF, ALL_INCLUDING_SELF = 1, 2  # destination shorthands
+(
+    APIC_DM_FIXED,
+    APIC_DM_LOWEST,
+    APIC_DM_SMI,
+    APIC_DM_REMRD,
+    APIC_DM_NMI,
+    APIC_DM_INIT,
+    APIC_DM_STARTUP,
+    APIC_DM_EXTINT,
+) = range(8)
+X2APIC, FLAT, CLUSTER, MIXED, OFF = "x2apic", "flat", "cluster", "mixed", "off"  # modes of logical destinations
 
 
 class IrqRouting:
@@ -109,7 +119,7 @@ class IrqRouting:
         return kvm.pic.set_irq(chip << 3 | pin, level)
 
     def send_msi(self, address_lo: int, address_hi: int, data: int) -> int:
-        """Deliver a message. The number of vCPUs that took it, -1 if none is addressed."""
+        """Deliver a message: see `irq_delivery_to_apic`."""
         destination = address_lo >> 12 & 0xFF
         if self._kvm.x2apic_format:
             destination |= address_hi & 0xFFFFFF00
@@ -142,26 +152,102 @@ def irq_delivery_to_apic(
     level_triggered: bool,
     lowest: bool = False,
 ) -> int:
-    """kvm_irq_delivery_to_apic: find the addressed local APICs and deliver. Their number, -1 if there is none."""
-    targets = []
+    """kvm_irq_delivery_to_apic: find the addressed local APICs and deliver.
+
+    Return the number of those that took it; 0 if a map of all local APICs has none with that address. Without a map,
+    which broadcasts and APICs in different modes do not use, -1 if no APIC that is on has it.
+    """
+    targets = _mapped(kvm, source, destination, logical, shorthand, vector, lowest)
+    if targets is None:
+        lowest = lowest and (logical or destination != BROADCAST)
+        targets = _matched(kvm, source, destination, logical, shorthand, vector, lowest)
+        if not targets:
+            return -1
+    return sum(apic.accept_irq(delivery_mode, vector, level_triggered) for apic in targets)
+
+
+def _mapped(
+    kvm: Kvm, source: Lapic | None, destination: int, logical: bool, shorthand: int, vector: int, lowest: bool
+) -> list[Lapic] | None:
+    """kvm_irq_delivery_to_apic_fast: look the destination up; None if there is no map for it."""
+    if shorthand:
+        return [source] if shorthand == SELF and source is not None else None
+    apics = [vcpu.apic for vcpu in kvm.vcpus if vcpu.apic is not None]
+    if not apics or _is_broadcast(kvm, source, destination, apics):
+        return None
+    on = [apic for apic in apics if apic.enabled]
+    if not logical:
+        found = _physical(kvm, on, destination)
+        aliased = not kvm.x2apic_format and len({apic.apic_id for apic in on}) < len(on) if len(found) != 1 else False
+        return None if aliased else found[:1]
+    slots = _logical_slots(kvm, on, destination)
+    if not lowest or not slots:
+        return slots if slots is None else [apic for apic in slots if apic is not None]
+    chosen = slots[vector % len(slots)]
+    return [] if chosen is None else [chosen]
+
+
+def _is_broadcast(kvm: Kvm, source: Lapic | None, destination: int, apics: list[Lapic]) -> bool:
+    if kvm.x2apic_broadcast_quirk_disabled:
+        return destination == X2APIC_BROADCAST or (
+            destination == BROADCAST and _logical_mode([apic for apic in apics if apic.enabled]) != X2APIC
+        )
+    return destination == (X2APIC_BROADCAST if source is not None and source.x2apic else BROADCAST)
+
+
+def _physical(kvm: Kvm, on: list[Lapic], destination: int) -> list[Lapic]:
+    """The local APICs of that id. With 32-bit ids those in x2APIC mode, and those whose id does not fit, come first."""
+    if not kvm.x2apic_format:
+        return [apic for apic in on if apic.apic_id == destination]
+    return [apic for apic in on if apic.vcpu.vcpu_id == destination and (apic.x2apic or destination > BROADCAST)] + [
+        apic for apic in on if not apic.x2apic and apic.apic_id == destination
+    ]
+
+
+def _logical_mode(on: list[Lapic]) -> str:
+    """The mode of logical destinations that all local APICs which software has enabled agree on."""
+    modes = {apic.logical_mode for apic in on if apic.sw_enabled and apic.logical_id}
+    return MIXED if len(modes) > 1 else modes.pop() if modes else OFF
+
+
+def _logical_slots(kvm: Kvm, on: list[Lapic], destination: int) -> list[Lapic | None] | None:
+    """For each bit of a logical destination the local APIC that has it, if one has; None if there is no map."""
+    mode = _logical_mode(on)
+    if mode in (MIXED, OFF):
+        return None if mode == MIXED else []
+    if mode == X2APIC:
+        first, last = destination >> 16 << 4, max(BROADCAST, *(apic.vcpu.vcpu_id for apic in on))
+        numbers = [first + bit for bit in range(16) if destination >> bit & 1 and first + bit <= last]
+        return [next(iter(_physical(kvm, on, number)), None) for number in numbers]
+    width = 8 if mode == FLAT else 4
+    slots: dict[tuple[int, int], Lapic] = {}
+    for apic in on:
+        mask = apic.logical_id & (1 << width) - 1
+        if not apic.sw_enabled or not mask:
+            continue
+        slot = apic.logical_id >> width, mask
+        if mask & mask - 1 or slot in slots:
+            return None
+        slots[slot] = apic
+    group = (destination & 0xFF) >> width
+    return [slots.get((group, 1 << bit)) for bit in range(width) if destination >> bit & 1]
+
+
+def _matched(
+    kvm: Kvm, source: Lapic | None, destination: int, logical: bool, shorthand: int, vector: int, lowest: bool
+) -> list[Lapic]:
+    """Ask each local APIC that is on. One of those that software has enabled takes an interrupt of lowest priority."""
+    found = []
     for vcpu in kvm.vcpus:
         apic = vcpu.apic
-        if apic is None:
+        if apic is None or not apic.enabled:
             continue
-        if shorthand == 1:
+        if shorthand == SELF:
             matches = apic is source
-        elif shorthand == 2:
-            matches = True
-        elif shorthand == 3:
-            matches = apic is not source
+        elif shorthand:
+            matches = shorthand == ALL_INCLUDING_SELF or apic is not source
         else:
-            matches = apic.match_destination(destination, logical)
-        if matches:
-            targets.append(apic)
-    if not targets:
-        return -1
-    if lowest:
-        enabled = [apic for apic in targets if apic.sw_enabled]
-        targets = [min(enabled or targets, key=lambda apic: apic.arb_prio)]
-        targets[0].arb_prio += 1
-    return sum(apic.accept_irq(delivery_mode, vector, level_triggered) for apic in targets)
+            matches = apic.match_destination(destination, logical, is_ipi=source is not None)
+        if matches and (apic.sw_enabled or not lowest):
+            found.append(apic)
+    return [found[vector % len(found)]] if lowest and found else found

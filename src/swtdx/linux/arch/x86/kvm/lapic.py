@@ -20,7 +20,13 @@ from swtdx.linux.arch.x86.kvm.irq_comm import (
     APIC_DM_INIT,
     APIC_DM_LOWEST,
     APIC_DM_NMI,
+    APIC_DM_REMRD,
     APIC_DM_STARTUP,
+    BROADCAST,
+    CLUSTER,
+    FLAT,
+    X2APIC,
+    X2APIC_BROADCAST,
     irq_delivery_to_apic,
 )
 from swtdx.linux.err import err
@@ -60,6 +66,7 @@ X2APIC_RESERVED = {
 _LVT_WRITABLE = {
     LVTT: 0x700FF, LVTTHMR: 0x107FF, LVTPC: 0x107FF, LVTCMCI: 0x107FF, LVT0: 0x1E7FF, LVT1: 0x1E7FF, LVTERR: 0x100FF,
 }  # fmt: skip
+DFR_FLAT, DFR_CLUSTER = 0xFFFFFFFF, 0x0FFFFFFF
 MIN_PERIOD_NS = 200_000  # kvm.min_timer_period_us
 ICR_ASSERT, ICR_LEVEL_TRIGGERED = 1 << 14, 1 << 15
 
@@ -186,29 +193,44 @@ class Lapic:
         self._set(ID, x2apic_id)
         self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
 
-    def match_destination(self, destination: int, logical: bool) -> bool:
-        """Return whether an interrupt so addressed is for this APIC."""
-        if not self.enabled:
-            return False
-        kvm = self.vcpu.kvm
-        broadcast = 0xFFFFFFFF if self.x2apic and kvm.x2apic_broadcast_quirk_disabled else 0xFF
-        if destination in (broadcast, 0xFFFFFFFF):
+    @property
+    def logical_id(self) -> int:
+        """The address of logical destinations; 0 if it has none."""
+        return self.get(LDR) if self.x2apic else self.get(LDR) >> 24
+
+    @property
+    def logical_mode(self) -> str:
+        """How logical destinations are read."""
+        if self.x2apic:
+            return X2APIC
+        return FLAT if self.get(DFR) == DFR_FLAT else CLUSTER
+
+    def match_destination(self, destination: int, logical: bool, *, is_ipi: bool) -> bool:
+        """Return whether an interrupt so addressed is for this APIC (kvm_apic_match_dest)."""
+        if self.x2apic and not is_ipi and destination == BROADCAST:
+            if not self.vcpu.kvm.x2apic_broadcast_quirk_disabled:
+                return True
+        if destination == (X2APIC_BROADCAST if self.x2apic else BROADCAST):
             return True
         if not logical:
-            return destination == self.apic_id or (not self.x2apic and destination == self.vcpu.vcpu_id)
-        ldr = self.get(LDR)
+            wide = self.x2apic or destination > BROADCAST
+            return destination == (self.vcpu.vcpu_id if wide else self.apic_id)
+        own = self.logical_id
         if self.x2apic:
-            return ldr >> 16 == destination >> 16 and bool(ldr & destination & 0xFFFF)
-        ldr >>= 24
-        if self.get(DFR) == 0xFFFFFFFF:
-            return bool(ldr & destination)
-        return ldr >> 4 == destination >> 4 and bool(ldr & destination & 0xF)
+            return own >> 16 == destination >> 16 and bool(own & destination & 0xFFFF)
+        if self.logical_mode == FLAT:
+            return bool(own & destination)
+        if self.get(DFR) != DFR_CLUSTER:
+            return False
+        return own >> 4 == destination >> 4 and bool(own & destination & 0xF)
 
     # --- Incoming -----------------------------------------------------------------------------------------------------
 
     def accept_irq(self, delivery_mode: int, vector: int, level_triggered: bool) -> int:
         """__apic_accept_irq: 1 if the interrupt was taken."""
         vcpu = self.vcpu
+        if delivery_mode == APIC_DM_LOWEST:
+            self.arb_prio += 1
         if delivery_mode in (APIC_DM_FIXED, APIC_DM_LOWEST):
             if not self.enabled or not self.sw_enabled:
                 return 0
@@ -218,6 +240,8 @@ class Lapic:
             else:
                 self._regs[index] &= ~(1 << (vector & 31))
             vcpu.kvm.ops.deliver_interrupt(vcpu, vector)
+        elif delivery_mode == APIC_DM_REMRD:
+            vcpu.kick()
         elif delivery_mode == APIC_DM_NMI:
             vcpu.queue_nmi()
         elif delivery_mode in (APIC_DM_INIT, APIC_DM_STARTUP):
@@ -300,6 +324,8 @@ class Lapic:
         elif register == SPIV:
             mask = 0x3FF | (SPIV_DIRECTED_EOI if self.get(LVR) & LVR_DIRECTED_EOI else 0)
             self._set(SPIV, value & mask)
+            if value & SPIV_APIC_ENABLED and self.vcpu.async_pf.wakes_all:
+                self.vcpu.async_pf.check_completion()
             if not value & SPIV_APIC_ENABLED:
                 for lvt in self.lvts:
                     self._set(lvt, self.get(lvt) | LVT_MASKED)

@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from swtdx.cpu import _engine
+from swtdx.cpu.platform import Platform
+from swtdx.exec.machine import platform
+from swtdx.exec.settings import Settings
 from swtdx.linux.arch.x86.kvm.x86 import undefined_opcode
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import fetch
 from swtdx.machine import open_kernel
@@ -28,6 +32,16 @@ PAGE_DIRECTORY, PAGE_TABLE = 0x8000, 0x9000
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     machine = Machine(open_kernel("emulated"))
+    flat(machine.vcpu)
+    machine.gate(UD, HLT)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def with_vmmcall() -> Iterator[Machine]:
+    """A machine whose processor has both, as `swtdx exec` makes it where CPUID names AMD."""
+    machine = Machine(open_kernel("emulated", platform=Platform(vmmcall=True)))
     flat(machine.vcpu)
     machine.gate(UD, HLT)
     yield machine
@@ -95,20 +109,68 @@ def test_other_undefined_instructions_are_the_guests(machine: Machine, code: str
     assert result(machine)[0] == HANDLER + 1
 
 
-@pytest.mark.parametrize("protected", [True, False], ids=["CR0.WP", "no CR0.WP"])
-def test_a_page_that_the_guest_may_not_write(machine: Machine, protected: bool) -> None:
-    """The write is made in the guest's name: #PF with the present and write bits, CR2 at the instruction."""
+def protect(machine: Machine, cr0_wp: bool = True) -> None:
+    """Turn paging on, with the guest's code in a page that it may not write. A #PF leaves its error code in EAX."""
     for number in range(16):
         entry = (number << 12) | (1 if number == CODE >> 12 else 3)
         machine.memory[PAGE_TABLE + 4 * number : PAGE_TABLE + 4 * number + 4] = entry.to_bytes(4, "little")
     machine.memory[PAGE_DIRECTORY : PAGE_DIRECTORY + 4] = (PAGE_TABLE | 3).to_bytes(4, "little")
     machine.gate(PF, "58" + HLT)  # pop eax: the error code
     sregs = machine.vcpu.get_sregs()
-    sregs.cr3, sregs.cr0 = PAGE_DIRECTORY, sregs.cr0 | 1 << 31 | (1 << 16 if protected else 0)
+    sregs.cr3, sregs.cr0 = PAGE_DIRECTORY, sregs.cr0 | 1 << 31 | (1 << 16 if cr0_wp else 0)
     machine.vcpu.set_sregs(sregs)
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["CR0.WP", "no CR0.WP"])
+def test_a_page_that_the_guest_may_not_write(machine: Machine, protected: bool) -> None:
+    """The write is made in the guest's name: #PF with the present and write bits, CR2 at the instruction."""
+    protect(machine, protected)
     machine.load(NUMBER + VMMCALL + HLT)
     if protected:
         assert result(machine) == (HANDLER + 2, 0b11)
         assert machine.vcpu.get_sregs().cr2 == CODE + 5
     else:
         assert result(machine) == (CODE + 9, -1000 & 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize("instruction", [VMCALL, VMMCALL])
+@pytest.mark.parametrize("quirk", [True, False])
+def test_a_processor_that_has_both(with_vmmcall: Machine, instruction: str, quirk: bool) -> None:
+    """Kernels keep their code in pages that they may not write: nothing is replaced, nothing is undefined."""
+    if not quirk:
+        with_vmmcall.vm.enable_cap(k.Cap.DISABLE_QUIRKS2, k.KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
+    protect(with_vmmcall)
+    with_vmmcall.load((NUMBER + instruction) * 2 + HLT)
+    assert result(with_vmmcall) == (CODE + 17, -1000 & 0xFFFFFFFF)
+    assert with_vmmcall.memory[CODE + 5 : CODE + 8].hex() == instruction
+
+
+@pytest.mark.parametrize("instruction", [VMCALL, VMMCALL])
+def test_a_single_step_over_either(with_vmmcall: Machine, instruction: str) -> None:
+    """#DB after the instruction, with RFLAGS.TF."""
+    with_vmmcall.gate(1, "58" + HLT)  # pop eax: the address to return to
+    with_vmmcall.load(NUMBER + instruction + HLT)
+    with_vmmcall.vcpu.set_regs(k.kvm_regs(rip=CODE + 5, rflags=0x102, rsp=0xF00, rax=1000))
+    assert result(with_vmmcall)[1] == CODE + 8
+
+
+def test_other_undefined_instructions_stay_so(with_vmmcall: Machine) -> None:
+    with_vmmcall.load("0f01d8" + HLT)  # vmrun
+    assert result(with_vmmcall)[0] == HANDLER + 1
+
+
+@pytest.mark.parametrize(
+    ("vendor", "has"),
+    [(b"GenuineIntel", False), (b"AuthenticAMD", True), (b"HygonGenuine", True), (b"CentaurHauls", False)],
+)
+def test_the_machine_of_swtdx_exec_follows_the_vendor(
+    monkeypatch: pytest.MonkeyPatch, vendor: bytes, has: bool
+) -> None:
+    real = _engine.host_cpuid
+
+    def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, ...]:
+        ebx, edx, ecx = struct.unpack("<III", vendor)
+        return (real(0)[0], ebx, ecx, edx) if leaf == 0 else real(leaf, subleaf)
+
+    monkeypatch.setattr(_engine, "host_cpuid", cpuid)
+    assert platform(Settings()).vmmcall == has

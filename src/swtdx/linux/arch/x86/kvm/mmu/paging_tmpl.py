@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest's own page tables, walked by KVM (arch/x86/kvm/mmu/paging_tmpl.h).
 
-The processor walks them too, but only as far as EPT maps them already; KVM reads them from the slots. `walk` does not
-check permissions: an access that the guest may not make has not left the guest. `writable` is for the writes that KVM
-itself makes in the guest's name.
+The processor walks them too, but only as far as EPT maps them already; KVM reads them from the slots. `access` asks
+also for the rights that they give and that PKRU takes away: KVM reaches in a guest's name what the guest may reach, and
+nothing else. `walk` does not ask: it is for KVM_TRANSLATE, and for code, which the processor has begun to execute.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.uaccess import get_user
-from swtdx.x86 import Cr0, Cr4, Efer
+from swtdx.x86 import Cr0, Cr4, Efer, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 CR0_PG, CR0_WP, EFER_LMA = Cr0.PG, Cr0.WP, Efer.LMA
-CR4_PSE, CR4_PAE, CR4_LA57 = Cr4.PSE, Cr4.PAE, Cr4.LA57
+CR4_PSE, CR4_PAE, CR4_LA57, CR4_SMAP, CR4_PKE = Cr4.PSE, Cr4.PAE, Cr4.LA57, Cr4.SMAP, Cr4.PKE
 PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 _ADDRESS = 0x000FFFFFFFFFF000
+_KEY, _KEY_SHIFT = 0xF << 59, 59
+_PF_PRESENT, _PF_WRITE, _PF_USER, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 5
 
 
 def _entry(kvm: Kvm, gpa: int, size: int) -> int:
@@ -42,15 +44,39 @@ def walk(kvm: Kvm, context: GuestContext, address: int) -> int | None:
     return _walk(kvm, context, address)[0]
 
 
-def writable(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -> bool:
-    """Return whether the guest's tables let it write there, at the supervisor's or the user's privilege."""
+def access(
+    kvm: Kvm, context: GuestContext, address: int, *, write: bool, user: bool, implicit: bool
+) -> tuple[int | None, int]:
+    """Return the GPA of data at that privilege; or None, and the error code of the #PF (permission_fault).
+
+    ``implicit``: the processor's own access, to a descriptor table; EFLAGS.AC does not open the user's pages to those.
+    """
     gpa, rights = _walk(kvm, context, address)
-    wanted = WRITABLE | USER if user else WRITABLE if context.cr0 & CR0_WP else 0
-    return gpa is not None and rights & wanted == wanted
+    error = (_PF_WRITE if write else 0) | (_PF_USER if user else 0)
+    if gpa is None:
+        return None, error
+    if not context.cr0 & CR0_PG:
+        return gpa, 0
+    key = _refused_by_key(context, rights, write=write, user=user)
+    if rights & USER:
+        refused = not user and context.cr4 & CR4_SMAP and (implicit or not context.rflags & Rflags.AC)
+    else:
+        refused = user
+    if write and not rights & WRITABLE and (user or context.cr0 & CR0_WP):
+        refused = True
+    return (None, error | key | _PF_PRESENT) if refused or key else (gpa, 0)
+
+
+def _refused_by_key(context: GuestContext, rights: int, *, write: bool, user: bool) -> int:
+    """Return the error code's bit for a page of the user that PKRU refuses, or 0."""
+    if not (rights & USER and context.cr4 & CR4_PKE and context.efer & EFER_LMA):
+        return 0
+    disabled = context.pkru >> 2 * (rights >> _KEY_SHIFT & 0xF)
+    return _PF_KEY if disabled & 1 or (disabled & 2 and write and (user or context.cr0 & CR0_WP)) else 0
 
 
 def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, int]:
-    """Return the GPA and the permissions on the way, as in an entry."""
+    """Return the GPA, and as in an entry the permissions on the way and the page's protection key."""
     cr3, cr4 = context.cr3, context.cr4
     rights = WRITABLE | USER
     if not context.cr0 & CR0_PG:
@@ -73,10 +99,10 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
         entry = _entry(kvm, table + 8 * (address >> shift & 511), 8)
         if not entry & PRESENT:
             return None, 0
-        rights &= entry
+        rights &= entry & (WRITABLE | USER)
         if level == 1 or (entry & LARGE and level <= 3):
             mask = (1 << shift) - 1
-            return entry & _ADDRESS & ~mask | address & mask, rights
+            return entry & _ADDRESS & ~mask | address & mask, rights | entry & _KEY
         table = entry & _ADDRESS
     return None, 0
 

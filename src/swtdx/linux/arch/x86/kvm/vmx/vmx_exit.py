@@ -30,7 +30,7 @@ from swtdx.linux.arch.x86.kvm.x86.guest_debug import (
     handle_general_detect,
 )
 from swtdx.linux.arch.x86.kvm.x86.hypercall import kvm_emulate_hypercall
-from swtdx.linux.arch.x86.kvm.x86.undefined_opcode import handle_ud
+from swtdx.linux.arch.x86.kvm.x86.undefined_opcode import VMMCALL, handle_ud, is_vmmcall
 from swtdx.linux.mm import PAGE_SHIFT
 from swtdx.linux.virt.kvm import binary_stats as stats
 from swtdx.linux.virt.kvm import run_struct
@@ -49,7 +49,7 @@ from swtdx.uapi.kvm import (
     KVM_X86_QUIRK_OUT_7E_INC_RIP,
     Vector,
 )
-from swtdx.x86 import Gpr
+from swtdx.x86 import Gpr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 RAX, RCX, RDX, RBX = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RDX), int(Gpr.RBX)
 _FOLLOWS_STATE = frozenset((1, 7, 0xD))  # kvm_update_cpuid_runtime
 _EXIT_IO = int(KVM_EXIT_IO)
+_BLOCKED_BY_STI_OR_MOV_SS = 0b11
 _PORT_7E = 0x7E
 _IO_STRING = 1 << 4
 _DATA = {size: run_struct.DATA[size] for size in (1, 2, 4)}
@@ -269,6 +270,17 @@ def _xsetbv(vcpu: Vcpu, context: GuestContext) -> int:
 
 
 def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
+    return _hypercall(vcpu, context, _skip)
+
+
+def _skip_vmmcall(vcpu: Vcpu, context: GuestContext) -> int:
+    """As `_skip`, after an exit for #UD, which has no instruction length."""
+    context.rip = context.rip + len(VMMCALL) & ((1 << 64) - 1 if context.efer & EFER_LMA else 0xFFFFFFFF)
+    context.interruptibility &= ~_BLOCKED_BY_STI_OR_MOV_SS
+    return do_singlestep(vcpu, context) if context.rflags & Rflags.TF else 1
+
+
+def _hypercall(vcpu: Vcpu, context: GuestContext, skip: Callable[[Vcpu, GuestContext], int]) -> int:
     gpr = context.gpr
     long_mode = bool(context.efer & 1 << 10 and context.segment(1)[3] & 1 << 13)
     mask = (1 << 64) - 1 if long_mode else 0xFFFFFFFF
@@ -276,7 +288,7 @@ def _vmcall(vcpu: Vcpu, context: GuestContext) -> int:
 
     def done(result: int) -> None:
         gpr[RAX] = result & mask
-        _skip(vcpu, context)
+        skip(vcpu, context)
 
     if context.segment(2)[3] >> 5 & 3:  # CPL: the DPL of SS
         done(-1)  # -KVM_EPERM
@@ -338,6 +350,8 @@ def _exception(vcpu: Vcpu, context: GuestContext) -> int:
     if information >> 8 & 7 == EventType.NMI:
         return 1
     if information & 0xFF == Vector.UD:
+        if is_vmmcall(vcpu, context):
+            return _hypercall(vcpu, context, _skip_vmmcall)
         return handle_ud(vcpu, context)
     if information & 0xFF in (Vector.DB, Vector.BP):
         return handle_debug_exception(vcpu, context, information & 0xFF)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A normal VM's memory as KVM's emulator reaches it: linear addresses, through the guest's page tables and the slots.
 
-Memory without a slot is MMIO and not served here. A linear address that the guest does not map raises `GuestPageFault`;
-the emulator then lets the guest take the #PF itself.
+Memory without a slot is MMIO and not served here. A linear address that the guest does not map, or may not read or
+write at its privilege, raises `GuestPageFault`; the guest then takes that #PF.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import walk
+from swtdx.cpu.vmx import Segment
+from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import access, walk
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
 
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
+_PF_USER = 1 << 2
+
 
 class GuestPageFault(Exception):
-    """The guest's page tables do not map the address."""
+    """The guest's page tables do not map the address, or not for such an access."""
 
-    def __init__(self, address: int) -> None:
+    def __init__(self, address: int, error_code: int) -> None:
         self.address = address
+        self.error_code = error_code
 
 
 class GuestException(Exception):
@@ -50,19 +55,37 @@ def user_address(kvm: Kvm, gpa: int) -> int | None:
     return slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)
 
 
-def translate(vcpu: Vcpu, context: GuestContext, address: int) -> int:
-    """Return the GPA of a linear address. Raises GuestPageFault."""
-    gpa = walk(vcpu.kvm, context, address)
+def is_user(context: GuestContext) -> bool:
+    """Whether the guest is at privilege level 3."""
+    return context.segment(Segment.SS)[3] >> 5 & 3 == 3
+
+
+def translate(vcpu: Vcpu, context: GuestContext, address: int, *, write: bool = False, implicit: bool = False) -> int:
+    """Return the GPA of data at a linear address. Raises GuestPageFault.
+
+    ``implicit``: the processor's access to a table, which has the supervisor's rights in user code too.
+    """
+    user = is_user(context) and not implicit
+    gpa, error_code = access(vcpu.kvm, context, address, write=write, user=user, implicit=implicit)
     if gpa is None:
-        raise GuestPageFault(address)
+        raise GuestPageFault(address, error_code)
     return gpa
 
 
-def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
+def _translate_code(vcpu: Vcpu, context: GuestContext, address: int) -> int:
+    gpa = walk(vcpu.kvm, context, address)
+    if gpa is None:
+        raise GuestPageFault(address, _PF_USER if is_user(context) else 0)
+    return gpa
+
+
+def read_linear(
+    vcpu: Vcpu, context: GuestContext, address: int, length: int, to_gpa: Callable[..., int] = translate
+) -> bytes:
     """Read bytes of guest memory. Raises GuestPageFault, Mmio."""
     pieces = []
     while length:
-        gpa = translate(vcpu, context, address)
+        gpa = to_gpa(vcpu, context, address)
         take = min(length, PAGE_SIZE - (address & PAGE_SIZE - 1))
         hva = user_address(vcpu.kvm, gpa)
         if hva is None:
@@ -79,10 +102,10 @@ def read_linear(vcpu: Vcpu, context: GuestContext, address: int, length: int) ->
 def fetch(vcpu: Vcpu, context: GuestContext, address: int, length: int) -> bytes:
     """Instruction bytes at a linear address, at most ``length``. Raises GuestPageFault if there is not even one."""
     in_page = PAGE_SIZE - (address & PAGE_SIZE - 1)
-    code = read_linear(vcpu, context, address, min(length, in_page))
+    code = read_linear(vcpu, context, address, min(length, in_page), _translate_code)
     if length > in_page:
         try:
-            code += read_linear(vcpu, context, address + in_page, length - in_page)
+            code += read_linear(vcpu, context, address + in_page, length - in_page, _translate_code)
         except (GuestPageFault, Mmio):
             return code
     return code
@@ -92,7 +115,7 @@ def write_linear(vcpu: Vcpu, context: GuestContext, address: int, data: bytes) -
     """Write guest memory. Raises GuestPageFault, Mmio."""
     done = 0
     while done < len(data):
-        gpa = translate(vcpu, context, address + done)
+        gpa = translate(vcpu, context, address + done, write=True)
         take = min(len(data) - done, PAGE_SIZE - (address + done & PAGE_SIZE - 1))
         slot = vcpu.kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT)
         hva = user_address(vcpu.kvm, gpa)

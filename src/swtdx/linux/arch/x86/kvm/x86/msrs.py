@@ -150,7 +150,7 @@ READ_AS_CONSTANT = {
 """MSRs that a guest may read on any host, as kvm_get_msr_common answers them."""
 WRITE_IGNORED = frozenset(
     [IA32_BIOS_UPDT_TRIG, BBL_CR_CTL3, 0xC1, 0xC2, 0x186, 0x187, *range(0xC0010000, 0xC0010008), 0xC001001B, 0xC001001F,
-     0xC0010020, 0xC0010117, 0xC001102A, 0xC0011022, 0xC0011023, 0xC001102C, MSR_KVM_ASYNC_PF_ACK]
+     0xC0010020, 0xC0010117, 0xC001102A, 0xC0011022, 0xC0011023, 0xC001102C]
 )  # fmt: skip
 FAM10H_MMIO_CONF_BASE = 0xC0010058
 
@@ -283,6 +283,9 @@ class EmulatedMsrs:
             vcpu.pv_time.set(value, old_msr=index == MSR_KVM_SYSTEM_TIME, host=host)
         elif index == MSR_KVM_STEAL_TIME:
             self._set_steal_time(value, host=host)
+        elif index == MSR_KVM_ASYNC_PF_ACK:
+            if value & 1:
+                vcpu.async_pf.check_completion()
         else:
             self._set_feature(index, value, host=host)
 
@@ -314,6 +317,9 @@ class EmulatedMsrs:
                 raise Invalid
         elif index in (MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN):
             self._check_pv_value(index, value)
+            self.values[index] = value
+            if index == MSR_KVM_ASYNC_PF_EN:
+                self.vcpu.async_pf.set(host=host)
         elif not self._plain_is_valid(index, value, host=host):
             raise Invalid
         self.values[index] = value
@@ -355,6 +361,7 @@ class EmulatedMsrs:
         """INIT (kvm_vcpu_reset)."""
         for index in (SMI_COUNT, UMWAIT_CONTROL, MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN):
             self.values[index] = 0
+        self.vcpu.async_pf.wakes_all = self.vcpu.async_pf.requested = False
 
     def _plain_is_valid(self, index: int, value: int, *, host: bool) -> bool:
         if index in HOST_ONLY:

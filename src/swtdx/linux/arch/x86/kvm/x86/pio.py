@@ -99,7 +99,7 @@ class StringIo:
             in_order = _in_order(data, self.size) if self.backwards else data
             write_linear(self.vcpu, self.context, self.start(items), in_order)
         except GuestPageFault as fault:
-            return inject_page_fault(self.context, fault.address)
+            return inject_page_fault(self.context, fault)
         except Mmio:
             return emulate_by(self.vcpu, self.context, lambda instruction: self._store(instruction, data))
         return self.advance(items)
@@ -118,7 +118,7 @@ class StringIo:
         try:
             data = read_linear(self.vcpu, self.context, self.start(self.count), self.count * self.size)
         except GuestPageFault as fault:
-            return inject_page_fault(self.context, fault.address)
+            return inject_page_fault(self.context, fault)
         except Mmio:
             self.count = 1
             return emulate_by(self.vcpu, self.context, self._load)

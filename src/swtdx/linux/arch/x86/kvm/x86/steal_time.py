@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KVM_MSR_ENABLED = 1 << 0
 KVM_STEAL_RESERVED_MASK = 0x3E
 KVM_VCPU_PREEMPTED = 1 << 0
+KVM_FEATURE_PV_TLB_FLUSH = 9
 _AREA = struct.Struct("<QIIB")  # of struct kvm_steal_time: steal, version, flags, preempted
 _PREEMPTED = 16  # offset
 _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
@@ -67,6 +68,9 @@ class StealTime:
             kvm.write_guest(address, _AREA.pack(steal, version, flags, 0))
         except OSError:
             return  # there is no memory to write to
+        if self._preempted and self._vcpu.cpuid.pv_features & 1 << KVM_FEATURE_PV_TLB_FLUSH:
+            # Whether another vCPU asks for it is not looked at: one that did so until now may have come after the look.
+            self._vcpu.vmx.context.invept()
         self._preempted = False
 
     def _since(self) -> int:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
-from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import EFER_LMA, writable
+from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import EFER_LMA
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep, linear_rip
-from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, write_linear
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, write_linear
 from swtdx.uapi.kvm import KVM_X86_QUIRK_FIX_HYPERCALL_INSN, Vector
 from swtdx.x86 import Cr0, Efer, Gpr, Msr, Rflags
 
@@ -25,16 +25,32 @@ if TYPE_CHECKING:
 
 VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 SYSCALL = b"\x0f\x05"
-_PF_PRESENT_WRITE = 0b11
 _LONG = 1 << 13
 _FLAT_CODE_64, _FLAT_CODE_32, _FLAT_DATA = 0xA09B, 0xC09B, 0xC093  # setup_syscalls_segments
 
 
+def _address(context: GuestContext) -> int:
+    address = linear_rip(context)
+    return address if context.efer & EFER_LMA else address & 0xFFFFFFFF
+
+
+def is_vmmcall(vcpu: Vcpu, context: GuestContext) -> bool:
+    """Whether the instruction is VMMCALL, and the processor is one that has it.
+
+    The engine has VMCALL alone. A guest's kernel that is told of AMD executes VMMCALL in pages that it may not write:
+    to replace it there ends the guest, so a machine that names AMD needs the instruction.
+    """
+    if not vcpu.kvm.processor.platform.vmmcall:
+        return False
+    try:
+        return fetch(vcpu, context, _address(context), len(VMMCALL)) == VMMCALL
+    except (GuestPageFault, Mmio, OSError):
+        return False
+
+
 def handle_ud(vcpu: Vcpu, context: GuestContext) -> int:
     """1: enter the guest again, with the instruction replaced or the exception pending."""
-    address = linear_rip(context)
-    if not context.efer & EFER_LMA:
-        address &= 0xFFFFFFFF
+    address = _address(context)
     try:
         code = fetch(vcpu, context, address, len(VMMCALL))
         # VMCALL: another vCPU has replaced the instruction between this one's exception and here.
@@ -75,10 +91,11 @@ def _em_syscall(vcpu: Vcpu, context: GuestContext) -> bool:
 
 def _fix_hypercall(vcpu: Vcpu, context: GuestContext, address: int) -> int:
     """The write is the guest's own: a page that it may not write raises #PF."""
-    user = context.segment(Segment.SS)[3] >> 5 & 3 == 3
-    for byte in (address, address + len(VMCALL) - 1):
-        if not writable(vcpu.kvm, context, byte, user=user):
-            return inject_page_fault(context, byte, _PF_PRESENT_WRITE)
-    write_linear(vcpu, context, address, VMCALL)
+    try:
+        for byte in (address, address + len(VMCALL) - 1):
+            translate(vcpu, context, byte, write=True)
+        write_linear(vcpu, context, address, VMCALL)
+    except GuestPageFault as fault:
+        return inject_page_fault(context, fault)
     context.check_code()  # the processor has a translation of the old instruction
     return 1

@@ -23,6 +23,7 @@ from swtdx.linux.arch.x86.kvm.lapic import (
     APICBASE_X2APIC,
     Lapic,
 )
+from swtdx.linux.arch.x86.kvm.x86.async_pf import AsyncPf
 from swtdx.linux.arch.x86.kvm.x86.msrs import EmulatedMsrs
 from swtdx.linux.arch.x86.kvm.x86.pvclock import PvTime
 from swtdx.linux.arch.x86.kvm.x86.steal_time import StealTime
@@ -112,6 +113,7 @@ class Vcpu:
         self.msrs = EmulatedMsrs(self)
         self.pv_time = PvTime(self)
         self.steal_time = StealTime(self)
+        self.async_pf = AsyncPf(self)
         self.stat = Statistics(f"kvm-{os.getpid()}/vcpu-{vcpu_id}", VCPU_STATISTICS)
         self.ops.vcpu_create(self)
 
@@ -285,6 +287,8 @@ class Vcpu:
         self.kicked = False
         if self.apic is not None and self.apic.pending_init and not self.is_td:
             self.kvm_apic_accept_events()
+        if self.async_pf.requested:
+            self.async_pf.check_completion()
         try:
             while True:
                 if self.mp_state == _RUNNABLE:
@@ -436,7 +440,7 @@ class Vcpu:
         """Return whether there is something that ends a HLT."""
         if (self.nmi_pending or self.nmi_queued) and self.ops.nmi_allowed(self):
             return True
-        if self.apic is not None and self.apic.pending_init:
+        if (self.apic is not None and self.apic.pending_init) or self.async_pf.wakes_all:
             return True
         return self.ops.has_interrupt(self) and self.ops.interrupt_allowed(self)
 
