@@ -44,6 +44,7 @@
 __thread bool inside __attribute__((tls_model("initial-exec")));
 static __thread uint64_t program_mask __attribute__((tls_model("initial-exec")));
 uint8_t kinds[DESCRIPTORS];
+static uint64_t inodes[DESCRIPTORS]; /* of what is marked: number and device */
 static const struct swtdx_bridge *bridge;
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 static bool failed;
@@ -61,16 +62,43 @@ static bool marked(int fd)
     return (unsigned)fd < DESCRIPTORS && __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) != NOT_OURS;
 }
 
+static uint64_t inode_of(int fd)
+{
+    struct stat status;
+
+    return RAW(SYS_fstat, fd, &status) ? 0 : status.st_ino ^ (uint64_t)status.st_dev << 48;
+}
+
 static void mark(int fd, enum kind kind)
 {
     if ((unsigned)fd < DESCRIPTORS) {
+        if (kind != NOT_OURS) {
+            inodes[fd] = inode_of(fd);
+        }
         __atomic_store_n(&kinds[fd], kind, __ATOMIC_RELAXED);
     }
 }
 
+enum kind confirmed(int fd)
+{
+    if (likely(!marked(fd))) {
+        return NOT_OURS;
+    }
+    if (inode_of(fd) == inodes[fd]) {
+        return kinds[fd];
+    }
+    mark(fd, NOT_OURS);
+    if (!inside && !borrowed()) {
+        kernel(SWTDX_MMAP, fd, 0, 0, 0); /* which sees that the number is not its own, and lets go of what it was */
+    }
+    return NOT_OURS;
+}
+
 bool is_device(int fd)
 {
-    return (unsigned)fd < DESCRIPTORS && (kinds[fd] == DEVICE || kinds[fd] == NAME);
+    enum kind kind = confirmed(fd);
+
+    return kind == DEVICE || kind == NAME;
 }
 
 static void belongs_here(void)
@@ -496,7 +524,7 @@ EXPORT int ioctl(int fd, unsigned long request, ...)
     if (!inside && _IOC_TYPE(request) == KVMIO) {
         return kvm_ioctl(fd, request, argument);
     }
-    if (unlikely(ours(fd)) && !inside) {
+    if (unlikely(kind_of(fd) != NOT_OURS)) {
         return vfs_ioctl(fd, request, argument);
     }
     return answer(RAW(SYS_ioctl, fd, request, argument));

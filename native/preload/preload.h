@@ -20,6 +20,7 @@
      1ull << (SIGTRAP - 1) | 1ull << (SIGSYS - 1))
 
 #define EXPORT __attribute__((visibility("default")))
+#define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 /* The function that the program would have called without us. */
@@ -68,12 +69,15 @@ enum kind { NOT_OURS, NAME, DEVICE, OURS, MEMORY, STATISTICS };
 #define DESCRIPTORS (1 << 20)
 extern uint8_t kinds[DESCRIPTORS];
 
+/* What the number is, if the file is still the one that was marked: programs close by other ways than close(), too. */
+enum kind confirmed(int fd);
+
 /* As a call of the program's sees it: NOT_OURS is left to the system. */
 static inline enum kind kind_of(int fd)
 {
     enum kind kind = (unsigned)fd < DESCRIPTORS ? __atomic_load_n(&kinds[fd], __ATOMIC_RELAXED) : NOT_OURS;
 
-    return unlikely(kind >= DEVICE) && !inside ? kind : NOT_OURS;
+    return likely(kind < DEVICE) || inside ? NOT_OURS : confirmed(fd);
 }
 
 /* ordinary.c: -errno where Linux refuses the call, 0 to go on. */
