@@ -8,10 +8,10 @@ continues at the next KVM_RUN. Only the generator knows how far an instruction h
 
 What can be emulated is what KVM's tables have: moves, string instructions, exchanges, the arithmetic and bit operations
 with their flags (here, `emulate_numbers`, `emulate_shifts`), vector moves (`emulate_vectors`); the stack and transfers
-within a segment (`emulate_stack`), for stacks there; and what loads segments and tables (`emulate_segments`).
-Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user program's. The emulator is also
-what runs a guest whose page tables lie in a read-only slot: the processor cannot set accessed and dirty bits there, the
-emulator drops them.
+within a segment (`emulate_stack`), for stacks there; what loads segments and tables (`emulate_segments`); and what
+needs no memory (`emulate_control`). Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a
+user program's. The emulator is also what runs a guest whose page tables lie in a read-only slot: the processor cannot
+set accessed and dirty bits there, the emulator drops them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from swtdx.cpu.vmx import EventType, Segment
+from swtdx.cpu.vmx import EventType, ExitReason, Segment
 from swtdx.linux.arch.x86.kvm import (
     arithmetic,
+    emulate_control,
     emulate_numbers,
     emulate_segments,
     emulate_shifts,
@@ -31,6 +32,7 @@ from swtdx.linux.arch.x86.kvm import (
     emulate_vectors,
 )
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
+from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
     GuestException,
@@ -63,7 +65,10 @@ if TYPE_CHECKING:
 RAX, RCX, RSI, RDI = int(Gpr.RAX), int(Gpr.RCX), int(Gpr.RSI), int(Gpr.RDI)
 _MAX_INSTRUCTION = 15
 RFLAGS_DF = Rflags.DF
-_BLOCKED_BY_MOV_SS = 1 << 1
+_TRANSLATED = 3 << 7  # EPT violation: the linear address is valid, and the access was to what it leads to
+_BLOCKED_BY_MOV_SS, _BLOCKED = 1 << 1, 3  # 3: by STI, too
+_MASK, _LOWER_HALF_ENDS = (1 << 64) - 1, (1 << 47) - 64  # less than an operand
+_TYPE = 1 << 16 | 0xE  # unusable, and the type but for accessed
 _EXECUTABLE, _EXPANDS_DOWN, _READ_OR_WRITE, _BIG, _UNUSABLE = 1 << 3, 1 << 2, 1 << 1, 1 << 14, 1 << 16
 
 
@@ -80,6 +85,9 @@ Steps = Generator[Access, int, None]
 Part = Generator[Access, int, Callable[[], int]]
 """A part of an instruction, and what is called after it: 1 or 0 as for an exit."""
 Read = Generator[Access, int, int]
+_Whole = Steps | Part | Generator[Access, int, Callable[[], int] | None]
+Exits = Callable[["Vcpu", "GuestContext", int, int, int], int]
+"""What handles an instruction as the exit that it is by itself: reason, qualification, length."""
 
 
 @cache
@@ -109,9 +117,34 @@ def _registers() -> dict[int, tuple[int, int, int]]:
 
 
 @cache
+def _loops() -> dict[int, int]:
+    """Code of iced-x86 -> bytes of the register that LOOP and JCXZ count with."""
+    code = _iced().Code
+    sizes = {"CX": 2, "ECX": 4, "RCX": 8}
+    loops = {
+        getattr(code, f"{name}_REL8_{bits}_{register}"): size
+        for name in ("LOOP", "LOOPE", "LOOPNE")
+        for bits in (16, 32, 64)
+        for register, size in sizes.items()
+        if hasattr(code, f"{name}_REL8_{bits}_{register}")
+    }
+    jumps = {
+        getattr(code, f"J{register}Z_REL8_{bits}"): size
+        for register, size in sizes.items()
+        for bits in (16, 32, 64)
+        if hasattr(code, f"J{register}Z_REL8_{bits}")
+    }
+    return loops | jumps
+
+
+@cache
 def _segments() -> dict[int, int]:
     register = _iced().Register
     return {getattr(register, name): int(Segment[name]) for name in ("ES", "CS", "SS", "DS", "FS", "GS")}
+
+
+def _outside(number: int) -> GuestException:
+    return GuestException(Vector.SS if number == Segment.SS else Vector.GP, 0)
 
 
 def _is_in_segment(limit: int, rights: int, offset: int, size: int) -> bool:
@@ -132,8 +165,9 @@ def _may_access(rights: int, *, write: bool, protected: bool) -> bool:
 class Instruction:
     """One instruction being carried out on one vCPU."""
 
-    def __init__(self, vcpu: Vcpu, context: GuestContext) -> None:
+    def __init__(self, vcpu: Vcpu, context: GuestContext, exits: Exits | None = None) -> None:
         self.vcpu = vcpu
+        self._exits = exits
         self.context = context
         self.gpr = context.gpr
         _, base, _, rights = context.segment(Segment.CS)
@@ -148,6 +182,10 @@ class Instruction:
         """The mnemonic, once it is known to be emulated."""
         self.moved = 0
         """Bytes by which a bit number moves the operand."""
+        self.shadow = 0
+        """What blocks interrupts during the next instruction."""
+        self.known: tuple[int, int, bool] = -1, 0, False
+        """Linear address that the processor has translated, its GPA, and whether it has found it writable."""
 
     # --- Operands -----------------------------------------------------------------------------------------------------
 
@@ -172,18 +210,19 @@ class Instruction:
 
     def in_segment(self, number: int, offset: int, size: int, *, write: bool = False) -> int:
         """The same by the number of the segment (__linearize)."""
-        error = GuestException(Vector.SS if number == Segment.SS else Vector.GP, 0)
         if self.wide:
             base = self.context.segment(number)[1] if number >= Segment.FS else 0
-            linear = base + offset & (1 << 64) - 1
-            if not (self.is_canonical(linear) and self.is_canonical(linear + size - 1)):
-                raise error
-            return linear
+            linear = base + offset & _MASK
+            if linear < _LOWER_HALF_ENDS or (self.is_canonical(linear) and self.is_canonical(linear + size - 1)):
+                return linear
+            raise _outside(number)
         _, base, limit, rights = self.context.segment(number)
-        if not _is_in_segment(limit, rights, offset, size):
-            raise error
-        if not _may_access(rights, write=write, protected=bool(self.context.cr0 & Cr0.PE)):
-            raise error
+        flat = limit == 0xFFFFFFFF and rights & _TYPE == _READ_OR_WRITE  # and data
+        if not flat and not (
+            _is_in_segment(limit, rights, offset, size)
+            and _may_access(rights, write=write, protected=bool(self.context.cr0 & Cr0.PE))
+        ):
+            raise _outside(number)
         return base + offset & 0xFFFFFFFF
 
     def is_canonical(self, address: int) -> bool:
@@ -198,12 +237,44 @@ class Instruction:
             raise GuestException(Vector.GP, 0)
         self.next_rip = target
 
+    @property
+    def count_mask(self) -> int:
+        """The bits of RCX that LOOP and JCXZ count with."""
+        codes = _loops()
+        return (1 << 8 * codes[self.decoded.code]) - 1
+
+    def control_register(self, register: int) -> tuple[ExitReason, int] | None:
+        """Return what a control or debug register exits by, and its number; None for any other."""
+        names = _iced().Register
+        if 0 <= register - names.CR0 < 16:
+            return ExitReason.CR_ACCESS, int(register - names.CR0)
+        return (ExitReason.DR_ACCESS, int(register - names.DR0)) if 0 <= register - names.DR0 < 8 else None
+
+    def register_number(self, register: int) -> int:
+        """Return the number of a general register."""
+        return _registers()[register][0]
+
+    def exit_as(self, reason: ExitReason, qualification: int) -> int:
+        """Handle the instruction as the exit that it is where it does not need the emulator. Raises Unhandled."""
+        if self._exits is None:
+            raise Unhandled
+        return self._exits(self.vcpu, self.context, int(reason), qualification, self.decoded.len)
+
+    def move_cr2(self, register: int, *, reads: bool) -> int:
+        """MOV from and to CR2, which never exits. 1."""
+        if reads:
+            self.gpr[register] = self.context.cr2
+        else:
+            self.context.cr2 = self.gpr[register]
+        self.context.rip = self.next_rip
+        return 1
+
     def address(self, length: int, *, write: bool = False) -> int:
         """Linear address of the memory operand. Raises GuestException."""
-        segment, offset = self._offset()
+        segment, offset = self.offset()
         return self.linear(segment, offset, length, write=write)
 
-    def _offset(self) -> tuple[int, int]:
+    def offset(self) -> tuple[int, int]:
         """Return (segment register, offset) of the memory operand."""
         instruction, none = self.decoded, _iced().Register.NONE
         if instruction.is_ip_rel_memory_operand:
@@ -251,7 +322,7 @@ class Instruction:
     def read(self, linear: int, size: int, *, implicit: bool = False) -> Read:
         value, done = 0, 0
         while done < size:
-            gpa = translate(self.vcpu, self.context, linear + done, implicit=implicit)
+            gpa = self._translate(linear + done, False, implicit)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             here = self._read_slot(gpa, take)
             value |= ((yield Access(gpa, take)) if here is None else here) << 8 * done
@@ -261,12 +332,18 @@ class Instruction:
     def write(self, linear: int, size: int, value: int, *, implicit: bool = False) -> Steps:
         done = 0
         while done < size:
-            gpa = translate(self.vcpu, self.context, linear + done, write=True, implicit=implicit)
+            gpa = self._translate(linear + done, True, implicit)
             take = min(8, size - done, PAGE_SIZE - gpa % PAGE_SIZE)
             piece = value >> 8 * done & (1 << 8 * take) - 1
             if not self._write_slot(gpa, piece.to_bytes(take, "little")):
                 yield Access(gpa, take, piece)
             done += take
+
+    def _translate(self, linear: int, write: bool, implicit: bool) -> int:
+        known, gpa, writable = self.known
+        if linear == known and (writable or not write):
+            return gpa
+        return translate(self.vcpu, self.context, linear, write=write, implicit=implicit)
 
     def _read_slot(self, gpa: int, size: int) -> int | None:
         """Read a slot's memory; None where there is none, or none behind it any more: another thread may delete it."""
@@ -366,7 +443,7 @@ class Instruction:
             if register in _segments():
                 yield from emulate_segments.load(self, _segments()[register], value & 0xFFFF)
                 if _segments()[register] == Segment.SS:
-                    self.context.interruptibility |= _BLOCKED_BY_MOV_SS
+                    self.shadow = _BLOCKED_BY_MOV_SS
             elif register not in _registers():
                 self.context.set_xmm(self._xmm_number(register), value)
             else:
@@ -386,8 +463,8 @@ class Instruction:
 
     # --- Execution ----------------------------------------------------------------------------------------------------
 
-    def execute(self) -> Steps:
-        """Everything the instruction does, RIP included."""
+    def execute(self) -> Generator[Access, int, Callable[[], int] | None]:
+        """Everything the instruction does, RIP included; or what does the rest."""
         mnemonic = self.decoded.mnemonic
         names = _names()
         name = names.get(mnemonic)
@@ -399,8 +476,10 @@ class Instruction:
                 raise Unhandled  # MOVSD of SSE
             finished = yield from self._string(name[:4], {"B": 1, "W": 2, "D": 4, "Q": 8}[name[4]])
             if not finished:
-                return
+                return None
         elif name in _MOVES:
+            if self.op_is_register(0) and self.op_is_register(1) and self.is_control_move():
+                return (yield from emulate_control.move_control(self))
             yield from self._move(name)
         elif name in arithmetic.BINARY or name in arithmetic.UNARY:
             yield from self._arithmetic(name)
@@ -411,10 +490,19 @@ class Instruction:
         elif self.decoded.is_jmp_far or self.decoded.is_jmp_far_indirect:
             yield from emulate_segments.jump_far(self)
         elif name in _OPERATIONS:
-            yield from _OPERATIONS[name](self)
+            rest = yield from _OPERATIONS[name](self)
+            if rest is not None:
+                return rest
         else:
             raise Unhandled
         self.context.rip = self.next_rip
+        if self.context.interruptibility & _BLOCKED or self.shadow:
+            self.context.interruptibility = self.context.interruptibility & ~_BLOCKED | self.shadow
+        return None
+
+    def is_control_move(self) -> bool:
+        """Whether one of the two registers is a control or debug register."""
+        return any(self.control_register(self.decoded.op_register(n)) for n in range(2))
 
     def _move(self, name: str) -> Steps:
         size = self.operand_size(1)
@@ -502,6 +590,7 @@ class Instruction:
 
 _MOVES = frozenset(("MOV", "MOVZX", "MOVSX", "MOVSXD", "MOVNTI"))
 _OPERATIONS = {
+    **emulate_control.OPERATIONS,
     **emulate_numbers.OPERATIONS,
     **emulate_segments.OPERATIONS,
     **emulate_shifts.OPERATIONS,
@@ -523,15 +612,19 @@ def _names() -> dict[int, str]:
 # --- Driving ----------------------------------------------------------------------------------------------------------
 
 
-def emulate_instruction(vcpu: Vcpu, context: GuestContext) -> int:
+def emulate_instruction(vcpu: Vcpu, context: GuestContext, exits: Exits | None = None) -> int:
     """Carry out the instruction at RIP. 1: done; 0: to user space, for MMIO or because the emulator is at its end."""
     vcpu.stat.values[INSN_EMULATION] += 1
     try:
-        instruction = Instruction(vcpu, context)
+        instruction = Instruction(vcpu, context, exits)
     except GuestPageFault as fault:
         return inject_page_fault(context, fault)
     except Mmio:
         return handle_emulation_failure(vcpu, b"")  # code runs from where no memory is
+    qualification = context.exit_qualification
+    if qualification & _TRANSLATED == _TRANSLATED:
+        write = bool(qualification & EPT_VIOLATION_ACC_WRITE)
+        instruction.known = context.guest_linear_address, context.guest_physical_address, write
     return _drive(vcpu, instruction, instruction.execute(), None)
 
 
@@ -555,7 +648,7 @@ def skip_instruction(vcpu: Vcpu, context: GuestContext) -> int:
     return 1
 
 
-def _drive(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, answer: int | None) -> int:
+def _drive(vcpu: Vcpu, instruction: Instruction, steps: _Whole, answer: int | None) -> int:
     try:
         while True:
             access = next(steps) if answer is None else steps.send(answer)
@@ -603,7 +696,7 @@ def _in_kernel(vcpu: Vcpu, access: Access) -> int | None:
     return None
 
 
-def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: Steps | Part, access: Access) -> int:
+def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: _Whole, access: Access) -> int:
     write = access.value is not None
     data = (access.value or 0).to_bytes(8, "little")
     vcpu.stat.values[MMIO_EXITS] += 1

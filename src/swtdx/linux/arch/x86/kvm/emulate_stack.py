@@ -174,7 +174,7 @@ def move_on_condition(instruction: Instruction) -> Steps:
     yield from instruction.put(0, value)
 
 
-_CONDITIONS = ("O", "NO", "B", "AE", "E", "NE", "BE", "A", "S", "NS", "P", "NP", "L", "GE", "LE", "G")
+CONDITIONS = ("O", "NO", "B", "AE", "E", "NE", "BE", "A", "S", "NS", "P", "NP", "L", "GE", "LE", "G")
 OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     "PUSH": push,
     "POP": pop,
@@ -186,7 +186,7 @@ OPERATIONS: dict[str, Callable[[Instruction], Steps]] = {
     **dict.fromkeys(("PUSHA", "PUSHAD"), push_all),
     **dict.fromkeys(("POPA", "POPAD"), pop_all),
     "SMSW": smsw,
-    **{f"SET{name}": set_on_condition for name in _CONDITIONS},
-    **{f"CMOV{name}": move_on_condition for name in _CONDITIONS},
+    **{f"SET{name}": set_on_condition for name in CONDITIONS},
+    **{f"CMOV{name}": move_on_condition for name in CONDITIONS},
 }
 """By the name that iced-x86 has for the mnemonic."""

@@ -237,12 +237,12 @@ def test_in_ring_0_they_exit_and_are_ud_if_nothing_is_done(kernel: Kernel) -> No
 
 @pytest.mark.parametrize("flags", [0x83, 0xE3])
 def test_page_tables_in_a_read_only_slot(kernel: Kernel, flags: int) -> None:
-    """The walk's accessed bit cannot be stored: KVM emulates, drops the bit, and knows no BSWAP."""
+    """The walk's accessed bit cannot be stored: KVM emulates, drops the bit, and knows no FSIN."""
     machine = Machine(kernel)
     tables = mmap.mmap(-1, 0x1000)
     tables[:4] = struct.pack("<I", flags)  # 4 MiB at 0
     machine.vm.set_user_memory_region(1, 0x100000, 0x1000, tables, int(k.KVM_MEM_READONLY))
-    machine.load("ff05 00500000 0305 00500000 0fc8")  # inc dword [5000h]; add eax, [5000h]; bswap eax
+    machine.load("ff05 00500000 0305 00500000 d9fe")  # inc dword [5000h]; add eax, [5000h]; fsin
     flat(machine.vcpu)
     sregs = machine.vcpu.get_sregs()
     sregs.cr3, sregs.cr4, sregs.cr0 = 0x100000, sregs.cr4 | 1 << 4, sregs.cr0 | 1 << 31

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from swtdx.cpu.vmx import BUS_LOCK_DETECTED, EventType, ExitReason
 from swtdx.linux.arch.x86.kvm import emulate
@@ -217,7 +217,32 @@ def _ept_violation(vcpu: Vcpu, context: GuestContext) -> int:
         if write and listeners and not listeners[0].length and listeners[0].datamatch is None:
             kvm.buses.mmio.write(gpa, 0, 0)  # KVM_FAST_MMIO_BUS: a doorbell, whatever is written
             return emulate.skip_instruction(vcpu, context)
-    return emulate.emulate_instruction(vcpu, context)
+    return emulate.emulate_instruction(vcpu, context, _emulated_exit)
+
+
+class _EmulatedExit:
+    """A vCPU's context as a handler sees it: the exit is that of the instruction which the emulator has decoded."""
+
+    def __init__(self, context: GuestContext, qualification: int, length: int) -> None:
+        object.__setattr__(self, "_context", context)
+        object.__setattr__(self, "_length", length)
+        object.__setattr__(self, "exit_qualification", qualification)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_context"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._context, name, value)
+
+    def skip_instruction(self) -> bool:
+        """Move RIP past the instruction. True if RFLAGS.TF is set."""
+        self._context.rip += self._length
+        return bool(self._context.rflags & Rflags.TF)
+
+
+def _emulated_exit(vcpu: Vcpu, context: GuestContext, reason: int, qualification: int, length: int) -> int:
+    """Handle an instruction that the emulator has met as the exit that it is elsewhere (x86_emulate_ops)."""
+    return _HANDLERS[reason](vcpu, cast("GuestContext", _EmulatedExit(context, qualification, length)))
 
 
 def _event_vectoring_exit(vcpu: Vcpu, context: GuestContext, gpa: int) -> int:
