@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -18,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+
+from testing.places import REPOSITORY
 
 _EXPRESSION = re.compile(r"\$\{\{\s*(.+?)\s*\}\}")
 
@@ -80,3 +85,36 @@ class Runner:
         """``NAME == 'VALUE'``, all that our files use."""
         name, _, value = condition.partition(" == ")
         return self.values[name] == value.strip("'")
+
+
+def main(version: str) -> int:
+    """Carry out the steps of our action; returns the status of the first that fails."""
+    with tempfile.TemporaryDirectory(prefix="swtdx-action-") as name:
+        folder = Path(name)
+        source, home, bin_ = (folder / part for part in ("source", "home", "bin"))
+        for each in (source, home, bin_, folder / "temporary"):
+            each.mkdir()
+        archive = subprocess.run(["git", "archive", "HEAD"], cwd=REPOSITORY, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
+        (bin_ / "python").symlink_to("/usr/bin/python3")
+        action = read(source / "action.yml")
+        values = {f"inputs.{name}": value["default"] for name, value in action["inputs"].items()}
+        values |= {"inputs.version": version, "inputs.firmware": "false", "github.action_path": str(source)}
+        kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
+        environment = {**kept, "HOME": str(home), "PATH": f"{bin_}:/usr/bin:/bin", "LANG": "C.UTF-8"}
+        runner = Runner(folder, folder / "temporary", values, environment)
+        for step in action["runs"]["steps"]:
+            began = time.monotonic()
+            done = runner.step(step, timeout=3600)
+            if done is None:
+                continue
+            sys.stdout.write(f"{step['run'].strip().splitlines()[0]} ...: {time.monotonic() - began:.1f} s\n")
+            if done.returncode:
+                sys.stdout.write(done.stdout + done.stderr)
+                return done.returncode
+        sys.stdout.write(filled(action["outputs"]["swtdx-version"]["value"], runner.values) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
