@@ -75,7 +75,7 @@ pre{margin:0;max-height:420px;overflow:auto;background:#10161f;color:#dfe6ee;pad
 .legend i{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:5px;vertical-align:-1px}
 .soft{color:var(--soft);font-size:12.5px;margin:4px 0}
 .chart{overflow-x:auto}
-svg{display:block;width:100%;min-width:520px;height:auto}
+svg{display:block;width:100%;min-width:440px;height:auto}
 svg text{font-size:14px;fill:var(--soft)}
 .none{fill:var(--none);background:var(--none)}
 .totals{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(230px,100%),1fr));gap:8px 18px}
