@@ -40,6 +40,20 @@ BANNED = {
     r"\bbrought about\b": "caused",
     r"(?<!\d )(?<!years )\bof old\b": "legacy, earlier",
     r"\bhitherto|thereof|whereof|herein|thereby|wherein\b": "plain words",
+    r"\bas predicted for calls that come\b": "matches the page-by-page prediction",
+    r"\btell the mrtd\b": "Compute the MRTD",
+    r"\bfor the machine that has written\b": "predict for the machine that wrote",
+    r"\bat which two measurements part\b": "where two measurements diverge",
+    r"\blet no vcpu run\b": "hold all vCPUs",
+    r"\bend after so long\b": "stop after SECONDS",
+    r"\bbring it into such a state\b": "change the entry's state first",
+    r"\btrying again can\b": "retryable, not retryable",
+    r"\bis no Intel one\b": "not an Intel processor",
+    r"\bsays what there is\b": "try 'swtdx run --help'",
+    r"\bregisters vouch\b": "the registers authenticate the digests",
+    r"\banother nature\b": "asks to convert memory",
+    r"\bfor want of\b": "because ... is missing",
+    r"\brefuse any other value\b": "require this value",
 }
 """Pattern, matched in lower case -> what to write instead."""
 TEXT = re.compile(r"\.(?:py|pyi|pyx|md|c|h|S|json|toml|sh|cfg|yml)$|^script/|^\.ci/")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The first call at which two measurements part, for predictions and for recorded launches."""
+"""The first call where two measurements diverge, for predictions and for recorded launches."""
 
 from __future__ import annotations
 

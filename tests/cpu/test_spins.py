@@ -151,7 +151,7 @@ def test_a_kick_ends_the_sleep_at_once(way: str) -> None:
                 timer.start()
                 assert poller.run() == ExitReason.EXTERNAL_INTERRUPT
                 timer.join()
-            assert poller.context.polls  # and a kick is no work
+            assert poller.context.polls  # and a kick does not count as work
         finally:
             thread.joined(0)
 
@@ -175,7 +175,7 @@ def test_one_that_works_is_never_taken_for_it(work: str, way: str) -> None:
 
 
 def test_one_that_polls_alone_is_left_alone() -> None:
-    """There is nobody to let run, and what it waits for, of a device or another process, is to be seen at once."""
+    """Nothing else can run, and what it waits for, of a device or another process, is to be seen at once."""
     for poll in ("a load and a branch", "PAUSE"):
         guest = Guest(POLLS[poll], processor=Processor(Platform(memory_size=1 << 30, parallel=True)))
         guest.memory.raw[WORD : WORD + 4] = bytes(4)
