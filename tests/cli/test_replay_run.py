@@ -165,12 +165,10 @@ def test_a_record_knows_the_sources_that_made_it(tmp_path: Path, monkeypatch: py
     ("arguments", "sentence"),
     [
         (["--cpus", "2"], "--record records machines with one vCPU only"),
-        (["--disk", "x"], "--record records no disks"),
+        (["--disk", "x"], "--record does not keep what is written to a disk: --disk x,ro"),
         (["--inject", "KVM_RUN: EINTR @3"], "--record and --inject cannot be used together"),
         (["--lie", "any: random 1% seed 7"], "--record and --lie cannot be used together"),
         (["--gdb", ":0"], "debug the replay"),
-        (["--smbios", "type=1,serial=1"], "--record and --smbios cannot be used together"),
-        (["--debugcon", "{tmp}/x"], "--record and --debugcon cannot be used together"),
         (["--quote-generation-socket", "unix:x"], "--quote-generation-socket cannot be used together"),
         (["--kvm", "host"], "--record is for the embedded kernel"),
         (["--snapshot-at", "x", "--snapshot", "{tmp}/x"], "--record and --snapshot cannot be used together"),
@@ -197,7 +195,48 @@ def test_a_snapshot_that_continues_is_not_recorded(tmp_path: Path, command: Comm
     assert not file.exists()
 
 
-def test_a_machine_with_firmware_is_refused(tmp_path: Path, command: Command) -> None:
-    result = command("run", "--kernel", kernel_of(tmp_path, "vm"), "--record", tmp_path / "record")
-    assert result.status == 2
-    assert "--record records machines without firmware only" in result.err
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tdx", "default"])
+def test_a_firmware_with_disks_and_tables_of_its_own_is_repeated(
+    kind: str, ovmf_image: Path, tmp_path: Path, command: Command
+) -> None:
+    image, disk, file = tmp_path / "OVMF.fd", tmp_path / "a,b.img", tmp_path / "record"
+    image.write_bytes(ovmf_image.read_bytes())
+    disk.write_bytes(b"not a file system" * 4096)
+    disk.write_bytes(disk.read_bytes()[: 64 << 10])
+    logs = [tmp_path / name for name in ("recorded", "replayed")]
+    made = command(
+        *("run", "--firmware", image, "--vm-type", kind, "--rng", "--virtio-console", "--log", logs[0]),
+        *("--disk", f"{tmp_path}/a,,b.img,ro", "--smbios", "type=1,serial=8086", "--record", file),
+        *("--debugcon", tmp_path / "debug", "--until", "Interactive Shell"),
+    )
+    assert made.status == 0, made.err
+    disk.rename(tmp_path / "elsewhere")
+    moved = ["replay-run", file, "--disk", tmp_path / "elsewhere"]
+    again = command(*moved, "--log", logs[1], "--debugcon", tmp_path / "debug")
+    assert again.status == 0, again.err
+    assert "the recorded run ended here: the console showed 'Interactive Shell'" in again.err
+    recorded, replayed = (log.read_bytes() for log in logs)
+    assert b"Interactive Shell" in replayed
+    assert replayed == recorded
+    for wrong, sentence in (
+        (["--disk", image], f"--disk {image} is not the file that was recorded"),
+        (["--disk", image, "--disk", image], "had 1; give as many, in their order"),
+        ([*moved[2:], "--firmware", disk], f"--firmware {disk} cannot be read: No such file"),
+        ([], "a,b.img cannot be read: No such file"),
+    ):
+        refused = command("replay-run", file, *wrong)
+        assert (refused.status, len(refused.err.strip().splitlines())) == (2, 1), refused.err
+        assert sentence in refused.err
+
+
+def test_what_the_recorded_run_had_not_is_refused(record: Path, tmp_path: Path, command: Command) -> None:
+    for option, sentence in (
+        ("--disk", "had none; give as many"),
+        ("--firmware", "had none"),
+        ("--debugcon", "had no debug port"),
+    ):
+        refused = command("replay-run", record, option, tmp_path / "x")
+        assert (refused.status, len(refused.err.strip().splitlines())) == (2, 1), refused.err
+        assert sentence in refused.err
+    assert not (tmp_path / "x").exists()

@@ -25,8 +25,10 @@ from swtdx.cli.parameters import InputError
 from swtdx.cli.saved_machine import ALIKE, td_as_json, td_from_json
 from swtdx.cpu.counted import Chance, CountedClock, Happening, Moment
 from swtdx.cpu.platform import Platform, host_features
+from swtdx.image.firmware import find_firmware
 from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.uapi.dialect import Dialect
+from swtdx.vmm.disk_image import parse_disk
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
@@ -36,26 +38,23 @@ if TYPE_CHECKING:
 
 _KIND = "swtdx record"
 _ALIKE = (*ALIKE, "append")
-_FILES = ("kernel", "initrd")
+_FILES = ("firmware", "kernel", "initrd")
 _LARGEST = 1 << 30
 
 
 def check(options: Options) -> None:
-    """Refuse what cannot be repeated. Raises InputError."""
+    """Refuse what cannot be repeated. Raises InputError, DiskError."""
+    writable = next((text for text in options.disks if not parse_disk(text).read_only), None)
     for wrong, sentence in (
         (options.kvm == "host", "is for the embedded kernel: runs of the host's cannot be repeated"),
         (options.cpus > 1, "records machines with one vCPU only, so far: omit --cpus"),
         (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
-        (str(options.firmware) != NO_FIRMWARE, "records machines without firmware only, so far: --firmware none"),
-        (bool(options.disks), "records no disks, so far: omit --disk"),
+        (writable is not None, f"does not keep what is written to a disk: --disk {writable},ro"),
         (bool(options.inject), "and --inject cannot be used together, so far"),
         (bool(options.lies), "and --lie cannot be used together, so far"),
-        (bool(options.smbios), "and --smbios cannot be used together, so far"),
-        (options.debugcon is not None, "and --debugcon cannot be used together, so far"),
         (options.quote_socket is not None, "and --quote-generation-socket cannot be used together: quotes differ"),
         (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
         (options.gdb is not None, "and --gdb cannot be used together: debug the replay (swtdx replay-run --gdb)"),
-        (options.kernel is None, "needs a kernel: give --kernel"),
     ):
         if wrong:
             raise InputError(f"--record {sentence}")
@@ -67,6 +66,9 @@ class Repeatable:
     def __init__(self, recipe: dict[str, Any], script: list[Happening] | None, ending: str = "") -> None:
         seed = bytes.fromhex(recipe["seed"])
         self.recipe = recipe
+        self.has_debug_port = bool(recipe["debugcon"])
+        self.terminal: tuple[int, int] | None = tuple(recipe["terminal"]) if recipe["terminal"] else None
+        """Columns and lines, as a virtio console tells its guest."""
         self.clock = CountedClock(recipe["real_ns"], script)
         self.chance = Chance(seed)
         self.report_key = Chance(seed + b"report")(32)
@@ -111,10 +113,14 @@ class Repeatable:
         output.replace(text + f"{end}\n".encode(), private=True)
 
 
-def recorder(options: Options) -> Repeatable:
-    """Return what records a run. Raises InputError."""
+def recorder(options: Options, terminal: tuple[int, int] | None) -> Repeatable:
+    """Return what records a run; ``terminal``: columns and lines. Raises InputError, DiskError, FirmwareError."""
     check(options)
-    files = {name: _identity(f"--{name}", path) for name in _FILES if (path := getattr(options, name)) is not None}
+    named = {name: path for name in _FILES if (path := getattr(options, name)) is not None}
+    if str(options.firmware) == NO_FIRMWARE:
+        del named["firmware"]
+    else:
+        named["firmware"] = find_firmware(options.firmware, tdx=options.td is not None).path
     recipe = {
         "kind": _KIND,
         "maker": _maker(),
@@ -123,7 +129,11 @@ def recorder(options: Options) -> Repeatable:
         "cpu_features": sorted(host_features() if options.cpu_features is None else options.cpu_features),
         "tsc_hz": Platform().tsc_hz,
         "td": td_as_json(options.td),
-        "files": files,
+        "files": {name: _identity(f"--{name}", path) for name, path in named.items()},
+        "disks": [_identity("--disk", parse_disk(text).path) for text in options.disks],
+        "smbios": options.smbios,
+        "debugcon": options.debugcon is not None,
+        "terminal": terminal,
         "seed": secrets.token_hex(32),
         "real_ns": time.time_ns(),
     }
@@ -146,25 +156,47 @@ def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
             f"{path} was made where the time-stamp counter runs at {recipe['tsc_hz'] / 1e9:g} GHz; here it runs at "
             f"{here / 1e9:g} GHz"
         )
-    given: dict[str, Any] = {}
-    for name, (recorded, size, digest) in recipe["files"].items():
-        given[name] = getattr(options, name) or Path(recorded)
-        if _identity(f"--{name}", given[name])[1:] != [size, digest]:
-            raise InputError(f"--{name} {given[name]} is not the file that was recorded in {path}")
+    if options.debugcon is not None and not recipe["debugcon"]:
+        raise InputError(f"--debugcon: the run in {path} had no debug port")
+    given: dict[str, Any] = {"firmware": Path(NO_FIRMWARE)}
+    for name, identity in recipe["files"].items():
+        given[name] = _the_same(path, f"--{name}", getattr(options, name), identity)
     for name in _FILES:
-        if name not in given and getattr(options, name) is not None:
+        if name not in recipe["files"] and getattr(options, name) is not None:
             raise InputError(f"--{name}: the run in {path} had none")
     return replace(
         options,
         **{name: recipe[name] for name in _ALIKE},
         **given,
-        firmware=Path(NO_FIRMWARE),
+        disks=_disks(path, recipe["disks"], options.disks),
+        smbios=tuple(recipe["smbios"]),
         dialect=Dialect(recipe["dialect"]),
         cpu_features=frozenset(recipe["cpu_features"]),
         td=td_from_json(recipe["td"]),
         quotes=False,
         timeout=0.0,
     )
+
+
+def _disks(path: Path, recorded: list[list[Any]], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the arguments of --disk, with the serial numbers that the guest has read. Raises InputError, DiskError."""
+    if given and len(given) != len(recorded):
+        raise InputError(f"--disk: the run in {path} had {len(recorded) or 'none'}; give as many, in their order")
+    files = [parse_disk(text).path for text in given] or [None] * len(recorded)
+    return tuple(
+        "{},ro,format=raw,serial={}".format(
+            *(str(name).replace(",", ",,") for name in (_the_same(path, "--disk", file, known), Path(known[0]).name))
+        )
+        for file, known in zip(files, recorded, strict=True)
+    )
+
+
+def _the_same(path: Path, option: str, given: Path | None, recorded: list[Any]) -> Path:
+    """Return the file to use for one that was recorded. Raises InputError for another one."""
+    file = Path(recorded[0]) if given is None else given
+    if _identity(option, file)[1:] != recorded[1:]:
+        raise InputError(f"{option} {file} is not the file that was recorded in {path}")
+    return file
 
 
 def _maker() -> list[str]:

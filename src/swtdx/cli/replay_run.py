@@ -13,7 +13,7 @@ from swtdx.trace.file import TraceFormat
 EPILOG = """
 [bold]Examples[/bold]
 
-[cyan]swtdx run --firmware none --kernel vmlinuz --append console=ttyS0 --record run.record[/cyan] - record
+[cyan]swtdx run --kernel vmlinuz --append console=ttyS0 --record run.record[/cyan] - record
 
 [cyan]swtdx replay-run run.record[/cyan] - the same run again
 
@@ -37,8 +37,17 @@ def replay_run_command(
     initrd: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The recorded run's initial RAM disk, if it is elsewhere now.")
     ] = None,
+    firmware: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The recorded run's firmware, if it is elsewhere now.")
+    ] = None,
+    disk: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="The recorded run's disks, if they are elsewhere now.")
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write everything about the run to FILE.")] = None,
     log: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write console output to FILE.")] = None,
+    debugcon: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The debug port's output to FILE, if the recorded run had one.")
+    ] = None,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Every ioctl, SEAMCALL, TDCALL, VM exit and event to FILE.")
     ] = None,
@@ -66,8 +75,11 @@ def replay_run_command(
     options = Options(
         kernel=kernel,
         initrd=initrd,
+        firmware=firmware,
+        disks=tuple(disk or ()),
         json=json,
         log=log,
+        debugcon=debugcon,
         trace=trace,
         trace_format=trace_format,
         html=html,

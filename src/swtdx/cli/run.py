@@ -59,7 +59,7 @@ EPILOG = """
 
 [cyan]swtdx run --from linux.snapshot --until '# '[/cyan] - and go on from there, as often as wanted
 
-[cyan]swtdx run --firmware none --kernel vmlinuz --append console=ttyS0 --record run.record[/cyan] - for replay-run
+[cyan]swtdx run --kernel vmlinuz --append console=ttyS0 --record run.record[/cyan] - for replay-run
 
 [cyan]swtdx run --quote-generation-socket unix:/run/tdx-qgs/qgs.socket[/cyan] - quotes by another process
 
@@ -506,7 +506,7 @@ class Keeping:
     ] = None
     record: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Record the run, for swtdx replay-run. One vCPU, --firmware none."),
+        typer.Option(metavar="FILE", help="Record the run, for swtdx replay-run. One vCPU, disks read-only."),
     ] = None
     restored: Annotated[
         Path | None,

@@ -178,9 +178,11 @@ def run(options: Options) -> int:
     keys = machine_keys(options, voice.say)
     if saved is None:
         plan = _plan(options)
+        if counted is not None and counted.has_debug_port:
+            plan = replace(plan, debug=lambda data: None)
         voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
     check_plan(plan)
-    if plan.linux is not None and saved is None:
+    if plan.linux is not None and saved is None and options.replayed is None:
         _check_secure_boot(options, plan, plan.linux, voice)
     if options.kernel is not None and not _has_console(options):
         voice.say(f"note: without console={_CONSOLE} in --append the kernel prints nothing here")
@@ -224,7 +226,15 @@ def _repeatable(options: Options) -> tuple[Options, Repeatable | None]:
     if options.replayed is not None:
         counted, options = replayer(options.replayed, options)
         return options, counted
-    return replace(options, quotes=False), recorder(options)
+    return replace(options, quotes=False), recorder(options, _terminal_size())
+
+
+def _terminal_size() -> tuple[int, int] | None:
+    """Return columns and lines of the terminal that the guest's console goes to."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return None
+    size = os.get_terminal_size(sys.stdout.fileno())
+    return size.columns, size.lines
 
 
 def _has_console(options: Options) -> bool:
@@ -363,7 +373,8 @@ class _Session:
         text = options.until
         keeps = options.snapshot_at
         self._found = Outcome(End.UNTIL, f"the console showed {text!r}")
-        if text is None and keeps is None and not self.interactive and not (plan.linux or plan.direct or gdb):
+        own_end = options.replayed is not None or self.interactive or plan.linux or plan.direct or gdb
+        if text is None and keeps is None and not own_end:
             text = SHELL_PROMPT
             self._found = Outcome(
                 End.SHELL_PROMPT, f"reached the UEFI shell prompt ({SHELL_PROMPT}); stdin is not a terminal"
@@ -385,7 +396,7 @@ class _Session:
             self.output.watch(TextWatch(keeps), self._stop_to_keep)
         self._put = self.output.put if counted is None else counted.serial(self.output.put)
         debug = outputs.get("--debugcon")
-        terminal = os.get_terminal_size(sys.stdout.fileno()) if self.interactive else None
+        terminal = _terminal_size() if counted is None else counted.terminal
         self.plan = replace(
             plan,
             serial=self._put,
@@ -399,7 +410,7 @@ class _Session:
                     options,
                     disks,
                     self._put,
-                    (terminal.columns, terminal.lines) if terminal else None,
+                    terminal,
                     os.urandom if counted is None else counted.chance,
                 )
             ),

@@ -25,6 +25,9 @@ from swtdx.cpu.vmx import ExitReason
 
 INSTRUCTION_NS: Final = 4
 """SWTDX_INSTRUCTION_NS: as much as TCG takes, about, so that a guest's time is not far from the host's."""
+_EXIT_NS: Final = 8_000
+"""What port I/O adds to a guest's time, about what it takes: who waits by polling a timer there would wait for ever."""
+_IO: Final = (ExitReason.IO, ExitReason.TDCALL)
 _CHECK_EVERY: Final = 1 << 21
 """Instructions. The guest leaves for the host so often, as for a tick of its timer, and the run is compared there."""
 
@@ -245,6 +248,11 @@ class CountedClock(Clock):
             end = min(end, max(count, self.stop_at))
         return end
 
+    def left_for_io(self) -> None:
+        """Let the time of an exit pass: the same in a recording and in each replay."""
+        assert self.engine is not None
+        self.engine.jump(_EXIT_NS)
+
     def after_exit(self, reason: int) -> None:
         """Stop for a debugger."""
         engine = self.engine
@@ -410,6 +418,8 @@ class _Counted(GuestContext):
     def run(self) -> int:
         self.clock.before_entry(self)
         reason: int = super().run()
+        if reason in _IO:
+            self.clock.left_for_io()
         if self.clock.debugged:
             self.clock.after_exit(reason)
         return reason

@@ -30,15 +30,19 @@ class DiskError(Exception):
 
 @dataclass(frozen=True)
 class DiskSpec:
-    """What was asked for. ``raw``: the format was named, so the contents are not looked at."""
+    """What was asked for. ``raw``: the format was named, so the contents are not looked at.
+
+    ``serial``: what the guest reads as the disk's serial number; None: the file's name.
+    """
 
     path: Path
     read_only: bool = False
     raw: bool = False
+    serial: str | None = None
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``FILE[,ro][,format=raw]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError.
+    """``FILE[,ro][,format=raw][,serial=TEXT]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError.
 
     QEMU's spelling is taken too: ``file=FILE,readonly=on,format=raw,if=virtio``.
     """
@@ -50,6 +54,7 @@ def parse_disk(text: str) -> DiskSpec:
     if not name:
         raise DiskError(f"--disk {text!r} names no file: write it as in --disk disk.img,ro")
     read_only = raw = False
+    serial = None
     for word in words:
         if word in ("ro", "readonly=on", "readonly", "read-only=on"):
             read_only = True
@@ -57,22 +62,24 @@ def parse_disk(text: str) -> DiskSpec:
             continue
         elif word == "format=raw":
             raw = True
+        elif word.startswith("serial="):
+            serial = word.removeprefix("serial=").replace("\0", ",")
         elif word.startswith("format="):
             raise DiskError(f"--disk {text}: the only format there is is raw (qemu-img convert -O raw makes one)")
         else:
-            raise DiskError(f"--disk {text}: {word!r} is neither ro nor format=raw, nor file=FILE")
-    return DiskSpec(Path(name.replace("\0", ",")), read_only, raw)
+            raise DiskError(f"--disk {text}: {word!r} is neither ro, format=raw, serial=TEXT, nor file=FILE")
+    return DiskSpec(Path(name.replace("\0", ",")), read_only, raw, serial)
 
 
 class DiskImage:
-    """An image that is open. ``size`` in bytes; ``label`` is its file's name. A context manager."""
+    """An image that is open. ``size`` in bytes; ``label``: its serial number. A context manager."""
 
-    def __init__(self, descriptor: int, size: int, read_only: bool, path: Path) -> None:
+    def __init__(self, descriptor: int, size: int, read_only: bool, path: Path, serial: str | None = None) -> None:
         self.descriptor = descriptor
         self.size = size
         self.read_only = read_only
         self.path = str(path)
-        self.label = path.name
+        self.label = path.name if serial is None else serial
 
     def __enter__(self) -> DiskImage:
         return self
@@ -121,7 +128,7 @@ def open_disk(spec: DiskSpec) -> DiskImage:
     except OSError as error:
         raise DiskError(_why_not_open(spec, error)) from None
     try:
-        return DiskImage(descriptor, _checked_size(descriptor, spec), spec.read_only, path)
+        return DiskImage(descriptor, _checked_size(descriptor, spec), spec.read_only, path, spec.serial)
     except BaseException:
         os.close(descriptor)
         raise
