@@ -81,7 +81,7 @@ def test_disks_as_qemu_spells_them(text: str, spec: DiskSpec) -> None:
 
 
 def test_a_word_of_a_disk_that_is_not_known() -> None:
-    with pytest.raises(DiskError, match="neither ro nor format=raw, nor file=FILE"):
+    with pytest.raises(DiskError, match="neither ro, format=raw, serial=TEXT, nor file=FILE"):
         parse_disk("mine.fd,cache=none")
 
 

@@ -20,6 +20,7 @@ from swtdx.vmm.disk_image import DiskError, DiskSpec, open_disk, parse_disk
         ("a.img,format=raw,ro", DiskSpec(Path("a.img"), read_only=True, raw=True)),
         ("a,,b.img,ro", DiskSpec(Path("a,b.img"), read_only=True)),
         ("/dir/ro", DiskSpec(Path("/dir/ro"))),
+        ("a.img,serial=b,,c", DiskSpec(Path("a.img"), serial="b,c")),
     ],
 )
 def test_what_is_asked_for(text: str, spec: DiskSpec) -> None:

@@ -26,7 +26,7 @@ from swtdx.cpu.vmx import ExitReason
 INSTRUCTION_NS: Final = 4
 """SWTDX_INSTRUCTION_NS: as much as TCG takes, about, so that a guest's time is not far from the host's."""
 _EXIT_NS: Final = 8_000
-"""What port I/O adds to a guest's time, about what it takes: who waits by polling a timer there would wait for ever."""
+"""What port I/O adds to a guest's time, about what it takes: who waits by polling a timer there would take minutes."""
 _IO: Final = (ExitReason.IO, ExitReason.TDCALL)
 _CHECK_EVERY: Final = 1 << 21
 """Instructions. The guest leaves for the host so often, as for a tick of its timer, and the run is compared there."""
@@ -84,7 +84,7 @@ class CountedClock(Clock):
 
     rings_alarms = True
     __slots__ = (
-        "_alarms", "_at", "_console", "_context", "_halted", "_held", "_last_count", "_next_check", "_posted",
+        "_alarms", "_at", "_console", "_context", "_count_end", "_halted", "_held", "_last_count", "_next_check", "_posted",
         "_printed", "_real_start", "_script", "_shown", "_sleeper", "_visits", "chance", "debugged", "deliver",
         "diverged", "ended", "engine", "note", "replays", "steps", "stop_at", "stopped",
     )  # fmt: skip
@@ -105,6 +105,7 @@ class CountedClock(Clock):
         self._console = 0  # CRC of what it printed
         self._printed = self._shown = 0  # bytes, by now and at most
         self._last_count, self._visits, self._next_check = -1, 0, _CHECK_EVERY
+        self._count_end = 0
         self.deliver: Callable[[bytes], object] = lambda data: None
         self.note: Callable[[Happening], object] = lambda happening: None
         self.diverged: Callable[[str], object] = lambda text: None
@@ -231,7 +232,8 @@ class CountedClock(Clock):
             self._next_check += _CHECK_EVERY
             self._happen("check", self._state(context))
         self._inputs(halted=False)
-        engine.set_count_end(self._end(engine, count))
+        self._count_end = self._end(engine, count)
+        engine.set_count_end(self._count_end)
 
     def _end(self, engine: _engine.Engine, count: int) -> int:
         """Return at which count the guest comes back at the latest."""
@@ -247,6 +249,11 @@ class CountedClock(Clock):
         if self.stop_at is not None:
             end = min(end, max(count, self.stop_at))
         return end
+
+    @property
+    def is_before_its_end(self) -> bool:
+        """Whether a replay has come less far than it was let."""
+        return self.replays and not self._held and self.count < self._count_end
 
     def left_for_io(self) -> None:
         """Let the time of an exit pass: the same in a recording and in each replay."""
@@ -414,10 +421,20 @@ class CountedProcessor(Processor):
 
 class _Counted(GuestContext):
     clock: CountedClock
+    _asked = False
+
+    def kick(self) -> None:
+        self._asked = True
+        super().kick()
 
     def run(self) -> int:
-        self.clock.before_entry(self)
+        clock = self.clock
+        clock.before_entry(self)
         reason: int = super().run()
+        while reason == ExitReason.EXTERNAL_INTERRUPT and clock.is_before_its_end and not self._asked:
+            print("EARLY", clock.count, clock._count_end, hex(self.rip), self.spins, flush=True)
+            reason = super().run()
+        self._asked = False
         if reason in _IO:
             self.clock.left_for_io()
         if self.clock.debugged:
