@@ -182,7 +182,7 @@ def _disks(path: Path, recorded: list[list[Any]], given: tuple[str, ...]) -> tup
     """Return the arguments of --disk, with the serial numbers that the guest has read. Raises InputError, DiskError."""
     if given and len(given) != len(recorded):
         raise InputError(f"--disk: the run in {path} had {len(recorded) or 'none'}; give as many, in their order")
-    files = [parse_disk(text).path for text in given] or [None] * len(recorded)
+    files: list[Path] | list[None] = [parse_disk(text).path for text in given] or [None] * len(recorded)
     return tuple(
         "{},ro,format=raw,serial={}".format(
             *(str(name).replace(",", ",,") for name in (_the_same(path, "--disk", file, known), Path(known[0]).name))

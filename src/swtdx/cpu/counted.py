@@ -84,9 +84,9 @@ class CountedClock(Clock):
 
     rings_alarms = True
     __slots__ = (
-        "_alarms", "_at", "_console", "_context", "_count_end", "_halted", "_held", "_last_count", "_next_check", "_posted",
-        "_printed", "_real_start", "_script", "_shown", "_sleeper", "_visits", "chance", "debugged", "deliver",
-        "diverged", "ended", "engine", "note", "replays", "steps", "stop_at", "stopped",
+        "_alarms", "_at", "_console", "_context", "_count_end", "_halted", "_held", "_last_count", "_next_check",
+        "_posted", "_printed", "_real_start", "_script", "_shown", "_sleeper", "_visits", "chance", "debugged",
+        "deliver", "diverged", "ended", "engine", "note", "replays", "steps", "stop_at", "stopped",
     )  # fmt: skip
 
     def __init__(self, real_start: int, script: Iterable[Happening] | None = None) -> None:
@@ -252,8 +252,8 @@ class CountedClock(Clock):
 
     @property
     def is_before_its_end(self) -> bool:
-        """Whether a replay has come less far than it was let."""
-        return self.replays and not self._held and self.count < self._count_end
+        """Whether a replay has come less far than it was let, and not for a debugger."""
+        return self.replays and not self.debugged and self.count < self._count_end
 
     def left_for_io(self) -> None:
         """Let the time of an exit pass: the same in a recording and in each replay."""
@@ -432,8 +432,7 @@ class _Counted(GuestContext):
         clock.before_entry(self)
         reason: int = super().run()
         while reason == ExitReason.EXTERNAL_INTERRUPT and clock.is_before_its_end and not self._asked:
-            print("EARLY", clock.count, clock._count_end, hex(self.rip), self.spins, flush=True)
-            reason = super().run()
+            reason = super().run()  # the host had reasons of its own, which no other replay has
         self._asked = False
         if reason in _IO:
             self.clock.left_for_io()

@@ -42,9 +42,10 @@ class DiskSpec:
 
 
 def parse_disk(text: str) -> DiskSpec:
-    """``FILE[,ro][,format=raw][,serial=TEXT]``; a comma in the file's name is written twice, as for QEMU. Raises DiskError.
+    """Return what ``FILE[,ro][,format=raw][,serial=TEXT]`` says. Raises DiskError.
 
-    QEMU's spelling is taken too: ``file=FILE,readonly=on,format=raw,if=virtio``.
+    A comma in a name is written twice, as for QEMU. QEMU's spelling is taken too:
+    ``file=FILE,readonly=on,format=raw,if=virtio``.
     """
     name, *words = text.replace(",,", "\0").split(",")
     named = [each for each in (name, *words) if each.startswith("file=")]
