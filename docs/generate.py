@@ -102,7 +102,9 @@ class _Parameter:
         kinds = [each for each in (get_args(kind) or (kind,)) if each is not type(None)]
         flag = kinds == [bool]
         if self.option:
-            declared = [d for d in info.param_decls or () if d.startswith("-")] or ["--" + name.replace("_", "-")]
+            # The first name of an annotated option is where its default would be.
+            names = (info.default, *(info.param_decls or ()))
+            declared = [d for d in names if isinstance(d, str) and d.startswith("-")] or ["--" + name.replace("_", "-")]
             wanted = "" if flag else " " + (info.metavar or _metavar(kinds[0]))
             shown = ", ".join(f"`{each}{wanted}`" for each in declared)
         else:
