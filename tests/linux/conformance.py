@@ -552,7 +552,10 @@ CASES: tuple[Case, ...] = (
     *_generated(),
     # What this kernel does not have: kvm_arch_vm_ioctl and its siblings end in these for a number they do not know.
     Case("vm", "KVM_GET_NR_MMU_PAGES", E.ENOTTY, "x86 has no such ioctl any more"),
-    Case("vm", "KVM_SET_PMU_EVENT_FILTER", E.ENOTTY, "no performance counters"),
+    Case("vm", "KVM_SET_PMU_EVENT_FILTER", 0, "no event", struct(k.kvm_pmu_event_filter, action=1)),
+    Case("vm", "KVM_SET_PMU_EVENT_FILTER", E.EINVAL, "no such action", struct(k.kvm_pmu_event_filter, action=2)),
+    Case("vm", "KVM_SET_PMU_EVENT_FILTER", E.EINVAL, "no such flag", struct(k.kvm_pmu_event_filter, flags=2)),
+    Case("vm", "KVM_SET_PMU_EVENT_FILTER", E.E2BIG, "301 events", struct(k.kvm_pmu_event_filter, nevents=301)),
     Case("vcpu", "KVM_GET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),
     Case("vcpu", "KVM_SET_ONE_REG", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),
     Case("vcpu", "KVM_GET_REG_LIST", E.EINVAL, "x86 has it from Linux 6.18 on", 0, V10),

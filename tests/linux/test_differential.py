@@ -38,7 +38,6 @@ DIFFERS: dict[str, tuple[set[int], str]] = {
         "x86.c looks at LME, LMA and CS.L of EFER and leaves reserved bits to VM entry; ours refuses them at once",
     ),
     "vm KVM_IRQFD": ({errno.EBADF}, "6.18 looks at resampling only once it has the eventfd"),
-    "vm KVM_SET_PMU_EVENT_FILTER": ({errno.EFAULT}, "a kernel with a PMU reads the filter first"),
     "vcpu KVM_GET_ONE_REG": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
     "vcpu KVM_SET_ONE_REG": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
     "vcpu KVM_GET_REG_LIST": ({errno.EFAULT}, "6.18 has it, and reads the argument first"),
@@ -50,7 +49,6 @@ CAPABILITIES_THAT_DIFFER = {  # by what the real one depends on
     "configuration and processor": "NR_VCPUS MAX_VCPUS MAX_VCPU_ID MEMORY_ATTRIBUTES GUEST_MEMFD GUEST_MEMFD_FLAGS "
     "VM_TYPES XSAVE2",
     "features that the emulated kernel leaves out": "ONE_REG "
-    "PMU_EVENT_FILTER PMU_EVENT_MASKED_EVENTS "
     "STEAL_TIME DIRTY_LOG_RING DIRTY_LOG_RING_ACQ_REL "
     "VM_COPY_ENC_CONTEXT_FROM VM_MOVE_ENC_CONTEXT_FROM "
     "VM_DISABLE_NX_HUGE_PAGES SYNC_REGS",

@@ -256,6 +256,7 @@ _V10 = replace(
             Cap.PRE_FAULT_MEMORY,
             Cap.X86_APIC_BUS_CYCLES_NS,
             Cap.X86_GUEST_MODE,
+            Cap.PMU_EVENT_MASKED_EVENTS,
         }
     ),
     makes_sw_protected_vms=False,

@@ -7,7 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.cpuid import cpuid2_to_user, supported_cpuid
+from swtdx.linux.arch.x86.kvm.cpuid import check_padding, cpuid2_to_user, emulated_cpuid, supported_cpuid
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.linux.arch.x86.kvm.x86.capability import check_extension
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import msr_entries_from_user
@@ -104,8 +104,11 @@ class KvmDevice(File):
         return 0
 
     def _get_emulated_cpuid(self, arg: int) -> int:
+        """What KVM emulates where the processor lacks it; user space passes clean entries (sanity_check_entries)."""
         self._check_room(arg)
-        cpuid2_to_user(arg, [])
+        check_padding(arg)
+        entries = emulated_cpuid(self.kernel.processor)
+        cpuid2_to_user(arg, entries, len(entries) + 1)  # the next leaf is looked at before it is found to be none
         return 0
 
     @staticmethod

@@ -35,6 +35,7 @@ _INDEXED = {0x4, 0x7, 0xB, 0xD, 0x12, 0x14, 0x17, 0x18, 0x1D, 0x1E, 0x1F, 0x23, 
 F1_ECX_MONITOR, F1_ECX_VMX, F1_ECX_SMX, F1_ECX_X2APIC = 1 << 3, 1 << 5, 1 << 6, 1 << 21
 F1_ECX_TSC_DEADLINE, F1_ECX_OSXSAVE, F1_ECX_HYPERVISOR = 1 << 24, 1 << 27, 1 << 31
 F6_EAX_ARAT = 1 << 2
+F1_ECX_MOVBE, F7_ECX_RDPID, F81_EDX_RDTSCP = 1 << 22, 1 << 22, 1 << 27
 F1_ECX_DROPPED = F1_ECX_MONITOR | F1_ECX_VMX | F1_ECX_SMX | F1_ECX_OSXSAVE | 1 << 2 | 1 << 7 | 1 << 8 | 1 << 15
 F1_EDX_DROPPED = 1 << 18 | 1 << 21 | 1 << 22 | 1 << 28 | 1 << 29 | 1 << 31
 """PSN, DS, ACPI, HTT, TM and PBE (kvm_set_cpu_caps)."""
@@ -270,10 +271,37 @@ def entries_to_user(address: int, entries: Sequence[kvm_cpuid_entry2]) -> None:
     copy_to_user(address, b"".join(bytes(entry) for entry in entries))
 
 
-def cpuid2_to_user(arg: int, entries: Sequence[kvm_cpuid_entry2]) -> None:
-    """Answer a kvm_cpuid2 request: E2BIG if its ``nent`` is too small, else entries and count. Raises OSError."""
-    nent = int.from_bytes(copy_from_user(arg, HEADER_SIZE)[:4], "little")
-    if nent < len(entries):
-        raise err(errno.E2BIG, f"room for {nent} entries, {len(entries)} needed")
+def emulated_cpuid(processor: Processor) -> list[kvm_cpuid_entry2]:
+    """KVM_GET_EMULATED_CPUID: MOVBE, and RDPID where there is RDTSCP (cpuid_func_emulated)."""
+    rdtscp = processor.cpuid(0x80000001)[3] & F81_EDX_RDTSCP
+    return [
+        kvm_cpuid_entry2(function=0, eax=7),
+        kvm_cpuid_entry2(function=1, ecx=F1_ECX_MOVBE),
+        kvm_cpuid_entry2(function=7, flags=int(SIGNIFICANT), ecx=F7_ECX_RDPID if rdtscp else 0),
+    ]
+
+
+def check_padding(arg: int) -> None:
+    """Raises OSError(EINVAL) if an entry of a kvm_cpuid2 request cannot be read or its padding is not 0."""
+    nent = min(int.from_bytes(copy_from_user(arg, HEADER_SIZE)[:4], "little"), KVM_MAX_CPUID_ENTRIES)
+    padding = kvm_cpuid_entry2.padding
+    for number in range(nent):
+        at = arg + HEADER_SIZE + number * ctypes.sizeof(kvm_cpuid_entry2) + padding.offset
+        try:
+            clean = not any(copy_from_user(at, padding.size))
+        except OSError:
+            clean = False
+        if not clean:
+            raise err(errno.EINVAL, f"the padding of entry {number} is not 0")
+
+
+def cpuid2_to_user(arg: int, entries: Sequence[kvm_cpuid_entry2], needed: int = 0) -> None:
+    """Answer a kvm_cpuid2 request: E2BIG if its ``nent`` is too small, else entries and count. Raises OSError.
+
+    ``needed``: the room that is asked for, if more than the entries.
+    """
+    nent, needed = int.from_bytes(copy_from_user(arg, HEADER_SIZE)[:4], "little"), needed or len(entries)
+    if nent < needed:
+        raise err(errno.E2BIG, f"room for {nent} entries, {needed} needed")
     entries_to_user(arg + HEADER_SIZE, entries)
     copy_to_user(arg, len(entries).to_bytes(4, "little"))

@@ -16,6 +16,7 @@ from swtdx.linux.arch.x86.kvm.irq_comm import KVM_MAX_IRQ_ROUTES
 from swtdx.linux.arch.x86.kvm.x86 import irqchip_ioctl
 from swtdx.linux.arch.x86.kvm.x86.capability import check_extension, enable_cap
 from swtdx.linux.arch.x86.kvm.x86.msr_filter import msr_filter_from_user
+from swtdx.linux.arch.x86.kvm.x86.pmu import kvm_vm_ioctl_set_pmu_event_filter
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.err import err
 from swtdx.linux.files import File
@@ -386,5 +387,6 @@ _HANDLERS: dict[int, Handler] = {
         "KVM_MEMORY_ENCRYPT_REG_REGION": _mem_enc_region,
         "KVM_MEMORY_ENCRYPT_UNREG_REGION": _mem_enc_region,
         "KVM_X86_SET_MSR_FILTER": kvm_vm_ioctl_set_msr_filter,
+        "KVM_SET_PMU_EVENT_FILTER": kvm_vm_ioctl_set_pmu_event_filter,
     }.items()
 }
