@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same commit makes the same sdist, whoever packs it and when; and it carries what its tests and scripts use."""
+"""A commit makes the same sdist from any checkout, at any time, and it carries what its tests and scripts use."""
 
 from __future__ import annotations
 
