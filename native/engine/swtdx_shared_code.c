@@ -88,7 +88,7 @@ static void send(swtdx_engine *engine, uint64_t letter)
     cpu_exit(engine->uc->cpu);
 }
 
-/* Let an engine translate everything anew, before its next block. */
+/* Let an engine translate everything again, before its next block. */
 void swtdx_forget_all_code(swtdx_engine *engine)
 {
     pthread_spin_lock(&engine->letters_lock);

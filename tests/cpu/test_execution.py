@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -341,10 +342,13 @@ def test_power_on_state_is_the_reset_vector() -> None:
     )
 
 
-def test_the_environment_says_whether_they_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processors", [1, 2, 64])
+def test_the_environment_says_whether_they_take_turns(monkeypatch: pytest.MonkeyPatch, processors: int) -> None:
+    """Without it they do where there is but one processor for them."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
     monkeypatch.delenv("SWTDX_TCG_THREAD", raising=False)
-    assert not Platform().parallel
-    for text, parallel in (("", False), ("single", False), ("multi", True)):
+    assert Platform().parallel is (processors > 1)
+    for text, parallel in (("", processors > 1), ("single", False), ("multi", True)):
         monkeypatch.setenv("SWTDX_TCG_THREAD", text)
         assert Platform().parallel is parallel
     monkeypatch.setenv("SWTDX_TCG_THREAD", "many")

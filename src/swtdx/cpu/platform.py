@@ -124,8 +124,13 @@ def scaled_tsc(host_hz: int) -> tuple[int, int]:
 
 
 def _parallel_by_environment() -> bool:
-    """Return what $SWTDX_TCG_THREAD asks for, in the words of QEMU's `-accel tcg,thread=`. Raises ValueError."""
-    text = os.environ.get("SWTDX_TCG_THREAD") or "single"
+    """Return what $SWTDX_TCG_THREAD asks for, in the words of QEMU's `-accel tcg,thread=`. Raises ValueError.
+
+    Without it: whether this process may use more than one of the host's processors.
+    """
+    text = os.environ.get("SWTDX_TCG_THREAD")
+    if not text:
+        return len(os.sched_getaffinity(0)) > 1
     if text not in ("single", "multi"):
         raise ValueError(f"SWTDX_TCG_THREAD is {text!r}: it can be single or multi")
     return text == "multi"
@@ -159,7 +164,7 @@ class Platform:
     report_key: bytes | None = dataclasses.field(default=None, repr=False)
     """The processor's key for the MACs of TDREPORTs, 32 bytes. None: a new one with every machine."""
     parallel: bool = dataclasses.field(default_factory=_parallel_by_environment)
-    """Virtual CPUs execute at the same time, each on an engine of its own, instead of in turns. Experimental."""
+    """Virtual CPUs execute at the same time, each on an engine of its own, instead of in turns."""
     module_updated: bool = False
     """The TDX module was updated after its TDs were launched: TEE_TCB_SVN2 in their reports is higher."""
 

@@ -4,8 +4,9 @@
 SEAMCALL is a door: the kernel passes a leaf number and registers, the TDX module that was loaded into the SEAM range
 answers. Before a module is loaded the instruction fails as VMfailInvalid, which Linux reports as 0x8000FF00FFFF0000.
 
-The kernel sees several logical processors; execution takes turns on one engine, unless `Platform.parallel`. To reach a
-virtual CPU that is inside a SEAMCALL the kernel sends an interrupt to the logical processor on which it entered.
+The kernel sees several logical processors. Virtual CPUs execute at the same time, each on an engine of its own, or take
+turns on one: `Platform.parallel`. To reach one that is inside a SEAMCALL the kernel sends an interrupt to the logical
+processor on which it entered.
 """
 
 from __future__ import annotations
