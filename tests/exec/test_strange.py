@@ -2,8 +2,8 @@
 """Strange things that programs do with KVM's descriptors and processes, by both front ends: what Linux does then.
 
 Numbers that are closed past the library and used again, a thread that executes a program while others are in guests,
-vfork(2), forks from many threads, descriptors of other processes' VMs, a vCPU's number that is replaced in KVM_RUN. The
-program runs on the machine's own KVM, too.
+vfork(2), forks from many threads, descriptors of other processes' VMs, a vCPU's number that is replaced in KVM_RUN, a
+daemon that is killed. The program runs on the machine's own KVM, too.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ the child's VM: -5
 the parent's own: exit 2
 """,
     "replaced": "replaced: 1\nin its guest: exit 5\nafterwards: -25\nanother vCPU: 1\n",
+    "orphans": "gone: 1\ngone: 1\n",
 }
 
 

@@ -260,13 +260,46 @@ static void replaced(void)
     SHOW("another vCPU", ioctl(m.vm, KVM_CREATE_VCPU, 1L) >= 0);
 }
 
+/* A daemon with a VM is killed: soon there is no such process. */
+static void orphans(void)
+{
+    int pair[2], i;
+    pid_t daemon = 0;
+
+    socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair);
+    for (i = 0; i < 2; i++) {
+        pid_t child = fork();
+        double begun;
+
+        if (!child) {
+            if (!fork()) {
+                struct machine m = new_machine(i);
+
+                daemon = getpid();
+                must(write(pair[1], &daemon, sizeof(daemon)), "write");
+                START(&m, 0x1000, SPIN);
+                ioctl(m.vcpu, KVM_RUN, 0L);
+            }
+            _exit(0);
+        }
+        waitpid(child, NULL, 0);
+        must(read(pair[0], &daemon, sizeof(daemon)), "read");
+        usleep(100000);
+        kill(daemon, SIGKILL);
+        for (begun = seconds(); !kill(daemon, 0) && seconds() - begun < 10; usleep(10000)) {
+        }
+        SHOW("gone", kill(daemon, 0) && errno == ESRCH);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
         const char *name;
         void (*function)(void);
     } cases[] = { { "reuses", reuses }, { "execs", execs },   { "vforks", vforks },
-                  { "storms", storms }, { "rights", rights }, { "replaced", replaced } };
+                  { "storms", storms }, { "rights", rights }, { "replaced", replaced },
+                  { "orphans", orphans } };
     size_t i;
 
     self = argv[0];

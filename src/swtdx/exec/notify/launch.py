@@ -27,7 +27,7 @@ from swtdx.exec.program import NOT_FOUND, NOT_USABLE
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PASSED_ON = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
-_COLLECT_MS = 1000
+_COLLECT_MS, _SOON_MS = 1000, 50
 _WNOTHREAD = 0x20000000
 _ENDED = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 Serve = Callable[[Listener], "Background"]
@@ -123,13 +123,14 @@ def _attend(listener: Listener, background: Background, program: int, writing: i
     poll = select.poll()
     poll.register(listener.fd, 0)
     poll.register(pidfd, select.POLLIN)
-    status, registered, alone = -1, -1, True
+    status, registered, alone, patience = -1, -1, True, _COLLECT_MS
     while True:
         if registered < 0 <= background.descriptors():
             registered = background.descriptors()
             poll.register(registered, select.POLLIN)
-        events = dict(poll.poll(_COLLECT_MS))
-        background.collect(thoroughly=not events)
+        events = dict(poll.poll(patience))
+        background.collect(thoroughly=not events and patience == _COLLECT_MS)
+        patience = _SOON_MS if events else _COLLECT_MS  # a process closes its files before it can be reaped
         if pidfd in events:
             poll.unregister(pidfd)
             _, code = os.waitpid(program, 0)
@@ -144,13 +145,12 @@ def _attend(listener: Listener, background: Background, program: int, writing: i
             _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
             os.write(writing, b"%d\n" % status)
             os.close(writing)
-        if status >= 0:
-            _reap()
-            if listener.finished():
-                background.collect(thoroughly=True)
-                if not alone:
-                    background.finish()
-                return status
+        _reap(program if status < 0 else 0)
+        if status >= 0 and listener.finished():
+            background.collect(thoroughly=True)
+            if not alone:
+                background.finish()
+            return status
 
 
 def _go_to_background() -> None:
@@ -160,15 +160,17 @@ def _go_to_background() -> None:
         os.dup2(null, fd)
 
 
-def _reap() -> None:
-    """Programs whose parent has ended are our children now.
+def _reap(program: int = 0) -> None:
+    """Programs whose parent has ended are our children now; a zombie among them looks alive to who has killed it.
+
+    ``program``: the one that has its own way, and with which the others wait if it has ended.
 
     One of them that another thread of ours traces stops for that thread, and a plain wait here would take the news
     away from it, whatever its options (ptrace(2): the tracer is of the parent's thread group). So look first.
     """
     try:
         while (child := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WNOTHREAD)) is not None:
-            if child.si_code not in _ENDED:
+            if child.si_pid == program or child.si_code not in _ENDED:
                 return  # stopped for its tracer: the others are reaped when we come by again
             os.waitpid(child.si_pid, os.WNOHANG | _WNOTHREAD)
     except ChildProcessError:
