@@ -11,7 +11,7 @@ import pytest
 
 from swtdx.cli import option_groups
 from swtdx.cli.run import Debugger, Devices, Ending, Guest, Host, Keeping, Quoting, Records, TrustDomain, run
-from swtdx.cli.session import Options
+from swtdx.cli.run_options import Options
 
 GROUPS = (Guest, Host, Ending, Devices, Records, TrustDomain, Quoting, Debugger, Keeping)
 
@@ -34,7 +34,7 @@ def test_every_member_of_the_options_is_set(monkeypatch: pytest.MonkeyPatch) -> 
         given.append(members)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("swtdx.cli.session.Options", noted)
+    monkeypatch.setattr("swtdx.cli.run_options.Options", noted)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert set(given[0]) == {field.name for field in fields(Options)} - {"replayed"}  # of swtdx replay-run

@@ -237,7 +237,7 @@ def test_no_pair_shows_what_the_processor_rules_out(crew: Crew, name: str) -> No
 def test_sixteen_aligned_bytes_are_one_access(crew: Crew, move: str, writer: str) -> None:
     if move.startswith("v"):
         if "avx" not in crew.processor.platform.features:
-            pytest.skip("this host has no AVX")
+            pytest.skip("the processor here has no AVX")
         for guest in crew.guests:
             guest.context.cr4 |= 1 << 18
             guest.context.xcr0 = 7

@@ -80,6 +80,17 @@ class Thread:
 
 
 @contextmanager
+def running(*guests: Guest) -> Iterator[list[Thread]]:
+    """Run each in a thread of its own, and end those that are not over."""
+    threads = [Thread(guest) for guest in guests]
+    try:
+        yield threads
+    finally:
+        for thread in threads:
+            thread.joined(0)
+
+
+@contextmanager
 def ticking(*guests: Guest) -> Iterator[None]:
     """Kick those guests again and again, as the kernel's tick does."""
     over = threading.Event()
@@ -105,68 +116,56 @@ def company(source: str, way: str) -> Iterator[tuple[Guest, Guest]]:
     guest = Guest(source, processor=processor)
     worker = neighbour(WORKS, processor, 0x140000)
     guest.memory.raw[WORD : WORD + 64] = bytes(64)
-    yield guest, worker
-    for each in (guest, worker):
-        each.context.close()
-    processor.close()
+    try:
+        yield guest, worker
+    finally:
+        for each in (guest, worker):
+            each.context.close()
+        processor.close()
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("poll", POLLS)
 def test_one_that_polls_sleeps_until_what_it_waits_for_is_there(poll: str, way: str) -> None:
-    with company(POLLS[poll], way) as (poller, worker):
-        threads = Thread(poller), Thread(worker)
-        try:
-            with ticking(poller, worker):
-                deadline, slept = time.monotonic() + 20, 0
-                # In turns PAUSE gives the turn away at once, so that it need not be found.
-                while slept < 10 and not (way == "in turns" and "PAUSE" in poll):
-                    assert time.monotonic() < deadline, "it was not found, or does not sleep again"
-                    time.sleep(0.003)  # it looks only for a moment between two naps
-                    slept += poller.context.naps
-            assert not worker.context.polls
-            poller.memory.raw[WORD] = 1
-            assert threads[0].joined()
-        finally:
-            for thread in threads:
-                thread.joined(0)
+    with company(POLLS[poll], way) as (poller, worker), running(poller, worker) as threads:
+        with ticking(poller, worker):
+            deadline, slept = time.monotonic() + 20, 0
+            # In turns PAUSE gives the turn away at once, so that it need not be found.
+            while slept < 10 and not (way == "in turns" and "PAUSE" in poll):
+                assert time.monotonic() < deadline, "it was not found, or does not sleep again"
+                time.sleep(0.003)  # it looks only for a moment between two naps
+                slept += poller.context.naps
+        assert not worker.context.polls
+        poller.memory.raw[WORD] = 1
+        assert threads[0].joined()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_kick_ends_the_sleep_at_once(way: str) -> None:
-    with company(POLLS["a load and a branch"], way) as (poller, worker):
-        thread = Thread(worker)
-        try:
-            with ticking(poller):
-                deadline = time.monotonic() + 20
-                while not poller.context.polls and time.monotonic() < deadline:
-                    assert poller.run() == ExitReason.EXTERNAL_INTERRUPT
-            for _ in range(20):
-                timer = threading.Timer(0.02, poller.context.kick)
-                timer.start()
+    with company(POLLS["a load and a branch"], way) as (poller, worker), running(worker):
+        with ticking(poller):
+            deadline = time.monotonic() + 20
+            while not poller.context.polls and time.monotonic() < deadline:
                 assert poller.run() == ExitReason.EXTERNAL_INTERRUPT
-                timer.join()
-            assert poller.context.polls  # and a kick does not count as work
-        finally:
-            thread.joined(0)
+        for _ in range(20):
+            timer = threading.Timer(0.02, poller.context.kick)
+            timer.start()
+            assert poller.run() == ExitReason.EXTERNAL_INTERRUPT
+            timer.join()
+        assert poller.context.polls  # and a kick does not count as work
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("work", BUSY)
 def test_one_that_works_is_never_taken_for_it(work: str, way: str) -> None:
-    with company(BUSY[work].format(end=WORD), way) as (guest, worker):
-        threads = Thread(guest), Thread(worker)
-        try:
-            with ticking(guest, worker):
-                for _ in range(40):
-                    time.sleep(0.01)
-                    assert not guest.context.polls
-                    assert not worker.context.polls
-            guest.memory.raw[WORD] = 1
-            assert threads[0].joined()
-        finally:
-            for thread in threads:
-                thread.joined(0)
+    with company(BUSY[work].format(end=WORD), way) as (guest, worker), running(guest, worker) as threads:
+        with ticking(guest, worker):
+            for _ in range(40):
+                time.sleep(0.01)
+                assert not guest.context.polls
+                assert not worker.context.polls
+        guest.memory.raw[WORD] = 1
+        assert threads[0].joined()
 
 
 def test_one_that_polls_alone_is_left_alone() -> None:
@@ -174,26 +173,23 @@ def test_one_that_polls_alone_is_left_alone() -> None:
     for poll in ("a load and a branch", "PAUSE"):
         guest = Guest(POLLS[poll], processor=Processor(Platform(memory_size=1 << 30, parallel=True)))
         guest.memory.raw[WORD : WORD + 4] = bytes(4)
-        thread = Thread(guest)
-        with ticking(guest):
-            for _ in range(20):
-                time.sleep(0.01)
-                assert not guest.context.polls
-        guest.memory.raw[WORD] = 1
-        assert thread.joined()
+        with running(guest) as (thread,):
+            with ticking(guest):
+                for _ in range(20):
+                    time.sleep(0.01)
+                    assert not guest.context.polls
+            guest.memory.raw[WORD] = 1
+            assert thread.joined()
 
 
 def test_it_is_found_also_where_the_host_has_one_processor() -> None:
     available = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(available)})  # of this thread, and of those that it starts
     try:
-        with company(POLLS["a load and a branch"], "in parallel") as (poller, worker):
-            threads = Thread(poller), Thread(worker)
+        with company(POLLS["a load and a branch"], "in parallel") as (poller, worker), running(poller, worker):
             deadline = time.monotonic() + 20
             while not poller.context.polls and time.monotonic() < deadline:
                 time.sleep(0.01)  # no kick is sent
             assert poller.context.polls
-            for thread in threads:
-                thread.joined(0)
     finally:
         os.sched_setaffinity(0, available)

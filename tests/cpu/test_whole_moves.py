@@ -41,7 +41,7 @@ class Machine:
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     machine = Machine(request.param)
     if "avx" not in machine.processor.platform.features:
-        pytest.skip("this host has no AVX")
+        pytest.skip("the processor here has no AVX")
     yield machine
     machine.processor.close()
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from swtdx.cli.machine_parts import devices, kernel_for
 from swtdx.cli.parameters import InputError
+from swtdx.cli.run_options import Options
 from swtdx.cli.saved_machine import give_back
-from swtdx.cli.session import Options
 from swtdx.fuzzing.campaign import Known, Slice, work
 from swtdx.fuzzing.guest import Checker, Code, Guest, Limits
 from swtdx.fuzzing.host import Host

@@ -7,6 +7,7 @@ an empty line between any two lines of what stands below the options, so that ex
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from inspect import cleandoc
 from typing import Any
 
@@ -39,32 +40,37 @@ def _print_below(text: str) -> None:
     console.print()
 
 
-class _Compact:
-    """What stands below the options in as few lines as it has."""
+def _print_help(command: TyperCommand | TyperGroup, above: Callable[[], None]) -> None:
+    """Print the help; ``above`` prints what typer makes of it, for which there is nothing below the options."""
+    below, command.epilog = command.epilog, None
+    try:
+        above()
+    finally:
+        command.epilog = below
+    if below:
+        _print_below(below)
 
-    epilog: str | None
+
+class Command(TyperCommand):
+    """A command, its switches without a type."""
 
     def format_help(self, context: Any, formatter: Any) -> None:
         """Print the help."""
-        below, self.epilog = self.epilog, None
-        try:
-            super().format_help(context, formatter)  # type: ignore[misc]
-        finally:
-            self.epilog = below
-        if below:
-            _print_below(below)
-
-
-class Command(_Compact, TyperCommand):
-    """A command, its switches without a type."""
+        above = super().format_help
+        _print_help(self, lambda: above(context, formatter))
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
         """Return all parameters, the option for help among them."""
         return [_plain(each) for each in super().get_params(*arguments, **named)]
 
 
-class Group(_Compact, TyperGroup):
+class Group(TyperGroup):
     """The same for a group of commands."""
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        """Print the help."""
+        above = super().format_help
+        _print_help(self, lambda: above(context, formatter))
 
     def get_params(self, *arguments: Any, **named: Any) -> Any:
         """Return all parameters, the option for help among them."""

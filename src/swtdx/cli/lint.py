@@ -13,7 +13,7 @@ import typer
 from swtdx.cli.verdict import Failure, Verdict
 
 if TYPE_CHECKING:
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
     from swtdx.lint.report import Findings, Symbol
     from swtdx.lint.symbols import Symbols
 

@@ -21,7 +21,7 @@ from swtdx.vmm.get_quote import QuoteSource
 from swtdx.vmm.qgs_socket import AddressError, QuoteSocket, parse_address
 
 if TYPE_CHECKING:
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from swtdx.vmm.launch import LaunchError, check_tdx
 
 if TYPE_CHECKING:
     from swtdx.cli.recorded_run import Repeatable
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
     from swtdx.lying.live import Answers
 
 _LEAST_PLATFORM_GIB = 8

@@ -34,7 +34,7 @@ from swtdx.vmm.outcome import End, Outcome
 from swtdx.vmm.run import Run
 
 if TYPE_CHECKING:
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
 
 _KIND = "swtdx record"
 _ALIKE = (*ALIKE, "append")

@@ -69,7 +69,7 @@ def replay_run_command(
     Time, interrupts, random numbers and what was typed come as they came. The replay is compared with the record, and
     ends with a sentence where it goes another way.
     """
-    from swtdx.cli.session import OnPanic, Options
+    from swtdx.cli.run_options import OnPanic, Options
     from swtdx.cli.session import run as carry_out
 
     options = Options(

@@ -159,7 +159,7 @@ class Guest:
         return self.vm_type is VmType.tdx
 
     def options(self, host: Host) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import memory_size
 
         return {
@@ -219,7 +219,7 @@ class Host:
         return kernel is not None and str(kernel) in KvmChoice.__members__
 
     def options(self, guest: Guest) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError
         from swtdx.uapi.dialect import Dialect
 
@@ -296,9 +296,9 @@ class Ending:
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError, port, seconds
-        from swtdx.cli.session import OnPanic
+        from swtdx.cli.run_options import OnPanic
 
         if self.until == "":
             raise InputError("--until needs a text to wait for")
@@ -330,7 +330,7 @@ class Devices:
     rng: Annotated[bool, typer.Option("--rng", help="A virtio source of random numbers.")] = False
 
     def options(self) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow."""
         return {"disks": tuple(self.disk or ()), "virtio_console": self.virtio_console, "rng": self.rng}
 
 
@@ -454,7 +454,7 @@ class Quoting:
     ] = False
 
     def options(self, host: Host) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError
 
         if self.quotes is QuotesChoice.off and self.quote_generation_socket is not None:
@@ -514,7 +514,7 @@ class Keeping:
     ] = None
 
     def options(self, host: Host, debugger: Debugger) -> dict[str, Any]:
-        """Return the members of `swtdx.cli.session.Options` that follow. Raises InputError."""
+        """Return the members of `swtdx.cli.run_options.Options` that follow. Raises InputError."""
         from swtdx.cli.parameters import InputError
 
         if (self.snapshot_at is None) != (self.snapshot is None):
@@ -563,7 +563,7 @@ def run(
     The guest's console is stdout; all other messages go to stderr. On a terminal keys go to the guest, and Ctrl-A X
     ends the run. Without a terminal the run ends at the UEFI shell's prompt.
     """
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
     from swtdx.cli.session import run as carry_out
 
     keeping.check_alone(guest, host, devices, td)

@@ -30,7 +30,7 @@ from swtdx.vmm.launch import Machine, Plan, TdParameters, direct_boot
 from swtdx.x86 import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from swtdx.cli.session import Options
+    from swtdx.cli.run_options import Options
 
 ALIKE = (
     "memory", "cpus", "kernel_release", "module_version", "no_rbp_mod", "huge_pages", "debug_exit", "virtio_console",

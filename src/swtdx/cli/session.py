@@ -13,14 +13,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 
 from swtdx.cli import debugger, run_record
 from swtdx.cli.interruption import Interruption
@@ -31,31 +28,30 @@ from swtdx.cli.machine_parts import devices, kernel_for, open_device
 from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.parameters import InputError
 from swtdx.cli.recording import Recording
+from swtdx.cli.run_options import OnPanic, Options
 from swtdx.cli.standard_streams import GuestConsole
+from swtdx.cli.voice import Voice
 from swtdx.explain.notes import explained, outcome_explained, unread_ve
 from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.smbios import SmbiosError, parse_smbios
 from swtdx.image.tdvf import TdvfError
-from swtdx.trace.file import TraceFormat
 from swtdx.uapi.abilities import KeepError, powers_off
 from swtdx.uapi.client import Kvm
-from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.halts import HaltCounter
-from swtdx.vmm.launch import LaunchError, Machine, Plan, TdParameters, check_plan, direct_boot, launch
+from swtdx.vmm.launch import LaunchError, Machine, Plan, check_plan, direct_boot, launch
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
 from swtdx.vmm.panic_watch import Activity, PanicWatch
 from swtdx.vmm.run import Run, StuckVcpu
 
 if TYPE_CHECKING:
     from swtdx.cli.recorded_run import Repeatable
-    from swtdx.lying.lie import Lie
     from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
 
@@ -64,103 +60,6 @@ _FLUSH_SECONDS = 0.05
 _LAST_WORDS_SECONDS = 1.0  # for what a kernel prints after it has reported its panic
 _TOLD_SECONDS = 0.5
 _CONSOLE = "ttyS0"
-
-
-class OnPanic(Enum):
-    """What a panic of the guest's kernel does to the run."""
-
-    STOP = "stop"
-    CONTINUE = "continue"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What ``swtdx run`` was asked for."""
-
-    firmware: Path | None = None
-    memory: int = 256 << 20
-    cpus: int = 1
-    td: TdParameters | None = field(default_factory=TdParameters)
-    kernel_release: str | None = None  # of the embedded kernel; None: the newest released one
-    dialect: Dialect | None = None  # None: upstream, or whichever the host speaks
-    kvm: str = "emulated"
-    module_version: str | None = None  # of the TDX module; None: the platform's default
-    cpu_features: frozenset[str] | None = None  # besides x86-64-v2; None: all that there is
-    kernel: Path | None = None
-    initrd: Path | None = None
-    append: str | None = None
-    no_rbp_mod: bool = False
-    huge_pages: bool = True
-    inject: tuple[str, ...] = ()
-    lies: tuple[Lie, ...] = ()
-    lies_from: Path | None = None
-    lies_to: Path | None = None
-    gdb: str | None = None  # where to listen for a debugger
-    gdb_wait: bool = False
-    until: str | None = None
-    timeout: float | None = None
-    json: Path | None = None
-    debugcon: Path | None = None
-    log: Path | None = None
-    debug_exit: int | None = None
-    quotes: bool = True
-    quote_socket: str | None = None  # of a quote generation service; None: the machine's own quoting enclave
-    pki: Path | None = None  # folder of the machine's test keys; None: the default one
-    module_updated: bool = False
-    on_panic: OnPanic | None = None  # None: stop, unless a terminal is attached
-    smbios: tuple[str, ...] = ()  # type=N[,NAME=VALUE]...
-    disks: tuple[str, ...] = ()  # FILE[,ro][,format=raw]
-    virtio_console: bool = False
-    rng: bool = False
-    trace: Path | None = None
-    trace_format: TraceFormat = TraceFormat.jsonl
-    html: Path | None = None
-    lint: bool = False
-    lint_notes: bool = False
-    symbols: Path | None = None
-    snapshot_at: str | None = None
-    snapshot: Path | None = None
-    restored: Path | None = None
-    record: Path | None = None
-    replayed: Path | None = None  # a record
-    quiet: bool = False
-    verbose: bool = False
-
-
-class Voice:
-    """What swtdx says on stderr: steps while it builds, then lines. A spinner on a terminal, plain lines otherwise."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.quiet = quiet
-        self._status: Status | None = None
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            self.console.print(f"[dim]swtdx:[/dim] {escape(text)}", soft_wrap=True)
-
-    def step(self, text: str) -> None:
-        """A step of building begins."""
-        if self.quiet:
-            return
-        if not self.console.is_terminal:
-            self.say(text)
-        elif self._status is None:
-            self._status = self.console.status(escape(text))
-            self._status.start()
-        else:
-            self._status.update(escape(text))
-
-    def waiting(self, text: str) -> None:
-        """Say what is waited for; only on a terminal, where it is taken away again."""
-        if self.console.is_terminal:
-            self.step(text)
-
-    def steps_end(self) -> None:
-        """Take the spinner away."""
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
 
 
 def run(options: Options) -> int:

@@ -435,7 +435,7 @@ class _Counted(GuestContext):
             reason = super().run()  # the host had reasons of its own, which no other replay has
         self._asked = False
         if reason in _IO:
-            self.clock.left_for_io()
-        if self.clock.debugged:
-            self.clock.after_exit(reason)
+            clock.left_for_io()
+        if clock.debugged:
+            clock.after_exit(reason)
         return reason

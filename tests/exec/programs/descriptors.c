@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The ways to a descriptor of /dev/kvm, and what may be done with one. Prints a line for each. */
 #include "kvm.h"
+#include "rights.h"
 #include <linux/close_range.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -109,32 +109,6 @@ static void other_calls(void)
     SHOW("mmap of a VM", mmap(NULL, 4096, PROT_READ, MAP_SHARED, m.vm, 0) == MAP_FAILED ? -errno : 0);
 }
 
-static int received(int socket)
-{
-    char byte, control[CMSG_SPACE(sizeof(int))];
-    struct iovec data = { &byte, 1 };
-    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-    int fd;
-
-    must(recvmsg(socket, &message, 0), "recvmsg");
-    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-    return fd;
-}
-
-static void send_fd(int socket, int fd)
-{
-    char byte = 0, control[CMSG_SPACE(sizeof(int))] = { 0 };
-    struct iovec data = { &byte, 1 };
-    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-    must(sendmsg(socket, &message, 0), "sendmsg");
-}
-
 static int status_of(pid_t child)
 {
     int status;
@@ -189,12 +163,12 @@ static void processes(const char *self)
 
     must(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), "socketpair");
     send_fd(ends[0], m.kvm);
-    SHOW("sent to itself", usable(received(ends[1])));
+    SHOW("sent to itself", usable(receive_fd(ends[1])));
     fflush(stdout);
     child = fork();
     if (!child) {
-        SHOW("VM sent to another process", ioctl(received(ends[1]), KVM_CREATE_VCPU, 7L) < 0 ? -errno : 0);
-        SHOW("/dev/kvm sent to another process", usable(received(ends[1])));
+        SHOW("VM sent to another process", ioctl(receive_fd(ends[1]), KVM_CREATE_VCPU, 7L) < 0 ? -errno : 0);
+        SHOW("/dev/kvm sent to another process", usable(receive_fd(ends[1])));
         fflush(stdout);
         _exit(0);
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Strange things that programs do with KVM's descriptors and processes: what Linux does then, by both front ends. */
 #include "kvm.h"
+#include "rights.h"
 #include <sched.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -174,32 +174,6 @@ static void storms(void)
 
 /* ---- descriptors of others ---- */
 
-static void hand_over(int socket, int fd)
-{
-    char control[CMSG_SPACE(sizeof(int))] = { 0 }, byte = 0;
-    struct iovec data = { &byte, 1 };
-    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
-
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-    sendmsg(socket, &message, 0);
-}
-
-static int handed_over(int socket)
-{
-    char control[CMSG_SPACE(sizeof(int))], byte;
-    struct iovec data = { &byte, 1 };
-    struct msghdr message = { .msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control) };
-    int fd;
-
-    recvmsg(socket, &message, 0);
-    memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
-    return fd;
-}
-
 static long refused(int fd, unsigned long request)
 {
     return ioctl(fd, request, 0L) < 0 ? -errno : 0;
@@ -216,21 +190,21 @@ static void rights(void)
     if (!child) {
         struct machine own = new_machine(0);
 
-        hand_over(pair[1], own.vm);
-        vm = handed_over(pair[1]);
+        send_fd(pair[1], own.vm);
+        vm = receive_fd(pair[1]);
         SHOW("the parent's VM", refused(vm, KVM_CREATE_VCPU));
-        SHOW("the parent's vCPU", refused(handed_over(pair[1]), KVM_RUN));
-        SHOW("the parent's device", usable(handed_over(pair[1])));
+        SHOW("the parent's vCPU", refused(receive_fd(pair[1]), KVM_RUN));
+        SHOW("the parent's device", usable(receive_fd(pair[1])));
         printf("the child's own: %s\n", at(&own, 0));
         fflush(stdout);
         _exit(0);
     } else {
         struct machine m = new_machine(0);
 
-        hand_over(pair[0], m.vm);
-        hand_over(pair[0], m.vcpu);
-        hand_over(pair[0], m.kvm);
-        vm = handed_over(pair[0]);
+        send_fd(pair[0], m.vm);
+        send_fd(pair[0], m.vcpu);
+        send_fd(pair[0], m.kvm);
+        vm = receive_fd(pair[0]);
         waitpid(child, &status, 0);
         SHOW("the child's VM", refused(vm, KVM_CREATE_VCPU));
         printf("the parent's own: %s\n", at(&m, 0));

@@ -189,7 +189,7 @@ def test_the_other_operand_has_no_canonical_address(kvm: Kvm, what: str) -> None
 def test_the_other_operand_is_of_a_page_with_a_key(kvm: Kvm, what: str, pkru: int, user: bool) -> None:
     """SDM volume 3, protection keys: they hold for the supervisor's accesses to the user's pages, too."""
     if not any(entry.function == 7 and entry.ecx & 1 << 3 for entry in kvm.supported_cpuid()):
-        pytest.skip("no protection keys")
+        pytest.skip("the processor here has no protection keys")
     code, registers, register, written, _ = SECOND[what]
     for wp in (0, CR0_WP):
         set_pkru = b"\x31\xc9\x31\xd2\xb8" + struct.pack("<I", pkru) + b"\x0f\x01\xef"

@@ -178,8 +178,9 @@ def _mapped(
     on = [apic for apic in apics if apic.enabled]
     if not logical:
         found = _physical(kvm, on, destination)
-        aliased = not kvm.x2apic_format and len({apic.apic_id for apic in on}) < len(on) if len(found) != 1 else False
-        return None if aliased else found[:1]
+        if len(found) != 1 and not kvm.x2apic_format and len({apic.apic_id for apic in on}) < len(on):
+            return None  # two have the same id
+        return found[:1]
     slots = _logical_slots(kvm, on, destination)
     if not lowest or not slots:
         return slots if slots is None else [apic for apic in slots if apic is not None]

@@ -317,12 +317,11 @@ class EmulatedMsrs:
                 raise Invalid
         elif index in (MSR_KVM_ASYNC_PF_EN, MSR_KVM_ASYNC_PF_INT, MSR_KVM_PV_EOI_EN):
             self._check_pv_value(index, value)
-            self.values[index] = value
-            if index == MSR_KVM_ASYNC_PF_EN:
-                self.vcpu.async_pf.set(host=host)
         elif not self._plain_is_valid(index, value, host=host):
             raise Invalid
         self.values[index] = value
+        if index == MSR_KVM_ASYNC_PF_EN:
+            self.vcpu.async_pf.set(host=host)
 
     def _is_command(self, value: int, feature: int, *, host: bool, needed_for_0: bool) -> bool:
         """Return whether bit 0 may be written: the processor has the feature of leaf 7, EDX, and so has the guest."""

@@ -69,7 +69,7 @@ class StealTime:
         except OSError:
             return  # there is no memory to write to
         if self._preempted and self._vcpu.cpuid.pv_features & 1 << KVM_FEATURE_PV_TLB_FLUSH:
-            # Whether another vCPU asks for it is not looked at: one that did so until now may have come after the look.
+            # Not only if another vCPU has asked for it: it may ask between a look at its mark and the write above.
             self._vcpu.vmx.context.invept()
         self._preempted = False
 
