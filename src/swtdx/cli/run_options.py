@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ``swtdx run`` was asked for, as values: its command line, a snapshot or a record says so."""
+"""What ``swtdx run`` was asked for, as values, from its command line, a snapshot or a recording."""
 
 from __future__ import annotations
 
