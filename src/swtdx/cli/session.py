@@ -40,7 +40,7 @@ from swtdx.image.tdvf import TdvfError
 from swtdx.uapi.abilities import KeepError, powers_off
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.board.pvpanic import PanicEvent
-from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextWatch
+from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextStream, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
@@ -286,6 +286,7 @@ class _Session:
         self._halts: HaltCounter | None = None
         self._panic = PanicWatch(self._activity)
         self._silent = True
+        self._seen = TextStream()
         self._told_at = 0.0
         self._panic_reported_at: float | None = None
         self.output = GuestOutput(
@@ -420,7 +421,7 @@ class _Session:
         return run.outcome
 
     def _wait_with_the_guest(self, run: Run) -> None:
-        """On a terminal, say that something happens while the guest prints nothing yet."""
+        """On a terminal, say that something happens while the guest shows no text yet: firmware clears the screen."""
         if self._silent and self.interactive and run.seconds - self._told_at >= _TOLD_SECONDS:
             self._told_at = run.seconds
             done = f"{run.seconds:.0f} s, {sum(run.exits.values()):,} exits"
@@ -429,7 +430,7 @@ class _Session:
     def _shown(self, data: bytes) -> None:
         """The guest printed something, which comes to the terminal next."""
         if self._silent:
-            self._silent = False
+            self._silent = not any(byte > ord(" ") for byte in self._seen.text(data))
             self.voice.steps_end()
         self._panic.feed(data)
 

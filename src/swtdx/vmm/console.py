@@ -34,6 +34,36 @@ _CTRL_A = 0x01
 HELP = "Ctrl-A X: end the run   Ctrl-A H: help   Ctrl-A C: how the run is going   Ctrl-A A: send Ctrl-A"
 
 
+class TextStream:
+    """What remains of a stream of bytes when the terminal control sequences (ECMA-48) are taken out."""
+
+    def __init__(self) -> None:
+        self._state = self._in_text
+
+    def text(self, data: bytes) -> bytes:
+        """Take more of the stream, which may begin and end within a sequence; returns its text."""
+        return bytes(byte for byte in data if self._state(byte))
+
+    def _in_text(self, byte: int) -> bool:
+        if byte == _ESCAPE:
+            self._state = self._after_escape
+            return False
+        return True
+
+    def _after_escape(self, byte: int) -> bool:
+        # "[" opens a control sequence; intermediates (0x20-0x2f) are followed by the final byte of a short one.
+        if byte == ord("["):
+            self._state = self._in_control_sequence
+        elif not 0x20 <= byte <= 0x2F:
+            self._state = self._in_text
+        return False
+
+    def _in_control_sequence(self, byte: int) -> bool:
+        if 0x40 <= byte <= 0x7E:
+            self._state = self._in_text
+        return False
+
+
 class TextWatch:
     """Finds a text in a stream of bytes that also holds terminal control sequences (ECMA-48)."""
 
@@ -41,36 +71,16 @@ class TextWatch:
         self._wanted = text.encode()
         if not self._wanted:
             raise ValueError("the text to wait for is empty")
-        self._tail = bytearray()
-        self._state = self._in_text
+        self._tail = b""
+        self._stream = TextStream()
         self.found = False
 
     def feed(self, data: bytes) -> bool:
         """Take more of the stream; returns whether the text has appeared in it by now."""
-        for byte in data:
-            self._state(byte)
+        seen = self._tail + self._stream.text(data)
+        self.found = self.found or self._wanted in seen
+        self._tail = seen[max(0, len(seen) - len(self._wanted) + 1) :]
         return self.found
-
-    def _in_text(self, byte: int) -> None:
-        if byte == _ESCAPE:
-            self._state = self._after_escape
-            return
-        self._tail.append(byte)
-        if len(self._tail) > len(self._wanted):
-            del self._tail[0]
-        if self._tail == self._wanted:
-            self.found = True
-
-    def _after_escape(self, byte: int) -> None:
-        # "[" opens a control sequence; intermediates (0x20-0x2f) are followed by the final byte of a short one.
-        if byte == ord("["):
-            self._state = self._in_control_sequence
-        elif not 0x20 <= byte <= 0x2F:
-            self._state = self._in_text
-
-    def _in_control_sequence(self, byte: int) -> None:
-        if 0x40 <= byte <= 0x7E:
-            self._state = self._in_text
 
 
 class Writable(Protocol):
