@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,3 +59,20 @@ def test_examples_fill_no_screens(capsys: pytest.CaptureFixture[str], monkeypatc
         assert all(line.startswith((" swtdx ", "   ")) or "swtdx" in line for line in examples.splitlines()[1:]), words
         seen += 1
     assert seen > 20
+
+
+def test_what_options_and_arguments_take_is_said_in_one_style(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In capitals or as a choice of words, as in the text of the pages: no name of a Python type, no braces."""
+    monkeypatch.setenv("COLUMNS", "200")
+    command = typer.main.get_command(whole_app())
+    for words in _leaves(command):
+        with pytest.raises(SystemExit):
+            command([*words, "--help"], prog_name="swtdx")
+        above = capsys.readouterr().out.partition("Examples")[0]
+        usage = next(line for line in above.splitlines() if "Usage:" in line).partition("[OPTIONS]")[2]
+        assert not re.search(r"[{}]|\[\[A|\]\]", usage), usage
+        assert usage == usage.upper() or words == ("completion",), usage
+        taken = re.findall(r"^│ +--\S+ +(?:-[a-z] +)?(\S.*?)  ", above, re.MULTILINE)
+        assert not [each for each in taken if re.match(r"<|(?:str|path|int|float|bool)\b", each)], words

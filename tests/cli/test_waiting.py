@@ -24,7 +24,7 @@ from swtdx.cli import main; main()
 def test_a_firmware_that_only_clears_the_screen_has_shown_nothing(firmware: Path, tmp_path: Path) -> None:
     (tmp_path / "command.py").write_text(COMMAND)
     master, slave = pty.openpty()
-    command = [sys.executable, tmp_path / "command.py", "run", "--firmware", firmware]
+    command: list[str | Path] = [sys.executable, tmp_path / "command.py", "run", "--firmware", firmware]
     run = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=os.environ | {"TERM": "xterm"})
     try:
         shown = ""

@@ -37,6 +37,8 @@ def register(app: typer.Typer) -> None:
     app.command(name="completion", epilog=EPILOG)(completion)
 
 
-def completion(shell: Annotated[Shell, typer.Argument(help="For which shell.", show_default=False)]) -> None:
+def completion(
+    shell: Annotated[Shell, typer.Argument(metavar="bash|zsh|fish", help="For which shell.", show_default=False)],
+) -> None:
     """Print a shell's completion script."""
     print(get_completion_script(prog_name="swtdx", complete_var="_SWTDX_COMPLETE", shell=shell.value))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How help looks: a switch takes nothing, and says nothing of what it would take; an example is one line.
+"""How help looks: what an option takes is in capitals or a choice of words, a switch takes nothing, examples are lines.
 
-Typer names the type of every option, and a reader of ``--json <bool>`` would look for the value to give. It also prints
-an empty line between any two lines of what stands below the options, so that examples fill screens.
+Typer names the type of every option and argument, in a style that differs between its releases: a reader of
+``--json <bool>`` would look for the value to give, and ``{FILE} <path>`` says FILE twice. It also prints an empty line
+between any two lines of what stands below the options, so that examples fill screens.
 """
 
 from __future__ import annotations
@@ -17,10 +18,41 @@ from typer.core import TyperCommand, TyperGroup
 from swtdx.cli.declaration import for_typer
 
 
-def _plain(option: Any) -> Any:
-    if getattr(option, "is_flag", False) and option.metavar is None:
-        option.metavar = ""
-    return option
+def _plain(parameter: Any) -> Any:
+    """Say what an option or argument takes, in one style."""
+    if parameter.param_type_name == "argument":
+        parameter.metavar = parameter.metavar or parameter.name.upper()
+        parameter.display_type_rich = _nothing  # the column for its type, which the name says
+    elif getattr(parameter, "is_flag", False):
+        parameter.metavar = parameter.metavar or ""
+    elif parameter.metavar is None and not isinstance(getattr(parameter, "display_type_rich", None), _Bare | None):
+        parameter.display_type_rich = _Bare(parameter.display_type_rich)
+    return parameter
+
+
+def _nothing(**_: object) -> None:
+    """Return no type."""
+
+
+class _Bare:
+    """What typer says of an option's type, ``<a|b>`` without the brackets."""
+
+    def __init__(self, whole: Callable[..., str | None]) -> None:
+        self._whole = whole
+
+    def __call__(self, **named: Any) -> str | None:
+        return (self._whole(**named) or "").strip("<>") or None
+
+
+def _usage(command: Any, context: Any) -> list[str]:
+    """Return the words of the usage line behind the command: ``[IMAGE]`` may be missing, ``ADDRESS...`` be several."""
+    words = [command.options_metavar]
+    for parameter in command.get_params(context):
+        if parameter.param_type_name != "argument":
+            continue
+        word = parameter.metavar + ("..." if parameter.nargs != 1 and "..." not in parameter.metavar else "")
+        words.append(word if parameter.required or word.startswith("[") else f"[{word}]")
+    return words
 
 
 def _print_below(text: str) -> None:
@@ -52,7 +84,7 @@ def _print_help(command: TyperCommand | TyperGroup, above: Callable[[], None]) -
 
 
 class Command(TyperCommand):
-    """A command, its switches without a type."""
+    """A command, what its parameters take in one style."""
 
     def format_help(self, context: Any, formatter: Any) -> None:
         """Print the help."""
@@ -62,6 +94,10 @@ class Command(TyperCommand):
     def get_params(self, *arguments: Any, **named: Any) -> Any:
         """Return all parameters, the option for help among them."""
         return [_plain(each) for each in super().get_params(*arguments, **named)]
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words of the usage line behind the command."""
+        return _usage(self, ctx)
 
 
 class Group(TyperGroup):

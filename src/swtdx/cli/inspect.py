@@ -44,7 +44,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in place of the tables.")] = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture to FILE as SVG.")] = None,
     memory: Annotated[
-        str, typer.Option(help="Guest memory that the sections must fit into, as in 512M or 2G.")
+        str, typer.Option(metavar="SIZE", help="Guest memory that the sections must fit into, as in 512M or 2G.")
     ] = "256M",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing; only the exit status counts.")] = False,
 ) -> None:

@@ -42,8 +42,9 @@ class ModuleVersionChoice(StrEnum):
 KernelReleaseOption = Annotated[
     KernelRelease | None,
     typer.Option(
-        help="The host's kernel to emulate: a release of Linux, v10 (the patch series of November 2022), or next "
-        "(7.3-rc with patches under review: KVM_TDX_TERMINATE_VM, private pages of 2 MiB). "
+        metavar="RELEASE",
+        help=f"The host's kernel to emulate: {', '.join(KernelRelease)}. v10 is the patch series of November 2022, "
+        "next 7.3-rc with patches under review (KVM_TDX_TERMINATE_VM, private pages of 2 MiB). "
         f"Not given: {NEWEST_RELEASE.value}, the newest released one.",
         show_default=False,
     ),
@@ -58,9 +59,10 @@ DialectOption = Annotated[
 ModuleVersionOption = Annotated[
     ModuleVersionChoice,
     typer.Option(
-        help="The TDX module of the emulated machine. 1.5.06 and 1.0 (which goes with v10) are reproduced. Of the "
-        "others the number and TDX_FEATURES0 are, and from 1.5.08 on the guest's address width (MAXGPA); in all else "
-        "they act as 1.5.06."
+        metavar="VERSION",
+        help=f"The TDX module of the emulated machine: {', '.join(ModuleVersionChoice)}. 1.5.06 and 1.0 (which goes "
+        "with v10) are reproduced. Of the others the number and TDX_FEATURES0 are, and from 1.5.08 on the guest's "
+        "address width (MAXGPA); in all else they act as 1.5.06.",
     ),
 ]
 

@@ -106,7 +106,8 @@ class OtherMachine:
     """The machine, where it is not the board of ``swtdx run``."""
 
     cpus: Annotated[
-        int | None, typer.Option(min=1, max=64, help="vCPUs, with --kernel (not given: 1).", show_default=False)
+        int | None,
+        typer.Option(min=1, max=64, metavar="N", help="vCPUs, with --kernel (not given: 1).", show_default=False),
     ] = None
     event_log: Annotated[
         Path | None,

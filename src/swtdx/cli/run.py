@@ -133,7 +133,7 @@ class Guest:
         ),
     ] = None
     memory: Annotated[str, typer.Option("--memory", "-m", metavar="SIZE", help="512M, 2G, or MiB as in QEMU.")] = "256M"
-    cpus: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Number of vCPUs, 1 to 64.")] = 1
+    cpus: Annotated[int, typer.Option(min=1, max=64, metavar="N", help="Number of vCPUs.")] = 1
     vm_type: Annotated[VmType, typer.Option(help="A Trust Domain, or an ordinary VM.")] = VmType.tdx
     kernel: Annotated[
         Path | None,
@@ -496,6 +496,8 @@ class Debugger:
 @dataclass(frozen=True)
 class Keeping:
     """Machines that are kept."""
+
+    PANEL: ClassVar[str] = "Snapshots and recordings"
 
     snapshot_at: Annotated[
         str | None,
