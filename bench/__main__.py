@@ -10,7 +10,7 @@ import platform
 import sys
 from dataclasses import asdict
 
-from bench import boots, distribution, front_ends, parallel, qemu_boots, sizes
+from bench import boots, distribution, front_ends, parallel, qemu_boots, sizes, snapshots
 from bench.figures import FULL, LEAST, SHORT, Figure, all_figures
 
 
@@ -33,16 +33,23 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["boot", "distribution", "exec", "parallel", "size"],
+        choices=["boot", "distribution", "exec", "parallel", "size", "snapshot"],
         help="boot: boots beside QEMU's TCG; distribution: Debian to its login prompt; exec: its front ends, QEMU's "
-        "boots; parallel: two virtual CPUs beside QEMU's thread=multi; size: boots with 512 MiB to 64 GiB",
+        "boots; parallel: two virtual CPUs beside QEMU's thread=multi; size: boots with 512 MiB to 64 GiB; snapshot: "
+        "a Linux TD restored",
     )
     parser.add_argument("--runs", type=int, default=3, help="of each boot (default 3)")
     parser.add_argument("--short", action="store_true", help="less of each, and no firmware boot: a few seconds")
     parser.add_argument("--least", action="store_true", help="each figure once, to see that it can be measured")
     parser.add_argument("--json", action="store_true", help="one JSON object with every run, in place of the table")
     options = parser.parse_args()
-    of_boots = {"boot": boots.main, "distribution": distribution.main, "parallel": parallel.main, "size": sizes.main}
+    of_boots = {
+        "boot": boots.main,
+        "distribution": distribution.main,
+        "parallel": parallel.main,
+        "size": sizes.main,
+        "snapshot": snapshots.main,
+    }
     if options.what in of_boots:
         return of_boots[options.what](max(1, options.runs))
     if options.what == "exec":

@@ -270,12 +270,15 @@ def boot(
     if lies is not None:
         from swtdx.lying.live import listen
 
-        listen(processor, lies)
+        pending = listen(processor, lies)
+        if counted is not None:
+            counted[0].followers.append(pending)
     processor.load_seam_module(loaded)
     made = FaultyKernel if faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
     kernel.faults = faults
     if counted is not None:
+        counted[0].followers += faults.armed
         kernel.new_wait_queue = partial(CountedWait, counted[0])
     if trace is not None:
         kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)

@@ -15,6 +15,8 @@ import pytest
 
 from tests.cli.conftest import Command
 from tests.cli.test_replay_run import ALPHABET, kernel_of
+from tests.fuzzing.planted import LENGTH, PRESENT, image
+from tests.fuzzing.planted import code as planted_code
 from tests.machine.counting_guest import code
 from tests.vmm.gdb_guest import Client
 
@@ -117,6 +119,36 @@ def test_a_debugger_stops_a_replay_steps_and_goes_back_and_it_ends_as_recorded(k
     assert "the recorded run ended here" in err
     # What was printed before it went back is not printed again.
     assert out == record.with_suffix(".out").read_text()
+
+
+def test_the_lies_and_failed_calls_of_a_replay_go_back_with_it(tmp_path: Path, command: Command) -> None:
+    """The guest reads a port in a loop; its host lies by chance, and the module is busy now and then."""
+    kernel, file = tmp_path / "bzImage", tmp_path / "record"
+    kernel.write_bytes(image())
+    result = command(
+        *("run", "--firmware", "none", "--kernel", kernel, "--memory", "64M", "--debug-td"),
+        *("--lie", f"IO {PRESENT:#x}: random 60% seed 5", "--inject", "TDH.VP.ENTER: OPERAND_BUSY every 3"),
+        *("--lie", f"IO {LENGTH:#x}: R11=0x200 @8", "--record", file),
+    )
+    assert result.status == 3, result.err
+    place = ENTRY + planted_code().index(bytes.fromhex("4180fbff"))  # cmp r11b, 0xff
+    with replaying(file) as (_, where):
+        client = Client(where)
+        client.socket.settimeout(200)
+        client.ask(b"qSupported")
+        assert client.ask(b"Z0,%x,1" % place) == b"OK"
+        seen: dict[str, list[int]] = {}
+        for name, packet, times in (("forth", b"c", 6), ("back", b"bc", 3), ("again", b"c", 3)):
+            for _ in range(times):
+                if name == "again":
+                    client.ask(b"s")  # off the breakpoint, as gdb does
+                assert client.ask(packet) == b"T05thread:01;swbreak:;"
+                seen.setdefault(name, []).append(client.registers()["r11"])
+        client.close()
+    forth = seen["forth"]
+    assert len(set(forth)) > 3, "some are lies"
+    assert seen["back"] == forth[4:1:-1], "with the host's answer, which comes after the exit"
+    assert seen["again"] == forth[3:]
 
 
 @pytest.mark.skipif(GDB is None, reason="gdb is not installed: no real debugger has been at a replay")

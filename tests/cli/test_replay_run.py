@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 
+from swtdx.lying.lie import CALLS
+from swtdx.x86 import PAGE_SIZE
+from testing.bare_processor import assemble
 from tests.cli.conftest import Command
+from tests.fuzzing.planted import image
+from tests.fuzzing.sources import SOURCES
+from tests.fuzzing.test_kinds import FATAL
 from tests.image.test_linux_image import bzimage
 from tests.machine.counting_guest import LETTERS, code
 
@@ -72,6 +78,67 @@ def test_two_replays_and_the_recording_are_the_same(shape: str, tmp_path: Path, 
     # The last exit is written when it is over, which is the end of the run: beyond the one before it, what was recorded
     # and what is replayed end in their own ways.
     assert first[: exits[-2] + 1] == recorded[: exits[-2] + 1]
+
+
+def ve_page() -> int:
+    """Where the guest of this kind has what its host takes."""
+    return (0x200 + assemble(SOURCES["ve"]).rindex((0x1122334455667788).to_bytes(8, "little"))) & -PAGE_SIZE
+
+
+LIES = {
+    CALLS: ["IO 0x700: R11=0x1 @5", "IO 0x704: R11=0x200"],
+    **{kind: [text] for kind, text in FATAL.items()},
+    "ve": [f"Page: TAKE={0x100_0000 + ve_page():#x} @9"],
+    "any": ["any: random 3% seed 5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LIES)
+def test_the_lies_of_a_host_are_told_again(kind: str, tmp_path: Path, command: Command) -> None:
+    kernel, file, told = (tmp_path / name for name in ("bzImage", "record", "lies"))
+    kernel.write_bytes(image(CALLS if kind == "any" else kind))
+    options = [option for lie in LIES[kind] for option in ("--lie", lie)]
+    options += ["--rng"] if kind == "virtio" else ["--attributes", "0"] if kind == "ve" else []
+    run = ["run", "--firmware", "none", "--kernel", kernel, "--memory", "64M", "--timeout", "20", *options]
+    results = [tmp_path / name for name in ("recorded", "first", "second")]
+    recorded = command(*run, "--lies-to", told, "--record", file, "--json", results[0])
+    assert recorded.status in (3, 4), recorded.err
+    assert recorded.status == 3 or kind == "any"
+    assert told.read_text()
+    for result in results[1:]:
+        again = command("replay-run", file, "--json", result)
+        assert again.status == (3 if recorded.status == 3 else 0), again.err
+        assert again.out == recorded.out
+    first, *others = (json.loads(result.read_text()) for result in results)
+    assert [each["lies"] for each in others] == [first["lies"]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "injection"),
+    [
+        ("td", "TDH.VP.ENTER: OPERAND_BUSY every 7"),
+        ("td", "TDH.VP.ENTER: TD_FATAL @16410"),
+        ("vm", "KVM_RUN: EINTR every 3"),
+        ("vm", "KVM_RUN: EFAULT @20"),
+    ],
+)
+def test_calls_that_were_made_to_fail_fail_again(shape: str, injection: str, tmp_path: Path, command: Command) -> None:
+    file, results = tmp_path / "record", [tmp_path / name for name in ("recorded", "first", "second")]
+    run = machine(kernel_of(tmp_path, shape), shape, "--until", ALPHABET * 2, "--timeout", "60", "--inject", injection)
+    recorded = command(*run, "--record", file, "--json", results[0])
+    ends = "TD_FATAL" in injection or "EFAULT" in injection
+    assert recorded.status == (1 if ends else 0), recorded.err
+    for result in results[1:]:
+        again = command("replay-run", file, "--json", result)
+        assert again.status == recorded.status, again.err
+        assert "diverged" not in again.err
+        assert again.out == recorded.out
+    made, first, second = (json.loads(result.read_text())["injections"][0]["struck"] for result in results)
+    assert first == second
+    # How often the guest is entered after its last instruction is not part of the run.
+    assert 0 < made <= first <= made + 1
 
 
 def test_a_kernel_that_was_moved_is_named_and_another_is_refused(
@@ -166,17 +233,13 @@ def test_a_record_knows_the_sources_that_made_it(tmp_path: Path, monkeypatch: py
     [
         (["--cpus", "2"], "--record records machines with one vCPU only"),
         (["--disk", "x"], "--record does not keep what is written to a disk: --disk x,ro"),
-        (["--inject", "KVM_RUN: EINTR @3"], "--record and --inject cannot be used together"),
-        (["--lie", "any: random 1% seed 7"], "--record and --lie cannot be used together"),
         (["--gdb", ":0"], "debug the replay"),
         (["--quote-generation-socket", "unix:x"], "--quote-generation-socket cannot be used together"),
         (["--kvm", "host"], "--record is for the embedded kernel"),
         (["--snapshot-at", "x", "--snapshot", "{tmp}/x"], "--record and --snapshot cannot be used together"),
     ],
 )
-def test_what_cannot_be_recorded_is_refused(
-    arguments: list[str], sentence: str, tmp_path: Path, command: Command
-) -> None:
+def test_what_cannot_be_madeis_refused(arguments: list[str], sentence: str, tmp_path: Path, command: Command) -> None:
     file = tmp_path / "record"
     given = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
     result = command(*machine(kernel_of(tmp_path, "vm"), "vm", "--record", file, *given))
@@ -230,7 +293,7 @@ def test_a_firmware_with_disks_and_tables_of_its_own_is_repeated(
         assert sentence in refused.err
 
 
-def test_what_the_recorded_run_had_not_is_refused(record: Path, tmp_path: Path, command: Command) -> None:
+def test_what_the_maderun_had_not_is_refused(record: Path, tmp_path: Path, command: Command) -> None:
     for option, sentence in (
         ("--disk", "had none; give as many"),
         ("--firmware", "had none"),

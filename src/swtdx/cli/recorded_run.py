@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import swtdx
 from swtdx import __version__
+from swtdx.cli.kernel_choice import checked_injections, checked_lies
 from swtdx.cli.output import Output
 from swtdx.cli.parameters import InputError
 from swtdx.cli.saved_machine import ALIKE, td_as_json, td_from_json
-from swtdx.cpu.counted import Chance, CountedClock, Happening, Moment
+from swtdx.cpu.counted import BoardClock, Chance, CountedClock, Happening, Moment
 from swtdx.cpu.platform import Platform, host_features
 from swtdx.image.firmware import find_firmware
 from swtdx.image.shim import NAME as NO_FIRMWARE
@@ -50,8 +51,6 @@ def check(options: Options) -> None:
         (options.cpus > 1, "records machines with one vCPU only, so far: omit --cpus"),
         (options.restored is not None, "and --from cannot be used together, so far: record from the start"),
         (writable is not None, f"does not keep what is written to a disk: --disk {writable},ro"),
-        (bool(options.inject), "and --inject cannot be used together, so far"),
-        (bool(options.lies), "and --lie cannot be used together, so far"),
         (options.quote_socket is not None, "and --quote-generation-socket cannot be used together: quotes differ"),
         (options.snapshot is not None, "and --snapshot cannot be used together, so far"),
         (options.gdb is not None, "and --gdb cannot be used together: debug the replay (swtdx replay-run --gdb)"),
@@ -70,6 +69,7 @@ class Repeatable:
         self.terminal: tuple[int, int] | None = tuple(recipe["terminal"]) if recipe["terminal"] else None
         """Columns and lines, as a virtio console tells its guest."""
         self.clock = CountedClock(recipe["real_ns"], script)
+        self.board_clock = BoardClock(self.clock)
         self.chance = Chance(seed)
         self.report_key = Chance(seed + b"report")(32)
         self._ending = ending
@@ -132,6 +132,8 @@ def recorder(options: Options, terminal: tuple[int, int] | None) -> Repeatable:
         "files": {name: _identity(f"--{name}", path) for name, path in named.items()},
         "disks": [_identity("--disk", parse_disk(text).path) for text in options.disks],
         "smbios": options.smbios,
+        "inject": options.inject,
+        "lies": [lie.text for lie in options.lies],
         "debugcon": options.debugcon is not None,
         "terminal": terminal,
         "seed": secrets.token_hex(32),
@@ -170,6 +172,8 @@ def _options(path: Path, recipe: dict[str, Any], options: Options) -> Options:
         **given,
         disks=_disks(path, recipe["disks"], options.disks),
         smbios=tuple(recipe["smbios"]),
+        inject=checked_injections(recipe["inject"]),
+        lies=checked_lies(recipe["lies"], None),
         dialect=Dialect(recipe["dialect"]),
         cpu_features=frozenset(recipe["cpu_features"]),
         td=td_from_json(recipe["td"]),

@@ -102,6 +102,8 @@ def run(options: Options) -> int:
         lies = _teller(options, kept.get("--lies-to"))
         trace = recording.emit if recording.wanted else None
         report_key = keys.report_key if counted is None else counted.report_key
+        if counted is not None and lies is not None:
+            counted.clock.followers.append(lies)
         kernel = kernel_for(options, report_key, trace, None if lint is None else lint.findings, lies, counted)
         plan = replace(plan, quotes=keys.source(kernel))
         files.enter_context(explained(kernel, options.dialect))
@@ -300,7 +302,7 @@ class _Session:
         self.plan = replace(
             plan,
             serial=self._put,
-            clock=counted.clock if counted is not None else None,
+            clock=counted.board_clock if counted is not None else None,
             debug=debug.write if debug is not None else plan.debug,
             debug_exit=options.debug_exit,
             progress=voice.step if saved is None else lambda step: None,

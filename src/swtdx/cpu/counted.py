@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from swtdx.clock import Alarm, Clock
 from swtdx.cpu import _engine
@@ -70,6 +70,18 @@ class Chance:
         return hashlib.shake_256(self._seed + self.drawn.to_bytes(8, "little")).digest(length)
 
 
+class Follower(Protocol):
+    """What else decides by what came before: it goes back with the clock."""
+
+    def kept(self) -> object:
+        """Return where it is."""
+        ...
+
+    def go_on(self, kept: Any) -> None:
+        """Be there again."""
+        ...
+
+
 class CountedClock(Clock):
     """Time by the count, and all that happens at a time.
 
@@ -86,7 +98,7 @@ class CountedClock(Clock):
     __slots__ = (
         "_alarms", "_at", "_console", "_context", "_count_end", "_halted", "_held", "_last_count", "_next_check",
         "_posted", "_printed", "_real_start", "_script", "_shown", "_sleeper", "_visits", "chance", "debugged",
-        "deliver", "diverged", "ended", "engine", "note", "replays", "steps", "stop_at", "stopped",
+        "deliver", "diverged", "ended", "engine", "followers", "note", "replays", "steps", "stop_at", "stopped",
     )  # fmt: skip
 
     def __init__(self, real_start: int, script: Iterable[Happening] | None = None) -> None:
@@ -99,6 +111,7 @@ class CountedClock(Clock):
         self._script = list(script or ())
         self._at = 0  # which of them is next
         self.chance: Chance | None = None
+        self.followers: list[Follower] = []
         self._context: GuestContext | None = None
         self._sleeper: Callable[[], None] = lambda: None
         self._halted = False
@@ -138,17 +151,19 @@ class CountedClock(Clock):
             self._alarms.append(alarm)
         return True
 
-    def kept(self) -> list[int]:
-        """Return where it is: numbers only."""
+    def kept(self) -> list[Any]:
+        """Return where it is, for this process only."""
         assert self.engine is not None
         drawn = 0 if self.chance is None else self.chance.drawn
         own = [self._at, self._visits, self._last_count, self._next_check, self._console, self._printed, self._halted]
-        return [*self.engine.counted_state, drawn, *own]
+        return [[each.kept() for each in self.followers], *self.engine.counted_state, drawn, *own]
 
-    def go_on(self, kept: list[int]) -> None:
+    def go_on(self, kept: list[Any]) -> None:
         """Be there again."""
         assert self.engine is not None
-        count, jumped, random, drawn, *own = kept
+        others, count, jumped, random, drawn, *own = kept
+        for follower, then in zip(self.followers, others, strict=True):
+            follower.go_on(then)
         self.engine.counted_state = count, jumped, random
         if self.chance is not None:
             self.chance.drawn = drawn
@@ -221,6 +236,8 @@ class CountedClock(Clock):
         engine = self.engine
         assert engine is not None
         self._context, count = context, engine.count
+        if self.debugged and self._is_at_its_stop:
+            self.hold("step" if self.steps else "count")
         if self._held:
             engine.set_count_end(count)
             return
@@ -266,11 +283,17 @@ class CountedClock(Clock):
         assert engine is not None
         if engine.take_stop():
             self.hold("break")
-        elif self.stop_at is not None and engine.count >= self.stop_at:
+        elif self._is_at_its_stop:
             if self.steps and reason == ExitReason.EPT_VIOLATION:
+                assert self.stop_at is not None
                 self.stop_at += 1  # the instruction begins again
-            else:
+            elif reason == ExitReason.EXTERNAL_INTERRUPT:
                 self.hold("step" if self.steps else "count")
+            # After any other exit the host has still to answer: it stops at the next entry, where it has.
+
+    @property
+    def _is_at_its_stop(self) -> bool:
+        return self.stop_at is not None and self.count >= self.stop_at
 
     def idle(self, sleep: Callable[[float], bool], seconds: float, wake: Callable[[], None]) -> bool:
         """Pass the time of a HLT: until the next alarm or input, in a replay at once. True: a signal came."""
@@ -391,6 +414,69 @@ class CountedClock(Clock):
 
     def _state(self, context: GuestContext) -> str:
         return f"{context.rip:#x} {zlib.crc32(bytes(context.gpr)):08x} {self._console:08x}"
+
+
+class BoardClock(Clock):
+    """The board's clock of a counted machine: a host that lies about time sets it, at the same call each time."""
+
+    rings_alarms = True
+    __slots__ = ("_alarms", "_clock")
+
+    def __init__(self, clock: CountedClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._alarms: dict[int, _BoardAlarm] = {}
+
+    def monotonic_ns(self) -> int:
+        """As of any clock."""
+        return self._clock.monotonic_ns() - self._behind_monotonic
+
+    def monotonic(self) -> float:
+        """The same in seconds."""
+        return self.monotonic_ns() / 1e9
+
+    def real_ns(self) -> int:
+        """Return UTC, as the host has it."""
+        return self._clock.real_ns()
+
+    def time(self) -> float:
+        """Return seconds since 1970, UTC, as the board has them."""
+        return (self._clock.real_ns() - self._behind_real) / 1e9
+
+    def serve(self, alarm: Alarm) -> bool:
+        """Have ``alarm`` rung by the thread of the virtual CPU."""
+        ours = self._alarms.setdefault(id(alarm), _BoardAlarm(alarm, self))
+        return self._clock.serve(ours)
+
+    @property
+    def ahead_ns(self) -> int:
+        """How far it is ahead of the machine's."""
+        return -self._behind_monotonic
+
+    def kept(self) -> list[Any]:
+        """Return where it is."""
+        return [self.monotonic_ns(), self._clock.real_ns() - self._behind_real]
+
+    def go_on(self, kept: list[Any]) -> None:
+        """Be there again; the machine's clock is already."""
+        monotonic, real = kept
+        self._behind_monotonic = self._clock.monotonic_ns() - monotonic
+        self._behind_real = self._clock.real_ns() - real
+
+
+@dataclass(frozen=True)
+class _BoardAlarm:
+    """An alarm by the board's clock, in terms of the machine's."""
+
+    alarm: Alarm
+    clock: BoardClock
+
+    def due_ns(self) -> int | None:
+        due = self.alarm.due_ns()
+        return None if due is None else due - self.clock.ahead_ns
+
+    def ring(self) -> None:
+        self.alarm.ring()
 
 
 class CountedProcessor(Processor):

@@ -12,6 +12,7 @@ from swtdx.fuzzing import outcome
 from swtdx.fuzzing.host import Host
 from swtdx.fuzzing.hostile import ACPI, CLOCK, INTERRUPT, PAGE, Hostile
 from swtdx.fuzzing.outcome import Outcome
+from swtdx.fuzzing.patience import Patience, look
 from swtdx.lying.lie import Lie
 from swtdx.vmm.launch import Machine
 from swtdx.vmm.outcome import End
@@ -28,8 +29,6 @@ _LAST_WORDS_SECONDS = 0.5
 _LONGEST_WORDS_SECONDS = 8.0
 _LOOK_SECONDS = 0.1
 _LONGEST_CONSOLE = 1 << 20
-_BUSY = 0.25
-"""Part of a silent time that a guest which hangs computes."""
 
 Checker = Callable[["Guest"], str | None]
 """Looks at a guest that has ended well; what is wrong with it, in words, or None."""
@@ -49,7 +48,10 @@ class Covering(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """When a run ends: after so many calls or seconds, or when the console shows ``until``."""
+    """When a run ends: after so many calls or seconds, or when the console shows ``until``.
+
+    Seconds are those that the guest had (`swtdx.fuzzing.patience`).
+    """
 
     calls: int = 2000
     seconds: float = 2.0
@@ -161,12 +163,12 @@ class Guest:
 
         self.host.begin(lies, self.limits.calls, enough)
         run = self._run = Run(machine, Hostile(machine, self.host))
-        computed = time.process_time()
+        patience = Patience(self.limits.seconds, look(self.host.called_at))
         run.start()
         try:
             if self._typed:
                 machine.board.type(self._typed)
-            hangs = self._wait(run, computed)
+            hangs = self._wait(run, patience)
         finally:
             run.stop()
             self._run = None
@@ -181,24 +183,19 @@ class Guest:
         new = self._code.of(self._processor.covered())
         return Result(found, new, list(self.host.told), self.host.calls)
 
-    def _wait(self, run: Run, computed: float) -> bool:
+    def _wait(self, run: Run, patience: Patience) -> bool:
         """Wait for the end; whether the guest computes and asks for nothing any more."""
-        deadline = run.started_at + self.limits.seconds
-        middle, at_middle = run.started_at + self.limits.seconds / 2, computed
         while True:
-            now = time.monotonic()
-            if now < middle:
-                at_middle = time.process_time()
-            if run.wait(max(min(deadline - now, _LOOK_SECONDS), 0.01)) is not None:
+            if run.wait(max(min(patience.seconds - patience.had, _LOOK_SECONDS), 0.01)) is not None:
                 return False
-            now = time.monotonic()
+            over = patience.spend(look(self.host.called_at))
             if self._doomed_at:
+                now = time.monotonic()
                 if now >= min(self._spoke_at + _LAST_WORDS_SECONDS, self._doomed_at + _LONGEST_WORDS_SECONDS):
                     run.finish(_DOOMED)
-            elif now >= deadline:
-                busy = time.process_time() - at_middle
+            elif over:
                 run.finish(_TIME)
-                return self.host.called_at < middle and busy >= _BUSY * self.limits.seconds / 2
+                return patience.hangs
 
     def _harmless(self, end: Ended, hangs: bool, spoken: Outcome | None) -> Outcome:
         if hangs:

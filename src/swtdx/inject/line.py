@@ -57,6 +57,17 @@ class Armed:
             self.struck += due
         return due
 
+    def kept(self) -> object:
+        """Return where it is, for `go_on`."""
+        with self._lock:
+            return self.calls, self.struck, self._random.getstate()
+
+    def go_on(self, kept: tuple[int, int, tuple[Any, ...]]) -> None:
+        """Count from there again."""
+        with self._lock:
+            self.calls, self.struck = kept[:2]
+            self._random.setstate(kept[2])
+
     def as_json(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {"injection": self.injection.text, "calls": self.calls, "struck": self.struck}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from swtdx.cpu._engine import GuestContext
 from swtdx.cpu.vmx import ExitReason
@@ -43,18 +44,51 @@ class Answers(Protocol):
         ...
 
 
-def listen(processor: Processor, teller: Answers) -> None:
-    """Let every TD's virtual CPU that ``processor`` creates from now on have its answers by ``teller``."""
-    members = {"teller": teller, "left": None if teller.left is None else staticmethod(teller.left)}
+Asked = tuple[str, dict[str, int]]
+"""A call whose answer the guest has not got yet: the function, and its registers."""
+
+
+class Pending:
+    """The calls of a processor that are not answered yet."""
+
+    def __init__(self) -> None:
+        self._contexts = WeakSet[_LiedTo]()
+
+    def add(self, context: _LiedTo) -> None:
+        """Know a virtual CPU."""
+        self._contexts.add(context)
+
+    def kept(self) -> WeakKeyDictionary[_LiedTo, Asked | None]:
+        """Return them, for `go_on`."""
+        return WeakKeyDictionary({context: context.asked for context in self._contexts})
+
+    def go_on(self, kept: WeakKeyDictionary[_LiedTo, Asked | None]) -> None:
+        """Have those again."""
+        for context in self._contexts:
+            context.asked = kept.get(context)
+
+
+def listen(processor: Processor, teller: Answers) -> Pending:
+    """Let every TD's virtual CPU that ``processor`` creates from now on have its answers by ``teller``.
+
+    Returns what goes back with a machine that continues from a moment before.
+    """
+    pending = Pending()
+    members = {
+        "teller": teller, "pending": pending, "left": None if teller.left is None else staticmethod(teller.left),
+    }  # fmt: skip
     processor.context_class = type("LiedTo", (_LiedTo, processor.context_class), members)
+    return pending
 
 
 class _LiedTo(GuestContext):
     teller: Answers
+    pending: Pending
     left: Coverage | None
 
     def attach_views(self) -> None:
-        self.asked: tuple[str, dict[str, int]] | None = None
+        self.asked: Asked | None = None
+        self.pending.add(self)
         super().attach_views()
 
     def run(self) -> int:
