@@ -37,11 +37,26 @@ def test_piped_it_ends_at_the_shells_prompt_and_says_so(command: Command, firmwa
     assert result.status == 0
     assert "UEFI Interactive Shell" in result.out
     assert result.out.endswith("Shell>\n")
-    assert f"firmware {firmware}: it was named" in result.err
+    assert f"firmware {firmware} (--firmware)" in result.err
     assert "UEFI shell prompt" in result.err
     assert predict_mrtd(parse(firmware.read_bytes(), "")).hex() in result.err
     assert "known only to the guest" in result.err
     assert not kernel.names
+
+
+OFFERED = typed("BdsDxe: No bootable option was found.\r\nBdsDxe: Press any key to enter the Boot Manager Menu.\r\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--until", "never"]])
+def test_unattended_it_ends_where_the_firmware_waits_for_a_key(
+    arguments: list[str], command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    """With --until there is no limit of time."""
+    scripted(FakeKernel(plays={0: OFFERED}))
+    result = command("run", "--firmware", firmware, *arguments, "--json", tmp_path / "run.json")
+    assert result.status == 3
+    assert "the firmware found nothing to boot" in result.err
+    assert json.loads((tmp_path / "run.json").read_text())["outcome"] == "no-boot-option"
 
 
 def test_until(command: Command, firmware: Path, scripted: Scripted) -> None:

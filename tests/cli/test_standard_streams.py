@@ -106,7 +106,7 @@ def test_a_result_that_cannot_be_printed_is_a_failure(arguments: str, where: str
 @pytest.mark.parametrize("arguments", RESULTS)
 def test_a_result_to_head_ends_quietly(arguments: str, firmware: Path) -> None:
     done = shell(f"{SWTDX} {arguments.format(firmware)} | head -n 0")
-    assert done.stderr in ("", f"swtdx: {firmware}: it was named\n")
+    assert done.stderr in ("", f"swtdx: firmware {firmware} (--firmware)\n")
 
 
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])

@@ -36,7 +36,7 @@ def firmware_bytes(named: Path | None, quiet: bool) -> tuple[bytes, str]:
         text = str(error).replace("name one with --firmware", "name one")
         raise Failure(text, Verdict.NO_INPUT) from None
     if not quiet:
-        print(f"swtdx: {firmware.path}: {firmware.why}", file=sys.stderr)
+        print(f"swtdx: {firmware.described}", file=sys.stderr)
     return firmware.image, str(firmware.path)
 
 

@@ -85,7 +85,7 @@ EPILOG = """
 
 0 powered off, reset, text or prompt seen, left; 1 internal error; 2 bad input;
 
-3 the guest reported a fatal error or crashed; 4 timeout; 5 --lint found a leak; 130 interrupted
+3 the guest reported a fatal error, crashed, or found nothing to boot; 4 timeout; 5 --lint found a leak; 130 interrupted
 """
 
 

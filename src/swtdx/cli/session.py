@@ -40,7 +40,7 @@ from swtdx.image.tdvf import TdvfError
 from swtdx.uapi.abilities import KeepError, powers_off
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.board.pvpanic import PanicEvent
-from swtdx.vmm.console import HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextStream, TextWatch
+from swtdx.vmm.console import BOOT_MENU_OFFERED, HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextStream, TextWatch
 from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
 from swtdx.vmm.gdb.server import GdbServer
@@ -79,7 +79,7 @@ def run(options: Options) -> int:
         plan = _plan(options)
         if counted is not None and counted.has_debug_port:
             plan = replace(plan, debug=lambda data: None)
-        voice.say(f"firmware {plan.firmware.path}: {plan.firmware.why}")
+        voice.say(f"firmware {plan.firmware.described}")
     check_plan(plan)
     if plan.linux is not None and saved is None and options.replayed is None:
         _check_secure_boot(options, plan, plan.linux, voice)
@@ -296,6 +296,8 @@ class _Session:
         )
         if keeps is not None:
             self.output.watch(TextWatch(keeps), self._stop_to_keep)
+        if not self.interactive and gdb is None and options.replayed is None:
+            self.output.watch(TextWatch(BOOT_MENU_OFFERED), self._nothing_to_boot)
         self._put = self.output.put if counted is None else counted.serial(self.output.put)
         debug = outputs.get("--debugcon")
         terminal = _terminal_size() if counted is None else counted.terminal
@@ -466,6 +468,11 @@ class _Session:
     def _text_found(self) -> None:
         if self._run is not None:
             self._run.finish(self._found)
+
+    def _nothing_to_boot(self) -> None:
+        """The firmware waits for a key, and no terminal is here to press one."""
+        if self._run is not None:
+            self._run.finish(Outcome(End.NO_BOOT_OPTION, "the firmware found nothing to boot, and waits for a key"))
 
     def _stop_to_keep(self) -> None:
         """The console shows the text of --snapshot-at: the machine stands still until it is kept."""

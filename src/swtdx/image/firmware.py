@@ -21,6 +21,7 @@ from typing import Any
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, TdvfError, check_image_size, parse
 
 FEATURE = "intel-tdx"
+_NAMED = "it was named"
 _LONGEST_DESCRIPTOR = 1 << 20  # characters
 ARCHITECTURE = "x86_64"
 
@@ -51,6 +52,11 @@ class Firmware:
     why: str
     image: bytes
 
+    @property
+    def described(self) -> str:
+        """Path and reason, for a person."""
+        return f"{self.path} (--firmware)" if self.why == _NAMED else f"{self.path}: {self.why}"
+
 
 def find_firmware(
     named: Path | None = None,
@@ -71,7 +77,7 @@ def find_firmware(
             parse(image, str(named))
         else:
             check_image_size(image, str(named))
-        return Firmware(named, "it was named", image)
+        return Firmware(named, _NAMED, image)
     passed_over: list[str] = []
     for path, why in candidates(usual_paths, descriptor_folders):
         try:

@@ -28,6 +28,8 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 SHELL_PROMPT = "Shell>"
+BOOT_MENU_OFFERED = "Press any key to enter the Boot Manager Menu."
+"""What EDK II says after "No bootable option or device was found", before it waits for a key (BdsDxe)."""
 
 _ESCAPE = 0x1B
 _CTRL_A = 0x01

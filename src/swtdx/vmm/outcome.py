@@ -7,7 +7,7 @@ status  meaning
 0       the guest powered off or reset, the awaited text appeared, or the user ended the run
 1       internal error of swtdx or of the kernel below it
 2       bad input, or a kernel that cannot do what was asked
-3       the guest reported a fatal error, or crashed
+3       the guest reported a fatal error or crashed, or its firmware found nothing to boot
 4       time was up
 odd     what the guest wrote to the debug exit port (``--debug-exit``), times 2 plus 1
 130     interrupted (SIGINT, or the reader of the console is gone)
@@ -38,6 +38,7 @@ class End(Enum):
     TIMEOUT = ("timeout", 4)
     INTERRUPTED = ("interrupted", 130)
     PANIC = ("panic", 3)
+    NO_BOOT_OPTION = ("no-boot-option", 3)
     DEBUG_EXIT = ("debug-exit", 1)
 
     @property
