@@ -77,6 +77,7 @@ def test_a_text_that_does_not_come_leaves_no_file(kernel: Path, tmp_path: Path, 
     file = tmp_path / "never"
     result = command(*machine(kernel, "--snapshot-at", "never", "--snapshot", file, "--until", "DE"))
     assert result.status == 0
+    assert "swtdx: no snapshot was made: the console never showed 'never'\n" in result.err
     assert not file.exists()
 
 
@@ -127,6 +128,18 @@ def test_a_file_that_is_damaged_or_of_another_version_is_refused_in_one_sentence
         assert result.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("at", "until"), [("BCD", "BCD"), ("BCD", "CD"), ("CD", "BCD")])
+def test_a_run_that_ends_where_it_is_to_be_kept_is_kept(
+    at: str, until: str, kernel: Path, tmp_path: Path, command: Command
+) -> None:
+    file = tmp_path / "kept"
+    result = command(*machine(kernel, "--snapshot-at", at, "--snapshot", file, "--until", until))
+    assert result.status == 0, result.err
+    result = command("run", "--from", file, "--until", "FGH")
+    assert result.status == 0, result.err
+    assert letters(result.out) in (b"EFGH", b"FGH")
+
+
 def test_a_disk_that_can_be_written_is_refused_and_one_that_cannot_is_given_again(
     kernel: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -146,3 +159,13 @@ def test_a_disk_that_can_be_written_is_refused_and_one_that_cannot_is_given_agai
     result = command("run", "--from", file, "--disk", f"{disk},ro", "--until", "EF")
     assert result.status == 0, result.err
     assert letters(result.out) == b"EF"
+    disk.write_bytes(bytes(1 << 20))  # the same at another time
+    copy = tmp_path / "copy.img"
+    copy.write_bytes(bytes(1 << 20))
+    for same in (disk, copy):
+        assert command("run", "--from", file, "--disk", f"{same},ro", "--until", "EF").status == 0
+    disk.write_bytes(bytes((1 << 20) - 1) + b"x")
+    result = command("run", "--from", file, "--disk", f"{disk},ro", "--until", "EF")
+    assert result.status == 2
+    assert "has other contents than disk.img had when the machine in" in result.err
+    assert result.err.count("\n") == 1

@@ -8,6 +8,7 @@ of its own: `swtdx.snapshot.file`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -83,9 +84,25 @@ def td_from_json(td: dict[str, Any] | None) -> TdParameters | None:
 
 
 def disk_label(device: VirtioBlk) -> list[Any]:
-    """Return what a disk is recognised by: the name of its file, and its size. Its path is for the user to give."""
+    """Return what a disk is recognised by: the name of its file, its size, when it was changed last, its SHA-256.
+
+    Its path is for the user to give. A block device has no SHA-256: it may be large. Raises OSError.
+    """
     known = device.as_json()
-    return [Path(str(known["image"])).name, known["size"]]
+    file = Path(str(known["image"]))
+    return [file.name, known["size"], file.stat().st_mtime_ns, _digest(file) if file.is_file() else None]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _has_changed(file: Path, changed_at: int, digest: str | None) -> bool:
+    """Whether a file has other contents than when it was kept; it is read only where its time differs."""
+    if digest is None or not file.is_file():
+        return False
+    return file.stat().st_mtime_ns != changed_at and _digest(file) != digest
 
 
 def give_back(path: Path, machine: Machine, saved: Saved) -> None:
@@ -158,18 +175,24 @@ def check_disks_are_kept(given: tuple[str, ...]) -> None:
 def _check_disks(path: Path, needed: list[list[Any]], given: tuple[str, ...]) -> None:
     """Raise InputError unless the disks that the machine has are given again: a file does not name what is opened."""
     if len(needed) != len(given):
-        names = " ".join(f"--disk {name},ro" for name, _ in needed)
+        names = " ".join(f"--disk {name},ro" for name, *_ in needed)
         raise InputError(
             f"--from {path}: the machine in it has no disk"
             if not needed
             else f"--from {path}: give the disks that the machine in it has: {names}"
         )
-    for text, (name, size) in zip(given, needed, strict=True):
+    for text, (name, size, changed_at, digest) in zip(given, needed, strict=True):
         spec = parse_disk(text)
         if not spec.read_only:
             raise InputError(f"--disk {text}: the machine in {path} has it read-only: --disk {text},ro")
         if spec.path.exists() and spec.path.stat().st_size != size:
             raise InputError(f"--disk {text} has another size than {name}, which the machine in {path} has")
+        try:
+            changed = _has_changed(spec.path, changed_at, digest)
+        except OSError as error:
+            raise InputError(f"--disk {text} cannot be read: {error.strerror or error}") from None
+        if changed:
+            raise InputError(f"--disk {text} has other contents than {name} had when the machine in {path} was kept")
 
 
 def _planned(path: Path, saved: Saved, options: Options) -> tuple[Options, Plan]:

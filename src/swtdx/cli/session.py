@@ -261,7 +261,7 @@ class _Session:
         self.lies = lies
         self._saved = saved
         self._counted = counted
-        self._keep_now = False
+        self._keep_now = self._kept = self._cannot_be_kept = False
         self._execution: Execution | None = None
         self.interruption = interruption
         self._terminal: Keyboard | None = None
@@ -356,6 +356,7 @@ class _Session:
                 stands = ", the machine waits for it" if self.options.gdb_wait else ""
                 self.voice.say(f"for a debugger: target remote {self.gdb.where}{stands}")
             outcome = self._attend(run, machine)
+            missing = self._keep_at_the_end(machine, outcome)
             if self._counted is not None:
                 outcome = self._counted.judged(outcome)
                 if (output := self.outputs.get("--record")) is not None:
@@ -378,6 +379,10 @@ class _Session:
             if kernel is not None:  # this program ends, too: its machine need not take the TD down page by page
                 kernel.power_off()
         self._report(kept, outcome)
+        if missing is not None:
+            print(f"swtdx: {missing}", file=sys.stderr)
+            if self._cannot_be_kept:
+                return outcome.status or End.INTERNAL_ERROR.status
         return outcome.status or (STATUS_LEAK if self.lint is not None and self.lint.findings.leaks else 0)
 
     def _execution_of(self, machine: Machine) -> Execution:
@@ -482,23 +487,41 @@ class _Session:
 
     def _keep(self, run: Run, machine: Machine) -> None:
         """Write the snapshot. Without anything else that ends the run, this does."""
-        from swtdx.cli.saved_machine import contents
-        from swtdx.snapshot.values import NotKept
-
-        self._keep_now = False
-        output, options = self.outputs["--snapshot"], self.options
+        options = self.options
         with run.paused() as stands:
             if not stands:
                 return
-            try:
-                output.replace(contents(options, machine), private=True)
-            except (KeepError, NotKept) as error:
-                run.finish(Outcome(End.INTERNAL_ERROR, f"no snapshot can be made: {error}"))
-                return
-            if output.problem is None:
-                self.voice.say(f"snapshot: {options.snapshot}, {output.path.stat().st_size >> 20} MiB")
-            if options.until is None and not self.interactive:
+            self._keep_now = False
+            if (problem := self._write_snapshot(machine)) is not None:
+                run.finish(Outcome(End.INTERNAL_ERROR, problem))
+            elif options.until is None and not self.interactive:
                 run.finish(Outcome(End.UNTIL, f"the console showed {options.snapshot_at!r}: the machine is kept"))
+
+    def _write_snapshot(self, machine: Machine) -> str | None:
+        """Write a machine that stands still; returns why that cannot be, a sentence."""
+        from swtdx.cli.saved_machine import contents
+        from swtdx.snapshot.values import NotKept
+
+        output = self.outputs["--snapshot"]
+        try:
+            output.replace(contents(self.options, machine), private=True)
+        except (KeepError, NotKept, OSError) as error:  # OSError: a disk is not there any more
+            self._cannot_be_kept = True
+            return f"no snapshot can be made: {error}"
+        self._kept = True
+        if output.problem is None:
+            self.voice.say(f"snapshot: {self.options.snapshot}, {output.path.stat().st_size >> 20} MiB")
+        return None
+
+    def _keep_at_the_end(self, machine: Machine, outcome: Outcome) -> str | None:
+        """Keep a machine whose run ended at that very moment; returns why there is no snapshot, a sentence."""
+        if self.options.snapshot_at is None or self._kept or self._cannot_be_kept:
+            return None
+        if not self._keep_now:
+            return f"no snapshot was made: the console never showed {self.options.snapshot_at!r}"
+        if outcome.end is End.UNTIL:
+            return self._write_snapshot(machine)
+        return "no snapshot was made: the run ended before that"
 
     def _panic_reported(self, event: PanicEvent) -> None:
         """The guest's kernel says by pvpanic that it has panicked; with a crash kernel it continues."""
