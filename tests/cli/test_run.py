@@ -144,6 +144,24 @@ def test_a_kernel_with_a_window_into_the_td_shows_its_registers(
     assert "passes RBP in TDVMCALLs" in result.err
 
 
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_crash_names_the_rule_that_refuses_rbp(
+    refused: bool, command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
+) -> None:
+    class PassesRbp(FakeKernel):
+        def inspect_td(self, vm_fd: int) -> dict[str, object]:
+            window = {"mrtd": "ab" * 48, "rtmr": ["0" * 96] * 4, "rtmr_events": []}
+            return window | {"passes_rbp": True, "module_version": "1.5.06"}
+
+    scripted(PassesRbp(plays={0: [shut_down]}))
+    arguments = ["--no-rbp-mod"] if refused else []
+    page = tmp_path / "run.html"
+    result = command("run", "--firmware", firmware, *arguments, "--html", page)
+    assert result.status == 3
+    for text in (result.err, page.read_text()):
+        assert ("CONFIG_FLAGS.NO_RBP_MOD is 1; else" in text) is refused
+
+
 def test_an_ordinary_vm_has_no_measurements(
     command: Command, firmware: Path, scripted: Scripted, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ from swtdx.cli.recording import Recording
 from swtdx.cli.run_options import OnPanic, Options
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.voice import Voice
-from swtdx.explain.notes import explained, outcome_explained, unread_ve
+from swtdx.explain.notes import explained, outcome_explained, refused_rbp, unread_ve
 from swtdx.image.firmware import FirmwareError, find_firmware
 from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
 from swtdx.image.shim import NAME as NO_FIRMWARE
@@ -372,6 +372,8 @@ class _Session:
             explained_end = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)
             if outcome.end is End.CRASH:
                 explained_end += unread_ve(kept.get("unread_ve", []))
+                if self.options.no_rbp_mod and kept.get("passes_rbp"):
+                    explained_end += refused_rbp()
             if explained_end:
                 kept["explained"] = explained_end
             self.recording.record = kept

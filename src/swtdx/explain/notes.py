@@ -85,6 +85,18 @@ def unread_ve(reasons: list[int]) -> list[str]:
     )  # fmt: skip
 
 
+def refused_rbp() -> list[str]:
+    """Explain a crash of a TD with NO_RBP_MOD whose guest passes RBP in TDVMCALLs, in lines for a person."""
+    return words.aligned(
+        [
+            ("reason", "the guest passes RBP in its TDVMCALLs, which the TDX module refuses in a TD with NO_RBP_MOD"),
+            ("rule", "TDG.VP.VMCALL: bit 5 of RCX, RBP, must be 0 if CONFIG_FLAGS.NO_RBP_MOD is 1; else "
+             "OPERAND_INVALID (RCX), and the call does not leave the TD"),
+            ("do", "Use firmware from edk2-stable202405 or later, or run this one without --no-rbp-mod."),
+        ]
+    )  # fmt: skip
+
+
 def _command(failed: Failed, dialect: Dialect) -> str:
     words_of = ["swtdx", "explain", failed.errno, "--command", failed.ioctl]
     if failed.hw_error:

@@ -105,7 +105,7 @@ def page(history: RunHistory) -> str:
                 "VM exits and SEAMCALLs over time",
                 _chart(history, ("exit",), "VM exits") + _chart(history, ("seamcall",), "SEAMCALLs"),
             ),
-            _section("Measurement", _measurement(history, record)),
+            _section("Measurement", _measurement(history, record) or '<p class="soft">Nothing was measured.</p>'),
             _section("Secure EPT", _secure_ept(history)),
             _section("What happened how often", _totals(history), wide=True),
             _section("Console", _console(record), wide=True),
