@@ -125,8 +125,8 @@ def test_a_second_interrupt(both: Both) -> None:
 # --- kvm_arch_vcpu_ioctl_set_mpstate, kvm_vcpu_ioctl_x86_set_vcpu_events ----------------------------------------------
 
 
-def test_sipi_received_is_init_received_with_a_sipi_pending(emulated: Both) -> None:
-    """A nested host answers otherwise, so only here: the next KVM_RUN starts the vCPU at the vector of the events."""
+def test_sipi_received_is_a_sipi_that_is_pending(emulated: Both) -> None:
+    """It starts the vCPU at the vector of the events as soon as its state is read (kvm_apic_accept_events)."""
     vm = emulated.new_vm()
     emulated.new_vcpu(vm)
     vcpu = emulated.new_vcpu(vm, 1)
@@ -136,7 +136,7 @@ def test_sipi_received_is_init_received_with_a_sipi_pending(emulated: Both) -> N
         k.kvm_vcpu_events(flags=int(k.KVM_VCPUEVENT_VALID_SIPI_VECTOR), sipi_vector=0x12),
     )
     emulated.ioctl(vcpu, k.KVM_SET_MP_STATE, k.kvm_mp_state(mp_state=k.KVM_MP_STATE_SIPI_RECEIVED))
-    assert mp_state(emulated, vcpu) == k.KVM_MP_STATE_INIT_RECEIVED
+    assert mp_state(emulated, vcpu) == k.KVM_MP_STATE_RUNNABLE
     run = emulated.run_page(vcpu)
     emulated.ioctl(vcpu, k.KVM_RUN)  # without memory: it comes no further than its first instruction
     sregs = k.kvm_sregs()

@@ -103,6 +103,12 @@ def debugctl_is_listed(release: str) -> Any:
     return 0x1D9 in [int.from_bytes(bytes(room)[at : at + 4], "little") for at in range(4, 4 + 4 * room.nmsrs, 4)]
 
 
+def sregs_with_a_bit_of_efer(release: str) -> Any:
+    bench = boot(release=release)
+    vcpu = bench.ioctl(bench.vm(0), k.KVM_CREATE_VCPU, 0)
+    return answered(lambda: bench.ioctl(vcpu, k.KVM_SET_SREGS, k.kvm_sregs(efer=1 << 4)))
+
+
 def capability_of_terminate_vm(release: str) -> Any:
     bench = boot(release=release)
     vm = bench.vm()
@@ -416,6 +422,9 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         msrs_without_their_feature,
         since("6.18", (0, 1), (1, 0)),
         ("advertised_pv_msrs_read_as_0", "xss_needs_xsaves"),
+    ),
+    "KVM_SET_SREGS with a bit of EFER that the vCPU lacks": (
+        sregs_with_a_bit_of_efer, since("7.2", 0, E.EINVAL), ("sregs_check_efer",),
     ),
     "quirks of KVM_CAP_DISABLE_QUIRKS2": (
         lambda name: boot_capability(name, k.Cap.DISABLE_QUIRKS2),

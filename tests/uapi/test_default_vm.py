@@ -35,6 +35,7 @@ class Guest:
         self.vm: Vm = kvm.create_vm()
         self.vm.set_user_memory_region(0, 0, MEMORY_SIZE, self.memory)
         self.vcpu: Vcpu = self.vm.create_vcpu(0)
+        self.vcpu.set_cpuid2(kvm.supported_cpuid())  # without, KVM_SET_SREGS refuses long mode
 
     def load(self, code: bytes, **regs: int) -> None:
         self.memory[CODE : CODE + len(code)] = code
@@ -221,7 +222,7 @@ def test_writes_are_logged_where_asked(kvm: Kvm, guest: Guest) -> None:
     guest.vm.set_user_memory_region(1, 0x10000, 0x4000, logged, header.KVM_MEM_LOG_DIRTY_PAGES)
     guest.load(b"\x66\x67\xc7\x05" + (0x12000).to_bytes(4, "little") + b"\x01\0\0\0" + HLT)  # mov dword [0x12000], 1
     sregs = guest.vcpu.get_sregs()
-    sregs.ds.limit = 0xFFFFFFFF  # "unreal mode"
+    sregs.ds.limit, sregs.ds.g = 0xFFFFFFFF, 1  # "unreal mode"
     guest.vcpu.set_sregs(sregs)
     assert guest.run() is Exit.HLT
     assert guest.vm.dirty_log(1, 4)[0] == 0b0100

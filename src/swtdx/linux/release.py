@@ -71,6 +71,9 @@ class Release:
     CPUID lacks them; else KVM_GET_MSRS and KVM_SET_MSRS stop there. (In 6.18 since one of its stable updates.)"""
     xss_needs_xsaves: bool
     """KVM_SET_MSRS sets IA32_XSS only where the vCPU's CPUID has XSAVES; else it can be set to 0 on any vCPU."""
+    sregs_check_efer: bool
+    """KVM_SET_SREGS refuses bits of EFER that the vCPU lacks with EINVAL; else KVM_RUN ends with KVM_EXIT_FAIL_ENTRY
+    for those that the processor lacks. (In 7.2 since one of its stable updates, which others got, too.)"""
     lists_debugctl: bool
     """KVM_GET_MSR_INDEX_LIST has IA32_DEBUGCTL and the addresses of the last interrupt. (So has 6.18.44.)"""
     emulates_avx: bool
@@ -161,6 +164,7 @@ _6_16 = Release(
     quirks=0x3FF,
     advertised_pv_msrs_read_as_0=False,
     xss_needs_xsaves=False,
+    sregs_check_efer=False,
     lists_debugctl=False,
     emulates_avx=False,
     directed_eoi_is_chosen=False,
@@ -225,6 +229,7 @@ _7_2 = replace(
     name=KernelRelease.V7_2,
     bound_twice=errno.EEXIST,
     quirks=0xFFF,
+    sregs_check_efer=True,
     shows_module_in_sysfs=True,
     map_gpa_knows_errnos=True,
     x2apic_by_register=True,

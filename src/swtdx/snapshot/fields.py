@@ -125,8 +125,8 @@ _KVM = {
         "map_gpa_next map_gpa_end"
     ),
     "swtdx.linux.arch.x86.kvm.vmx.vmx.VcpuVmx": _fields(
-        "context pi_desc exit_reason tsc_offset tsc_multiplier spec_ctrl entry_fails guest_debug singlestep_rip "
-        "guest_dr"
+        "context pi_desc exit_reason tsc_offset tsc_multiplier spec_ctrl entry_unchecked entry_fails event_injected "
+        "exception_payload given guest_debug singlestep_rip guest_dr"
     ),
     "swtdx.linux.arch.x86.kvm.x86.async_pf.AsyncPf": _fields("wakes_all requested", "_vcpu"),
     "swtdx.linux.arch.x86.kvm.x86.mce.MachineCheck": _fields("mcg_cap mcg_status mcg_ctl mcg_ext_ctl banks ctl2"),

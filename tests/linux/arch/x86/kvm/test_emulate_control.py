@@ -88,7 +88,7 @@ class Pair:
         struct.pack_into("<4Q", tables, 0x1000, 0x83, 0, 0, 3 << 30 | 0x83)
         guest.memory[0x9000:0xF000] = bytes(0x6000)
         guest.memory[0x9000:0x9010] = bytes(range(0x40, 0x50))
-        guest.vcpu.set_vcpu_events(k.kvm_vcpu_events())
+        guest.vcpu.set_vcpu_events(k.kvm_vcpu_events(flags=k.KVM_VCPUEVENT_VALID_SHADOW))
         guest.reset()
         guest.load(code + DONE)
         sregs = guest.vcpu.get_sregs()

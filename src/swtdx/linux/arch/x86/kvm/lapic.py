@@ -272,6 +272,11 @@ class Lapic:
         self._set(PROCPRI, ppr)
         return ppr
 
+    def set_tpr(self, value: int) -> None:
+        """Set the task priority, as CR8 does."""
+        self._set(TASKPRI, value)
+        self.update_ppr()
+
     def has_interrupt(self) -> bool:
         """Return whether IRR holds a vector of a higher class than PPR."""
         if not self.enabled:
@@ -337,8 +342,7 @@ class Lapic:
             self._set(TDCR, value & 0xB)
             self.start_apic_timer()
         elif register == TASKPRI:
-            self._set(TASKPRI, value & 0xFF)
-            self.update_ppr()
+            self.set_tpr(value & 0xFF)
         elif register == ESR:
             self._set(ESR, 0)
         elif register in (LDR, DFR, ID, ICR2):
@@ -493,6 +497,7 @@ class Lapic:
             self._set(ID, x2apic_id)
             self._set(LDR, x2apic_id >> 4 << 16 | 1 << (x2apic_id & 0xF))
         self._set(LVR, self.version)
+        self.update_ppr()
         left = self.get(TMCCT)
         self._set(TMCCT, 0)
         self._update_lvtt(old_lvtt, self.get(LVTT))

@@ -23,7 +23,9 @@ XMM_AT, YMM_AT, FCW, MXCSR = 160, 576, 0, 24
 def vcpu(kvm: Kvm) -> Iterator[Vcpu]:
     vm = kvm.create_vm()
     try:
-        yield vm.create_vcpu(0)
+        made = vm.create_vcpu(0)
+        made.set_cpuid2(kvm.supported_cpuid())  # components that it lacks are not shown
+        yield made
     finally:
         vm.close()
 
@@ -70,7 +72,7 @@ def test_components_that_are_left_out_get_their_initial_state(kvm: Kvm, vcpu: Vc
     put(vcpu, area(supported(kvm)))
     put(vcpu, area(X87))
     back = get(vcpu)
-    assert struct.unpack_from("<Q", back, BV) == (X87 | SSE,)
+    assert struct.unpack_from("<Q", back, BV) == (X87,)
     assert struct.unpack_from("<H", back, FCW) == (0x27F,)
     assert struct.unpack_from("<I", back, MXCSR) == (0x1F80,)
     assert back[XMM_AT : XMM_AT + 256] == bytes(256)

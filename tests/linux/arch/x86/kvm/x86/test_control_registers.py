@@ -76,8 +76,11 @@ def test_cr4_without_the_feature(kvm: Kvm) -> None:
                 assert sregs_refuse(guest, cr4=1 << PAE | 1 << bit), f"CR4 bit {bit}"
 
 
-def test_cr4_of_a_vcpu_without_cpuid(kvm: Kvm) -> None:
-    with LongModeVm(kvm, None) as guest:
+LONG_MODE = k.kvm_cpuid_entry2(function=EXTENDED, edx=1 << 29)
+
+
+def test_cr4_of_a_vcpu_with_little_in_its_cpuid(kvm: Kvm) -> None:
+    with LongModeVm(kvm, [LONG_MODE]) as guest:
         for bit in range(64):
             guest.reset()
             refuses = bit in NEVER or (bit in CR4 and CR4[bit] is not None)
@@ -161,8 +164,10 @@ def test_efer_without_the_feature(kvm: Kvm) -> None:
     with LongModeVm(kvm, without(kvm, (EXTENDED, 0, "edx", 20))) as guest:
         assert guest.run(wrmsr(0xC0000080, 0x500 | 1 << NXE)) == GP
         assert guest.vcpu.set_msrs({0xC0000080: 0x500 | 1 << NXE}) == 1, "user space may"
-    with LongModeVm(kvm, without(kvm, (EXTENDED, 0, "edx", 29))) as guest:
-        assert guest.run(wrmsr(0xC0000080, 0x501)) == GP, "long mode"
+        assert sregs_refuse(guest, efer=0x500 | 1 << NXE), "nor by KVM_SET_SREGS"
+    for cpuid in (without(kvm, (EXTENDED, 0, "edx", 29)), None):
+        with pytest.raises(KvmError), LongModeVm(kvm, cpuid):
+            pass  # long mode
 
 
 def test_tsc_aux_needs_rdtscp_or_rdpid(kvm: Kvm) -> None:
@@ -217,7 +222,7 @@ def test_xcr0(kvm: Kvm) -> None:
 def test_xcr0_is_what_the_guests_cpuid_has(kvm: Kvm) -> None:
     with LongModeVm(kvm, without(kvm, (0xD, 0, "eax", 9))) as guest:
         assert guest.run(write_cr(4, 1 << PAE | 1 << 18) + bytes.fromhex("31c931d2b8030200000f01d1")) == GP
-    with LongModeVm(kvm, None) as guest:
+    with LongModeVm(kvm, [LONG_MODE]) as guest:
         xcrs = guest.vcpu.get_xcrs()
         xcrs.xcrs[0].value = 3
         with refused(errno.EINVAL):

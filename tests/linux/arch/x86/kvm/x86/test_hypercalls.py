@@ -174,7 +174,7 @@ def test_the_power_on_task_register_serves_an_interrupt_from_ring_3(kernel: Kern
     machine.close()
 
 
-@pytest.mark.parametrize("change", [{"unusable": 1}, {"present": 0}, {"s": 1}, {"type": 2}])
+@pytest.mark.parametrize("change", [{"unusable": 1}, {"present": 0}, {"s": 1}, {"type": 1}])
 def test_no_guest_is_entered_without_a_task_register(kernel: Kernel, change: dict[str, int]) -> None:
     machine = Machine(kernel)
     user_mode(machine, "f4")

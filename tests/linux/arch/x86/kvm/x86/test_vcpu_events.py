@@ -96,6 +96,7 @@ def test_an_interrupt_is_delivered_where_the_guest_is(kernel: Kernel) -> None:
     machine.load(HLT)
     machine.gate(0x30, f"58e780{HLT}")  # the return address
     flat(machine.vcpu)
+    machine.vcpu.set_regs(k.kvm_regs(rip=CODE, rflags=0x202, rsp=0xF00))  # VMX injects none without RFLAGS.IF
     machine.vcpu.put(k.KVM_SET_VCPU_EVENTS, events(**{"interrupt.injected": 1, "interrupt.nr": 0x30}))
     machine.vcpu.run()
     assert machine.vcpu.exit_reason == k.Exit.IO

@@ -8,13 +8,14 @@ page, interrupts are posted. Without, user space injects by KVM_INTERRUPT when t
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from swtdx.cpu.vmx import EventType, ExitReason, Segment
+from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL
 from swtdx.linux.arch.x86.kvm.lapic import Lapic
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import PostedInterruptDescriptor
+from swtdx.linux.arch.x86.kvm.vmx.vm_entry import entry_refused
 from swtdx.linux.arch.x86.kvm.x86 import msrs
 from swtdx.linux.arch.x86.kvm.x86.control_registers import (
     EFER_LMA,
@@ -24,23 +25,23 @@ from swtdx.linux.arch.x86.kvm.x86.control_registers import (
     guest_has,
     kvm_valid_efer,
 )
-from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry, guest_set_dr
+from swtdx.linux.arch.x86.kvm.x86.guest_debug import before_entry, guest_get_dr, guest_set_dr
 from swtdx.linux.arch.x86.kvm.x86.msrs import Invalid, Unsupported
 from swtdx.linux.err import err
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.linux.virt.kvm.binary_stats import IRQ_INJECTIONS, NMI_INJECTIONS
 from swtdx.linux.virt.kvm.kvm_main import IrqchipMode
 from swtdx.uapi.kvm import KVM_X86_DISABLE_EXITS_CSTATE, KVM_X86_DISABLE_EXITS_HLT, Vector
-from swtdx.x86 import Cr0, Cr4, Msr, Rflags
+from swtdx.x86 import DR6_INIT, Cr0, Cr4, Dr7, Msr, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
-ENTRY_FAILURE_GUEST_STATE = 1 << 31 | int(ExitReason.ENTRY_FAILURE)
 POWER_ON_TR = (Segment.TR, 0, 0, 0xFFFF, 0x89)  # busy, which the emulated processor must not see: vmx_state.TSS_BUSY
 RFLAGS_IF = Rflags.IF
+DR6_TRAPS = 0xF  # B0 to B3 (DR_TRAP_BITS)
 BLOCKED_BY_STI_OR_MOV_SS, BLOCKED_BY_NMI = 0b11, 1 << 3
 CR0_PG, CR4_MCE, MC_VECTOR = Cr0.PG, Cr4.MCE, Vector.MC
 INTERCEPTED_EXCEPTIONS = 1 << Vector.UD | 1 << Vector.DB | 1 << Vector.AC
@@ -72,10 +73,34 @@ class VcpuVmx:
     tsc_offset: int = 0
     tsc_multiplier: int = 1 << 48
     spec_ctrl: int = 0
-    entry_fails: bool = False  # user space set a state with which no processor enters a guest
+    entry_unchecked: bool = False  # user space has set state since the last entry
+    entry_fails: int = 0  # what KVM_EXIT_FAIL_ENTRY reports of the state that user space has set, or 0
+    event_injected: bool = False  # the event that waits was being delivered, or user space set it as such; else queued
+    exception_payload: int | None = None  # of a queued exception, from user space
+    given: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     guest_debug: int = 0
     singlestep_rip: int = 0
     guest_dr: dict[int, int] | None = None  # the guest's DR0-3 and DR7 while a debugger's are loaded
+
+    def keep_given(self, name: str, given: Any, held: Any) -> None:
+        """User space has set a register to ``given``, of which the emulated processor holds ``held``.
+
+        KVM keeps such values in the VMCS or in memory, and KVM_GET_x shows them until something else is in their place.
+        """
+        if given == held:
+            self.given.pop(name, None)
+        else:
+            self.given[name] = given, held
+
+    def as_given(self, name: str, held: Any) -> Any:
+        """Return what user space has set, if the processor still holds what was made of it, else ``held``."""
+        pair = self.given.get(name)
+        return pair[0] if pair is not None and pair[1] == held else held
+
+    def segment(self, number: int) -> tuple[int, int, int, int]:
+        """Return selector, base, limit and access rights as the VMCS has them."""
+        value: tuple[int, int, int, int] = self.as_given(f"segment {number}", self.context.segment(number))
+        return value
 
 
 # --- VM ---------------------------------------------------------------------------------------------------------------
@@ -172,7 +197,8 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     context.set_segment(Segment.CS, 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
     context.set_segment(Segment.LDTR, 0, 0, 0xFFFF, 0x82)
     context.set_segment(*POWER_ON_TR)
-    vcpu.vmx.entry_fails = False
+    vcpu.vmx.entry_fails, vcpu.vmx.entry_unchecked = 0, False
+    vcpu.vmx.given.clear()
     context.set_segment(Segment.GDTR, 0, 0, 0xFFFF, 0)
     context.set_segment(Segment.IDTR, 0, 0, 0xFFFF, 0)
     context.rip = 0xFFF0
@@ -206,7 +232,24 @@ def vmx_vcpu_pre_run(vcpu: Vcpu) -> int:
     """User space may have written code. 1, or 0: exit."""
     vmx = vcpu.vmx
     vmx.context.check_code()
-    return vcpu.fail_entry(ENTRY_FAILURE_GUEST_STATE) if vmx.entry_fails else 1
+    if vmx.entry_unchecked:
+        vmx.entry_fails, vmx.entry_unchecked = entry_refused(vcpu), False
+        if not vmx.entry_fails and vmx.exception_payload is not None:
+            _deliver_exception_payload(vcpu, vmx.exception_payload)
+            vmx.exception_payload = None
+    return vcpu.fail_entry(vmx.entry_fails) if vmx.entry_fails else 1
+
+
+def _deliver_exception_payload(vcpu: Vcpu, payload: int) -> None:
+    """kvm_deliver_exception_payload: DR6 for a #DB, CR2 for a #PF."""
+    context = vcpu.vmx.context
+    vector = context.idt_vectoring_info & 0xFF
+    if vector == Vector.PF:
+        context.cr2 = payload
+    elif vector == Vector.DB:
+        dr6 = context.get_dr(6) & ~DR6_TRAPS | DR6_INIT | payload
+        guest_set_dr(vcpu, 6, dr6 ^ payload & DR6_INIT)
+        guest_set_dr(vcpu, 7, guest_get_dr(vcpu, 7) & ~Dr7.GD)
 
 
 def vmx_set_cr8(vcpu: Vcpu, cr8: int) -> None:
@@ -237,6 +280,7 @@ def vmx_vcpu_run(vcpu: Vcpu, cpu: int) -> None:
         if vmx.pi_desc.requests:
             vmx.pi_desc.sync()
         vmx.exit_reason = context.run()
+        vmx.event_injected = context.event_pending
     finally:
         processor.leave_lp(cpu)
         vcpu.in_guest = False

@@ -16,7 +16,8 @@ from swtdx.linux.arch.x86.kvm import emulate
 from swtdx.linux.arch.x86.kvm.cpuid import kvm_update_cpuid_runtime
 from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
-from swtdx.linux.arch.x86.kvm.vmx.vmx import BLOCKED_BY_STI_OR_MOV_SS, ENTRY_FAILURE_GUEST_STATE
+from swtdx.linux.arch.x86.kvm.vmx.vm_entry import ENTRY_FAILURE_GUEST_STATE
+from swtdx.linux.arch.x86.kvm.vmx.vmx import BLOCKED_BY_STI_OR_MOV_SS
 from swtdx.linux.arch.x86.kvm.x86 import msr_exit, pio
 from swtdx.linux.arch.x86.kvm.x86.control_registers import EFER_LMA, kvm_is_valid_cr4, xcr0_valid
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import (

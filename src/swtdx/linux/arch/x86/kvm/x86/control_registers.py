@@ -112,13 +112,11 @@ def kvm_is_valid_sregs(vcpu: Vcpu, sregs: kvm_sregs) -> None:
             raise err(errno.EINVAL, "long mode needs CR4.PAE and EFER.LMA")
         if not kvm_vcpu_is_legal_cr3(vcpu, sregs.cr3):
             raise err(errno.EINVAL, f"cr3 {sregs.cr3:#x}")
-        if sregs.cs.db and sregs.cs.l:
-            raise err(errno.EINVAL, "CS.D and CS.L are both set")
     elif efer & EFER_LMA or sregs.cs.l:
         raise err(errno.EINVAL, "EFER.LMA or CS.L without long mode")
     if not kvm_is_valid_cr4(vcpu, cr4):
         raise err(errno.EINVAL, f"cr4 {cr4:#x}: the vCPU lacks {cr4 & vcpu.cr4_guest_rsvd_bits:#x}")
     if not kvm_is_valid_cr0(cr0):
         raise err(errno.EINVAL, f"cr0 {cr0:#x}")
-    if efer & ~EFER_VALID:
+    if vcpu.kvm.kernel.release.sregs_check_efer and not kvm_valid_efer(vcpu, efer, host=False):
         raise err(errno.EINVAL, f"efer {efer:#x}")

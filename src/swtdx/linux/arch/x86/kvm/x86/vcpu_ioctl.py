@@ -345,6 +345,8 @@ def _get_reg_list(vcpu: Vcpu, arg: int) -> int:
 
 
 def _get_mp_state(vcpu: Vcpu, arg: int) -> int:
+    if not vcpu.is_td:
+        vcpu.kvm_apic_accept_events()
     woken = vcpu.mp_state == KVM_MP_STATE_HALTED and vcpu.pv_unhalted
     copy_to_user(arg, kvm_mp_state(mp_state=KVM_MP_STATE_RUNNABLE if woken else vcpu.mp_state))
     return 0
