@@ -2,7 +2,7 @@
 """State that user space sets and no VM entry takes: KVM_RUN ends with KVM_EXIT_FAIL_ENTRY.
 
 Each row breaks one rule of SDM volume 3, 27.2.1.3 and 27.3.1 ("Checks on the Guest State Area"), or keeps to it by a
-hair. The processor is Intel's with an unrestricted guest, so that a host of another kind is no oracle here.
+hair. The processor is Intel's with an unrestricted guest, so that hosts of other kinds are not asked.
 """
 
 from __future__ import annotations
