@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import typer
 
 from swtdx.cli.option_groups import grouped
+from swtdx.fuzzing.page import counted
 
 if TYPE_CHECKING:
     from swtdx.cli.fuzzed_guest import Settings
@@ -345,7 +346,8 @@ def _replay(settings: Settings, how: How) -> int:
         outcome = result.outcome
         print(json_format.dumps({"kind": outcome.kind, "text": str(outcome), "told": result.told}, indent=2))
     else:
-        print(f"{len(result.told)} lies told in {result.calls} calls: {result.outcome}")
+        told, calls = counted(len(result.told), "lie"), counted(result.calls, "call")
+        print(f"{told} told in {calls}: {result.outcome}")
     return STATUS_FOUND if result.outcome.is_crash else 0
 
 
@@ -426,7 +428,8 @@ class _Progress:
             return
         for crash in crashes:
             at = time.strftime("%H:%M:%S")
-            text = f"{at} {crash.outcome} ({len(crash.case)} lies, replayed {crash.replayed} of {crash.replays})"
+            lies = counted(len(crash.case), "lie")
+            text = f"{at} {crash.outcome} ({lies}, replayed {crash.replayed} of {crash.replays})"
             self.console.print(text, markup=False, soft_wrap=True)
         if self._status is not None:
             self._status.update(_figures(campaign))
@@ -436,7 +439,8 @@ def _figures(campaign: Campaign) -> str:
     seconds = campaign.seconds
     return (
         f"{seconds:,.0f} s, {campaign.runs:,} runs ({campaign.runs / seconds if seconds else 0:.1f}/s), "
-        f"{len(campaign.blocks):,} blocks, {len(campaign.corpus):,} cases, {len(campaign.crashes)} kinds of crash"
+        f"{len(campaign.blocks):,} blocks, {counted(len(campaign.corpus), 'case')}, "
+        f"{counted(len(campaign.crashes), 'kind')} of crash"
     )
 
 
@@ -448,6 +452,6 @@ def _show(campaign: Campaign, how: How) -> None:
     print(_figures(campaign))
     for crash in campaign.crashes.values():
         print(f"{crash.outcome}\n    {how.corpus}/crashes/{crash.outcome.name}.lies", end="")
-        print(f": {len(crash.case)} lies, replayed {crash.replayed} of {crash.replays}")
+        print(f": {counted(len(crash.case), 'lie')}, replayed {crash.replayed} of {crash.replays}")
     if not campaign.crashes:
         print("nothing that crashes the guest was found", file=sys.stderr)

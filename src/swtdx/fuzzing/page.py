@@ -30,7 +30,7 @@ def page(record: dict[str, Any], guest: str) -> str:
     figures = (
         f"{record['runs']:,} runs in {record['seconds']:,.0f} s ({rate} a second), {record['lies']:,} lies in "
         f"{record['calls']:,} calls, {record['blocks']:,} blocks of code, "
-        f"{record['corpus']:,} cases that reached new code"
+        f"{counted(record['corpus'], 'case')} that reached new code"
     )
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8>"
@@ -77,14 +77,20 @@ def _coverage(points: list[list[float]]) -> str:
 
 def _crash(crash: dict[str, Any]) -> str:
     lies = "\n".join(crash["lies"])
+    number = counted(len(crash["lies"]), "lie")
     return (
-        f"<h3>{escape(crash['text'])}</h3><p>{_number(len(crash['lies']))}, replayed {escape(crash['replayed'])}: "
+        f"<h3>{escape(crash['text'])}</h3><p>{number}, replayed {escape(crash['replayed'])}: "
         f"<code>{escape(crash['file'])}</code></p><pre>{escape(lies)}</pre>"
     )
 
 
-def _number(lies: int) -> str:
-    return "1 lie" if lies == 1 else f"{lies} lies"
+def counted(number: int, what: str) -> str:
+    """Return a number of things.
+
+    >>> counted(1, "case"), counted(0, "lie"), counted(1200, "lie")
+    ('1 case', '0 lies', '1,200 lies')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _counts(name: str, what: str, counts: dict[str, int]) -> str:
