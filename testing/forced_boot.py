@@ -80,8 +80,10 @@ def boot(folder: Path, injections: Iterable[str], *options: str) -> Boot:
 
 
 def usual(folder: Path) -> dict[str, int]:
-    """How often an undisturbed boot makes each call."""
+    """How often an undisturbed boot makes each call. Raises RuntimeError for one that does not come to its prompt."""
     seen = boot(folder, [f"{leaf}: TD_FATAL @999999999999" for leaf in kernels_leaves()], *_to_the_end(""))
+    if seen.outcome != "until":
+        raise RuntimeError(f"an undisturbed boot did not come to its prompt: {seen.text}")
     return {str(each["injection"]).partition(":")[0]: int(each["calls"]) for each in seen.injections}
 
 
