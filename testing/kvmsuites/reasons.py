@@ -30,8 +30,8 @@ _PARAVIRT = "The processor has no such feature (CPUID)."
 _LOAD = "It compares times or counts switches of its threads, and others had the processors of the loaded machine."
 _FORKS = "It makes 512 VMs, each in a process of its own, one after another, and did not end on the loaded machine."
 _TURNS = (
-    "Two virtual processors send each other 130,000 NMIs, each of which waits for the other in a loop; one executes at "
-    "a time, and each turn ends by the clock: it takes a quarter of an hour, more on a loaded machine."
+    "Two virtual processors send each other 130,000 NMIs, each of which waits for the other in a loop: where others "
+    "have the processors of the machine, it does not end in ten minutes."
 )
 _SIEVE = "It sieves up to 100 million numbers again and again; the emulated processor computes several times slower."
 _BACKDOOR = (
