@@ -55,7 +55,10 @@ NEEDED_BY: dict[str, list[str]] = {
         "test_instructions.py::test_128_bits_of_memory_are_aligned_unless_the_instruction_says_otherwise",
     ],
     "global-pages": ["test_global_pages.py::test_mov_to_cr3_leaves_what_is_global"],
+    "large-code-pages": ["test_global_pages.py::test_code_that_is_mapped_anew_is_executed"],
     "recent-blocks": [],  # it saves time and changes nothing
+    "kept-jumps": [],  # it saves time and changes nothing
+    "pkru": [],  # it saves time and changes nothing
     "descriptor-bases": ["test_execution.py::test_descriptor_tables_have_canonical_bases"],
     "null-segments": ["test_transfers.py::test_a_return_to_the_user_leaves_the_bases_of_segments"],
     "nmi-window": ["test_nmi_window.py::test_the_window_opens_behind_the_shadow"],
