@@ -106,6 +106,11 @@ CASES = {
     "own stores": Litmus(
         (f"{STORE_X}; {LOAD_X_Y}", f"{STORE_Y}; {LOAD_Y_X}"), lambda seen, x, y: 0 in (seen[0][0], seen[1][0])
     ),
+    # volume 2, RDTSC: behind LFENCE it is read after what was loaded before, here another processor's counter
+    "time of another processor": Litmus(
+        ("rdtsc; mov [rsi], eax; xor eax, eax", "mov r10d, [rsi]; lfence; rdtsc; mov edx, r10d"),
+        lambda seen, x, y: bool(seen[1][1]) and bool((seen[1][0] - seen[1][1]) & 1 << 31),
+    ),
     # 9.2.3.6: stores are transitively visible
     "transitive": Litmus(
         (STORE_X, f"mov eax, [rsi]; {STORE_Y}", LOAD_Y_X), lambda seen, x, y: seen[1][0] == 1 and seen[2] == (1, 0)

@@ -57,6 +57,7 @@ NEEDED_BY: dict[str, list[str]] = {
     "global-pages": ["test_global_pages.py::test_mov_to_cr3_leaves_what_is_global"],
     "large-code-pages": ["test_global_pages.py::test_code_that_is_mapped_anew_is_executed"],
     "recent-blocks": [],  # it saves time and changes nothing
+    "ordered-tsc": ["test_memory_order.py::test_no_pair_shows_what_the_processor_rules_out"],
     "kept-jumps": [],  # it saves time and changes nothing
     "pkru": [],  # it saves time and changes nothing
     "descriptor-bases": ["test_execution.py::test_descriptor_tables_have_canonical_bases"],

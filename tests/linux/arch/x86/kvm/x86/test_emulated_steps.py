@@ -52,14 +52,14 @@ def test_a_guests_own_step_over_an_instruction_that_exits(guest: LongModeVm, nam
 
 @pytest.mark.parametrize("name", [name for name, (code, _) in EMULATED.items() if code])
 def test_a_code_breakpoint_on_an_instruction_that_exits(guest: LongModeVm, name: str) -> None:
-    """#DB is a fault before it, with RF in the flags that it saves; RF lets it execute (SDM volume 3, 18.3.1.1)."""
+    """#DB is a fault before it and saves RF as it is: its handler sets RF to go on (SDM volume 3, 18.3.1.1)."""
     debugregs = guest.vcpu.get_debugregs()
     debugregs.db[0], debugregs.dr7 = 0x1000, 0x402
     guest.vcpu.set_debugregs(debugregs)
     prepare(guest, name)
     assert finish(guest) == DB
     assert saved(guest, 40) == 0x1000
-    assert saved(guest, 24) & RF
+    assert not saved(guest, 24) & RF
     assert guest.vcpu.get_debugregs().dr6 & 0xF == 1
     guest.reset()
     prepare(guest, name, RF)

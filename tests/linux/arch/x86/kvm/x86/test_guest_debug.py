@@ -113,6 +113,20 @@ def test_hardware_breakpoints_stop_before_code_and_after_stores(machine: Machine
     assert machine.memory[DATA] == 9
 
 
+def test_a_code_breakpoint_is_met_again_until_it_is_taken_away(machine: Machine) -> None:
+    """Its #DB does not set RF (SDM volume 3, 18.3.1.1); KVM's selftest ``debug_regs`` moves it from DR0 to DR3."""
+    start(machine, "40 90 40 f4")  # inc eax; nop; inc eax; hlt
+    for number in (0, 0, 1, 2, 3):
+        registers = [0] * 8
+        registers[number], registers[7] = CODE + 1, 0x400 | 2 << 2 * number
+        machine.vcpu.set_guest_debug(ENABLE | HARDWARE, registers)
+        assert stop(machine) == (DB, 1, 1 << number)
+        assert machine.vcpu.get_regs().rflags == 2
+    machine.vcpu.set_guest_debug(0)
+    machine.vcpu.run()
+    assert machine.vcpu.kvm_run.exit_reason == k.KVM_EXIT_HLT
+
+
 def test_the_guests_debug_registers_are_not_the_debuggers(machine: Machine) -> None:
     start(machine, "b834120000 0f23c0 0f21c3 40 f4")  # mov eax, 0x1234; mov dr0, eax; mov ebx, dr0; inc eax; hlt
     machine.vcpu.set_guest_debug(ENABLE | HARDWARE, [CODE + 11, 0, 0, 0, 0, 0, 0, 0x602])

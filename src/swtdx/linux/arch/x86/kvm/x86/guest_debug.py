@@ -136,8 +136,6 @@ def handle_debug_exception(vcpu: Vcpu, context: GuestContext, vector: int) -> in
     It exits at all so that a guest whose delivery of #DB causes the next one leaves the processor each time
     (CVE-2015-8104).
     """
-    if vector == Vector.DB and _is_code_breakpoint(context):
-        context.rflags |= Rflags.RF  # as the exit saves it: the flags that the exception would push
     if vector == Vector.DB and not vcpu.vmx.guest_debug & (KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP):
         reasons = context.exit_qualification
         context.set_dr(6, context.get_dr(6) & ~0xF | DR6_ACTIVE_LOW | reasons)
@@ -145,15 +143,6 @@ def handle_debug_exception(vcpu: Vcpu, context: GuestContext, vector: int) -> in
         context.inject(Vector.DB, EventType.HARDWARE_EXCEPTION)
         return 1
     return _debug_exit(vcpu, vector, context.exit_qualification if vector == Vector.DB else 0)
-
-
-def _is_code_breakpoint(context: GuestContext) -> bool:
-    """Return whether the #DB that made this exit is the fault of a breakpoint on the instruction that comes next."""
-    met, dr7 = context.exit_qualification, context.get_dr(7)
-    return any(
-        met >> number & 1 and not dr7 >> (16 + 4 * number) & 3 and context.get_dr(number) == linear_rip(context)
-        for number in range(4)
-    )
 
 
 def handle_general_detect(vcpu: Vcpu, context: GuestContext) -> int:
