@@ -74,7 +74,7 @@ def test_json(command: Command, tmp_path: Path) -> None:
     [
         (["absent"], 3, ["absent", "No such file"]),
         (["map"], 2, ["map is not a trace"]),
-        ([], 1, ["file"]),
+        ([], 1, ["FILE"]),
         (["a.jsonl", "--kaslr-offset", "0x10"], 1, ["--kaslr-offset goes with --symbols"]),
         (["a.jsonl", "--symbols", "absent"], 3, ["--symbols absent", "No such file"]),
         (["a.jsonl", "--symbols", "a.jsonl"], 2, ["a.jsonl has no symbols"]),
