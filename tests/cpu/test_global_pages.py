@@ -20,6 +20,17 @@ MOV_CR3 = "mov rdx, cr3; mov cr3, rdx"
 INVLPG = f"mov edx, {PAGE:#x}; invlpg [rdx]"
 TOGGLE_PGE = f"mov rdx, cr4; xor edx, {CR4_PGE}; mov cr4, rdx; xor edx, {CR4_PGE}; mov cr4, rdx"
 
+INVALIDATES = [
+    (MOV_CR3, True, 0),
+    (MOV_CR3, False, GLOBAL),
+    (INVLPG, True, GLOBAL),
+    (INVLPG, True, 0),
+    (f"{MOV_CR3}; {INVLPG}", True, GLOBAL),
+    (TOGGLE_PGE, True, GLOBAL),
+    (TOGGLE_PGE, False, 0),
+]
+"""Operation, CR4.PGE and the bits of the entry with which it drops the translation."""
+
 
 def _read_again(operation: str, *, pge: bool, bits: int, large: bool, switches: int = 1) -> int:
     """The second word read: 1 from the old frame, 2 from the new one."""
@@ -65,18 +76,7 @@ def test_mov_to_cr3_leaves_what_is_global(switches: int, large: bool) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["4K", "2M"])
-@pytest.mark.parametrize(
-    ("operation", "pge", "bits"),
-    [
-        (MOV_CR3, True, 0),
-        (MOV_CR3, False, GLOBAL),
-        (INVLPG, True, GLOBAL),
-        (INVLPG, True, 0),
-        (f"{MOV_CR3}; {INVLPG}", True, GLOBAL),
-        (TOGGLE_PGE, True, GLOBAL),
-        (TOGGLE_PGE, False, 0),
-    ],
-)
+@pytest.mark.parametrize(("operation", "pge", "bits"), INVALIDATES)
 def test_all_else_leaves_nothing(operation: str, pge: bool, bits: int, large: bool) -> None:
     assert _read_again(operation, pge=pge, bits=bits, large=large) == 2
 
@@ -118,18 +118,7 @@ def _call_again(operation: str, *, pge: bool, bits: int, large: bool, offset: in
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["4K", "2M"])
-@pytest.mark.parametrize(
-    ("operation", "pge", "bits"),
-    [
-        (MOV_CR3, True, 0),
-        (MOV_CR3, False, GLOBAL),
-        (INVLPG, True, GLOBAL),
-        (INVLPG, True, 0),
-        (f"{MOV_CR3}; {INVLPG}", True, GLOBAL),
-        (TOGGLE_PGE, True, GLOBAL),
-        (TOGGLE_PGE, False, 0),
-    ],
-)
+@pytest.mark.parametrize(("operation", "pge", "bits"), INVALIDATES)
 def test_code_that_is_mapped_anew_is_executed(operation: str, pge: bool, bits: int, large: bool) -> None:
     for offset in [0x40] + ([0x5040, 0x10_0040] if large else []):  # INVLPG of any address drops the whole page
         assert _call_again(operation, pge=pge, bits=bits, large=large, offset=offset) == 2, hex(offset)
