@@ -174,15 +174,55 @@ def test_the_short_form_prints_its_command() -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout == (
         f"swtdx exec -- {qemu()} -accel kvm -cpu host -object tdx-guest,id=tdx0 -machine "
-        "q35,kernel-irqchip=split,confidential-guest-support=tdx0 -bios x.fd -m 1G\n"
+        "q35,kernel-irqchip=split,confidential-guest-support=tdx0 -vga none -bios x.fd -m 1G\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "added", "told"),
+    [
+        ("-nographic", True, False),
+        ("-display gtk", True, False),
+        ("-device virtio-gpu-pci", True, False),
+        ("-device secondary-vga", True, False),
+        ("-nodefaults", False, False),
+        ("-vga none", False, False),
+        ("--vga none", False, False),
+        ("-device bochs-display", True, False),
+        ("-vga std", False, True),
+        ("-nodefaults -vga virtio", False, True),
+        ("-device VGA", False, True),
+        ("-device virtio-vga,max_outputs=1", False, True),
+        ('-device {"driver":"qxl-vga","id":"v"}', False, True),
+        ("-device driver=virtio-vga-gl", False, True),
+    ],
+)
+def test_the_short_form_has_no_vga(given: str, added: bool, told: bool) -> None:
+    """A TD's firmware accepts the memory at 0xa0000, which a VGA device takes out of QEMU's slots: on hardware, too."""
+    line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), "--firmware", "x.fd", *given.split()]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert (" -vga none -bios" in done.stdout) is added
+    assert ("use -vga none" in done.stderr) is told
+
+
+def test_the_short_form_comes_to_the_boot_manager(sid: Path, tmp_path: Path) -> None:
+    """It ended at its first access to 0xa0000: QEMU had a VGA device."""
+    program = tmp_path / "qemu"
+    folders = sorted({str(path.parent) for path in (sid / "usr/lib/x86_64-linux-gnu").glob("**/lib*.so*")})
+    loader = f"{sid}/usr/lib64/ld-linux-x86-64.so.2 --library-path {':'.join(folders)}"
+    places = f"-L {sid}/usr/share/qemu -L {sid}/usr/share/seabios"
+    program.write_text(f'#!/bin/sh\nexec {loader} {sid}/usr/bin/qemu-system-x86_64 {places} "$@"\n')
+    program.chmod(0o755)
+    firmware = sid / "usr/share/ovmf/OVMF.inteltdx.ms.fd"
+    command = [sys.executable, "-m", "swtdx", "qemu", "--qemu", str(program), "--firmware", str(firmware)]
+    until([*command, "-m", "1G", "-nographic"], "BdsDxe: Press any key")
 
 
 def test_the_short_form_leaves_alone_what_is_said() -> None:
     given = ["-cpu", "max", "-bios", "own.fd", "-machine", "q35,accel=kvm,confidential-guest-support=t"]
     line = [sys.executable, "-m", "swtdx", "qemu", "--print", "--qemu", qemu(), *given]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert done.stdout.split()[4:] == ["-object", "tdx-guest,id=tdx0", *given]
+    assert done.stdout.split()[4:] == ["-object", "tdx-guest,id=tdx0", "-vga", "none", *given]
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,13 @@ def test_what_programs_try_on_purpose_is_not_reported(
     shown = capfd.readouterr().err
     assert shown.count("the reason") == (2 if reported else 0), "once for each process"
     assert bool(shown) is reported
+
+
+@pytest.mark.parametrize(
+    ("gfn", "hint"), [(0x9F, False), (0xA0, True), (0xBF, True), (0xC0, False), (0xA00, False), (0xFED45, False)]
+)
+def test_an_access_to_vga_memory_has_a_remedy(capfd: pytest.CaptureFixture[str], gfn: int, hint: bool) -> None:
+    """QEMU's words for it are "Convert non guest_memfd backed memory region (0xa0000 ,+ 0x1000) to private"."""
+    reason = f"private access to gfn {gfn:#x}, where there is no slot"
+    Telling(Settings()).refused(int(k.KVM_RUN), 0, errno.EFAULT, reason)
+    assert ("-vga none" in capfd.readouterr().err) is hint

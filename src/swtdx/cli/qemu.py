@@ -11,6 +11,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -69,6 +71,8 @@ def qemu(
         raise ExecFailure(f"{binary}: no such program in PATH: install qemu-system-x86, or name one with --qemu", 127)
     given = list(arguments or ())
     command = [program, *td_arguments(given, firmware), *given]
+    if has_vga(given):
+        print(f"swtdx: {_VGA_IN_A_TD}", file=sys.stderr)
     if print_:
         chosen = ["--kernel-release", kernel_release.value] if kernel_release is not None else []
         print(shlex.join(["swtdx", "exec", *chosen, "--", *command]))
@@ -104,9 +108,36 @@ def td_arguments(given: list[str], firmware: Path | None) -> list[str]:
         result += ["-machine", f"q35,{options}"]
     elif "confidential-guest-support" not in joined:  # QEMU puts the options of several -machine together
         result += ["-machine", options]
+    if not _says_vga(given):
+        result += ["-vga", "none"]
     if "-bios" not in given:
         result += ["-bios", str(firmware or _installed_firmware())]
     return result
+
+
+_VGA_IN_A_TD = (
+    "a VGA device takes 0xa0000 to 0xbffff out of the guest's memory, and a TD's firmware accepts all of it: such a TD "
+    "ends at its start, on hardware, too; use -vga none, and virtio-gpu-pci for a display"
+)
+_VGA_DEVICE = re.compile(
+    r"(?:^|\bdriver\"?[=:]\s*\"?)(?:VGA|(?:isa-|isa-cirrus-|cirrus-|ati-|qxl-|virtio-|vhost-user-)vga|vmware-svga)\b"
+)
+
+
+def has_vga(given: list[str]) -> bool:
+    """Return whether these arguments ask for a VGA device, which a TD does not survive."""
+    named = _values(given, "vga")
+    return named[-1:] not in ([], ["none"]) or any(_VGA_DEVICE.search(value) for value in _values(given, "device"))
+
+
+def _says_vga(given: list[str]) -> bool:
+    """Return whether QEMU adds no VGA device of its own, because these arguments have one or want none."""
+    return bool({"-nodefaults", "--nodefaults"} & set(given) or _values(given, "vga")) or has_vga(given)
+
+
+def _values(given: list[str], option: str) -> list[str]:
+    """Return what follows an option, which QEMU takes with one hyphen or two."""
+    return [following for word, following in pairwise(given) if word in (f"-{option}", f"--{option}")]
 
 
 def _object_id(joined: str) -> str:

@@ -29,6 +29,8 @@ _ROUTINE = {errno.E2BIG, errno.EINTR, errno.EAGAIN}
 _QUESTIONS = {int(KVM_HAS_DEVICE_ATTR), int(KVM_KVMCLOCK_CTRL)}
 """KVM_KVMCLOCK_CTRL: QEMU makes it of every vCPU that stops; EINVAL is a guest without kvmclock."""
 _ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
+_VGA_MEMORY = re.compile(r"private access to gfn 0x[ab][0-9a-f], where there is no slot")
+_NO_VGA = "a VGA device has these addresses, and the TD takes them for memory: start it without one (QEMU: -vga none)"
 
 
 class Telling:
@@ -43,6 +45,8 @@ class Telling:
         """An ioctl failed: report it, and return its name, errno and reason; None if that is routine."""
         if number in _ROUTINE or request in _QUESTIONS:
             return None
+        if _VGA_MEMORY.fullmatch(reason):
+            reason = f"{reason}: {_NO_VGA}"
         name = self._command(argument) if request == _ENCRYPT_OP else ioctl_name(request)
         facts = name, errno_name(number), reason or os.strerror(number)
         self.say(": ".join(facts))
