@@ -81,8 +81,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--tdx-kernel-release",
         metavar="RELEASE",
         default=None,
-        help="which Linux the embedded kernel is, where a test does not say: 6.16, 6.18, 6.19, 7.1, 7.2 (default), "
-        "7.3-rc, next, v10",
+        help="which Linux the embedded kernel is, where a test does not say: 6.16, 6.18, 6.19, 7.1, 7.2, "
+        "7.3 (default), next, v10",
     )
     group.addoption(
         "--tdx-inject",

@@ -102,7 +102,7 @@ class FakeContext:
         self.instruction_length, self.instruction_info, self.interruption_info = 4, 0, 0
         self.exit_reason = self.interruptibility = 0
         self.ve_convertible = False
-        self.nmi_window_exiting = False
+        self.nmi_window_exiting = self.bus_lock_exiting = False
         self.posted_interrupt_descriptor = 0
         self.tdx_mode = self.apicv = False
         self.exception_bitmap = self.tsc_offset = self.tsc_multiplier = 0

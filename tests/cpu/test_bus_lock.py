@@ -12,9 +12,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from swtdx.linux.config import KernelConfig
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
 from swtdx.uapi.client import Kvm, KvmError, Vm
+from swtdx.vmm.bare_guest import io_out
+from swtdx.vmm.bare_td import BareTd
 from testing.long_mode import DATA, GP, SIZE, LongModeVm
 from tests.cpu.guest import assemble
 
@@ -169,3 +172,38 @@ def test_a_single_step_over_one(guest: LongModeVm) -> None:
     exits = [guest.step() for _ in range(2)]
     assert exits == [k.Exit.X86_BUS_LOCK, k.Exit.IO]
     assert guest.vcpu.io_data()[0] == 1, "the handler of #DB reports its vector"
+
+
+# --- Trust Domains ----------------------------------------------------------------------------------------------------
+
+
+class Detecting(Kvm):
+    """TDs whose bus locks are to be told."""
+
+    def create_td(self) -> Vm:
+        td = super().create_td()
+        detecting(td)
+        return td
+
+
+def exits_of_a_td(release: str, device: type[Kvm] = Detecting) -> list[k.Exit]:
+    """Of one that locks the bus twice, locks a single line once, and writes to a port."""
+    code = assemble("mov edi, 0x1c0fe; lock inc dword ptr [rdi]; lock inc dword ptr [rdi-1]; xchg [rdi-6], eax")
+    kernel = open_kernel("emulated", config=KernelConfig(kernel_release=release))
+    with device(kernel) as kvm, BareTd(kvm, code + io_out(0x80, 7)) as td:
+        seen: list[k.Exit] = []
+        while k.Exit.IO not in seen and len(seen) < 5:
+            seen.append(td.run())
+            assert bool(td.vcpu.kvm_run.flags & k.KVM_RUN_X86_BUS_LOCK) is (seen[-1] is k.Exit.X86_BUS_LOCK)
+        assert td.vcpu.io_data() == b"\x07"
+        return seen
+
+
+@pytest.mark.parametrize(("release", "told"), [("6.16", 0), ("7.2", 0), ("7.3", 2), ("next", 2)])
+def test_of_a_td_since_7_3(release: str, told: int) -> None:
+    """tdx_vcpu_init of 7.3 sets the control that the TDX module lets a host set (secondary controls, bit 30)."""
+    assert exits_of_a_td(release) == [k.Exit.X86_BUS_LOCK] * told + [k.Exit.IO]
+
+
+def test_of_a_td_that_nobody_asked_about() -> None:
+    assert exits_of_a_td("7.3", Kvm) == [k.Exit.IO]

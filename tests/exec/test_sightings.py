@@ -13,7 +13,7 @@ from swtdx.uapi.release import KernelRelease
 
 VERSION = "/sys/devices/faux/tdx_host/version"
 VERSIONS = [*MODULE_VERSIONS, *PUBLISHED_MODULE_VERSIONS]
-SHOWN_BY = {"7.2", "7.3-rc", "next"}
+SHOWN_BY = {"7.2", "7.3", "next"}
 
 
 @pytest.mark.parametrize("release", KernelRelease)

@@ -368,6 +368,68 @@ def guest_memfd_bound_twice(release: str) -> Any:
     return answered(lambda: bench.slot_of(vm, memfd, slot=1, gpa=0x10_0000))
 
 
+def guest_memfd_bound_twice_beyond_the_width(release: str) -> Any:
+    """Which of two reasons refuses a slot: its range of the guest_memfd is another's, and no address is that wide.
+
+    Before 7.2 the errno is the same: what the kernel notes of the reason tells.
+    """
+    bench = boot(release=release)
+    vm = bench.vm(k.VmType.SW_PROTECTED)
+    memfd = bench.memfd(vm)
+    bench.slot_of(vm, memfd)
+    with pytest.raises(OSError) as caught:
+        bench.slot_of(vm, memfd, slot=1, gpa=1 << 55)
+    (reason,) = (note for note in caught.value.__notes__ if "slot" in note)
+    # What was refused binds nothing.
+    other = bench.memfd(vm)
+    assert answered(lambda: bench.slot_of(vm, other, slot=2, gpa=1 << 55)) == errno.EINVAL
+    bench.slot_of(vm, other, slot=2, gpa=0x10_0000)
+    return "width" in reason
+
+
+def second_vcpu_with_an_id(release: str) -> Any:
+    """While the TD is built, and when it is final: of an id that exists, and in the end of another."""
+    bench, vm, _, _ = built(release)
+    before = answered(lambda: bench.ioctl(vm, k.KVM_CREATE_VCPU, 0))
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    return before, *(answered(lambda n=number: bench.ioctl(vm, k.KVM_CREATE_VCPU, n)) for number in (0, 1))
+
+
+def state_set_while_it_sleeps(release: str, state: int) -> Any:
+    """A vCPU whose HLT does not exit sleeps; user space leaves KVM_RUN and sets its state: does it sleep on?"""
+    bench = boot(release=release)
+    vm = bench.vm(0)
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    bench.enable(vm, k.Cap.X86_DISABLE_EXITS, 1 << 1)
+    vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
+    context = bench.vm_object().vcpus[0].vmx.context
+    context.activity_state = 1
+    bench.ioctl(vcpu, k.KVM_SET_MP_STATE, k.kvm_mp_state(mp_state=state))
+    return context.activity_state
+
+
+def bus_lock_of_a_td(release: str) -> Any:
+    """Whether the TD's controls get bus lock detection (bit 30), and the exit of a TD exit with reason 74."""
+    bench = boot(release=release)
+    vm = bench.vm()
+    bench.enable(vm, k.Cap.SPLIT_IRQCHIP, 24)
+    bench.enable(vm, k.Cap.X86_BUS_LOCK_EXIT, k.KVM_BUS_LOCK_DETECTION_EXIT)
+    bench.command(vm, up.KVM_TDX_INIT_VM, bench.init_vm())
+    bench.module.calls.clear()
+    vcpu = bench.vcpu(vm)
+    written = [
+        (args["r8"], args["r9"]) for name, args, _ in bench.module.calls if name == "VP_WR" and args["rdx"] == 0x401E
+    ]
+    bench.command(vm, up.KVM_TDX_FINALIZE_VM)
+    bench.module.answers["VP_ENTER"] = [int(ExitReason.BUS_LOCK), int(ExitReason.TRIPLE_FAULT) | 0x40000001 << 32]
+    run = bench.run_page(vcpu)
+    seen = []
+    for _ in range(2):
+        bench.ioctl(vcpu, k.KVM_RUN)
+        seen.append((run.exit_reason, run.flags))
+    return written, seen
+
+
 def shared_access_to_a_guest_memfd(release: str) -> Any:
     """A TD's shared page of a slot whose guest_memfd can be mapped: whether it comes from there, filled with zeros."""
     bench = boot(release=release)
@@ -397,6 +459,7 @@ def shared_access_to_a_guest_memfd(release: str) -> Any:
     return entry & 0xF_FFFF_F000 == page, bench.kernel.processor.memory.read(page, 4096) == bytes(4096)
 
 
+SHUT = (int(k.KVM_EXIT_SHUTDOWN), 0)
 INVALID_OPERAND, RETRY = ("R10", k.TDVMCALL_STATUS_INVALID_OPERAND), ("R10", k.TDVMCALL_STATUS_RETRY)
 E = errno
 MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] = {
@@ -462,7 +525,7 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         shared_access_to_a_guest_memfd, since("6.18", E.EINVAL, (True, True)), ("guest_memfd_for_all",),
     ),
     "source_addr 0": (
-        source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3-rc": E.EINVAL, "next": E.EINVAL}, ("null_source",),
+        source_of_0, since("7.1", E.EFAULT, E.EOPNOTSUPP) | {"7.3": E.EINVAL, "next": E.EINVAL}, ("null_source",),
     ),
     "an unreadable source for a shared page": (
         unreadable_source_of_a_shared_page, since("7.1", E.EINVAL, E.EFAULT), ("pins_source_first",),
@@ -503,6 +566,33 @@ MATRIX: dict[str, tuple[Callable[[str], Any], dict[str, Any], tuple[str, ...]]] 
         lambda name: x2apic_write_by_guest(name, 0x83F, 0x40),
         since("7.2", 0, k.TDVMCALL_STATUS_INVALID_OPERAND),
         ("x2apic_by_register",),
+    ),
+    "a guest_memfd bound twice, beyond the physical address width": (
+        guest_memfd_bound_twice_beyond_the_width,
+        since("7.3", False, True),
+        ("binds_guest_memfd_last",),
+    ),
+    "KVM_CREATE_VCPU of an id that exists": (
+        second_vcpu_with_an_id,
+        since("7.3", (E.EEXIST, E.EIO, E.EIO), (E.EEXIST, E.EEXIST, E.EIO)),
+        ("vcpu_id_is_looked_up_first",),
+    ),
+    "KVM_SET_MP_STATE to runnable of a vCPU that sleeps in the processor": (
+        lambda name: state_set_while_it_sleeps(name, k.KVM_MP_STATE_RUNNABLE),
+        since("7.3", 1, 0),
+        ("mp_state_ends_hlt",),
+    ),
+    "KVM_SET_MP_STATE to halted of a vCPU that sleeps in the processor": (
+        lambda name: state_set_while_it_sleeps(name, k.KVM_MP_STATE_HALTED), since("6.16", None, 1), (),
+    ),
+    "a bus lock of a TD": (
+        bus_lock_of_a_td,
+        since(
+            "7.3",
+            ([], [(int(k.KVM_EXIT_INTERNAL_ERROR), 0), SHUT]),
+            ([(1 << 30, 1 << 30)], [(int(k.KVM_EXIT_X86_BUS_LOCK), k.KVM_RUN_X86_BUS_LOCK), SHUT]),
+        ),
+        ("tds_report_bus_locks",),
     ),
     "WRMSR of TMICT by TDVMCALL": (lambda name: x2apic_write_by_guest(name, 0x838, 1), since("6.16", None, 0), ()),
 }  # fmt: skip

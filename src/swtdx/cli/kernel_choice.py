@@ -44,7 +44,7 @@ KernelReleaseOption = Annotated[
     typer.Option(
         metavar="RELEASE",
         help=f"The host's kernel to emulate: {', '.join(KernelRelease)}. v10 is the patch series of November 2022, "
-        "next 7.3-rc with patches under review (KVM_TDX_TERMINATE_VM, private pages of 2 MiB). "
+        "next 7.3 with patches under review (KVM_TDX_TERMINATE_VM, private pages of 2 MiB). "
         f"Not given: {NEWEST_RELEASE.value}, the newest released one.",
         show_default=False,
     ),

@@ -6,9 +6,9 @@ it. Code reads a behaviour of ``kernel.release`` and never asks which release it
 record. `RELEASES` states each release by what it changes against the one before. The documentation makes a page of it,
 "What changes from release to release", from the docstrings below.
 
-Sources: Linux 6.16.1, 6.18.15, 6.18.44 (as it answers), 6.19.11, 7.1.13, 7.2.8, 7.2.13 and 7.3-rc7, arch/x86/kvm and
-virt/kvm; the series "KVM TDX basic feature support" of November 2022 (v10); for ``next`` the series that are posted and
-not merged.
+Sources: Linux 6.16.1, 6.18.15, 6.18.44 (as it answers), 6.19.11, 7.1.13, 7.2.8, 7.2.13, 7.3-rc7 and 7.3.4, arch/x86/kvm
+and virt/kvm; the series "KVM TDX basic feature support" of November 2022 (v10); for ``next`` the series that are posted
+and not merged.
 """
 
 from __future__ import annotations
@@ -51,15 +51,24 @@ class Release:
     only VMs with private memory, without flags."""
     bound_twice: int
     """The errno of KVM_SET_USER_MEMORY_REGION2 for a range of a guest_memfd that another slot shows."""
+    binds_guest_memfd_last: bool
+    """KVM_SET_USER_MEMORY_REGION2 looks at last whether another slot shows the range of the guest_memfd, so that EINVAL
+    for a slot beyond the physical address width comes first; else that is first."""
     irqfds_share_eventfds: bool
     """KVM_IRQFD takes an eventfd that is an irqfd of another VM, and only that other VM gets interrupts; else EBUSY."""
     tds_take_irqchips: bool
     """KVM_CREATE_IRQCHIP on a TD succeeds, and KVM_CREATE_VCPU fails then; else ENOTTY."""
+    vcpu_id_is_looked_up_first: bool
+    """KVM_CREATE_VCPU of an id that exists is EEXIST whatever state the VM is in; else EIO comes first for a TD that is
+    final."""
     max_vcpus_can_be_enabled: bool
     """KVM_ENABLE_CAP of KVM_CAP_MAX_VCPUS."""
     shows_module_in_sysfs: bool
     """/sys/devices/faux/tdx_host/version has the TDX module's version (drivers/virt/coco/tdx-host)."""
 
+    mp_state_ends_hlt: bool
+    """KVM_SET_MP_STATE, with any state but HALTED, wakes a vCPU that sleeps inside the processor because its HLT does
+    not exit (KVM_CAP_X86_DISABLE_EXITS); else only an event of the guest's does."""
     fixes_tsc_frequency: bool
     """KVM_SET_TSC_KHZ of a VM that has vCPUs fails with EINVAL; else it is for the vCPUs to come."""
     shows_apic_bus_cycles: bool
@@ -130,6 +139,8 @@ class Release:
     fails KVM_RUN with EINVAL; else any value but 0 is INVALID_OPERAND."""
     vm_call_info_to_user_space: bool
     """GetTdVmCallInfo with R12 = 1 asks user space."""
+    tds_report_bus_locks: bool
+    """KVM_CAP_X86_BUS_LOCK_EXIT has an effect on a TD, too: KVM_EXIT_X86_BUS_LOCK."""
     x2apic_by_register: bool
     """The x2APIC registers that TDVMCALL RDMSR and WRMSR reach are a list. Else they are the whole range 0x800 to 0x8ff
     without TPR, PPR, EOI and the first of ISR, TMR and IRR each: SELF_IPI can be written, the others read as 0."""
@@ -155,10 +166,13 @@ _6_16 = Release(
     makes_sw_protected_vms=True,
     guest_memfd_for_all=False,
     bound_twice=errno.EINVAL,
+    binds_guest_memfd_last=False,
     irqfds_share_eventfds=True,
     tds_take_irqchips=True,
+    vcpu_id_is_looked_up_first=False,
     max_vcpus_can_be_enabled=False,
     shows_module_in_sysfs=False,
+    mp_state_ends_hlt=False,
     fixes_tsc_frequency=False,
     shows_apic_bus_cycles=False,
     quirks=0x3FF,
@@ -188,6 +202,7 @@ _6_16 = Release(
     map_gpa_knows_guest_width=True,
     map_gpa_knows_errnos=False,
     vm_call_info_to_user_space=True,
+    tds_report_bus_locks=False,
     x2apic_by_register=False,
     serves_terminate_vm=False,
 )
@@ -234,8 +249,16 @@ _7_2 = replace(
     map_gpa_knows_errnos=True,
     x2apic_by_register=True,
 )
-_7_3_RC = replace(_7_2, name=KernelRelease.V7_3_RC, null_source=errno.EINVAL)
-_NEXT = replace(_7_3_RC, name=KernelRelease.NEXT, maps_2m_private=True, serves_terminate_vm=True)
+_7_3 = replace(
+    _7_2,
+    name=KernelRelease.V7_3,
+    binds_guest_memfd_last=True,
+    vcpu_id_is_looked_up_first=True,
+    mp_state_ends_hlt=True,
+    null_source=errno.EINVAL,
+    tds_report_bus_locks=True,
+)
+_NEXT = replace(_7_3, name=KernelRelease.NEXT, maps_2m_private=True, serves_terminate_vm=True)
 _V10 = replace(
     _6_16,
     name=KernelRelease.V10,
@@ -292,12 +315,17 @@ NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
             "(TD preserving). For such a module Linux has neither seamldr_version nor num_remaining_updates in "
             "/sys/devices/faux/tdx_host, and no /sys/class/firmware/tdx_module for an image; nor has swtdx exec",
         ),
+        KernelRelease.V7_3: (
+            "bit 11 of DR6, once KVM_SET_DEBUGREGS has cleared it, stays 0 when KVM delivers a #DB: it becomes 1 here, "
+            "as before",
+            "notify VM exits of TDs (KVM_CAP_X86_NOTIFY_VMEXIT): the processor here has none",
+        ),
     }
 )
 """What a release brought that is not here, for the documentation. A VMM finds it absent, as on the release before."""
 
 RELEASES: Mapping[KernelRelease, Release] = MappingProxyType(
-    {each.name: each for each in (_V10, _6_16, _6_18, _6_19, _7_1, _7_2, _7_3_RC, _NEXT)}
+    {each.name: each for each in (_V10, _6_16, _6_18, _6_19, _7_1, _7_2, _7_3, _NEXT)}
 )
 """In the order of their time."""
 

@@ -100,6 +100,7 @@ class Context(Protocol):
     cr4_read_shadow: int
     interruptibility: int
     nmi_window_exiting: bool
+    bus_lock_exiting: bool
     apicv: bool
     posted_interrupt_descriptor: int
 

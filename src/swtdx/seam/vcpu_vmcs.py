@@ -17,6 +17,7 @@ from swtdx.seam.vcpu import (
     ENTRY_CONTROLS,
     EXIT_CONTROLS,
     PIN_PROCESS_POSTED_INTERRUPTS,
+    PROC2_BUS_LOCK_DETECTION,
     PROC_CONTROLS,
     UNSET_DESCRIPTOR,
     UNSET_POSTED_VECTOR,
@@ -131,6 +132,7 @@ def write(module: TdxModule, vcpu: Vcpu, code: int, value: int) -> None:
             _post_interrupts(vcpu)
         case Encoding.SECONDARY_CONTROLS:
             vcpu.proc2_controls = value
+            context.bus_lock_exiting = bool(value & PROC2_BUS_LOCK_DETECTION)
         case Encoding.INSTRUCTION_TIMEOUT:
             vcpu.instruction_timeout = value
         case _:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The names of the kernels that can be emulated. What each does is the kernel's business (`swtdx.linux.release`).
 
->>> KernelRelease.named("7.2").words, KernelRelease.named("v10").dialect_name
-('Linux 7.2', 'v10')
+>>> KernelRelease.named("7.3").words, KernelRelease.named("v10").dialect_name
+('Linux 7.3', 'v10')
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ class KernelRelease(StrEnum):
     V6_19 = "6.19"
     V7_1 = "7.1"
     V7_2 = "7.2"
-    V7_3_RC = "7.3-rc"
+    V7_3 = "7.3"
     NEXT = "next"
+
+    @classmethod
+    def _missing_(cls, value: object) -> KernelRelease | None:
+        """In files that were kept before it was released, a release has the name of its candidate."""
+        return cls.V7_3 if value == "7.3-rc" else None
 
     @classmethod
     def named(cls, name: str) -> KernelRelease:
@@ -43,7 +48,7 @@ class KernelRelease(StrEnum):
         return "Linux with the series under review" if self is KernelRelease.NEXT else f"Linux {self.value}"
 
 
-NEWEST_RELEASE = KernelRelease.V7_2
+NEWEST_RELEASE = KernelRelease.V7_3
 """The newest kernel that is released; what is emulated where nothing else is asked for."""
 SHORT_FORMS = {"upstream": NEWEST_RELEASE, "v10": KernelRelease.V10}
 """Which release a dialect alone stands for."""

@@ -189,10 +189,13 @@ class GuestMemfd(File):
 
     # --- Slots --------------------------------------------------------------------------------------------------------
 
-    def kvm_gmem_bind(self, slot: Memslot, pgoff: int) -> None:
-        """Let ``slot`` show the file from page ``pgoff`` on. Raises OSError(EINVAL, EEXIST, ENOMEM)."""
+    def kvm_gmem_check_range(self, slot: Memslot, pgoff: int) -> None:
+        """Raises OSError(EINVAL) unless the file has what ``slot`` is to show, from page ``pgoff`` on."""
         if (pgoff + slot.npages) << PAGE_SHIFT > self.length:
             raise err(errno.EINVAL, "the slot reaches beyond the end of the guest_memfd")
+
+    def kvm_gmem_bind(self, slot: Memslot, pgoff: int) -> None:
+        """Let ``slot`` show the file from page ``pgoff`` on, which it has. Raises OSError(EINVAL, EEXIST, ENOMEM)."""
         for other in self._bound(pgoff, pgoff + slot.npages):
             code = self.kvm.kernel.release.bound_twice
             raise err(code, f"that range of the guest_memfd is bound to slot {other.slot_id}")

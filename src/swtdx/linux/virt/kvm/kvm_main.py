@@ -319,13 +319,19 @@ class Kvm:
         if region.flags & int(KVM_MEM_GUEST_MEMFD):
             gmem = self._gmem_of(region.guest_memfd)
             gmem.enter()  # its release, which another thread may cause, has to find the slot
+            pgoff = region.guest_memfd_offset >> PAGE_SHIFT
             try:
-                gmem.kvm_gmem_bind(slot, region.guest_memfd_offset >> PAGE_SHIFT)
-                try:
-                    self._check_last_gfn(region)  # the kernel asks only now
-                except OSError:
-                    gmem.kvm_gmem_unbind(slot)
-                    raise
+                gmem.kvm_gmem_check_range(slot, pgoff)
+                if self.kernel.release.binds_guest_memfd_last:
+                    self._check_last_gfn(region)
+                    gmem.kvm_gmem_bind(slot, pgoff)
+                else:
+                    gmem.kvm_gmem_bind(slot, pgoff)
+                    try:
+                        self._check_last_gfn(region)
+                    except OSError:
+                        gmem.kvm_gmem_unbind(slot)
+                        raise
             finally:
                 gmem.leave()
         else:

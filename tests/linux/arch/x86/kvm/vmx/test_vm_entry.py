@@ -210,7 +210,7 @@ def test_an_error_code_in_real_mode_is_left_out(machine: LongModeVm) -> None:
     assert machine.vcpu.exit_reason != k.Exit.FAIL_ENTRY
 
 
-@pytest.mark.parametrize(("release", "errno_"), [("6.16", None), ("7.1", None), ("7.2", 22), ("7.3-rc", 22)])
+@pytest.mark.parametrize(("release", "errno_"), [("6.16", None), ("7.1", None), ("7.2", 22), ("7.3", 22)])
 def test_bits_of_efer_that_no_processor_has(release: str, errno_: int | None) -> None:
     with Kvm(open_kernel("emulated", kernel_release=release)) as kvm, LongModeVm(kvm, setup=split_irqchip) as machine:
         sregs = machine.vcpu.get_sregs()

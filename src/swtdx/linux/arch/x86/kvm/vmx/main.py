@@ -80,6 +80,7 @@ class KvmX86Ops:
     interrupt_allowed: Callable[[Vcpu], bool]
     nmi_allowed: Callable[[Vcpu], bool]
     apic_init_signal_blocked: Callable[[Vcpu], bool]
+    clear_hlt: Callable[[Vcpu], None]
     vcpu_deliver_sipi_vector: Callable[[Vcpu, int], None]
     set_virtual_apic_mode: Callable[[Vcpu], None]
     msr_filter_changed: Callable[[Vcpu], None]
@@ -144,6 +145,7 @@ VMX_OPS = KvmX86Ops(
     interrupt_allowed=vmx.vmx_interrupt_allowed,
     nmi_allowed=vmx.vmx_nmi_allowed,
     apic_init_signal_blocked=vmx.vmx_apic_init_signal_blocked,
+    clear_hlt=vmx.vmx_clear_hlt,
     vcpu_deliver_sipi_vector=vmx.vmx_vcpu_deliver_sipi_vector,
     set_virtual_apic_mode=vmx.vmx_set_virtual_apic_mode,
     msr_filter_changed=vmx.vmx_msr_filter_changed,
@@ -244,6 +246,7 @@ VT_OPS = replace(
             "interrupt_allowed",
             "nmi_allowed",
             "apic_init_signal_blocked",
+            "clear_hlt",
             "set_virtual_apic_mode",
             "msr_filter_changed",
             "load_mmu_pgd",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.processor import SeamArgs
-from swtdx.cpu.vmx import EventType, ExitReason
+from swtdx.cpu.vmx import BUS_LOCK_DETECTED, EventType, ExitReason
 from swtdx.linux.arch.x86.kvm.lapic import APIC_DEFAULT_PHYS_BASE, APICBASE_BSP, APICBASE_ENABLE, APICBASE_X2APIC, Lapic
 from swtdx.linux.arch.x86.kvm.mmu.first_touch import FirstTouch
 from swtdx.linux.arch.x86.kvm.mmu.spte import (
@@ -53,7 +53,9 @@ from swtdx.uapi.dialect import Target, TdxCommand
 from swtdx.uapi.kvm import (
     KVM_EXIT_EXCEPTION,
     KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_X86_BUS_LOCK,
     KVM_MP_STATE_RUNNABLE,
+    KVM_RUN_X86_BUS_LOCK,
 )
 from swtdx.uapi.reason import Reason, seamcall_failed
 from swtdx.x86 import PAGE_SIZE, Vector
@@ -66,8 +68,8 @@ log = logging.getLogger(__name__)
 
 # TDVPS metadata that KVM reads and writes (class in bits 61:56)
 MD_VMCS_POSTED_INTR_NV, MD_VMCS_POSTED_INTR_DESC_ADDR = 0x0002, 0x2016
-MD_VMCS_SHARED_EPT_POINTER, MD_VMCS_PIN_BASED = 0x203C, 0x4000
-PIN_BASED_POSTED_INTR = 1 << 7
+MD_VMCS_SHARED_EPT_POINTER, MD_VMCS_PIN_BASED, MD_VMCS_SECONDARY = 0x203C, 0x4000, 0x401E
+PIN_BASED_POSTED_INTR, SECONDARY_EXEC_BUS_LOCK_DETECTION = 1 << 7, 1 << 30
 MD_PEND_NMI = 0x20 << 56 | 0xB
 MD_VCPU_STATE_DETAILS = 1 << 63 | 0x11 << 56 | 0x100
 STATE_DETAILS_INTR_PENDING = 1 << 0  # VMXIP: RVI is above PPR
@@ -274,6 +276,8 @@ def tdx_td_vcpu_init(vcpu: Vcpu, initial_rcx: int) -> None:
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_NV, POSTED_INTR_VECTOR, 0xFFFF, cpu)
     _vp_write(vcpu, MD_VMCS_POSTED_INTR_DESC_ADDR, tdx.pi_desc.hpa, (1 << 64) - 64, cpu)
     _vp_write(vcpu, MD_VMCS_PIN_BASED, PIN_BASED_POSTED_INTR, PIN_BASED_POSTED_INTR, cpu)
+    if kvm.bus_lock_detection and kvm.kernel.release.tds_report_bus_locks:
+        _vp_write(vcpu, MD_VMCS_SECONDARY, SECONDARY_EXEC_BUS_LOCK_DETECTION, SECONDARY_EXEC_BUS_LOCK_DETECTION, cpu)
     if kvm.processor.first_touches is not None:
         kvm.processor.first_touches[tdvpr] = FirstTouch(vcpu)
 
@@ -407,6 +411,18 @@ def _handle_failure(vcpu: Vcpu, status: int) -> int:
 
 
 def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
+    """Of a bus lock user space is told beside what else there is to tell, since KVM detects those of TDs."""
+    answer = _handle_by_reason(vcpu, status)
+    locked = status & BUS_LOCK_DETECTED or status & _EXIT_BASIC == ExitReason.BUS_LOCK
+    if locked and vcpu.kvm.kernel.release.tds_report_bus_locks:
+        vcpu.run_flags = KVM_RUN_X86_BUS_LOCK
+        if answer > 0:
+            run_struct.U32.pack_into(vcpu.run, run_struct.EXIT_REASON, int(KVM_EXIT_X86_BUS_LOCK))
+        return 0
+    return answer
+
+
+def _handle_by_reason(vcpu: Vcpu, status: int) -> int:
     if status & _FAILED_VMENTRY:
         return vcpu.fail_entry(status & _EXIT_REASON)
     reason = status & _EXIT_BASIC
@@ -423,6 +439,10 @@ def _handle_rare_exit(vcpu: Vcpu, status: int) -> int:
         return 1
     if reason == ExitReason.EPT_MISCONFIG:
         raise vcpu.kvm.bug("EPT misconfiguration in the shared EPT")
+    if reason == _TDCALL:  # with such a bit
+        return tdvmcall.handle_tdvmcall(vcpu)
+    if reason == ExitReason.BUS_LOCK and vcpu.kvm.kernel.release.tds_report_bus_locks:
+        return 1
     return vcpu.internal_error(status)
 
 
@@ -594,6 +614,10 @@ def tdx_nmi_allowed(vcpu: Vcpu) -> bool:
 def tdx_apic_init_signal_blocked(vcpu: Vcpu) -> bool:
     """INIT and SIPI never reach a TD: its firmware wakes the other vCPUs by mailbox."""
     return True
+
+
+def tdx_clear_hlt(vcpu: Vcpu) -> None:
+    """A TD's HLT is a TDVMCALL: no vCPU of one sleeps in the processor."""
 
 
 def tdx_load_mmu_pgd(vcpu: Vcpu) -> None:

@@ -217,6 +217,11 @@ def vmx_vcpu_reset(vcpu: Vcpu, init_event: bool) -> None:
     vcpu.nmi_pending = vcpu.nmi_queued = 0
 
 
+def vmx_clear_hlt(vcpu: Vcpu) -> None:
+    """Wake a vCPU that sleeps in the processor."""
+    vcpu.vmx.context.activity_state = 0
+
+
 def vmx_vcpu_deliver_sipi_vector(vcpu: Vcpu, vector: int) -> None:
     """Start in real mode at vector * 4 KiB."""
     context = vcpu.vmx.context

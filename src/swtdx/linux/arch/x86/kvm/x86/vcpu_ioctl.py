@@ -89,11 +89,16 @@ class VcpuFile(File):
     size = RUN_SIZE
     vcpu: Vcpu
 
+    @staticmethod
+    def refuse_second(kvm: Kvm, vcpu_id: int) -> None:
+        """Raises OSError(EEXIST) if the VM has a vCPU with that id."""
+        if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
+            raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")
+
     @classmethod
     def create(cls, kvm: Kvm, vcpu_id: int) -> int:
         """KVM_CREATE_VCPU, once the VM has agreed. Raises OSError(EEXIST, ENOMEM, EMFILE). Returns the fd."""
-        if any(other.vcpu_id == vcpu_id for other in kvm.vcpus):
-            raise err(errno.EEXIST, f"vCPU {vcpu_id} exists")  # the descriptor comes after that: EMFILE does not win
+        cls.refuse_second(kvm, vcpu_id)  # the descriptor comes after that: EMFILE does not win
         file = cls()
         files = kvm.kernel.files
         fd = files.reserve(file)
@@ -361,6 +366,8 @@ def _set_mp_state(vcpu: Vcpu, arg: int) -> int:
     if state in (KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED):
         if vcpu.ops.apic_init_signal_blocked(vcpu):
             raise err(errno.EINVAL, "INIT and SIPI are blocked")
+    if state != KVM_MP_STATE_HALTED and vcpu.kvm.kernel.release.mp_state_ends_hlt:
+        vcpu.ops.clear_hlt(vcpu)
     vcpu.set_mp_state(state)
     return 0
 

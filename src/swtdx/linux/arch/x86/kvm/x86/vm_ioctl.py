@@ -104,6 +104,8 @@ def kvm_vm_ioctl_create_vcpu(kvm: Kvm, vcpu_id: int) -> int:
     with kvm.lock:
         if kvm.created_vcpus >= kvm.max_vcpus:
             raise err(errno.EINVAL, f"the VM has {kvm.max_vcpus} vCPUs already")
+        if kvm.kernel.release.vcpu_id_is_looked_up_first:
+            VcpuFile.refuse_second(kvm, vcpu_id)
         kvm.max_vcpu_ids = kvm.max_vcpu_ids or KVM_MAX_VCPU_IDS  # settled by the first try
         if vcpu_id >= kvm.max_vcpu_ids:
             raise err(errno.EINVAL, f"vCPU id {vcpu_id}")
