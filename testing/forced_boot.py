@@ -2,8 +2,9 @@
 """Linux boots as a TD while a SEAMCALL of KVM's fails: by hand for every documented status, in the tests for a few.
 
 In `testing.forced_status` the TD is a few bytes of code, and the expectation exact. Here it is a distribution's kernel
-and the call a random one of all that its boot makes. What must hold: the run ends with an outcome that has a name, no
-exception is printed, and what a busy module is asked again for costs the guest nothing.
+that boots, sleeps and powers off, and the call a random one of all up to the end of its TD. What must hold: the run
+ends with an outcome that has a name, no exception is printed, what a busy module is asked again for costs the guest
+nothing, and the host loses no page and no KeyID but those that the module still holds and Linux gives up, too.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from testing.forced_status import END, kernels_leaves, sites
+from swtdx.vmm.outcome import End
+from testing.forced_status import END, Site, kernels_leaves, sites
 
-PROMPT = "swtdx#"
 SECONDS = 400
 """No boot takes so long, also where the machine has other work."""
-SMALL = ["--memory", "192M", "--append", "console=ttyS0 quiet swiotlb=1024"]
-"""Few pages to convert: a conversion is three SEAMCALLs a page."""
+STORM_SECONDS = 20
+"""Enough for a guest that boots in a fifth of it to come to its first timer, with which it ends."""
+SMALL = ["--memory", "128M", "--append", "console=ttyS0 quiet swiotlb=1024 swtdx.run=usleep,200000"]
+"""Few pages to convert: a conversion is three SEAMCALLs a page. The guest sleeps, as then KVM asks TDH.VP.RD."""
 NOT_BUILT = "not built"
 REFUSED = 2
 """Where KVM answers EINVAL, the input is said to be bad."""
 NAMED_BY = "swtdx explain E", "makes no TDs"
 """The first for an errno of KVM's; the second where the TDX module could not be initialised, and KVM offers no TDs."""
+GUEST_TIMERS = "TDH.MNG.RD"
+"""KVM of Linux 7.2 calls it for TSC_OFFSET and TSC_MULTIPLIER, if nobody asks for a TD's CPUID."""
+NOT_GIVEN_BACK = "TDH.PHYMEM.PAGE.WBINVD"
+"""What the module has given up and Linux keeps: a page that could not be written back."""
 NAMED = {0, 1, 3, 5}
 """Exit statuses of a run that came to an end: as it should (5: it leaks), refused, a guest that could not continue."""
 
@@ -47,12 +54,26 @@ class Boot:
     errors: str
     lint: dict[str, Any]
     """What ``--lint`` found."""
+    after: dict[str, Any] = field(default_factory=dict)
+    """What `testing.forced_run` found when the TD was taken down."""
+
+    @property
+    def came_through(self) -> bool:
+        """Whether the guest did all that it does undisturbed."""
+        return self.outcome == End.POWER_OFF.label
+
+    @property
+    def lost(self) -> set[str]:
+        """What the host has less than before the run."""
+        return set(self.after.get("lost", ()))
 
     @property
     def trouble(self) -> str:
         """What must not be; empty if nothing."""
         if "Traceback" in self.errors or "internal error:" in self.errors:
             return "an exception"
+        if self.after.get("trouble"):
+            return str(self.after["trouble"])
         if self.outcome == NOT_BUILT and self.status == REFUSED and any(said in self.errors for said in NAMED_BY):
             return ""
         if self.status not in NAMED:
@@ -60,59 +81,107 @@ class Boot:
         return ""
 
 
-def boot(folder: Path, injections: Iterable[str], *options: str) -> Boot:
-    """Boot the kernel of a folder of ``script/linux`` to its prompt."""
+def boot(folder: Path, injections: Iterable[str], *options: str, seconds: int = SECONDS) -> Boot:
+    """Boot the kernel of a folder of ``script/linux`` until it powers off, and take its TD down."""
     kernel = sorted(folder.glob("boot/vmlinuz-*"))[-1]
     with tempfile.TemporaryDirectory() as work:
-        record = Path(work) / "run.json"
-        command = [sys.executable, "-m", "swtdx", "run", "--firmware", "none", "--kernel", str(kernel)]
-        command += ["--initrd", str(folder / "initrd.img"), *SMALL, "--until", PROMPT, "--timeout", str(SECONDS)]
-        command += ["--json", str(record), *options]
+        record, after = Path(work) / "run.json", Path(work) / "after.json"
+        command = [sys.executable, "-m", "testing.forced_run", str(after), "--firmware", "none"]
+        command += ["--kernel", str(kernel), "--initrd", str(folder / "initrd.img"), *SMALL]
+        command += ["--timeout", str(seconds), "--json", str(record), *options]
         for text in injections:
             command += ["--inject", text]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        try:
-            kept = json.loads(record.read_text())
-        except (OSError, ValueError):  # the TD could not be built
-            kept = {"outcome": NOT_BUILT, "text": (done.stderr.splitlines() or ["no word"])[-1]}
-    found = tuple(kept.get("injections", ()))
-    return Boot(done.returncode, kept["outcome"], kept["text"], found, done.stderr, kept.get("lint", {}))
+        kept = _read(record) or {"outcome": NOT_BUILT, "text": (done.stderr.splitlines() or ["no word"])[-1]}
+        found = _read(after) or {"trouble": "the run left no word about its machine"}
+    struck = tuple(kept.get("injections", ()))
+    return Boot(done.returncode, kept["outcome"], kept["text"], struck, done.stderr, kept.get("lint", {}), found)
 
 
-def usual(folder: Path) -> dict[str, int]:
-    """How often an undisturbed boot makes each call. Raises RuntimeError for one that does not come to its prompt."""
-    seen = boot(folder, [f"{leaf}: TD_FATAL @999999999999" for leaf in kernels_leaves()], *_to_the_end(""))
-    if seen.outcome != "until":
-        raise RuntimeError(f"an undisturbed boot did not come to its prompt: {seen.text}")
-    return {str(each["injection"]).partition(":")[0]: int(each["calls"]) for each in seen.injections}
+def _read(file: Path) -> dict[str, Any]:
+    """What a run wrote; nothing if it did not come so far."""
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
-def _to_the_end(during: str) -> Sequence[str]:
-    """A run takes its TD down page by page only if it is traced."""
-    return ("--trace", "/dev/null") if during in (END, "") else ()
+@dataclass(frozen=True)
+class Calls:
+    """How often an undisturbed boot makes a call: while the guest lives, and in all."""
+
+    alive: int
+    total: int
 
 
-def _is_slow_on_purpose(injection: str, seen: Boot) -> bool:
-    """td_tdcs_exec_read64 returns 0 when TDH.MNG.RD fails: for TSC_OFFSET or TSC_MULTIPLIER, by which timers are set.
+def usual(folder: Path) -> dict[str, Calls]:
+    """How often an undisturbed boot makes each call. Raises RuntimeError for one that does not power off."""
+    seen = boot(folder, [f"{leaf}: TD_FATAL @999999999999" for leaf in kernels_leaves()])
+    if not seen.came_through or seen.trouble or seen.lost:
+        raise RuntimeError(f"an undisturbed boot ends otherwise: {seen.text} {seen.trouble} {seen.lost or ''}")
+    alive = {str(each["injection"]).partition(":")[0]: int(each["calls"]) for each in seen.injections}
+    return {leaf: Calls(alive[leaf], total) for leaf, total in seen.after["calls"].items()}
 
-    The guest lives, and its timers come at other times than it asked for: at once, or long after.
-    """
-    return injection.startswith("TDH.MNG.RD:") and seen.outcome == "timeout"
+
+def judged(case: Case, seen: Boot) -> str:
+    """Return what must not be of a boot; empty if nothing."""
+    if not sum(seen.after.get("struck", {}).values()):
+        return "the call was never made"
+    if case.leaf == GUEST_TIMERS and seen.outcome == End.TIMEOUT.label:
+        # td_tdcs_exec_read64 returns 0, and KVM takes the TD's TSC for one that has passed each deadline: a timer of
+        # the guest's expires when it is set. Linux sets the next one in its interrupt, and executes nothing else.
+        return "" if seen.after.get("no_tsc") else "timers do not come, and KVM knows the guest's TSC"
+    trouble = seen.trouble
+    if case.leaf == NOT_GIVEN_BACK and trouble.startswith("lost, "):
+        trouble = ""
+    if trouble:
+        return trouble
+    if case.expected == "repeated" and not seen.came_through:
+        return "the guest did not come through"
+    if seen.lost and "lost: " not in case.expected:
+        return f"lost {', '.join(sorted(seen.lost))}, where Linux loses nothing"
+    return ""
 
 
-def cases(calls: dict[str, int], leaf: str | None, sample: int | None, seed: int) -> Iterator[tuple[str, str]]:
-    """Yield (injection, what the short life expects): every leaf function with its statuses, or ``sample`` of them."""
+@dataclass(frozen=True)
+class Case:
+    """An injection, and what a short life expects of it: docs/injected.json."""
+
+    leaf: str
+    injection: str
+    during: str
+    expected: str
+
+    @property
+    def seconds(self) -> int:
+        """How long the boot may take."""
+        return STORM_SECONDS if self.leaf == GUEST_TIMERS else SECONDS
+
+
+def cases(calls: dict[str, Calls], leaf: str | None, sample: int | None, seed: int) -> Iterator[Case]:
+    """Yield every leaf function with its statuses, or with ``sample`` of them."""
     random = Random(seed)
     for site in sites():
-        if site.call != "1" or (leaf is not None and site.leaf != leaf) or not calls.get(site.leaf):
+        if (leaf is not None and site.leaf != leaf) or (number := _call(site, calls[site.leaf], random)) is None:
             continue
         statuses = site.statuses()
         if sample is not None:
             statuses = random.sample(statuses, min(sample, len(statuses)))
         for status in statuses:
-            number = random.randint(1, calls[site.leaf])
             row = site.row(status)
-            yield f"{site.leaf}: {status} @{number}", f"{site.during}: {row[2] if len(row) > 2 else row[1]}"
+            expected = row[2] if len(row) > 2 else row[1]
+            yield Case(site.leaf, f"{site.leaf}: {status} @{number}", site.during, expected)
+            number = _call(site, calls[site.leaf], random)
+
+
+def _call(site: Site, made: Calls, random: Random) -> str | None:
+    """Return which call is to fail at a site, a random one where the table says the first; None: a boot has none."""
+    there = made.total if site.during == END else made.alive
+    if site.call == "1":
+        return str(random.randint(1, there)) if there else None
+    if site.call == "last":
+        return str(there)
+    return site.call if int(site.call.rpartition("-")[2]) <= there else None
 
 
 def main() -> int:
@@ -124,17 +193,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="which calls fail (not given: 1)")
     options = parser.parse_args()
     calls = usual(options.folder)
-    print(f"a boot makes {sum(calls.values()):,} calls of {len(calls)} leaf functions", flush=True)
+    made = {leaf: number.total for leaf, number in calls.items() if number.total}
+    print(f"a boot makes {sum(made.values()):,} calls of {len(made)} leaf functions", flush=True)
+    if missing := sorted(set(calls) - set(made)):
+        print(f"never called: {', '.join(missing)}", flush=True)
     ended: Counter[str] = Counter()
     failed = 0
-    for injection, expected in cases(calls, options.leaf, options.sample, options.seed):
-        seen = boot(options.folder, [injection], *_to_the_end(expected.partition(":")[0]))
-        trouble = "" if _is_slow_on_purpose(injection, seen) else seen.trouble
-        if not trouble and expected.endswith(": repeated") and seen.outcome != "until":
-            trouble = "the guest did not come through"
+    for case in cases(calls, options.leaf, options.sample, options.seed):
+        seen = boot(options.folder, [case.injection], seconds=case.seconds)
+        trouble = judged(case, seen)
         failed += bool(trouble)
         ended[seen.outcome] += 1
-        print(f"{'FAILED ' if trouble else ''}{injection}: {trouble or seen.outcome}: {seen.text}", flush=True)
+        said = f"{case.injection}: {trouble or seen.outcome}: {seen.text}"
+        said += f"; lost: {', '.join(sorted(seen.lost))}" if seen.lost else ""
+        print(f"{'FAILED ' if trouble else ''}{said}", flush=True)
     print(
         f"{sum(ended.values())} boots, {failed} failed; {', '.join(f'{name} {n}' for name, n in ended.most_common())}"
     )

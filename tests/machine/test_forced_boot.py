@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from testing import forced_boot
-from testing.forced_boot import Boot, usual
+from testing.forced_boot import Boot, Case, judged, usual
 
 NO_TDS = "swtdx: --kvm emulated: the emulated kernel makes no TDs: KVM_CAP_VM_TYPES is 0x3"
 
@@ -28,8 +29,31 @@ def test_an_end_with_a_name(status: int, outcome: str, errors: str, trouble: str
     assert Boot(status, outcome, "", (), errors, {}).trouble == trouble
 
 
+@pytest.mark.parametrize(
+    ("leaf", "expected", "outcome", "after", "trouble"),
+    [
+        ("TDH.MEM.TRACK", "repeated", "power-off", {}, ""),
+        ("TDH.MEM.TRACK", "repeated", "crash", {}, "the guest did not come through"),
+        ("TDH.MEM.TRACK", "0, dead", "crash", {}, ""),
+        ("TDH.MEM.TRACK", "0, dead", "crash", {"lost": {"sept": 1}}, "lost sept, where Linux loses nothing"),
+        ("TDH.PHYMEM.PAGE.RECLAIM", "0; lost: tdr", "power-off", {"lost": {"tdr": 1}}, ""),
+        ("TDH.PHYMEM.PAGE.RECLAIM", "0; lost: tdr", "power-off", {"trouble": "lost, and"}, "lost, and"),
+        ("TDH.PHYMEM.PAGE.WBINVD", "0; lost: tdr", "power-off", {"trouble": "lost, and", "lost": {"tdr": 1}}, ""),
+        ("TDH.PHYMEM.PAGE.WBINVD", "0; lost: tdr", "power-off", {"trouble": "may use it"}, "may use it"),
+        ("TDH.MNG.RD", "ignored", "timeout", {"no_tsc": True}, ""),
+        ("TDH.MNG.RD", "ignored", "timeout", {"no_tsc": False}, "timers do not come, and KVM knows the guest's TSC"),
+        ("TDH.VP.ENTER", "repeated", "timeout", {"no_tsc": True}, "exit status 4"),
+        ("TDH.MEM.TRACK", "repeated", "power-off", {"struck": {"TDH.MEM.TRACK": 0}}, "the call was never made"),
+    ],
+)
+def test_what_a_status_may_lead_to(leaf: str, expected: str, outcome: str, after: dict[str, Any], trouble: str) -> None:
+    status = {"power-off": 0, "crash": 3, "timeout": 4}[outcome]
+    seen = Boot(status, outcome, "", (), "", {}, {"struck": {leaf: 1}, **after})
+    assert judged(Case(leaf, f"{leaf}: TD_FATAL @1", "KVM_RUN", expected), seen) == trouble
+
+
 def test_calls_are_counted_in_a_boot_that_came_to_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Boot(4, "timeout", "time was up", ({"injection": "TDH.VP.ENTER: TD_FATAL", "calls": 3},), "", {})
+    made = Boot(4, "timeout", "time was up", (), "", {}, {"calls": {"TDH.VP.ENTER": 3}})
     monkeypatch.setattr(forced_boot, "boot", lambda *arguments: made)
     with pytest.raises(RuntimeError, match="time was up"):
         usual(Path())
