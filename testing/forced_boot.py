@@ -28,7 +28,7 @@ SECONDS = 400
 """No boot takes so long, also where the machine has other work."""
 STORM_SECONDS = 20
 """Enough for a guest that boots in a fifth of it to come to its first timer, with which it ends."""
-SMALL = ["--memory", "128M", "--append", "console=ttyS0 quiet swiotlb=1024 swtdx.run=usleep,200000"]
+SMALL = ["--memory", "80M", "--append", "console=ttyS0 quiet swiotlb=1024 swtdx.run=usleep,200000"]
 """Few pages to convert: a conversion is three SEAMCALLs a page. The guest sleeps, as then KVM asks TDH.VP.RD."""
 NOT_BUILT = "not built"
 REFUSED = 2
@@ -36,9 +36,11 @@ REFUSED = 2
 NAMED_BY = "swtdx explain E", "makes no TDs"
 """The first for an errno of KVM's; the second where the TDX module could not be initialised, and KVM offers no TDs."""
 GUEST_TIMERS = "TDH.MNG.RD"
-"""KVM of Linux 7.2 calls it for TSC_OFFSET and TSC_MULTIPLIER, if nobody asks for a TD's CPUID."""
+"""KVM of Linux 7.2 calls it for TSC_OFFSET and TSC_MULTIPLIER, if user space does not ask for a TD's CPUID."""
 NOT_GIVEN_BACK = "TDH.PHYMEM.PAGE.WBINVD"
 """What the module has given up and Linux keeps: a page that could not be written back."""
+LONGEST = "KVM_RUN"
+"""What is forced there comes last: most of these boots go on to their end."""
 NAMED = {0, 1, 3, 5}
 """Exit statuses of a run that came to an end: as it should (5: it leaks), refused, a guest that could not continue."""
 
@@ -84,18 +86,36 @@ class Boot:
 def boot(folder: Path, injections: Iterable[str], *options: str, seconds: int = SECONDS) -> Boot:
     """Boot the kernel of a folder of ``script/linux`` until it powers off, and take its TD down."""
     kernel = sorted(folder.glob("boot/vmlinuz-*"))[-1]
+    built = ["--firmware", "none", "--kernel", str(kernel), "--initrd", str(folder / "initrd.img"), *SMALL]
+    return _ended([*built, *options], injections, seconds)
+
+
+def go_on(snapshot: Path, injections: Iterable[str]) -> Boot:
+    """Have the guest of `kept` sleep and power off, and take its TD down."""
+    return _ended(["--from", str(snapshot)], injections, SECONDS)
+
+
+def kept(folder: Path, work: Path) -> Path:
+    """Boot the kernel, and keep the TD in a file where it is about to sleep. Raises RuntimeError."""
+    file = work / "linux.snapshot"
+    seen = boot(folder, (), "--snapshot-at", "powers off.", "--snapshot", str(file))
+    if not file.exists():
+        raise RuntimeError(f"no snapshot was made: {seen.text}")
+    return file
+
+
+def _ended(options: Iterable[str], injections: Iterable[str], seconds: int) -> Boot:
     with tempfile.TemporaryDirectory() as work:
         record, after = Path(work) / "run.json", Path(work) / "after.json"
-        command = [sys.executable, "-m", "testing.forced_run", str(after), "--firmware", "none"]
-        command += ["--kernel", str(kernel), "--initrd", str(folder / "initrd.img"), *SMALL]
-        command += ["--timeout", str(seconds), "--json", str(record), *options]
+        command = [sys.executable, "-m", "testing.forced_run", str(after), *options]
+        command += ["--timeout", str(seconds), "--json", str(record)]
         for text in injections:
             command += ["--inject", text]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        kept = _read(record) or {"outcome": NOT_BUILT, "text": (done.stderr.splitlines() or ["no word"])[-1]}
+        told = _read(record) or {"outcome": NOT_BUILT, "text": (done.stderr.splitlines() or ["no word"])[-1]}
         found = _read(after) or {"trouble": "the run left no word about its machine"}
-    struck = tuple(kept.get("injections", ()))
-    return Boot(done.returncode, kept["outcome"], kept["text"], struck, done.stderr, kept.get("lint", {}), found)
+    struck = tuple(told.get("injections", ()))
+    return Boot(done.returncode, told["outcome"], told["text"], struck, done.stderr, told.get("lint", {}), found)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -114,9 +134,11 @@ class Calls:
     total: int
 
 
-def usual(folder: Path) -> dict[str, Calls]:
-    """How often an undisturbed boot makes each call. Raises RuntimeError for one that does not power off."""
-    seen = boot(folder, [f"{leaf}: TD_FATAL @999999999999" for leaf in kernels_leaves()])
+NONE_FAILS = tuple(f"{leaf}: TD_FATAL @999999999999" for leaf in kernels_leaves())
+
+
+def usual(seen: Boot) -> dict[str, Calls]:
+    """How often each call is made in a run with `NONE_FAILS`. Raises RuntimeError if it does not power off."""
     if not seen.came_through or seen.trouble or seen.lost:
         raise RuntimeError(f"an undisturbed boot ends otherwise: {seen.text} {seen.trouble} {seen.lost or ''}")
     alive = {str(each["injection"]).partition(":")[0]: int(each["calls"]) for each in seen.injections}
@@ -158,11 +180,17 @@ class Case:
         return STORM_SECONDS if self.leaf == GUEST_TIMERS else SECONDS
 
 
-def cases(calls: dict[str, Calls], leaf: str | None, sample: int | None, seed: int) -> Iterator[Case]:
-    """Yield every leaf function with its statuses, or with ``sample`` of them."""
+def cases(
+    whole: dict[str, Calls], end: dict[str, Calls], leaf: str | None, sample: int | None, seed: int
+) -> Iterator[Case]:
+    """Yield every leaf function with its statuses, or with ``sample`` of them.
+
+    ``whole`` are the calls of a boot, ``end`` those of `go_on`: what a TD's end calls is forced there.
+    """
     random = Random(seed)
-    for site in sites():
-        if (leaf is not None and site.leaf != leaf) or (number := _call(site, calls[site.leaf], random)) is None:
+    for site in sorted(sites(), key=lambda site: site.during == LONGEST):
+        calls = (end if site.during == END else whole)[site.leaf]
+        if (leaf is not None and site.leaf != leaf) or (number := _call(site, calls, random)) is None:
             continue
         statuses = site.statuses()
         if sample is not None:
@@ -171,7 +199,7 @@ def cases(calls: dict[str, Calls], leaf: str | None, sample: int | None, seed: i
             row = site.row(status)
             expected = row[2] if len(row) > 2 else row[1]
             yield Case(site.leaf, f"{site.leaf}: {status} @{number}", site.during, expected)
-            number = _call(site, calls[site.leaf], random)
+            number = _call(site, calls, random)
 
 
 def _call(site: Site, made: Calls, random: Random) -> str | None:
@@ -192,21 +220,26 @@ def main() -> int:
     parser.add_argument("--sample", type=int, metavar="N", help="only so many statuses of each, chosen by the seed")
     parser.add_argument("--seed", type=int, default=1, help="which calls fail (not given: 1)")
     options = parser.parse_args()
-    calls = usual(options.folder)
-    made = {leaf: number.total for leaf, number in calls.items() if number.total}
-    print(f"a boot makes {sum(made.values()):,} calls of {len(made)} leaf functions", flush=True)
-    if missing := sorted(set(calls) - set(made)):
-        print(f"never called: {', '.join(missing)}", flush=True)
-    ended: Counter[str] = Counter()
-    failed = 0
-    for case in cases(calls, options.leaf, options.sample, options.seed):
-        seen = boot(options.folder, [case.injection], seconds=case.seconds)
-        trouble = judged(case, seen)
-        failed += bool(trouble)
-        ended[seen.outcome] += 1
-        said = f"{case.injection}: {trouble or seen.outcome}: {seen.text}"
-        said += f"; lost: {', '.join(sorted(seen.lost))}" if seen.lost else ""
-        print(f"{'FAILED ' if trouble else ''}{said}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="swtdx-forced-") as work:
+        snapshot = kept(options.folder, Path(work))
+        whole, end = usual(boot(options.folder, NONE_FAILS)), usual(go_on(snapshot, NONE_FAILS))
+        made = {leaf: number.total for leaf, number in whole.items() if number.total}
+        print(f"a boot makes {sum(made.values()):,} calls of {len(made)} leaf functions", flush=True)
+        if missing := sorted(set(whole) - set(made)):
+            print(f"never called: {', '.join(missing)}", flush=True)
+        ended: Counter[str] = Counter()
+        failed = 0
+        for case in cases(whole, end, options.leaf, options.sample, options.seed):
+            if case.during == END:
+                seen = go_on(snapshot, [case.injection])
+            else:
+                seen = boot(options.folder, [case.injection], seconds=case.seconds)
+            trouble = judged(case, seen)
+            failed += bool(trouble)
+            ended[seen.outcome] += 1
+            said = f"{case.injection}: {trouble or seen.outcome}: {seen.text}"
+            said += f"; lost: {', '.join(sorted(seen.lost))}" if seen.lost else ""
+            print(f"{'FAILED ' if trouble else ''}{said}", flush=True)
     print(
         f"{sum(ended.values())} boots, {failed} failed; {', '.join(f'{name} {n}' for name, n in ended.most_common())}"
     )

@@ -19,7 +19,7 @@ from swtdx.linux.virt.kvm.kvm_main import Kvm
 from swtdx.machine import MachineKernel
 from swtdx.seam.lifecycle import HkidState
 from swtdx.seam.pamt import PageType
-from testing.forced_status import AllVms
+from swtdx.uapi.kernel import Kernel
 from testing.invariants import Violation, check_ownership
 
 
@@ -28,7 +28,7 @@ class Watcher:
 
     def __init__(self) -> None:
         self.kernel: MachineKernel | None = None
-        self.vms = AllVms()
+        self._no_tsc = False
         self._pages = dict[int, str]()
         self._keyids = 0
         self._boot = machine.boot
@@ -36,10 +36,14 @@ class Watcher:
     def boot(self, *arguments: Any, **options: Any) -> MachineKernel:
         """As `swtdx.machine.boot`."""
         kernel = self.kernel = self._boot(*arguments, **options)
-        kernel.vms = self.vms
         self._pages = kernel.pages.booked()
         self._keyids = kernel.tdx.free_hkids if kernel.tdx is not None else 0
         return kernel
+
+    def at_the_end(self, kernel: Kernel) -> None:
+        """As `swtdx.uapi.abilities.powers_off`, which is asked while the VM is still there: no kernel is."""
+        if self.kernel is not None:
+            self._no_tsc = any(_has_no_tsc(vm) for vm in self.kernel.vms)
 
     def found(self) -> dict[str, Any]:
         """Return what came of the machine, after the command."""
@@ -54,7 +58,7 @@ class Watcher:
             "struck": {armed.injection.target: armed.struck for armed in kernel.faults.armed},
             "lost": lost,
             "trouble": trouble,
-            "no_tsc": any(_has_no_tsc(vm) for vm in self.vms.seen),
+            "no_tsc": self._no_tsc,
         }
 
     def _lost(self, kernel: MachineKernel, keyids: int) -> tuple[Counter[str], str]:
@@ -90,7 +94,7 @@ def main(result: str, arguments: list[str]) -> None:
     """Exits with the command's status."""
     watcher = Watcher()
     machine.boot = watcher.boot
-    vars(session)["powers_off"] = lambda kernel: None
+    vars(session)["powers_off"] = watcher.at_the_end
     sys.argv = ["swtdx", "run", *arguments]
     try:
         cli.main()

@@ -227,7 +227,7 @@ def _wake(vm: Any) -> None:
         vm.signal_msi(0xFEE00000, VECTOR)
 
 
-class AllVms(set[KvmVm]):
+class _Vms(set[KvmVm]):
     """The kernel's VMs, and all that there were."""
 
     def __init__(self) -> None:
@@ -266,7 +266,7 @@ def force(site: Site, status: str, usual: Counter[str]) -> Outcome:
         if armed.struck:
             outcome.during = BRING_UP
             outcome.result = "0" if kernel.tdx is not None else "TDX is off"
-        vms = kernel.vms = AllVms()
+        vms = kernel.vms = _Vms()
 
         def ended(name: str, result: str) -> None:
             if armed.struck and not outcome.during:

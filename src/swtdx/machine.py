@@ -146,6 +146,7 @@ class MachineKernel(EmulatedKernel):
             self._set_time(snapshot.times, clock)
             self._give_back(snapshot, parts)
             self._set_time(snapshot.times, clock)  # what that took is not the machine's time
+        self.faults.begin()
 
     def _give_back(self, snapshot: Snapshot, parts: Sequence[object]) -> None:
         """Put the state in. A machine into which it does not fit is of no use any more: it is switched off."""
@@ -234,6 +235,7 @@ def boot(
     *,
     trace: Emit | None = None,
     inject: Sequence[str] = (),
+    inject_later: bool = False,
     lint: Findings | None = None,
     lies: Answers | None = None,
     counted: tuple[CountedClock, Chance] | None = None,
@@ -245,7 +247,8 @@ def boot(
     differ: ``boot(kernel_release="6.16")``, ``boot(debug_tds=True)``. The processor is ``kernel.processor``.
     ``trace`` is called with each SEAMCALL, TDCALL, VM exit and injected event (system calls: :func:`open_kernel`).
     ``inject`` are faults on demand, as `swtdx.inject.parse` reads them: ``inject=["TDH.MEM.PAGE.AUG: OPERAND_BUSY
-    @3"]``; ``kernel.faults.armed`` says how often each has struck. ``lint`` takes what TDs hand to their host beyond
+    @3"]``; ``kernel.faults.armed`` says how often each has struck. ``inject_later``: their calls count from the first
+    `MachineKernel.restore` on. ``lint`` takes what TDs hand to their host beyond
     what each call needs (`swtdx.lint`); ``lies`` answers their TDVMCALLs otherwise (`swtdx.lying`). ``counted``: time
     and random numbers of a machine with one vCPU whose run can be repeated (`swtdx.cpu.counted`). Raises ValueError
     for a platform, a release or an injection that is not valid.
@@ -253,7 +256,7 @@ def boot(
     config = replace(config, **switches)
     processor = Processor(platform) if counted is None else _counted(platform or Platform(), *counted)
     module = TdxModule(processor, _identity(processor.platform))
-    faults = _faults(inject)
+    faults = _faults(inject, wait=inject_later)
     loaded = faults.module(module)
     flush: Callable[[], None] | None = None
     if trace is not None or faults.seamcalls or counted is not None:
@@ -287,12 +290,12 @@ def boot(
     return kernel
 
 
-def _faults(texts: Sequence[str]) -> Faults:
+def _faults(texts: Sequence[str], *, wait: bool) -> Faults:
     if not texts:
         return Faults(())
     from swtdx.inject.parse import parse_all  # with the tables of `explain`, for those who ask for faults only
 
-    return Faults(parse_all(texts))
+    return Faults(parse_all(texts), wait=wait)
 
 
 def _counted(platform: Platform, clock: CountedClock, chance: Chance) -> Processor:
@@ -315,6 +318,7 @@ def open_kernel(
     *,
     trace: Emit | None = None,
     inject: Sequence[str] = (),
+    inject_later: bool = False,
     lint: Findings | None = None,
     lies: Answers | None = None,
     counted: tuple[CountedClock, Chance] | None = None,
@@ -332,7 +336,16 @@ def open_kernel(
         kernel = HostKernel()
     elif name == "emulated":
         kernel = boot(
-            dialect, platform, config, trace=trace, inject=inject, lint=lint, lies=lies, counted=counted, **switches
+            dialect,
+            platform,
+            config,
+            trace=trace,
+            inject=inject,
+            inject_later=inject_later,
+            lint=lint,
+            lies=lies,
+            counted=counted,
+            **switches,
         )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")

@@ -169,3 +169,31 @@ def test_a_disk_that_can_be_written_is_refused_and_one_that_cannot_is_given_agai
     assert result.status == 2
     assert "has other contents than disk.img had when the machine in" in result.err
     assert result.err.count("\n") == 1
+
+
+def test_what_is_to_fail_counts_from_the_snapshot_on(kept: Path, command: Command) -> None:
+    result = command(
+        *("run", "--from", kept, "--until", "NOP"),
+        *("--inject", "KVM_CREATE_VM: EMFILE", "--inject", "KVM_RUN: EFAULT @3"),
+    )
+    assert result.status == 1
+    assert "KVM_RUN: EFAULT" in result.err
+    assert "injected KVM_CREATE_VM: EMFILE: never called\n" in result.err
+    assert "injected KVM_RUN: EFAULT @3: 1 of 3 calls failed\n" in result.err
+
+
+def test_a_seamcall_fails_after_the_snapshot(tmp_path: Path, command: Command) -> None:
+    kernel, file = tmp_path / "bzImage", tmp_path / "kept"
+    kernel.write_bytes(bzimage(kernel=bytes(0x200) + code(td=True)))
+    made = ["run", "--firmware", "none", "--kernel", kernel, "--memory", "64M"]
+    assert command(*made, "--snapshot-at", "FGH", "--snapshot", file).status == 0
+    result = command(
+        *("run", "--from", file, "--until", "NOP"),
+        *("--inject", "TDH.SYS.INIT: SYS_BUSY", "--inject", "TDH.MNG.INIT: TD_FATAL"),
+        *("--inject", "TDH.VP.ENTER: TD_FATAL @5"),
+    )
+    assert result.status == 1
+    assert "KVM could not go on with vCPU 0: internal error 4 (0xe000060400000000, 0x0)" in result.err
+    assert "injected TDH.SYS.INIT: SYS_BUSY: never called\n" in result.err
+    assert "injected TDH.MNG.INIT: TD_FATAL: never called\n" in result.err
+    assert "injected TDH.VP.ENTER: TD_FATAL @5: 1 of 5 calls failed\n" in result.err

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testing import forced_boot
-from testing.forced_boot import Boot, Case, judged, usual
+from testing.forced_boot import Boot, Calls, Case, judged, usual
 
 NO_TDS = "swtdx: --kvm emulated: the emulated kernel makes no TDs: KVM_CAP_VM_TYPES is 0x3"
 
@@ -52,8 +50,13 @@ def test_what_a_status_may_lead_to(leaf: str, expected: str, outcome: str, after
     assert judged(Case(leaf, f"{leaf}: TD_FATAL @1", "KVM_RUN", expected), seen) == trouble
 
 
-def test_calls_are_counted_in_a_boot_that_came_to_its_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_counted_in_a_boot_that_came_to_its_end_only() -> None:
     made = Boot(4, "timeout", "time was up", (), "", {}, {"calls": {"TDH.VP.ENTER": 3}})
-    monkeypatch.setattr(forced_boot, "boot", lambda *arguments: made)
     with pytest.raises(RuntimeError, match="time was up"):
-        usual(Path())
+        usual(made)
+
+
+def test_calls_are_told_apart_by_whether_the_guest_was_alive() -> None:
+    alive: tuple[dict[str, int | str], ...] = ({"injection": "TDH.MEM.TRACK: TD_FATAL @9", "calls": 3},)
+    made = Boot(0, "power-off", "", alive, "", {}, {"calls": {"TDH.MEM.TRACK": 5}})
+    assert usual(made) == {"TDH.MEM.TRACK": Calls(3, 5)}

@@ -49,6 +49,7 @@ def kernel_named(
     config: KernelConfig = EASY_GOING,
     trace: Emit | None = None,
     inject: tuple[str, ...] = (),
+    inject_later: bool = False,
     lint: Findings | None = None,
     lies: Answers | None = None,
     counted: Repeatable | None = None,
@@ -60,8 +61,9 @@ def kernel_named(
     many vCPUs once it has ACPI tables. On a real host with more processors than vCPUs it waits without end.
 
     ``module_version`` is that of the TDX module; by default the platform's. ``cpu_features``, ``module_updated`` and
-    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`), ``lint`` takes
-    what TDs leak (`swtdx.lint`), ``lies`` are other answers to their calls (`swtdx.lying`).
+    ``report_key`` are those of `Platform`; ``inject`` are faults on demand (`swtdx.inject`), from a snapshot on
+    if ``inject_later``, ``lint`` takes what TDs leak (`swtdx.lint`), ``lies`` are other answers to their calls
+    (`swtdx.lying`).
     """
     if name == "host":
         return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
@@ -90,6 +92,7 @@ def kernel_named(
             config,
             trace=trace,
             inject=inject,
+            inject_later=inject_later,
             lint=lint,
             lies=lies,
             counted=None if counted is None else (counted.clock, counted.chance),
@@ -128,6 +131,7 @@ def kernel_for(
         ),
         trace=trace,
         inject=options.inject,
+        inject_later=options.restored is not None,
         lint=lint,
         lies=lies,
         counted=counted,

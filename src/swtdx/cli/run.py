@@ -544,7 +544,7 @@ class Keeping:
                     )
 
 
-_NOT_OF_THE_MACHINE = {"disk", "lie", "lies_from"}
+_NOT_OF_THE_MACHINE = {"disk", "inject", "lie", "lies_from"}
 """What may be given beside a snapshot: files that it names only, and what its host does from there."""
 
 

@@ -36,8 +36,10 @@ GPA_OF_IOCTL = {
 class Armed:
     """An injection that counts: ``calls`` that it may have struck, and how many it has."""
 
-    def __init__(self, injection: Injection) -> None:
+    def __init__(self, injection: Injection, *, waits: bool = False) -> None:
         self.injection = injection
+        self.waits = waits
+        """Calls neither count nor fail, so far."""
         self.calls = 0
         self.struck = 0
         self._random = Random(injection.when.seed)
@@ -46,6 +48,8 @@ class Armed:
     def strikes(self, touched: range | None = None) -> bool:
         """Count a call, which touches these guest physical addresses; return whether it fails."""
         when = self.injection.when
+        if self.waits:
+            return False
         if when.area is not None and (touched is None or not _meet(when.area, touched)):
             return False
         with self._lock:
@@ -128,14 +132,19 @@ def _touched(leaf: int, args: Args) -> range | None:
 class Faults:
     """The injections of one machine."""
 
-    def __init__(self, injections: Iterable[Injection]) -> None:
-        self.armed = [Armed(injection) for injection in injections]
+    def __init__(self, injections: Iterable[Injection], *, wait: bool = False) -> None:
+        self.armed = [Armed(injection, waits=wait) for injection in injections]
         self.seamcalls = [each for each in self.armed if each.injection.line is Line.SEAMCALL]
         self._ioctls: dict[tuple[int, bool], list[Armed]] = {}
         for each in self.armed:
             if each.injection.line is Line.IOCTL:
                 key = each.injection.number, each.injection.is_command
                 self._ioctls.setdefault(key, []).append(each)
+
+    def begin(self) -> None:
+        """Calls count from now on."""
+        for each in self.armed:
+            each.waits = False
 
     @property
     def has_ioctls(self) -> bool:
