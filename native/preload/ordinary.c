@@ -10,12 +10,17 @@
 #include <fcntl.h>
 #include <linux/fiemap.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdarg.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define PAGE 4096ul
@@ -179,10 +184,13 @@ EXPORT off64_t lseek64(int fd, off64_t offset, int whence)
 
 /* ---- the file ---- */
 
-int no_command(int fd, int command)
+int no_command(int fd, int command, long argument)
 {
     enum kind kind = kind_of(fd);
 
+    if (command == F_SETFL && argument & O_DIRECT) {
+        return kind == NOT_OURS ? 0 : -EINVAL;
+    }
     if (kind == NOT_OURS || (command != F_ADD_SEALS && command != F_GET_SEALS && command != F_SETLEASE)) {
         return 0;
     }
@@ -190,6 +198,124 @@ int no_command(int fd, int command)
         return kind == MEMORY ? 0 : -EINVAL;
     }
     return kind == STATISTICS && command == F_ADD_SEALS ? -EPERM : -EINVAL;
+}
+
+/* Anonymous inodes have nothing that could be changed (anon_inode_setattr, kvm_gmem_setattr). The device's node is the
+ * machine's. */
+static int no_change(int fd)
+{
+    enum kind kind = kind_of(fd);
+
+    return kind == MEMORY ? -EINVAL : kind == OURS || kind == STATISTICS ? -EOPNOTSUPP : 0;
+}
+
+REFUSED(fchmod, no_change(fd), int, (int fd, mode_t mode), fd, mode)
+REFUSED(fchown, no_change(fd), int, (int fd, uid_t owner, gid_t group), fd, owner, group)
+REFUSED(futimens, no_change(fd), int, (int fd, const struct timespec times[2]), fd, times)
+REFUSED(futimes, no_change(fd), int, (int fd, const struct timeval times[2]), fd, times)
+
+/* Extended attributes of users belong to files and directories only (xattr_permission); a guest_memfd's inode has no
+ * operation for any. */
+static int no_attribute(int fd, const char *name, int error)
+{
+    enum kind kind = kind_of(fd);
+
+    if (kind == NOT_OURS || (kind == DEVICE && name && strncmp(name, "user.", 5))) {
+        return 0;
+    }
+    return kind == MEMORY || (name && strncmp(name, "user.", 5)) ? -EOPNOTSUPP : error;
+}
+
+REFUSED(fsetxattr, no_attribute(fd, name, -EPERM), int,
+        (int fd, const char *name, const void *value, size_t size, int flags), fd, name, value, size, flags)
+REFUSED(fremovexattr, no_attribute(fd, name, -EPERM), int, (int fd, const char *name), fd, name)
+REFUSED(fgetxattr, no_attribute(fd, name, -ENODATA), ssize_t, (int fd, const char *name, void *value, size_t size), fd,
+        name, value, size)
+
+EXPORT ssize_t flistxattr(int fd, char *list, size_t size)
+{
+    return kind_of(fd) != NOT_OURS && kind_of(fd) != DEVICE ? 0 : NEXT(flistxattr)(fd, list, size);
+}
+
+EXPORT int name_to_handle_at(int dirfd, const char *path, struct file_handle *handle, int *mount, int flags)
+{
+    bool ours = kind_of(dirfd) != NOT_OURS && kind_of(dirfd) != DEVICE && path && !*path && flags & AT_EMPTY_PATH;
+
+    return ours ? answer(-EOPNOTSUPP) : NEXT(name_to_handle_at)(dirfd, path, handle, mount, flags);
+}
+
+/* simple_statfs() of the file system of anonymous inodes. */
+EXPORT int fstatfs(int fd, struct statfs *status)
+{
+    int result = NEXT(fstatfs)(fd, status);
+
+    if (!result && kind_of(fd) != NOT_OURS && kind_of(fd) != DEVICE) {
+        *status = (struct statfs){ .f_type = ANON_INODE_FS_MAGIC,
+                                   .f_fsid = status->f_fsid,
+                                   .f_bsize = PAGE,
+                                   .f_frsize = PAGE,
+                                   .f_namelen = NAME_MAX,
+                                   .f_flags = status->f_flags };
+    }
+    return result;
+}
+
+EXPORT int fstatfs64(int fd, struct statfs64 *status)
+{
+    return fstatfs(fd, (struct statfs *)status); /* the same on x86-64 */
+}
+
+/* ---- the name below /proc/self/fd ---- */
+
+#define BEFORE "/memfd:"
+#define BEHIND " (deleted)"
+
+/* What the link says of one of ours is a memfd's name. `length` bytes are at `to`, of at most `room`. */
+static ssize_t renamed(int dirfd, const char *path, char *to, ssize_t length, size_t room)
+{
+    char whole[PATH_MAX];
+    ssize_t size;
+
+    if (likely(length <= 0 || *to != '/') || inside || strncmp(to, BEFORE, (size_t)length < 7 ? (size_t)length : 7)) {
+        return length;
+    }
+    size = RAW(SYS_readlinkat, dirfd, path, whole, sizeof(whole) - 1);
+    if (size < (ssize_t)(sizeof(BEFORE BEHIND) - 1)) {
+        return length;
+    }
+    whole[size] = 0;
+    if (strncmp(whole, BEFORE "anon_inode:", 18) && strcmp(whole, BEFORE "/dev/kvm" BEHIND)) {
+        return length;
+    }
+    size -= sizeof(BEFORE BEHIND) - 1;
+    if (size > (ssize_t)room) {
+        size = room;
+    }
+    memcpy(to, whole + sizeof(BEFORE) - 1, size);
+    return size;
+}
+
+EXPORT ssize_t readlink(const char *path, char *to, size_t room)
+{
+    return renamed(AT_FDCWD, path, to, NEXT(readlink)(path, to, room), room);
+}
+
+EXPORT ssize_t readlinkat(int dirfd, const char *path, char *to, size_t room)
+{
+    return renamed(dirfd, path, to, NEXT(readlinkat)(dirfd, path, to, room), room);
+}
+
+ssize_t __readlink_chk(const char *path, char *to, size_t size, size_t room); /* with _FORTIFY_SOURCE */
+ssize_t __readlinkat_chk(int dirfd, const char *path, char *to, size_t size, size_t room);
+
+EXPORT ssize_t __readlink_chk(const char *path, char *to, size_t size, size_t room)
+{
+    return renamed(AT_FDCWD, path, to, NEXT(__readlink_chk)(path, to, size, room), size);
+}
+
+EXPORT ssize_t __readlinkat_chk(int dirfd, const char *path, char *to, size_t size, size_t room)
+{
+    return renamed(dirfd, path, to, NEXT(__readlinkat_chk)(dirfd, path, to, size, room), size);
 }
 
 /* Before the file is asked: the order is that of mmap(2). */

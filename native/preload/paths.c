@@ -323,13 +323,17 @@ EXPORT int lstat(const char *path, struct stat *status)
 /* KVM's other files have an inode without a type or a size; a guest_memfd has both. */
 static bool is_anonymous(int fd)
 {
-    return kind_of(fd) == OURS || kind_of(fd) == STATISTICS;
+    return kind_of(fd) == OURS || kind_of(fd) == STATISTICS || kind_of(fd) == MEMORY;
 }
 
-static void make_anonymous(struct stat *status)
+static void make_anonymous(int fd, struct stat *status)
 {
-    status->st_mode = S_IRUSR | S_IWUSR;
-    status->st_size = status->st_blocks = 0;
+    bool typed = kind_of(fd) == MEMORY;
+
+    status->st_mode = (typed ? S_IFREG : 0) | S_IRUSR | S_IWUSR;
+    status->st_size = typed ? status->st_size : 0;
+    status->st_nlink = 1;
+    status->st_blocks = 0;
 }
 
 EXPORT int fstatat(int dirfd, const char *path, struct stat *status, int flags)
@@ -350,7 +354,7 @@ EXPORT int fstat(int fd, struct stat *status)
     }
     result = NEXT(fstat)(fd, status);
     if (unlikely(is_anonymous(fd)) && !result) {
-        make_anonymous(status);
+        make_anonymous(fd, status);
     }
     return result;
 }
@@ -402,8 +406,10 @@ EXPORT int statx(int dirfd, const char *path, int flags, unsigned mask, struct s
         int result = NEXT(statx)(dirfd, path, flags, mask, status);
 
         if (!result) {
-            status->stx_mode = S_IRUSR | S_IWUSR;
-            status->stx_size = status->stx_blocks = 0;
+            status->stx_mode = (kind_of(dirfd) == MEMORY ? S_IFREG : 0) | S_IRUSR | S_IWUSR;
+            status->stx_size = kind_of(dirfd) == MEMORY ? status->stx_size : 0;
+            status->stx_nlink = 1;
+            status->stx_blocks = 0;
         }
         return result;
     }

@@ -615,7 +615,7 @@ EXPORT int fcntl64(int fd, int command, ...)
     va_start(list, command);
     argument = va_arg(list, void *);
     va_end(list);
-    if ((error = no_command(fd, command))) {
+    if ((error = no_command(fd, command, (long)argument))) {
         return answer(error);
     }
     return duplicated_by(command, fd, NEXT(fcntl64)(fd, command, argument));
@@ -630,7 +630,7 @@ EXPORT int fcntl(int fd, int command, ...)
     va_start(list, command);
     argument = va_arg(list, void *);
     va_end(list);
-    if ((error = no_command(fd, command))) {
+    if ((error = no_command(fd, command, (long)argument))) {
         return answer(error);
     }
     return duplicated_by(command, fd, NEXT(fcntl)(fd, command, argument));

@@ -81,7 +81,7 @@ static inline enum kind kind_of(int fd)
 }
 
 /* ordinary.c: -errno where Linux refuses the call, 0 to go on. */
-int no_command(int fd, int command);
+int no_command(int fd, int command, long argument);
 int no_mapping(int fd, int protection, int flags, off_t offset);
 int vfs_ioctl(int fd, unsigned long request, unsigned long argument);
 

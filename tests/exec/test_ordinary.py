@@ -72,10 +72,49 @@ fexecve EACCES EACCES EACCES EACCES EACCES
 type 2 0 0 8 0
 size 0 0 0 8192 0
 """,
+    "metadata": """\
+mode 8576 384 384 33152 384
+links 1 1 1 1 1
+block_size 4096 4096 4096 4096 4096
+blocks 0 0 0 0 0
+device 2792 0 0 0 0
+statx_mode 8576 384 384 33152 384
+fstatat_mode 8576 384 384 33152 384
+statx_links 1 1 1 1 1
+fstatfs 16914836 151263540 151263540 151263540 151263540
+fchmod 0 EOPNOTSUPP EOPNOTSUPP EINVAL EOPNOTSUPP
+fchown 0 EOPNOTSUPP EOPNOTSUPP EINVAL EOPNOTSUPP
+futimens 0 EOPNOTSUPP EOPNOTSUPP EINVAL EOPNOTSUPP
+fsetxattr EPERM EPERM EPERM EOPNOTSUPP EPERM
+fgetxattr ENODATA ENODATA ENODATA EOPNOTSUPP ENODATA
+flistxattr 0 0 0 0 0
+fremovexattr EPERM EPERM EPERM EOPNOTSUPP EPERM
+handle 0 EOPNOTSUPP EOPNOTSUPP EOPNOTSUPP EOPNOTSUPP
+syncfs 0 0 0 0 0
+""",
+    "locks": """\
+flock_shared 0 0 0 0 0
+flock_none 0 0 0 0 0
+lock_read 0 0 0 0 0
+lock_write 0 0 0 0 EBADF
+lock_test 2 2 2 2 2
+lockf 0 0 0 0 0
+""",
+    "passing": """\
+named /dev/kvm 8 anon_inode:kvm-vm 8 anon_inode:kvm-vcpu:0 8 anon_inode:[kvm-gmem] 8 anon_inode:kvm-vm-stats 8
+passed 1 1 EINVAL ENOTTY ENOTTY
+fetched 1 1 EINVAL ENOTTY ENOTTY
+duplicate 1 1 EINVAL ENOTTY ENOTTY
+""",
     "flags": """\
+F_GETFD 1 1 1 0 1
 F_GETFL 2 2 2 2 0
 F_SETFL_nonblock 0 0 0 0 0
 F_SETFL_append 0 0 0 0 0
+F_SETFL_direct EINVAL EINVAL EINVAL EINVAL EINVAL
+F_SETFL_async 0 0 0 0 0
+F_SETOWN 0 0 0 0 0
+F_SETSIG 0 0 0 0 0
 F_ADD_SEALS EINVAL EINVAL EINVAL EINVAL EPERM
 F_GET_SEALS EINVAL EINVAL EINVAL EINVAL EINVAL
 F_SETPIPE_SZ EBADF EBADF EBADF EBADF EBADF
@@ -88,6 +127,7 @@ F_unknown EINVAL EINVAL EINVAL EINVAL EINVAL
     "ioctls": """\
 FIONBIO 0 0 0 0 0
 FIOASYNC 0 0 0 0 0
+FIOASYNC_on ENOTTY ENOTTY ENOTTY ENOTTY ENOTTY
 FIOCLEX 0 0 0 0 0
 FIONREAD EINVAL ENOTTY EINVAL ENOTTY ENOTTY
 FIGETBSZ 0 0 0 0 0
@@ -116,6 +156,7 @@ bind ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK ENOTSOCK
 }
 NOT_STOPPED = re.compile(
     r"(lseek_[sced]|read|pread|write|pwrite|splice_to|sendfile_to|copy_to|mmap_private|posix_fallocate|F_[SG]ETLEASE|"
+    r"F_SETFL_direct|fstatfs|fch|futimens|f.*xattr|handle|named|"
     r"FIO|FIBMAP|FS_IOC_GETFLAGS|FICLONE|TCGETS|TIOC|SIOC)"
 )
 """With notify these reach the memory file behind the descriptor (docs/howto/exec.md)."""

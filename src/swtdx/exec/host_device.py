@@ -118,7 +118,8 @@ def _of_device(pid: int) -> tuple[bool, bool]:
             with contextlib.suppress(OSError):
                 status = os.stat(entry.path)
                 has = has or (stat.S_ISCHR(status.st_mode) and status.st_rdev == _KVM)
-                uses = uses or os.readlink(entry.path).startswith(_REAL_FILES)
+                untyped = not stat.S_IFMT(status.st_mode)  # that of an emulated kernel is a memfd
+                uses = uses or (untyped and os.readlink(entry.path).startswith(_REAL_FILES))
     return has, uses
 
 

@@ -50,12 +50,19 @@ def show_file(mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = Non
         raise err(errno.ENOMEM, f"{size:,} bytes cannot be mapped")
 
 
+def seal(fd: int) -> None:
+    """Fix the length of a memfd: a client that shortened it would take mapped memory from under us. Raises OSError."""
+    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
+
+
 class File:
     """What a descriptor refers to (struct file with its f_op). Subclasses answer; the default is refusal."""
 
     name = "anon_inode:[kvm]"
     size = 0
     """Bytes of the memory behind the descriptor."""
+    close_on_exec = True
+    """Whether a new descriptor is closed where the process executes another program."""
 
     def __init__(self) -> None:
         self.references = 0
@@ -165,8 +172,9 @@ class FileTable:
         if fd is None:
             fd = self.reserve(file)
         stat = os.fstat(fd)
-        with contextlib.suppress(OSError):  # a read-only one has no writer
-            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)  # a client that shortened it would take mapped memory from under us
+        with contextlib.suppress(OSError):  # a read-only one was sealed by who made it
+            seal(fd)
+        os.set_inheritable(fd, not file.close_on_exec)
         with self._lock:
             stale = self.by_fd.pop(fd, None)
             file.references = 1

@@ -7,7 +7,9 @@
 #include <linux/aio_abi.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
+#include <linux/kcmp.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/poll.h>
 #include <sys/sendfile.h>
@@ -18,6 +20,7 @@
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 
 #ifndef KVM_CREATE_GUEST_MEMFD
 #define KVM_CREATE_GUEST_MEMFD _IOC(_IOC_READ | _IOC_WRITE, KVMIO, 0xd4, 64)
@@ -164,6 +167,125 @@ static long size(int fd)
     return fstat(fd, &status) ? -1 : status.st_size;
 }
 
+/* what the file system knows of it */
+static long status_of(int fd, int what)
+{
+    struct stat s;
+
+    if (fstat(fd, &s)) {
+        return -1;
+    }
+    switch (what) {
+    case 0:
+        return s.st_mode & (S_IFMT | S_IRWXU); /* who else may open the device is the machine's business */
+    case 1:
+        return s.st_nlink;
+    case 2:
+        return s.st_blksize;
+    case 3:
+        return s.st_blocks;
+    }
+    return s.st_rdev;
+}
+CALL(mode, status_of(fd, 0))
+CALL(links, status_of(fd, 1))
+CALL(block_size, status_of(fd, 2))
+CALL(blocks, status_of(fd, 3))
+CALL(device, status_of(fd, 4))
+CALL(statx_mode, ({
+         struct statx s;
+         statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &s) ? -1 : s.stx_mode &(S_IFMT | S_IRWXU);
+     }))
+CALL(fstatat_mode, ({
+         struct stat s;
+         fstatat(fd, "", &s, AT_EMPTY_PATH) ? -1 : s.st_mode &(S_IFMT | S_IRWXU);
+     }))
+CALL(statx_links, ({
+         struct statx s;
+         statx(fd, "", AT_EMPTY_PATH, STATX_ALL, &s) ? -1 : s.stx_nlink;
+     }))
+CALL(fstatfs, ({
+         struct statfs s;
+         fstatfs(fd, &s) ? -1 : s.f_type;
+     }))
+CALL(fchmod, ({
+         struct stat s;
+         fstat(fd, &s) ? -1 : fchmod(fd, s.st_mode & 07777); /* the machine's device stays as it is */
+     }))
+CALL(fchown, fchown(fd, -1, -1))
+CALL(futimens, futimens(fd, NULL))
+CALL(fsetxattr, fsetxattr(fd, "user.a", "b", 1, 0))
+CALL(fgetxattr, fgetxattr(fd, "user.a", buffer, 16))
+CALL(flistxattr, flistxattr(fd, buffer, sizeof(buffer)))
+CALL(fremovexattr, fremovexattr(fd, "user.a"))
+CALL(handle, ({
+         char h[160] = { 128 };
+         int id;
+         name_to_handle_at(fd, "", (void *)h, &id, AT_EMPTY_PATH);
+     }))
+CALL(syncfs, syncfs(fd))
+
+/* locks, which a process takes on its own files */
+static long locked(int fd, int command, int type)
+{
+    struct flock l = { .l_type = type, .l_whence = SEEK_SET };
+
+    return fcntl(fd, command, &l) ? -1 : command == F_GETLK ? l.l_type : 0;
+}
+CALL(flock_shared, flock(fd, LOCK_SH))
+CALL(flock_none, flock(fd, LOCK_UN))
+CALL(lock_read, locked(fd, F_SETLK, F_RDLCK))
+CALL(lock_write, locked(fd, F_SETLK, F_WRLCK))
+CALL(lock_test, locked(fd, F_GETLK, F_WRLCK))
+CALL(lockf, lockf(fd, F_TEST, 0))
+
+/* names, and descriptors that come back from elsewhere */
+static long named(int fd)
+{
+    char path[64], name[128];
+    long length;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    length = readlink(path, name, sizeof(name));
+    printf(" %.*s", (int)length, name);
+    return readlinkat(AT_FDCWD, path, name, 8); /* cut short */
+}
+
+static long uses(int fd, int from)
+{
+    long same = syscall(SYS_kcmp, getpid(), getpid(), KCMP_FILE, from, fd);
+
+    if (fd < 0 || same) {
+        return same;
+    }
+    same = ioctl(fd, KVM_CHECK_EXTENSION, 7L);
+    close(fd);
+    return same < 0 ? -errno : same > 0;
+}
+
+static long passed(int fd)
+{
+    char room[CMSG_SPACE(sizeof(int))] = { 0 }, byte = 0;
+    struct iovec v = { &byte, 1 };
+    struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof(room) };
+    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+    int pair[2], got;
+
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int));
+    *(int *)CMSG_DATA(c) = fd;
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) || sendmsg(pair[0], &m, 0) != 1 || recvmsg(pair[1], &m, 0) != 1) {
+        return -1;
+    }
+    got = *(int *)CMSG_DATA(CMSG_FIRSTHDR(&m));
+    close(pair[0]);
+    close(pair[1]);
+    return uses(got, fd);
+}
+CALL(fetched, uses(syscall(438, syscall(434, getpid(), 0), fd, 0), fd)) /* pidfd_getfd, pidfd_open */
+CALL(duplicate, uses(fcntl(fd, F_DUPFD, 100), fd))
+
 /* flags, seals and leases */
 CALL(F_GETFL, fcntl(fd, F_GETFL) & O_ACCMODE)
 CALL(F_SETFL_nonblock, fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK))
@@ -172,6 +294,11 @@ CALL(F_ADD_SEALS, fcntl(fd, F_ADD_SEALS, F_SEAL_GROW))
 CALL(F_GET_SEALS, fcntl(fd, F_GET_SEALS))
 CALL(F_SETPIPE_SZ, fcntl(fd, F_SETPIPE_SZ, 4096))
 CALL(F_GETPIPE_SZ, fcntl(fd, F_GETPIPE_SZ))
+CALL(F_GETFD, fcntl(fd, F_GETFD))
+CALL(F_SETFL_direct, fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_DIRECT))
+CALL(F_SETFL_async, fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_ASYNC))
+CALL(F_SETOWN, fcntl(fd, F_SETOWN, getpid()))
+CALL(F_SETSIG, fcntl(fd, F_SETSIG, SIGUSR1))
 CALL(F_SETLEASE, fcntl(fd, F_SETLEASE, F_RDLCK))
 CALL(F_GETLEASE, fcntl(fd, F_GETLEASE))
 CALL(F_NOTIFY, fcntl(fd, F_NOTIFY, DN_MODIFY))
@@ -186,6 +313,10 @@ static long with_int(int fd, unsigned long request)
 }
 CALL(FIONBIO, with_int(fd, FIONBIO))
 CALL(FIOASYNC, with_int(fd, FIOASYNC))
+CALL(FIOASYNC_on, ({
+         int one = 1;
+         ioctl(fd, FIOASYNC, &one);
+     }))
 CALL(FIOCLEX, ioctl(fd, FIOCLEX))
 CALL(FIONREAD, with_int(fd, FIONREAD))
 CALL(FIGETBSZ, with_int(fd, FIGETBSZ))
@@ -368,9 +499,42 @@ static const struct {
     ROW(file, fexecve),
     { "file", "type", type },
     { "file", "size", size },
+    ROW(metadata, mode),
+    ROW(metadata, links),
+    ROW(metadata, block_size),
+    ROW(metadata, blocks),
+    ROW(metadata, device),
+    ROW(metadata, statx_mode),
+    ROW(metadata, fstatat_mode),
+    ROW(metadata, statx_links),
+    ROW(metadata, fstatfs),
+    ROW(metadata, fchmod),
+    ROW(metadata, fchown),
+    ROW(metadata, futimens),
+    ROW(metadata, fsetxattr),
+    ROW(metadata, fgetxattr),
+    ROW(metadata, flistxattr),
+    ROW(metadata, fremovexattr),
+    ROW(metadata, handle),
+    ROW(metadata, syncfs),
+    ROW(locks, flock_shared),
+    ROW(locks, flock_none),
+    ROW(locks, lock_read),
+    ROW(locks, lock_write),
+    ROW(locks, lock_test),
+    ROW(locks, lockf),
+    { "passing", "named", named },
+    { "passing", "passed", passed },
+    ROW(passing, fetched),
+    ROW(passing, duplicate),
+    ROW(flags, F_GETFD),
     ROW(flags, F_GETFL),
     ROW(flags, F_SETFL_nonblock),
     ROW(flags, F_SETFL_append),
+    ROW(flags, F_SETFL_direct),
+    ROW(flags, F_SETFL_async),
+    ROW(flags, F_SETOWN),
+    ROW(flags, F_SETSIG),
     ROW(flags, F_ADD_SEALS),
     ROW(flags, F_GET_SEALS),
     ROW(flags, F_SETPIPE_SZ),
@@ -381,6 +545,7 @@ static const struct {
     ROW(flags, F_unknown),
     ROW(ioctls, FIONBIO),
     ROW(ioctls, FIOASYNC),
+    ROW(ioctls, FIOASYNC_on),
     ROW(ioctls, FIOCLEX),
     ROW(ioctls, FIONREAD),
     ROW(ioctls, FIGETBSZ),
@@ -430,9 +595,13 @@ static int made(const char *set)
     }
     if (!strcmp(set, "shorten")) {
         char path[64];
+        int shortened = 0;
 
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", m.vcpu);
-        printf("shortened: %d\n", !ftruncate(m.vcpu, 0) || !ftruncate(open(path, O_RDWR), 0));
+        for (kind = 2; kind < KINDS; kind++) {
+            snprintf(path, sizeof(path), "/proc/self/fd/%d", fds[kind]);
+            shortened += !ftruncate(fds[kind], 0) || !ftruncate(open(path, O_RDWR), 0) || !truncate(path, 0);
+        }
+        printf("shortened: %d\n", shortened);
         found = 1;
     }
     if (!strcmp(set, "ring") && set_up_ring()) {

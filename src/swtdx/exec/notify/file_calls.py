@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from swtdx.exec.notify import _receiver
@@ -141,12 +142,13 @@ class FileCalls:
 
     def _fstat(self, notification: Notification, buffer: int) -> int | None:
         found = self._file(notification)
-        if found is None or isinstance(found[2], GuestMemfd):
+        if found is None:
             return None
         task, status, file = found
         if isinstance(file, KvmDevice):
             return self._tell(notification, task, DEV_KVM, buffer)
-        return self._write(notification, task, (_ANONYMOUS, 0, 0), status.st_ino, buffer)
+        about = (stat.S_IFREG | _ANONYMOUS, 0, file.length) if isinstance(file, GuestMemfd) else (_ANONYMOUS, 0, 0)
+        return self._write(notification, task, about, status.st_ino, buffer)
 
     def _tell(self, notification: Notification, task: Task, name: str, buffer: int) -> int:
         return self._write(notification, task, self._paths.stat(name), hash(name) & 0xFFFFFFFF, buffer)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from swtdx.exec.record import Record
 
 _KVM_RUN, _ENCRYPT_OP = int(KVM_RUN), int(KVM_MEMORY_ENCRYPT_OP)
+_CREATE_GUEST_MEMFD = int(REQUESTS["KVM_CREATE_GUEST_MEMFD"])
 _MAKES_FILES = frozenset(
     int(REQUESTS[name]) for name in ("KVM_CREATE_VM", "KVM_CREATE_VCPU", "KVM_CREATE_GUEST_MEMFD", "KVM_GET_STATS_FD")
 )
@@ -78,7 +79,8 @@ class KvmCalls:
                 descriptors.collect()
             result = kernel.ioctl(held.fd, request, argument)
             if request in _MAKES_FILES:
-                raise server.hand_over(notification, server.give(result), cloexec=True)
+                cloexec = request != _CREATE_GUEST_MEMFD
+                raise server.hand_over(notification, server.give(result), cloexec=cloexec)
             if request in _MAKES_SLOTS:
                 region = struct_from_user(kvm_userspace_memory_region, argument)
                 start = region.userspace_addr

@@ -98,12 +98,12 @@ def is_kvm(found: os.stat_result) -> bool:
 
 def stat_bytes(mode: int, device: int, size: int, number: int) -> bytes:
     """struct stat of x86-64. ``number``: its inode."""
-    return _STAT.pack(5, number, 1, mode, 0, 0, 0, device, size, 4096, (size + 511) // 512, *[0] * 6)
+    return _STAT.pack(5, number, 1, mode, 0, 0, 0, device, size, 4096, 0, *[0] * 6)
 
 
 def statx_bytes(mode: int, device: int, size: int, number: int) -> bytes:
     """struct statx, the basic statistics alone."""
-    head = _STATX.pack(0x7FF, 4096, 0, 1, 0, 0, mode, 0, number, size, (size + 511) // 512, 0)
+    head = _STATX.pack(0x7FF, 4096, 0, 1, 0, 0, mode, 0, number, size, 0, 0)
     times = bytes(64)
     devices = struct.pack("<IIII", os.major(device), os.minor(device), 0, 5)
     return (head + times + devices).ljust(256, b"\0")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from swtdx.linux.err import err
-from swtdx.linux.files import File, show_file
+from swtdx.linux.files import File, seal, show_file
 from swtdx.uapi.kvm import (
     KVM_STATS_TYPE_CUMULATIVE,
     KVM_STATS_TYPE_INSTANT,
@@ -138,11 +138,12 @@ class Statistics:
             return fd
         head = self._head()
         file = StatsFile(self, name, put)
-        memory = os.memfd_create(name, os.MFD_CLOEXEC)
+        memory = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.fchmod(memory, 0o666)  # not a program
         try:
             os.truncate(memory, len(head) + 8 * self._count)
             os.pwrite(memory, head, 0)
+            seal(memory)
             fd = files.install(file, os.open(f"/proc/thread-self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC))
             try:
                 mapping = mmap.mmap(-1, len(head) + 8 * self._count)

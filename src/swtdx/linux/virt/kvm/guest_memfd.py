@@ -79,6 +79,7 @@ class GuestMemfd(File):
     """``length`` in bytes; indices in pages."""
 
     name = "anon_inode:[kvm-gmem]"
+    close_on_exec = False  # get_unused_fd_flags(0), where the others are made with O_CLOEXEC
 
     def __init__(self, kvm: Kvm, length: int, flags: int = 0) -> None:
         super().__init__()

@@ -100,6 +100,7 @@ class VcpuFile(File):
         """KVM_CREATE_VCPU, once the VM has agreed. Raises OSError(EEXIST, ENOMEM, EMFILE). Returns the fd."""
         cls.refuse_second(kvm, vcpu_id)  # the descriptor comes after that: EMFILE does not win
         file = cls()
+        file.name = f"{cls.name}:{vcpu_id}"
         files = kvm.kernel.files
         fd = files.reserve(file)
         try:
