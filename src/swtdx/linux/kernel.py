@@ -49,7 +49,14 @@ _MODULE_FEATURES = (
     (FEATURE_TOPOLOGY_ENUM, "TOPOLOGY_ENUM", "kvm_intel turns TDX off without a line in the log"),
 )
 """What the kernel needs of TDX_FEATURES0, in its order, and what its log says where it is missing."""
-ARCH_CAPABILITIES_SUPPORTED = 0x18001EF | 1 << 8
+ARCH_CAPABILITIES_PASSED_ON = sum(1 << bit for bit in (0, 1, 2, 4, 5, 7, 13, 14, 15, 17, 19, 24))
+"""KVM_SUPPORTED_ARCH_CAP: RDCL_NO, IBRS_ALL, RSBA, SSB_NO, MDS_NO, TSX_CTRL, SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, FB_CLEAR,
+RRSBA and PBRSB_NO; without RTM not TAA_NO."""
+ARCH_CAPABILITIES_OF_KVM = 1 << 3 | 1 << 6
+"""What KVM sees to: SKIP_VMENTRY_L1DFLUSH, PSCHANGE_MC_NO."""
+ARCH_CAPABILITIES_NEWER, ARCH_CAPABILITIES_OF_MODEL = 1 << 20 | 1 << 28, 1 << 26 | 1 << 27 | 1 << 62
+"""BHI_NO and RFDS_CLEAR; GDS_NO, RFDS_NO and ITS_NO, which KVM adds: the processor's model is in no list of those that
+have these faults."""
 
 
 class EmulatedKernel:
@@ -150,9 +157,13 @@ class EmulatedKernel:
         """KVM_GET_MSRS on /dev/kvm: what KVM can virtualise of a feature MSR."""
         if index == msrs.IA32_ARCH_CAPABILITIES:
             try:
-                return self.processor.rdmsr(index) & ARCH_CAPABILITIES_SUPPORTED
+                native = self.processor.rdmsr(index)
             except KeyError:
                 return 0
+            known = native & ARCH_CAPABILITIES_PASSED_ON | ARCH_CAPABILITIES_OF_KVM
+            if self.release.knows_newer_faults:
+                known |= native & ARCH_CAPABILITIES_NEWER | ARCH_CAPABILITIES_OF_MODEL
+            return known
         if index == msrs.IA32_UCODE_REV:
             return 1 << 32
         if index == msrs.PLATFORM_INFO:

@@ -83,6 +83,8 @@ class Release:
     sregs_check_efer: bool
     """KVM_SET_SREGS refuses bits of EFER that the vCPU lacks with EINVAL; else KVM_RUN ends with KVM_EXIT_FAIL_ENTRY
     for those that the processor lacks. (In 7.2 since one of its stable updates, which others got, too.)"""
+    knows_newer_faults: bool
+    """IA32_ARCH_CAPABILITIES, as KVM offers it, has BHI_NO, GDS_NO, RFDS_NO and ITS_NO."""
     lists_debugctl: bool
     """KVM_GET_MSR_INDEX_LIST has IA32_DEBUGCTL and the addresses of the last interrupt. (So has 6.18.44.)"""
     emulates_avx: bool
@@ -179,6 +181,7 @@ _6_16 = Release(
     advertised_pv_msrs_read_as_0=False,
     xss_needs_xsaves=False,
     sregs_check_efer=False,
+    knows_newer_faults=True,
     lists_debugctl=False,
     emulates_avx=False,
     directed_eoi_is_chosen=False,
@@ -266,6 +269,7 @@ _V10 = replace(
     reads_module_fields=False,
     checks_module_features=False,
     reports_guest_phys_bits=False,
+    knows_newer_faults=False,
     absent_ioctls=_ONE_REG
     | _requests(
         "KVM_SET_USER_MEMORY_REGION2",

@@ -20,7 +20,7 @@ from swtdx.uapi.kvm import (
     KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT,
     kvm_cpuid_entry2,
 )
-from swtdx.x86 import Cr4
+from swtdx.x86 import Cr4, Msr
 
 if TYPE_CHECKING:
     from swtdx.cpu.processor import Processor
@@ -43,6 +43,9 @@ F1_EDX_APIC, F7_ECX_OSPKE = 1 << 9, 1 << 4
 F7_EBX_TSC_ADJUST, F7_EBX_HLE, F7_EBX_RTM, F7_ECX_WAITPKG = 1 << 1, 1 << 4, 1 << 11, 1 << 5
 F7_EDX_SPEC_CTRL, F7_EDX_STIBP, F7_EDX_FLUSH_L1D = 1 << 26, 1 << 27, 1 << 28
 F7_EDX_ARCH_CAPABILITIES, F7_EDX_SSBD = 1 << 29, 1 << 31
+F88_EBX_IBPB, F88_EBX_IBRS, F88_EBX_STIBP, F88_EBX_SSBD = 1 << 12, 1 << 14, 1 << 15, 1 << 24
+F88_EBX_SSB_NO, F88_EBX_IBPB_RET = 1 << 26, 1 << 30
+_ARCH_CAP_IBRS_ALL, _ARCH_CAP_SSB_NO, _ARCH_CAP_PBRSB_NO = 1 << 1, 1 << 4, 1 << 24
 FD1_EAX_XSAVEC, FD1_EAX_XSAVES = 1 << 1, 1 << 3
 XSAVE_LEGACY_AND_HEADER = 512 + 64
 CR4_OSXSAVE, CR4_PKE, APICBASE_ENABLE = int(Cr4.OSXSAVE), int(Cr4.PKE), 1 << 11
@@ -135,6 +138,7 @@ def supported_cpuid(processor: Processor, *, guest_phys_bits: bool = True) -> li
             eax = max_extended
         elif leaf == 0x80000008:
             eax, ecx, edx = _address_sizes(eax, guest_phys_bits=guest_phys_bits), 0, 0
+            ebx |= _speculation_bits_of_amd(processor)
         add(leaf, 0, (eax, ebx, ecx, edx))
     return entries
 
@@ -143,6 +147,20 @@ def _address_sizes(eax: int, *, guest_phys_bits: bool) -> int:
     """EAX of leaf 0x80000008. The processor walks five levels of EPT, so a guest can use every physical address bit."""
     physical, linear = eax & 0xFF, max(eax >> 8 & 0xFF, 48)
     return physical | linear << 8 | (physical << 16 if guest_phys_bits else 0)
+
+
+def _speculation_bits_of_amd(processor: Processor) -> int:
+    """EBX of leaf 0x80000008: AMD's bits for what Intel's leaf 7 and IA32_ARCH_CAPABILITIES say (kvm_set_cpu_caps).
+
+    Where a processor with enhanced IBRS lacks PBRSB_NO (X86_BUG_EIBRS_PBRSB), IBPB leaves return predictions.
+    """
+    edx = processor.cpuid(7)[3]
+    has = processor.rdmsr(Msr.ARCH_CAPABILITIES)
+    ebx = F88_EBX_SSB_NO if has & _ARCH_CAP_SSB_NO else 0
+    if edx & F7_EDX_SPEC_CTRL:
+        returns = has & _ARCH_CAP_PBRSB_NO or not has & _ARCH_CAP_IBRS_ALL
+        ebx |= F88_EBX_IBPB | F88_EBX_IBRS | (F88_EBX_IBPB_RET if returns else 0)
+    return ebx | (F88_EBX_STIBP if edx & F7_EDX_STIBP else 0) | (F88_EBX_SSBD if edx & F7_EDX_SSBD else 0)
 
 
 def _pv_features_leaf(entries: Iterable[kvm_cpuid_entry2]) -> int:
@@ -188,6 +206,7 @@ class CpuidTable:
         state = self.find(0xD, 1)
         self.has_xsaves = bool(state and state[0] & FD1_EAX_XSAVES)
         width = self.find(0x80000008) if self._max_extended >= 0x80000008 else None
+        self._speculation = width[1] if width else 0
         self.reserved_gpa_bits = (1 << 64) - (1 << min((width[0] if width else _MAXPHYADDR_UNTOLD) & 0xFF, 64))
         """Bits of a guest-physical address that the guest's CPUID leaves out."""
 
@@ -198,6 +217,19 @@ class CpuidTable:
     def has_7_edx(self, bits: int) -> bool:
         """Return whether the guest has any of these features of leaf 7, EDX."""
         return bool(self._features7[3] & bits)
+
+    def has_spec_ctrl(self, processor: Processor) -> bool:
+        """Return whether the guest has IA32_SPEC_CTRL, under either name of what is in it (guest_has_spec_ctrl_msr)."""
+        amd = F88_EBX_IBRS | F88_EBX_SSBD | F88_EBX_STIBP
+        return self.has_7_edx(F7_EDX_SPEC_CTRL) or self._has_of_amd(processor, amd)
+
+    def has_pred_cmd(self, processor: Processor) -> bool:
+        """Return whether the guest has IA32_PRED_CMD (guest_has_pred_cmd_msr)."""
+        return self.has_7_edx(F7_EDX_SPEC_CTRL) or self._has_of_amd(processor, F88_EBX_IBPB)
+
+    def _has_of_amd(self, processor: Processor, bits: int) -> bool:
+        """A feature that KVM does not offer is not the guest's, whatever user space says."""
+        return bool(self._speculation & bits and self._speculation & bits & _speculation_bits_of_amd(processor))
 
     def find(self, function: int, index: int = 0) -> Registers | None:
         """Return the entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""

@@ -97,7 +97,7 @@ ROWS = (
     row(0x4B564D07, 1, "+++", "+++"),  # KVM_ASYNC_PF_ACK
     row(0x3B, 5, "+++", "+++"),  # TSC_ADJUST: ignored without the feature
     row(0x6E0, 5, "+++", "+++"),  # TSC_DEADLINE
-    row(0x10A, 0x16B, "+uu", "+-+", "uuu", "++-"),  # ARCH_CAPABILITIES: no other, once the vCPU has run
+    row(0x10A, 0x40000000_0C00E07B, "+uu", "+-+", "uuu", "++-"),  # ARCH_CAPABILITIES: no other, once the vCPU has run
     row(0x345, 1, "uui", "++-"),  # PERF_CAPABILITIES: LBR format
     row(0x345, 0x100, "uui", "++-"),  # PEBS format
     row(0x345, 0x2000, "uuu", "++-"),
@@ -174,6 +174,8 @@ def bare_cpuid(kvm: Kvm) -> list[k.kvm_cpuid_entry2]:
             entry.ebx = entry.ecx = 0
             entry.edx = OF_BARE_GUEST.get(entry.function, 0)
             entry.eax = entry.eax if entry.function == 1 else 0
+        elif entry.function == 0x80000008:
+            entry.ebx = 0  # AMD's bits of SPEC_CTRL and PRED_CMD
     return entries
 
 

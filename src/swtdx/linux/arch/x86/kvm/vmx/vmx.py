@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST, F7_EDX_SPEC_CTRL
+from swtdx.linux.arch.x86.kvm.cpuid import F7_EBX_TSC_ADJUST
 from swtdx.linux.arch.x86.kvm.lapic import Lapic
 from swtdx.linux.arch.x86.kvm.vmx.posted_intr import PostedInterruptDescriptor
 from swtdx.linux.arch.x86.kvm.vmx.vm_entry import entry_refused
@@ -368,7 +368,7 @@ def vmx_get_msr(vcpu: Vcpu, index: int, host: bool) -> int:
             raise Invalid
         return vcpu.vmx.context.rdmsr(index)
     if index == msrs.IA32_SPEC_CTRL:
-        if not host and not vcpu.cpuid.has_7_edx(F7_EDX_SPEC_CTRL):
+        if not host and not vcpu.cpuid.has_spec_ctrl(vcpu.kvm.processor):
             raise Invalid
         return vcpu.vmx.spec_ctrl
     if index == msrs.IA32_TSC:
@@ -389,7 +389,7 @@ def vmx_set_msr(vcpu: Vcpu, index: int, value: int, host: bool) -> None:
     if index in IN_CONTEXT:
         _set_context_msr(vcpu, index, value, host)
     elif index == msrs.IA32_SPEC_CTRL:
-        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_7_edx(F7_EDX_SPEC_CTRL)):
+        if value & ~_SPEC_CTRL_BITS or (not host and not vcpu.cpuid.has_spec_ctrl(vcpu.kvm.processor)):
             raise Invalid
         vcpu.vmx.spec_ctrl = value
     elif index == msrs.IA32_TSC and host:

@@ -412,7 +412,8 @@ class EmulatedMsrs:
                 raise Invalid
             self.feat_ctl = value
         elif index == IA32_PRED_CMD:
-            if not self._is_command(value, F7_EDX_SPEC_CTRL, host=host, needed_for_0=False):
+            has = cpuid.has_pred_cmd(self.vcpu.kvm.processor)
+            if not self._is_command(value, F7_EDX_SPEC_CTRL, host=host or has, needed_for_0=False) or not (host or has):
                 raise Invalid  # otherwise: a command that means nothing to an emulated processor
         elif index == IA32_FLUSH_CMD:
             if not self._is_command(value, F7_EDX_FLUSH_L1D, host=host, needed_for_0=True):
