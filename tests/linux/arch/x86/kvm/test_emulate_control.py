@@ -64,6 +64,30 @@ PROGRAMS = {
 }  # fmt: skip
 
 
+def set_msr(index: int, value: str) -> str:
+    """A program that loads an MSR with a constant, or with the address of the label 1."""
+    low = f"lea rax, [rip + {value}]; xor edx, edx" if value == "1f" else f"mov eax, {value}; xor edx, edx"
+    return f"mov ecx, {index:#x}; {low}; wrmsr"
+
+
+_STAR, _LSTAR, _FMASK, _EFER = 0xC0000081, 0xC0000082, 0xC0000084, 0xC0000080
+_WITH_SCE = f"mov ecx, {_EFER:#x}; rdmsr; or eax, 1; wrmsr"
+_WITHOUT_SCE = f"mov ecx, {_EFER:#x}; rdmsr; and eax, -2; wrmsr"
+_SYSCALL = f"mov ecx, {_STAR:#x}; xor eax, eax; mov edx, 0x230008; wrmsr; " + "; ".join(
+    (set_msr(_LSTAR, "1f"), set_msr(_FMASK, "0x600"))
+)
+_SYSEXIT = ".byte 0x0f, 0x35"
+_SYSEXITQ = ".byte 0x48, 0x0f, 0x35"
+PROGRAMS |= {
+    "syscall": f"{_SYSCALL}; {_WITH_SCE}; std; syscall; inc rbx; 1: mov rsi, cs; mov rdi, ss",
+    "syscall, disabled": f"{_SYSCALL}; {_WITHOUT_SCE}; syscall; 1: nop",
+    "sysexit without a selector": f"{set_msr(0x174, '0')}; xor edx, edx; {_SYSEXIT}",
+    "sysexit to a non-canonical RIP": f"{set_msr(0x174, '8')}; mov rdx, 1 << 50; mov ecx, 0x9000; {_SYSEXITQ}",
+    "sysexit to a non-canonical RSP": f"{set_msr(0x174, '8')}; mov edx, 0x9000; mov rcx, 1 << 50; {_SYSEXITQ}",
+    "fninit with TS": "mov rax, cr0; or eax, 8; mov cr0, rax; fninit",
+}
+
+
 class Pair:
     """Two guests: one with its page tables in a slot for reading only, and one that can write to them."""
 
@@ -79,7 +103,14 @@ class Pair:
             guest.close()
 
     def start(
-        self, read_only: bool, code: bytes, rflags: int, *, compatibility: bool = False, **registers: int
+        self,
+        read_only: bool,
+        code: bytes,
+        rflags: int,
+        *,
+        compatibility: bool = False,
+        restored: bytes = b"",
+        **registers: int,
     ) -> LongModeVm:
         """Put a guest before the code."""
         guest, tables = self.guests[read_only], self.tables[read_only]
@@ -88,6 +119,7 @@ class Pair:
         struct.pack_into("<4Q", tables, 0x1000, 0x83, 0, 0, 3 << 30 | 0x83)
         guest.memory[0x9000:0xF000] = bytes(0x6000)
         guest.memory[0x9000:0x9010] = bytes(range(0x40, 0x50))
+        guest.memory[0x9100 : 0x9100 + len(restored)] = restored
         guest.vcpu.set_vcpu_events(k.kvm_vcpu_events(flags=k.KVM_VCPUEVENT_VALID_SHADOW))
         guest.reset()
         guest.load(code + DONE)
@@ -99,11 +131,18 @@ class Pair:
         return guest
 
     def ran(
-        self, read_only: bool, code: bytes, rflags: int, *, compatibility: bool = False, **registers: int
+        self,
+        read_only: bool,
+        code: bytes,
+        rflags: int,
+        *,
+        compatibility: bool = False,
+        restored: bytes = b"",
+        **registers: int,
     ) -> dict[str, Any]:
         """Execute the code: all that the guest can see."""
         registers = {"rax": RAX, "rcx": RCX, "rdx": RDX, "rbx": RBX, "r15": 0x0102030405060708} | registers
-        guest = self.start(read_only, code, rflags, compatibility=compatibility, **registers)
+        guest = self.start(read_only, code, rflags, compatibility=compatibility, restored=restored, **registers)
         guest.vcpu.run()
         if read_only and guest.vcpu.exit_reason == k.Exit.INTERNAL_ERROR:
             error = guest.vcpu.kvm_run.internal
@@ -156,6 +195,83 @@ def test_an_instruction_of_32_bit_code(pair: Pair, what: str) -> None:
                 found = pair.ran(read_only, OF_32_BITS[what], rflags, compatibility=True, **how)
                 results.append(found | {"rflags": found["rflags"] & ~undefined})
             same(*results)
+
+
+TS, OSFXSR = b"\x0f\x20\xc0\x0c\x08\x0f\x22\xc0", b"\x0f\x20\xe0\x0d\x00\x02\x00\x00\x0f\x22\xe0"
+"""MOV EAX, CR0; OR AL, 8; MOV CR0, EAX, and MOV EAX, CR4; OR EAX, 0x200; MOV CR4, EAX."""
+X87 = {
+    "fninit": b"\xdb\xe3",
+    "fxsave": b"\x0f\xae\x07",
+    "fxsave, unaligned": b"\x47\x0f\xae\x07",  # inc edi
+    "fxsave with TS": TS + b"\x0f\xae\x07",
+    "fxrstor": b"\x0f\xae\x0f",
+    "fxrstor, reserved bits of MXCSR": b"\xc6\x47\x1a\x01\x0f\xae\x0f",  # mov byte [edi + 26], 1
+    "fxrstor, unaligned": b"\x47\x0f\xae\x0f",
+}
+"""Behind MOV EDI, 0x9100, in 32-bit segments."""
+
+
+def x87_state(seed: int) -> bytes:
+    """An FXSAVE image with ST(0) in register 5, and none of 64-bit code's pointers."""
+    image = bytearray((seed + 7 * at) % 251 for at in range(416)) + bytearray(96)
+    struct.pack_into("<HHBxHQQII", image, 0, 0x27F, 5 << 11 | 0x41, 0b1110_0000, 0x123, 0x1000, 0x2000, 0x1F80, 0xFFFF)
+    for register in range(8):
+        image[32 + 16 * register + 10 : 48 + 16 * register] = bytes(6)
+    return bytes(image)
+
+
+@pytest.mark.parametrize("osfxsr", [True, False])
+@pytest.mark.parametrize("what", X87)
+def test_the_state_of_x87_in_32_bit_code(pair: Pair, what: str, osfxsr: bool) -> None:
+    """Without CR4.OSFXSR the emulator leaves SSE's registers out, as a processor may (SDM volume 2, FXSAVE), which then
+    does not look at MXCSR either."""
+    if what == "fxrstor, reserved bits of MXCSR" and not osfxsr:
+        return
+    results = []
+    for read_only in (False, True):
+        guest = pair.guests[read_only]
+        state = bytearray(x87_state(1)) + bytearray(4096 - 512)
+        struct.pack_into("<Q", state, 512, 3)
+        guest.vcpu.set_xsave(k.kvm_xsave.from_buffer_copy(state))
+        image = x87_state(5)
+        code = (OSFXSR if osfxsr else b"") + b"\xbf\x00\x91\x00\x00" + X87[what]
+        found = pair.ran(read_only, code, 2, compatibility=True, restored=image)
+        after = bytes(guest.vcpu.get_xsave())[:512]
+        if not osfxsr:
+            after = after[:160]
+            if "memory" in found:
+                found["memory"] = found["memory"][:0x1A0] + found["memory"][0x220:]
+        results.append((found, after))
+    same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+
+
+SYSENTER = b"\xb9\x74\x01\x00\x00\xb8\x08\x00\x00\x00\x31\xd2\x0f\x30" + b"\xb9\x76\x01\x00\x00\xb8%s\x0f\x30"
+"""MOV ECX, 0x174; MOV EAX, 8; XOR EDX, EDX; WRMSR; MOV ECX, 0x176; MOV EAX, a target; WRMSR."""
+
+
+@pytest.mark.parametrize("selector", [8, 0, 3])
+def test_sysenter_of_compatibility_mode_goes_to_64_bit_code(pair: Pair, selector: int) -> None:
+    esp = b"\xb9\x75\x01\x00\x00\xb8\x00\x98\x00\x00\x0f\x30"
+    before = len(SYSENTER % bytes(4)) + len(esp)
+    code = bytearray(SYSENTER % struct.pack("<I", CODE + before + 3) + esp + b"\x0f\x34\xf4" + assemble("mov rax, cs"))
+    code[6] = selector
+    same(*(pair.ran(read_only, bytes(code), 2 | 0x200, compatibility=True) for read_only in (False, True)))
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_sysexit(pair: Pair, wide: bool) -> None:
+    """To privilege level 3, where the tables have nothing (SDM volume 2, SYSEXIT)."""
+    leave = (b"\x48" if wide else b"") + b"\x0f\x35"
+    code = assemble(set_msr(0x174, "8") + "; mov edx, 0x1234; mov rcx, 0x100009876", CODE) + leave
+    guest = pair.start(True, code, 2)
+    guest.vcpu.run()
+    assert guest.vcpu.exit_reason == k.Exit.INTERNAL_ERROR, "#PF, and the handler's address cannot be translated"
+    sregs, regs = guest.vcpu.get_sregs(), guest.vcpu.get_regs()
+    offset, rsp = (32, 0x1_0000_9876) if wide else (16, 0x9876)
+    assert (regs.rip, regs.rsp) == (0x1234, rsp), hex(guest.vcpu.kvm_run.internal.data[0])
+    assert (sregs.cs.selector, sregs.ss.selector) == (8 + offset | 3, 16 + offset | 3)
+    assert (sregs.cs.l, sregs.cs.db, sregs.cs.dpl, sregs.ss.dpl) == (wide, not wide, 3, 3)
 
 
 @pytest.mark.parametrize("what", PROGRAMS)

@@ -8,10 +8,11 @@ continues at the next KVM_RUN. Only the generator knows how far an instruction h
 
 What can be emulated is what KVM's tables have: moves, string instructions, exchanges, the arithmetic and bit operations
 with their flags (here, `emulate_numbers`, `emulate_shifts`), vector moves (`emulate_vectors`); the stack and transfers
-within a segment (`emulate_stack`), for stacks there; what loads segments and tables (`emulate_segments`); and what
-needs no memory (`emulate_control`). Anything else is KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a
-user program's. The emulator is also what runs a guest whose page tables lie in a read-only slot: the processor cannot
-set accessed and dirty bits there, the emulator drops them.
+within a segment (`emulate_stack`), for stacks there; what loads segments and tables (`emulate_segments`); system calls
+and the state of x87 (`emulate_system`); and what needs no memory (`emulate_control`). Anything else is
+KVM_INTERNAL_ERROR_EMULATION, with the bytes, or #UD if it is a user program's. The emulator is also what runs a guest
+whose page tables lie in a read-only slot: the processor cannot set accessed and dirty bits there, the emulator drops
+them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from swtdx.linux.arch.x86.kvm import (
     emulate_segments,
     emulate_shifts,
     emulate_stack,
+    emulate_system,
     emulate_vectors,
 )
 from swtdx.linux.arch.x86.kvm.lapic import APICBASE_ENABLE, APICBASE_X2APIC
@@ -595,6 +597,7 @@ _OPERATIONS = {
     **emulate_segments.OPERATIONS,
     **emulate_shifts.OPERATIONS,
     **emulate_stack.OPERATIONS,
+    **emulate_system.OPERATIONS,
     **emulate_vectors.OPERATIONS,
 }
 _STRINGS = frozenset(name + size for name in ("MOVS", "STOS", "LODS", "CMPS", "SCAS") for size in "BWDQ")

@@ -3,8 +3,8 @@
 
 They come here where each instruction does: the page tables of its code lie in a read-only slot, and the processor
 cannot set their accessed bits. What would exit by itself, CPUID or IN for one, is handled as that exit
-(x86_emulate_ops). As in Linux IRET and INT outside real mode are not emulated; here SYSCALL, SYSENTER and SYSEXIT are
-not either, nor INT of real mode, FNINIT, FXSAVE and FXRSTOR.
+(x86_emulate_ops). As in Linux IRET and INT outside real mode are not emulated; INT of real mode, where there are no
+page tables, is not either.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Speculation control: what KVM offers under AMD's names on an Intel processor, and who may use the MSRs.
 
 kvm_set_cpu_caps (arch/x86/kvm/cpuid.c): AMD has a bit of its own in CPUID 0x80000008 EBX for each of IBPB, IBRS, STIBP
-and SSBD, and a guest may look there alone, so that each is set where the processor can do that, whoever made it.
+and SSBD, and a guest may look there alone, so that each is set where the processor can do that, of either make.
 guest_has_spec_ctrl_msr and guest_has_pred_cmd_msr (cpuid.h) take either name.
 """
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
+from swtdx.linux.arch.x86.kvm.emulate_system import enter_by_syscall
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import EFER_LMA
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep, linear_rip
 from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, write_linear
 from swtdx.uapi.kvm import KVM_X86_QUIRK_FIX_HYPERCALL_INSN, Vector
-from swtdx.x86 import Cr0, Efer, Gpr, Msr, Rflags
+from swtdx.x86 import Cr0, Efer, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 VMCALL, VMMCALL = b"\x0f\x01\xc1", b"\x0f\x01\xd9"
 SYSCALL = b"\x0f\x05"
 _LONG = 1 << 13
-_FLAT_CODE_64, _FLAT_CODE_32, _FLAT_DATA = 0xA09B, 0xC09B, 0xC093  # setup_syscalls_segments
 
 
 def _address(context: GuestContext) -> int:
@@ -70,22 +70,9 @@ def _em_syscall(vcpu: Vcpu, context: GuestContext) -> bool:
         return False
     if not context.cr0 & Cr0.PE or context.rflags & Rflags.VM or not context.efer & Efer.SCE:
         return False
-    long_mode = bool(context.efer & EFER_LMA)
-    if long_mode and context.segment(Segment.CS)[3] & _LONG:
+    if context.efer & EFER_LMA and context.segment(Segment.CS)[3] & _LONG:
         return False  # there it is the processor's own
-    star = vcpu.ops.get_msr(vcpu, Msr.STAR, True)
-    selectors = star >> 32
-    context.set_segment(Segment.CS, selectors & 0xFFFC, 0, 0xFFFFFFFF, _FLAT_CODE_64 if long_mode else _FLAT_CODE_32)
-    context.set_segment(Segment.SS, selectors + 8 & 0xFFFF, 0, 0xFFFFFFFF, _FLAT_DATA)
-    flags, gpr = context.rflags & ~Rflags.RF, context.gpr
-    gpr[Gpr.RCX] = context.rip + len(SYSCALL) & 0xFFFFFFFF
-    if long_mode:
-        gpr[Gpr.R11] = flags
-        context.rip = vcpu.ops.get_msr(vcpu, Msr.CSTAR, True)
-        context.rflags = flags & ~vcpu.ops.get_msr(vcpu, Msr.FMASK, True) | Rflags.FIXED_1
-    else:
-        context.rip = star & 0xFFFFFFFF
-        context.rflags = flags & ~(Rflags.VM | Rflags.IF)
+    enter_by_syscall(vcpu, context, context.rip + len(SYSCALL) & 0xFFFFFFFF, wide=False)
     return True
 
 
