@@ -505,6 +505,12 @@ EXPORT long syscall(long number, ...)
             return mprotect((void *)a, b, c);
         case SYS_madvise:
             return madvise((void *)a, b, c);
+        case SYS_mlockall:
+            return mlockall(a);
+        case SYS_fcntl:
+            return fcntl(a, b, c);
+        case SYS_close_range:
+            return close_range(a, b, c);
         case SYS_fallocate:
             return fallocate(a, b, c, d);
         case SYS_ftruncate:

@@ -139,6 +139,15 @@ def test_a_program_of_another_libc_is_refused(
     refused(swtdx_exec(program, options=PRELOAD), 126, words)
 
 
+@pytest.mark.parametrize("name", ["ld-musl-none.so.1", "ld-other.so.9"])
+def test_a_program_whose_loader_is_missing_is_refused(
+    swtdx_exec: Run, opener: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    """Of musl it was "No such file or directory", although the program was there."""
+    program = opener(f"-Wl,--dynamic-linker={tmp_path}/{name}")
+    refused(swtdx_exec(program), 126, f"its loader {tmp_path}/{name} does not exist", "install that libc")
+
+
 def test_a_truncated_program_is_refused(swtdx_exec: Run, opener: Callable[..., Path]) -> None:
     program = opener()
     program.write_bytes(program.read_bytes()[:80])

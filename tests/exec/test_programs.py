@@ -7,12 +7,16 @@ must say the same; all but those that depend on how a processor runs real mode.
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from swtdx.exec.notify import available
+from tests.conftest import skip
 from tests.exec.conftest import Run, real_kvm
 
 OPEN = """\
@@ -273,3 +277,27 @@ def test_a_fortified_program_and_an_absent_temporary_folder_make_no_difference(
 ) -> None:
     done = swtdx_exec(compiled("descriptors", *flags), "open", env={"PATH": "/usr/bin"} if unset else None)
     assert (done.stdout, done.returncode) == (OPEN, 0)
+
+
+LOCKS = """
+import ctypes, fcntl, os, sys
+vm = fcntl.ioctl(os.open("/dev/kvm", os.O_RDWR), 0xAE01, 0)
+libc = ctypes.CDLL(None)
+lock = (lambda: libc.syscall(151, 3)) if "raw" in sys.argv else lambda: libc.mlockall(3)
+print(lock(), fcntl.ioctl(vm, 0xAE41, 0) > 0, end=" ")
+with open("/proc/self/status") as file:
+    resident = next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+print(resident < 1 << 20)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root may lock as much as it likes")
+@pytest.mark.parametrize("call", ["libc", "raw"])
+@pytest.mark.parametrize("front_end", ["preload", "notify"])
+def test_memory_that_is_locked_stays_sparse(swtdx_exec: Run, front_end: str, call: str) -> None:
+    """QEMU's -overcommit mem-lock=on: mlockall() would populate the 64 GiB of the machine."""
+    if front_end == "notify" and (cannot := available()):
+        skip(cannot)
+    options = ["--quiet", "--memory", "64G", "--front-end", front_end]
+    done = swtdx_exec(sys.executable, "-c", LOCKS, call, options=options)
+    assert (done.stdout, done.returncode, done.stderr) == ("0 True True\n", 0, "")

@@ -101,14 +101,17 @@ def choose(path: Path, arguments: list[str], depth: int = 0) -> tuple[FrontEnd, 
     if elf.interpreter is None and path.name.startswith(_LOADERS) and depth < _MOST_SCRIPTS:
         loaded = _loaded_by(arguments)  # the loader itself, with the program as its argument
         return choose(*loaded, depth + 1) if loaded is not None else (FrontEnd.preload, "")
+    if elf.interpreter is not None and not Path(elf.interpreter).exists() and depth == 0:
+        raise ProgramError(
+            f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc; install that libc, "
+            "or build the program for this one"
+        )
     if elf.go:
         return FrontEnd.notify, "is a Go program, which makes system calls without libc"
     if elf.interpreter is None:
         return FrontEnd.notify, "is linked statically"
     if "ld-musl" in Path(elf.interpreter).name:
         return FrontEnd.notify, "is linked against musl"
-    if not Path(elf.interpreter).exists() and depth == 0:
-        raise ProgramError(f"{path}: its loader {elf.interpreter} does not exist: it is for another system's libc")
     if not Path(elf.interpreter).name.startswith(_LOADERS):
         return FrontEnd.notify, f"is linked against another libc, by its loader {elf.interpreter}"
     if elf.sanitizer is not None:
