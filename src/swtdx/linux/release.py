@@ -322,8 +322,8 @@ NOT_REPRODUCED: Mapping[KernelRelease, tuple[str, ...]] = MappingProxyType(
         KernelRelease.V7_3: (
             "bit 11 of DR6, once KVM_SET_DEBUGREGS has cleared it, stays 0 when KVM delivers a #DB: it becomes 1 here, "
             "as before",
-            "while a debugger has the debug registers, MOV DR of user mode with DR7.GD is the debugger's; before and here "
-            "it is #GP in the guest",
+            "while a debugger has the debug registers, MOV DR of user mode with DR7.GD is the debugger's; before and "
+            "here it is #GP in the guest",
             "notify VM exits of TDs (KVM_CAP_X86_NOTIFY_VMEXIT): the processor here has none",
         ),
     }
