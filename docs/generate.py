@@ -469,7 +469,7 @@ def injected() -> str:
             parts += [
                 f"{where}, {_CALLS.get(str(site.get('call', 1)), 'call ' + str(site.get('call')))}: {functions}.\n"
             ]
-            parts.append(table(("status", "Linux 7.2", "swtdx"), rows))
+            parts.append(table(("status", "Linux", "swtdx"), rows))
     return "\n".join(parts)
 
 
