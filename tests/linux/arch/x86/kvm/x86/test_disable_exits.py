@@ -255,6 +255,20 @@ def test_an_event_from_another_thread_wakes_it(make: Callable[..., Machine], way
     assert port(machine) == 0x20
 
 
+def test_user_space_wakes_it_by_setting_its_state(make: Callable[..., Machine]) -> None:
+    """Since 7.3 (kvm_arch_vcpu_ioctl_set_mpstate): a VMM that resets a machine continues with all of its processors."""
+    machine = make(HLT, Vm.split_irqchip)
+    machine.load(HLT_THEN_OUT)
+    run = Running(machine)
+    assert run.sleeps()
+    run.stop()
+    machine.vcpu.set_mp_state(k.KVM_MP_STATE_HALTED)
+    machine.vcpu.kvm_run.immediate_exit = 0
+    machine.vcpu.set_mp_state(k.KVM_MP_STATE_RUNNABLE)
+    assert Running(machine).result() == k.KVM_EXIT_IO
+    assert port(machine) == 0x10
+
+
 def test_interrupts_that_the_guest_does_not_take_let_it_sleep(make: Callable[..., Machine]) -> None:
     machine = make(HLT, Vm.split_irqchip)
     enable_apic(machine)
