@@ -21,6 +21,12 @@ from testing.evidence import collateral, pki, quote_of
 from testing.tdreport import TdReportFields
 
 WORDS = {
+    "run": [
+        *("--memory", "1G", "-m", "--cpus", "4", "65", "--vm-type", "default", "--kernel", "k", "--from", "f"),
+        *("--inject", "a: b @1", "--inject", "c: d", "--lie", "any", "--disk", "d,ro", "--rng", "--lint", "--append="),
+        *("--json", "j", "--trace-format", "chrome", "-q", "-v", "-smp", "2", "--no-rbp-mod", "--timeout=5", "extra"),
+        *("--debug-td", "--attributes", "--on-panic", "continue", "--gdb", ":1", "--record", "--", "--help", "-2"),
+    ],
     "measure": [
         *("x.fd", "--order", "region", "page", "--memory", "1G", "--kernel", "k", "--cpus", "4", "99", "--json", "-q"),
         "-",
@@ -85,7 +91,9 @@ def test_what_is_plain_is_read_as_typer_reads_it(words: tuple[str, ...]) -> None
         ["measure", "--help"], ["measure", "x", "y"], ["measure", "x", "--order", "both"],
         ["measure", "x", "--cpus", "65"],
         ["measure", "x", "--memory"], ["measure", "x", "--memory", "1G", "--memory", "2G"], ["measure", "x", "-qq"],
-        ["quote", "verify", "x"], ["quote"], ["quote", "sign"], ["run"], [], ["replay"], ["replay", ""],
+        ["quote", "verify", "x"], ["quote"], ["quote", "sign"], ["exec"], [],
+        ["run", "-smp", "2"], ["run", "--until", ""], ["run", "--cpus", "65"], ["run", "firmware"], ["replay"],
+        ["replay", ""],
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_left_to_typer(arguments: list[str]) -> None:

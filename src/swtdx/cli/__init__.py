@@ -3,7 +3,8 @@
 
 A module is named after its command. ``app`` declares them, ``parameters`` reads what was typed, ``session`` carries
 ``swtdx run`` out, ``run_record`` reports how it went, and ``verdict`` has the exit statuses of a verifier's commands.
-A verifier's command that is typed without a mistake runs without typer, which would take longer than the command.
+``run`` and a verifier's command that are typed without a mistake run without typer, which would take longer than the
+command.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _FOR_TYPER = -1
 _OBJECTS_TO_A_COLLECTION = 50_000
 """Instead of Python's 700. What a command imports stays, and took a seventh of the time until its guest runs to be looked
 through again and again."""
+_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
                 status = _version()
             elif arguments:
                 status = _without_typer(arguments, streams)
-        lost = int(Verdict.USAGE)
+        lost = _BAD_INPUT if arguments[:1] == ["run"] else int(Verdict.USAGE)
         if status is None:
             from swtdx.cli.app import carry_out
 
@@ -57,7 +59,7 @@ def _version() -> int:
 
 
 def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None:
-    """Return the status of a verifier's command on a plain command line; None if typer must read it."""
+    """Return the status of a command on a plain command line; None if typer must read it."""
     from swtdx.cli.complaint import carried_out
     from swtdx.cli.plain import plain_call
     from swtdx.cli.verdict import Verdict
@@ -66,8 +68,10 @@ def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None
         call = plain_call(arguments)
         if call is None:
             return _FOR_TYPER
-        call()
-        return 0
+        return int(call() or 0)
 
-    status = carried_out(action, Verdict.NO_INPUT, streams, as_json="--json" in arguments)
+    if arguments[0] == "run":  # its --json names a file
+        status = carried_out(action, _BAD_INPUT, streams, as_json=False)
+    else:
+        status = carried_out(action, Verdict.NO_INPUT, streams, as_json="--json" in arguments)
     return None if status == _FOR_TYPER else status

@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from swtdx.cli import declaration as typer
 from swtdx.uapi.release import NEWEST_RELEASE, SHORT_FORMS, KernelRelease
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from swtdx.cli import declaration as typer
 from swtdx.cli.verdict import Failure, Verdict
 
 if TYPE_CHECKING:

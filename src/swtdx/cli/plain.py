@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A verifier's command line read without typer, where it is plain.
+"""A command line read without typer, where it is plain.
 
 Plain is what typer would read the same way without help, correction or conversion that this module does not know: each
 option by its whole name, once unless it may be repeated, with a value that is a path, text, a number in range or a
@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin
 from swtdx.cli.declaration import REQUIRED, Declared, Parameter, parameters_of
 
 COMMANDS = {
+    ("run",): ("swtdx.cli.run", "run"),
     ("measure",): ("swtdx.cli.measure", "measure"),
     ("replay",): ("swtdx.cli.replay", "replay_command"),
     ("quote", "parse"): ("swtdx.cli.quote", "parse"),
@@ -36,7 +37,7 @@ class _NotPlainError(Exception):
 def plain_call(arguments: list[str]) -> Callable[[], Any] | None:
     """Return the command that was typed, its parameters bound; None if typer must read the command line.
 
-    >>> plain_call(["measure", "--help"]) is None, plain_call(["run"]) is None
+    >>> plain_call(["measure", "--help"]) is None, plain_call(["exec"]) is None
     (True, True)
     """
     for words, (module, function) in COMMANDS.items():

@@ -11,8 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-import typer
-
+from swtdx.cli import declaration as typer
 from swtdx.cli.kernel_choice import (
     CpuFeaturesOption,
     DialectOption,
@@ -559,7 +558,7 @@ def run(
     quoting: Quoting,
     debugger: Debugger,
     keeping: Keeping,
-) -> None:
+) -> int:
     """Launch a firmware as a Trust Domain and stream its console.
 
     The guest's console is stdout; all other messages go to stderr. On a terminal keys go to the guest, and Ctrl-A X
@@ -573,7 +572,7 @@ def run(
     members |= keeping.options(host, debugger)
     parameters = td.parameters()
     options = Options(td=parameters if guest.is_td else None, **members, **vars(records), **vars(debugger))
-    raise typer.Exit(carry_out(options))
+    return carry_out(options)
 
 
 def register(app: typer.Typer) -> None:
