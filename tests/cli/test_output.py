@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,6 +307,56 @@ def test_a_record_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monk
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o640
     assert [each.name for each in tmp_path.iterdir()] == ["record"]
+
+
+def test_a_file_that_could_not_be_written_at_all_is_not_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, data: bytes | memoryview) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Outputs() as outputs:
+        output = outputs.open("--record", tmp_path / "record")
+        outputs.begin()
+        monkeypatch.setattr("swtdx.cli.output.write_all", full)
+        output.replace(b"new")
+    assert outputs.failed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_without_a_reader_is_waited_for_and_that_is_said(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+
+    def reader() -> None:
+        while "waiting" not in capfd.readouterr().err:
+            time.sleep(0.01)
+        read.append(pipe.read_bytes())
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    with Outputs() as outputs:
+        outputs.open("--record", pipe).replace(b"all of it")
+    thread.join()
+    assert read == [b"all of it"]
+
+
+def test_a_pipe_that_is_read_is_not_talked_about(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        while not Path(f"/proc/{reader.pid}/comm").read_text().startswith("cat"):
+            time.sleep(0.01)
+        with Outputs() as outputs:
+            output = outputs.open("--record", pipe)
+            assert os.get_blocking(output.descriptor)
+            output.replace(b"all of it")
+        assert reader.communicate()[0] == b"all of it"
+    said = capfd.readouterr().err
+    assert said in ("", f"swtdx: --record {pipe} is a pipe that no program reads: waiting for one\n")  # cat was slow
 
 
 def test_a_record_through_a_symbolic_link_replaces_the_file_not_the_link(tmp_path: Path) -> None:

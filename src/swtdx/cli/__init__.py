@@ -23,8 +23,8 @@ COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
 """Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
 _FOR_TYPER = -1
 _OBJECTS_TO_A_COLLECTION = 50_000
-"""Instead of Python's 700. What a command imports stays, and took a seventh of the time until its guest runs to be looked
-through again and again."""
+"""Instead of Python's 700. What a command imports stays, and took a seventh of the time until its guest runs to be
+looked through again and again."""
 _BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
 
 

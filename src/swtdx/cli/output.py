@@ -15,6 +15,7 @@ A pipe, a socket, a terminal or ``/dev/null`` may be given for several outputs.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -137,7 +138,8 @@ class Output:
         """Close it. A file that was created for a command that has not ``finished`` is removed if it is empty."""
         if self.descriptor < 0:
             return
-        wanted = self._written or (self._began and finished and not self.may_come_to_nothing)
+        came_to_nothing = self.may_come_to_nothing or self.problem is not None
+        wanted = self._written or (self._began and finished and not came_to_nothing)
         try:
             if self._created and not wanted and self._is_in_place():
                 self.path.unlink(missing_ok=True)
@@ -195,7 +197,7 @@ class Outputs:
         """Open ``path`` for ``option`` without truncating it. Raises `OutputError`."""
         name = f"{option} {path}"
         try:
-            descriptor, created = _open_untouched(path)
+            descriptor, created = _open_untouched(path, name)
         except IsADirectoryError:
             raise OutputError(f"{name} is a folder") from None
         except OSError as error:
@@ -231,19 +233,37 @@ def _clash(output: FileIdentity, other: FileIdentity, *, reading: bool) -> bool:
     return (output.stores or (reading and output.is_pipe)) and output.overlaps(other)
 
 
-def _open_untouched(path: Path) -> tuple[int, bool]:
-    """Return (descriptor, whether the file was created). Raises OSError; EBUSY for a block device that is in use."""
+def _open_untouched(path: Path, name: str) -> tuple[int, bool]:
+    """Return (descriptor, whether the file was created). Raises OSError; EBUSY for a block device that is in use.
+
+    A named pipe is open when another program reads it; that this one waits for that is said.
+    """
     flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666), True
     except FileExistsError:
         pass
     try:
-        if stat.S_ISBLK(os.stat(path).st_mode):
+        mode = os.stat(path).st_mode
+        if stat.S_ISBLK(mode):
             flags |= os.O_EXCL  # refuses one that is mounted
+        if stat.S_ISFIFO(mode):
+            return _open_pipe(path, flags, name), False
         return os.open(path, flags), False
     except FileNotFoundError:  # a symbolic link to a file that does not exist yet
         return os.open(path, flags | os.O_CREAT, 0o666), True
+
+
+def _open_pipe(pipe: Path, flags: int, name: str) -> int:
+    try:
+        descriptor = os.open(pipe, flags | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        complain(f"{name} is a pipe that no program reads: waiting for one")
+        return os.open(pipe, flags)
+    os.set_blocking(descriptor, True)  # not opened again: a reader would take the close in between for the end
+    return descriptor
 
 
 def _why(error: OSError, path: Path) -> str:
