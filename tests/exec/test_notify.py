@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,8 @@ from uuid import uuid4
 import pytest
 
 from swtdx.exec.notify import available
-from swtdx.exec.notify.address_space import copy_out
+from swtdx.exec.notify.address_space import ProgramMm, copy_out
+from swtdx.linux.uaccess import copy_from_user, copy_to_user
 from swtdx.vmm import bare_guest
 from tests.conftest import skip
 from tests.exec.conftest import PROGRAMS, Run, real_kvm
@@ -268,6 +270,46 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
     return condition()
 
 
+_TWO_THREADS = """
+import ctypes, sys, threading
+text, end = ctypes.create_string_buffer(b"hello"), threading.Event()
+second = threading.Thread(target=end.wait)
+second.start()
+print(second.native_id, ctypes.addressof(text), flush=True)
+sys.stdin.readline()
+end.set()
+second.join()
+print("ended", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("reader", ["serves another", "serves none", "served the one that ended"])
+def test_memory_is_reached_when_the_thread_that_called_last_has_ended(reader: str) -> None:
+    """EFAULT to a call of one thread: another thread's had come in between, and that thread had ended since."""
+    command = [sys.executable, "-c", _TWO_THREADS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        second, address = map(int, program.stdout.readline().split())
+        mm = ProgramMm(program.pid, program.pid, set, lambda: None)
+        if reader == "serves another":
+            mm.pid = program.pid
+        serving = threading.Thread(target=setattr, args=(mm, "pid", second))
+        serving.start()
+        serving.join()
+        if reader == "served the one that ended":
+            mm.pid = second
+        program.stdin.write("\n")
+        program.stdin.flush()
+        assert program.stdout.readline() == "ended\n"
+        found = [copy_from_user(address, 5, mm)]
+        copy_to_user(address, b"HELLO", mm)
+        found.append(copy_from_user(address, 5, mm))
+        program.kill()
+    assert found == [b"hello", b"HELLO"]
+
+
 _STOPPED_WHILE_REAPING = """
 import os, signal, threading
 from swtdx.exec.notify import launch, ptrace
@@ -278,6 +320,8 @@ if not child:
 ended = os.fork()
 if not ended:
     os._exit(0)
+while ptrace._state(ended) != "Z":
+    pass
 traced, looked, seen = threading.Event(), threading.Event(), []
 
 def trace():

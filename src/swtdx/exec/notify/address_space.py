@@ -133,6 +133,7 @@ class ProgramMm(Mm):
 
     def __init__(self, pid: int, owner: int, signals: Callable[[], set[int]], changed: Callable[[], None]) -> None:
         """Of the thread ``pid``, which belongs to the process ``owner``. ``changed``: `windows` has changed."""
+        self._served = threading.local()
         super().__init__(pid)
         self.owner = owner
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
@@ -152,6 +153,27 @@ class ProgramMm(Mm):
                 os.close(fd)
         for window in getattr(self, "windows", ()):
             _munmap(window.address, window.end - window.start)
+
+    # --- by which of its threads it is reached ------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The thread whose call this thread of ours serves, which waits meanwhile; else the last one of all."""
+        tid: int = getattr(self._served, "tid", self._last)
+        return tid
+
+    @pid.setter
+    def pid(self, tid: int) -> None:
+        self._served.tid = self._last = tid
+
+    def find_thread(self) -> bool:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{self.owner}/task"):
+                with contextlib.suppress(OSError), open(f"/proc/{self.owner}/task/{name}/maps", "rb") as maps:
+                    if maps.read(1):  # a first thread that has ended is there, and has no memory
+                        self.pid = int(name)
+                        return True
+        return False
 
     # --- which address space it is ------------------------------------------------------------------------------------
 

@@ -68,7 +68,6 @@ class FileCalls:
         """
         try:
             task = self._server.tasks.get(notification.pid)
-            task.mm.pid = task.tid
             path = string_from_user(task.mm, address)
             name = self._paths.which(task, directory, path, follow=follow) if path else None
         except OSError:
@@ -106,7 +105,6 @@ class FileCalls:
     def _openat2(self, notification: Notification) -> int | None:
         try:
             task = self._server.tasks.get(notification.pid)
-            task.mm.pid = task.tid
             flags = int.from_bytes(copy_from_user(notification.args[2], 8, task.mm), "little")
         except OSError:
             return None

@@ -71,7 +71,6 @@ class KvmCalls:
         assert descriptors is not None
         request, argument = notification.args[1] & 0xFFFFFFFF, notification.args[2]
         try:
-            task.mm.pid = task.tid
             use_mm(task.mm)
             if request == _KVM_RUN:
                 return self._run(notification, task, held, argument)

@@ -207,6 +207,7 @@ class Server:
             return thread_ids(task.tgid) if alone else {tid}
 
         def work() -> None:
+            task.mm.pid = tid
             try:
                 with hold(tids, self._waiting.__contains__) as threads:
                     thread = threads[tid]

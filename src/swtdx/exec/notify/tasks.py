@@ -82,6 +82,7 @@ class Tasks:
         if task is None or fresh or task.mm.suspect:
             task = self._find(tid)
         self._serving.task = task
+        task.mm.pid = tid
         return task
 
     def _find(self, tid: int) -> Task:
