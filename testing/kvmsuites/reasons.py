@@ -56,7 +56,7 @@ SELFTESTS: dict[str, list[tuple[str, str]]] = {
     "mmu_stress_test": [("did not end", _SLOW)],
     "dirty_log_perf_test": [("did not end", _SLOW)],
     "x86/apic_bus_clock_test": [("Frequency =", _LOAD)],
-    "rseq_test": [("disable this sanity check", _LOAD)],
+    "rseq_test": [("disable this sanity check", _LOAD), ("did not end", _LOAD)],
     "hardware_disable_test": [("did not end", _FORKS)],
 }
 UNIT_TESTS: dict[str, list[tuple[str, str]]] = {
