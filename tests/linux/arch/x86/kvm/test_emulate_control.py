@@ -16,8 +16,8 @@ import pytest
 
 from swtdx.machine import open_kernel
 from swtdx.uapi import kvm as k
-from swtdx.uapi.client import Kvm
-from testing.long_mode import CODE, DONE, DONE_PORT, FAULT_PORT, STACK, LongModeVm, split_irqchip
+from swtdx.uapi.client import Kvm, KvmError
+from testing.long_mode import CODE, DONE, DONE_PORT, FAULT_PORT, STACK, TSS, LongModeVm, split_irqchip
 from tests.cpu.guest import assemble
 
 TABLES = 0x40_0000
@@ -272,6 +272,7 @@ def test_sysexit(pair: Pair, wide: bool) -> None:
     assert (regs.rip, regs.rsp) == (0x1234, rsp), hex(guest.vcpu.kvm_run.internal.data[0])
     assert (sregs.cs.selector, sregs.ss.selector) == (8 + offset | 3, 16 + offset | 3)
     assert (sregs.cs.l, sregs.cs.db, sregs.cs.dpl, sregs.ss.dpl) == (wide, not wide, 3, 3)
+    assert sregs.cr2 == 0x1234
 
 
 @pytest.mark.parametrize("what", PROGRAMS)
@@ -313,3 +314,52 @@ def test_a_halt_halts() -> None:
         assert guest.step() is k.Exit.HLT
         assert guest.vcpu.get_regs().rip == CODE + 1
         assert guest.step() is k.Exit.IO
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["supervisor", "user"])
+@pytest.mark.parametrize("page", ["absent", "supervisor's", "user's", "supervisor's, XD", "user's, XD"])
+@pytest.mark.parametrize("smep", [False, True], ids=["", "SMEP"])
+@pytest.mark.parametrize("no_execute", [False, True], ids=["", "NXE"])
+def test_code_is_fetched_with_the_rights_of_its_page(
+    pair: Pair, user: bool, page: str, smep: bool, no_execute: bool
+) -> None:
+    """SDM volume 3, 4.6.1 and 4.7: by the processor, and where it cannot set accessed bits, by KVM's emulator."""
+    disabled = "XD" in page
+    if disabled and not no_execute:
+        pytest.skip("the bit is reserved there")
+    owned = "user's" in page
+    error: int | None = (4 if user else 0) | (16 if smep or no_execute else 0)
+    if page != "absent":
+        refused = disabled or (user and not owned) or (smep and owned and not user)
+        error = (error or 0) | 1 if refused else None
+    target = (1 << 30) + CODE
+    for read_only in (False, True):
+        pair.guests[read_only].vcpu.kvm_run.immediate_exit = 1  # the OUT before completes, which may be at the same RIP
+        with pytest.raises(KvmError, match="EINTR"):
+            pair.guests[read_only].vcpu.run()
+        pair.guests[read_only].vcpu.kvm_run.immediate_exit = 0
+        guest = pair.start(read_only, b"", 2)
+        entry = 0 if page == "absent" else 0x83 | (4 if owned else 0) | disabled << 63
+        struct.pack_into("<Q", pair.tables[read_only], 0, TABLES + 0x1000 | 7)
+        struct.pack_into("<2Q", pair.tables[read_only], 0x1000, 0x83, entry)
+        struct.pack_into("<Q", guest.memory, TSS + 4, STACK)
+        sregs = guest.vcpu.get_sregs()
+        sregs.efer |= no_execute << 11
+        sregs.cr4 |= smep << 20
+        if user:
+            for name in ("cs", "ss"):
+                getattr(sregs, name).dpl, getattr(sregs, name).selector = 3, getattr(sregs, name).selector | 3
+        guest.vcpu.set_sregs(sregs)
+        guest.vcpu.set_regs(k.kvm_regs(rip=target, rflags=2 | 3 << 12, rsp=STACK))
+        guest.vcpu.run()
+        if error is None:
+            assert (guest.vcpu.exit_reason, guest.vcpu.kvm_run.io.port) == (k.Exit.IO, DONE_PORT)
+        elif read_only:
+            events = guest.vcpu.get_vcpu_events().exception
+            assert guest.vcpu.exit_reason == k.Exit.INTERNAL_ERROR, "the handler's address cannot be translated"
+            assert (events.nr, events.error_code) == (14, error)
+        else:
+            assert guest.vcpu.kvm_run.io.port == FAULT_PORT
+            assert struct.unpack_from("<2Q", guest.memory, STACK - 48) == (error, target)
+        assert guest.vcpu.get_sregs().cr2 == (0 if error is None else target)
+        struct.pack_into("<Q", guest.memory, TSS + 4, 0)

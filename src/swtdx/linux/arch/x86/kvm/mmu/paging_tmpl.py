@@ -3,7 +3,8 @@
 
 The processor walks them too, but only as far as EPT maps them already; KVM reads them from the slots. `access` asks
 also for the rights that they give and that PKRU takes away: KVM reaches in a guest's name what the guest may reach, and
-nothing else. `walk` does not ask: it is for KVM_TRANSLATE, and for code, which the processor has begun to execute.
+nothing else. Code too: where EPT does not let the processor write an accessed bit, KVM is asked before the processor
+has looked at any right. `walk` does not ask: it is for KVM_TRANSLATE.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 CR0_PG, CR0_WP, EFER_LMA = Cr0.PG, Cr0.WP, Efer.LMA
-CR4_PSE, CR4_PAE, CR4_LA57, CR4_SMAP, CR4_PKE = Cr4.PSE, Cr4.PAE, Cr4.LA57, Cr4.SMAP, Cr4.PKE
-PRESENT, WRITABLE, USER, LARGE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
+CR4_PSE, CR4_PAE, CR4_LA57, CR4_SMEP, CR4_SMAP, CR4_PKE = Cr4.PSE, Cr4.PAE, Cr4.LA57, Cr4.SMEP, Cr4.SMAP, Cr4.PKE
+PRESENT, WRITABLE, USER, LARGE, EXECUTE_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
 _ADDRESS = 0x000FFFFFFFFFF000
 _KEY, _KEY_SHIFT = 0xF << 59, 59
-_PF_PRESENT, _PF_WRITE, _PF_USER, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 5
+_PF_PRESENT, _PF_WRITE, _PF_USER, _PF_FETCH, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 4, 1 << 5
 
 
 def _entry(kvm: Kvm, gpa: int, size: int) -> int:
@@ -67,6 +68,20 @@ def access(
     return (None, error | key | _PF_PRESENT) if refused or key else (gpa, 0)
 
 
+def fetch_access(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -> tuple[int | None, int]:
+    """Return the GPA of code at that privilege; or None, and the error code of the #PF (permission_fault)."""
+    gpa, rights = _walk(kvm, context, address)
+    no_execute, smep = context.efer & Efer.NXE, context.cr4 & CR4_SMEP
+    error = (_PF_USER if user else 0) | (_PF_FETCH if no_execute or smep else 0)
+    if gpa is None:
+        return None, error
+    if not context.cr0 & CR0_PG:
+        return gpa, 0
+    if no_execute and rights & EXECUTE_DISABLE or (smep and not user if rights & USER else user):
+        return None, error | _PF_PRESENT
+    return gpa, 0
+
+
 def _refused_by_key(context: GuestContext, rights: int, *, write: bool, user: bool) -> int:
     """Return the error code's bit for a page of the user that PKRU refuses, or 0."""
     if not (rights & USER and context.cr4 & CR4_PKE and context.efer & EFER_LMA):
@@ -94,15 +109,17 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
         levels, table = 2, pdpte & _ADDRESS
     else:
         return _walk_32(kvm, cr3, bool(cr4 & CR4_PSE), address & 0xFFFFFFFF)
+    never = 0
     for level in range(levels, 0, -1):
         shift = 9 * level + 3
         entry = _entry(kvm, table + 8 * (address >> shift & 511), 8)
         if not entry & PRESENT:
             return None, 0
         rights &= entry & (WRITABLE | USER)
+        never |= entry & EXECUTE_DISABLE
         if level == 1 or (entry & LARGE and level <= 3):
             mask = (1 << shift) - 1
-            return entry & _ADDRESS & ~mask | address & mask, rights | entry & _KEY
+            return entry & _ADDRESS & ~mask | address & mask, rights | never | entry & _KEY
         table = entry & _ADDRESS
     return None, 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import Segment
-from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import access, walk
+from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import access, fetch_access
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
     from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.kvm_main import Kvm
-
-_PF_USER = 1 << 2
 
 
 class GuestPageFault(Exception):
@@ -73,9 +71,9 @@ def translate(vcpu: Vcpu, context: GuestContext, address: int, *, write: bool = 
 
 
 def _translate_code(vcpu: Vcpu, context: GuestContext, address: int) -> int:
-    gpa = walk(vcpu.kvm, context, address)
+    gpa, error_code = fetch_access(vcpu.kvm, context, address, user=is_user(context))
     if gpa is None:
-        raise GuestPageFault(address, _PF_USER if is_user(context) else 0)
+        raise GuestPageFault(address, error_code)
     return gpa
 
 
