@@ -77,7 +77,7 @@ def fetch_access(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -
         return None, error
     if not context.cr0 & CR0_PG:
         return gpa, 0
-    if no_execute and rights & EXECUTE_DISABLE or (smep and not user if rights & USER else user):
+    if (no_execute and rights & EXECUTE_DISABLE) or (smep and not user if rights & USER else user):
         return None, error | _PF_PRESENT
     return gpa, 0
 
