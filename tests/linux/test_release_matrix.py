@@ -13,6 +13,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -392,7 +393,7 @@ def second_vcpu_with_an_id(release: str) -> Any:
     bench, vm, _, _ = built(release)
     before = answered(lambda: bench.ioctl(vm, k.KVM_CREATE_VCPU, 0))
     bench.command(vm, up.KVM_TDX_FINALIZE_VM)
-    return before, *(answered(lambda n=number: bench.ioctl(vm, k.KVM_CREATE_VCPU, n)) for number in (0, 1))
+    return before, *(answered(partial(bench.ioctl, vm, k.KVM_CREATE_VCPU, number)) for number in (0, 1))
 
 
 def state_set_while_it_sleeps(release: str, state: int) -> Any:

@@ -191,7 +191,7 @@ def test_an_instruction_of_32_bit_code(pair: Pair, what: str) -> None:
         for rflags in (2, 2 | CF, 2 | AF, 2 | CF | AF):
             results = []
             for read_only in (False, True):
-                how = {"rax": rax, "rdx": 0, "rcx": 0x1_0003, "rbx": 0, "r15": 0}
+                how: dict[str, Any] = {"rax": rax, "rdx": 0, "rcx": 0x1_0003, "rbx": 0, "r15": 0}
                 found = pair.ran(read_only, OF_32_BITS[what], rflags, compatibility=True, **how)
                 results.append(found | {"rflags": found["rflags"] & ~undefined})
             same(*results)
