@@ -97,7 +97,7 @@ _SEAM = {
 _KVM = {
     "swtdx.linux.arch.x86.kvm.cpuid.CpuidTable": _fields(
         "entries _exact _any _max_basic _max_extended _features7 pv_features has_xsaves reserved_gpa_bits "
-        "is_amd_compatible"
+        "is_amd_compatible _speculation"
     ),
     "swtdx.linux.arch.x86.kvm.i8254.Pit": _fields("_timer _expires speaker state", "_kvm _lock _clock"),
     "swtdx.linux.arch.x86.kvm.i8259.Pic": _fields("chips output", "_kvm _lock"),
