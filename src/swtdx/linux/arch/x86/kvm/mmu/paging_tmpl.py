@@ -25,7 +25,7 @@ CR4_PSE, CR4_PAE, CR4_LA57, CR4_SMEP, CR4_SMAP, CR4_PKE = Cr4.PSE, Cr4.PAE, Cr4.
 PRESENT, WRITABLE, USER, LARGE, EXECUTE_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
 _ADDRESS = 0x000FFFFFFFFFF000
 _KEY, _KEY_SHIFT = 0xF << 59, 59
-_PF_PRESENT, _PF_WRITE, _PF_USER, _PF_FETCH, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 4, 1 << 5
+_PF_PRESENT, _PF_WRITE, _PF_USER, _PF_RSVD, _PF_FETCH, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 
 
 def _entry(kvm: Kvm, gpa: int, size: int) -> int:
@@ -55,7 +55,7 @@ def access(
     gpa, rights = _walk(kvm, context, address)
     error = (_PF_WRITE if write else 0) | (_PF_USER if user else 0)
     if gpa is None:
-        return None, error
+        return None, error | rights
     if not context.cr0 & CR0_PG:
         return gpa, 0
     key = _refused_by_key(context, rights, write=write, user=user)
@@ -74,7 +74,7 @@ def fetch_access(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -
     no_execute, smep = context.efer & Efer.NXE, context.cr4 & CR4_SMEP
     error = (_PF_USER if user else 0) | (_PF_FETCH if no_execute or smep else 0)
     if gpa is None:
-        return None, error
+        return None, error | rights
     if not context.cr0 & CR0_PG:
         return gpa, 0
     if (no_execute and rights & EXECUTE_DISABLE) or (smep and not user if rights & USER else user):
@@ -91,7 +91,10 @@ def _refused_by_key(context: GuestContext, rights: int, *, write: bool, user: bo
 
 
 def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, int]:
-    """Return the GPA, and as in an entry the permissions on the way and the page's protection key."""
+    """Return the GPA, and as in an entry the permissions on the way and the page's protection key.
+
+    Or None, and what of the error code of the #PF follows from the tables: nothing, or that a reserved bit is set.
+    """
     cr3, cr4 = context.cr3, context.cr4
     rights = WRITABLE | USER
     if not context.cr0 & CR0_PG:
@@ -115,6 +118,8 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
         entry = _entry(kvm, table + 8 * (address >> shift & 511), 8)
         if not entry & PRESENT:
             return None, 0
+        if _reserved(entry, level, context.efer):
+            return None, _PF_PRESENT | _PF_RSVD
         rights &= entry & (WRITABLE | USER)
         never |= entry & EXECUTE_DISABLE
         if level == 1 or (entry & LARGE and level <= 3):
@@ -122,6 +127,16 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
             return entry & _ADDRESS & ~mask | address & mask, rights | never | entry & _KEY
         table = entry & _ADDRESS
     return None, 0
+
+
+def _reserved(entry: int, level: int, efer: int) -> int:
+    """Return the reserved bits that are set in an entry of 64 bits (SDM volume 3, 4.5); an address has 52 bits."""
+    reserved = 0 if efer & Efer.NXE else EXECUTE_DISABLE
+    if level > 3:
+        reserved |= LARGE
+    elif level > 1 and entry & LARGE:
+        reserved |= (1 << 9 * level + 3) - (1 << 13)
+    return entry & reserved
 
 
 def _walk_32(kvm: Kvm, cr3: int, large_pages: bool, address: int) -> tuple[int | None, int]:
