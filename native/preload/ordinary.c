@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/param.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -269,6 +270,7 @@ EXPORT int fstatfs64(int fd, struct statfs64 *status)
 
 #define BEFORE "/memfd:"
 #define BEHIND " (deleted)"
+#define LENGTH(text) (sizeof(text) - 1)
 
 /* What the link says of one of ours is a memfd's name. `length` bytes are at `to`, of at most `room`. */
 static ssize_t renamed(int dirfd, const char *path, char *to, ssize_t length, size_t room)
@@ -276,22 +278,22 @@ static ssize_t renamed(int dirfd, const char *path, char *to, ssize_t length, si
     char whole[PATH_MAX];
     ssize_t size;
 
-    if (likely(length <= 0 || *to != '/') || inside || strncmp(to, BEFORE, (size_t)length < 7 ? (size_t)length : 7)) {
+    if (likely(length <= 0 || *to != '/') || inside || strncmp(to, BEFORE, MIN((size_t)length, LENGTH(BEFORE)))) {
         return length;
     }
     size = RAW(SYS_readlinkat, dirfd, path, whole, sizeof(whole) - 1);
-    if (size < (ssize_t)(sizeof(BEFORE BEHIND) - 1)) {
+    if (size < (ssize_t)LENGTH(BEFORE BEHIND)) {
         return length;
     }
     whole[size] = 0;
-    if (strncmp(whole, BEFORE "anon_inode:", 18) && strcmp(whole, BEFORE "/dev/kvm" BEHIND)) {
+    if (strncmp(whole, BEFORE "anon_inode:", LENGTH(BEFORE "anon_inode:")) && strcmp(whole, BEFORE "/dev/kvm" BEHIND)) {
         return length;
     }
-    size -= sizeof(BEFORE BEHIND) - 1;
+    size -= LENGTH(BEFORE BEHIND);
     if (size > (ssize_t)room) {
         size = room;
     }
-    memcpy(to, whole + sizeof(BEFORE) - 1, size);
+    memcpy(to, whole + LENGTH(BEFORE), size);
     return size;
 }
 

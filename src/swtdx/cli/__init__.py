@@ -23,16 +23,15 @@ COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
 """Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
 _FOR_TYPER = -1
 _OBJECTS_TO_A_COLLECTION = 50_000
-"""Instead of Python's 700. What a command imports stays, and took a seventh of the time until its guest runs to be
-looked through again and again."""
-_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
+"""Instead of Python's 700. What a command imports stays; to look through it again and again took a seventh of the time
+until a guest ran."""
 
 
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
     gc.set_threshold(_OBJECTS_TO_A_COLLECTION)
     from swtdx.cli.standard_streams import standard_streams
-    from swtdx.cli.verdict import Verdict
+    from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict
 
     arguments = sys.argv[1:]
     with standard_streams() as streams:
@@ -42,7 +41,7 @@ def main() -> None:
                 status = _version()
             elif arguments:
                 status = _without_typer(arguments, streams)
-        lost = _BAD_INPUT if arguments[:1] == ["run"] else int(Verdict.USAGE)
+        lost = RUN_BAD_INPUT if arguments[:1] == ["run"] else int(Verdict.USAGE)
         if status is None:
             from swtdx.cli.app import carry_out
 
@@ -62,7 +61,7 @@ def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None
     """Return the status of a command on a plain command line; None if typer must read it."""
     from swtdx.cli.complaint import carried_out
     from swtdx.cli.plain import plain_call
-    from swtdx.cli.verdict import Verdict
+    from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict
 
     def action() -> int:
         call = plain_call(arguments)
@@ -71,7 +70,7 @@ def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None
         return int(call() or 0)
 
     if arguments[0] == "run":  # its --json names a file
-        status = carried_out(action, _BAD_INPUT, streams, as_json=False)
+        status = carried_out(action, RUN_BAD_INPUT, streams, as_json=False)
     else:
         status = carried_out(action, Verdict.NO_INPUT, streams, as_json="--json" in arguments)
     return None if status == _FOR_TYPER else status

@@ -25,7 +25,7 @@ from swtdx.cli.help import Group, dress
 from swtdx.cli.qemu_spelling import as_here
 from swtdx.cli.standard_streams import StandardStreams
 from swtdx.cli.usage_sentence import usage_sentence
-from swtdx.cli.verdict import Failure, Verdict
+from swtdx.cli.verdict import RUN_BAD_INPUT, Failure, Verdict
 
 COMMANDS: dict[str, str] = {
     "exec": "swtdx.cli.exec_command",
@@ -65,8 +65,6 @@ PANELS = {
 
 USAGE_STATUS = {"exec": 125, "qemu": 125}
 """Wrong usage, where it must not look like the status of the command that was to be run."""
-
-_STATUS_BAD_INPUT = 2  # swtdx.vmm.outcome, of `run`
 
 HELP = """Intel TDX under KVM, in software: launch a real firmware as a Trust Domain on any x86-64 Linux machine."""
 
@@ -158,16 +156,16 @@ def carry_out(arguments: list[str], streams: StandardStreams) -> tuple[int, int]
                     _declare(command)
             return int(app(_as_declared(typed, arguments), standalone_mode=False) or 0)
         except _UsageError as error:
-            status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT)
+            status = USAGE_STATUS.get(typed, Verdict.USAGE if typed in COMMANDS else RUN_BAD_INPUT)
             command = getattr(getattr(error, "ctx", None), "command_path", None) or "swtdx"
             raise _WrongUsageError(usage_sentence(error.format_message(), command), status) from None
         except typer.Abort:
             raise KeyboardInterrupt from None
 
-    system_status = Verdict.NO_INPUT if typed in COMMANDS else _STATUS_BAD_INPUT
+    system_status = Verdict.NO_INPUT if typed in COMMANDS else RUN_BAD_INPUT
     as_json = "--json" in arguments and arguments[0] in COMMANDS and arguments[0] not in USAGE_STATUS
     status = carried_out(action, system_status, streams, as_json=as_json)
-    return status, Verdict.USAGE if typed in COMMANDS else _STATUS_BAD_INPUT
+    return status, Verdict.USAGE if typed in COMMANDS else RUN_BAD_INPUT
 
 
 def _as_declared(command: str, arguments: list[str]) -> list[str]:

@@ -29,6 +29,10 @@ class Verdict(IntEnum):
     EVENT_LOG = 5
 
 
+RUN_BAD_INPUT = 2
+"""What ``swtdx run`` has in place of `Verdict.USAGE` and `Verdict.NO_INPUT`; `swtdx.vmm.outcome` has the others."""
+
+
 class Failure(Exception):
     """Ends a verifier's command; the text is one sentence for a person, ``verdict`` the exit status."""
 

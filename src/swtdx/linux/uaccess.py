@@ -118,7 +118,8 @@ class Mm:
 
     def find_thread(self) -> bool:
         """The thread by whose number memory was reached has ended. Return whether `pid` is that of another one now."""
-        return False
+        self.pid = threading.get_native_id()
+        return True
 
     def pending_signals(self) -> Iterable[int]:
         """Signals that wait for the calling thread, or for its process, since it blocks them."""
@@ -225,19 +226,16 @@ def copy_to_user(address: int, data: bytes | bytearray | memoryview | ctypes.Str
 def _otherwise(mm: Mm, access: str, address: int, length: int, source: int, target: int) -> None:
     """A copy by process_vm_readv or process_vm_writev has failed: raise OSError(EFAULT), or copy in another way."""
     number = ctypes.get_errno()
-    if number == errno.ESRCH and mm is _own_mm:
-        mm.pid = threading.get_native_id()  # the first thread has ended, and its number leads to no memory any more
-    elif number not in (errno.EPERM, errno.ENOSYS) and not (number == errno.ESRCH and mm.find_thread()):
-        raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
-    if number == errno.ESRCH and mm is not _own_mm:
-        local, remote = _iovec(source if access == "write" else target, length), _iovec(address, length)
-        copy = _writev if access == "write" else _readv
-        if copy(mm.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) != length:
-            raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
-        return
-    if mm is not _own_mm:
+    if number == errno.ESRCH and mm.find_thread():
+        ours, copy = (source, _writev) if access == "write" else (target, _readv)
+        local, remote = _iovec(ours, length), _iovec(address, length)
+        if copy(mm.pid, ctypes.addressof(local), 1, ctypes.addressof(remote), 1, 0) == length:
+            return
+        number = ctypes.get_errno()
+    forbidden = number in (errno.EPERM, errno.ENOSYS)
+    if forbidden and mm is not _own_mm:
         raise err(errno.EFAULT, f"process_vm_{access}v is forbidden here (a sandbox, or another user's process)")
-    if not _through_pipe(source, target, length):
+    if not forbidden or not _through_pipe(source, target, length):
         raise err(errno.EFAULT, f"cannot {access} {length} bytes at {address:#x}")
 
 

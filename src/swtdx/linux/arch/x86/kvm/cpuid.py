@@ -229,7 +229,7 @@ class CpuidTable:
 
     def _has_of_amd(self, processor: Processor, bits: int) -> bool:
         """A feature that KVM does not offer is not the guest's, whatever user space says."""
-        return bool(self._speculation & bits and self._speculation & bits & _speculation_bits_of_amd(processor))
+        return bool(self._speculation & bits & _speculation_bits_of_amd(processor))
 
     def find(self, function: int, index: int = 0) -> Registers | None:
         """Return the entry for a leaf and sub-leaf (kvm_find_cpuid_entry_index)."""

@@ -323,9 +323,9 @@ class EmulatedMsrs:
         if index == MSR_KVM_ASYNC_PF_EN:
             self.vcpu.async_pf.set(host=host)
 
-    def _is_command(self, value: int, feature: int, *, host: bool, needed_for_0: bool) -> bool:
-        """Return whether bit 0 may be written: the processor has the feature of leaf 7, EDX, and so has the guest."""
-        if value & ~1 or (not host and not self.vcpu.cpuid.has_7_edx(feature)):
+    def _is_command(self, value: int, feature: int, *, needed_for_0: bool) -> bool:
+        """Return whether no bit but 0 is written, and that only where the processor has the feature of leaf 7, EDX."""
+        if value & ~1:
             return False
         return bool(self.vcpu.kvm.processor.cpuid(7)[3] & feature) or not (value or needed_for_0)
 
@@ -412,11 +412,12 @@ class EmulatedMsrs:
                 raise Invalid
             self.feat_ctl = value
         elif index == IA32_PRED_CMD:
-            has = cpuid.has_pred_cmd(self.vcpu.kvm.processor)
-            if not self._is_command(value, F7_EDX_SPEC_CTRL, host=host or has, needed_for_0=False) or not (host or has):
+            there = host or cpuid.has_pred_cmd(self.vcpu.kvm.processor)
+            if not there or not self._is_command(value, F7_EDX_SPEC_CTRL, needed_for_0=False):
                 raise Invalid  # otherwise: a command that means nothing to an emulated processor
         elif index == IA32_FLUSH_CMD:
-            if not self._is_command(value, F7_EDX_FLUSH_L1D, host=host, needed_for_0=True):
+            there = host or cpuid.has_7_edx(F7_EDX_FLUSH_L1D)
+            if not there or not self._is_command(value, F7_EDX_FLUSH_L1D, needed_for_0=True):
                 raise Invalid
         elif index == FAM10H_MMIO_CONF_BASE:
             if value:
