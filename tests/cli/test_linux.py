@@ -93,7 +93,9 @@ class Console:
     def bytes_of(self, line: str) -> bytes:
         """What a command writes."""
         self.command("h() { hexdump -v -e '1/1 \"%02x\"'; echo; }")  # a line beyond 80 columns is echoed as two
-        return bytes.fromhex("".join(self.command(f"{line} | h").split()))
+        shown = "".join(self.command(f"{line} | h").split())
+        assert re.fullmatch("(?:[0-9a-f]{2})*", shown), shown
+        return bytes.fromhex(shown)
 
 
 @contextmanager
@@ -121,6 +123,7 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
         try:
             console = Console(kernel, run, printed)
             console.wait()
+            console.command("dmesg -n 1")  # "hrtimer: interrupt took" on a loaded machine is nothing that a command wrote
             yield console
         finally:
             run.stop()
