@@ -123,7 +123,7 @@ def linux(folder: Path, *, td: TdParameters | None, cpus: int = 1, dialect: Dial
         try:
             console = Console(kernel, run, printed)
             console.wait()
-            console.command("dmesg -n 1")  # "hrtimer: interrupt took" on a loaded machine is nothing that a command wrote
+            console.command("dmesg -n 1")  # "hrtimer: interrupt took" of a loaded machine would stand in an answer
             yield console
         finally:
             run.stop()

@@ -44,6 +44,7 @@ def attributes(kind: type) -> set[str]:
         found |= set(stored(definition))
         slots = base.__dict__.get("__slots__", ())
         found |= {slots} if isinstance(slots, str) else set(slots)
+        found -= {"__dict__", "__weakref__"}  # no attributes: they make room for others
         if base.__dict__.get("_is_protocol"):
             continue
         for node in definition.body:

@@ -8,11 +8,23 @@ the floors above. ``run`` releases the GIL, so that other threads (timers, devic
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from array import array
+from types import MemberDescriptorType
 from zlib import crc32
+
+cdef extern from "structmember.h":
+    int T_OBJECT_EX
+
+    struct PyMemberDef:
+        int type
+        Py_ssize_t offset
+
+    ctypedef struct PyMemberDescrObject:
+        PyMemberDef *d_member
 
 cdef extern from *:
     const uint32_t SWTDX_SOURCE  # a macro of the command line: `source_checksum` of native/unicorn.py
@@ -330,6 +342,58 @@ cdef _window(owner, void *base, Py_ssize_t size):
     return memoryview(window)
 
 
+cdef struct Watched:
+    PyObject **where
+    PyObject *value
+
+
+cdef class Conditions:
+    """Attributes of objects, and what they must be for something to go on. Asked for each page that a guest accepts.
+
+    An attribute of a class's ``__slots__`` is a word of the instance and is read as one, for a tenth of the price.
+    """
+
+    cdef tuple same
+    cdef list others
+    cdef Watched watched[16]
+    cdef int count
+
+    def __init__(self, same):
+        """``same``: (object, attribute, value). Keeps objects and values alive."""
+        self.same, self.others, self.count = same, [], 0
+        for condition in same:
+            thing, name, value = condition
+            slot = getattr(type(thing), name, None)
+            if self.count < 16 and type(slot) is MemberDescriptorType and self.add(thing, slot, value):
+                continue
+            self.others.append(condition)
+
+    cdef bint add(self, thing, slot, value):
+        cdef PyMemberDef *member = (<PyMemberDescrObject *>slot).d_member
+        if member.type != T_OBJECT_EX:
+            return False
+        self.watched[self.count].where = <PyObject **>(<char *><PyObject *>thing + member.offset)
+        self.watched[self.count].value = <PyObject *>value
+        self.count += 1
+        return True
+
+    cdef bint hold(self) except -1:
+        """Whether all are as they must be."""
+        cdef int i
+        cdef PyObject *found
+        for i in range(self.count):
+            found = self.watched[i].where[0]
+            if found is not self.watched[i].value and (
+                found is NULL or <object>found != <object>self.watched[i].value
+            ):
+                return False
+        for thing, name, value in self.others:
+            there = getattr(thing, name)
+            if there is not value and there != value:
+                return False
+        return True
+
+
 @cython.no_gc_clear
 cdef class PageRun:
     """2 MiB of which a guest takes one page after another by the same TDCALL, each for the first time.
@@ -350,7 +414,8 @@ cdef class PageRun:
     cdef object memory, region, mutex, source, settle, blocks
     cdef list given_back
     cdef object locked, module_locked, module_settle
-    cdef tuple host_same, host_zero, module_same
+    cdef Conditions host_same, module_same
+    cdef tuple host_zero
     cdef uint64_t[::1] qwords, leaves, books
     cdef uint16_t[::1] keyids
     cdef uint8_t[::1] fresh, uses
@@ -369,7 +434,8 @@ cdef class PageRun:
         self.qwords, self.keyids, self.fresh, self.uses = memory.qwords, memory.keyids, memory.fresh, memory.uses
         self.leaves, self.books, self.prepared = leaves, books, prepared
         self.source, self.given_back, self.use = source, given_back, use
-        self.mutex, self.locked, self.host_same, self.host_zero, self.settle = mutex, locked, same, zero, settle
+        self.mutex, self.locked, self.host_zero, self.settle = mutex, locked, zero, settle
+        self.host_same = Conditions(same)
         self.armed, self.giant, self.taken = False, <uint64_t>-1, 0
         if self.leaves.shape[0] != 512 or self.books.shape[0] != 512:
             raise ValueError("2 MiB are 512 pages")
@@ -383,19 +449,13 @@ cdef class PageRun:
         """
         self.call, self.table, self.free, self.made, self.blocks = call, table, free, made, blocks
         self.busy, self.typed, self.used, self.keyid = busy, typed, used, keyid
-        self.module_same, self.module_locked, self.module_settle = same, locked, settle
+        self.module_same, self.module_locked, self.module_settle = Conditions(same), locked, settle
         self.giant, self.armed = <uint64_t>-1, self.table + 512 <= <uint64_t>self.qwords.shape[0]
 
     cdef bint undisturbed(self) except -1:
         """Whether all is as host and module said."""
-        for thing, name, value in self.host_same:
-            found = getattr(thing, name)
-            if found is not value and found != value:
-                return False
-        for thing, name, value in self.module_same:
-            found = getattr(thing, name)
-            if found is not value and found != value:
-                return False
+        if not self.host_same.hold() or not self.module_same.hold():
+            return False
         for sequence, index in self.host_zero:
             if sequence[index]:
                 return False

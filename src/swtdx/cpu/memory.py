@@ -57,6 +57,8 @@ class PhysicalMemory:
     :meth:`clear_page`.
     """
 
+    __slots__ = ("__dict__", "__weakref__", "poisoned")  # PageRun reads them
+
     def __init__(self, size: int, keyid_shift: int = 46) -> None:
         self.size = size
         self.keyid_shift = keyid_shift

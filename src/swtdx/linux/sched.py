@@ -49,6 +49,8 @@ class Task(Protocol):
 class HostCpus:
     """The logical processors, each owned by at most one running vCPU."""
 
+    __slots__ = ("__dict__", "__weakref__", "waiters")  # PageRun reads them
+
     def __init__(self, processor: Processor) -> None:
         self.processor = processor
         self.count = processor.platform.logical_processors

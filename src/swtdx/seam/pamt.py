@@ -44,6 +44,8 @@ LARGE_TDMR = 16 << 30
 LARGE_SLICE_PAGES = 1 << 18
 """In a TDMR of at least `LARGE_TDMR` bytes: 1 GiB of memory. Otherwise a host of terabytes takes minutes to start, and
 each program under ``swtdx exec`` half a second."""
+_NEVER_USED = bytes(512 * ENTRY_SIZE)
+"""The metadata of 2 MiB of which no 4 KiB page was ever given to a TD."""
 GIB = 1 << 30
 
 
@@ -244,9 +246,10 @@ class Pamt:
             raise Status(StatusCode.OPERAND_ADDR_RANGE_ERROR, operand)
         index = block.bias_2m + (hpa >> 21) * 2
         first = block.bias_4k + (hpa >> 12) * 2
-        words = [self._qwords[block.bias_1g + (hpa >> 30) * 2], self._qwords[index]]
-        words += self._qwords[first : first + 1024 : 2].tolist()
-        union = reduce(or_, words)
+        union = self._qwords[block.bias_1g + (hpa >> 30) * 2] | self._qwords[index]
+        small = self._qwords[first : first + 1024]
+        if small.tobytes() != _NEVER_USED:
+            union |= reduce(or_, small[::2].tolist())
         if union & LOCK_MASK:
             raise Status(StatusCode.OPERAND_BUSY, operand)
         if union & TYPE_MASK:

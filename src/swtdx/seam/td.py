@@ -69,6 +69,8 @@ CTLS_VIRT_CPUID2 = 1 << 2
 class Td:
     """One TD, from TDH.MNG.CREATE until its TDR is reclaimed."""
 
+    __slots__ = ("__dict__", "__weakref__", "allowed", "epoch", "gpa_limit")  # PageRun reads them
+
     def __init__(self, hpa: int, hkid: int, pamt_index: int, version: ModuleVersion, uuid: bytes) -> None:
         self.version = version
         """That of the module which made it."""

@@ -64,6 +64,8 @@ class VeInfo:
 class Vcpu:
     """One virtual CPU, from TDH.VP.CREATE until its TDVPR is reclaimed."""
 
+    __slots__ = ("__dict__", "__weakref__", "flush_needed", "pending_nmi")  # PageRun reads them
+
     def __init__(self, hpa: int, td: Td, pamt_index: int) -> None:
         self.hpa = hpa
         self.td = td

@@ -87,6 +87,8 @@ class SuppressEoiBroadcast(Enum):
 class Kvm:
     """``ops`` is the kernel's kvm_x86_ops."""
 
+    __slots__ = ("__dict__", "__weakref__", "dead")  # PageRun reads them
+
     def __init__(self, kernel: EmulatedKernel, vm_type: int) -> None:
         self.kernel = kernel
         self.ops = kernel.kvm_x86_ops

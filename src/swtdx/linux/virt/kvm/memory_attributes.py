@@ -21,6 +21,8 @@ from bisect import bisect_right
 class MemoryAttributes:
     """Map of gfn to attributes; ranges are [start, end) in frames."""
 
+    __slots__ = ("__dict__", "__weakref__", "generation")  # PageRun reads them
+
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []

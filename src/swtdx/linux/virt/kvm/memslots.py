@@ -74,6 +74,8 @@ class Memslots:
     look-up whose two steps fell on both sides of a change is made again (SRCU and the generation, in the kernel).
     """
 
+    __slots__ = ("__dict__", "__weakref__", "generation")  # PageRun reads them
+
     def __init__(self) -> None:
         self.by_id: dict[int, Memslot] = {}
         self._entries: list[tuple[int, int, Memslot]] = []  # first gfn, id (which decides nothing: no two overlap)

@@ -26,6 +26,8 @@ _MASK64 = (1 << 64) - 1
 class PostedInterruptDescriptor:
     """``hpa``: where the descriptor is, a page of its own."""
 
+    __slots__ = ("__dict__", "__weakref__", "requests")  # PageRun reads them
+
     def __init__(self, pages: PageAllocator) -> None:
         self._pages = pages
         self.hpa = pages.alloc_zeroed_page("pi_desc")

@@ -54,7 +54,7 @@ class TdState(Enum):
     RUNNABLE = "RUNNABLE"
 
 
-@dataclass
+@dataclass(slots=True)
 class KvmTdx:
     """struct kvm_tdx: what KVM knows of the TD. Pages are HPAs."""
 

@@ -69,6 +69,8 @@ no more than twice as long as it had to; processors that firmware parks in a loo
 class Vcpu:
     """``run`` is the memory that user space maps: kvm_run, the PIO page, the coalesced-MMIO page."""
 
+    __slots__ = ("__dict__", "__weakref__", "interrupted", "nmi_pending", "nmi_queued", "sigset")  # PageRun reads them
+
     vmx: VcpuVmx
     tdx: VcpuTdx
 
