@@ -36,6 +36,7 @@ from swtdx.seam.identity import Identity
 from swtdx.seam.module import TdxModule
 from swtdx.seam.traced_module import SeamTracer
 from swtdx.seam.version import module_version
+from swtdx.trace.batch import takers
 from swtdx.trace.event import Emit
 from swtdx.uapi.abilities import KeepError
 from swtdx.uapi.dialect import Dialect
@@ -259,11 +260,11 @@ def boot(
     faults = _faults(inject, wait=inject_later)
     loaded = faults.module(module)
     flush: Callable[[], None] | None = None
-    if trace is not None or faults.seamcalls or counted is not None:
-        # Each exit and each SEAMCALL is to be seen; and a run that is traced executes the same instructions.
+    if faults.seamcalls or counted is not None:
+        # Each SEAMCALL may fail; and a run that is repeated exits at the same instructions.
         processor.first_touches = None
     if trace is not None:
-        tracer = SeamTracer(trace)
+        tracer = SeamTracer(trace, module)
         flush = watch(processor, tracer)
         loaded = tracer.module(loaded)
     if lint is not None:
@@ -284,7 +285,7 @@ def boot(
         counted[0].followers += faults.armed
         kernel.new_wait_queue = partial(CountedWait, counted[0])
     if trace is not None:
-        kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, trace)
+        kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, takers(trace)[0])
     if flush is not None:
         kernel.flush_trace = flush
     return kernel
@@ -349,4 +350,4 @@ def open_kernel(
         )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
-    return kernel if trace is None else TracedKernel(kernel, trace)
+    return kernel if trace is None else TracedKernel(kernel, takers(trace)[0])

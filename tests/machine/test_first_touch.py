@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import threading
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import TdpMmu
 from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.machine import MachineKernel, boot
-from swtdx.trace.event import Event
+from swtdx.trace.batch import Repeated, Sink
+from swtdx.trace.event import Event, Seamcall
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.kvm import Exit
 from swtdx.x86 import Gpr
@@ -249,15 +252,79 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return taken
 
 
-def test_a_trace_has_every_exit_and_every_seamcall() -> None:
+def traced(quick: bool, pages: int, **options: Any) -> list[Event]:
     events: list[Event] = []
-    with running(True, trace=events.append) as (kernel, td):
-        assert kernel.processor.first_touches is None
+    with running(quick, trace=events.append, **options) as (_, td):
         events.clear()
-        td.seconds(Workload.ACCEPT, PAGES)
-    names = [event.name for event in events if event.kind == "seamcall"]
-    assert names.count("TDH.MEM.PAGE.AUG") == PAGES
-    assert names.count("TDH.VP.ENTER") >= PAGES
+        td.seconds(Workload.ACCEPT, pages)
+        return list(events)
+
+
+@pytest.mark.parametrize("quick", WAYS)
+def test_a_trace_has_every_exit_and_every_seamcall(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, taken = 512 + PAGES, taken_by_the_processor(monkeypatch)
+    events = traced(quick, pages)
+    counts = Counter((event.kind, event.name) for event in events)
+    assert counts["tdcall", "TDG.MEM.PAGE.ACCEPT"] == 2 * pages
+    assert counts["seamcall", "TDH.MEM.PAGE.AUG"] == pages
+    calls = counts["tdcall", "TDG.VP.VMCALL"]
+    assert counts["exit", "TDCALL"] == 2 * pages + calls
+    entries = [event for event in events if event.name == "TDH.VP.ENTER"]
+    assert sum(event.text == "exit EPT_VIOLATION" for event in entries if isinstance(event, Seamcall)) == pages
+    interrupts = counts["exit", "EXTERNAL_INTERRUPT"]
+    assert len(entries) == pages + calls + interrupts
+    assert (sum(taken) > pages // 2) is quick
+
+
+def of_pages(events: list[Event]) -> dict[int, list[Any]]:
+    """By page what is told of it, without times; of the operands those that are no place in the host."""
+    found: dict[int, list[Any]] = {}
+    for before, event in pairwise(events):
+        if event.name in ("TDH.MEM.PAGE.AUG", "TDG.MEM.PAGE.ACCEPT"):
+            line = event.as_json()
+            told: list[Any] = [{name: line[name] for name in line if name not in ("t", "dur", "tid", "args")}]
+            told.append({name: value for name, value in line["args"].items() if name != "page"})
+            if event.name == "TDG.MEM.PAGE.ACCEPT":
+                exit = before.as_json()
+                told.append((exit["kind"], exit["name"], exit["args"], event.t == before.t, event.dur == before.dur))
+            found.setdefault(event.args["gpa"], []).append(told)
+    return found
+
+
+def test_a_trace_tells_the_same_of_each_page_on_all_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = 512 + PAGES
+    run = of_pages(traced(True, pages))
+    exits = of_pages(traced(False, pages))
+    monkeypatch.setattr(first_touch.FirstTouch, "rest", lambda self: None)
+    steps = of_pages(traced(True, pages))
+    assert set(exits) == {FRESH + number * PAGE_SIZE for number in range(pages)}
+    assert run == exits
+    assert steps == exits
+
+
+def test_pages_that_the_processor_takes_are_told_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, each, many = taken_by_the_processor(monkeypatch), list[Event](), list[Repeated]()
+    pages = 512 + PAGES
+    with running(True, trace=Sink(each.append, many.append)) as (_, td):
+        each.clear()
+        many.clear()
+        td.seconds(Workload.ACCEPT, pages)
+    assert sum(batch.times for batch in many if len(batch.events) == 6) == sum(taken) > pages // 2
+    accepted = [event for event in each if event.name == "TDG.MEM.PAGE.ACCEPT"]
+    assert len(accepted) == 2 * (pages - sum(taken))
+
+
+def test_events_of_a_run_of_pages_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = taken_by_the_processor(monkeypatch)
+    events = traced(True, 512 + PAGES)
+    assert sum(taken) > 512
+    for name in ("TDH.VP.ENTER", "TDH.MEM.PAGE.AUG", "TDG.MEM.PAGE.ACCEPT"):
+        of_name = [event for event in events if event.name == name]
+        for before, after in pairwise(of_name):
+            assert before.t + before.dur <= after.t
+    accepted = [event for event in events if event.name == "TDG.MEM.PAGE.ACCEPT"]
+    assert all(event.dur >= 0 for event in events)
+    assert [event.args["gpa"] for event in accepted[::2]] == [event.args["gpa"] for event in accepted[1::2]]
 
 
 @pytest.mark.parametrize("quick", WAYS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -101,14 +102,41 @@ def test_a_pending_page_is_removed_too(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(hpas(kernel))
 
 
-def test_a_trace_has_every_seamcall() -> None:
+REMOVAL = ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE", "TDH.PHYMEM.PAGE.WBINVD")
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["one step", "page by page"])
+def test_a_trace_has_every_seamcall(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Event] = []
-    with running(trace=events.append) as (_, td):
+    removed = long_ways(monkeypatch)
+    with running(trace=events.append) as (kernel, td):
+        if not quick:
+            monkeypatch.setattr(Processor, "remove_pages", lambda *_: False)
+        pages = hpas(kernel)
+        (module_td,) = kernel.module.tds.values()
+        keyid = module_td.hkid << kernel.module.host.hkid_shift
         events.clear()
         td.seconds(Workload.MAP_SHARED, 1)
-        names = [event.name for event in events if event.kind == "seamcall"]
-    for name in ("TDH.MEM.RANGE.BLOCK", "TDH.MEM.TRACK", "TDH.MEM.PAGE.REMOVE", "TDH.PHYMEM.PAGE.WBINVD"):
-        assert names.count(name) == PAGES
+        calls = [event for event in events if event.name in REMOVAL]
+        assert len(removed) == (0 if quick else PAGES)
+    assert [event.name for event in calls] == [*REMOVAL] * PAGES
+    tdr, level, left = hex(module_td.hpa), 0, {"sept_entry": "0x0", "sept_state": "0x0"}
+    expected = []
+    for number, page in enumerate(pages):
+        operands = {"gpa": hex(FRESH + number * PAGE_SIZE), "level": level, "tdr": tdr}
+        expected += [
+            (operands, left),
+            ({"tdr": tdr}, None),
+            (operands, {"page": hex(page), "sept_state": "0x0"}),
+            ({"page": hex(page | keyid)}, None),
+        ]
+    lines = [event.as_json() for event in calls]
+    assert [(line["args"], line.get("out")) for line in lines] == expected
+    assert {(line["kind"], line["lp"], line["status"], line["text"]) for line in lines} == {
+        ("seamcall", 0, "0x0", "SUCCESS")
+    }
+    for before, after in pairwise(calls):
+        assert before.t + before.dur <= after.t
 
 
 def test_an_injected_status_is_met() -> None:

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from swtdx.cli.output import Output
-from swtdx.trace.event import Event
+from swtdx.trace.batch import Repeated, Sink
+from swtdx.trace.event import Emit, Event
 from swtdx.trace.file import TraceFormat, TraceWriter
 from swtdx.trace.history import RunHistory
 
@@ -29,10 +30,16 @@ class Recording:
         self._command = command
         self._lock = threading.Lock()
         self._held: list[Event] | None = []
-        self._sinks: list[Callable[[Event], None]] = []
+        self._sinks: list[Emit] = []
+        self._sinks_of_many: list[Callable[[Repeated], None]] = []
         self._writer: TraceWriter | None = None
         self._history = RunHistory() if html is not None else None
         self._origin = 0
+
+    @property
+    def sink(self) -> Sink:
+        """What takes the events."""
+        return Sink(self.emit, self.emit_all)
 
     @property
     def wanted(self) -> bool:
@@ -48,6 +55,15 @@ class Recording:
             for sink in self._sinks:
                 sink(event)
 
+    def emit_all(self, batch: Repeated) -> None:
+        """Take events that come many at a time."""
+        with self._lock:
+            if self._held is not None:
+                self._held.extend(batch)
+                return
+            for sink in self._sinks_of_many:
+                sink(batch)
+
     def begin(self) -> None:
         """Take the outputs, which are empty now."""
         if self._held:
@@ -55,9 +71,11 @@ class Recording:
         if self._history is not None:
             self._history.origin = self._origin
             self._sinks.append(self._history.add)
+            self._sinks_of_many.append(self._history.add_all)
         if self.trace is not None:
             self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
             self._sinks.append(self._writer.emit)
+            self._sinks_of_many.append(self._writer.emit_all)
         with self._lock:
             held, self._held = self._held or [], None
             for event in held:

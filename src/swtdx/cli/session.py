@@ -100,7 +100,7 @@ def run(options: Options) -> int:
         )
         files.enter_context(kernel_log(voice.say))
         lies = _teller(options, kept.get("--lies-to"))
-        trace = recording.emit if recording.wanted else None
+        trace = recording.sink if recording.wanted else None
         report_key = keys.report_key if counted is None else counted.report_key
         if counted is not None and lies is not None:
             counted.clock.followers.append(lies)

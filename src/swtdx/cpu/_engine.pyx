@@ -125,6 +125,13 @@ cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTNEED
 
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec, tv_nsec
+    int clock_gettime(int clock, timespec *time)
+    int CLOCK_MONOTONIC
+
+
 cdef extern from "<cpuid.h>" nogil:
     void __cpuid_count(uint32_t leaf, uint32_t subleaf, uint32_t eax, uint32_t ebx, uint32_t ecx, uint32_t edx)
 
@@ -394,6 +401,13 @@ cdef class Conditions:
         return True
 
 
+cdef inline uint64_t monotonic_ns() noexcept nogil:
+    """The clock of ``time.perf_counter_ns``."""
+    cdef timespec time
+    clock_gettime(CLOCK_MONOTONIC, &time)
+    return <uint64_t>time.tv_sec * 1000000000 + time.tv_nsec
+
+
 @cython.no_gc_clear
 cdef class PageRun:
     """2 MiB of which a guest takes one page after another by the same TDCALL, each for the first time.
@@ -411,6 +425,10 @@ cdef class PageRun:
     cdef uint8_t use
     cdef bint armed
     cdef long taken
+    cdef readonly long noted
+    """How many pages the last run has taken."""
+    cdef bint notes
+    cdef uint64_t[:, ::1] log
     cdef object memory, region, mutex, source, settle, blocks
     cdef list given_back
     cdef object locked, module_locked, module_settle
@@ -436,7 +454,7 @@ cdef class PageRun:
         self.source, self.given_back, self.use = source, given_back, use
         self.mutex, self.locked, self.host_zero, self.settle = mutex, locked, zero, settle
         self.host_same = Conditions(same)
-        self.armed, self.giant, self.taken = False, <uint64_t>-1, 0
+        self.armed, self.giant, self.taken, self.noted, self.notes = False, <uint64_t>-1, 0, 0, False
         if self.leaves.shape[0] != 512 or self.books.shape[0] != 512:
             raise ValueError("2 MiB are 512 pages")
 
@@ -451,6 +469,25 @@ cdef class PageRun:
         self.busy, self.typed, self.used, self.keyid = busy, typed, used, keyid
         self.module_same, self.module_locked, self.module_settle = Conditions(same), locked, settle
         self.giant, self.armed = <uint64_t>-1, self.table + 512 <= <uint64_t>self.qwords.shape[0]
+
+    def note(self, log):
+        """Note in ``log`` what the next run takes: 512 rows of 6 words.
+
+        A row is a page: when the guest was entered, when it left, when it was entered again (`time.perf_counter_ns`),
+        GPA, HPA, and RIP of the TDCALL.
+        """
+        self.log = log
+        if self.log.shape[0] != 512 or self.log.shape[1] != 6:
+            raise ValueError("of 512 pages 6 words each")
+        self.notes = True
+
+    cdef void put_down(self, swtdx_cpu *cpu, uint64_t gpa, uint64_t rip, uint64_t entered, uint64_t left):
+        cdef uint64_t *row
+        if self.taken > 512:
+            return
+        row = &self.log[self.taken - 1, 0]
+        row[0], row[1], row[2] = entered, left, monotonic_ns()
+        row[3], row[4], row[5] = gpa, self.leaves[gpa >> 12 & 511], rip
 
     cdef bint undisturbed(self) except -1:
         """Whether all is as host and module said."""
@@ -583,23 +620,35 @@ cdef class GuestContext:
         cdef uint32_t reason
         cdef swtdx_cpu *cpu = self.cpu
         cdef PageRun pages = self.page_run
-        if pages is None or type(self) is not GuestContext:  # a subclass looks at each exit
+        cdef uint64_t entered = 0, left = 0, gpa, rip
+        if pages is None:
             with nogil:
                 reason = swtdx_run(cpu)
             return reason
         self.page_run = None
         try:
             while True:
+                if pages.notes:
+                    entered = monotonic_ns()
                 with nogil:
                     reason = swtdx_run(cpu)
+                if pages.notes:
+                    left = monotonic_ns()
+                gpa, rip = cpu.gpr[1], cpu.rip
                 if reason != SWTDX_EXIT_TDCALL or not pages.armed or not pages.take(cpu, self.engine):
                     return reason
+                if pages.notes:
+                    pages.put_down(cpu, gpa, rip, entered, left)
         finally:
-            pages.armed = False
+            pages.armed = pages.notes = False
             taken, pages.taken = pages.taken, 0
+            pages.noted = taken
             if taken:
                 pages.module_settle(taken)
                 pages.settle(taken)
+
+    def page_added(self, hpa: int) -> None:
+        """The host has added a page for the TDCALL that exited, in one step: for those who watch."""
 
     def kick(self) -> None:
         """From any thread: make :meth:`run` (this one or the next) return with EXTERNAL_INTERRUPT soon."""

@@ -115,7 +115,7 @@ class Processor:
         """Host software has written an MSR since power-on."""
         self.first_touches: dict[int, FirstTouch] | None = {}
         """What the kernel does when a TD's virtual CPU (by its TDVPR) accepts a page that is not there, as one step in
-        place of an exit. None: never (a machine that is traced)."""
+        place of an exit. None: never (SEAMCALLs are made to fail, or the run is recorded)."""
         self.context_class: type[GuestContext] = GuestContext
         """What `new_context` makes; `watched_context` puts another in its place."""
 
@@ -139,8 +139,8 @@ class Processor:
     def remove_pages(self, tdr: int, gpa: int, indices: list[int], pages: list[int]) -> bool:
         """Have the module do what BLOCK, TRACK and REMOVE do for each of these pages of a TD, or nothing: False.
 
-        They lie in the 2 MiB from ``gpa`` on, at ``indices``. A module that cannot, or whose calls are looked at, does
-        not: it has no ``remove_pages``.
+        They lie in the 2 MiB from ``gpa`` on, at ``indices``. A module that cannot, or whose calls are made to fail,
+        does not: it has no ``remove_pages``.
         """
         step = getattr(self._module, "remove_pages", None)
         return step is not None and bool(step(tdr, gpa, indices, pages))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 
 
 class ExitReason(IntEnum):
@@ -125,6 +126,7 @@ EPTP_WRITE_BACK = 6
 """Memory type of the tables in an EPT pointer; bits 5:3 hold the number of levels less one."""
 
 
+@lru_cache(256)
 def reason_name(reason: int) -> str:
     """Return ``EPT_VIOLATION``; for a reason without a name its number."""
     try:

@@ -5,6 +5,8 @@ No overhead unless tracing is enabled: then virtual CPUs are made from a subclas
 (`Processor.context_class`), in which ``run`` and ``inject`` report what they do.  An exit is reported when the guest is
 entered again (or at `flush`), because only then is known how long it took and what a TDCALL left in RAX.
 
+Pages that a TD accepts are taken in one step each (`PageRun`), here too: of each is reported when.
+
 What the processor handles without an exit, here as on a real one, is not reported: EPT walks that succeed,
 accesses to the virtual APIC page, delivery of posted interrupts, MSRs outside the bitmap.
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +61,34 @@ class Injection:
     error_code: int | None
 
 
+@dataclass(slots=True)
+class Entry:
+    """How a thread has entered a TD's virtual CPU: when, on which logical processor, TDVPR and TDR."""
+
+    began: int
+    lp: int
+    tdvpr: int
+    tdr: int
+
+
+@dataclass(slots=True)
+class PagesTaken:
+    """Pages that the processor has taken for a guest one after the other (`PageRun`), without an exit.
+
+    Of each: when the guest was ``entered``, when it ``left``, when it was ``resumed``; ``rip`` is that of the TDCALL.
+    """
+
+    context: int
+    thread: int
+    entry: Entry
+    entered: list[int]
+    left: list[int]
+    resumed: list[int]
+    gpa: list[int]
+    hpa: list[int]
+    rip: list[int]
+
+
 class Watcher(Protocol):
     """What gets the reports."""
 
@@ -68,6 +98,18 @@ class Watcher(Protocol):
 
     def injection(self, injection: Injection) -> None:
         """Take an event that was injected."""
+        ...
+
+    def entry(self, thread: int, again: int) -> Entry:
+        """Return how ``thread`` has entered the guest; from now on that was at the time ``again``."""
+        ...
+
+    def page_added(self, exit: VmExit, hpa: int, entry: Entry) -> None:
+        """Take a TDCALL for which the host has added a page in one step, and which is then executed again."""
+        ...
+
+    def pages_taken(self, pages: PagesTaken) -> None:
+        """Take pages for which the same was done without an exit."""
         ...
 
 
@@ -96,6 +138,9 @@ class _Watched(GuestContext):
     def attach_views(self) -> None:
         self.number = len(self.contexts)
         self.pending: VmExit | None = None
+        self.added: tuple[VmExit, int, Entry] | None = None
+        """The TDCALL for which a page was added, the page, and how the guest was entered until then."""
+        self.log = memoryview(bytearray(512 * 6 * 8)).cast("Q", (512, 6))
         self.contexts.append(self)
         super().attach_views()
 
@@ -105,13 +150,19 @@ class _Watched(GuestContext):
 
     def run(self) -> int:
         self.tell()
+        pages, thread = self.page_run, threading.get_native_id()
+        if pages is not None:
+            pages.note(self.log)
         entered = perf_counter_ns()
         reason = super().run()
+        left = perf_counter_ns()
+        if pages is not None and pages.noted:
+            entered = self._tell_pages(pages.noted, thread)
         self.pending = VmExit(
             self.number,
-            threading.get_native_id(),
+            thread,
             entered,
-            perf_counter_ns(),
+            left,
             0,
             reason,
             self.exit_qualification,
@@ -130,8 +181,29 @@ class _Watched(GuestContext):
             Injection(self.number, threading.get_native_id(), perf_counter_ns(), vector, kind, error_code)
         )
 
+    def page_added(self, hpa: int) -> None:
+        """As if the TD had exited, and been entered again for the same TDCALL. Reported later: locks are held."""
+        exit = self.pending
+        if exit is None:
+            return
+        now = perf_counter_ns()
+        not_done = replace(exit, resumed=now, after=exit.gpr, rip_after=exit.rip)
+        self.added = not_done, hpa, self.watcher.entry(exit.thread, now)
+        exit.entered = exit.left = now
+
+    def _tell_pages(self, count: int, thread: int) -> int:
+        """Report the pages that were taken since the last exit; returns when the guest was entered after them."""
+        words = self.log.cast("B").cast("Q")[: count * 6].tolist()
+        entered, left, resumed, gpa, hpa, rip = (words[number::6] for number in range(6))
+        entry = self.watcher.entry(thread, resumed[-1])
+        self.watcher.pages_taken(PagesTaken(self.number, thread, entry, entered, left, resumed, gpa, hpa, rip))
+        return int(resumed[-1])
+
     def tell(self) -> None:
         """Report the previous exit, which is over now."""
+        added, self.added = self.added, None
+        if added is not None:
+            self.watcher.page_added(*added)
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.resumed = perf_counter_ns()

@@ -88,7 +88,7 @@ class Process:
                 from swtdx.exec.machine import boot
 
                 self.record.begin()
-                self.machine, self.kernel = boot(self.settings, self.record.emit if self.record.wanted else None)
+                self.machine, self.kernel = boot(self.settings, self.record.sink if self.record.wanted else None)
                 keep_maps()
             self.machine.sees_signals = True
             _bridge.set_interrupt(_engine.signal_entry())

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from swtdx.exec.settings import Settings
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.kept_file import KeptFile
+from swtdx.trace.batch import Repeated, Sink
 from swtdx.trace.event import Event
 from swtdx.trace.file import TraceFormat, TraceWriter
 
@@ -91,6 +92,11 @@ class Record:
         self._saving = threading.Lock()
 
     @property
+    def sink(self) -> Sink:
+        """What takes the events."""
+        return Sink(self.emit, self.emit_all)
+
+    @property
     def wanted(self) -> bool:
         """Whether anything is to be kept, so that the machine must be watched."""
         return bool(self._settings.trace or self._settings.record)
@@ -111,8 +117,20 @@ class Record:
             self._vms += 1
         if self._writer is not None:
             self._writer.emit(event)
-        if event.t > self._next:  # so that a process that is killed leaves all but its last second
-            self._next = event.t + _SAVE_NS
+        self._save_at(event.t)
+
+    def emit_all(self, batch: Repeated) -> None:
+        """Take events that come many at a time: none is an ioctl."""
+        for event in batch.events:
+            self._counts[event.kind][event.name] += batch.times
+        if self._writer is not None:
+            self._writer.emit_all(batch)
+        self._save_at(time.perf_counter_ns())
+
+    def _save_at(self, now: int) -> None:
+        """Save now and then, so that a process that is killed leaves all but its last second."""
+        if now > self._next:
+            self._next = now + _SAVE_NS
             self.flush()
             self._save()
 

@@ -10,18 +10,25 @@ bits, ``@1`` means: in version 1 of the leaf only.
 from __future__ import annotations
 
 import threading
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
 from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import ExitReason, event_type_name, reason_name
-from swtdx.cpu.watched_context import Injection, VmExit
+from swtdx.cpu.watched_context import Entry, Injection, PagesTaken, VmExit
 from swtdx.seam.dispatch import LEAF_MASK, SEAMCALL_NUMBERS, VERSION_SHIFT
 from swtdx.seam.hardware import Args, SeamModule
 from swtdx.seam.operands import LEVEL_MASK
 from swtdx.seam.status import DETAILS_L2_MASK, ERROR, Operand, StatusCode
 from swtdx.seam.tables import load
 from swtdx.seam.tdg.tdcall import TDCALL_NUMBERS
-from swtdx.trace.event import Count, Emit, Exit, Injected, Seamcall, Tdcall, Values
+from swtdx.trace.batch import Repeated, takers
+from swtdx.trace.event import Column, Count, Emit, Exit, Injected, Seamcall, Tdcall, Values
+
+if TYPE_CHECKING:
+    from swtdx.seam.module import TdxModule
 
 Operands = tuple[tuple[str, str], ...]
 
@@ -33,6 +40,22 @@ _SEAMCALLS = {number: name for name, number in SEAMCALL_NUMBERS.items()}
 _TDCALLS = {number: name for name, number in TDCALL_NUMBERS.items()}
 _VECTORS = {0: "#DE", 1: "#DB", 2: "NMI", 3: "#BP", 6: "#UD", 7: "#NM", 8: "#DF", 13: "#GP", 14: "#PF", 18: "#MC"}
 _VECTORS[20] = "#VE"
+
+
+NOT_DONE = "not done: the host's turn, or an event, comes first; executed again after it"
+_PAGE_ACCEPT = "TDG.MEM.PAGE.ACCEPT"
+_OF_PAGE, _LEFT = (("gpa", "gpa"), ("level", "level"), ("tdr", "tdr")), (("sept_entry", "sept"), ("sept_state", "sept"))
+_REMOVAL = (
+    ("TDH.MEM.RANGE.BLOCK", _OF_PAGE, _LEFT),
+    ("TDH.MEM.TRACK", (("tdr", "tdr"),), ()),
+    ("TDH.MEM.PAGE.REMOVE", _OF_PAGE, (("page", "page"), ("sept_state", "sept"))),
+    ("TDH.PHYMEM.PAGE.WBINVD", (("page", "keyed"),), ()),
+)
+"""What removes a page: calls with their operands in and out, each with the name of its value."""
+_Seamcall: Any = Seamcall
+_Exit: Any = Exit
+_Tdcall: Any = Tdcall
+"""The same classes, with a `Column` in place of a number."""
 
 
 @cache
@@ -59,6 +82,7 @@ def _parsed(text: str, version: int) -> Operands:
     return tuple(found)
 
 
+@lru_cache(256)
 def status_text(status: int) -> str:
     """Return a completion status in words.
 
@@ -83,19 +107,53 @@ def status_text(status: int) -> str:
 class SeamTracer:
     """Turns what happens in and around the module into events for ``emit``; a `cpu.watched_context.Watcher`."""
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
+    def __init__(self, emit: Emit, module: TdxModule | None = None) -> None:
+        """``module`` is the one whose virtual CPUs are watched."""
+        self._module = module
+        self._emit, self._emit_all = takers(emit)
+        self.entries: dict[int, Entry] = {}
+        """By thread: how it has entered the guest in which it is."""
 
     def module(self, module: SeamModule) -> TracedModule:
         """Return what to load into the processor in place of ``module``."""
-        return TracedModule(module, self._emit)
+        return TracedModule(module, self._emit, self._emit_all, self.entries, self._module)
+
+    def entry(self, thread: int, again: int) -> Entry:
+        """As `cpu.watched_context.Watcher.entry`."""
+        entry = self.entries[thread]
+        self.entries[thread] = replace(entry, began=again)
+        return entry
+
+    def page_added(self, exit: VmExit, hpa: int, entry: Entry) -> None:
+        """Tell what the host has done in one step: TD exit, TDH.MEM.PAGE.AUG, entry."""
+        gpa = exit.gpr[_INDEX["rcx"]] & ~LEVEL_MASK
+        self._emit(_left_for_page(entry, exit.thread, entry.began, exit.left - entry.began))
+        self._emit(_page_aug(entry, exit.thread, exit.left, exit.resumed - exit.left, gpa, hpa))
+        self.vm_exit(exit)
+
+    def pages_taken(self, pages: PagesTaken) -> None:
+        """Tell for each page what `page_added` tells, and the TDCALL that succeeds."""
+        entry, thread, vcpu, count = pages.entry, pages.thread, pages.context, len(pages.gpa)
+        left, resumed, gpa = Column(pages.left), Column(pages.resumed), Column(pages.gpa)
+        began = Column([entry.began, *pages.resumed[:-1]])
+        handled, ran, where = resumed - left, left - Column(pages.entered), {"rip": Column(pages.rip)}
+        name, done, args = reason_name(ExitReason.TDCALL), status_text(0), {"gpa": gpa, "level": Count(0)}
+        events: tuple[Any, ...] = (
+            _left_for_page(entry, thread, began, left - began),
+            _page_aug(entry, thread, left, handled, gpa, Column(pages.hpa)),
+            _Exit(name, left, handled, thread, where, vcpu, ran),
+            _Tdcall(_PAGE_ACCEPT, left, handled, thread, args, text=NOT_DONE, vcpu=vcpu),
+            _Exit(name, resumed, 0, thread, where, vcpu, 0),
+            _Tdcall(_PAGE_ACCEPT, resumed, 0, thread, args, status=0, text=done, vcpu=vcpu),
+        )
+        self._emit_all(Repeated(events, count))
 
     def vm_exit(self, exit: VmExit) -> None:
         """An exit; of a TDCALL two events, for the exit and for the leaf function that it reached."""
         times = exit.left, exit.resumed - exit.left
         ran = exit.left - exit.entered
         self._emit(Exit(reason_name(exit.reason), *times, exit.thread, _exit_details(exit), exit.context, ran))
-        if exit.reason == ExitReason.TDCALL:
+        if exit.reason == _TDCALL:
             self._emit(_tdcall(exit))
 
     def injection(self, injection: Injection) -> None:
@@ -111,9 +169,20 @@ class SeamTracer:
 class TracedModule:
     """The TDX module, each of its SEAMCALLs told. A `cpu.processor.SeamModule`."""
 
-    def __init__(self, module: SeamModule, emit: Emit) -> None:
+    def __init__(
+        self,
+        module: SeamModule,
+        emit: Emit,
+        emit_all: Callable[[Repeated], None],
+        entries: dict[int, Entry],
+        inner: TdxModule | None = None,
+    ) -> None:
         self._seamcall = module.seamcall
-        self._emit = emit
+        self._emit, self._emit_all = emit, emit_all
+        self._entries, self._inner = entries, inner
+        if inner is not None and hasattr(module, "remove_pages"):  # one whose calls are made to fail has not
+            self._removed = module.remove_pages
+            self.remove_pages = self._remove_pages
 
     def seamcall(self, fn: int, args: Args, lp: int) -> int:
         """As `TdxModule.seamcall`."""
@@ -121,17 +190,74 @@ class TracedModule:
         name = _SEAMCALLS.get(number, f"leaf {number:#x}")
         inputs, outputs = _row("seamcall", name, version)
         given = _values(inputs, args)
+        tid = threading.get_native_id()
         began = perf_counter_ns()
+        if number == _VP_ENTER:
+            self._entries[tid] = Entry(began, lp, args.rcx, self._tdr_of(args.rcx))
         status = self._seamcall(fn, args, lp)
         ended = perf_counter_ns()
         if number == _VP_ENTER:
+            began = self._entries.pop(tid).began  # of the last entry, where there were others meanwhile
             text = status_text(status) if status & ERROR else f"exit {reason_name(status & 0xFFFF)}"
             out: Values = {}
         else:
             text, out = status_text(status), _values(outputs, args)
-        tid = threading.get_native_id()
         self._emit(Seamcall(name, began, ended - began, tid, given, version, status, text, out, lp))
         return status
+
+    def _tdr_of(self, tdvpr: int) -> int:
+        vcpu = self._inner.vcpus.get(tdvpr) if self._inner is not None else None
+        return 0 if vcpu is None else vcpu.td.hpa
+
+    def _remove_pages(self, tdr: int, gpa: int, indices: Sequence[int], pages: Sequence[int]) -> bool:
+        """As `TdxModule.remove_pages`; its time is divided among the calls for which the step stands."""
+        assert self._inner is not None
+        td = self._inner.tds.get(tdr)
+        began = perf_counter_ns()
+        done = bool(self._removed(tdr, gpa, indices, pages))
+        if not done or td is None or not pages:
+            return done
+        calls = len(pages) * len(_REMOVAL)
+        each, tid = (perf_counter_ns() - began) // calls, threading.get_native_id()
+        pages_removed = Column([gpa + (index << 12) for index in indices])
+        values: dict[str, Any] = {
+            "gpa": pages_removed,
+            "level": Count(0),
+            "tdr": tdr,
+            "page": Column(pages),
+            "sept": 0,
+            "keyed": Column([page | td.hkid << self._inner.host.hkid_shift for page in pages]),
+        }
+        events = tuple(
+            _Seamcall(
+                name,
+                Column([began + (row * len(_REMOVAL) + number) * each for row in range(len(pages))]),
+                each,
+                tid,
+                {operand: values[value] for operand, value in given},
+                status=0,
+                text=status_text(0),
+                out={operand: values[value] for operand, value in out},
+            )
+            for number, (name, given, out) in enumerate(_REMOVAL)
+        )
+        self._emit_all(Repeated(events, len(pages)))
+        return True
+
+
+def _left_for_page(entry: Entry, thread: int, began: int | Column, dur: int | Column) -> Any:
+    """Return the TDH.VP.ENTER that ends where the guest asks for a page that is not there."""
+    text = f"exit {reason_name(ExitReason.EPT_VIOLATION)}"
+    status = int(ExitReason.EPT_VIOLATION)
+    return _Seamcall("TDH.VP.ENTER", began, dur, thread, {"tdvpr": entry.tdvpr}, status=status, text=text, lp=entry.lp)
+
+
+def _page_aug(
+    entry: Entry, thread: int, began: int | Column, dur: int | Column, gpa: int | Column, hpa: int | Column
+) -> Any:
+    args = {"gpa": gpa, "level": Count(0), "tdr": entry.tdr, "page": hpa}
+    out = {"sept_entry": 0, "sept_state": 0}
+    return _Seamcall("TDH.MEM.PAGE.AUG", began, dur, thread, args, status=0, text=status_text(0), out=out)
 
 
 def _values(operands: Operands, args: Args) -> Values:
@@ -155,10 +281,22 @@ def _from_gpr(operands: Operands, gpr: tuple[int, ...]) -> Values:
     return found
 
 
+_DETAILED = frozenset(
+    int(reason)
+    for reason in (
+        *(ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG, ExitReason.EXCEPTION_NMI),
+        *(ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.CPUID),
+    )
+)
+_TDCALL = int(ExitReason.TDCALL)
+
+
 def _exit_details(exit: VmExit) -> Values:
     details: Values = {"rip": exit.rip}
     if exit.qualification:
         details["qualification"] = exit.qualification
+    if exit.reason not in _DETAILED:
+        return details
     if exit.reason in (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG):
         details["gpa"] = exit.gpa
     elif exit.reason == ExitReason.EXCEPTION_NMI:
@@ -185,7 +323,7 @@ def _tdcall(exit: VmExit) -> Tdcall:
     times = exit.left, exit.resumed - exit.left
     event = Tdcall(name, *times, exit.thread, args, version, vcpu=exit.context)
     if exit.rip_after == exit.rip:
-        event.text = "not done: the host's turn, or an event, comes first; executed again after it"
+        event.text = NOT_DONE
         return event
     event.status, event.text, event.out = exit.after[0], status_text(exit.after[0]), out
     return event
@@ -193,16 +331,24 @@ def _tdcall(exit: VmExit) -> Tdcall:
 
 def _others(gpr: tuple[int, ...], inputs: Operands) -> Values:
     """Return the registers that the mask in RCX passes to the host, that are no operands, and that are not zero."""
+    return {name: gpr[number] for number, name in _passed(gpr[1] & 0xFFFF, inputs) if gpr[number]}
+
+
+@lru_cache(256)
+def _passed(mask: int, inputs: Operands) -> tuple[tuple[int, str], ...]:
     known = {"r10", "r11", *(register for register, _ in inputs)}
-    passed = (name for number, name in enumerate(_REGISTERS) if gpr[1] >> number & 1 and name not in known)
-    return {name: gpr[_INDEX[name]] for name in passed if gpr[_INDEX[name]]}
+    return tuple((number, name) for number, name in enumerate(_REGISTERS) if mask >> number & 1 and name not in known)
 
 
 def _vmcall(gpr: tuple[int, ...]) -> tuple[str, Operands, Operands]:
     """Return what a TDG.VP.VMCALL requests: (function, inputs, outputs) by the GHCI, or a KVM hypercall."""
     if gpr[10]:
         return f"hypercall {_KVM_HYPERCALLS.get(gpr[10], f'{gpr[10]:#x}')}", (), ()
-    function = gpr[11]
+    return _vmcall_of_ghci(gpr[11])
+
+
+@lru_cache(256)
+def _vmcall_of_ghci(function: int) -> tuple[str, Operands, Operands]:
     key = f"{function:#x}" if function >= 0x10000 else str(function)
     row = load("operands")["vmcall"].get(key)
     inputs, outputs = _row("vmcall", key, 0)

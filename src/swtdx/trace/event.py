@@ -11,7 +11,7 @@ In a trace file (docs/reference/trace.md) an event is a dictionary with times in
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,6 +27,27 @@ class Count(int):
 
 class Data(bytes):
     """What an access moves, lowest byte first; written as one number."""
+
+
+class Column:
+    """The values that an operand or a time has in events that come many at a time (`swtdx.trace.batch`).
+
+    Times are added up and divided as single ones are. ``form`` is how a value is written in JSON, by "%".
+    """
+
+    __slots__ = ("form", "values")
+
+    def __init__(self, values: Sequence[int] | Sequence[float], form: str = '"%#x"') -> None:
+        self.values = values
+        self.form = form
+
+    def __sub__(self, other: Column | int) -> Column:
+        if isinstance(other, Column):
+            return Column([value - less for value, less in zip(self.values, other.values, strict=True)], self.form)
+        return Column([value - other for value in self.values], self.form)
+
+    def __truediv__(self, other: int) -> Column:
+        return Column([value / other for value in self.values], "%r")
 
 
 @dataclass(slots=True)

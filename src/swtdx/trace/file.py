@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import swtdx
+from swtdx.trace.batch import Repeated
 from swtdx.trace.event import Event, Exit, Injected, Syscall, Tdcall, from_json
 
 VERSION = 1
@@ -129,6 +130,21 @@ class TraceWriter:
                 self._write(text)
                 self._events += 1
 
+    def emit_all(self, batch: Repeated) -> None:
+        """Write events that come many at a time."""
+        if self._output.problem is not None:
+            return
+        tracks = ""
+        if self._format is TraceFormat.jsonl:
+            text = batch.text(lambda event: [event.as_json(self._origin)], after="\n")
+        else:
+            tracks = "".join(",\n" + _encode(slice) for event in batch.events for slice in self._new_track(event))
+            text = batch.text(self._slices, before=",\n")
+        with self._lock:
+            if not self._closed:
+                self._write(tracks + text)
+                self._events += batch.times * len(batch.events)
+
     def flush(self) -> None:
         """Write what is held back, so that a reader finds it, and an end by a signal does not take it."""
         with self._lock:
@@ -156,14 +172,16 @@ class TraceWriter:
             self._file.write(bytes(self._held))
             self._held.clear()
 
-    def _slices(self, event: Event) -> Iterator[dict[str, Any]]:
-        if isinstance(event, Tdcall | Exit | Injected):
-            process, track, name = _GUEST, event.vcpu + 1, f"vCPU {event.vcpu}"
-        else:
-            process, track, name = _VMM, event.tid, _thread_name(event)
+    def _new_track(self, event: Event) -> Iterator[dict[str, Any]]:
+        """Name the track of an event, if it is the first one there."""
+        process, track, name = _place(event)
         if (process, track) not in self._tracks:
             self._tracks.add((process, track))
             yield _metadata("thread_name", process, track, name)
+
+    def _slices(self, event: Event) -> Iterator[dict[str, Any]]:
+        yield from self._new_track(event)
+        process, track, _ = _place(event)
         line = event.as_json(self._origin)
         began, place = line["t"], {"pid": process, "tid": track}
         if isinstance(event, Exit):
@@ -174,6 +192,13 @@ class TraceWriter:
         if isinstance(event, Injected):
             slice |= {"ph": "i", "s": "t"}
         yield {**slice, **place, "args": details}
+
+
+def _place(event: Event) -> tuple[int, int, str]:
+    """Return process, track and the track's name."""
+    if isinstance(event, Tdcall | Exit | Injected):
+        return _GUEST, event.vcpu + 1, f"vCPU {event.vcpu}"
+    return _VMM, event.tid, _thread_name(event)
 
 
 def _thread_name(event: Event) -> str:

@@ -15,14 +15,16 @@ Memory and Secure EPT are kept as they were when the first vCPU was closed: what
 
 from __future__ import annotations
 
+import operator
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import pairwise
 from typing import Any
 
-from swtdx.trace.event import Event, LeafCall, Syscall
+from swtdx.trace.batch import Repeated
+from swtdx.trace.event import Column, Event, LeafCall, Syscall
 
 PAGE_SHIFT = 12
 ROWS = 64
@@ -123,23 +125,74 @@ class RunHistory:
     def add(self, event: Event) -> None:
         """Take one event."""
         self.events += 1
-        self.now = (event.t - self.origin) / 1000
-        end = self.now + event.dur / 1000
-        self.last = max(self.last, end)
+        self.now = now = (event.t - self.origin) / 1000
+        end = now + event.dur / 1000
+        if end > self.last:
+            self.last = end
         name = event.name
         shown = f"TDVMCALL {event.args.get('function', '')}" if name == "TDG.VP.VMCALL" else name
-        self.counts[event.kind][shown][int(self.now // _BIN)] += 1
-        if not self.frozen:
-            self.tail.append(event)
+        self.counts[event.kind][shown][int(now // _BIN)] += 1
+        if self.frozen:
+            return
+        self.tail.append(event)
         handler = _HANDLERS.get(name)
-        if handler is not None and event.succeeded and not self.frozen:
+        if handler is not None and event.succeeded:
             try:
                 handler(self, event)
             except KeyError:
                 if not isinstance(event, Syscall):  # an ioctl's arguments may lie in memory that cannot be read
                     raise
-        if self._changed and self.slots and not self.frozen and end >= self._next:
+        if self._changed and end >= self._next and self.slots and not self.frozen:
             self._snapshot(end)
+
+    def add_all(self, batch: Repeated) -> None:
+        """Take events that come many at a time, as `add` does each."""
+        start = 0
+        if all(_HANDLERS.get(event.name, RunHistory._map) is RunHistory._map for event in batch.events):
+            while start < batch.times:
+                stop = self._before_snapshot(batch, start)
+                if stop > start:
+                    self._add_rows(batch, start, stop)
+                for event in batch.rows(stop, stop + 1):
+                    self.add(event)
+                start = stop + 1
+        for event in batch.rows(start):
+            self.add(event)
+
+    def _before_snapshot(self, batch: Repeated, start: int) -> int:
+        """Return the first repetition from ``start`` on in which a snapshot may be due, or how many there are."""
+        if self.frozen or not self.slots:
+            return batch.times
+        first = batch.times
+        for event in batch.events:
+            began, dur = _values(event.t, batch.times), _values(event.dur, batch.times)
+            rows = range(start, first)
+            first = next((row for row in rows if self._microseconds(began[row], dur[row])[1] >= self._next), first)
+        return first
+
+    def _microseconds(self, began: int, dur: int) -> tuple[float, float]:
+        """Return begin and end of an event."""
+        now = (began - self.origin) / 1000
+        return now, now + dur / 1000
+
+    def _add_rows(self, batch: Repeated, start: int, stop: int) -> None:
+        """Take repetitions in which no snapshot is due."""
+        self.events += (stop - start) * len(batch.events)
+        for event in batch.events:
+            began = [(time - self.origin) / 1000 for time in _values(event.t, batch.times)[start:stop]]
+            durations = _values(event.dur, batch.times)[start:stop]
+            ends = map(operator.add, began, [dur / 1000 for dur in durations])
+            self.now, self.last = began[-1], max(self.last, *ends)
+            count = self.counts[event.kind][event.name]
+            if min(began) // _BIN == max(began) // _BIN:
+                count[int(self.now // _BIN)] += stop - start
+            else:
+                count.update(int(time // _BIN) for time in began)
+            if event.name in _OF_PAGES and event.succeeded and not self.frozen:
+                gpas = _values(event.args["gpa"], batch.times)[start:stop]
+                self._map_pages(gpas, event.args["level"], *_OF_PAGES[event.name])
+        if not self.frozen:
+            self.tail.extend(batch.rows(max(start, stop - -(-LAST_EVENTS // len(batch.events))), stop))
 
     def finish(self) -> None:
         """The last snapshot, if something changed after the one before."""
@@ -219,17 +272,28 @@ class RunHistory:
         else:
             self._set(gpa, pages, PageState.UNMAPPED, only=PageState.SHARED)
 
-    def _map(self, event: Event, state: PageState, change: int) -> tuple[int, int]:
-        args = event.args
-        gpa, level = args["gpa"], args["level"]
-        self._set(gpa, 512**level, state)
+    def _map(self, event: Event) -> None:
+        self._map_pages([event.args["gpa"]], event.args["level"], *_OF_PAGES[event.name])
+
+    def _map_pages(self, gpas: Sequence[int], level: int, state: PageState, change: int) -> None:
+        """Set the state of pages of one size, and count the leaves that came or went (``change`` for each)."""
+        size = 512**level
+        first, pages = gpas[0], 0
+        for gpa in gpas:
+            if gpa != first + (pages << PAGE_SHIFT):
+                self._set(first, pages, state)
+                first, pages = gpa, 0
+            pages += size
+        self._set(first, pages, state)
         if change:
-            table = (level, gpa & -(1 << PAGE_SHIFT + 9 * (level + 1)))
-            self.tables[table] = self.tables.get(table, 0) + change
-        return gpa, level
+            shift = PAGE_SHIFT + 9 * (level + 1)
+            for number, leaves in Counter(gpa >> shift for gpa in gpas).items():
+                table = (level, number << shift)
+                self.tables[table] = self.tables.get(table, 0) + change * leaves
 
     def _page_add(self, event: Event) -> None:
-        gpa, _ = self._map(event, PageState.PRIVATE, 1)
+        self._map(event)
+        gpa = event.args["gpa"]
         run = self.added[-1] if self.added else None
         # A page begins a run of its own where the addresses do not follow, or where measuring begins or ends.
         follows = run is not None and run.gpa + (run.pages << PAGE_SHIFT) == gpa
@@ -248,15 +312,6 @@ class RunHistory:
                     self.added.append(run)
                 run.extended += 1
                 return
-
-    def _page_aug(self, event: Event) -> None:
-        self._map(event, PageState.PENDING, 1)
-
-    def _accept(self, event: Event) -> None:
-        self._map(event, PageState.PRIVATE, 0)
-
-    def _page_remove(self, event: Event) -> None:
-        self._map(event, PageState.UNMAPPED, -1)
 
     def _sept_add(self, event: Event) -> None:
         self.tables.setdefault((event.args["level"] - 1, event.args["gpa"]), 0)
@@ -287,20 +342,32 @@ class RunHistory:
             self.frozen = True
 
 
+def _values(value: Any, times: int) -> Sequence[Any]:
+    """Return the value of each repetition."""
+    return value.values if isinstance(value, Column) else [value] * times
+
+
+_OF_PAGES = {
+    "TDH.MEM.PAGE.ADD": (PageState.PRIVATE, 1),
+    "TDH.MEM.PAGE.AUG": (PageState.PENDING, 1),
+    "TDH.MEM.PAGE.REMOVE": (PageState.UNMAPPED, -1),
+    "TDG.MEM.PAGE.ACCEPT": (PageState.PRIVATE, 0),
+}
+"""What calls do to a page: the state that it gets, and how many leaves more its table has."""
 _HANDLERS: dict[str, Callable[[RunHistory, Event], None]] = {
     "KVM_SET_USER_MEMORY_REGION": RunHistory._region,
     "KVM_SET_USER_MEMORY_REGION2": RunHistory._region,
     "KVM_SET_MEMORY_ATTRIBUTES": RunHistory._attribute,
     "KVM_MEMORY_ENCRYPT_OP": RunHistory._terminate,
     "TDH.MEM.PAGE.ADD": RunHistory._page_add,
-    "TDH.MEM.PAGE.AUG": RunHistory._page_aug,
-    "TDH.MEM.PAGE.REMOVE": RunHistory._page_remove,
+    "TDH.MEM.PAGE.AUG": RunHistory._map,
+    "TDH.MEM.PAGE.REMOVE": RunHistory._map,
     "TDH.MEM.PAGE.DEMOTE": RunHistory._demote,
     "TDH.MEM.SEPT.ADD": RunHistory._sept_add,
     "TDH.MEM.SEPT.REMOVE": RunHistory._sept_remove,
     "TDH.MR.EXTEND": RunHistory._extend,
     "TDH.MR.FINALIZE": RunHistory._finalize,
-    "TDG.MEM.PAGE.ACCEPT": RunHistory._accept,
+    "TDG.MEM.PAGE.ACCEPT": RunHistory._map,
     "TDG.MR.RTMR.EXTEND": RunHistory._rtmr,
     "TDG.VP.VMCALL": RunHistory._vmcall,
     "close": RunHistory._close,

@@ -84,7 +84,7 @@ def run(path: Path, arguments: list[str], settings: Settings) -> int:
 
         def power_on() -> tuple[MachineKernel, Kernel]:
             record.begin()
-            return boot(settings, record.emit if record.wanted else None)
+            return boot(settings, record.sink if record.wanted else None)
 
         def released(file: File) -> None:
             if record.wanted and server.machine is not None and isinstance(file, VmFile):

@@ -104,6 +104,7 @@ def _touched(module: TdxModule, vcpu: Vcpu, gpa: int) -> int:
     page = touch(gpa, aug)
     if page:
         td.child_count += 1
+        vcpu.context.page_added(page)
         vcpu.last_td_exit = _ASYNC_FAULT
         rest = touch.rest()
         if rest is not None and not td.debug and not module.version.has_own_statuses:

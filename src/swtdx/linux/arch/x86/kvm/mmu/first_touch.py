@@ -9,7 +9,8 @@ is unusual it changes nothing and answers no, and the long way is taken, which a
 
 The pages after it are taken by the processor (`PageRun`), which repeats what the step did for the first one.
 
-A machine that is traced has no such step, so that a trace shows every exit and every SEAMCALL.
+A trace has for each page what it has on the long way: every exit and every SEAMCALL (`swtdx.seam.traced_module`). Where
+SEAMCALLs are made to fail, or a run is recorded, there is no such step.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ and the TDX module does the same for the pages of a table at once (`Processor.re
 same, epochs and all. It answers no where a page is not what KVM takes it for, a lock is held or a vCPU is inside. Then
 nothing has changed, and the long way reports what is wrong.
 
-A module that is traced or made to fail offers no such step.
+A module whose calls are made to fail offers no such step; a trace tells the four SEAMCALLs of each page.
 """
 
 from __future__ import annotations
