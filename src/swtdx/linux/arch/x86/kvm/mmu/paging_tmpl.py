@@ -5,6 +5,9 @@ The processor walks them too, but only as far as EPT maps them already; KVM read
 also for the rights that they give and that PKRU takes away: KVM reaches in a guest's name what the guest may reach, and
 nothing else. Code too: where EPT does not let the processor write an accessed bit, KVM is asked before the processor
 has looked at any right. `walk` does not ask: it is for KVM_TRANSLATE.
+
+Reserved bits are those of __reset_rsvds_bits_mask (mmu.c), with the MAXPHYADDR of the guest's CPUID. Those of a PDPTE
+in PAE paging are looked at when CR3 is loaded, not by the walk (SDM volume 3, 4.4.1; walk_addr_generic).
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from swtdx.x86 import Cr0, Cr4, Efer, Rflags
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
+    from swtdx.linux.arch.x86.kvm.x86.vcpu import Vcpu
     from swtdx.linux.virt.kvm.kvm_main import Kvm
 
 CR0_PG, CR0_WP, EFER_LMA = Cr0.PG, Cr0.WP, Efer.LMA
 CR4_PSE, CR4_PAE, CR4_LA57, CR4_SMEP, CR4_SMAP, CR4_PKE = Cr4.PSE, Cr4.PAE, Cr4.LA57, Cr4.SMEP, Cr4.SMAP, Cr4.PKE
 PRESENT, WRITABLE, USER, LARGE, EXECUTE_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 7, 1 << 63
 _ADDRESS = 0x000FFFFFFFFFF000
+_BITS_51_0, _BITS_62_0 = (1 << 52) - 1, (1 << 63) - 1
+_RESERVED_4M = 0x3E0000
+"""Bits 21:17 of a page of 4 MiB: KVM knows 36 bits of its address (is_cpuid_PSE36)."""
 _KEY, _KEY_SHIFT = 0xF << 59, 59
 _PF_PRESENT, _PF_WRITE, _PF_USER, _PF_RSVD, _PF_FETCH, _PF_KEY = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 4, 1 << 5
 
@@ -40,19 +47,19 @@ def _entry(kvm: Kvm, gpa: int, size: int) -> int:
         return 0
 
 
-def walk(kvm: Kvm, context: GuestContext, address: int) -> int | None:
+def walk(vcpu: Vcpu, context: GuestContext, address: int) -> int | None:
     """Return the GPA of a linear address, or None where the tables map nothing."""
-    return _walk(kvm, context, address)[0]
+    return _walk(vcpu, context, address)[0]
 
 
 def access(
-    kvm: Kvm, context: GuestContext, address: int, *, write: bool, user: bool, implicit: bool
+    vcpu: Vcpu, context: GuestContext, address: int, *, write: bool, user: bool, implicit: bool
 ) -> tuple[int | None, int]:
     """Return the GPA of data at that privilege; or None, and the error code of the #PF (permission_fault).
 
     ``implicit``: the processor's own access, to a descriptor table; EFLAGS.AC does not open the user's pages to those.
     """
-    gpa, rights = _walk(kvm, context, address)
+    gpa, rights = _walk(vcpu, context, address)
     error = (_PF_WRITE if write else 0) | (_PF_USER if user else 0)
     if gpa is None:
         return None, error | rights
@@ -68,9 +75,9 @@ def access(
     return (None, error | key | _PF_PRESENT) if refused or key else (gpa, 0)
 
 
-def fetch_access(kvm: Kvm, context: GuestContext, address: int, *, user: bool) -> tuple[int | None, int]:
+def fetch_access(vcpu: Vcpu, context: GuestContext, address: int, *, user: bool) -> tuple[int | None, int]:
     """Return the GPA of code at that privilege; or None, and the error code of the #PF (permission_fault)."""
-    gpa, rights = _walk(kvm, context, address)
+    gpa, rights = _walk(vcpu, context, address)
     no_execute, smep = context.efer & Efer.NXE, context.cr4 & CR4_SMEP
     error = (_PF_USER if user else 0) | (_PF_FETCH if no_execute or smep else 0)
     if gpa is None:
@@ -90,15 +97,19 @@ def _refused_by_key(context: GuestContext, rights: int, *, write: bool, user: bo
     return _PF_KEY if disabled & 1 or (disabled & 2 and write and (user or context.cr0 & CR0_WP)) else 0
 
 
-def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, int]:
+def _walk(vcpu: Vcpu, context: GuestContext, address: int) -> tuple[int | None, int]:
     """Return the GPA, and as in an entry the permissions on the way and the page's protection key.
 
     Or None, and what of the error code of the #PF follows from the tables: nothing, or that a reserved bit is set.
     """
-    cr3, cr4 = context.cr3, context.cr4
+    kvm, cr3, cr4 = vcpu.kvm, context.cr3, context.cr4
     rights = WRITABLE | USER
     if not context.cr0 & CR0_PG:
         return address & 0xFFFFFFFF, rights
+    # Bits 62:52 are ignored in IA-32e paging, and reserved in PAE paging.
+    reserved = vcpu.cpuid.reserved_gpa_bits & (_BITS_51_0 if context.efer & EFER_LMA else _BITS_62_0)
+    if not context.efer & Efer.NXE:
+        reserved |= EXECUTE_DISABLE
     if context.efer & EFER_LMA:
         levels, table = (5 if cr4 & CR4_LA57 else 4), cr3 & _ADDRESS
         sign = address >> 9 * levels + 11
@@ -118,7 +129,7 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
         entry = _entry(kvm, table + 8 * (address >> shift & 511), 8)
         if not entry & PRESENT:
             return None, 0
-        if _reserved(entry, level, context.efer):
+        if entry & (reserved | _reserved_by_size(entry, level)):
             return None, _PF_PRESENT | _PF_RSVD
         rights &= entry & (WRITABLE | USER)
         never |= entry & EXECUTE_DISABLE
@@ -129,14 +140,11 @@ def _walk(kvm: Kvm, context: GuestContext, address: int) -> tuple[int | None, in
     return None, 0
 
 
-def _reserved(entry: int, level: int, efer: int) -> int:
-    """Return the reserved bits that are set in an entry of 64 bits (SDM volume 3, 4.5); an address has 52 bits."""
-    reserved = 0 if efer & Efer.NXE else EXECUTE_DISABLE
+def _reserved_by_size(entry: int, level: int) -> int:
+    """Return what is reserved in an entry of 64 bits because it maps a page of this size, or none."""
     if level > 3:
-        reserved |= LARGE
-    elif level > 1 and entry & LARGE:
-        reserved |= (1 << 9 * level + 3) - (1 << 13)
-    return entry & reserved
+        return LARGE
+    return (1 << 9 * level + 3) - (1 << 13) if level > 1 and entry & LARGE else 0
 
 
 def _walk_32(kvm: Kvm, cr3: int, large_pages: bool, address: int) -> tuple[int | None, int]:
@@ -144,7 +152,9 @@ def _walk_32(kvm: Kvm, cr3: int, large_pages: bool, address: int) -> tuple[int |
     if not directory & PRESENT:
         return None, 0
     if directory & LARGE and large_pages:
-        return (directory & 0x1FE000) << 19 | directory & 0xFFC00000 | address & 0x3FFFFF, directory
+        if directory & _RESERVED_4M:
+            return None, _PF_PRESENT | _PF_RSVD
+        return (directory & 0x1E000) << 19 | directory & 0xFFC00000 | address & 0x3FFFFF, directory
     entry = _entry(kvm, (directory & 0xFFFFF000) + 4 * (address >> 12 & 1023), 4)
     if not entry & PRESENT:
         return None, 0

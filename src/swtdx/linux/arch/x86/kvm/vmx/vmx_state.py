@@ -378,7 +378,7 @@ def vmx_set_lapic(vcpu: Vcpu, data: bytes) -> None:
 
 def vmx_translate(vcpu: Vcpu, address: int) -> int | None:
     """Return the GPA of a linear address, or None."""
-    return walk(vcpu.kvm, vcpu.vmx.context, address)
+    return walk(vcpu, vcpu.vmx.context, address)
 
 
 # --- kvm_run.s.regs ---------------------------------------------------------------------------------------------------

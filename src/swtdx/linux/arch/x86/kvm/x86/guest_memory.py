@@ -64,14 +64,14 @@ def translate(vcpu: Vcpu, context: GuestContext, address: int, *, write: bool = 
     ``implicit``: the processor's access to a table, which has the supervisor's rights in user code too.
     """
     user = is_user(context) and not implicit
-    gpa, error_code = access(vcpu.kvm, context, address, write=write, user=user, implicit=implicit)
+    gpa, error_code = access(vcpu, context, address, write=write, user=user, implicit=implicit)
     if gpa is None:
         raise GuestPageFault(address, error_code)
     return gpa
 
 
 def _translate_code(vcpu: Vcpu, context: GuestContext, address: int) -> int:
-    gpa, error_code = fetch_access(vcpu.kvm, context, address, user=is_user(context))
+    gpa, error_code = fetch_access(vcpu, context, address, user=is_user(context))
     if gpa is None:
         raise GuestPageFault(address, error_code)
     return gpa
