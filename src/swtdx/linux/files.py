@@ -21,6 +21,7 @@ import errno
 import fcntl
 import mmap
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ _MAP_FIXED = 0x10
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_size_t
 _mmap.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_FLOCK = struct.Struct("hhqqi4x")
+_LAST_BYTE = (1 << 63) - 2
 _F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
@@ -46,8 +49,54 @@ def show_file(mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = Non
     size = len(mapping) if length is None else length
     address = address_of(mapping) + at
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    if _mmap(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != address:
-        raise err(errno.ENOMEM, f"{size:,} bytes cannot be mapped")
+    # A mapping keeps the open file description that it is made of. It gets one of its own, so that the program's ends
+    # with the program's descriptors (`_ends_with`).
+    own = _opened_again(fd, os.O_RDWR)
+    try:
+        if _mmap(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd if own < 0 else own, offset) != address:
+            raise err(errno.ENOMEM, f"{size:,} bytes cannot be mapped")
+    finally:
+        if own >= 0:
+            os.close(own)
+
+
+def _opened_again(fd: int, access: int) -> int:
+    """Return another open file description of the same memory; -1 if there can be none."""
+    try:
+        return os.open(f"/proc/thread-self/fd/{fd}", access | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _lock(kind: int) -> bytes:
+    """Return a struct flock for the last byte that one can be about, which no program locks."""
+    return _FLOCK.pack(kind, os.SEEK_SET, _LAST_BYTE, 1, 0)
+
+
+def _ends_with(fd: int) -> bool:
+    """close(2); return whether the open file description ended with it: no other descriptor, of any process, has it.
+
+    A lock of the description lasts as long as that. False also where this cannot be found out. Raises OSError.
+    """
+    other = _opened_again(fd, os.O_RDONLY)
+    try:
+        if other >= 0:
+            try:
+                fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock(fcntl.F_RDLCK))
+            except OSError:
+                os.close(other)
+                other = -1
+        os.close(fd)
+        if other < 0:
+            return False
+        try:
+            found = fcntl.fcntl(other, fcntl.F_OFD_GETLK, _lock(fcntl.F_WRLCK))
+        except OSError:
+            return False
+        return bool(_FLOCK.unpack(found)[0] == fcntl.F_UNLCK)
+    finally:
+        if other >= 0:
+            os.close(other)
 
 
 def seal(fd: int) -> None:
@@ -66,6 +115,13 @@ class File:
 
     def __init__(self) -> None:
         self.references = 0
+        self.descriptors = 0
+        """Those of its references that are numbers of this process."""
+        self.inode = (0, 0)
+        self.opened_again = False
+        """There is, or was, more than one open file description."""
+        self.unnamed = False
+        """No descriptor is left, not even one that no call has named."""
         self.inside: list[int] = []
         """Calls in progress."""
         self.table: FileTable | None = None
@@ -176,14 +232,28 @@ class FileTable:
             seal(fd)
         os.set_inheritable(fd, not file.close_on_exec)
         with self._lock:
-            stale = self.by_fd.pop(fd, None)
-            file.references = 1
+            stale = self._unname(fd)
+            file.references = 0
             file.table = self
-            self.by_fd[fd] = file
-            self._inodes[stat.st_dev, stat.st_ino] = file
+            file.inode = stat.st_dev, stat.st_ino
+            self._name(fd, file)
+            self._inodes[file.inode] = file
         if stale is not None:
             self.put(stale)
         return fd
+
+    def _name(self, fd: int, file: File) -> None:
+        """Count a descriptor."""
+        self.by_fd[fd] = file
+        file.references += 1
+        file.descriptors += 1
+
+    def _unname(self, fd: int) -> File | None:
+        """Forget a descriptor; the reference is the caller's to put. Return its file, if it was one of ours."""
+        file = self.by_fd.pop(fd, None)
+        if file is not None:
+            file.descriptors -= 1
+        return file
 
     @staticmethod
     def reserve(file: File) -> int:
@@ -211,9 +281,9 @@ class FileTable:
             if known < 0:
                 return -1
             fd = os.open(f"/proc/thread-self/fd/{known}", os.O_RDONLY | os.O_CLOEXEC)
-            stale = self.by_fd.pop(fd, None)
-            self.by_fd[fd] = file
-            file.references += 1
+            stale = self._unname(fd)
+            self._name(fd, file)
+            file.opened_again = True
         if stale is not None:
             self.put(stale)
         return fd
@@ -233,8 +303,7 @@ class FileTable:
                 return None
             file = self._inodes.get((stat.st_dev, stat.st_ino))
             if file is not None:
-                self.by_fd[fd] = file
-                file.references += 1
+                self._name(fd, file)
         return file
 
     def fget(self, fd: int) -> File | None:
@@ -256,7 +325,7 @@ class FileTable:
             except OSError:
                 same = False
             if not same:
-                del self.by_fd[fd]
+                self._unname(fd)
                 self.put(known)
         return self.get(fd)
 
@@ -267,8 +336,11 @@ class FileTable:
             with self._lock:
                 file = self.get(fd)
                 if file is not None:
-                    del self.by_fd[fd]
-                os.close(fd)
+                    self._unname(fd)
+                if file is not None and self._may_be_last(fd, file):
+                    file.unnamed = _ends_with(fd)
+                else:
+                    os.close(fd)
         finally:
             if file is not None:
                 self.put(file)
@@ -287,16 +359,29 @@ class FileTable:
             return
         with self._lock:
             file.references -= 1
-            if not file.references and self.of_clients:
+            if not file.references and self.of_clients and not file.unnamed:
                 self._count_others(file)
             if file.references or self.powered_off:
                 return
-            self._inodes = {inode: other for inode, other in self._inodes.items() if other is not file}
+            if self._inodes.get(file.inode) is file:
+                del self._inodes[file.inode]
         self.release_if_idle(file)
 
+    def _may_be_last(self, fd: int, file: File) -> bool:
+        """Return whether ``fd``, which is about to be closed, may be the last descriptor of ``file``."""
+        if not self.of_clients or file.descriptors or file.opened_again or file.mm is not own_mm():
+            return False
+        try:
+            stat = os.fstat(fd)
+        except OSError:
+            return False
+        return (stat.st_dev, stat.st_ino) == file.inode  # else the program has closed it, and has another file there
+
     def _count_others(self, file: File) -> None:
-        """Count the descriptors that dup(2) has made of ``file`` and that no call has named yet."""
-        inode = next((inode for inode, other in self._inodes.items() if other is file), None)
+        """Count the descriptors that dup(2) has made of ``file`` and that no call has named yet.
+
+        It takes as long as there are descriptors; so only where `_ends_with` could not tell that there is none.
+        """
         for name in os.listdir("/proc/thread-self/fd"):
             fd = int(name)
             if fd in self.by_fd:
@@ -305,9 +390,8 @@ class FileTable:
                 stat = os.fstat(fd)
             except OSError:  # closed meanwhile
                 continue
-            if (stat.st_dev, stat.st_ino) == inode:
-                self.by_fd[fd] = file
-                file.references += 1
+            if (stat.st_dev, stat.st_ino) == file.inode:
+                self._name(fd, file)
 
     def release_if_idle(self, file: File) -> None:
         """Release ``file`` if no reference is left and no call is in progress."""

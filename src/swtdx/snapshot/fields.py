@@ -43,7 +43,7 @@ def _fields(state: str = "", fixed: str = "", *refused: tuple[str, str], frozen:
     return Fields(tuple(state.split()), tuple(fixed.split()), refused, frozen)
 
 
-_FILE = " references inside table mm"
+_FILE = " references descriptors inode opened_again unnamed inside table mm"
 _PCI_FUNCTION = "registers writable _intx _intx_line"
 _PCI_FIXED = "_observers _mmio _bars _last_capability _next_capability set_intx"
 
