@@ -40,18 +40,19 @@ _LAST_BYTE = (1 << 63) - 2
 _F_ADD_SEALS, _SEALS = 1033, 0x0001 | 0x0002 | 0x0004  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW
 
 
-def show_file(mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = None, offset: int = 0) -> None:
+def show_file(
+    mapping: mmap.mmap, fd: int, at: int = 0, length: int | None = None, offset: int = 0, *, apart: bool = False
+) -> None:
     """Let ``length`` bytes (None: all) of an anonymous ``mapping`` show ``fd`` from ``offset`` on, shared.
 
     `mmap.mmap` of a descriptor keeps a duplicate of it: a number that the program may close or replace, and the program
-    would lose a file of its own to it when the mapping ends. Raises OSError(ENOMEM).
+    would lose a file of its own to it when the mapping ends. ``apart``: the mapping keeps an open file description that
+    is not that of ``fd``, which then ends with its descriptors (`_ends_with`). Raises OSError(ENOMEM).
     """
     size = len(mapping) if length is None else length
     address = address_of(mapping) + at
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    # A mapping keeps the open file description that it is made of. It gets one of its own, so that the program's ends
-    # with the program's descriptors (`_ends_with`).
-    own = _opened_again(fd, os.O_RDWR)
+    own = _opened_again(fd, os.O_RDWR) if apart else -1
     try:
         if _mmap(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, fd if own < 0 else own, offset) != address:
             raise err(errno.ENOMEM, f"{size:,} bytes cannot be mapped")
@@ -196,9 +197,9 @@ class FileMapping(mmap.mmap):
         self.release.atexit = False
         files.mappings.add(self)
 
-    def show(self, fd: int, at: int, length: int, offset: int) -> None:
+    def show(self, fd: int, at: int, length: int, offset: int, *, apart: bool = False) -> None:
         """Let ``length`` bytes from ``at`` on show ``fd`` from ``offset`` on, shared. Raises OSError(ENOMEM)."""
-        show_file(self, fd, at, length, offset)
+        show_file(self, fd, at, length, offset, apart=apart)
 
     def close(self) -> None:
         """munmap(2)."""
@@ -215,7 +216,8 @@ class FileTable:
         self.mappings: weakref.WeakSet[Mapping] = weakref.WeakSet()
         """What is mapped and keeps its file (`File.mmap`)."""
         self.of_clients = True
-        """Descriptors of this process are its clients'. Not where the clients are other processes."""
+        """Descriptors of this process are its clients'. Not where the clients are other processes: there inotify says
+        when the last open file description of a memfd is closed (`swtdx.exec.notify`), so there may be no other."""
         self.powered_off = False
         """The machine is switched off (`EmulatedKernel.power_off`): nothing is released any more."""
         self._lock = threading.RLock()

@@ -234,8 +234,9 @@ class GuestMemfd(File):
         if offset % mmap.PAGESIZE:
             raise err(errno.EINVAL, f"offset {offset:#x} is not a multiple of a page")
         mapping = FileMapping(-1, length)  # Python's own of a file must lie within it; a mapping may reach beyond
-        mapping.show(fd, 0, length, offset if self.init_shared else BEYOND_THE_END)
-        mapping.hold(self.kvm.kernel.files, self)
+        files = self.kvm.kernel.files
+        mapping.show(fd, 0, length, offset if self.init_shared else BEYOND_THE_END, apart=files.of_clients)
+        mapping.hold(files, self)
         return mapping
 
     def kvm_gmem_fallocate(self, mode: int, offset: int, length: int) -> None:

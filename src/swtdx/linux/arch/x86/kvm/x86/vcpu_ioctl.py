@@ -105,7 +105,7 @@ class VcpuFile(File):
         fd = files.reserve(file)
         try:
             file.map = mmap.mmap(-1, RUN_SIZE)
-            show_file(file.map, fd)
+            show_file(file.map, fd, apart=files.of_clients)
             vcpu = Vcpu(kvm, vcpu_id, memoryview(file.map))
             if not kvm.vcpus:
                 kvm.buses.ring.settle(vcpu.run, -1 if files.of_clients else os.dup(fd))
@@ -160,8 +160,9 @@ class VcpuFile(File):
         if offset % mmap.PAGESIZE or offset + length > RUN_SIZE or length <= 0:
             raise err(errno.EINVAL, "beyond the vCPU's three pages")
         mapping = FileMapping(-1, length)
-        mapping.show(fd, 0, length, offset)
-        mapping.hold(self.vcpu.kvm.kernel.files, self)
+        files = self.vcpu.kvm.kernel.files
+        mapping.show(fd, 0, length, offset, apart=files.of_clients)
+        mapping.hold(files, self)
         if self.vcpu.vcpu_idx:
             self.vcpu.kvm.buses.ring.show_in(mapping, offset)
         return mapping
