@@ -61,6 +61,8 @@ NEEDED_BY: dict[str, list[str]] = {
     "kept-jumps": [],  # it saves time and changes nothing
     "pkru": [],  # it saves time and changes nothing
     "string-steps": [],  # it saves time and changes nothing
+    "growing-tlb": ["test_growing_tlb.py::test_pages_of_a_loop_are_walked_for_a_few_times"],
+    "table-words": [],  # it saves time and changes nothing
     "descriptor-bases": ["test_execution.py::test_descriptor_tables_have_canonical_bases"],
     "null-segments": ["test_transfers.py::test_a_return_to_the_user_leaves_the_bases_of_segments"],
     "nmi-window": ["test_nmi_window.py::test_the_window_opens_behind_the_shadow"],
