@@ -9,7 +9,6 @@ command.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -22,14 +21,13 @@ __all__ = ["main"]
 COMPLETION_VARIABLE = "_SWTDX_COMPLETE"
 """Set by the scripts of ``swtdx completion``; typer and they have agreed on its name."""
 _FOR_TYPER = -1
-_OBJECTS_TO_A_COLLECTION = 50_000
-"""Instead of Python's 700. What a command imports stays; to look through it again and again took a seventh of the time
-until a guest ran."""
 
 
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
-    gc.set_threshold(_OBJECTS_TO_A_COLLECTION)
+    from swtdx.cli import garbage
+
+    garbage.wait()
     from swtdx.cli.standard_streams import standard_streams
     from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict
 
@@ -45,6 +43,7 @@ def main() -> None:
         if status is None:
             from swtdx.cli.app import carry_out
 
+            garbage.go_on()
             status, lost = carry_out(arguments or ["--help"], streams)
         status = streams.finish(status, when_lost=lost)
     sys.exit(status)
@@ -59,6 +58,7 @@ def _version() -> int:
 
 def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None:
     """Return the status of a command on a plain command line; None if typer must read it."""
+    from swtdx.cli import garbage
     from swtdx.cli.complaint import carried_out
     from swtdx.cli.plain import plain_call
     from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict
@@ -67,6 +67,8 @@ def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None
         call = plain_call(arguments)
         if call is None:
             return _FOR_TYPER
+        if arguments[0] != "run":  # that builds a machine first
+            garbage.go_on()
         return int(call() or 0)
 
     if arguments[0] == "run":  # its --json names a file

@@ -14,10 +14,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 import swtdx
+from swtdx.cli.voice import Voice
 from swtdx.image.mrtd import Order
 from swtdx.uapi.abilities import injections, inspectable, stated_release
 from swtdx.uapi.release import KernelRelease
@@ -133,12 +131,12 @@ def record(machine: Machine, run: Run, outcome: Outcome, seconds: dict[str, floa
     return kept
 
 
-def show(to: Console, kept: dict[str, Any]) -> None:
+def show(voice: Voice, kept: dict[str, Any]) -> None:
     """The table at the end, on stderr. Digests stay in one piece, so that they can be copied from any terminal."""
     for label, value in _rows(kept):
-        for number, line in enumerate(_fitted(value, to.width if to.is_terminal else None)):
-            shown = (line, "red") if label == "outcome" and kept["status"] else line
-            to.print(Text.assemble((f"{'' if number else label:<{_LABEL_WIDTH}}", "bold"), shown), soft_wrap=True)
+        for number, line in enumerate(_fitted(value, voice.console.width if voice.is_terminal else None)):
+            style = "red" if label == "outcome" and kept["status"] else ""
+            voice.print((f"{'' if number else label:<{_LABEL_WIDTH}}", "bold"), (line, style))
 
 
 def _fitted(value: str, width: int | None) -> list[str]:

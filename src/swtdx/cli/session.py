@@ -17,9 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
-from swtdx.cli import debugger, run_record
+from swtdx.cli import debugger, garbage, run_record
 from swtdx.cli.interruption import Interruption
 from swtdx.cli.kernel_log import kernel_log
 from swtdx.cli.lint import STATUS_LEAK, Lint
@@ -111,6 +109,7 @@ def run(options: Options) -> int:
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
         recording.begin()
+        garbage.go_on()
         session = _Session(options, voice, plan, disks, kept, recording, gdb, interruption, lint, lies, saved, counted)
         status = session.run(device)
     if (outputs.failed or session.console.lost) and (status == 0 or options.debug_exit is not None):
@@ -462,7 +461,7 @@ class _Session:
     def _keyboard(self, run: Run, machine: Machine) -> Keyboard:
         def say(text: str) -> None:
             self.output.flush()
-            self.voice.console.print(f"\n[dim]swtdx: {escape(text)}[/dim]", soft_wrap=True)
+            self.voice.interject(text)
 
         return Keyboard(
             sys.stdin.fileno(),
@@ -550,7 +549,7 @@ class _Session:
             self.output.put(b"\n")
             self.output.flush()
         if not self.options.quiet:
-            run_record.show(self.voice.console, kept)
+            run_record.show(self.voice, kept)
             trace = self.outputs.get("--trace")
             if trace is not None and trace.problem is None:
                 self.voice.say(f"trace: {self.recording.events:,} events in {self.options.trace}")

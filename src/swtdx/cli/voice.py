@@ -3,30 +3,73 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
+import os
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+_TERMINAL_VARIABLES = {"FORCE_COLOR", "TTY_COMPATIBLE"}
+"""With one of these rich decides what a terminal is."""
+_CONTROL_CODES = dict.fromkeys((7, 8, 11, 12, 13))
+"""Those that rich takes out of a text."""
 
 
 class Voice:
-    """What swtdx says on stderr: steps while it builds, then lines. A spinner on a terminal, plain lines otherwise."""
+    """What swtdx says on stderr: steps while it builds, then lines. A spinner on a terminal, plain lines otherwise.
+
+    For those rich is not imported: that is a tenth of what a command imports.
+    """
 
     def __init__(self, quiet: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
         self.quiet = quiet
         self._status: Status | None = None
 
+    @cached_property
+    def console(self) -> Console:
+        """That of rich."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False)
+
+    @cached_property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at stderr."""
+        if sys.stderr.isatty() or not _TERMINAL_VARIABLES.isdisjoint(os.environ):
+            return self.console.is_terminal
+        return False
+
+    def print(self, *parts: tuple[str, str]) -> None:
+        """Print a line, of texts and their styles."""
+        if not self.is_terminal:
+            print("".join(text for text, _ in parts).translate(_CONTROL_CODES), file=sys.stderr)
+            return
+        from rich.text import Text
+
+        self.console.print(Text.assemble(*parts), soft_wrap=True)
+
     def say(self, text: str) -> None:
+        """A line, unless it is quiet."""
         if not self.quiet:
-            self.console.print(f"[dim]swtdx:[/dim] {escape(text)}", soft_wrap=True)
+            self.print(("swtdx:", "dim"), (f" {text}", ""))
+
+    def interject(self, text: str) -> None:
+        """A line of its own in the middle of what the guest prints, on a terminal."""
+        self.print((f"\nswtdx: {text}", "dim"))
 
     def step(self, text: str) -> None:
         """A step of building begins."""
         if self.quiet:
             return
-        if not self.console.is_terminal:
+        if not self.is_terminal:
             self.say(text)
-        elif self._status is None:
+            return
+        from rich.markup import escape
+
+        if self._status is None:
             self._status = self.console.status(escape(text))
             self._status.start()
         else:
@@ -34,7 +77,7 @@ class Voice:
 
     def waiting(self, text: str) -> None:
         """Say what is waited for; only on a terminal, where it is taken away again."""
-        if self.console.is_terminal:
+        if self.is_terminal:
             self.step(text)
 
     def steps_end(self) -> None:
