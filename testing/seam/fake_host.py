@@ -136,6 +136,9 @@ class FakeContext:
     def inject(self, vector: int, kind: int, error_code: int | None = None, instruction_length: int = 0) -> None:
         self.injected.append((int(vector), int(kind), error_code))
 
+    def page_added(self, hpa: int) -> None:
+        """Does nothing: a script is not watched."""
+
     def close(self) -> None:
         self.closed = True
 
