@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +36,12 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
     def call(*arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", ["swtdx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
+        try:
+            with pytest.raises(SystemExit) as caught:
+                main()
+        finally:  # a command leaves its process with what it made, and these tests do not
+            gc.unfreeze()
+            gc.enable()
         out, err = capfd.readouterr()
         return Result(int(caught.value.code or 0), out, err)
 

@@ -85,55 +85,37 @@ def test_every_page_is_executed_as_it_is_mapped() -> None:
     assert guest.context.gpr[0] == 5 * _round()
 
 
+def _read_after(change: str, *, large: bool = False) -> int:
+    """What a round adds after ``change``, before which every page was read four times."""
+    guest = _guest(f"mov edi, 4\n2: {READS}\ndec edi\njnz 2b\n{change}\nxor eax, eax\n{READS}", large=large)
+    guest.run()
+    return guest.context.gpr[0]
+
+
 @pytest.mark.parametrize("page", [0, 1, 255, 256, 257, 1000, 2047, 2048, 4095])
 def test_invlpg_finds_its_page(page: int) -> None:
-    other = SECOND + page % FRAMES * 4096 | PRESENT_WRITABLE
-    guest = _guest(
-        f"""
-        mov edi, 4
-    2:  {READS}
-        dec edi
-        jnz 2b
-        mov rdx, {other:#x}
+    change = f"""
+        mov rdx, {SECOND + page % FRAMES * 4096 | PRESENT_WRITABLE:#x}
         mov [{TABLES + 8 * page:#x}], rdx
         mov rdx, {START + page * 4096:#x}
         invlpg [rdx]
-        xor eax, eax
-        {READS}
-        """
-    )
-    guest.run()
-    assert guest.context.gpr[0] == _round(others=1)
+    """
+    assert _read_after(change) == _round(others=1)
 
 
 def test_invlpg_of_a_large_page_finds_all_of_it() -> None:
-    guest = _guest(
-        f"""
-        mov edi, 4
-    2:  {READS}
-        dec edi
-        jnz 2b
+    change = f"""
         mov rdx, {SECOND | LARGE | PRESENT_WRITABLE:#x}
         mov [{DIRECTORY + 8 * 3:#x}], rdx
         mov rdx, {START + (3 << 21) + 0x5000:#x}
         invlpg [rdx]
-        xor eax, eax
-        {READS}
-        """,
-        large=True,
-    )
-    guest.run()
-    assert guest.context.gpr[0] == _round(others=512)
+    """
+    assert _read_after(change, large=True) == _round(others=512)
 
 
 def test_mov_to_cr3_forgets_every_page() -> None:
     """Each table is replaced, so that every entry that is left over shows."""
-    guest = _guest(
-        f"""
-        mov edi, 4
-    2:  {READS}
-        dec edi
-        jnz 2b
+    change = f"""
         mov rsi, {TABLES}
     3:  add qword ptr [rsi], {SECOND - FIRST:#x}
         add rsi, 8
@@ -141,9 +123,5 @@ def test_mov_to_cr3_forgets_every_page() -> None:
         jb 3b
         mov rdx, cr3
         mov cr3, rdx
-        xor eax, eax
-        {READS}
-        """
-    )
-    guest.run()
-    assert guest.context.gpr[0] == _round(others=PAGES)
+    """
+    assert _read_after(change) == _round(others=PAGES)

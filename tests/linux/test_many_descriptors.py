@@ -82,9 +82,7 @@ def test_closing_takes_as_much_for_each_however_many_there_are(
 def test_a_dup_that_no_call_has_named_keeps_a_file_open(bench: Bench) -> None:
     """As on Linux, whose close(2) of one descriptor leaves the open file description to the others."""
     for count in range(2):
-        vm = bench.vm(0)
-        vcpu = bench.ioctl(vm, k.KVM_CREATE_VCPU, 0)
-        mapping = bench.kernel.mmap(vcpu, 0x3000)
+        (vm,), ((vcpu, mapping),) = machines(bench, 1)
         copy, copied_vm = os.dup(vcpu), os.dup(vm)
         if count:
             mapping.close()

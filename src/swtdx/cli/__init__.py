@@ -13,6 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from swtdx.cli import garbage
+
 if TYPE_CHECKING:
     from swtdx.cli.standard_streams import StandardStreams
 
@@ -25,8 +27,6 @@ _FOR_TYPER = -1
 
 def main() -> None:
     """The entry point: every error that can be foreseen ends as one sentence and an exit status."""
-    from swtdx.cli import garbage
-
     garbage.wait()
     from swtdx.cli.standard_streams import standard_streams
     from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict
@@ -58,7 +58,6 @@ def _version() -> int:
 
 def _without_typer(arguments: list[str], streams: StandardStreams) -> int | None:
     """Return the status of a command on a plain command line; None if typer must read it."""
-    from swtdx.cli import garbage
     from swtdx.cli.complaint import carried_out
     from swtdx.cli.plain import plain_call
     from swtdx.cli.verdict import RUN_BAD_INPUT, Verdict

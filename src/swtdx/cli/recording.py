@@ -8,13 +8,12 @@ usable (`Recording.begin`); what comes before is held back until then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from swtdx.cli.output import Output
 from swtdx.trace.batch import Repeated, Sink
-from swtdx.trace.event import Emit, Event
+from swtdx.trace.event import Event
 from swtdx.trace.file import TraceFormat, TraceWriter
 from swtdx.trace.history import RunHistory
 
@@ -30,8 +29,7 @@ class Recording:
         self._command = command
         self._lock = threading.Lock()
         self._held: list[Event] | None = []
-        self._sinks: list[Emit] = []
-        self._sinks_of_many: list[Callable[[Repeated], None]] = []
+        self._sinks: list[Sink] = []
         self._writer: TraceWriter | None = None
         self._history = RunHistory() if html is not None else None
         self._origin = 0
@@ -53,7 +51,7 @@ class Recording:
                 self._held.append(event)
                 return
             for sink in self._sinks:
-                sink(event)
+                sink.each(event)
 
     def emit_all(self, batch: Repeated) -> None:
         """Take events that come many at a time."""
@@ -61,8 +59,8 @@ class Recording:
             if self._held is not None:
                 self._held.extend(batch)
                 return
-            for sink in self._sinks_of_many:
-                sink(batch)
+            for sink in self._sinks:
+                sink.many(batch)
 
     def begin(self) -> None:
         """Take the outputs, which are empty now."""
@@ -70,17 +68,15 @@ class Recording:
             self._origin = self._held[0].t
         if self._history is not None:
             self._history.origin = self._origin
-            self._sinks.append(self._history.add)
-            self._sinks_of_many.append(self._history.add_all)
+            self._sinks.append(Sink(self._history.add, self._history.add_all))
         if self.trace is not None:
             self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
-            self._sinks.append(self._writer.emit)
-            self._sinks_of_many.append(self._writer.emit_all)
+            self._sinks.append(Sink(self._writer.emit, self._writer.emit_all))
         with self._lock:
             held, self._held = self._held or [], None
             for event in held:
                 for sink in self._sinks:
-                    sink(event)
+                    sink.each(event)
 
     @property
     def events(self) -> int:

@@ -357,7 +357,7 @@ cdef struct Watched:
 cdef class Conditions:
     """Attributes of objects, and what they must be for something to go on. Asked for each page that a guest accepts.
 
-    An attribute of a class's ``__slots__`` is a word of the instance and is read as one, for a tenth of the price.
+    An attribute of a class's ``__slots__`` is a word of the instance, and is read as one instead of by its name.
     """
 
     cdef tuple same

@@ -167,13 +167,9 @@ class RunHistory:
         for event in batch.events:
             began, dur = _values(event.t, batch.times), _values(event.dur, batch.times)
             rows = range(start, first)
-            first = next((row for row in rows if self._microseconds(began[row], dur[row])[1] >= self._next), first)
+            ends = ((began[row] - self.origin) / 1000 + dur[row] / 1000 for row in rows)
+            first = next((row for row, end in zip(rows, ends, strict=True) if end >= self._next), first)
         return first
-
-    def _microseconds(self, began: int, dur: int) -> tuple[float, float]:
-        """Return begin and end of an event."""
-        now = (began - self.origin) / 1000
-        return now, now + dur / 1000
 
     def _add_rows(self, batch: Repeated, start: int, stop: int) -> None:
         """Take repetitions in which no snapshot is due."""
