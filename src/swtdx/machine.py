@@ -19,38 +19,33 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from swtdx.clock import Clock
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
-from swtdx.cpu.watched_context import watch
 from swtdx.inject.line import GPA_OF_IOCTL, Faults
-from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.config import KernelConfig, KernelSwitches
 from swtdx.linux.err import err, reason_of
 from swtdx.linux.kernel import DEFAULT_CONFIG, EmulatedKernel
 from swtdx.linux.sched import CountedWait
-from swtdx.linux.traced_ops import told
 from swtdx.linux.uaccess import get_user, struct_from_user
 from swtdx.linux.virt.kvm.kvm_main import Kvm
 from swtdx.seam import report
 from swtdx.seam.identity import Identity
 from swtdx.seam.module import TdxModule
-from swtdx.seam.traced_module import SeamTracer
 from swtdx.seam.version import module_version
-from swtdx.trace.batch import takers
-from swtdx.trace.event import Emit
 from swtdx.uapi.abilities import KeepError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.kvm import REQUESTS
-from swtdx.uapi.traced_kernel import TracedKernel
 from swtdx.x86 import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from swtdx.cpu.counted import Chance, CountedClock
     from swtdx.lint.report import Findings
+    from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
     from swtdx.lying.live import Answers
     from swtdx.snapshot.taken import Snapshot, Times
+    from swtdx.trace.event import Emit
 
 KernelName = Literal["emulated", "host"]
 
@@ -114,6 +109,8 @@ class MachineKernel(EmulatedKernel):
         kvm = self._kvm_of(vm_fd)
         if kvm.tdx is None:
             raise OSError(errno.ENOENT, "the VM is not a TD")
+        from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
+
         return TdxDebug(
             kvm,
             {
@@ -264,6 +261,9 @@ def boot(
         # Each SEAMCALL may fail; and a run that is repeated exits at the same instructions.
         processor.first_touches = None
     if trace is not None:
+        from swtdx.cpu.watched_context import watch
+        from swtdx.seam.traced_module import SeamTracer
+
         tracer = SeamTracer(trace, module)
         flush = watch(processor, tracer)
         loaded = tracer.module(loaded)
@@ -285,6 +285,9 @@ def boot(
         counted[0].followers += faults.armed
         kernel.new_wait_queue = partial(CountedWait, counted[0])
     if trace is not None:
+        from swtdx.linux.traced_ops import told
+        from swtdx.trace.batch import takers
+
         kernel.kvm_x86_ops = told(kernel.kvm_x86_ops, takers(trace)[0])
     if flush is not None:
         kernel.flush_trace = flush
@@ -350,4 +353,9 @@ def open_kernel(
         )
     else:
         raise ValueError(f"no kernel called {name!r}: it is 'emulated' or 'host'")
-    return kernel if trace is None else TracedKernel(kernel, takers(trace)[0])
+    if trace is None:
+        return kernel
+    from swtdx.trace.batch import takers
+    from swtdx.uapi.traced_kernel import TracedKernel
+
+    return TracedKernel(kernel, takers(trace)[0])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from swtdx.trace.event import Event, Exit, Tdcall
-from swtdx.trace.file import TraceFormat, TraceWriter
+from swtdx.trace.file import TraceWriter
+from swtdx.trace.format import TraceFormat
 from tests.cli.conftest import Command
 
 

@@ -19,6 +19,7 @@ from swtdx.cli.declaration import for_typer
 from swtdx.cli.plain import COMMANDS, plain_call
 from testing.evidence import collateral, pki, quote_of
 from testing.tdreport import TdReportFields
+from testing.tdvf_image import image_with
 
 WORDS = {
     "run": [
@@ -131,6 +132,25 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
     too_much = {"typer", "pydantic", "rich", "swtdx.machine", "swtdx.vmm", "swtdx.linux", "swtdx.seam", "unicorn"}
     too_much |= {"importlib.metadata", "email", "socket", "zipfile", "uuid", "platform", "cryptography"}
     assert not too_much & loaded
+
+
+UNUSED = (
+    *("swtdx.vmm.gdb", "swtdx.trace.", "swtdx.lint", "swtdx.lying", "swtdx.fuzzing"),
+    *("swtdx.cli.saved_machine", "swtdx.cli.recorded_run", "swtdx.explain.failure", "swtdx.explain.status"),
+    *("swtdx.cpu.watched_context", "swtdx.seam.traced_module", "swtdx.uapi.traced_kernel", "swtdx.linux.traced_ops"),
+    *("swtdx.image.linux_image", "swtdx.image.boot_protocol", "swtdx.image.shim", "swtdx.image.smbios", "swtdx.attest"),
+    *("swtdx.vmm.disk_image", "swtdx.vmm.qgs", "swtdx.vmm.kernel_entry", "swtdx.linux.arch.x86.kvm.vmx.tdx_debug"),
+    *("typer", "rich", "socket", "importlib.resources", "gzip", "uuid", "platform", "calendar"),
+)  # fmt: skip
+"""What a run needs for an option that it is not given, or to explain a failure."""
+
+
+def test_a_plain_run_loads_no_more_than_it_uses(tmp_path: Path) -> None:
+    firmware = tmp_path / "loop.fd"
+    firmware.write_bytes(image_with(content=b"\xeb\xfe"))  # JMP to itself
+    loaded = modules_of("run", "--firmware", firmware, "--timeout", "0.01")
+    assert "swtdx.machine" in loaded
+    assert not [name for name in sorted(loaded) if name.startswith(UNUSED) and name != "swtdx.trace.format"]
 
 
 @pytest.mark.parametrize("rest", [[], ["--policy"]], ids=["options", "policy"])

@@ -18,7 +18,8 @@ from swtdx.cli.output import Outputs
 from swtdx.cpu.platform import Platform
 from swtdx.machine import open_kernel
 from swtdx.trace.event import CLASSES, Event, Ioctl
-from swtdx.trace.file import CutOff, End, Head, TraceError, TraceFormat, TraceWriter, _thread_name, read_events
+from swtdx.trace.file import CutOff, End, Head, TraceError, TraceWriter, _thread_name, read_events
+from swtdx.trace.format import TraceFormat
 from swtdx.uapi.client import Kvm
 from testing import guest
 from testing.td import MeasuredTd

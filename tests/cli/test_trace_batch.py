@@ -17,7 +17,8 @@ from swtdx.exec.settings import Settings
 from swtdx.seam.traced_module import SeamTracer
 from swtdx.trace.batch import Repeated, Sink
 from swtdx.trace.event import Column, Event, Ioctl, Seamcall, from_json
-from swtdx.trace.file import TraceFormat, TraceWriter
+from swtdx.trace.file import TraceWriter
+from swtdx.trace.format import TraceFormat
 from swtdx.trace.history import RunHistory
 
 ORIGIN, GPA, PAGES = 5_000, 0x7FE000, 4

@@ -52,11 +52,11 @@ def complain(text: str, status: int, *, as_json: bool) -> int:
 
 
 def _foreseen() -> tuple[type[Exception], ...]:
-    """Return what ``run`` raises for a person; its modules are loaded already when one of these comes."""
-    from swtdx.cli.session import BAD_INPUT
+    """Return what ``run`` raises for a person; called when something was raised."""
+    from swtdx.cli.session import bad_input
     from swtdx.uapi.client import KvmError
 
-    return (*BAD_INPUT, KvmError)
+    return (*bad_input(), KvmError)
 
 
 def _complain_of(error: Exception, system_status: int, *, as_json: bool) -> int:

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from swtdx.cli.parameters import InputError
 from swtdx.uapi.abilities import debuggable
-from swtdx.vmm.execution import Execution
-from swtdx.vmm.gdb.replayed import Timeline
-from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
-from swtdx.vmm.gdb.target import Target
-from swtdx.vmm.gdb.td_target import TdTarget
-from swtdx.vmm.gdb.vm_target import VmTarget
-from swtdx.vmm.launch import Machine, TdParameters
-from swtdx.vmm.run import Run
+
+if TYPE_CHECKING:
+    from swtdx.vmm.execution import Execution
+    from swtdx.vmm.gdb.replayed import Timeline
+    from swtdx.vmm.gdb.server import GdbServer
+    from swtdx.vmm.gdb.target import Target
+    from swtdx.vmm.launch import Machine, TdParameters
+    from swtdx.vmm.run import Run
 
 _PRODUCTION = (
     "--gdb: the TDX module does not let a debugger into a production TD (TDH.MEM.RD answers TD_NON_DEBUG, TDH.VP.RD "
@@ -34,6 +35,8 @@ def check(address: str | None, wait: bool, td: TdParameters | None, kernel: str)
         if wait:
             raise InputError("--gdb-wait needs --gdb ADDRESS, where the debugger connects")
         return
+    from swtdx.vmm.gdb.server import AddressError, parse_address
+
     try:
         parse_address(address)
     except AddressError as error:
@@ -50,6 +53,8 @@ def listening(address: str | None, say: Callable[[str], object]) -> Iterator[Gdb
     if address is None:
         yield None
         return
+    from swtdx.vmm.gdb.server import AddressError, GdbServer, parse_address
+
     try:
         server = GdbServer(parse_address(address), say)
     except AddressError as error:
@@ -67,8 +72,12 @@ def serve(
 
 def _target(machine: Machine) -> Target:
     if machine.plan.td is None:
+        from swtdx.vmm.gdb.vm_target import VmTarget
+
         return VmTarget(machine)
     kernel = debuggable(machine.vm.kernel)
     if kernel is None:
         raise InputError(_NO_DOOR)
+    from swtdx.vmm.gdb.td_target import TdTarget
+
     return TdTarget(machine, kernel.debug_td(machine.vm.fd))

@@ -30,8 +30,8 @@ from swtdx.cli.option_groups import grouped
 from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.predicted_boot import OtherMachine, Started, linux_files, predict, with_kernel_of
 from swtdx.cli.verdict import Failure, Verdict
+from swtdx.image.firmware import NO_FIRMWARE
 from swtdx.image.mrtd import Order
-from swtdx.image.shim import NAME as NO_FIRMWARE
 from swtdx.image.tdvf import Tdvf, TdvfError, parse
 
 _NO_IMAGE = "--kernel and --boot cannot change anything: they are for images, whose firmware starts what they name"

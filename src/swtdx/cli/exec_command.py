@@ -28,7 +28,7 @@ from swtdx.cli.parameters import InputError, memory_size
 from swtdx.cli.verdict import Failure, Verdict
 from swtdx.exec.program import FrontEnd, ProgramError
 from swtdx.exec.settings import MEMORY, PROCESSORS, ExecError, Settings
-from swtdx.trace.file import TraceFormat
+from swtdx.trace.format import TraceFormat
 from swtdx.uapi.release import KernelRelease
 from swtdx.units import readable_size
 

@@ -23,7 +23,8 @@ from swtdx.cli.output import Output, OutputError, Outputs
 from swtdx.cli.writing import complain
 from swtdx.exec.settings import Settings
 from swtdx.trace.event import KINDS, Event
-from swtdx.trace.file import TraceError, TraceFormat, read_events
+from swtdx.trace.file import TraceError, read_events
+from swtdx.trace.format import TraceFormat
 from swtdx.trace.history import RunHistory
 from swtdx.trace.html import page
 from swtdx.uapi.release import KernelRelease

@@ -18,10 +18,10 @@ from swtdx.quoting.quote_sources import LocalQuotes
 from swtdx.uapi.abilities import verifying_reports
 from swtdx.uapi.kernel import Kernel
 from swtdx.vmm.get_quote import QuoteSource
-from swtdx.vmm.qgs_socket import AddressError, QuoteSocket, parse_address
 
 if TYPE_CHECKING:
     from swtdx.cli.run_options import Options
+    from swtdx.vmm.qgs_socket import QuoteSocket
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def machine_keys(options: Options, say: Callable[[str], object]) -> MachineKeys:
     """Return the keys for a run. A default folder that cannot be used costs the quotes only. Raises InputError."""
     socket = None
     if options.quote_socket is not None:
+        from swtdx.vmm.qgs_socket import AddressError, QuoteSocket, parse_address
+
         try:
             socket = QuoteSocket(parse_address(options.quote_socket))
         except AddressError as error:

@@ -10,25 +10,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from swtdx.cli.parameters import InputError, address_space_limit
-from swtdx.lint.report import Findings
 from swtdx.linux.config import KernelConfig
-from swtdx.trace.event import Emit
 from swtdx.uapi.client import Kvm, KvmError
 from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.host import HostKernel
 from swtdx.uapi.kernel import Kernel
-from swtdx.uapi.traced_kernel import TracedKernel
-from swtdx.vmm.board.virtio.blk import VirtioBlk
 from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
-from swtdx.vmm.board.virtio.rng import VirtioRng
-from swtdx.vmm.disk_image import DiskImage
 from swtdx.vmm.launch import LaunchError, check_tdx
 
 if TYPE_CHECKING:
     from swtdx.cli.recorded_run import Repeatable
     from swtdx.cli.run_options import Options
+    from swtdx.lint.report import Findings
     from swtdx.lying.live import Answers
+    from swtdx.trace.event import Emit
+    from swtdx.vmm.disk_image import DiskImage
 
 _LEAST_PLATFORM_GIB = 8
 _EMBEDDED = "; the embedded kernel, which needs no TDX hardware, is the default (omit --kvm)"
@@ -66,7 +63,11 @@ def kernel_named(
     (`swtdx.lying`).
     """
     if name == "host":
-        return HostKernel() if trace is None else TracedKernel(HostKernel(), trace)
+        if trace is None:
+            return HostKernel()
+        from swtdx.uapi.traced_kernel import TracedKernel
+
+        return TracedKernel(HostKernel(), trace)
     from swtdx.cpu.platform import Platform
     from swtdx.machine import open_kernel
 
@@ -169,9 +170,14 @@ def devices(
 
     ``put`` gets what a virtio console shows, ``size`` is that of its terminal; ``random`` is virtio-rng's source.
     """
-    for disk in disks:
-        yield VirtioBlk(disk)
+    if disks:
+        from swtdx.vmm.board.virtio.blk import VirtioBlk
+
+        for disk in disks:
+            yield VirtioBlk(disk)
     if options.virtio_console:
         yield VirtioConsole(put, size)
     if options.rng:
+        from swtdx.vmm.board.virtio.rng import VirtioRng
+
         yield VirtioRng(random)

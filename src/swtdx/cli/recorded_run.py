@@ -26,8 +26,7 @@ from swtdx.cli.parameters import InputError
 from swtdx.cli.saved_machine import ALIKE, td_as_json, td_from_json
 from swtdx.cpu.counted import BoardClock, Chance, CountedClock, Happening, Moment
 from swtdx.cpu.platform import Platform, host_features
-from swtdx.image.firmware import find_firmware
-from swtdx.image.shim import NAME as NO_FIRMWARE
+from swtdx.image.firmware import NO_FIRMWARE, find_firmware
 from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.disk_image import parse_disk
 from swtdx.vmm.launch import Machine

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import threading
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swtdx.cli.output import Output
-from swtdx.trace.batch import Repeated, Sink
-from swtdx.trace.event import Event
-from swtdx.trace.file import TraceFormat, TraceWriter
-from swtdx.trace.history import RunHistory
+
+if TYPE_CHECKING:
+    from swtdx.trace.batch import Repeated, Sink
+    from swtdx.trace.event import Event
+    from swtdx.trace.file import TraceWriter
+    from swtdx.trace.format import TraceFormat
+    from swtdx.trace.history import RunHistory
 
 
 class Recording:
@@ -31,12 +34,18 @@ class Recording:
         self._held: list[Event] | None = []
         self._sinks: list[Sink] = []
         self._writer: TraceWriter | None = None
-        self._history = RunHistory() if html is not None else None
+        self._history: RunHistory | None = None
+        if html is not None:
+            from swtdx.trace.history import RunHistory
+
+            self._history = RunHistory()
         self._origin = 0
 
     @property
     def sink(self) -> Sink:
         """What takes the events."""
+        from swtdx.trace.batch import Sink
+
         return Sink(self.emit, self.emit_all)
 
     @property
@@ -64,6 +73,18 @@ class Recording:
 
     def begin(self) -> None:
         """Take the outputs, which are empty now."""
+        if self.wanted:
+            self._begin_sinks()
+        with self._lock:
+            held, self._held = self._held or [], None
+            for event in held:
+                for sink in self._sinks:
+                    sink.each(event)
+
+    def _begin_sinks(self) -> None:
+        from swtdx.trace.batch import Sink
+        from swtdx.trace.file import TraceWriter
+
         if self._held:
             self._origin = self._held[0].t
         if self._history is not None:
@@ -72,11 +93,6 @@ class Recording:
         if self.trace is not None:
             self._writer = TraceWriter(self.trace, self._form, self._command, self._origin or None)
             self._sinks.append(Sink(self._writer.emit, self._writer.emit_all))
-        with self._lock:
-            held, self._held = self._held or [], None
-            for event in held:
-                for sink in self._sinks:
-                    sink.each(event)
 
     @property
     def events(self) -> int:

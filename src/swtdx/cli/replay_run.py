@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from swtdx.trace.file import TraceFormat
+from swtdx.trace.format import TraceFormat
 
 EPILOG = """
 [bold]Examples[/bold]

@@ -26,7 +26,7 @@ from swtdx.cli.kernel_choice import (
     module_refusal,
 )
 from swtdx.cli.option_groups import grouped
-from swtdx.trace.file import TraceFormat
+from swtdx.trace.format import TraceFormat
 
 if TYPE_CHECKING:
     from swtdx.vmm.launch import TdParameters

@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swtdx.trace.file import TraceFormat
+from swtdx.trace.format import TraceFormat
 from swtdx.uapi.dialect import Dialect
 from swtdx.vmm.launch import TdParameters
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,18 +30,13 @@ from swtdx.cli.run_options import OnPanic, Options
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.voice import Voice
 from swtdx.explain.notes import explained, outcome_explained, refused_rbp, unread_ve
-from swtdx.image.firmware import FirmwareError, find_firmware
-from swtdx.image.linux_image import LinuxBoot, LinuxImageError, load
-from swtdx.image.shim import NAME as NO_FIRMWARE
-from swtdx.image.smbios import SmbiosError, parse_smbios
+from swtdx.image.firmware import NO_FIRMWARE, FirmwareError, find_firmware
 from swtdx.image.tdvf import TdvfError
 from swtdx.uapi.abilities import KeepError, powers_off
 from swtdx.uapi.client import Kvm
 from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.console import BOOT_MENU_OFFERED, HELP, SHELL_PROMPT, GuestOutput, Keyboard, TextStream, TextWatch
-from swtdx.vmm.disk_image import DiskError, DiskImage, open_disk, parse_disk
 from swtdx.vmm.execution import Execution
-from swtdx.vmm.gdb.server import GdbServer
 from swtdx.vmm.halts import HaltCounter
 from swtdx.vmm.launch import LaunchError, Machine, Plan, check_plan, direct_boot, launch
 from swtdx.vmm.outcome import STATUS_BAD_INPUT, End, Outcome
@@ -50,8 +45,11 @@ from swtdx.vmm.run import Run, StuckVcpu
 
 if TYPE_CHECKING:
     from swtdx.cli.recorded_run import Repeatable
+    from swtdx.image.linux_image import LinuxBoot
     from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
+    from swtdx.vmm.disk_image import DiskImage
+    from swtdx.vmm.gdb.server import GdbServer
 
 UNATTENDED_SECONDS = 300.0  # with neither a terminal nor --until nor --timeout
 _FLUSH_SECONDS = 0.05
@@ -86,7 +84,7 @@ def run(options: Options) -> int:
     with ExitStack() as files:
         interruption = files.enter_context(Interruption())
         outputs = files.enter_context(Outputs())
-        disks = [files.enter_context(open_disk(parse_disk(text))) for text in options.disks]
+        disks = [files.enter_context(disk) for disk in _disks(options)]
         if options.snapshot is not None:
             from swtdx.cli.saved_machine import check_disks_are_kept
 
@@ -139,11 +137,11 @@ def _terminal_size() -> tuple[int, int] | None:
 
 def _has_console(options: Options) -> bool:
     """Whether the kernel has a command line with a console, as far as is known: a UKI brings its own."""
-    from swtdx.attest.uki import parse_uki
-
     if "console=" in (options.append or "") or "earlyprintk" in (options.append or ""):
         return True
     assert options.kernel is not None
+    from swtdx.attest.uki import parse_uki
+
     try:
         return not options.append and parse_uki(options.kernel.read_bytes()) is not None
     except OSError:
@@ -195,13 +193,26 @@ def _check_secure_boot(options: Options, plan: Plan, linux: LinuxBoot, voice: Vo
     voice.say(f"warning: {refusal}")
 
 
+def _disks(options: Options) -> Iterator[AbstractContextManager[DiskImage]]:
+    """Yield each disk, to be opened before the next is asked for. Raises DiskError."""
+    if options.disks:
+        from swtdx.vmm.disk_image import open_disk, parse_disk
+
+        for text in options.disks:
+            yield open_disk(parse_disk(text))
+
+
 def _plan(options: Options) -> Plan:
     """Return what to build, before there are devices.
 
     Raises InputError, SmbiosError, FirmwareError, LinuxImageError.
     """
     tdx = options.td is not None
-    smbios = parse_smbios(options.smbios) if options.smbios else None
+    smbios = None
+    if options.smbios:
+        from swtdx.image.smbios import parse_smbios
+
+        smbios = parse_smbios(options.smbios)
     if str(options.firmware) != NO_FIRMWARE:
         firmware = find_firmware(options.firmware, tdx=tdx)
         return Plan(firmware, options.memory, options.cpus, options.td, linux=_linux(options), smbios=smbios)
@@ -221,6 +232,8 @@ def _linux(options: Options) -> LinuxBoot | None:
             if value is not None:
                 raise InputError(f"{name} needs a kernel: give --kernel")
         return None
+    from swtdx.image.linux_image import load
+
     return load(options.kernel, options.initrd, options.append or "", options.memory)
 
 
@@ -609,4 +622,10 @@ def _announcement(machine: Machine, seconds: float, restored: Path | None) -> st
     return f"the TD is built and measured ({seconds:.2f} s), running"
 
 
-BAD_INPUT = (InputError, OutputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError, SmbiosError)
+def bad_input() -> tuple[type[Exception], ...]:
+    """Return what is raised for what a person gave; called when something was raised."""
+    from swtdx.image.linux_image import LinuxImageError
+    from swtdx.image.smbios import SmbiosError
+    from swtdx.vmm.disk_image import DiskError
+
+    return InputError, OutputError, FirmwareError, TdvfError, LaunchError, LinuxImageError, DiskError, SmbiosError

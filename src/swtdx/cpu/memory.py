@@ -25,7 +25,6 @@ from __future__ import annotations
 import array
 import mmap
 import os
-import secrets
 import threading
 from bisect import bisect_right, insort
 from typing import TYPE_CHECKING
@@ -84,7 +83,7 @@ class PhysicalMemory:
         self.on_broken: Callable[[int], None] | None = None
         """Called with each page whose integrity breaks, for the module, which reads pages without a guest."""
         self._keys: dict[int, bytes] = {}
-        self.random: Callable[[int], bytes] = secrets.token_bytes
+        self.random: Callable[[int], bytes] = os.urandom
         self._windows: dict[int, tuple[int, int]] = {}
         self._window_bases: list[int] = []
         """Ascending."""

@@ -11,7 +11,7 @@ processor on which it entered.
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -100,7 +100,7 @@ class Processor:
         self.platform = platform or Platform()
         self.memory = PhysicalMemory(self.platform.memory_size, self.platform.keyid_shift)
         self.clock = Clock()
-        self.random: Callable[[int], bytes] = secrets.token_bytes
+        self.random: Callable[[int], bytes] = os.urandom
         """Where random numbers come from."""
         self._tsc_ratio = self.platform.tsc_ratio
         self._tsc_bias = 0  # ticks

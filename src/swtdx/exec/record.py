@@ -25,7 +25,8 @@ from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.kept_file import KeptFile
 from swtdx.trace.batch import Repeated, Sink
 from swtdx.trace.event import Event
-from swtdx.trace.file import TraceFormat, TraceWriter
+from swtdx.trace.file import TraceWriter
+from swtdx.trace.format import TraceFormat
 
 if TYPE_CHECKING:
     from swtdx.machine import MachineKernel

@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from swtdx.seam.tables import load as module_table
@@ -63,7 +63,7 @@ class Refusal:
 @cache
 def table(name: str) -> dict[str, Any]:
     """One of the tables, as parsed JSON."""
-    parsed: dict[str, Any] = json.loads(files(__package__).joinpath(f"{name}.json").read_text("ascii"))
+    parsed: dict[str, Any] = json.loads(Path(__file__).with_name(f"{name}.json").read_text("ascii"))
     return parsed
 
 

@@ -8,15 +8,12 @@ that tells its reason (the embedded one) makes a list of all rules that could be
 from __future__ import annotations
 
 import errno as errnos
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import reason_name
 from swtdx.explain import words
-from swtdx.explain.failure import Failed, explain_failure
-from swtdx.explain.status import explain_status
 from swtdx.uapi import kvm
 from swtdx.uapi.abilities import last_refusal
 from swtdx.uapi.client import KvmError
@@ -25,6 +22,9 @@ from swtdx.uapi.dialect import Dialect
 from swtdx.uapi.kernel import Kernel
 from swtdx.uapi.reason import NO_REASON, Reason
 from swtdx.vmm.outcome import End, Outcome
+
+if TYPE_CHECKING:
+    from swtdx.explain.failure import Failed
 
 SHOWN_RULES = 3
 """With more rules than these, and a reason, the rules are left to ``swtdx explain``."""
@@ -46,6 +46,8 @@ def explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
 
 def failure_lines(error: KvmError, dialect: Dialect, reason: Reason | None = None) -> list[str]:
     """Explain a refused ioctl in lines for a person, without the sentence of the error itself."""
+    from swtdx.explain.failure import Failed, explain_failure
+
     ioctl = error.ioctl.partition(" ")[0]  # "open /dev/kvm"
     failed = Failed(errno_name(error.errno or 0), ioctl, error.hw_error, reason=reason or NO_REASON)
     found = explain_failure(failed, dialect)
@@ -67,6 +69,8 @@ def outcome_explained(outcome: Outcome, dialect: Dialect | None, *, td: bool) ->
         lines = failure_lines(error, dialect or Dialect.UPSTREAM, outcome.reason)
         return [line for line in lines if not line.startswith("reason ")]  # the outcome's own sentence has it
     if td and details.get("suberror") == kvm.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON and details["data"]:
+        from swtdx.explain.status import explain_status
+
         return words.text(explain_status(details["data"][0], VP_ENTER))
     return []
 
@@ -98,6 +102,8 @@ def refused_rbp() -> list[str]:
 
 
 def _command(failed: Failed, dialect: Dialect) -> str:
+    import shlex
+
     words_of = ["swtdx", "explain", failed.errno, "--command", failed.ioctl]
     if failed.hw_error:
         words_of += ["--hw-error", f"{failed.hw_error:#x}"]

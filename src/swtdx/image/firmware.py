@@ -20,6 +20,9 @@ from typing import Any
 
 from swtdx.image.tdvf import MAXIMUM_IMAGE_SIZE, TdvfError, check_image_size, parse
 
+NO_FIRMWARE = "none"
+"""What stands for "no firmware" where a firmware is named."""
+
 FEATURE = "intel-tdx"
 _NAMED = "it was named"
 _LONGEST_DESCRIPTOR = 1 << 20  # characters

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING
 
-from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.memory_map import MemoryMap
+
+if TYPE_CHECKING:
+    from swtdx.image.linux_image import LinuxBoot
 
 
 class Key(IntEnum):

@@ -10,8 +10,6 @@ owner alone, so that test quotes come from where they seem to come from.
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,7 +52,8 @@ def report_key(folder: Path, fresh: bytes | None = None) -> bytes:
         try:
             key = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except FileNotFoundError:
-            write_once(made(folder) / REPORT_KEY, f"{(fresh or secrets.token_bytes(REPORT_KEY_SIZE)).hex()}\n".encode())
+            made_now = fresh or os.urandom(REPORT_KEY_SIZE)
+            write_once(made(folder) / REPORT_KEY, f"{made_now.hex()}\n".encode())
             continue
         except OSError as error:
             raise FolderError(f"{path} cannot be read: {error.strerror}") from None
@@ -68,6 +67,8 @@ def report_key(folder: Path, fresh: bytes | None = None) -> bytes:
 
 def write_once(path: Path, content: bytes) -> None:
     """Write a file in one step, unless it exists. Raises `FolderError`."""
+    import tempfile
+
     temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # readable by its owner only

@@ -9,7 +9,7 @@ one of real hardware.
 from __future__ import annotations
 
 import hashlib
-import secrets
+import os
 from dataclasses import dataclass, field
 
 from swtdx.seam.hardware import Processor
@@ -78,7 +78,7 @@ class Identity:
     """TEE_TCB_INFO.VALID: what reports of real 1.5 modules show (of 1.0: 0x1FF)."""
     mrseam: bytes = hashlib.sha384(b"swtdx test TDX module 1.5.06").digest()
     mrsignerseam: bytes = bytes(48)
-    report_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    report_key: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
     """HMAC-SHA-256 key of REPORTMACSTRUCT; inside the processor on real hardware."""
 
     @classmethod

@@ -19,13 +19,13 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import swtdx
 from swtdx.trace.batch import Repeated
 from swtdx.trace.event import Event, Exit, Injected, Syscall, Tdcall, from_json
+from swtdx.trace.format import TraceFormat
 
 VERSION = 1
 
@@ -37,13 +37,6 @@ _NOT_VALID = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 _HELD_BYTES = 8192  # written at once
 _SLICE_DETAILS = ("args", "out", "on", "status", "text", "errno", "lp")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-
-
-class TraceFormat(StrEnum):
-    """How a trace is written."""
-
-    jsonl = "jsonl"
-    chrome = "chrome"
 
 
 class TraceError(Exception):

@@ -24,16 +24,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from swtdx.clock import Clock
-from swtdx.image import shim
-from swtdx.image.boot_protocol import DirectBoot, lay_out
-from swtdx.image.firmware import Firmware
+from swtdx.image.firmware import NO_FIRMWARE, Firmware
 from swtdx.image.initial_memory import AddedRegion, InitialMemoryError, section_contents
-from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.memory_map import IDENTITY_MAP_ADDRESS, TSS_ADDRESS, MemoryMap
 from swtdx.image.mrtd import MrtdPredictor, Order
-from swtdx.image.smbios import SmbiosFields
 from swtdx.image.tdvf import Section, Tdvf, check_memory, parse, unfilled
 from swtdx.uapi import kvm
 from swtdx.uapi.abilities import KeepError, Keeping, keeping
@@ -45,12 +42,16 @@ from swtdx.vmm.board.pvpanic import PanicEvent
 from swtdx.vmm.board.q35 import Board
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.get_quote import QuoteSource
-from swtdx.vmm.kernel_entry import enter, ordinary_vm
 from swtdx.vmm.memory import staged
 from swtdx.vmm.slots import MemorySlots
 from swtdx.vmm.tdvmcall import EventNotification
 from swtdx.vmm.vcpu_model import td_xfam, vcpu_cpuid, without_shared_pages
 from swtdx.x86 import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from swtdx.image.boot_protocol import DirectBoot
+    from swtdx.image.linux_image import LinuxBoot
+    from swtdx.image.smbios import SmbiosFields
 
 # OVMF takes the local APIC's timer to run at KVM's own 1 GHz, in TDs too (PcdFSBClock). A TD's CPUID leaf 0x15 tells
 # 25 MHz, which is what QEMU sets (40 ns), and then every timer of the firmware is 40 times too slow: a key takes 0.8 s.
@@ -202,15 +203,23 @@ def direct_boot(linux: LinuxBoot, memory_size: int, cpus: int, *, td: bool) -> t
 
     A TD needs something at its reset vector all the same: the shim. Raises LinuxImageError.
     """
+    from swtdx.image import shim
+    from swtdx.image.boot_protocol import lay_out
+
     boot = lay_out(linux, MemoryMap(memory_size, shim.SIZE if td else 0), cpus, td=td)
-    return boot, shim.firmware(boot) if td else Firmware(Path(shim.NAME), shim.WHY, b"")
+    return boot, shim.firmware(boot) if td else Firmware(Path(NO_FIRMWARE), shim.WHY, b"")
 
 
 def check_plan(plan: Plan) -> Tdvf | None:
     """Everything that can be known before the kernel is asked. Raises TdvfError or LaunchError."""
     if plan.td is None:
         return None
-    tdvf = shim.tdvf(plan.direct) if plan.direct else parse(plan.firmware.image, str(plan.firmware.path))
+    if plan.direct:
+        from swtdx.image import shim
+
+        tdvf = shim.tdvf(plan.direct)
+    else:
+        tdvf = parse(plan.firmware.image, str(plan.firmware.path))
     check_memory(tdvf, plan.layout.ram)
     for fault in unfilled(tdvf):
         raise LaunchError(str(fault))
@@ -250,6 +259,8 @@ def _launch_vm(device: Kvm, plan: Plan, undo: ExitStack) -> Machine:
     vcpus = _vcpus(device, vm, plan, undo)
     if plan.direct is not None and not plan.empty:
         plan.progress("loading the kernel")
+        from swtdx.vmm.kernel_entry import enter, ordinary_vm
+
         for piece in (*ordinary_vm(), *plan.direct.pieces()):
             slots.memory.write(piece.address, piece.contents)
         enter(vcpus[0], plan.direct)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import struct
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from swtdx.image.boot_protocol import (
@@ -32,7 +31,7 @@ from swtdx.image.boot_protocol import (
     DirectBoot,
     Piece,
 )
-from swtdx.image.firmware import Firmware
+from swtdx.image.firmware import NO_FIRMWARE, Firmware
 from swtdx.image.tdvf import (
     DESCRIPTOR_SIGNATURE,
     DESCRIPTOR_VERSION,
@@ -44,9 +43,6 @@ from swtdx.image.tdvf import (
 )
 from swtdx.units import PAGE_SIZE
 
-NAME = "none"
-"""What stands for "no firmware" where a firmware is named."""
-
 SIZE = FOUR_GIB - SHIM
 WHY = "a kernel is entered directly"
 
@@ -54,7 +50,7 @@ WHY = "a kernel is entered directly"
 @cache
 def assembled() -> bytes:
     """The page as it was assembled, without metadata."""
-    page = resources.files(__name__).joinpath("shim.bin").read_bytes()
+    page = Path(__file__).with_name("shim.bin").read_bytes()
     if len(page) != SIZE or any(page[:METADATA_ROOM]):
         raise ValueError("shim.bin is not what the assembler made of shim.S")
     return page
@@ -72,13 +68,13 @@ def image(boot: DirectBoot) -> bytes:
 
 def firmware(boot: DirectBoot) -> Firmware:
     """The image as a launch takes it."""
-    return Firmware(Path(NAME), WHY, image(boot))
+    return Firmware(Path(NO_FIRMWARE), WHY, image(boot))
 
 
 def tdvf(boot: DirectBoot) -> Tdvf:
     """The image parsed, with what the VMM brings in its place: all that a launch adds or a verifier predicts with."""
     brought = {number: contents for number, (_, _, _, contents) in enumerate(_sections(boot), 1) if contents}
-    return parse(image(boot), NAME).with_contents(brought)
+    return parse(image(boot), NO_FIRMWARE).with_contents(brought)
 
 
 def _sections(boot: DirectBoot) -> list[tuple[SectionType, int, int, bytes]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 MODULE_VERSION = "1.5.06"
@@ -28,7 +28,7 @@ def load(name: str) -> dict[str, Any]:
 
     Raises TableError with the first thing found wrong.
     """
-    table: dict[str, Any] = json.loads(files(__package__).joinpath(f"{name}.json").read_text("ascii"))
+    table: dict[str, Any] = json.loads(Path(__file__).with_name(f"{name}.json").read_text("ascii"))
     wanted = name.partition("-")[2] or MODULE_VERSION
     if table.get("version") != wanted:
         raise TableError(f"{name}.json is for module version {table.get('version')}, not {wanted}")

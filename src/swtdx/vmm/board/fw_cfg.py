@@ -11,12 +11,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from enum import IntFlag
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from swtdx.image.fw_cfg_items import Key, linux_items, standard_items
-from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.memory_map import MemoryMap
 from swtdx.vmm.board.bus import PortBus
+
+if TYPE_CHECKING:
+    from swtdx.image.linux_image import LinuxBoot
 
 SELECTOR_PORT = 0x510
 DATA_PORT = 0x511

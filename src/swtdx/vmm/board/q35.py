@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from swtdx.clock import Clock
 from swtdx.image import acpi_tables
 from swtdx.image.fw_cfg_items import standard_files
 from swtdx.image.io_map import FIRMWARE_PMBASE
-from swtdx.image.linux_image import LinuxBoot
 from swtdx.image.memory_map import ECAM_BASE, ECAM_SIZE, IOAPIC_BASE, MemoryMap
-from swtdx.image.smbios import SmbiosFields
 from swtdx.vmm.board.acpi_pm import AcpiPm, PowerEvent
 from swtdx.vmm.board.bus import MmioBus, PortBus
 from swtdx.vmm.board.debug_exit import DebugExit
@@ -49,6 +48,10 @@ from swtdx.vmm.board.virtio.console import VirtioConsole
 from swtdx.vmm.board.virtio.device import VirtioDevice
 from swtdx.vmm.board.virtio.pci import VirtioPci
 from swtdx.vmm.board.virtio.ring import DmaMemory
+
+if TYPE_CHECKING:
+    from swtdx.image.linux_image import LinuxBoot
+    from swtdx.image.smbios import SmbiosFields
 
 FIRST_FREE_SLOT = 1
 LAST_FREE_SLOT = 24  # those above are the chipset's own

@@ -11,7 +11,6 @@ that is clear and enabled would be set.  So a guest that does not acknowledge a 
 
 from __future__ import annotations
 
-import calendar
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -260,6 +259,8 @@ class Rtc:
         century, year, month, day, minute, second = decoded
         if not (1 <= month <= 12 and 1 <= day <= 31 and hour < 24 and minute < 60 and second < 60):
             return
+        import calendar  # with datetime and locale: few guests set the clock
+
         try:
             set_to = calendar.timegm((century * 100 + year, month, day, hour, minute, second, 0, 0, 0))
         except (ValueError, OverflowError):
