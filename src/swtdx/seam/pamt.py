@@ -75,6 +75,10 @@ class PageSize(IntEnum):
         return 12 + 9 * self
 
 
+_SHIFTS = tuple((size, size.shift, (1 << size.shift) - 1) for size in PageSize)
+"""Each size with its shift, and what rounds up to it: a machine that starts computes with them for each 4 MiB."""
+
+
 @dataclass(frozen=True)
 class Tdmr:
     """One trust domain memory region and where its metadata lies; areas are absolute (base, size)."""
@@ -129,11 +133,10 @@ class Pamt:
         start = self._progress[base]
         pages = SLICE_PAGES if tdmr.size < LARGE_TDMR else LARGE_SLICE_PAGES
         end = min(start + pages * PAGE_SIZE, tdmr.end)
-        for size in PageSize:
-            table, _ = tdmr.pamt[size]
-            first = (start - base + (1 << size.shift) - 1) >> size.shift
-            last = (end - base + (1 << size.shift) - 1) >> size.shift
-            self._fill(tdmr, table, first, last, size, hkid)
+        for size, shift, rest in _SHIFTS:
+            first, last = start - base + rest >> shift, end - base + rest >> shift
+            if first != last:
+                self._fill(tdmr, tdmr.pamt[size][0], first, last, size, hkid)
         self._progress[base] = end
         if end % GIB == 0 or end == tdmr.end:
             self._open_block(tdmr, (end - 1) >> 30)
@@ -141,8 +144,6 @@ class Pamt:
 
     def _fill(self, tdmr: Tdmr, table: int, first: int, last: int, size: PageSize, hkid: int) -> None:
         begin, length = table + first * ENTRY_SIZE, (last - first) * ENTRY_SIZE
-        if length == 0:
-            return
         if begin & PAGE_OFFSET_MASK or length & PAGE_OFFSET_MASK:
             self._fill_part(begin, length, hkid)
         else:
