@@ -17,7 +17,6 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 from swtdx.uapi import kvm
@@ -92,8 +91,8 @@ class Run:
         self._finish_lock = threading.Lock()
         self._conversion_lock = threading.Lock()
         self._threads: dict[int, int] = {}
-        self._futures: list[Future[None]] = []
-        self._executor: ThreadPoolExecutor | None = None
+        self._started: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
         self._old_handler: object = None
         self._exit_counts = [[0] * _COUNTED_REASONS for _ in machine.vcpus]
         self._port_counts: list[defaultdict[int, int]] = [defaultdict(int) for _ in machine.vcpus]
@@ -131,11 +130,10 @@ class Run:
         if threading.current_thread() is threading.main_thread():
             self._old_handler = signal.signal(KICK_SIGNAL, _kicked)
         self.started_at = time.monotonic()
-        self._executor = ThreadPoolExecutor(len(self.machine.vcpus), thread_name_prefix="vcpu")
         for vcpu in self.machine.vcpus:
-            future = self._executor.submit(self._vcpu_thread, vcpu)
-            future.add_done_callback(self._thread_ended)
-            self._futures.append(future)
+            thread = threading.Thread(target=self._vcpu_thread, args=(vcpu,), name=f"vcpu_{vcpu.id}")
+            thread.start()
+            self._started.append(thread)
 
     def wait(self, seconds: float | None = None) -> Outcome | None:
         """The outcome, or None when ``seconds`` are over first."""
@@ -182,20 +180,17 @@ class Run:
             self.finish(Outcome(End.INTERRUPTED, "the run was stopped"))
         self._tdvmcalls.close()
         deadline = time.monotonic() + _PATIENCE_SECONDS
-        while any(not future.done() for future in self._futures):
+        while running := [thread for thread in self._started if thread.is_alive()]:
             if time.monotonic() > deadline:
                 stuck = [str(number) for number in sorted(self._threads)]
                 raise StuckVcpu(f"the kernel does not let go of vCPU {', '.join(stuck)}, although it was told to")
             self._kick()
-            wait(self._futures, _KICK_SECONDS)
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+            running[0].join(_KICK_SECONDS)
         if self._old_handler is not None:
             signal.signal(KICK_SIGNAL, self._old_handler)  # type: ignore[arg-type]
             self._old_handler = None
-        for future in self._futures:
-            future.result()
+        for error in self._errors:
+            raise error
 
     def _kick(self) -> None:
         for vcpu in self.machine.vcpus:
@@ -204,11 +199,14 @@ class Run:
             for thread in list(self._threads.values()):
                 signal.pthread_kill(thread, KICK_SIGNAL)
 
-    def _thread_ended(self, future: Future[None]) -> None:
-        if future.exception() is not None:
-            self.finish(Outcome(End.INTERNAL_ERROR, f"internal error: {future.exception()!r}"))
-
     def _vcpu_thread(self, vcpu: Vcpu) -> None:
+        try:
+            self._run_vcpu(vcpu)
+        except BaseException as error:  # noqa: BLE001 - `stop` raises it
+            self._errors.append(error)
+            self.finish(Outcome(End.INTERNAL_ERROR, f"internal error: {error!r}"))
+
+    def _run_vcpu(self, vcpu: Vcpu) -> None:
         self._threads[vcpu.id] = threading.get_ident()
         page = memoryview(vcpu.mapping)
         try:
