@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from swtdx.clock import Clock
 from swtdx.cpu.platform import Platform
 from swtdx.cpu.processor import Processor
-from swtdx.inject.line import GPA_OF_IOCTL, Faults
 from swtdx.linux.arch.x86.kvm.x86.vcpu_ioctl import VcpuFile
 from swtdx.linux.arch.x86.kvm.x86.vm_ioctl import VmFile
 from swtdx.linux.config import KernelConfig, KernelSwitches
@@ -41,9 +40,11 @@ from swtdx.x86 import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from swtdx.cpu.counted import Chance, CountedClock
+    from swtdx.inject.line import Faults
     from swtdx.lint.report import Findings
     from swtdx.linux.arch.x86.kvm.vmx.tdx_debug import TdxDebug
     from swtdx.lying.live import Answers
+    from swtdx.seam.hardware import SeamModule
     from swtdx.snapshot.taken import Snapshot, Times
     from swtdx.trace.event import Emit
 
@@ -67,8 +68,14 @@ class MachineKernel(EmulatedKernel):
         self.module = module
         self.flush_trace: Callable[[], None] = lambda: None
         """Report what a trace still holds back: the last exit of each vCPU."""
-        self.faults = Faults(())
+        self._faults: Faults | None = None
+
+    @property
+    def faults(self) -> Faults:
         """What was asked to fail (``inject``), and how often it did."""
+        if self._faults is None:
+            self._faults = _faults((), wait=False)
+        return self._faults
 
     def inspect_td(self, vm_fd: int) -> dict[str, Any]:
         """Return what the TDX module holds of the TD behind a VM's descriptor.
@@ -94,7 +101,8 @@ class MachineKernel(EmulatedKernel):
 
     def injections(self) -> list[dict[str, Any]]:
         """Return for each fault of ``inject``: ``injection``, ``calls``, ``struck``, and ``text``, a sentence."""
-        return [{**armed.as_json(), "text": str(armed)} for armed in self.faults.armed]
+        armed = [] if self._faults is None else self._faults.armed
+        return [{**each.as_json(), "text": str(each)} for each in armed]
 
     def everifyreport2(self, report_mac_struct: bytes) -> bool:
         """Return whether this machine's module made a REPORTMACSTRUCT (256 bytes): EVERIFYREPORT2 of an enclave."""
@@ -144,7 +152,8 @@ class MachineKernel(EmulatedKernel):
             self._set_time(snapshot.times, clock)
             self._give_back(snapshot, parts)
             self._set_time(snapshot.times, clock)  # what that took is not the machine's time
-        self.faults.begin()
+        if self._faults is not None:
+            self._faults.begin()
 
     def _give_back(self, snapshot: Snapshot, parts: Sequence[object]) -> None:
         """Put the state in. A machine into which it does not fit is of no use any more: it is switched off."""
@@ -205,6 +214,8 @@ class FaultyKernel(MachineKernel):
 
     def _touched(self, name: str, arg: int) -> range | None:
         """Return the guest physical addresses that the argument of an ioctl or sub-command names."""
+        from swtdx.inject.line import GPA_OF_IOCTL
+
         base, size, shift = GPA_OF_IOCTL[name]
         try:
             if name in REQUESTS:
@@ -254,10 +265,10 @@ def boot(
     config = replace(config, **switches)
     processor = Processor(platform) if counted is None else _counted(platform or Platform(), *counted)
     module = TdxModule(processor, _identity(processor.platform))
-    faults = _faults(inject, wait=inject_later)
-    loaded = faults.module(module)
+    faults = _faults(inject, wait=inject_later) if inject else None
+    loaded: SeamModule = module if faults is None else faults.module(module)
     flush: Callable[[], None] | None = None
-    if faults.seamcalls or counted is not None:
+    if (faults is not None and faults.seamcalls) or counted is not None:
         # Each SEAMCALL may fail; and a run that is repeated exits at the same instructions.
         processor.first_touches = None
     if trace is not None:
@@ -278,11 +289,11 @@ def boot(
         if counted is not None:
             counted[0].followers.append(pending)
     processor.load_seam_module(loaded)
-    made = FaultyKernel if faults.has_ioctls else MachineKernel
+    made = FaultyKernel if faults is not None and faults.has_ioctls else MachineKernel
     kernel = made(processor, module, dialect, config)
-    kernel.faults = faults
+    kernel._faults = faults
     if counted is not None:
-        counted[0].followers += faults.armed
+        counted[0].followers += faults.armed if faults is not None else ()
         kernel.new_wait_queue = partial(CountedWait, counted[0])
     if trace is not None:
         from swtdx.linux.traced_ops import told
@@ -295,6 +306,8 @@ def boot(
 
 
 def _faults(texts: Sequence[str], *, wait: bool) -> Faults:
+    from swtdx.inject.line import Faults
+
     if not texts:
         return Faults(())
     from swtdx.inject.parse import parse_all  # with the tables of `explain`, for those who ask for faults only

@@ -17,6 +17,7 @@ import typer
 
 from swtdx.cli.declaration import for_typer
 from swtdx.cli.plain import COMMANDS, plain_call
+from swtdx.quoting.machine_folder import default_folder, report_key
 from testing.evidence import collateral, pki, quote_of
 from testing.tdreport import TdReportFields
 from testing.tdvf_image import image_with
@@ -135,12 +136,13 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
 
 
 UNUSED = (
-    *("swtdx.vmm.gdb", "swtdx.trace.", "swtdx.lint", "swtdx.lying", "swtdx.fuzzing"),
+    *("swtdx.vmm.gdb", "swtdx.trace.", "swtdx.inject", "swtdx.lint", "swtdx.lying", "swtdx.fuzzing"),
     *("swtdx.cli.saved_machine", "swtdx.cli.recorded_run", "swtdx.explain.failure", "swtdx.explain.status"),
     *("swtdx.cpu.watched_context", "swtdx.seam.traced_module", "swtdx.uapi.traced_kernel", "swtdx.linux.traced_ops"),
     *("swtdx.image.linux_image", "swtdx.image.boot_protocol", "swtdx.image.shim", "swtdx.image.smbios", "swtdx.attest"),
     *("swtdx.vmm.disk_image", "swtdx.vmm.qgs", "swtdx.vmm.kernel_entry", "swtdx.linux.arch.x86.kvm.vmx.tdx_debug"),
-    *("typer", "rich", "socket", "importlib.resources", "gzip", "uuid", "platform", "calendar"),
+    *("typer", "rich", "socket", "tempfile", "importlib.resources", "gzip", "uuid", "platform", "calendar", "random"),
+    "concurrent",
 )  # fmt: skip
 """What a run needs for an option that it is not given, or to explain a failure."""
 
@@ -148,6 +150,7 @@ UNUSED = (
 def test_a_plain_run_loads_no_more_than_it_uses(tmp_path: Path) -> None:
     firmware = tmp_path / "loop.fd"
     firmware.write_bytes(image_with(content=b"\xeb\xfe"))  # JMP to itself
+    report_key(default_folder())  # made by the first run only
     loaded = modules_of("run", "--firmware", firmware, "--timeout", "0.01")
     assert "swtdx.machine" in loaded
     assert not [name for name in sorted(loaded) if name.startswith(UNUSED) and name != "swtdx.trace.format"]

@@ -198,7 +198,7 @@ _KERNEL = {
         "processor pages module tdx vms user_windows",
         "config release release_name dialect tdx_huge_page last_refusal sees_signals files cpus timers irqfd_thread "
         "max_vcpu_ids supported_xcr0 supported_xfam arch_capabilities kvm_x86_ops supported_vm_types capabilities "
-        "flush_trace faults new_wait_queue msr_index_list",
+        "flush_trace _faults new_wait_queue msr_index_list",
     ),
     "swtdx.uapi.reason.Reason": _fields("text leaf status rcx rdx by_guest", frozen=True),
 }
