@@ -137,7 +137,7 @@ def test_a_plain_command_loads_neither_typer_nor_the_machine(
 
 UNUSED = (
     *("swtdx.vmm.gdb", "swtdx.trace.", "swtdx.inject", "swtdx.lint", "swtdx.lying", "swtdx.fuzzing"),
-    *("swtdx.cli.saved_machine", "swtdx.cli.recorded_run", "swtdx.explain.failure", "swtdx.explain.status"),
+    *("swtdx.cli.saved_machine", "swtdx.cli.recorded_run", "swtdx.explain", "swtdx.linux.arch.x86.kvm.emulate"),
     *("swtdx.cpu.watched_context", "swtdx.seam.traced_module", "swtdx.uapi.traced_kernel", "swtdx.linux.traced_ops"),
     *("swtdx.image.linux_image", "swtdx.image.boot_protocol", "swtdx.image.shim", "swtdx.image.smbios", "swtdx.attest"),
     *("swtdx.vmm.disk_image", "swtdx.vmm.qgs", "swtdx.vmm.kernel_entry", "swtdx.linux.arch.x86.kvm.vmx.tdx_debug"),

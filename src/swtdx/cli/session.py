@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,6 @@ from swtdx.cli.recording import Recording
 from swtdx.cli.run_options import OnPanic, Options
 from swtdx.cli.standard_streams import GuestConsole
 from swtdx.cli.voice import Voice
-from swtdx.explain.notes import explained, outcome_explained, refused_rbp, unread_ve
 from swtdx.image.firmware import NO_FIRMWARE, FirmwareError, find_firmware
 from swtdx.image.tdvf import TdvfError
 from swtdx.uapi.abilities import KeepError, powers_off
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     from swtdx.image.linux_image import LinuxBoot
     from swtdx.lying.teller import Teller
     from swtdx.snapshot.file import Saved
+    from swtdx.uapi.dialect import Dialect
+    from swtdx.uapi.kernel import Kernel
     from swtdx.vmm.disk_image import DiskImage
     from swtdx.vmm.gdb.server import GdbServer
 
@@ -102,7 +103,7 @@ def run(options: Options) -> int:
             counted.clock.followers.append(lies)
         kernel = kernel_for(options, report_key, trace, None if lint is None else lint.findings, lies, counted)
         plan = replace(plan, quotes=keys.source(kernel))
-        files.enter_context(explained(kernel, options.dialect))
+        files.enter_context(_explained(kernel, options.dialect))
         device = files.enter_context(open_device(options, kernel))
         # These are emptied by this, so only when all that was typed has proved usable.
         outputs.begin()
@@ -191,6 +192,32 @@ def _check_secure_boot(options: Options, plan: Plan, linux: LinuxBoot, voice: Vo
     if not (attended or options.until is not None or options.disks):
         raise InputError(f"{refusal} (--until TEXT, a --disk or a terminal run the firmware without it)")
     voice.say(f"warning: {refusal}")
+
+
+@contextmanager
+def _explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
+    """An error that comes of a failed ioctl leaves with its explanation as notes."""
+    try:
+        yield
+    except Exception as error:
+        from swtdx.explain.notes import add_notes
+
+        add_notes(error, kernel, dialect)
+        raise
+
+
+def _end_explained(options: Options, outcome: Outcome, kept: dict[str, Any]) -> list[str]:
+    """Explain an end that KVM caused, or a crash, in lines for a person; none for other ends."""
+    if outcome.end not in (End.CRASH, End.INTERNAL_ERROR) and not outcome.reason.by_guest:
+        return []
+    from swtdx.explain.notes import outcome_explained, refused_rbp, unread_ve
+
+    lines = outcome_explained(outcome, options.dialect, td=options.td is not None)
+    if outcome.end is End.CRASH:
+        lines += unread_ve(kept.get("unread_ve", []))
+        if options.no_rbp_mod and kept.get("passes_rbp"):
+            lines += refused_rbp()
+    return lines
 
 
 def _disks(options: Options) -> Iterator[AbstractContextManager[DiskImage]]:
@@ -381,12 +408,7 @@ class _Session:
                 kept["lies"] = self.lies.told
             if self.lint is not None:
                 kept["lint"] = self.lint.as_json()
-            explained_end = outcome_explained(outcome, self.options.dialect, td=self.options.td is not None)
-            if outcome.end is End.CRASH:
-                explained_end += unread_ve(kept.get("unread_ve", []))
-                if self.options.no_rbp_mod and kept.get("passes_rbp"):
-                    explained_end += refused_rbp()
-            if explained_end:
+            if explained_end := _end_explained(self.options, outcome, kept):
                 kept["explained"] = explained_end
             self.recording.record = kept
             kernel = powers_off(machine.vm.kernel)

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What ``swtdx run`` prints when a launch or a run fails: the explanation, and how to ask for more.
 
-`explained` puts it on the exception, as notes, where the command line finds it when it has said its sentence. A kernel
+`add_notes` puts it on the exception, as notes, where the command line finds it when it has said its sentence. A kernel
 that tells its reason (the embedded one) makes a list of all rules that could be meant superfluous.
 """
 
 from __future__ import annotations
 
 import errno as errnos
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from swtdx.cpu.vmx import reason_name
@@ -31,17 +29,12 @@ SHOWN_RULES = 3
 VP_ENTER = "TDH.VP.ENTER"
 
 
-@contextmanager
-def explained(kernel: Kernel, dialect: Dialect | None) -> Iterator[None]:
-    """An error that comes of a failed ioctl leaves with its explanation as notes."""
-    try:
-        yield
-    except Exception as error:
-        cause = error if isinstance(error, KvmError) else error.__cause__
-        if isinstance(cause, KvmError):
-            for line in failure_lines(cause, dialect or Dialect.UPSTREAM, last_refusal(kernel)):
-                error.add_note(line)
-        raise
+def add_notes(error: Exception, kernel: Kernel, dialect: Dialect | None) -> None:
+    """Put the explanation of a failed ioctl on an error that comes of one; on no other."""
+    cause = error if isinstance(error, KvmError) else error.__cause__
+    if isinstance(cause, KvmError):
+        for line in failure_lines(cause, dialect or Dialect.UPSTREAM, last_refusal(kernel)):
+            error.add_note(line)
 
 
 def failure_lines(error: KvmError, dialect: Dialect, reason: Reason | None = None) -> list[str]:

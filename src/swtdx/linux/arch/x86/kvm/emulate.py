@@ -42,6 +42,7 @@ from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
     Mmio,
     Unhandled,
     fetch,
+    inject_page_fault,
     translate,
     user_address,
 )
@@ -713,13 +714,6 @@ def _mmio_exit(vcpu: Vcpu, instruction: Instruction, steps: _Whole, access: Acce
 
     vcpu.complete_userspace_io = complete
     return 0
-
-
-def inject_page_fault(context: GuestContext, fault: GuestPageFault) -> int:
-    """Let the guest take the #PF. 1."""
-    context.cr2 = fault.address
-    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, fault.error_code)
-    return 1
 
 
 def handle_emulation_failure(vcpu: Vcpu, code: bytes) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from swtdx.cpu.vmx import BUS_LOCK_DETECTED, EventType, ExitReason
-from swtdx.linux.arch.x86.kvm import emulate
 from swtdx.linux.arch.x86.kvm.cpuid import kvm_update_cpuid_runtime
 from swtdx.linux.arch.x86.kvm.mmu.spte import EPT_VIOLATION_ACC_WRITE
 from swtdx.linux.arch.x86.kvm.mmu.tdp_mmu import RetPf
@@ -213,6 +212,8 @@ def _ept_violation(vcpu: Vcpu, context: GuestContext) -> int:
         return 1
     if context.event_pending:  # vmx_check_emulate_instruction: RIP is not at what made the access
         return _event_vectoring_exit(vcpu, context, gpa)
+    from swtdx.linux.arch.x86.kvm import emulate  # no TD has an instruction to emulate
+
     if kvm.memslots.gfn_to_memslot(gpa >> PAGE_SHIFT) is None and kvm.buses.mmio.listeners:
         listeners = kvm.buses.mmio.listeners.get(gpa)
         if write and listeners and not listeners[0].length and listeners[0].datamatch is None:

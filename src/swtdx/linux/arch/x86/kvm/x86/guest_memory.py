@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swtdx.cpu.vmx import Segment
+from swtdx.cpu.vmx import EventType, Segment
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import access, fetch_access
 from swtdx.linux.mm import PAGE_SHIFT, PAGE_SIZE
 from swtdx.linux.uaccess import copy_from_user, copy_to_user
+from swtdx.uapi.kvm import Vector
 
 if TYPE_CHECKING:
     from swtdx.cpu._engine import GuestContext
@@ -43,6 +44,13 @@ class Unhandled(Exception):
 
 class Mmio(Exception):
     """There is no slot at the guest-physical address, or nothing behind it in user space (any more)."""
+
+
+def inject_page_fault(context: GuestContext, fault: GuestPageFault) -> int:
+    """Let the guest take the #PF. 1."""
+    context.cr2 = fault.address
+    context.inject(Vector.PF, EventType.HARDWARE_EXCEPTION, fault.error_code)
+    return 1
 
 
 def user_address(kvm: Kvm, gpa: int) -> int | None:

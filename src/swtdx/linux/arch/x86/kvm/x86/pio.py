@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swtdx.linux.arch.x86.kvm.emulate import emulate_by, inject_page_fault
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep
-from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, read_linear, write_linear
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
+    GuestPageFault,
+    Mmio,
+    inject_page_fault,
+    read_linear,
+    write_linear,
+)
 from swtdx.linux.virt.kvm import run_struct
 from swtdx.uapi.kvm import KVM_EXIT_IO
 from swtdx.x86 import PAGE_SIZE, Gpr, Rflags
@@ -101,6 +106,8 @@ class StringIo:
         except GuestPageFault as fault:
             return inject_page_fault(self.context, fault)
         except Mmio:
+            from swtdx.linux.arch.x86.kvm.emulate import emulate_by
+
             return emulate_by(self.vcpu, self.context, lambda instruction: self._store(instruction, data))
         return self.advance(items)
 
@@ -120,6 +127,8 @@ class StringIo:
         except GuestPageFault as fault:
             return inject_page_fault(self.context, fault)
         except Mmio:
+            from swtdx.linux.arch.x86.kvm.emulate import emulate_by
+
             self.count = 1
             return emulate_by(self.vcpu, self.context, self._load)
         return self.write_device(_in_order(data, self.size) if self.backwards else data)

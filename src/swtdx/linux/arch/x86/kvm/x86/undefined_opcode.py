@@ -12,11 +12,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from swtdx.cpu.vmx import EventType, Segment
-from swtdx.linux.arch.x86.kvm.emulate import inject_page_fault
-from swtdx.linux.arch.x86.kvm.emulate_system import enter_by_syscall
 from swtdx.linux.arch.x86.kvm.mmu.paging_tmpl import EFER_LMA
 from swtdx.linux.arch.x86.kvm.x86.guest_debug import do_singlestep, linear_rip
-from swtdx.linux.arch.x86.kvm.x86.guest_memory import GuestPageFault, Mmio, fetch, translate, write_linear
+from swtdx.linux.arch.x86.kvm.x86.guest_memory import (
+    GuestPageFault,
+    Mmio,
+    fetch,
+    inject_page_fault,
+    translate,
+    write_linear,
+)
 from swtdx.uapi.kvm import KVM_X86_QUIRK_FIX_HYPERCALL_INSN, Vector
 from swtdx.x86 import Cr0, Efer, Rflags
 
@@ -72,6 +77,8 @@ def _em_syscall(vcpu: Vcpu, context: GuestContext) -> bool:
         return False
     if context.efer & EFER_LMA and context.segment(Segment.CS)[3] & _LONG:
         return False  # there it is the processor's own
+    from swtdx.linux.arch.x86.kvm.emulate_system import enter_by_syscall
+
     enter_by_syscall(vcpu, context, context.rip + len(SYSCALL) & 0xFFFFFFFF, wide=False)
     return True
 
