@@ -53,7 +53,7 @@ _CHANGE_START, _CHANGE_END, _CHANGE_CONTENTS = range(3)
 _ENCRYPT_OP = int(KVM_MEMORY_ENCRYPT_OP)
 _INTERRUPTIBLE = {_KVM_RUN, _ENCRYPT_OP, int(KVM_PRE_FAULT_MEMORY)}
 """Requests that a signal ends with EINTR."""
-_LOADED_LATE = ("iced_x86", "cryptography.hazmat.primitives.ciphers")
+_LOADED_LATE = ("swtdx.linux.arch.x86.kvm.emulate", "iced_x86", "cryptography.hazmat.primitives.ciphers")
 _DEVICE_LINK = "/memfd:" + KvmDevice.name
 Call = Callable[[int, int, int, int], int]
 
