@@ -125,9 +125,11 @@ void swtdx_check_code(swtdx_cpu *cpu, bool all)
         return;
     }
     swtdx_get_segment(cpu, R_CS, &cs);
-    if (swtdx_translate_linear(cpu, cs.base + cpu->rip, &gpa) || swtdx_translate_physical(cpu, gpa, &hpa, &prot)) {
+    if (swtdx_guard(engine) || swtdx_translate_linear(cpu, cs.base + cpu->rip, &gpa) ||
+        swtdx_translate_physical(cpu, gpa, &hpa, &prot)) {
         hpa = 0;
     }
+    swtdx_unguard();
     clock_gettime(CLOCK_MONOTONIC, &now);
     ns = engine->package->counting ? swtdx_counted_ns(engine->package) : now.tv_sec * 1000000000ull + now.tv_nsec;
     swtdx_acquire(engine);

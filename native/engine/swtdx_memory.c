@@ -15,6 +15,11 @@
 void *swtdx_host_page(struct uc_struct *uc, ram_addr_t ram_addr);
 
 static __thread swtdx_engine *executing;
+static __thread struct user_copy { /* what this thread copies just now */
+    sigjmp_buf back;
+    const uint8_t *start;
+    uint64_t length;
+} *copying;
 static struct sigaction previous_segv, previous_bus;
 static pthread_once_t handlers_once = PTHREAD_ONCE_INIT;
 
@@ -88,6 +93,21 @@ void swtdx_forget_code_one(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     swtdx_release(engine);
 }
 
+/* memcpy from user memory. False: its owner has unmapped it. */
+static bool copy_user_memory(void *buffer, const void *host, uint64_t length)
+{
+    struct user_copy copy = { .start = host, .length = length };
+    volatile bool done = false;
+
+    if (!sigsetjmp(copy.back, 0)) {
+        copying = &copy;
+        memcpy(buffer, host, length);
+        done = true;
+    }
+    copying = NULL;
+    return done;
+}
+
 bool swtdx_read_one(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t length)
 {
     bool done = true;
@@ -99,6 +119,8 @@ bool swtdx_read_one(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t l
         done = false;
     } else if (hpa < engine->size) {
         memcpy(buffer, host, length);
+    } else if (executing == engine) { /* faults on it are caught here: no system call for each entry of a page table */
+        done = copy_user_memory(buffer, host, length);
     } else { /* its owner may unmap it meanwhile */
         struct iovec to = { buffer, length }, from = { host, length };
         ssize_t count = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
@@ -155,6 +177,9 @@ static void on_host_fault(int number, siginfo_t *info, void *context)
     uint8_t *address = info->si_addr;
     size_t i;
 
+    if (copying && address >= copying->start && address < copying->start + copying->length) {
+        siglongjmp(copying->back, 1);
+    }
     for (i = 0; engine && i < engine->nregions; i++) {
         if (address >= engine->regions[i].host && address < engine->regions[i].host + engine->regions[i].length) {
             siglongjmp(engine->host_fault, 1);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import threading
 
@@ -159,8 +160,6 @@ def test_an_event_whose_delivery_faults_is_delivered_when_the_page_is_there() ->
 def test_a_window_on_user_memory_is_the_same_memory() -> None:
     user = mmap.mmap(-1, 0x2000)
     guest = nested_guest("mov rax, [0x800008]\n mov qword ptr [0x801000], 99\n hlt")
-    import ctypes
-
     address = ctypes.addressof(ctypes.c_char.from_buffer(user))
     hpa = guest.memory.map_user(address, 0x2000)
     user[8:16] = (4711).to_bytes(8, "little")
@@ -172,8 +171,6 @@ def test_a_window_on_user_memory_is_the_same_memory() -> None:
 
 
 def test_memory_that_its_owner_unmapped_ends_the_run_not_the_process() -> None:
-    import ctypes
-
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     address = libc.mmap(None, ctypes.c_size_t(0x1000), 3, 0x22, -1, ctypes.c_long(0))
@@ -185,6 +182,29 @@ def test_memory_that_its_owner_unmapped_ends_the_run_not_the_process() -> None:
     guest.context.rip = CODE
     guest.memory.write(HOST + CODE, b"\xf4")
     assert guest.run() == ExitReason.HLT
+
+
+def test_page_tables_that_their_owner_has_taken_away_are_no_crash() -> None:
+    """Before an entry the page of the next instruction is looked for, by the guest's tables in user memory."""
+    user = mmap.mmap(-1, 0x2000)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(user))
+    guest = nested_guest("cpuid\n mov al, 1\n hlt")
+    directory = PAGE_TABLES + 0x2000
+    user[:0x1000] = guest.memory.read(HOST + directory, 0x1000)
+    user[0x1000:0x2000] = guest.memory.read(HOST + CODE, 0x1000)
+    window = guest.memory.map_user(address, 0x2000)
+    ept_map(guest.processor, guest.root, directory, window)
+    ept_map(guest.processor, guest.root, CODE, window + 0x1000)
+    assert guest.run() == ExitReason.CPUID
+    guest.skip()
+    mprotect = ctypes.CDLL(None).mprotect
+    for access in (0, mmap.PROT_READ | mmap.PROT_WRITE):
+        assert mprotect(ctypes.c_void_p(address), ctypes.c_size_t(0x1000), access) == 0
+        guest.context.check_code()
+    user[0x1003] = 2  # MOV AL, 2: written by the owner, and seen since the tables can be read again
+    guest.context.check_code()
+    assert guest.run() == ExitReason.HLT
+    assert guest.context.gpr[RAX] & 0xFF == 2
 
 
 def test_a_poisoned_page_is_a_machine_check() -> None:
