@@ -164,6 +164,11 @@ void swtdx_invept_one(swtdx_cpu *cpu);
 void swtdx_set_poison(swtdx_package *package, const uint8_t *pages, uint64_t count);
 uint64_t swtdx_walks(const swtdx_package *package);
 uint64_t swtdx_host_tsc(void);
+/* Copy memory of this process that may be unmapped, with three cheap system calls where process_vm_readv(2) pins pages.
+ * False: it was not done, or in part. The range is bad, or a fault would end the process (no engine was created yet, or
+ * the process has its own handler, or blocks the signal); process_vm_readv(2) can tell. */
+bool swtdx_read_user(void *buffer, const void *user, uint64_t length);
+bool swtdx_write_user(void *user, const void *buffer, uint64_t length);
 /* What is added to the processor's time-stamp counter, in its own ticks: the time of a machine that was restored goes
  * on from where it was. Not while a virtual CPU runs. */
 void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias);

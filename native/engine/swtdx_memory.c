@@ -93,15 +93,16 @@ void swtdx_forget_code_one(swtdx_engine *engine, uint64_t hpa, uint64_t length)
     swtdx_release(engine);
 }
 
-/* memcpy from user memory. False: its owner has unmapped it. */
-static bool copy_user_memory(void *buffer, const void *host, uint64_t length)
+/* Copy from user memory or to it. False: its owner has unmapped it, or does not allow this. */
+static bool copy_user_memory(void *to, const void *from, uint64_t length, const void *user)
 {
-    struct user_copy copy = { .start = host, .length = length };
+    struct user_copy copy = { .start = user, .length = length };
     volatile bool done = false;
 
     if (!sigsetjmp(copy.back, 0)) {
         copying = &copy;
-        memcpy(buffer, host, length);
+        /* Not memcpy: the handler reads what is written above, and a sanitizer knows nothing of these addresses. */
+        asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(length) : : "memory");
         done = true;
     }
     copying = NULL;
@@ -120,7 +121,7 @@ bool swtdx_read_one(swtdx_engine *engine, uint64_t hpa, void *buffer, uint64_t l
     } else if (hpa < engine->size) {
         memcpy(buffer, host, length);
     } else if (executing == engine) { /* faults on it are caught here: no system call for each entry of a page table */
-        done = copy_user_memory(buffer, host, length);
+        done = copy_user_memory(buffer, host, length, host);
     } else { /* its owner may unmap it meanwhile */
         struct iovec to = { buffer, length }, from = { host, length };
         ssize_t count = process_vm_readv(getpid(), &to, 1, &from, 1, 0);
@@ -202,6 +203,27 @@ static void install_handlers(void)
     sigaction(SIGSEGV, &action, &previous_segv);
     sigaction(SIGBUS, &action, &previous_bus);
     swtdx_catch_float_traps();
+}
+
+/* Whether a fault of this thread comes to us: the process may have put its own handler there, or block the signal. */
+static bool catches_faults(void)
+{
+    struct sigaction segv, bus;
+    sigset_t blocked;
+
+    return !sigaction(SIGSEGV, NULL, &segv) && segv.sa_sigaction == on_host_fault && !sigaction(SIGBUS, NULL, &bus) &&
+           bus.sa_sigaction == on_host_fault && !pthread_sigmask(SIG_BLOCK, NULL, &blocked) &&
+           !sigismember(&blocked, SIGSEGV) && !sigismember(&blocked, SIGBUS);
+}
+
+bool swtdx_read_user(void *buffer, const void *user, uint64_t length)
+{
+    return catches_faults() && copy_user_memory(buffer, user, length, user);
+}
+
+bool swtdx_write_user(void *user, const void *buffer, uint64_t length)
+{
+    return catches_faults() && copy_user_memory(user, buffer, length, user);
 }
 
 void swtdx_set_executing(swtdx_engine *engine)

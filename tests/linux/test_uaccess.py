@@ -7,15 +7,33 @@ import ctypes
 import errno
 import mmap
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swtdx.cpu._engine import read_user
 from swtdx.linux.kept_file import KeptFile
 from swtdx.linux.uaccess import Mm, copy_from_user, copy_to_user, get_user, put_user
+from tests.cpu.guest import Guest
+
+FAULTS = {signal.SIGSEGV, signal.SIGBUS}
+
+
+@pytest.fixture(params=["by the processor's core", "by system calls"], autouse=True)
+def copied(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of copying: where the core could not catch a fault, it leaves the copy to system calls."""
+    Guest("hlt")  # a processor, with which the core's handlers come
+    by_core = request.param == "by the processor's core"
+    if not by_core:
+        signal.pthread_sigmask(signal.SIG_BLOCK, FAULTS)
+    word = ctypes.c_uint64(5)
+    assert read_user(ctypes.addressof(word), 8) == (bytes(word) if by_core else None)
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FAULTS)
 
 
 @pytest.mark.parametrize("length", [1, 24, 4096, 4097, 100_000])

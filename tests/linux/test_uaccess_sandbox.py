@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""In a sandbox that forbids process_vm_readv and process_vm_writev (seccomp), user memory is reached all the same."""
+"""User memory is reached in a sandbox that forbids process_vm_readv and process_vm_writev (seccomp), too.
+
+And where the process has its own handler for faults.
+"""
 
 from __future__ import annotations
 
@@ -77,3 +80,24 @@ with Kvm(open_kernel("emulated")) as kvm, kvm.create_td() as td:
 """
     done = sandboxed(script, 1)
     assert done.stdout == "0x10000000\n", done.stderr
+
+
+OTHER_HANDLER = """
+import ctypes, faulthandler
+from swtdx.cpu._engine import read_user, write_user
+from swtdx.linux.uaccess import copy_from_user
+from tests.cpu.guest import Guest
+Guest("hlt")
+word = ctypes.c_uint64(5)
+address = ctypes.addressof(word)
+print(read_user(address, 8) == bytes(word), end=" ")
+faulthandler.enable()
+print(read_user(address, 8), write_user(address, bytes(8)), word.value, copy_from_user(address, 8) == bytes(word))
+copy_from_user(8, 8)
+"""
+
+
+def test_the_core_leaves_a_copy_to_system_calls_where_another_handler_would_be_called() -> None:
+    ran = subprocess.run([sys.executable, "-c", OTHER_HANDLER], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "True None False 5 True\n"), ran.stderr
+    assert "OSError: [Errno 14] Bad address" in ran.stderr

@@ -53,7 +53,7 @@ def test_the_invariants_see_what_breaks_them() -> None:
         module_td.child_count -= 1
         (vm,) = kernel.vms
         assert vm.mmu.mirror is not None
-        table = next(table for table in vm.mmu.mirror._tables(vm.mmu.mirror.root, 0, 1 << 36) if any(table.leaves))
+        table = next(table for table in vm.mmu.mirror._tables(0, 1 << 36) if any(table.leaves))
         index = next(index for index, hpa in enumerate(table.leaves) if hpa)
         hpa = table.take_leaf(index)
         with pytest.raises(Violation, match="mirror"):

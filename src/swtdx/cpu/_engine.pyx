@@ -8,6 +8,7 @@ the floors above. ``run`` releases the GIL, so that other threads (timers, devic
 
 cimport cython
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
@@ -79,6 +80,8 @@ cdef extern from "swtdx.h" nogil:
     void swtdx_set_poison(swtdx_package *package, const uint8_t *pages, uint64_t count)
     uint64_t swtdx_walks(const swtdx_package *package)
     uint64_t swtdx_host_tsc()
+    bint swtdx_read_user(void *buffer, const void *user, uint64_t length)
+    bint swtdx_write_user(void *user, const void *buffer, uint64_t length)
     void swtdx_set_tsc_bias(swtdx_package *package, uint64_t bias)
     bint swtdx_cover(swtdx_package *package)
     size_t swtdx_covered(swtdx_package *package, uint64_t *blocks, size_t most)
@@ -169,6 +172,26 @@ def host_features() -> int:
 def host_tsc() -> int:
     """The host's time-stamp counter, on which all guest time is based."""
     return swtdx_host_tsc()
+
+
+def read_user(uintptr_t address, Py_ssize_t length) -> bytes | None:
+    """Copy memory of this process that may be unmapped. None: it could not be done here, or it is not readable."""
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, length)
+    cdef char *buffer = data
+    cdef bint done
+    with nogil:
+        done = swtdx_read_user(buffer, <const void *>address, length)
+    return data if done else None
+
+
+def write_user(uintptr_t address, const uint8_t[::1] data) -> bool:
+    """Copy to memory of this process that may be unmapped or read-only. False as `read_user`; some may be written."""
+    cdef bint done
+    cdef const void *source = &data[0]
+    cdef uint64_t length = data.shape[0]
+    with nogil:
+        done = swtdx_write_user(<void *>address, source, length)
+    return done
 
 
 def state_layout() -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from swtdx.seam import sept
 from swtdx.seam.lifecycle import IMPORT_IN_PROGRESS
 from swtdx.seam.pamt import BUSY_OR_USED, LOCK_MASK, TYPE_MASK
 from swtdx.seam.sept import HPA_MASK, MAPPED_LEAF, PENDING_LEAF
@@ -59,15 +58,14 @@ def removed(module: TdxModule, td: Td, gpa: int, indices: Sequence[int], pages: 
 def _metadata(module: TdxModule, index: int, indices: Sequence[int], pages: Sequence[int]) -> list[int] | None:
     """Return where the metadata of the pages is; None if one is not mapped there, or is not free to be removed."""
     qwords, blocks = module.memory.qwords, module.pamt.blocks
-    entries = qwords[index : index + sept.ENTRIES].tolist()
     found = []
     for number, page in zip(indices, pages, strict=True):
-        block = blocks.get(page >> 30)
-        if block is None or entries[number] & ~HPA_MASK not in (MAPPED_LEAF, PENDING_LEAF):
+        block, entry = blocks.get(page >> 30), qwords[index + number]
+        if block is None or entry & ~HPA_MASK not in (MAPPED_LEAF, PENDING_LEAF):
             return None
         metadata = block[0] + (page >> 11)
         if (
-            entries[number] & HPA_MASK != page
+            entry & HPA_MASK != page
             or page & PAGE_OFFSET_MASK
             or qwords[metadata] & (LOCK_MASK | TYPE_MASK) != REG_TYPE
             or qwords[block[1] + (page >> 21) * 2] & TYPE_MASK

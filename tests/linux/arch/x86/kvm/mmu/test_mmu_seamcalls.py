@@ -165,6 +165,10 @@ def test_a_zap_looks_at_no_table_beside_its_range() -> None:
             looked_at.append(key)
             return super().__contains__(key)
 
+        def get(self, key: int, default: object = None) -> object:
+            looked_at.append(key)
+            return super().get(key, default)
+
     for page in (mirror.root, *mirror.root.tables.values()):
         page.tables = Watched(page.tables)
     mirror.tdp_mmu_zap_leafs(3, 4)
@@ -175,7 +179,16 @@ def test_a_zap_looks_at_no_table_beside_its_range() -> None:
 
 @pytest.mark.parametrize(
     ("start", "end", "left"),
-    [(0, 1, 1), (1, 2, 2), (0, 1 << 18, 1), (1 << 18, 1 << 19, 1), (0, 1 << 36, 0), (511, 1 << 18, 2), (1, 1 << 35, 1)],
+    [
+        (0, 1, 1),
+        (1, 2, 2),
+        (0, 1 << 18, 1),
+        (1 << 18, 1 << 19, 1),
+        (0, 1 << 36, 0),
+        (511, 1 << 18, 2),
+        (1, 1 << 35, 1),
+        (1 << 36, (1 << 36) + 1, 2),
+    ],
 )
 def test_a_zap_takes_what_lies_in_its_range(start: int, end: int, left: int) -> None:
     bench = boot()

@@ -49,7 +49,7 @@ class KvmMmuPage:
         return [self.tables[index] for index in range(max(first, 0), min(last + 1, 512)) if index in self.tables]
 
     def leaves_within(self, first: int, end: int) -> list[int]:
-        """Return the indices of [first, end) that have a leaf: what a guest converts is mostly a page or two."""
+        """Return the indices of [first, end) that have a leaf."""
         leaves = self.leaves
         return [index for index in range(max(first, 0), min(end, 512)) if leaves[index]]
 
@@ -169,7 +169,7 @@ class MirrorRoot:
         """Remove every leaf in [start, end). Tables stay until the TD is destroyed."""
         if self.huge:
             self._zap_huge(self.root, start, end)
-        for table in self._tables(self.root, start, end):
+        for table in self._tables(start, end):
             indices = table.leaves_within(start - table.gfn, end - table.gfn)
             if not self._removed_at_once(table, indices):
                 # The first one has all vCPUs leave the guest, which may be what was in the way.
@@ -209,10 +209,13 @@ class MirrorRoot:
             elif gfn < end and start < gfn + 512:
                 self.tdp_mmu_split_huge_page(page, index)
 
-    def _tables(self, page: KvmMmuPage, start: int, end: int) -> list[KvmMmuPage]:
+    def _tables(self, start: int, end: int) -> list[KvmMmuPage]:
         """Return the level-1 tables that hold a part of the range."""
-        tables = [page]
-        for _ in range(page.level, PG_LEVEL_4K, -1):
+        if start >> 9 == end - 1 >> 9 and end <= 1 << 9 * self.levels:  # a guest mostly converts a page or two
+            table = self.table_of(start)
+            return [] if table is None else [table]
+        tables = [self.root]
+        for _ in range(self.levels, PG_LEVEL_4K, -1):
             tables = [below for table in tables for below in table.tables_within(start, end)]
         return tables
 
