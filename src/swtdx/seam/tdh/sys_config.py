@@ -140,7 +140,7 @@ def tdh_sys_key_config(module: TdxModule, args: Args, lp: int) -> int:
 
 @leaf("TDH.SYS.TDMR.INIT", clears=("rdx",))
 def tdh_sys_tdmr_init(module: TdxModule, args: Args, lp: int) -> int:
-    """Initialise the metadata of the next 4 MiB of a TDMR; RDX: progress, rounded down to 1 GiB."""
+    """Initialise the metadata of the next part of a TDMR; RDX: progress, rounded down to 1 GiB."""
     base = args.rcx
     if base % GIB or base >> module.host.hkid_shift:
         raise Status(StatusCode.OPERAND_INVALID, Operand.RCX)
